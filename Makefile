@@ -1,0 +1,21 @@
+# The checks that every commit passes. `scripts/test` sets everything up and runs all of it.
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: check format lint types unit
+
+check: lint types unit
+
+format:
+	$(BIN)/ruff format pipeline tests scripts
+	$(BIN)/ruff check --fix pipeline tests scripts
+
+lint:
+	$(BIN)/ruff format --check pipeline tests scripts
+	$(BIN)/ruff check pipeline tests scripts
+
+types:
+	$(BIN)/mypy
+
+unit:
+	$(BIN)/python -m pytest -q -m "not model and not e2e"

@@ -1,0 +1,259 @@
+"""What passes between the stages: folders with a manifest, keyed by content, written atomically.
+
+An artifact is built in a temporary sibling; its manifest (`specpipe.json`) is written last, then
+the folder is renamed. So a folder with a manifest is whole, and what a crash leaves has none. The
+manifest names every input by digest: if they still match, the artifact is fresh; if not, the
+difference is the reason.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from specpipe.contracts import ModelConfig, Role
+from specpipe.errors import ConfigError, StageFailed
+
+MANIFEST = "specpipe.json"
+_CHUNK = 1 << 22
+
+Kind = Literal["checkpoint", "engine", "repository"]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact was made from and what is in it; equal inputs give equal bytes."""
+
+    kind: Kind
+    inputs: Mapping[str, str]  # name of the input -> digest or value
+    facts: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    files: Mapping[str, int] = field(default_factory=dict)  # relative path -> bytes
+
+    @property
+    def key(self) -> str:
+        """The content key: sha256 over the inputs."""
+        return digest_json(dict(self.inputs))
+
+    def to_json(self) -> str:
+        """Return the manifest's text: sorted keys, no timestamps."""
+        return json.dumps({"key": self.key, **asdict(self)}, indent=2, sort_keys=True) + "\n"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A whole artifact on disk."""
+
+    path: Path
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where a run keeps its artifacts: fixed folders under one root."""
+
+    root: Path
+    name: str
+
+    @property
+    def engines(self) -> Path:
+        """Folder of the run's engines and checkpoints."""
+        return self.root / "engines" / self.name
+
+    def checkpoint(self, role: Role) -> Path:
+        """Folder of one converted model."""
+        return self.engines / "checkpoints" / role
+
+    def engine(self, role: Role) -> Path:
+        """Folder of one compiled model."""
+        return self.engines / role
+
+    @property
+    def repository(self) -> Path:
+        """Folder of the Triton model repository."""
+        return self.root / "triton_repo" / self.name
+
+    @property
+    def reports(self) -> Path:
+        """Folder of the run's reports."""
+        return self.root / "reports" / self.name
+
+
+def digest_json(value: object) -> str:
+    """Return the sha256 of `value` as canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_file(path: Path, memory: Path | None = None) -> str:
+    """Return the sha256 of a file's bytes.
+
+    With `memory`, a small JSON file, the digest of an unchanged file (same size, inode and
+    modification time) is remembered instead of computed again.
+    """
+    stat = path.stat()
+    stamp = f"{stat.st_size}:{stat.st_ino}:{stat.st_mtime_ns}"
+    known = _read_memory(memory)
+    if known.get(str(path), {}).get("stamp") == stamp:
+        return known[str(path)]["sha256"]
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_CHUNK):
+            sha.update(block)
+    if memory is not None:
+        known[str(path)] = {"stamp": stamp, "sha256": sha.hexdigest()}
+        write_text(memory, json.dumps(known, indent=1, sort_keys=True))
+    return sha.hexdigest()
+
+
+def _read_memory(memory: Path | None) -> dict[str, dict[str, str]]:
+    try:
+        known = json.loads(memory.read_text()) if memory else {}
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file atomically, making its folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_artifact(path: Path) -> Artifact | None:
+    """Open the artifact at `path`; None if there is none or it is not whole."""
+    try:
+        raw = json.loads((path / MANIFEST).read_text())
+        manifest = Manifest(raw["kind"], raw["inputs"], raw["facts"], raw["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Artifact(path, manifest)
+
+
+def why_stale(path: Path, kind: Kind, inputs: Mapping[str, str]) -> str | None:
+    """Say why the artifact at `path` cannot be reused for `inputs`; None if it is fresh."""
+    if not path.exists():
+        return "not built yet"
+    artifact = read_artifact(path)
+    if artifact is None or artifact.manifest.kind != kind:
+        return "no whole artifact there (an interrupted or foreign folder)"
+    for name, size in artifact.manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes, not {size}"
+    old = artifact.manifest.inputs
+    changed = sorted(n for n in {*old, *inputs} if old.get(n) != inputs.get(n))
+    if not changed:
+        return None
+    return "; ".join(f"{n}: {_short(old.get(n))} -> {_short(inputs.get(n))}" for n in changed)
+
+
+def _short(value: str | None) -> str:
+    if value is None:
+        return "absent"
+    return value[:12] if len(value) == 64 else value
+
+
+@contextlib.contextmanager
+def staged(path: Path, stage: str) -> Iterator[Path]:
+    """Yield an empty temporary sibling of `path`; remove it if the block raises.
+
+    Raises StageFailed, naming the stage, when the disk is full or cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise _disk_error(stage, path, error) from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_publish(temporary: Path, path: Path, manifest: Manifest) -> Artifact:
+    """Write the manifest into `temporary` and make it the artifact at `path`."""
+    files = {str(f.relative_to(temporary)): f.stat().st_size for f in _files(temporary)}
+    whole = Manifest(manifest.kind, manifest.inputs, manifest.facts, files)
+    (temporary / MANIFEST).write_text(whole.to_json(), encoding="utf-8")
+    for file in _files(temporary):
+        _sync(file)
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    if path.exists():
+        path.rename(old)
+    temporary.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+    return Artifact(path, whole)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.rglob("*") if f.is_file())
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _disk_error(stage: str, path: Path, error: OSError) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        free = shutil.disk_usage(_existing(path)).free / 2**30
+        return StageFailed(
+            f"{stage}: the disk is full while writing {path}; nothing was left behind",
+            hint=f"free some space ({free:.1f} GiB are free) and run the same command again",
+        )
+    return StageFailed(f"{stage}: cannot write {path}: {error}")
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.parents) if p.exists())
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete what dead builds of the artifact at `path` left; the caller holds the lock."""
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        if leftover.suffix in (".tmp", ".old"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, notify: Callable[[str], None]) -> Iterator[None]:
+    """Hold the folder's lock, so that two builds of one run do not meet.
+
+    If another process holds it, say so through `notify` and wait; a dead process holds nothing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            notify(f"another specpipe is building in {folder}; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def read_model_config(path: Path) -> ModelConfig:
+    """Read the config.json of a TensorRT-LLM checkpoint (or of an engine built here).
+
+    Raises ConfigError if the file is missing or lacks a key.
+    """
+    file = path / "config.json"
+    try:
+        raw = json.loads(file.read_text())
+        names = ModelConfig.__dataclass_fields__
+        return ModelConfig(**{name: raw[name] for name in names if name in raw})
+    except FileNotFoundError as error:
+        raise ConfigError(f"{file}: no such file", hint="run `specpipe convert` first") from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{file}: not a checkpoint config: {error}") from error

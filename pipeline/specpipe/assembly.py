@@ -1,0 +1,125 @@
+"""Names into objects: the only module that knows both engines and proposers.
+
+To add a backend or a speculation method, write its module and add one line to a table.
+"""
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from specpipe.config import NoSpeculation, RunConfig, Speculation
+from specpipe.contracts import Backend, LoadedEngine, Proposer, Role, Runner, Sampling
+from specpipe.errors import ConfigError, Unsupported
+from specpipe.speculate.decode import Limits, Step, decode
+
+BACKENDS: dict[str, str] = {
+    "openvino": "specpipe.engine.openvino.backend:OpenVinoBackend",
+    "tensorrt": "specpipe.engine.tensorrt.backend:TensorRtBackend",
+}
+
+PROPOSERS: dict[str, str] = {  # method -> build(options, runners) -> Proposer
+    "none": "specpipe.speculate.none:build",
+    "prompt_lookup": "specpipe.speculate.prompt_lookup:build",
+    "draft_model": "specpipe.speculate.draft_model:build",
+}
+
+
+def _find(table: Mapping[str, str], name: str, what: str) -> Any:
+    if name not in table:
+        raise Unsupported(f"{what} {name!r} is not there yet", hint=f"known: {', '.join(table)}")
+    module, attribute = table[name].split(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise Unsupported(
+            f"{what} {name!r} needs the package {error.name}",
+            hint="pip install 'specpipe-trtllm[cpu]' for openvino",
+        ) from error
+
+
+def load_backend(name: str) -> Backend:
+    """Return the backend of that name.
+
+    Raises Unsupported if there is none, or if a package that it needs is not installed.
+    """
+    backend: Backend = _find(BACKENDS, name, "backend")()
+    return backend
+
+
+def make_proposer(options: Speculation, runners: Mapping[Role, Runner]) -> Proposer:
+    """Return a proposer for one sequence at a time."""
+    proposer: Proposer = _find(PROPOSERS, options.method, "method")(options, runners)
+    return proposer
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Room for one sequence: a runner, and so a KV cache, in every engine of the deployment."""
+
+    runners: Mapping[Role, Runner]
+    speculation: Speculation
+
+    def decode(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        limits: Limits,
+        num_draft_tokens: int | None = None,
+        *,
+        log_probs: bool = False,
+    ) -> Iterator[Step]:
+        """Decode one request; `num_draft_tokens` may lower the configured number, 0 turns it off.
+
+        Raises ConfigError if it is higher.
+        """
+        options = limit_draft(self.speculation, num_draft_tokens)
+        proposer = make_proposer(options, self.runners)
+        target = self.runners["target"]
+        return decode(target, proposer, prompt, sampling, limits, log_probs=log_probs)
+
+
+def limit_draft(options: Speculation, num_draft_tokens: int | None) -> Speculation:
+    """Return `options` for a request that asks for at most `num_draft_tokens`.
+
+    Raises ConfigError for a number below 0 or above what the engine was built for.
+    """
+    if num_draft_tokens is None:
+        return options
+    most = options.num_draft_tokens
+    if not 0 <= num_draft_tokens <= most:
+        raise ConfigError(
+            f"num_draft_tokens is {num_draft_tokens}: must be from 0 to {most}, "
+            "the number that the server was configured with"
+        )
+    if num_draft_tokens == 0 or isinstance(options, NoSpeculation):
+        return NoSpeculation()
+    return replace(options, num_draft_tokens=num_draft_tokens)
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """The loaded engines of one run; its slots share the weights and one thread."""
+
+    engines: Mapping[Role, LoadedEngine]
+    speculation: Speculation
+
+    def slot(self) -> Slot:
+        """Return room for one more sequence."""
+        rows = {"target": 1 + self.speculation.num_draft_tokens, "draft": 2}
+        runners = {role: engine.runner(rows[role]) for role, engine in self.engines.items()}
+        return Slot(runners, self.speculation)
+
+
+def load_deployment(
+    engines: Mapping[Role, Path], backend: str, speculation: Speculation
+) -> Deployment:
+    """Load the engines of a run; raises ConfigError if one of them is damaged."""
+    driver = load_backend(backend)
+    return Deployment({role: driver.load(path) for role, path in engines.items()}, speculation)
+
+
+def open_deployment(config: RunConfig, engines: Mapping[Role, Path]) -> Deployment:
+    """Load the engines of a config for use in this process."""
+    return load_deployment(engines, config.engine.backend, config.speculation)

@@ -1,0 +1,1 @@
+"""Stage 1: Hugging Face checkpoints in, TensorRT-LLM checkpoints out."""

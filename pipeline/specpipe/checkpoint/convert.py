@@ -1,0 +1,144 @@
+"""`specpipe convert`: a Hugging Face checkpoint into TensorRT-LLM checkpoint format, one rank."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specpipe.artifacts import digest_file
+from specpipe.checkpoint.families import Family, TensorPlan, find_family
+from specpipe.checkpoint.source import Source, TensorReader, read_tensors
+from specpipe.checkpoint.tokenizer import write_tokenizer
+from specpipe.checkpoint.writer import SafetensorsWriter, tensor_bytes
+from specpipe.contracts import Dtype, ModelConfig
+from specpipe.errors import ConfigError, StageFailed
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = "1"  # raise it when the same source must give other bytes
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+def read_model(source: Source, dtype: Dtype) -> ModelConfig:
+    """Return the facts of a checkpoint without reading a tensor.
+
+    Raises Unsupported for an unknown architecture or option, ConfigError for a bad config.json.
+    """
+    return find_family(source.hf_config).read_config(source.hf_config, dtype)
+
+
+def checkpoint_inputs(source: Source, dtype: Dtype, memory: Path | None) -> dict[str, str]:
+    """Name everything that decides the bytes of the converted checkpoint, by digest."""
+    inputs = {f"source {f.name}": digest_file(f, memory) for f in source.files()}
+    return {**inputs, "dtype": dtype, "format": FORMAT}
+
+
+def write_checkpoint(source: Source, out: Path, dtype: Dtype, progress: Progress) -> ModelConfig:
+    """Convert `source` into the empty folder `out`: config.json, rank0.safetensors, tokenizer/.
+
+    Memory holds one output tensor at a time. Raises ConfigError naming every tensor that is
+    missing, unexpected or of the wrong shape, StageFailed if the disk is too small.
+    """
+    family = find_family(source.hf_config)
+    model = family.read_config(source.hf_config, dtype)
+    plans = family.tensors(model)
+    _require_space(out, plans, dtype)
+    with read_tensors(source) as reader:
+        _account(reader, plans, family, model, source)
+        _write_tensors(reader, plans, out / "rank0.safetensors", dtype, progress)
+    text = json.dumps(_config_json(family, model), indent=2, sort_keys=True) + "\n"
+    (out / "config.json").write_text(text, encoding="utf-8")
+    write_tokenizer(source, model, out / "tokenizer")
+    return model
+
+
+def _require_space(out: Path, plans: list[TensorPlan], dtype: Dtype) -> None:
+    needed = sum(tensor_bytes(p.shape, dtype) for p in plans)
+    free = shutil.disk_usage(out).free
+    if free < needed:
+        raise StageFailed(
+            f"convert: {out} needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free",
+            hint="free some space or give another --workspace",
+        )
+
+
+def _account(
+    reader: TensorReader,
+    plans: list[TensorPlan],
+    family: Family,
+    model: ModelConfig,
+    source: Source,
+) -> None:
+    wanted = {name for plan in plans for name in plan.sources}
+    there = reader.names()
+    missing = sorted(wanted - there)
+    unexpected = sorted(n for n in there - wanted if not family.ignored(n, model))
+    if missing or unexpected:
+        parts = [f"missing: {_some(missing)}"] if missing else []
+        parts += [f"unexpected: {_some(unexpected)}"] if unexpected else []
+        raise ConfigError(
+            f"{source.path}: the tensors do not match config.json; {'; '.join(parts)}",
+            hint="the file is cut short, or config.json belongs to another model",
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _write_tensors(
+    reader: TensorReader, plans: list[TensorPlan], path: Path, dtype: Dtype, progress: Progress
+) -> None:
+    total = sum(tensor_bytes(p.shape, dtype) for p in plans)
+    done = 0
+    with SafetensorsWriter(path, {p.name: p.shape for p in plans}, dtype) as writer:
+        for plan in plans:
+            done += writer.write(plan.name, _combine(reader, plan))
+            progress(done, total)
+
+
+def _combine(reader: TensorReader, plan: TensorPlan) -> "torch.Tensor":
+    import torch
+
+    parts = []
+    for name, shape in zip(plan.sources, plan.source_shapes, strict=True):
+        tensor = reader.read(name)
+        if tuple(tensor.shape) != shape:
+            raise ConfigError(
+                f"{name} has shape {tuple(tensor.shape)}, expected {shape}",
+                hint="config.json belongs to another model",
+            )
+        if not tensor.dtype.is_floating_point or tensor.element_size() < 2:
+            raise ConfigError(
+                f"{name} has dtype {tensor.dtype}; expected float32, float16 or bfloat16",
+                hint="a quantised checkpoint must be dequantised first",
+            )
+        parts.append(tensor)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _config_json(family: Family, model: ModelConfig) -> Mapping[str, Any]:
+    """Return config.json with upstream's `PretrainedConfig` keys, for one rank."""
+    one_rank = {
+        "world_size": 1,
+        "gpus_per_node": 8,
+        "cp_size": 1,
+        "tp_size": 1,
+        "pp_size": 1,
+        "moe_tp_size": 1,
+        "moe_ep_size": 1,
+    }
+    return {
+        **asdict(model),
+        "logits_dtype": "float32",
+        "rotary_embedding_dim": model.head_size,
+        "mapping": one_rank,
+        "quantization": {"quant_algo": None, "kv_cache_quant_algo": None},
+        "use_parallel_embedding": False,
+        "embedding_sharding_dim": 0,
+        "qk_layernorm": False,
+        **family.extra_config(model),
+    }

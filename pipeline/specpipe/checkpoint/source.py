@@ -1,0 +1,251 @@
+"""Reading Hugging Face checkpoints: safetensors, `.bin` (weights only) and GGUF.
+
+Tensors are read one at a time; only GGUF, which transformers dequantises as a whole, needs memory
+for the whole model.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from specpipe.config import RunConfig, find_file
+from specpipe.errors import ConfigError, Unsupported
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TensorReader(Protocol):
+    """An open checkpoint: which tensors there are, and each of them on request."""
+
+    def names(self) -> set[str]:
+        """Return the name of every stored tensor."""
+        ...
+
+    def read(self, name: str) -> "torch.Tensor":
+        """Return one tensor; raises KeyError if there is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on disk that has been found, but not read."""
+
+    path: Path  # a folder, or a .gguf file
+    weights: tuple[Path, ...]  # the files that hold tensors
+    hf_config: Mapping[str, Any]  # config.json
+
+    def files(self) -> list[Path]:
+        """Return every file that decides what a conversion writes."""
+        if self.path.is_file():
+            return [self.path]
+        small = [
+            "config.json",
+            "tokenizer.json",
+            "tokenizer.model",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "chat_template.jinja",
+            "generation_config.json",
+        ]
+        return [*self.weights, *(self.path / n for n in small if (self.path / n).is_file())]
+
+
+def locate_model(model: str, config: RunConfig, key: str) -> Path:
+    """Return the folder or .gguf file of `model`: a path, or a Hugging Face id.
+
+    Raises ConfigError if neither exists.
+    """
+    path = find_file(model, config)
+    if path is not None:
+        return path
+    if model.count("/") == 1 and not model.startswith((".", "~", "$", "/")):
+        return _download(model, config, key)
+    raise ConfigError(
+        f"{config.path}: '{key}' is {model!r}: no such folder or file",
+        hint="for SmolLM2 run `scripts/fetch-model`; a Hugging Face id has the form owner/name",
+    )
+
+
+def _download(model: str, config: RunConfig, key: str) -> Path:
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(model))
+    except Exception as error:  # the hub raises many kinds; all mean that it is not there
+        first = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{config.path}: '{key}' is {model!r}: not on disk and not to be had from the hub "
+            f"({first})",
+            hint="download it elsewhere and give the folder",
+        ) from error
+
+
+def open_source(path: Path) -> Source:
+    """Find config.json and the weight files of a checkpoint; reads no tensor.
+
+    Raises ConfigError if something is missing or is not JSON.
+    """
+    if path.is_file() and path.suffix == ".gguf":
+        return Source(path, (path,), _gguf_config(path))
+    if not path.is_dir():
+        raise ConfigError(f"{path}: neither a folder nor a .gguf file")
+    return Source(path, _weight_files(path), read_json(path / "config.json"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON object from a file; raises ConfigError if it is missing or is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: must hold a JSON object")
+    return value
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    for stem in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{stem}.index.json"
+        if index.is_file():
+            shards = sorted(set(read_json(index)["weight_map"].values()))
+            return tuple(_shard(folder, index, shard) for shard in shards)
+        if (folder / stem).is_file():
+            return (folder / stem,)
+    raise ConfigError(
+        f"{folder}: no weights",
+        hint="expected model.safetensors, pytorch_model.bin, their .index.json, or a .gguf file",
+    )
+
+
+def _shard(folder: Path, index: Path, shard: str) -> Path:
+    if not (folder / shard).is_file():
+        raise ConfigError(
+            f"{folder / shard}: no such file, but {index.name} names it",
+            hint="the download was cut short; fetch it again",
+        )
+    return folder / shard
+
+
+@contextmanager
+def read_tensors(source: Source) -> Iterator[TensorReader]:
+    """Open the weights of `source` for reading, whatever their format."""
+    suffix = source.weights[0].suffix
+    if suffix == ".gguf":
+        yield _InMemory(_gguf_tensors(source.path))
+    elif suffix == ".bin":
+        yield _Shards({p: _bin_tensors(p) for p in source.weights})
+    else:
+        yield _Shards({p: _SafetensorsFile(p) for p in source.weights})
+
+
+class _InMemory(dict[str, "torch.Tensor"]):
+    def names(self) -> set[str]:
+        return set(self)
+
+    def read(self, name: str) -> "torch.Tensor":
+        return self[name]
+
+
+class _SafetensorsFile:
+    """One file, mapped; a damaged one is refused when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            self._file: Any = safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(
+                f"{path}: not a whole safetensors file: {error}",
+                hint="fetch the file again; it may have been cut short",
+            ) from error
+
+    def names(self) -> set[str]:
+        return set(self._file.keys())
+
+    def read(self, name: str) -> "torch.Tensor":
+        tensor: torch.Tensor = self._file.get_tensor(name)
+        return tensor
+
+
+@dataclass(frozen=True)
+class _Shards:
+    files: Mapping[Path, TensorReader]
+
+    def names(self) -> set[str]:
+        return {name for file in self.files.values() for name in file.names()}
+
+    def read(self, name: str) -> "torch.Tensor":
+        for file in self.files.values():
+            if name in file.names():
+                return file.read(name)
+        raise KeyError(name)
+
+
+def _bin_tensors(path: Path) -> _InMemory:
+    import torch
+
+    try:
+        # weights_only: a pickle may hold tensors and nothing that runs.
+        return _InMemory(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ...
+        raise ConfigError(
+            f"{path}: cannot be read as plain tensors: {str(error).splitlines()[0]}",
+            hint="convert the checkpoint to safetensors; pickles with code are never run",
+        ) from error
+
+
+def _gguf_config(path: Path) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    with _gguf_errors(path):
+        config: dict[str, Any] = AutoConfig.from_pretrained(
+            path.parent, gguf_file=path.name
+        ).to_dict()
+    return config
+
+
+def _gguf_tensors(path: Path) -> "dict[str, torch.Tensor]":
+    from transformers import AutoModelForCausalLM
+
+    with _gguf_errors(path):
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, **_gguf_options()
+        )
+    state: dict[str, torch.Tensor] = model.state_dict()
+    return state
+
+
+def _gguf_options() -> dict[str, Any]:
+    import torch
+
+    try:
+        from transformers import GgufConfig  # transformers 5 may keep weights quantised
+    except ImportError:
+        return {"torch_dtype": torch.float32}
+    return {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
+
+
+@contextmanager
+def _gguf_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise Unsupported(
+            f"{path}: reading GGUF needs gguf and accelerate: {error}",
+            hint="pip install 'specpipe-trtllm[gguf]'",
+        ) from error
+    except (ValueError, OSError, KeyError) as error:
+        raise ConfigError(f"{path}: not a usable GGUF file: {error}") from error
+
+
+def known_model(model: str) -> dict[str, Any] | None:
+    """Return the config.json of a well-known Hugging Face id, for planning without a download."""
+    known: dict[str, dict[str, Any]] = read_json(Path(__file__).with_name("known_models.json"))
+    return known.get(model)

@@ -1,0 +1,100 @@
+"""The tokenizer that travels with a checkpoint: one tokenizer.json and a few facts about it."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from specpipe.checkpoint.source import Source
+from specpipe.contracts import ModelConfig
+from specpipe.errors import ConfigError
+
+_MARK = "\ue000user text\ue000"  # private-use characters: no template contains them
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What serving must know beside tokenizer.json."""
+
+    vocab_size: int  # ids in use, added tokens included
+    end_id: int
+    pad_id: int
+    chat_prefix: str  # put before and after a user's text; both empty without a chat template
+    chat_suffix: str
+
+
+def write_tokenizer(source: Source, model: ModelConfig, out: Path) -> TokenizerFacts:
+    """Write tokenizer.json and tokenizer_facts.json into the new folder `out`.
+
+    Raises ConfigError if there is no tokenizer or if it does not belong to the model.
+    """
+    tokenizer = _load(source)
+    facts = _facts(tokenizer, source)
+    if facts.vocab_size > model.vocab_size or not 0 <= facts.end_id < model.vocab_size:
+        raise ConfigError(
+            f"{source.path}: the tokenizer has {facts.vocab_size} tokens and end id "
+            f"{facts.end_id}, but the model's vocabulary has {model.vocab_size}",
+            hint="the tokenizer belongs to another model",
+        )
+    out.mkdir()
+    tokenizer.backend_tokenizer.save(str(out / "tokenizer.json"))
+    text = json.dumps(asdict(facts), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    (out / "tokenizer_facts.json").write_text(text, encoding="utf-8")
+    return facts
+
+
+def _load(source: Source) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        if source.path.is_file():
+            return AutoTokenizer.from_pretrained(source.path.parent, gguf_file=source.path.name)
+        return AutoTokenizer.from_pretrained(source.path, use_fast=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{source.path}: no usable tokenizer: {str(error).splitlines()[0]}",
+            hint="tokenizer.json must lie beside config.json",
+        ) from error
+
+
+def _facts(tokenizer: Any, source: Source) -> TokenizerFacts:
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"{source.path}: the tokenizer names no end-of-sequence token")
+    prefix, suffix = _chat(tokenizer)
+    end_id = int(tokenizer.eos_token_id)
+    pad_id = tokenizer.pad_token_id
+    return TokenizerFacts(
+        vocab_size=max(tokenizer.get_vocab().values()) + 1,
+        end_id=end_id,
+        pad_id=end_id if pad_id is None else int(pad_id),
+        chat_prefix=prefix,
+        chat_suffix=suffix,
+    )
+
+
+def _chat(tokenizer: Any) -> tuple[str, str]:
+    """Split the chat template of one user turn around the user's text.
+
+    Encoding adds the beginning-of-sequence token where the tokenizer wants one, so a template that
+    writes it too would double it.
+    """
+    if not tokenizer.chat_template:
+        return "", ""
+    turn = [{"role": "user", "content": _MARK}]
+    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    prefix, _, suffix = text.partition(_MARK)
+    bos = tokenizer.bos_token or ""
+    adds_bos = bool(bos) and tokenizer("x").input_ids[:1] == [tokenizer.bos_token_id]
+    return (prefix.removeprefix(bos) if adds_bos else prefix), suffix
+
+
+def read_vocabulary(source: Source) -> dict[str, int]:
+    """Return every token and its id; raises ConfigError if there is no tokenizer."""
+    file = source.path / "tokenizer.json"
+    if file.is_file():
+        from tokenizers import Tokenizer
+
+        vocabulary: dict[str, int] = Tokenizer.from_file(str(file)).get_vocab()
+        return vocabulary
+    vocabulary = _load(source).get_vocab()
+    return vocabulary

@@ -1,0 +1,181 @@
+"""The one YAML file of a run, as frozen records; nothing below this module sees YAML.
+
+Relative paths are looked up from the working directory, then from the config's folder; `~` and
+environment variables are expanded.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from specpipe.contracts import Dtype, Role
+from specpipe.errors import ConfigError
+from specpipe.records import Place, at_least, between, matching, read_record
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """The model whose answers are served."""
+
+    model: str  # a folder, a .gguf file, or a Hugging Face id
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class DraftOptions:
+    """The small model that guesses."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class NoSpeculation:
+    """Plain decoding, one token a step."""
+
+    method: Literal["none"] = "none"
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """No tokens are guessed."""
+        return 0
+
+
+@dataclass(frozen=True)
+class PromptLookup:
+    """Guesses copied from where the last tokens occurred before, in prompt or output."""
+
+    method: Literal["prompt_lookup"]
+    num_draft_tokens: int = field(default=4, metadata=between(1, 64))
+    min_matching_ngram_size: int = field(default=2, metadata=between(1, 16))
+    max_matching_ngram_size: int = field(default=3, metadata=between(1, 16))
+
+
+@dataclass(frozen=True)
+class DraftModel:
+    """Guesses of a smaller model with the same tokenizer."""
+
+    method: Literal["draft_model"]
+    draft: DraftOptions
+    num_draft_tokens: int = field(default=4, metadata=between(1, 64))
+
+
+Speculation = NoSpeculation | PromptLookup | DraftModel
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What is compiled, and for which machine."""
+
+    backend: Literal["openvino", "tensorrt", "llmapi"]
+    gpu: str | None = None
+    dtype: Dtype = "float32"
+    quantization: Literal["none", "int8", "int4"] = "none"
+    tp_size: int = field(default=1, metadata=at_least(1))
+    pp_size: int = field(default=1, metadata=at_least(1))
+    max_batch_size: int = field(default=4, metadata=between(1, 4096))
+    max_input_len: int = field(default=1024, metadata=at_least(1))
+    max_seq_len: int = field(default=2048, metadata=at_least(2))
+
+
+@dataclass(frozen=True)
+class ServingOptions:
+    """How Triton serves the engine."""
+
+    decoupled: bool = True  # streaming; False: one response a request, for unary gRPC calls
+    max_queue_size: int = field(default=64, metadata=at_least(1))
+
+
+@dataclass(frozen=True)
+class ValidateOptions:
+    """What is compared with the Hugging Face reference, and what must come out."""
+
+    prompts: str | None = None  # JSON lines with a "prompt" key; None: the 20 that come with us
+    num_prompts: int = field(default=20, metadata=at_least(1))
+    max_tokens: int = field(default=64, metadata=at_least(1))
+    repeats: int = field(default=1, metadata=at_least(1))
+    gates: Mapping[str, float] = field(default_factory=dict)  # metric name -> bound
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: what to convert, how to speculate, where it runs, how it is judged."""
+
+    name: str = field(metadata=matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"))
+    target: TargetOptions
+    engine: EngineOptions
+    speculation: Speculation = NoSpeculation()
+    serving: ServingOptions = ServingOptions()
+    validate: ValidateOptions = ValidateOptions()
+    path: str = ""  # where it was read; set by `read_config`
+
+    def models(self) -> dict[Role, str]:
+        """Return the source of every checkpoint that this run converts."""
+        if isinstance(self.speculation, DraftModel):
+            return {"target": self.target.model, "draft": self.speculation.draft.model}
+        return {"target": self.target.model}
+
+
+def read_config(path: Path) -> RunConfig:
+    """Read and check a run's YAML file.
+
+    Raises ConfigError with file:line for anything unknown, mistyped, impossible or missing.
+    """
+    config, places = read_record(path, RunConfig)
+    if "path" in places:
+        raise places["path"].error("unknown key 'path'")
+    _check_lengths(config, places)
+    _check_ngrams(config, places)
+    return RunConfig(**{**vars(config), "path": str(path)})
+
+
+def _check_lengths(config: RunConfig, places: Mapping[str, Place]) -> None:
+    engine = config.engine
+    if engine.max_input_len >= engine.max_seq_len:
+        place = places.get("engine.max_input_len") or places["engine"]
+        raise place.error(
+            f"'engine.max_input_len' is {engine.max_input_len}: must be below "
+            f"engine.max_seq_len, which is {engine.max_seq_len} and holds prompt and output"
+        )
+    drafted = config.speculation.num_draft_tokens
+    if drafted + 1 >= engine.max_seq_len:
+        raise places["speculation.num_draft_tokens"].error(
+            f"'speculation.num_draft_tokens' is {drafted}: must be below "
+            f"engine.max_seq_len - 1 ({engine.max_seq_len - 1})"
+        )
+
+
+def _check_ngrams(config: RunConfig, places: Mapping[str, Place]) -> None:
+    options = config.speculation
+    if isinstance(options, PromptLookup):
+        low, high = options.min_matching_ngram_size, options.max_matching_ngram_size
+        if low > high:
+            place = places.get("speculation.min_matching_ngram_size") or places["speculation"]
+            raise place.error(
+                f"'speculation.min_matching_ngram_size' is {low}: must not be above "
+                f"max_matching_ngram_size, which is {high}"
+            )
+
+
+def find_file(text: str, config: RunConfig) -> Path | None:
+    """Return the existing file or folder that `text` names, or None."""
+    expanded = Path(os.path.expandvars(text)).expanduser()
+    for candidate in (expanded, Path(config.path).parent / expanded):
+        if candidate.exists():
+            return candidate.resolve()
+    return None
+
+
+def require_file(text: str, config: RunConfig, key: str) -> Path:
+    """Return the existing file or folder that `text` names.
+
+    Raises ConfigError if there is none.
+    """
+    found = find_file(text, config)
+    if found is None:
+        raise ConfigError(
+            f"{config.path}: '{key}' is {text!r}: no such file or folder",
+            hint="paths are relative to the working directory or to the config file",
+        )
+    return found

@@ -1,0 +1,235 @@
+"""The seams: what runners, proposers and backends promise, and the records they exchange.
+
+A *sequence* is the prompt and every token committed so far. Its last token is the *root*: a draft
+is a tree of guesses under it, and one call of the target scores the root and every guess.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Logits = NDArray[np.float32]
+
+Role = Literal["target", "draft"]
+Dtype = Literal["float32", "float16", "bfloat16"]
+
+ROOT = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """Guessed tokens, a tree under the last committed token."""
+
+    tokens: Ints  # [n]     parents come before children
+    parents: Ints  # [n]    ROOT (-1): directly under the last committed token
+    probs: Floats | None = None  # [n, V]  what each was drawn from; None: chosen with certainty
+    scratch: int = 0  # the last k nodes are scored but may never be accepted
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def chain(tokens: Sequence[int] | Ints, probs: Floats | None = None) -> Draft:
+    """Return the draft in which every token follows the one before."""
+    ids = np.asarray(tokens, np.int64)
+    return Draft(ids, np.arange(-1, len(ids) - 1, dtype=np.int64), probs)
+
+
+EMPTY = chain([])
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The target's view of the root (row 0) and of draft node i (row i + 1)."""
+
+    logits: Logits  # [1 + n, V]
+    hidden: Logits | None = None  # [1 + n, D]  last hidden state, after the final norm
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What one step decided: the accepted nodes, root first, and the token that follows them."""
+
+    path: tuple[int, ...]  # indices into the draft
+    next_token: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one request picks its tokens: the field names are those of upstream's tensors.
+
+    Applied at every position with the history of that position: repetition, presence and frequency
+    penalties (over prompt and output, as TensorRT-LLM counts), `min_tokens`, `bad_words`, then
+    temperature, top_k, top_p.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 1  # 0: no limit; 1: greedy
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    min_tokens: int = 0  # end_id cannot be chosen before
+    end_id: int = -1  # -1: none
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    seed: int = 0
+
+    @property
+    def greedy(self) -> bool:
+        """Whether every token is the most likely one."""
+        return self.top_k == 1 or self.temperature == 0
+
+
+class Runner(Protocol):
+    """One sequence in a loaded engine."""
+
+    vocab_size: int
+    max_seq_len: int
+
+    def start(self, prompt: Sequence[int]) -> None:
+        """Forget the old sequence and take `prompt` (at least one token)."""
+
+    def score(self, draft: Draft) -> Scores:
+        """Evaluate the root and the nodes of `draft`; commits nothing."""
+
+    def commit(self, draft: Draft, verdict: Verdict) -> None:
+        """Append the accepted path and the next token to the sequence; drop every other row."""
+
+    def follow(self, sequence: Sequence[int]) -> None:
+        """Become `sequence`, keeping what was computed for the longest common prefix."""
+
+
+class LoadedEngine(Protocol):
+    """An engine in memory; its runners share the weights and must be used from one thread."""
+
+    vocab_size: int
+    max_seq_len: int
+
+    def runner(self, step_width: int = 0) -> Runner:
+        """Return a runner of its own KV cache, for steps of up to `step_width` rows."""
+        ...
+
+
+class Proposer(Protocol):
+    """A source of drafts: draft model, prompt lookup, ...; asked for facts, never for its name."""
+
+    draft_nodes: int  # at most this many tokens are scored beside the root
+
+    def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
+        """Begin a new sequence; `sampling` is what the target's tokens will be picked with."""
+
+    def propose(self, limit: int) -> Draft:
+        """Guess at most `limit` tokens deep; an empty draft is always allowed."""
+        ...
+
+    def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
+        """Learn what became of the last draft."""
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """One reason why something cannot be done, and what to change."""
+
+    reason: str
+    hint: str
+
+    def __str__(self) -> str:
+        return f"{self.reason}; {self.hint}"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The facts of a decoder-only model: the keys of a TensorRT-LLM checkpoint's config.json.
+
+    Names follow upstream's `PretrainedConfig` and `LLaMAConfig`; `vocab_size` is unpadded.
+    """
+
+    architecture: str
+    dtype: Dtype
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_size: int
+    intermediate_size: int
+    vocab_size: int
+    max_position_embeddings: int
+    norm_epsilon: float
+    rotary_base: float
+    rotary_scaling: Mapping[str, str | float] | None = None  # HF's `rope_scaling`, whole
+    tie_word_embeddings: bool = False
+    hidden_act: str = "silu"
+
+    @property
+    def num_parameters(self) -> int:
+        """Count the weights of a Llama-like decoder (tied embeddings counted once)."""
+        attention = 2 * (self.num_attention_heads + self.num_key_value_heads) * self.head_size
+        mlp = 3 * self.intermediate_size
+        layer = self.hidden_size * (attention + mlp + 2)
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
+        return self.num_hidden_layers * layer + embeddings + self.hidden_size
+
+    def kv_bytes(self, tokens: int, *, bytes_per_value: int) -> int:
+        """Size of the KV cache of `tokens` tokens, in bytes."""
+        row = 2 * self.num_key_value_heads * self.head_size * bytes_per_value
+        return tokens * self.num_hidden_layers * row
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """Everything a backend may know when it is asked whether, and then to, build one engine."""
+
+    role: Role
+    model: ModelConfig
+    dtype: Dtype
+    quantization: str
+    method: str
+    draft_nodes: int
+    max_batch_size: int
+    max_input_len: int
+    max_seq_len: int
+    gpu: str | None = None
+    tp_size: int = 1
+    pp_size: int = 1
+
+
+@dataclass(frozen=True)
+class Command:
+    """A program that build would run, as an argument list."""
+
+    stage: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """Turns TensorRT-LLM checkpoints into engines for one kind of machine."""
+
+    def check(self, request: BuildRequest) -> list[Rejection]:
+        """Return every reason why `request` cannot be built; empty means that it can."""
+        ...
+
+    def versions(self) -> Mapping[str, str]:
+        """Name what the engine's bytes depend on beside its inputs (library versions)."""
+        ...
+
+    def build(self, request: BuildRequest, checkpoint: Path, out: Path) -> None:
+        """Compile `checkpoint` into the empty folder `out`."""
+
+    def commands(self, request: BuildRequest, checkpoint: Path, out: Path) -> list[Command]:
+        """Return the programs that `build` would start; empty if it runs in this process."""
+        ...
+
+    def memory_bytes(self, request: BuildRequest) -> int:
+        """Estimate what the served engine takes, KV cache included."""
+        ...
+
+    def load(self, engine: Path) -> LoadedEngine:
+        """Open a built engine; only where it can be driven from here."""
+        ...

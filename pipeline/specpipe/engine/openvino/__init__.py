@@ -1,0 +1,1 @@
+"""The CPU engine: OpenVINO, driven step by step from Python."""

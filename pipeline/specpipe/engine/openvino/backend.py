@@ -1,0 +1,191 @@
+"""The `openvino` backend: builds engines for any x86-64 or ARM CPU and drives them."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import openvino as ov
+
+from specpipe.artifacts import read_model_config
+from specpipe.contracts import BuildRequest, Command, ModelConfig, Rejection
+from specpipe.engine.openvino.network import build_network
+from specpipe.engine.openvino.rope import rope_table
+from specpipe.engine.openvino.runner import Graph, OpenVinoRunner
+from specpipe.engine.openvino.weights import GROUP, map_weights
+from specpipe.errors import ConfigError
+
+FORMAT = "1"  # raise it when the same checkpoint must give another graph
+OVERHEAD_BYTES = 500 * 2**20  # server, libraries and work buffers beside weights and KV cache
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How an engine computes, from its `dtype` and `quantization`.
+
+    With quantised weights the plugin's bfloat16 path is slower than its float32 path, so both
+    dtypes compute in float32; bfloat16 then permits activations to be rounded to 8 bits in groups
+    of 32 (OpenVINO's dynamic quantisation), an error of the same size as bfloat16's own.
+    """
+
+    dtype: str
+    quantization: str
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether arithmetic and KV cache are in bfloat16."""
+        return self.dtype == "bfloat16" and self.quantization == "none"
+
+    @property
+    def cache_type(self) -> ov.Type:
+        """Element type of the KV cache."""
+        return ov.Type.bf16 if self.bfloat16 else ov.Type.f32
+
+    def properties(self) -> dict[str, str]:
+        """Return the plugin's settings."""
+        rounds = self.dtype == "bfloat16" and self.quantization != "none"
+        return {
+            "INFERENCE_PRECISION_HINT": "bf16" if self.bfloat16 else "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32" if rounds else "0",
+        }
+
+
+@dataclass(frozen=True)
+class OpenVinoEngine:
+    """A loaded engine; see `LoadedEngine`."""
+
+    graph: Graph
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits."""
+        return self.graph.model.vocab_size
+
+    @property
+    def max_seq_len(self) -> int:
+        """Most tokens in one sequence, prompt and output."""
+        return self.graph.max_seq_len
+
+    def runner(self, step_width: int = 0) -> OpenVinoRunner:
+        """Return a new runner.
+
+        In bfloat16 a step of a few rows costs what one row costs, but a change of shape costs the
+        plugin several milliseconds: there, steps are padded to `step_width` rows.
+        """
+        return OpenVinoRunner(self.graph, step_width if self.graph.bfloat16 else 0)
+
+
+class OpenVinoBackend:
+    """See `Backend`."""
+
+    def check(self, request: BuildRequest) -> list[Rejection]:
+        """Return every reason why this CPU engine cannot be built."""
+        model, found = request.model, []
+        if request.gpu is not None:
+            found.append(
+                Rejection(
+                    f"backend openvino runs on the CPU, but engine.gpu is {request.gpu}",
+                    "remove engine.gpu or set backend: tensorrt",
+                )
+            )
+        if request.tp_size * request.pp_size > 1:
+            found.append(
+                Rejection(
+                    "backend openvino uses one rank", "set engine.tp_size and engine.pp_size to 1"
+                )
+            )
+        if request.dtype == "float16":
+            found.append(
+                Rejection(
+                    "CPUs compute in float32 or bfloat16, not float16", "set engine.dtype: bfloat16"
+                )
+            )
+        widths = (
+            model.hidden_size,
+            model.intermediate_size,
+            model.num_attention_heads * model.head_size,
+        )
+        if request.quantization == "int4" and any(w % GROUP for w in widths):
+            found.append(
+                Rejection(
+                    f"int4 needs widths that divide by {GROUP}, {request.role} has {widths}",
+                    "set engine.quantization: int8",
+                )
+            )
+        return found
+
+    def versions(self) -> Mapping[str, str]:
+        """Name what the engine's bytes depend on."""
+        return {"openvino": ov.get_version(), "format": FORMAT}
+
+    def commands(self, request: BuildRequest, checkpoint: Path, out: Path) -> list[Command]:
+        """Nothing is started: the graph is built in this process."""
+        return []
+
+    def memory_bytes(self, request: BuildRequest) -> int:
+        """Estimate the memory of the served engine in bytes, from above."""
+        precision = Precision(request.dtype, request.quantization)
+        item = {"none": 2 if request.dtype != "float32" else 4, "int8": 1, "int4": 0.6}
+        weights = int(request.model.num_parameters * item[request.quantization])
+        bytes_per_value = 2 if precision.bfloat16 else 4
+        cache = request.model.kv_bytes(request.max_seq_len, bytes_per_value=bytes_per_value)
+        return weights + cache * request.max_batch_size + OVERHEAD_BYTES
+
+    def build(self, request: BuildRequest, checkpoint: Path, out: Path) -> None:
+        """Write openvino_model.xml, its .bin, config.json and engine.json into `out`.
+
+        Raises ConfigError if the checkpoint is damaged.
+        """
+        weights = map_weights(checkpoint / "rank0.safetensors")
+        precision = Precision(request.dtype, request.quantization)
+        network = build_network(request.model, weights, request.quantization, precision.cache_type)
+        ov.save_model(network, out / "openvino_model.xml", compress_to_fp16=False)
+        shutil.copyfile(checkpoint / "config.json", out / "config.json")
+        limits = {
+            "backend": "openvino",
+            "dtype": request.dtype,
+            "quantization": request.quantization,
+            "max_batch_size": request.max_batch_size,
+            "max_input_len": request.max_input_len,
+            "max_seq_len": request.max_seq_len,
+        }
+        (out / "engine.json").write_text(json.dumps(limits, indent=2, sort_keys=True) + "\n")
+
+    def load(self, engine: Path) -> OpenVinoEngine:
+        """Compile the graph for this CPU; takes about a second for SmolLM2-135M.
+
+        Raises ConfigError if the engine's files are missing or damaged.
+        """
+        model = read_model_config(engine)
+        try:
+            limits = json.loads((engine / "engine.json").read_text())
+            core = ov.Core()
+            network = core.read_model(engine / "openvino_model.xml")
+            precision = Precision(limits["dtype"], limits["quantization"])
+            _mark_decompression(network)
+            compiled = core.compile_model(network, "CPU", precision.properties())
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise ConfigError(
+                f"{engine}: not a usable engine: {error}", hint="run `specpipe compile` again"
+            ) from error
+        return OpenVinoEngine(_graph(compiled, model, limits["max_seq_len"], precision))
+
+
+def _graph(
+    compiled: ov.CompiledModel, model: ModelConfig, max_seq_len: int, precision: Precision
+) -> Graph:
+    return Graph(compiled, model, rope_table(model, max_seq_len), max_seq_len, precision.bfloat16)
+
+
+def _mark_decompression(network: ov.Model) -> None:
+    """Tell the plugin to keep 16-bit constants instead of widening them at load time.
+
+    The mark is not written to disk by `save_model`, which knows it under another type.
+    """
+    for node in network.get_ops():
+        if node.get_type_name() == "Convert":
+            source = node.input_value(0).get_node()
+            if source.get_type_name() == "Constant" and source.get_element_type().is_real():
+                node.get_rt_info()["decompression_0"] = ""

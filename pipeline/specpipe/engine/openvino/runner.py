@@ -1,0 +1,195 @@
+"""Driving a compiled graph: one sequence, its KV buffers, and steps over any tree of drafts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from specpipe.contracts import ROOT, Draft, Ints, ModelConfig, Scores, Verdict
+from specpipe.engine.openvino.rope import RopeTable
+
+BLOCK = 64  # cached rows are handed over in blocks, since every new shape costs the plugin time
+CHUNK = 256  # prompt tokens a call
+HIDDEN = np.float32(-3.0e38)  # added to a score, it leaves no weight
+
+
+@dataclass
+class Graph:
+    """A compiled model and its one request, shared by all runners; not thread-safe."""
+
+    compiled: ov.CompiledModel
+    model: ModelConfig
+    table: RopeTable
+    max_seq_len: int
+    bfloat16: bool
+    request: ov.InferRequest = field(init=False)
+    ports: dict[str, ov.ConstOutput] = field(init=False)
+    bound: "tuple[OpenVinoRunner, int] | None" = None  # whose cache is bound, and how many rows
+
+    def __post_init__(self) -> None:
+        self.request = self.compiled.create_infer_request()
+        self.ports = {port.get_any_name(): port for port in self.compiled.inputs}
+
+    def set(self, name: str, array: NDArray[Any]) -> None:
+        """Bind an input to `array` without copying; the array must outlive the next call."""
+        self.request.set_tensor(self.ports[name], ov.Tensor(array, shared_memory=True))
+
+
+class OpenVinoRunner:
+    """One sequence. Tokens without cached rows are *pending*; the last of them is the root.
+
+    What `score` returns are views of the engine's memory, valid until the graph's next call.
+    """
+
+    def __init__(self, graph: Graph, step_width: int = 0) -> None:
+        model = graph.model
+        self.vocab_size = model.vocab_size
+        self.max_seq_len = graph.max_seq_len
+        self._graph = graph
+        self._step_width = step_width
+        self._width = model.num_key_value_heads * model.head_size
+        self._groups = model.num_attention_heads // model.num_key_value_heads
+        rows = -(-graph.max_seq_len // BLOCK) * BLOCK
+        kind = np.uint16 if graph.bfloat16 else np.float32
+        # Zeros, not garbage: masked rows are multiplied by a weight of 0, and 0 * NaN is NaN.
+        self._cache = np.zeros((2 * model.num_hidden_layers, rows, self._width), kind)
+        self._tokens: list[int] = []
+        self._cached = 0
+        self._fresh: NDArray[Any] = self._cache[:, :0]
+
+    def start(self, prompt: Sequence[int]) -> None:
+        """Forget the old sequence; all but the last CHUNK tokens of `prompt` are run at once."""
+        self._tokens, self._cached = list(prompt), 0
+        self._prefill()
+
+    def follow(self, sequence: Sequence[int]) -> None:
+        """Become `sequence`; rows of the longest common prefix are kept."""
+        new = list(sequence)
+        limit = min(self._cached, len(new) - 1)
+        old = np.asarray(self._tokens[:limit], np.int64)
+        differs = np.flatnonzero(old != np.asarray(new[:limit], np.int64))
+        self._cached = int(differs[0]) if len(differs) else limit
+        self._tokens = new
+        self._prefill()
+
+    def _prefill(self) -> None:
+        while len(self._tokens) - self._cached > CHUNK:
+            end = self._cached + CHUNK
+            tokens = np.asarray(self._tokens[self._cached : end], np.int64)
+            self._call(tokens, np.arange(-1, CHUNK - 1), np.array([CHUNK - 1]))
+            self._keep(np.arange(CHUNK))
+
+    def score(self, draft: Draft) -> Scores:
+        """Run the pending tokens and the draft's nodes in one call."""
+        pending = self._tokens[self._cached :]
+        first = len(pending) - 1  # where the root stands among the new tokens
+        tokens = np.concatenate([np.asarray(pending, np.int64), draft.tokens])
+        parents = np.concatenate([np.arange(-1, first), _shift(draft.parents, first)])
+        rows = np.arange(first, len(tokens))
+        return self._call(tokens, parents, rows)
+
+    def commit(self, draft: Draft, verdict: Verdict) -> None:
+        """Keep the rows of the pending tokens and of the accepted path."""
+        first = len(self._tokens) - self._cached
+        path = [first + n for n in verdict.path]
+        self._keep(np.array([*range(first), *path], np.int64))
+        self._tokens += [*(int(draft.tokens[n]) for n in verdict.path), verdict.next_token]
+
+    def _keep(self, rows: Ints) -> None:
+        """Write the named new rows behind the cached ones."""
+        begin = self._cached
+        fresh = self._fresh[:, : len(rows)] if _is_prefix(rows) else self._fresh[:, rows]
+        self._cache[:, begin : begin + len(rows)] = fresh
+        self._cached = begin + len(rows)
+
+    def _call(self, tokens: Ints, parents: Ints, rows: Ints) -> Scores:
+        """Run new tokens; `parents` are indices among them, -1: the end of the cache."""
+        count = max(len(tokens), self._step_width if len(rows) == len(tokens) else 0)
+        depth = _depths(parents)
+        positions = np.zeros(count, np.int64)
+        positions[: len(tokens)] = self._cached + depth
+        padded = np.zeros(count, np.int32)
+        padded[: len(tokens)] = tokens
+        graph = self._graph
+        past = self._bind()
+        inputs = {
+            "tokens": padded,
+            "rows": _pad(rows, count if count > len(tokens) else len(rows)),
+            "cos": graph.table.cos[positions][None, :, None],
+            "sin": graph.table.sin[positions][None, :, None],
+            "mask": self._mask(parents, past, count),
+        }
+        for name, array in inputs.items():
+            graph.set(name, array)
+        graph.request.infer()
+        out = graph.request
+        raw = out.get_tensor("kv")
+        self._fresh = raw.data.view(self._cache.dtype).reshape(self._cache.shape[0], count, -1)
+        logits, hidden = (out.get_tensor(name).data[: len(rows)] for name in ("logits", "hidden"))
+        return Scores(logits, hidden)
+
+    def _bind(self) -> int:
+        """Hand the cache's prefix over, in whole blocks; returns its rows."""
+        past = max(BLOCK, -(-self._cached // BLOCK) * BLOCK)
+        graph, shape = self._graph, [1, past, self._width]
+        if graph.bound is None or graph.bound[0] is not self or graph.bound[1] != past:
+            kind = ov.Type.bf16 if graph.bfloat16 else ov.Type.f32
+            for i in range(len(self._cache) // 2):
+                for k, name in enumerate(("key", "value")):
+                    view = ov.Tensor(self._cache[2 * i + k, :past], shape, kind)
+                    graph.request.set_tensor(graph.ports[f"{name}.{i}"], view)
+            graph.bound = (self, past)
+        return past
+
+    def _mask(self, parents: Ints, past: int, count: int) -> NDArray[np.float32]:
+        """Return [1, 1, count * G, past + count]: the cache, one's ancestors and oneself."""
+        seen = np.zeros((count, past + count), np.bool_)
+        seen[:, : self._cached] = True
+        own = seen[:, past:]
+        own[: len(parents), : len(parents)] = _ancestors(parents)
+        np.fill_diagonal(own, True)
+        mask = np.where(seen, np.float32(0), HIDDEN)
+        return np.repeat(mask, self._groups, axis=0)[None, None]
+
+
+def _shift(parents: Ints, by: int) -> Ints:
+    """Turn indices into the draft into indices among the new tokens."""
+    return np.where(parents == ROOT, by, parents + by + 1)
+
+
+def _is_prefix(rows: Ints) -> bool:
+    return bool(len(rows) == 0 or (rows[-1] == len(rows) - 1 and rows[0] == 0))
+
+
+def _pad(rows: Ints, count: int) -> NDArray[np.int32]:
+    out = np.zeros(count, np.int32)
+    out[: len(rows)] = rows
+    return out
+
+
+def _is_chain(parents: Ints) -> bool:
+    return bool((parents == np.arange(-1, len(parents) - 1)).all())
+
+
+def _depths(parents: Ints) -> Ints:
+    if _is_chain(parents):
+        return np.arange(len(parents))
+    depth = np.zeros(len(parents), np.int64)
+    for node, parent in enumerate(parents):
+        depth[node] = 0 if parent < 0 else depth[parent] + 1
+    return depth
+
+
+def _ancestors(parents: Ints) -> NDArray[np.bool_]:
+    """Return [n, n]: row i marks i and everything above it."""
+    n = len(parents)
+    if _is_chain(parents):
+        return np.tri(n, dtype=np.bool_)
+    seen = np.eye(n, dtype=np.bool_)
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            seen[node] |= seen[parent]
+    return seen

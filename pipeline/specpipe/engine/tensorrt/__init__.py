@@ -1,0 +1,1 @@
+"""TensorRT-LLM engines for NVIDIA GPUs; built inside the container that will serve them."""

@@ -1,0 +1,46 @@
+"""What can go wrong, as sentences for the person who can fix them.
+
+SpecpipeError            exit code 1: a bug of ours
+├── ConfigError          2: the YAML file, a flag or an input file is wrong
+├── Unsupported          3: right, but this backend, version or machine cannot do it
+├── StageFailed          4: a stage started and did not finish
+└── GateFailed           5: everything ran, and the result is not good enough
+"""
+
+
+class SpecpipeError(Exception):
+    """The parent of every error raised on purpose: a sentence and, if known, what to do next."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return f"{message}\n  hint: {self.hint}" if self.hint else message
+
+
+class ConfigError(SpecpipeError):
+    """Something the user wrote cannot be used as it stands."""
+
+    exit_code = 2
+
+
+class Unsupported(SpecpipeError):
+    """The request is well formed, but cannot be served here."""
+
+    exit_code = 3
+
+
+class StageFailed(SpecpipeError):
+    """A stage of the pipeline broke off; nothing half-written was left behind."""
+
+    exit_code = 4
+
+
+class GateFailed(SpecpipeError):
+    """Validation ran to its end and a gate of the config was not met."""
+
+    exit_code = 5

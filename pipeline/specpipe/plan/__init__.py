@@ -1,0 +1,1 @@
+"""What would be built, does it fit, and why not: pure functions over facts, no weights touched."""

@@ -1,0 +1,130 @@
+"""The plan of a run: engines, memory, commands, and every reason why it cannot be built."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from specpipe.config import RunConfig
+from specpipe.contracts import BuildRequest, Command, ModelConfig, Rejection, Role
+from specpipe.plan.gpus import GPUS
+
+RESERVE = 0.05  # of the memory stays free
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the deployment takes on the machine (each GPU), against what there is; in bytes."""
+
+    needed: Mapping[Role, int]
+    available: int
+
+    @property
+    def total(self) -> int:
+        """Sum over the engines."""
+        return sum(self.needed.values())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that `build` would do."""
+
+    config: RunConfig
+    requests: Mapping[Role, BuildRequest]
+    memory: Memory | None  # None: the GPU is not known
+    commands: tuple[Command, ...]
+    versions: Mapping[str, str]
+    rejections: tuple[Rejection, ...]  # this can never work as configured
+    gaps: tuple[Rejection, ...]  # this could work, but not with this release of specpipe
+
+
+def make_requests(
+    config: RunConfig, models: Mapping[Role, ModelConfig]
+) -> dict[Role, BuildRequest]:
+    """Return one build request for each model of the run."""
+    engine, speculation = config.engine, config.speculation
+    return {
+        role: BuildRequest(
+            role=role,
+            model=model,
+            dtype=engine.dtype,
+            quantization=engine.quantization,
+            method=speculation.method,
+            draft_nodes=speculation.num_draft_tokens,
+            max_batch_size=engine.max_batch_size,
+            max_input_len=engine.max_input_len,
+            max_seq_len=engine.max_seq_len,
+            gpu=engine.gpu,
+            tp_size=engine.tp_size,
+            pp_size=engine.pp_size,
+        )
+        for role, model in models.items()
+    }
+
+
+def check_models(requests: Mapping[Role, BuildRequest]) -> list[Rejection]:
+    """Return what is wrong with the models for each other and for the asked lengths."""
+    found = []
+    for role, request in requests.items():
+        longest = request.model.max_position_embeddings
+        if request.max_seq_len > longest:
+            found.append(
+                Rejection(
+                    f"engine.max_seq_len is {request.max_seq_len}, but the {role} was made for "
+                    f"{longest} positions",
+                    f"set engine.max_seq_len to {longest} or less",
+                )
+            )
+    if "draft" in requests:
+        ours, theirs = (requests[r].model.vocab_size for r in ("target", "draft"))
+        if ours != theirs:
+            found.append(
+                Rejection(
+                    f"the draft has a vocabulary of {theirs} tokens, the target of {ours}",
+                    "use a draft with the target's tokenizer",
+                )
+            )
+    return found
+
+
+def check_vocabularies(target: Mapping[str, int], draft: Mapping[str, int]) -> list[Rejection]:
+    """Compare two tokenizers, token by token; a draft must mean the same ids."""
+    differ = sorted(t for t in {*target, *draft} if target.get(t) != draft.get(t))
+    if not differ:
+        return []
+    some = ", ".join(f"{t!r}: {target.get(t)} and {draft.get(t)}" for t in differ[:3])
+    return [
+        Rejection(
+            f"target and draft differ in {len(differ)} of {len(target)} tokens ({some})",
+            "use a draft with the target's tokenizer",
+        )
+    ]
+
+
+def check_memory(memory: Memory, config: RunConfig) -> list[Rejection]:
+    """Say if the deployment does not fit."""
+    usable = int(memory.available * (1 - RESERVE))
+    if memory.total <= usable:
+        return []
+    where = f"each {config.engine.gpu}" if config.engine.gpu else "this machine"
+    parts = ", ".join(f"{role} {size / 2**30:.1f}" for role, size in memory.needed.items())
+    return [
+        Rejection(
+            f"the engines need {memory.total / 2**30:.1f} GiB on {where} ({parts}), "
+            f"{usable / 2**30:.1f} GiB can be used",
+            "lower engine.max_batch_size or engine.max_seq_len, quantise, or raise engine.tp_size",
+        )
+    ]
+
+
+def gpu_memory(name: str) -> int | None:
+    """Return the memory of a GPU in bytes; None if it is not in the table."""
+    return GPUS[name].memory_bytes if name in GPUS else None
+
+
+def unknown_gpu(name: str) -> Rejection:
+    """Say that a GPU is not in the table, with the nearest name."""
+    close = difflib.get_close_matches(name, GPUS, n=1, cutoff=0.3)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return Rejection(
+        f"engine.gpu is {name!r}, which is not known", f"{hint}known: {', '.join(GPUS)}"
+    )

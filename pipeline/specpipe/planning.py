@@ -1,0 +1,118 @@
+"""`specpipe plan`: read the models' facts, ask the backend, collect every refusal."""
+
+import os
+from collections.abc import Mapping
+
+from specpipe.artifacts import Workspace
+from specpipe.assembly import load_backend
+from specpipe.checkpoint.convert import read_model
+from specpipe.checkpoint.families import find_family
+from specpipe.checkpoint.source import Source, known_model, locate_model, open_source
+from specpipe.checkpoint.tokenizer import read_vocabulary
+from specpipe.config import RunConfig, find_file
+from specpipe.contracts import Backend, BuildRequest, ModelConfig, Rejection, Role
+from specpipe.errors import Unsupported
+from specpipe.plan.plan import (
+    Memory,
+    Plan,
+    check_memory,
+    check_models,
+    check_vocabularies,
+    gpu_memory,
+    make_requests,
+    unknown_gpu,
+)
+
+KEYS: dict[Role, str] = {"target": "target.model", "draft": "speculation.draft.model"}
+
+
+def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
+    """Return what `build` would do and why it may not; reads no weights, needs no GPU.
+
+    Raises ConfigError if a model cannot be found, Unsupported if its architecture is unknown.
+    """
+    sources = {role: _source(config, role) for role in config.models()}
+    models = {role: _model(config, role, source) for role, source in sources.items()}
+    requests = make_requests(config, models)
+    backend = load_backend(config.engine.backend)
+    memory = _memory(config, backend, requests)
+    rejections = [r for request in requests.values() for r in backend.check(request)]
+    rejections += check_models(requests)
+    rejections += _check_tokenizers(sources)
+    rejections += check_memory(memory, config) if memory else []
+    if config.engine.gpu is not None and gpu_memory(config.engine.gpu) is None:
+        rejections.append(unknown_gpu(config.engine.gpu))
+    commands = [
+        command
+        for role, request in requests.items()
+        for command in backend.commands(request, workspace.checkpoint(role), workspace.engine(role))
+    ]
+    return Plan(
+        config,
+        requests,
+        memory,
+        tuple(commands),
+        backend.versions(),
+        tuple(dict.fromkeys(rejections)),
+        tuple(_gaps(config)),
+    )
+
+
+def require_buildable(plan: Plan) -> None:
+    """Raise Unsupported with every reason if the plan cannot be built."""
+    reasons = [*plan.rejections, *plan.gaps]
+    if reasons:
+        listed = "\n".join(f"  - {reason}" for reason in reasons)
+        raise Unsupported(f"{plan.config.path}: this run cannot be built:\n{listed}")
+
+
+def _source(config: RunConfig, role: Role) -> Source | None:
+    """Find a model on disk; None for a well-known one that is not there."""
+    model = config.models()[role]
+    if find_file(model, config) is None and known_model(model) is not None:
+        return None
+    return open_source(locate_model(model, config, KEYS[role]))
+
+
+def _model(config: RunConfig, role: Role, source: Source | None) -> ModelConfig:
+    if source is not None:
+        return read_model(source, config.engine.dtype)
+    facts = known_model(config.models()[role]) or {}
+    return find_family(facts).read_config(facts, config.engine.dtype)
+
+
+def _check_tokenizers(sources: Mapping[Role, Source | None]) -> list[Rejection]:
+    target, draft = sources.get("target"), sources.get("draft")
+    if target is None or draft is None:
+        return []
+    return check_vocabularies(read_vocabulary(target), read_vocabulary(draft))
+
+
+def _memory(
+    config: RunConfig, backend: Backend, requests: Mapping[Role, BuildRequest]
+) -> Memory | None:
+    needed = {role: backend.memory_bytes(request) for role, request in requests.items()}
+    if config.engine.gpu is None:
+        return Memory(needed, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    available = gpu_memory(config.engine.gpu)
+    return None if available is None else Memory(needed, available)
+
+
+def _gaps(config: RunConfig) -> list[Rejection]:
+    """Return what the config may ask for, but this release does not do yet."""
+    found = []
+    if config.engine.tp_size * config.engine.pp_size > 1:
+        found.append(
+            Rejection(
+                "this release converts checkpoints for one rank",
+                "set engine.tp_size and engine.pp_size to 1 to build",
+            )
+        )
+    if config.engine.backend == "tensorrt":
+        found.append(
+            Rejection(
+                "this release plans TensorRT-LLM engines, but does not build them",
+                "run the planned trtllm-build commands by hand, or use backend: openvino",
+            )
+        )
+    return found

@@ -1,0 +1,1 @@
+"""What Triton runs. `scheduler`, `tokens` and `requests` know nothing of Triton."""

@@ -1,0 +1,200 @@
+"""`tensorrt_llm`: tokens in, tokens out; the model that holds the engines. Decoupled."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specpipe.assembly import limit_draft, load_deployment
+from specpipe.config import Speculation
+from specpipe.errors import ConfigError
+from specpipe.records import parse_record
+from specpipe.repository.models import requests, triton
+from specpipe.repository.models.metrics import Meter
+from specpipe.repository.models.scheduler import Counters, Request, Scheduler
+from specpipe.speculate.decode import Limits, Step
+from specpipe.speculate.sampling import check_sampling
+
+KV_BLOCK = 64  # tokens; the unit of the kv_cache_* outputs
+
+
+class TritonPythonModel:
+    """Triton's entry points."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Load the engines and start the scheduler."""
+        options = triton.parameters(args)
+        folder = triton.model_folder(args)
+        self._speculation: Speculation = parse_record(options["speculation"], Speculation)
+        roles = json.loads(options["engines"])
+        engines = {role: folder / path for role, path in roles.items()}
+        deployment = load_deployment(engines, options["backend"], self._speculation)
+        self._vocab_size = deployment.engines["target"].vocab_size
+        self._max_input_len = int(options["max_input_len"])
+        self._max_seq_len = int(options["max_seq_len"])
+        slots = [deployment.slot() for _ in range(int(options["max_batch_size"]))]
+        self._meter = Meter(args["model_name"], self._speculation.method)
+        self._scheduler = Scheduler(slots, int(options["max_queue_size"]))
+        self._scheduler.start()
+
+    def execute(self, batch: list[Any]) -> None:
+        """Queue every request; answers are sent from the scheduler's thread."""
+        for request in batch:
+            sender = request.get_response_sender()
+            try:
+                self._accept(request, sender)
+            except Exception as error:
+                sender.send(triton.error_response(error, request), flags=triton.FINAL)
+
+    def finalize(self) -> None:
+        """End every request."""
+        self._scheduler.close()
+
+    def _accept(self, request: Any, sender: Any) -> None:
+        tensors = triton.input_tensors(request)
+        if requests.flag(tensors, "stop"):
+            if not request.request_id():
+                raise ConfigError("a request with stop: true must carry the id of the one to stop")
+            self._scheduler.stop(request.request_id())
+            sender.send(flags=triton.FINAL)
+            return
+        parsed = self._parse(request, tensors)
+        answer = _Answer.of(request, sender, tensors, parsed, self._meter)
+        self._scheduler.submit(parsed, answer)
+
+    def _parse(self, request: Any, tensors: requests.Tensors) -> Request:
+        requests.refuse_unsupported(tensors)
+        prompt = _prompt(tensors, self._vocab_size)
+        max_tokens = requests.whole(tensors, "request_output_len") or 0
+        if max_tokens < 1:
+            raise ConfigError(f"request_output_len is {max_tokens}: must be at least 1")
+        requests.check_lengths(len(prompt), max_tokens, self._max_input_len, self._max_seq_len)
+        bad_words = requests.word_ids(tensors, "bad_words_list")
+        sampling = requests.sampling(tensors, -1, bad_words, prefix="runtime_")
+        check_sampling(sampling, self._vocab_size)
+        wanted = triton.request_parameters(request).get("num_draft_tokens")
+        limit_draft(self._speculation, wanted)
+        return Request(
+            request_id=request.request_id(),
+            prompt=prompt,
+            sampling=sampling,
+            limits=Limits(max_tokens, requests.word_ids(tensors, "stop_words_list")),
+            num_draft_tokens=wanted,
+            log_probs=requests.flag(tensors, "return_log_probs"),
+        )
+
+
+def _prompt(tensors: requests.Tensors, vocab_size: int) -> tuple[int, ...]:
+    ids = tensors.get("input_ids", np.array([], np.int32)).reshape(-1)
+    length = requests.whole(tensors, "input_lengths")
+    if length is None or not 1 <= length <= len(ids):
+        raise ConfigError(
+            f"input_lengths is {length}: must be from 1 to {len(ids)}, the number of input_ids"
+        )
+    ids = ids[:length]
+    outside = ids[(ids < 0) | (ids >= vocab_size)]
+    if len(outside):
+        raise ConfigError(f"input_ids has {outside[0]}: tokens go from 0 to {vocab_size - 1}")
+    return tuple(int(i) for i in ids)
+
+
+@dataclass
+class _Answer:
+    """The listener of one request: steps into responses."""
+
+    request: Any
+    sender: Any
+    meter: Meter
+    streaming: bool
+    echo: tuple[int, ...]  # what a whole answer begins with
+    prompt_length: int
+    wants: frozenset[str]
+    log_probs: bool
+    tokens: list[int]
+    scores: list[float]
+
+    @staticmethod
+    def of(
+        request: Any, sender: Any, tensors: requests.Tensors, parsed: Request, meter: Meter
+    ) -> "_Answer":
+        streaming = requests.flag(tensors, "streaming")
+        echo = not streaming and not requests.flag(tensors, "exclude_input_in_output")
+        return _Answer(
+            request=request,
+            sender=sender,
+            meter=meter,
+            streaming=streaming,
+            echo=parsed.prompt if echo else (),
+            prompt_length=len(parsed.prompt),
+            wants=frozenset(n for n in requests.RETURNS if requests.flag(tensors, n)),
+            log_probs=parsed.log_probs,
+            tokens=[],
+            scores=[],
+        )
+
+    def is_cancelled(self) -> bool:
+        return bool(self.sender.is_cancelled())
+
+    def on_step(self, step: Step, counters: Counters) -> None:
+        self.meter.add(step)
+        self.tokens += step.tokens
+        self.scores += step.log_probs
+        last = step.finish is not None
+        if self.streaming:
+            self._send(list(step.tokens), list(step.log_probs), counters, last)
+        elif last:
+            self._send([*self.echo, *self.tokens], self.scores, counters, last)
+
+    def on_stopped(self, counters: Counters) -> None:
+        whole = [*self.echo, *self.tokens]
+        self._send(
+            [] if self.streaming else whole,
+            [] if self.streaming else self.scores,
+            counters,
+            last=True,
+        )
+
+    def on_cancelled(self) -> None:
+        self.on_error(triton.Cancelled())
+
+    def on_error(self, error: Exception) -> None:
+        self.sender.send(triton.error_response(error, self.request), flags=triton.FINAL)
+
+    def _send(self, tokens: list[int], scores: list[float], counters: Counters, last: bool) -> None:
+        outputs: dict[str, NDArray[Any]] = {
+            "output_ids": np.array([[tokens]], np.int32),
+            "sequence_length": np.array([[len(tokens)]], np.int32),
+        }
+        if self.log_probs:
+            outputs["output_log_probs"] = np.array([[scores]], np.float32)
+            outputs["cum_log_probs"] = np.array([[sum(self.scores)]], np.float32)
+        if "return_perf_metrics" in self.wants:
+            outputs |= perf_tensors(counters, self.prompt_length)
+        if "return_num_input_tokens" in self.wants:
+            outputs["num_input_tokens"] = np.array([[self.prompt_length]], np.int32)
+        if last and "return_num_output_tokens" in self.wants:
+            outputs["num_output_tokens"] = np.array([[counters.output_tokens]], np.int32)
+        self.sender.send(triton.response(outputs), flags=triton.FINAL if last else 0)
+
+
+def perf_tensors(counters: Counters, prompt_length: int) -> dict[str, NDArray[Any]]:
+    """Return upstream's performance outputs; they are those of the whole request so far."""
+    drafted = counters.draft_tokens
+    rate = counters.accepted_draft_tokens / drafted if drafted else 0.0
+    blocks = -(-(prompt_length + counters.output_tokens) // KV_BLOCK)
+    values: dict[str, tuple[float, type]] = {
+        "arrival_time_ns": (counters.arrival_ns, np.int64),
+        "first_scheduled_time_ns": (counters.first_scheduled_ns, np.int64),
+        "first_token_time_ns": (counters.first_token_ns, np.int64),
+        "last_token_time_ns": (counters.last_token_ns, np.int64),
+        "acceptance_rate": (rate, np.float32),
+        "total_accepted_draft_tokens": (counters.accepted_draft_tokens, np.int32),
+        "total_draft_tokens": (drafted, np.int32),
+        "kv_cache_alloc_new_blocks": (blocks, np.int32),
+        "kv_cache_reused_blocks": (0, np.int32),
+        "kv_cache_alloc_total_blocks": (blocks, np.int32),
+    }
+    return {name: np.array([[value]], kind) for name, (value, kind) in values.items()}

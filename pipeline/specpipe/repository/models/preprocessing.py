@@ -1,0 +1,57 @@
+"""`preprocessing`: texts into tensors, for clients that drive `tensorrt_llm` themselves."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from specpipe.repository.models import requests, triton
+from specpipe.repository.models.tokens import load_tokenizer
+
+
+class TritonPythonModel:
+    """Triton's entry points."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Load the tokenizer."""
+        options = triton.parameters(args)
+        self._tokenizer = load_tokenizer(triton.model_folder(args) / options["tokenizer_dir"])
+        self._max_input_len = int(options["max_input_len"])
+
+    def execute(self, batch: list[Any]) -> list[Any]:
+        """Answer every request."""
+        return [self._safely(request) for request in batch]
+
+    def _safely(self, request: Any) -> Any:
+        try:
+            return self._answer(triton.input_tensors(request))
+        except Exception as error:
+            return triton.error_response(error)
+
+    def _answer(self, tensors: requests.Tensors) -> Any:
+        requests.refuse_unsupported(tensors)
+        ids = self._tokenizer.encode(requests.texts(tensors, "QUERY")[0], self._max_input_len)
+        end_id, pad_id = (requests.whole(tensors, name) for name in ("END_ID", "PAD_ID"))
+        layout = {
+            out: requests.word_layout(self._tokenizer.words(requests.texts(tensors, name)))
+            for name, out in (
+                ("BAD_WORDS_DICT", "BAD_WORDS_IDS"),
+                ("STOP_WORDS_DICT", "STOP_WORDS_IDS"),
+            )
+        }
+        return triton.response(
+            {
+                "INPUT_ID": np.array([ids], np.int32),
+                "REQUEST_INPUT_LEN": np.array([[len(ids)]], np.int32),
+                "DECODER_INPUT_ID": np.zeros((1, 0), np.int32),
+                "REQUEST_DECODER_INPUT_LEN": np.zeros((1, 1), np.int32),
+                "REQUEST_OUTPUT_LEN": tensors["REQUEST_OUTPUT_LEN"].astype(np.int32),
+                "OUT_END_ID": _one(self._tokenizer.end_id if end_id is None else end_id),
+                "OUT_PAD_ID": _one(self._tokenizer.pad_id if pad_id is None else pad_id),
+                **layout,
+            }
+        )
+
+
+def _one(value: int) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
+    return np.array([[value]], np.int32)

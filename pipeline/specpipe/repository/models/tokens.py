@@ -1,0 +1,125 @@
+"""Text in, tokens out, and back again piece by piece; the tokenizers library, no transformers."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from specpipe.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """The tokenizer of a repository and what serving knows about it."""
+
+    tokenizer: Tokenizer
+    vocab_size: int
+    end_id: int
+    pad_id: int
+    longest_token: int  # in bytes
+
+    def encode(self, text: str, max_input_len: int) -> list[int]:
+        """Return the tokens of a prompt.
+
+        Raises ConfigError if there are none or more than `max_input_len`; a text that is certain to
+        be too long is refused without being tokenised.
+        """
+        size = len(text.encode())
+        if size > max_input_len * self.longest_token:
+            raise ConfigError(
+                f"the prompt has {size} bytes: more than {max_input_len} tokens "
+                "(max_input_len) can hold"
+            )
+        ids: list[int] = self.tokenizer.encode(text).ids
+        if not ids:
+            raise ConfigError("the prompt is empty: it must have at least one token")
+        if len(ids) > max_input_len:
+            raise ConfigError(
+                f"the prompt has {len(ids)} tokens: at most {max_input_len} "
+                "(max_input_len) are allowed"
+            )
+        return ids
+
+    def words(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Return the tokens of stop or bad words, without special tokens; empty ones are dropped.
+
+        A word is also taken with a space before it, as it stands within a sentence.
+        """
+        spelled = [t for text in texts if text for t in (text, " " + text)]
+        ids = (self.tokenizer.encode(t, add_special_tokens=False).ids for t in spelled)
+        return tuple(dict.fromkeys(tuple(i) for i in ids if i))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens, special ones left out."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+
+def load_tokenizer(folder: Path) -> TextTokenizer:
+    """Load tokenizer.json and tokenizer_facts.json from `folder`.
+
+    Raises ConfigError if one is missing or damaged.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        facts = json.loads((folder / "tokenizer_facts.json").read_text())
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ConfigError(
+            f"{folder}: no usable tokenizer: {error}", hint="run `specpipe package` again"
+        ) from error
+    # Every byte of a prompt is covered by a token, which stands for at most its own length in
+    # bytes; four for a character that a tokenizer writes as one symbol.
+    longest = max(len(token.encode()) for token in tokenizer.get_vocab()) * 4
+    return TextTokenizer(tokenizer, facts["vocab_size"], facts["end_id"], facts["pad_id"], longest)
+
+
+@dataclass
+class TextStream:
+    """The text of a growing answer, in pieces of valid UTF-8 that concatenate to `decode`.
+
+    Ends where the first stop word ends; the stop word is kept, as upstream keeps it.
+    """
+
+    tokenizer: TextTokenizer
+    stop_words: tuple[str, ...] = ()
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""  # all that was handed out
+    stopped: bool = False
+
+    def __post_init__(self) -> None:
+        self._stream = DecodeStream(skip_special_tokens=True)
+
+    def push(self, tokens: Sequence[int]) -> str:
+        """Take new tokens, up to a stop word; return the text that is now certain."""
+        before = len(self.text)
+        for token in tokens:
+            if self.stopped:
+                break
+            self.tokens.append(token)
+            piece = self._stream.step(self.tokenizer.tokenizer, token)
+            if piece:
+                self._append(piece)
+        return self.text[before:]
+
+    def finish(self) -> str:
+        """Return what is left at the end: bytes that never became a whole character."""
+        whole = self.tokenizer.decode(self.tokens)
+        if self.stopped or not whole.startswith(self.text):
+            return ""
+        rest = whole[len(self.text) :]
+        self.text = whole
+        return rest
+
+    def _append(self, piece: str) -> None:
+        text = self.text + piece
+        ends = []
+        for word in self.stop_words:
+            # A stop word may begin in earlier text, but not end there: that would have stopped us.
+            at = text.find(word, max(0, len(self.text) - len(word) + 1))
+            if at >= 0:
+                ends.append(at + len(word))
+        self.text = text[: min(ends)] if ends else text
+        self.stopped = bool(ends)

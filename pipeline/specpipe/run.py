@@ -1,0 +1,279 @@
+"""The stages in order: convert, compile, package. What is fresh is skipped, and said to be."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from specpipe.artifacts import (
+    Kind,
+    Manifest,
+    Workspace,
+    digest_file,
+    locked,
+    read_artifact,
+    remove_leftovers,
+    staged,
+    why_stale,
+    write_publish,
+)
+from specpipe.assembly import load_backend
+from specpipe.checkpoint.convert import checkpoint_inputs, write_checkpoint
+from specpipe.checkpoint.source import locate_model, open_source
+from specpipe.config import RunConfig
+from specpipe.contracts import BuildRequest, Role
+from specpipe.errors import ConfigError
+from specpipe.planning import KEYS, make_plan, require_buildable
+from specpipe.repository.write import FORMAT, RepositoryPlan, repository_options, write_repository
+from specpipe.serve.tritonserver import free_address, start_server
+from specpipe.validate.gates import check_gates_known
+
+if TYPE_CHECKING:
+    from specpipe.validate.report import Report
+
+StageName = Literal["convert", "compile", "package"]
+STAGES: tuple[StageName, ...] = ("convert", "compile", "package")
+Notify = Callable[[str], None]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What one stage did for one model."""
+
+    stage: StageName
+    role: Role | None  # None: the stage works on the whole run
+    path: Path
+    fresh: bool  # nothing had to be done
+    reason: str  # why it was built, or would be
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """One artifact to make: where, from what, and how."""
+
+    stage: StageName
+    role: Role | None
+    kind: Kind
+    path: Path
+    inputs: Callable[[], Mapping[str, str]]
+    write: Callable[[Path, Progress], None]
+
+    def stale(self) -> str | None:
+        """Say why the artifact must be made; None if it is fresh."""
+        return why_stale(self.path, self.kind, self.inputs())
+
+
+def build(
+    config: RunConfig,
+    workspace: Workspace,
+    stages: tuple[StageName, ...] = STAGES,
+    *,
+    notify: Notify = lambda text: None,
+    progress: Progress = lambda done, total: None,
+) -> list[StageResult]:
+    """Run the given stages; a stage whose artifact is fresh is skipped.
+
+    Raises Unsupported with every reason if the plan is refused, StageFailed or ConfigError if a
+    stage cannot finish; whatever was finished before stays and is reused by the next build.
+    """
+    plan = make_plan(config, workspace)
+    require_buildable(plan)
+    with locked(workspace.engines, notify):
+        results = []
+        for work in plan_work(config, workspace, plan.requests):
+            if work.stage in stages:
+                results.append(_perform(work, notify, progress))
+        return results
+
+
+def status(config: RunConfig, workspace: Workspace) -> list[StageResult]:
+    """Say of every artifact of the run whether it is fresh, and if not, why; changes nothing."""
+    results = []
+    for work in plan_work(config, workspace, make_plan(config, workspace).requests):
+        try:
+            reason = work.stale()
+        except ConfigError as error:  # an earlier stage is not built yet
+            reason = str(error).splitlines()[0]
+        results.append(StageResult(work.stage, work.role, work.path, reason is None, reason or ""))
+    return results
+
+
+def plan_work(
+    config: RunConfig, workspace: Workspace, requests: Mapping[Role, BuildRequest]
+) -> list[Work]:
+    """Return every artifact of the run, in the order in which they must be made."""
+    roles = list(requests)
+    return [
+        *(_convert(config, workspace, role) for role in roles),
+        *(_compile(config, workspace, requests[role]) for role in roles),
+        _package(config, workspace, roles),
+    ]
+
+
+def _convert(config: RunConfig, workspace: Workspace, role: Role) -> Work:
+    memory = workspace.engines / ".digests.json"
+    dtype = config.engine.dtype
+
+    def source_path() -> Path:
+        return locate_model(config.models()[role], config, KEYS[role])
+
+    def write(out: Path, progress: Progress) -> None:
+        write_checkpoint(open_source(source_path()), out, dtype, progress)
+
+    return Work(
+        "convert",
+        role,
+        "checkpoint",
+        workspace.checkpoint(role),
+        lambda: checkpoint_inputs(open_source(source_path()), dtype, memory),
+        write,
+    )
+
+
+def _compile(config: RunConfig, workspace: Workspace, request: BuildRequest) -> Work:
+    checkpoint = workspace.checkpoint(request.role)
+    backend = load_backend(config.engine.backend)
+
+    def inputs() -> dict[str, str]:
+        return {
+            "checkpoint": _key(checkpoint, "convert"),
+            "quantization": request.quantization,
+            "max_batch_size": str(request.max_batch_size),
+            "max_input_len": str(request.max_input_len),
+            "max_seq_len": str(request.max_seq_len),
+            **backend.versions(),
+        }
+
+    return Work(
+        "compile",
+        request.role,
+        "engine",
+        workspace.engine(request.role),
+        inputs,
+        lambda out, progress: backend.build(request, checkpoint, out),
+    )
+
+
+def _package(config: RunConfig, workspace: Workspace, roles: list[Role]) -> Work:
+    engines = {role: workspace.engine(role) for role in roles}
+    tokenizer = workspace.checkpoint("target") / "tokenizer"
+
+    def inputs() -> dict[str, str]:
+        for role in roles:
+            _require_same_weights(workspace, role)
+        return {
+            **{f"engine {role}": _key(path, "compile") for role, path in engines.items()},
+            **repository_options(config),
+            **{f"tokenizer {f.name}": digest_file(f) for f in sorted(tokenizer.iterdir())},
+            "format": FORMAT,
+        }
+
+    return Work(
+        "package",
+        None,
+        "repository",
+        workspace.repository,
+        inputs,
+        lambda out, progress: write_repository(RepositoryPlan(config, engines, tokenizer), out),
+    )
+
+
+def _key(path: Path, stage: StageName) -> str:
+    """Return the key of an earlier stage's artifact; raises ConfigError if there is none."""
+    artifact = read_artifact(path)
+    if artifact is None:
+        raise ConfigError(
+            f"{path} is not built", hint=f"run `specpipe {stage}` or `specpipe build`"
+        )
+    return artifact.manifest.key
+
+
+def _require_same_weights(workspace: Workspace, role: Role) -> None:
+    engine = read_artifact(workspace.engine(role))
+    checkpoint = _key(workspace.checkpoint(role), "convert")
+    if engine is not None and engine.manifest.inputs.get("checkpoint") != checkpoint:
+        raise ConfigError(
+            f"{workspace.engine(role)} was compiled from other weights than those in "
+            f"{workspace.checkpoint(role)}",
+            hint="run `specpipe compile` or `specpipe build`",
+        )
+
+
+def _perform(work: Work, notify: Notify, progress: Progress) -> StageResult:
+    reason = work.stale()
+    if reason is None:
+        return StageResult(work.stage, work.role, work.path, fresh=True, reason="")
+    notify(f"{work.stage}{' ' + work.role if work.role else ''}: {reason}")
+    remove_leftovers(work.path)
+    began = time.perf_counter()
+    with staged(work.path, work.stage) as temporary:
+        work.write(temporary, progress)
+        write_publish(temporary, work.path, Manifest(work.kind, work.inputs()))
+    return StageResult(
+        work.stage,
+        work.role,
+        work.path,
+        fresh=False,
+        reason=reason,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def require_repository(config: RunConfig, workspace: Workspace) -> None:
+    """Raise ConfigError if the run's repository is missing or older than its engines."""
+    work = plan_work(config, workspace, make_plan(config, workspace).requests)[-1]
+    reason = work.stale()
+    if reason is not None:
+        raise ConfigError(
+            f"{workspace.repository} cannot be served: {reason}",
+            hint=f"run `specpipe build --config {config.path}`",
+        )
+
+
+def chat_template(config: RunConfig, workspace: Workspace) -> tuple[str, str]:
+    """Return what the run's model wants before and after a user's text.
+
+    Raises ConfigError if the repository is not built.
+    """
+    file = workspace.repository / "preprocessing/1/tokenizer/tokenizer_facts.json"
+    try:
+        facts = json.loads(file.read_text())
+    except OSError as error:
+        raise ConfigError(
+            f"{workspace.repository} is not built",
+            hint=f"run `specpipe build --config {config.path}`",
+        ) from error
+    return facts["chat_prefix"], facts["chat_suffix"]
+
+
+def validate_run(
+    config: RunConfig,
+    workspace: Workspace,
+    url: str | None,
+    *,
+    notify: Notify = lambda text: None,
+    progress: Progress = lambda done, total: None,
+) -> "Report":
+    """Validate a run against the server at `url`, or against one that is started for the time.
+
+    Raises what `validate` and `start_server` raise.
+    """
+    from specpipe.validate.validate import validate
+
+    check_gates_known(config.validate.gates, config.path)
+    require_repository(config, workspace)
+    model = locate_model(config.target.model, config, KEYS["target"])
+    versions = dict(load_backend(config.engine.backend).versions())
+    with contextlib.ExitStack() as stack:
+        if url is None:
+            notify("starting a server for the validation")
+            log = workspace.reports / "tritonserver.log"
+            address = free_address()
+            stack.enter_context(start_server(workspace.repository, address, log))
+            url = address.grpc
+        return validate(config, workspace, url, model, versions, progress=progress)

@@ -1,0 +1,1 @@
+"""Stage 4: the tritonserver process, and the client that talks to it."""

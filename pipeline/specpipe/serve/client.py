@@ -1,0 +1,290 @@
+"""A gRPC client for people: whole answers, streams, and tokens; works with upstream's server too.
+
+with Client("127.0.0.1:8001") as client:
+    print(client.generate("What is the capital of France?", max_tokens=32).text)
+    for piece in client.stream("Write a poem.", max_tokens=64):
+        print(piece.text, end="", flush=True)
+"""
+
+import queue
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as grpc
+from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from specpipe.errors import ConfigError, SpecpipeError, StageFailed, Unsupported
+
+BUSY = "the server is busy"  # how the answer of a full queue begins
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a request may ask for, by upstream's tensor names; None leaves it to the server."""
+
+    max_tokens: int = 64
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    min_tokens: int | None = None
+    seed: int | None = None
+    end_id: int | None = None
+    stop_words: tuple[str, ...] = ()
+    bad_words: tuple[str, ...] = ()
+    num_draft_tokens: int | None = None  # only on tensorrt_llm_bls
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """How speculation went for one request."""
+
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Accepted by drafted tokens; 0 if nothing was drafted."""
+        return self.accepted_draft_tokens / self.draft_tokens if self.draft_tokens else 0.0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One response: new text or tokens, and the counters so far."""
+
+    text: str
+    tokens: tuple[int, ...]
+    final: bool
+    acceptance: Acceptance
+    output_tokens: int | None  # of the whole answer; known at the end
+    at_s: float  # seconds since the request was sent
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A whole answer and its times, measured by the client."""
+
+    text: str
+    tokens: tuple[int, ...]
+    acceptance: Acceptance
+    output_tokens: int
+    first_s: float  # to the first response
+    total_s: float
+    step_tokens: tuple[int, ...]  # tokens of every response; one response a step, if streamed
+
+
+class Client:
+    """A connection to one server; thread-safe for whole requests, one stream at a time a thread."""
+
+    def __init__(self, url: str, *, timeout_s: float = 600) -> None:
+        self._url, self._timeout_s = url, timeout_s
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing to do: every request has a connection of its own."""
+
+    def stream(
+        self, text: str, options: Options | None = None, *, model: str = "tensorrt_llm_bls"
+    ) -> Iterator[Piece]:
+        """Yield the answer to `text` piece by piece; leaving the loop cancels the request.
+
+        Raises ConfigError or Unsupported if the server refuses the request, StageFailed if it
+        cannot be reached or dies.
+        """
+        return self._call(model, _text_inputs(text, options or Options(), stream=True))
+
+    def generate(
+        self, text: str, options: Options | None = None, *, model: str = "tensorrt_llm_bls"
+    ) -> Generation:
+        """Return the whole answer to `text`; raises what `stream` raises."""
+        inputs = _text_inputs(text, options or Options(), stream=False)
+        return collect(self._call(model, inputs))
+
+    def stream_tokens(
+        self, prompt: Sequence[int], options: Options, *, model: str = "tensorrt_llm"
+    ) -> Iterator[Piece]:
+        """Yield the tokens after `prompt`, one response a step; raises what `stream` raises."""
+        parameters = {}
+        if options.num_draft_tokens is not None:
+            parameters["num_draft_tokens"] = options.num_draft_tokens
+        return self._call(model, _token_inputs(prompt, options), parameters)
+
+    def _call(
+        self,
+        model: str,
+        inputs: Mapping[str, NDArray[Any]],
+        parameters: Mapping[str, int] | None = None,
+    ) -> Iterator[Piece]:
+        tensors = [_tensor(name, array) for name, array in inputs.items()]
+        answers: Answers = queue.Queue()
+        connection = grpc.InferenceServerClient(self._url)
+        began = time.perf_counter()
+        finished = False
+        try:
+            _send(connection, model, tensors, dict(parameters or {}), answers)
+            while not finished:
+                result, error = answers.get(timeout=self._timeout_s)
+                if error is not None:
+                    raise _refusal(error, self._url)
+                piece = _piece(result, time.perf_counter() - began)
+                finished = piece.final
+                yield piece
+        except queue.Empty:
+            raise StageFailed(f"no answer from {self._url} for {self._timeout_s:.0f} s") from None
+        finally:
+            connection.stop_stream(cancel_requests=not finished)
+            connection.close()
+
+
+Answers = queue.Queue[tuple[Any, InferenceServerException | None]]
+
+
+def _send(
+    connection: Any,
+    model: str,
+    tensors: list[Any],
+    parameters: dict[str, int],
+    answers: Answers,
+) -> None:
+    """Send one request; whatever comes back, errors included, arrives in `answers`."""
+    connection.start_stream(
+        lambda result, error: answers.put((result, error)),
+        headers={"triton_grpc_error": "true"},  # errors with their gRPC codes
+    )
+    try:
+        connection.async_stream_infer(
+            model, tensors, enable_empty_final_response=True, parameters=parameters
+        )
+    except InferenceServerException as error:
+        if answers.empty():  # else the cause is there already, and this is its consequence
+            answers.put((None, error))
+
+
+def collect(pieces: Iterator[Piece]) -> Generation:
+    """Put the pieces of one answer together; raises what they raise."""
+    found = list(pieces)
+    last = found[-1]
+    tokens = tuple(token for piece in found for token in piece.tokens)
+    return Generation(
+        text="".join(piece.text for piece in found),
+        tokens=tokens,
+        acceptance=last.acceptance,
+        output_tokens=last.output_tokens if last.output_tokens is not None else len(tokens),
+        first_s=found[0].at_s,
+        total_s=last.at_s,
+        step_tokens=tuple(len(piece.tokens) for piece in found),
+    )
+
+
+_RETURNS = ("return_perf_metrics", "return_num_output_tokens")
+
+
+def _text_inputs(text: str, options: Options, *, stream: bool) -> dict[str, NDArray[Any]]:
+    inputs: dict[str, NDArray[Any]] = {
+        "text_input": np.array([[text.encode()]], object),
+        "max_tokens": np.array([[options.max_tokens]], np.int32),
+        "stream": np.array([[stream]]),
+        "exclude_input_in_output": np.array([[True]]),
+        **{name: np.array([[True]]) for name in _RETURNS},
+        **_sampling_inputs(options, ""),
+    }
+    for name in ("stop_words", "bad_words"):
+        words = getattr(options, name)
+        if words:
+            inputs[name] = np.array([[word.encode() for word in words]], object)
+    if options.num_draft_tokens is not None:
+        inputs["num_draft_tokens"] = np.array([[options.num_draft_tokens]], np.int32)
+    return inputs
+
+
+def _token_inputs(prompt: Sequence[int], options: Options) -> dict[str, NDArray[Any]]:
+    return {
+        "input_ids": np.array([prompt], np.int32),
+        "input_lengths": np.array([[len(prompt)]], np.int32),
+        "request_output_len": np.array([[options.max_tokens]], np.int32),
+        "streaming": np.array([[True]]),
+        **{name: np.array([[True]]) for name in _RETURNS},
+        **_sampling_inputs(options, "runtime_"),
+    }
+
+
+def _sampling_inputs(options: Options, prefix: str) -> dict[str, NDArray[Any]]:
+    names: dict[str, type] = {
+        "temperature": np.float32,
+        "repetition_penalty": np.float32,
+        "presence_penalty": np.float32,
+        "frequency_penalty": np.float32,
+        "top_k": np.int32,
+        "top_p": np.float32,
+        "min_tokens": np.int32,
+        "seed": np.uint64,
+        "end_id": np.int32,
+    }
+    inputs: dict[str, NDArray[Any]] = {}
+    for name, kind in names.items():
+        value = getattr(options, name)
+        if value is not None:
+            tensor = f"{prefix}{name}" if name in ("top_k", "top_p") else name
+            inputs[tensor] = np.array([[value]], kind)
+    return inputs
+
+
+def _tensor(name: str, array: NDArray[Any]) -> Any:
+    tensor = grpc.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+    tensor.set_data_from_numpy(array)
+    return tensor
+
+
+def _piece(result: Any, at_s: float) -> Piece:
+    """Read one response; the last may be empty but for the mark that it is the last."""
+
+    def value(name: str) -> int | None:
+        array = result.as_numpy(name)
+        return None if array is None else int(array.reshape(-1)[0])
+
+    text, ids = result.as_numpy("text_output"), result.as_numpy("output_ids")
+    mark = result.get_response().parameters.get("triton_final_response")
+    return Piece(
+        text="" if text is None else b"".join(text.reshape(-1)).decode("utf-8"),
+        tokens=() if ids is None else tuple(int(i) for i in ids.reshape(-1)),
+        final=mark is None or bool(mark.bool_param),
+        acceptance=Acceptance(
+            value("total_draft_tokens") or 0, value("total_accepted_draft_tokens") or 0
+        ),
+        output_tokens=value("num_output_tokens"),
+        at_s=at_s,
+    )
+
+
+def _refusal(error: InferenceServerException, url: str) -> SpecpipeError:
+    """Return the error of ours that says what the server's means.
+
+    What Triton itself refuses, an unknown model or tensor, comes without a status.
+    """
+    status, message = str(error.status()).removeprefix("StatusCode."), error.message()
+    if status in ("INVALID_ARGUMENT", "NOT_FOUND", "None"):
+        return ConfigError(f"the server refused the request: {message}")
+    if status == "UNIMPLEMENTED":
+        return Unsupported(f"the server refused the request: {message}")
+    if status == "UNAVAILABLE" and BUSY in message:
+        return StageFailed(message, hint="try again later, or raise serving.max_queue_size")
+    if status == "UNAVAILABLE":
+        return StageFailed(
+            f"no server answers at {url}: {message}",
+            hint="start one with `specpipe serve --config F`, or give --url",
+        )
+    return StageFailed(f"the server failed ({status}): {message}")

@@ -1,0 +1,264 @@
+"""A tritonserver as a child process: started with the right libraries, awaited, stopped cleanly."""
+
+import contextlib
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from specpipe.errors import ConfigError, StageFailed, Unsupported
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the server listens."""
+
+    host: str = "127.0.0.1"
+    grpc_port: int = 8001
+    http_port: int = 8000
+    metrics_port: int = 8002
+
+    @property
+    def grpc(self) -> str:
+        """The gRPC endpoint as host:port."""
+        return f"{self.host}:{self.grpc_port}"
+
+    @property
+    def http(self) -> str:
+        """The HTTP endpoint as host:port."""
+        return f"{self.host}:{self.http_port}"
+
+    @property
+    def metrics(self) -> str:
+        """The Prometheus endpoint as host:port."""
+        return f"{self.host}:{self.metrics_port}"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A server that is ready."""
+
+    address: Address
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    def is_alive(self) -> bool:
+        """Tell whether the process still runs."""
+        return self.process.poll() is None
+
+
+@contextlib.contextmanager
+def start_server(
+    repository: Path, address: Address, log: Path, *, timeout_s: float = 120
+) -> Iterator[Endpoint]:
+    """Serve `repository` until the block ends; nothing of the server is left afterwards.
+
+    Raises ConfigError if a port is taken, Unsupported if no server is installed, StageFailed with
+    the server's own words if it does not become ready.
+    """
+    require_free_ports(address)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="specpipe-") as folder, log.open("wb") as output:
+        home = _server_home(Path(folder))
+        region = f"specpipe{os.getpid()}_{Path(folder).name[-8:]}_"
+        process = subprocess.Popen(
+            _command(home, repository.resolve(), address, region),
+            env=_environment(home),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+        endpoint = Endpoint(address, process, log)
+        try:
+            _await_ready(endpoint, timeout_s)
+            yield endpoint
+        finally:
+            _stop(process)
+            _remove_shared_memory(region)
+
+
+def require_free_ports(address: Address) -> None:
+    """Raise ConfigError naming the first port that another program listens on."""
+    ports = {
+        "--grpc-port": address.grpc_port,
+        "--http-port": address.http_port,
+        "--metrics-port": address.metrics_port,
+    }
+    if len(set(ports.values())) < len(ports):
+        raise ConfigError(f"the three ports must differ: {', '.join(map(str, ports.values()))}")
+    for flag, port in ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address.host, port))
+            except OSError as error:
+                raise ConfigError(
+                    f"port {port} on {address.host} cannot be used: {error.strerror}",
+                    hint=f"stop the other program or give another {flag}",
+                ) from error
+
+
+def free_address() -> Address:
+    """Return a loopback address with three ports that are free now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        ports = [sock.getsockname()[1] for sock in sockets]
+    return Address("127.0.0.1", *ports)
+
+
+@dataclass(frozen=True)
+class _Home:
+    """An assembled server: its binary, and the folders that it is told about."""
+
+    binary: Path
+    backends: Path
+    caches: Path
+    libraries: str
+
+
+def _server_home(folder: Path) -> _Home:
+    """Lay the server of nvidia-pytriton out with the stub of the running Python version."""
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or not spec.submodule_search_locations:
+        raise Unsupported(
+            "no tritonserver: the package nvidia-pytriton is not installed",
+            hint="pip install 'specpipe-trtllm[cpu]'",
+        )
+    _require_old_numpy()
+    package = Path(next(iter(spec.submodule_search_locations)))
+    server = package / "tritonserver"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise Unsupported(
+            f"nvidia-pytriton has no stub for Python {version}", hint="use Python 3.10 to 3.13"
+        )
+    backend = folder / "backends/python"
+    backend.mkdir(parents=True)
+    for file in [*(server / "backends/python").iterdir(), stub]:
+        (backend / file.name).symlink_to(file)
+    libraries = [sysconfig.get_config_var("LIBDIR"), str(package.parent / "nvidia_pytriton.libs")]
+    return _Home(
+        server / "bin/tritonserver", folder / "backends", server / "caches", ":".join(libraries)
+    )
+
+
+def _require_old_numpy() -> None:
+    version = importlib.metadata.version("numpy")
+    if int(version.split(".")[0]) >= 2:
+        raise Unsupported(
+            f"numpy {version}: Triton's Python backend in nvidia-pytriton sends empty tensors with "
+            "numpy 2, silently",
+            hint="pip install 'numpy<2'",
+        )
+
+
+def _command(home: _Home, repository: Path, address: Address, region: str) -> list[str]:
+    return [
+        str(home.binary),
+        f"--model-repository={repository}",
+        f"--backend-directory={home.backends}",
+        f"--cache-directory={home.caches}",
+        *(f"--{kind}-address={address.host}" for kind in ("http", "grpc", "metrics")),
+        f"--http-port={address.http_port}",
+        f"--grpc-port={address.grpc_port}",
+        f"--metrics-port={address.metrics_port}",
+        "--disable-auto-complete-config",
+        "--exit-timeout-secs=10",
+        f"--backend-config=python,shm-region-prefix-name={region}",
+    ]
+
+
+def _environment(home: _Home) -> dict[str, str]:
+    # The stub runs isolated: its environment is that of the first `python` on the path.
+    python = str(Path(sys.executable).parent)
+    inherited = os.environ.get("LD_LIBRARY_PATH", "")
+    return {
+        **os.environ,
+        "LD_LIBRARY_PATH": f"{home.libraries}:{inherited}".rstrip(":"),
+        "PATH": f"{python}:{os.environ.get('PATH', '')}",
+        "VIRTUAL_ENV": sys.prefix,
+    }
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end the server if we are killed without a chance to stop it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _await_ready(endpoint: Endpoint, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if not endpoint.is_alive():
+            raise StageFailed(
+                f"serve: tritonserver ended while starting: {_last_error(endpoint.log)}",
+                hint=f"its whole output is in {endpoint.log}",
+            )
+        if is_ready(endpoint.address):
+            return
+        time.sleep(0.05)
+    raise StageFailed(
+        f"serve: tritonserver was not ready after {timeout_s:.0f} s",
+        hint=f"its output is in {endpoint.log}",
+    )
+
+
+def is_ready(address: Address) -> bool:
+    """Ask the server whether every model is ready."""
+    try:
+        with urllib.request.urlopen(f"http://{address.http}/v2/health/ready", timeout=1) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _last_error(log: Path) -> str:
+    """Return the first line of the log that names a cause."""
+    lines = log.read_text(errors="replace").splitlines()
+    causes = [line for line in lines if "Error:" in line or "error:" in line]
+    failures = [line for line in lines if line.startswith("E1") or line.startswith("E0")]
+    found = causes or failures or lines
+    return found[0].strip()[-400:] if found else "no output"
+
+
+def _stop(process: "subprocess.Popen[Any]") -> None:
+    """End the server and everything that it started, gently first."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(15)
+    with contextlib.suppress(ProcessLookupError):  # stubs that outlive it are of its session
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _remove_shared_memory(region: str) -> None:
+    for file in Path("/dev/shm").glob(f"{region}*"):
+        with contextlib.suppress(OSError):
+            file.unlink()
+
+
+def find_server() -> str | None:
+    """Say where a tritonserver is to be had, for `doctor`; None if nowhere."""
+    if importlib.util.find_spec("pytriton") is not None:
+        return f"nvidia-pytriton {importlib.metadata.version('nvidia-pytriton')}"
+    return shutil.which("tritonserver")

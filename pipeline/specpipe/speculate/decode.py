@@ -1,0 +1,137 @@
+"""The loop: propose, score, accept, commit. One generator yields what every step emitted."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from specpipe.contracts import Draft, Floats, Proposer, Runner, Sampling, Scores, Verdict
+from specpipe.speculate import accept
+from specpipe.speculate.sampling import adjust, distribution, log_probability
+
+Finish = Literal["end_id", "stop_words", "length"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a sequence ends."""
+
+    max_tokens: int
+    stop_words: tuple[tuple[int, ...], ...] = ()  # kept in the output, as upstream keeps them
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the target: the tokens it emitted, and what became of the draft."""
+
+    tokens: tuple[int, ...]
+    drafted: int
+    accepted: int  # draft tokens among `tokens`
+    finish: Finish | None = None
+    log_probs: tuple[float, ...] = ()
+
+
+@dataclass
+class _Sequence:
+    """The tokens so far, and where the output begins."""
+
+    tokens: list[int]
+    prompt_length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prompt_length = len(self.tokens)
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+
+def decode(
+    runner: Runner,
+    proposer: Proposer,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    limits: Limits,
+    *,
+    log_probs: bool = False,
+) -> Iterator[Step]:
+    """Yield steps until an end token, a stop word or `limits.max_tokens`.
+
+    The output is that of plain decoding with the same options: token for token if greedy, in
+    distribution if sampled. `end_id` is emitted as the last token. The caller may stop at any step.
+    """
+    rng = np.random.default_rng(sampling.seed)
+    sequence = _Sequence(list(prompt))
+    runner.start(prompt)
+    proposer.start(prompt, sampling)
+    while True:
+        left = limits.max_tokens - sequence.generated
+        draft = proposer.propose(left - 1)
+        scores = runner.score(draft)
+        verdict = _judge(draft, scores, sequence, sampling, rng)
+        step = _step(draft, scores, verdict, sequence, sampling, limits, log_probs)
+        if step.finish:
+            yield step
+            return
+        runner.commit(draft, verdict)
+        proposer.observe(draft, scores, verdict)
+        sequence.tokens += step.tokens
+        yield step
+
+
+def _judge(
+    draft: Draft, scores: Scores, sequence: _Sequence, sampling: Sampling, rng: np.random.Generator
+) -> Verdict:
+    def logits(path: accept.Path) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+        row = path[-1] + 1 if path else 0
+        history = sequence.tokens + [int(draft.tokens[n]) for n in path]
+        return adjust(scores.logits[row], sampling, history, sequence.generated + len(path))
+
+    def law(path: accept.Path) -> Floats:
+        return distribution(logits(path), sampling)
+
+    if sampling.greedy:
+        return accept.greedy(draft, lambda path: int(np.argmax(logits(path))))
+    return accept.sample(draft, law, rng)
+
+
+def _step(
+    draft: Draft,
+    scores: Scores,
+    verdict: Verdict,
+    sequence: _Sequence,
+    sampling: Sampling,
+    limits: Limits,
+    log_probs: bool,
+) -> Step:
+    emitted = [*(int(draft.tokens[n]) for n in verdict.path), verdict.next_token]
+    kept, finish = _cut(emitted, sequence, sampling, limits)
+    rows = [0, *(n + 1 for n in verdict.path)]
+    return Step(
+        tokens=tuple(kept),
+        drafted=len(draft) - draft.scratch,
+        accepted=min(len(kept), len(verdict.path)),
+        finish=finish,
+        log_probs=tuple(
+            log_probability(scores.logits[row], token)
+            for row, token in zip(rows, kept, strict=False)
+        )
+        if log_probs
+        else (),
+    )
+
+
+def _cut(
+    emitted: list[int], sequence: _Sequence, sampling: Sampling, limits: Limits
+) -> tuple[list[int], Finish | None]:
+    """Cut what one step emitted at the first reason to stop."""
+    for i, token in enumerate(emitted):
+        if token == sampling.end_id:
+            return emitted[: i + 1], "end_id"
+        output = sequence.tokens[sequence.prompt_length :] + emitted[: i + 1]
+        if any(tuple(output[-len(word) :]) == word for word in limits.stop_words):
+            return emitted[: i + 1], "stop_words"
+        if len(output) >= limits.max_tokens:
+            return emitted[: i + 1], "length"
+    return emitted, None

@@ -1,0 +1,67 @@
+"""A small model guesses, token by token (Leviathan et al. 2211.17192; Chen et al. 2302.01318)."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from specpipe.config import DraftModel
+from specpipe.contracts import EMPTY, Draft, Floats, Role, Runner, Sampling, Scores, Verdict, chain
+from specpipe.speculate.accept import draw
+from specpipe.speculate.sampling import adjust, distribution
+
+
+class DraftModelProposer:
+    """Drives a second runner; its guesses come from the very options of the request.
+
+    Rows of the draft's cache are kept from step to step: `follow` drops only what the target
+    refused, and feeds what the cache lacks (after a full acceptance, the last guess).
+    """
+
+    def __init__(self, runner: Runner, num_draft_tokens: int) -> None:
+        self.draft_nodes = num_draft_tokens
+        self._runner = runner
+        self._sampling = Sampling()
+        self._rng = np.random.default_rng(0)
+        self._tokens: list[int] = []
+        self._prompt_length = 0
+
+    def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
+        """Load the prompt into the draft model."""
+        self._sampling = sampling
+        # Guesses must be independent of the verifier's draws: a child of the same seed.
+        self._rng = np.random.default_rng([sampling.seed, 1])
+        self._tokens = list(prompt)
+        self._prompt_length = len(prompt)
+        self._runner.start(prompt)
+
+    def propose(self, limit: int) -> Draft:
+        """Guess a chain of `num_draft_tokens` tokens, or of `limit` if that is less."""
+        count = min(limit, self.draft_nodes, self._room())
+        self._runner.follow(self._tokens)
+        guesses: list[int] = []
+        laws: list[Floats] = []
+        for _ in range(count):
+            token, law = self._guess(guesses)
+            self._runner.commit(EMPTY, Verdict((), token))
+            guesses.append(token)
+            laws.append(law)
+        return chain(guesses, None if self._sampling.greedy or not laws else np.stack(laws))
+
+    def _room(self) -> int:
+        return max(0, self._runner.max_seq_len - len(self._tokens))
+
+    def _guess(self, guesses: list[int]) -> tuple[int, Floats]:
+        history = self._tokens + guesses
+        row = self._runner.score(EMPTY).logits[0]
+        logits = adjust(row, self._sampling, history, len(history) - self._prompt_length)
+        law = distribution(logits, self._sampling)
+        return draw(law, self._rng), law
+
+    def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
+        """Append what the target committed."""
+        self._tokens += [*(int(draft.tokens[n]) for n in verdict.path), verdict.next_token]
+
+
+def build(options: DraftModel, runners: Mapping[Role, Runner]) -> DraftModelProposer:
+    """Return the proposer of `method: draft_model`; `runners` holds one for the role draft."""
+    return DraftModelProposer(runners["draft"], options.num_draft_tokens)

@@ -1,0 +1,62 @@
+"""Prompt lookup: guess that what followed the last tokens before will follow them again.
+
+After Saxena's prompt lookup decoding; TensorRT-LLM calls it NGram. Needs no model and costs nothing
+where nothing repeats.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from specpipe.config import PromptLookup
+from specpipe.contracts import EMPTY, Draft, Ints, Role, Runner, Sampling, Scores, Verdict, chain
+
+
+class PromptLookupProposer:
+    """Looks the last n tokens up in prompt and output, longest n first."""
+
+    def __init__(self, num_draft_tokens: int, min_ngram: int, max_ngram: int) -> None:
+        self.draft_nodes = num_draft_tokens
+        self._min_ngram, self._max_ngram = min_ngram, max_ngram
+        self._tokens: list[int] = []
+
+    def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
+        """Make `prompt` the text to look in."""
+        self._tokens = list(prompt)
+
+    def propose(self, limit: int) -> Draft:
+        """Return the continuation of the best earlier match, or the empty draft."""
+        wanted = min(limit, self.draft_nodes)
+        if wanted <= 0:
+            return EMPTY
+        tokens = np.asarray(self._tokens, np.int64)
+        for n in range(min(self._max_ngram, len(tokens) - 1), self._min_ngram - 1, -1):
+            begin = _continuation(tokens, n, wanted)
+            if begin is not None:
+                return chain(tokens[begin : begin + wanted])
+        return EMPTY
+
+    def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
+        """Append what was committed."""
+        self._tokens += [*(int(draft.tokens[n]) for n in verdict.path), verdict.next_token]
+
+
+def _continuation(tokens: Ints, n: int, wanted: int) -> int | None:
+    """Return where the text after an earlier copy of the last n tokens begins.
+
+    The latest copy that is followed by `wanted` tokens; if none is, the earliest, which is followed
+    by the most.
+    """
+    windows = np.lib.stride_tricks.sliding_window_view(tokens[:-1], n)
+    begins = np.flatnonzero((windows == tokens[-n:]).all(axis=1)) + n
+    if not len(begins):
+        return None
+    long_enough = begins[begins + wanted <= len(tokens)]
+    return int(long_enough[-1] if len(long_enough) else begins[0])
+
+
+def build(options: PromptLookup, runners: Mapping[Role, Runner]) -> PromptLookupProposer:
+    """Return the proposer of `method: prompt_lookup`."""
+    return PromptLookupProposer(
+        options.num_draft_tokens, options.min_matching_ngram_size, options.max_matching_ngram_size
+    )

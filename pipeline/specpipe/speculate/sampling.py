@@ -1,0 +1,134 @@
+"""From logits to the distribution that a request asked for, at one position with its history.
+
+Order, as transformers and TensorRT-LLM have it: penalties and bans on the logits, then temperature,
+top_k, top_p.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from specpipe.contracts import Floats, Logits, Sampling
+from specpipe.errors import ConfigError
+
+
+def check_sampling(options: Sampling, vocab_size: int) -> None:
+    """Raise ConfigError naming the first value that makes no sense."""
+    finite = {
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "repetition_penalty": options.repetition_penalty,
+        "presence_penalty": options.presence_penalty,
+        "frequency_penalty": options.frequency_penalty,
+    }
+    for name, value in finite.items():
+        if not math.isfinite(value):
+            raise ConfigError(f"{name} is {value}: must be a finite number")
+    _require(options.temperature >= 0, "temperature", options.temperature, "at least 0")
+    _require(options.top_k >= 0, "top_k", options.top_k, "at least 0 (0: no limit)")
+    _require(0 < options.top_p <= 1, "top_p", options.top_p, "above 0 and at most 1")
+    _require(
+        options.repetition_penalty > 0,
+        "repetition_penalty",
+        options.repetition_penalty,
+        "above 0 (1: none)",
+    )
+    _require(options.min_tokens >= 0, "min_tokens", options.min_tokens, "at least 0")
+    _require(
+        -1 <= options.end_id < vocab_size,
+        "end_id",
+        options.end_id,
+        f"-1 (none) or a token below {vocab_size}",
+    )
+    for word in options.bad_words:
+        _require(
+            all(0 <= t < vocab_size for t in word),
+            "bad_words",
+            word,
+            f"tokens from 0 to {vocab_size - 1}",
+        )
+
+
+def _require(ok: bool, name: str, value: object, words: str) -> None:
+    if not ok:
+        raise ConfigError(f"{name} is {value}: must be {words}")
+
+
+def adjust(logits: Logits, options: Sampling, history: Sequence[int], generated: int) -> Logits:
+    """Apply penalties and bans to `logits` [V]; returns the same array if there are none.
+
+    `history` is the prompt and all output before this position, `generated` how many of its tokens
+    are output.
+    """
+    changed = _penalise(logits, options, history)
+    banned = [w[-1] for w in options.bad_words if _ends_with(history, w[:-1])]
+    if options.end_id >= 0 and generated < options.min_tokens:
+        banned.append(options.end_id)
+    if banned:
+        changed = changed.copy()
+        changed[banned] = -np.inf
+    return changed
+
+
+def _penalise(logits: Logits, options: Sampling, history: Sequence[int]) -> Logits:
+    repetition, presence = options.repetition_penalty, options.presence_penalty
+    frequency = options.frequency_penalty
+    if repetition == 1 and presence == 0 and frequency == 0:
+        return logits
+    seen, counts = np.unique(np.asarray(history, np.int64), return_counts=True)
+    values = logits[seen]
+    values = np.where(values > 0, values / repetition, values * repetition)
+    out = logits.copy()
+    out[seen] = values - presence - frequency * counts
+    return out
+
+
+def _ends_with(history: Sequence[int], tail: Sequence[int]) -> bool:
+    return not tail or tuple(history[-len(tail) :]) == tuple(tail)
+
+
+def distribution(logits: Logits, options: Sampling) -> Floats:
+    """Return the distribution [V] of already adjusted `logits` under temperature, top_k, top_p.
+
+    Greedy options give the one-hot distribution of the first most likely token.
+    """
+    law = np.zeros(len(logits))
+    if options.greedy:
+        law[int(np.argmax(logits))] = 1.0
+        return law
+    kept = _top_k(logits, options.top_k)
+    scaled = logits[kept].astype(np.float64) / options.temperature
+    weights = np.exp(scaled - scaled.max())
+    weights /= weights.sum()
+    if options.top_p < 1:
+        weights *= _top_p(weights, options.top_p)
+        weights /= weights.sum()
+    law[kept] = weights
+    return law
+
+
+def _top_k(logits: Logits, k: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Return the indices of the k largest logits (ties at the border by index), or of all."""
+    if k <= 0 or k >= len(logits):
+        return np.arange(len(logits))
+    border = np.partition(logits, -k)[-k]
+    above = np.flatnonzero(logits > border)
+    ties = np.flatnonzero(logits == border)[: k - len(above)]
+    return np.sort(np.concatenate([above, ties]))
+
+
+def _top_p(weights: Floats, p: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Mark the smallest set of most likely tokens whose weights reach `p`."""
+    order = np.argsort(-weights, kind="stable")
+    before = np.cumsum(weights[order]) - weights[order]
+    keep = np.zeros(len(weights), np.bool_)
+    keep[order] = before < p
+    return keep
+
+
+def log_probability(logits: Logits, token: int) -> float:
+    """Return the model's own log-probability of `token`, before any penalty or temperature."""
+    peak = float(logits.max())
+    spread = np.exp(logits.astype(np.float64) - peak).sum()
+    return float(logits[token]) - peak - math.log(spread)

@@ -1,0 +1,1 @@
+"""Stage 5: the endpoint against the Hugging Face reference."""

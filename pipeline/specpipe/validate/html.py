@@ -1,0 +1,109 @@
+"""The few pieces of HTML and SVG that the report is made of; every text is escaped."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c2733; max-width: 60rem; margin: 2rem auto;
+       padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 0.2rem; }
+p.note { color: #5a6b7b; margin: 0 0 0.6rem; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; padding: 0.35rem 0.6rem; border-bottom: 1px solid #d9e0e7;
+         vertical-align: top; }
+th { font-weight: 600; } td:first-child { white-space: nowrap; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.1rem 1rem; }
+dt { color: #5a6b7b; } dd { margin: 0; }
+.ok { color: #10693f; } .bad { color: #a8201a; }
+svg { max-width: 100%; height: auto; } svg text { font: 13px system-ui, sans-serif; fill: #1c2733; }
+"""
+_COLOUR = "#2f6f9f"
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """Return a whole document."""
+    body = "\n".join(parts)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def verdict(passed: bool, name: str) -> str:
+    """Return the title, with the result in a word and a colour."""
+    word, kind = ("passed", "ok") if passed else ("failed", "bad")
+    return f'<h1>Validation of {escape(name)}: <span class="{kind}">{word}</span></h1>'
+
+
+def heading(text: str, note: str) -> str:
+    """Return a section title and the sentence under it."""
+    return f"<h2>{escape(text)}</h2>" + (f'<p class="note">{escape(note)}</p>' if note else "")
+
+
+def facts(values: Mapping[str, str]) -> str:
+    """Return names and values as a list."""
+    rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in values.items())
+    return f"<dl>{rows}</dl>"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table."""
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"<table><tr>{top}</tr>{body}</table>"
+
+
+def items(texts: Sequence[str]) -> str:
+    """Return a bullet list."""
+    return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
+
+
+def bars(values: Mapping[str, float], unit: str) -> str:
+    """Return horizontal bars, one a name."""
+    most = max(values.values(), default=1.0) or 1.0
+    shapes = []
+    for i, (name, value) in enumerate(values.items()):
+        y, width = 8 + 32 * i, 420 * value / most
+        shapes.append(f'<text x="0" y="{y + 16}">{escape(name)}</text>')
+        shapes.append(f'<rect x="190" y="{y}" width="{width:.1f}" height="22" fill="{_COLOUR}"/>')
+        shapes.append(f'<text x="{196 + width:.1f}" y="{y + 16}">{value:.3g} {escape(unit)}</text>')
+    return _svg(720, 16 + 32 * len(values), shapes)
+
+
+def columns(values: Mapping[str, float], across: str, up: str, mark: float | None = None) -> str:
+    """Return vertical bars with their numbers, and a horizontal line at `mark`."""
+    most = max([*values.values(), mark or 0.0]) or 1.0
+    step = min(80.0, 640 / max(1, len(values)))
+    shapes = [f'<text x="0" y="14">{escape(up)}</text>']
+    for i, (name, value) in enumerate(values.items()):
+        x, height = 30 + step * i, 140 * value / most
+        shapes.append(
+            f'<rect x="{x:.1f}" y="{180 - height:.1f}" width="{step * 0.7:.1f}" '
+            f'height="{height:.1f}" fill="{_COLOUR}"/>'
+        )
+        middle = x + step * 0.35
+        shapes.append(_label(middle, 174 - height, f"{value:.3g}"))
+        shapes.append(_label(middle, 196, name))
+    if mark is not None:
+        y = 180 - 140 * mark / most
+        shapes.append(
+            f'<line x1="24" x2="700" y1="{y:.1f}" y2="{y:.1f}" stroke="#a8201a" '
+            'stroke-dasharray="4 3"/>'
+        )
+    shapes.append(f'<text x="30" y="216">{escape(across)}</text>')
+    return _svg(720, 224, shapes)
+
+
+def _label(x: float, y: float, text: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{escape(text)}</text>'
+
+
+def _svg(width: int, height: int, shapes: Sequence[str]) -> str:
+    inner = "".join(shapes)
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'role="img">{inner}</svg>'
+    )

@@ -1,0 +1,91 @@
+"""Metrics: one file each, declaring name, unit and direction. To add one: a file and a line."""
+
+import importlib
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from specpipe.validate.trials import Arm, Trials
+
+METRICS: dict[str, str] = {
+    "exact_match": "specpipe.validate.metrics.exact_match:METRIC",
+    "ttft_ms": "specpipe.validate.metrics.ttft:METRIC",
+    "time_per_token_ms": "specpipe.validate.metrics.time_per_token:METRIC",
+    "tokens_per_second": "specpipe.validate.metrics.tokens_per_second:METRIC",
+    "speedup_over_plain": "specpipe.validate.metrics.speedup_over_plain:METRIC",
+    "speedup_over_reference": "specpipe.validate.metrics.speedup_over_reference:METRIC",
+    "acceptance_length": "specpipe.validate.metrics.acceptance_length:METRIC",
+    "acceptance_rate": "specpipe.validate.metrics.acceptance_rate:METRIC",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A median and the middle four fifths of the samples behind it."""
+
+    median: float
+    p10: float
+    p90: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a number means and how it is taken from the trials."""
+
+    name: str
+    unit: str
+    larger_is_better: bool
+    meaning: str  # one sentence for the report
+    compute: Callable[[Trials], Mapping[Arm, Figure]]  # an arm without samples is left out
+
+
+def load_metrics() -> list[Metric]:
+    """Return every metric of the table, in its order."""
+    found = []
+    for path in METRICS.values():
+        module, attribute = path.split(":")
+        found.append(getattr(importlib.import_module(module), attribute))
+    return found
+
+
+def figure(samples: list[float]) -> Figure:
+    """Summarise samples, at least one."""
+    ordered = sorted(samples)
+    last = len(ordered) - 1
+    return Figure(
+        statistics.median(ordered),
+        ordered[round(last * 0.1)],
+        ordered[round(last * 0.9)],
+        len(ordered),
+    )
+
+
+def by_arm(samples: Mapping[Arm, list[float]]) -> dict[Arm, Figure]:
+    """Summarise the samples of every arm that has any."""
+    return {arm: figure(values) for arm, values in samples.items() if values}
+
+
+def total_seconds(trials: Trials, arm: Arm) -> dict[int, float]:
+    """Return the median time to the last token for every prompt of an arm."""
+    times: dict[int, list[float]] = {}
+    for trial in trials.of(arm):
+        times.setdefault(trial.prompt, []).append(trial.total_s)
+    return {prompt: statistics.median(values) for prompt, values in times.items()}
+
+
+def speedups(trials: Trials, over: Arm) -> dict[Arm, Figure]:
+    """Return, prompt by prompt, how much faster each arm of the server is than `over` per token."""
+    base = _seconds_per_token(trials, over)
+    samples: dict[Arm, list[float]] = {}
+    arms: tuple[Arm, ...] = ("plain", "speculative")
+    for arm in arms:
+        if arm != over:
+            ours = _seconds_per_token(trials, arm)
+            samples[arm] = [base[p] / ours[p] for p in ours if p in base]
+    return by_arm(samples)
+
+
+def _seconds_per_token(trials: Trials, arm: Arm) -> dict[int, float]:
+    counts = {trial.prompt: len(trial.tokens) for trial in trials.of(arm)}
+    return {p: s / counts[p] for p, s in total_seconds(trials, arm).items() if counts[p]}

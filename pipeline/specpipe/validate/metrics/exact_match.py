@@ -1,0 +1,26 @@
+"""Share of prompts whose tokens are the reference's."""
+
+from specpipe.validate.metrics import Figure, Metric
+from specpipe.validate.trials import Arm, Trials
+
+
+def compute(trials: Trials) -> dict[Arm, Figure]:
+    """exact_match = prompts without a divergence / prompts."""
+    found: dict[Arm, Figure] = {}
+    arms: tuple[Arm, ...] = ("plain", "speculative")
+    for arm in arms:
+        prompts = {trial.prompt for trial in trials.of(arm)}
+        wrong = {d.prompt for d in trials.divergences if d.arm == arm}
+        if prompts:
+            share = 1 - len(wrong) / len(prompts)
+            found[arm] = Figure(share, share, share, len(prompts))
+    return found
+
+
+METRIC = Metric(
+    "exact_match",
+    "share",
+    True,
+    "Share of prompts whose greedy tokens are those of transformers in float32.",
+    compute,
+)

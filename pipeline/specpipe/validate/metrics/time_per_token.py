@@ -1,0 +1,19 @@
+"""Time per output token after the first response."""
+
+from specpipe.validate.metrics import Figure, Metric, by_arm
+from specpipe.validate.trials import ARMS, Arm, Trial, Trials
+
+
+def compute(trials: Trials) -> dict[Arm, Figure]:
+    """time_per_token = (last - first response) / tokens after the first response."""
+    return by_arm({arm: [ms for t in trials.of(arm) if (ms := _ms(t)) is not None] for arm in ARMS})
+
+
+def _ms(trial: Trial) -> float | None:
+    later = len(trial.tokens) - (trial.step_tokens[0] if trial.step_tokens else 1)
+    return (trial.total_s - trial.first_s) * 1e3 / later if later > 0 else None
+
+
+METRIC = Metric(
+    "time_per_token_ms", "ms", False, "Time per output token after the first response.", compute
+)

@@ -1,0 +1,53 @@
+"""The judge: Hugging Face transformers, float32, plain greedy decoding."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class ReferenceAnswer:
+    """What transformers answers, how sure it was at every token, and how long it took."""
+
+    tokens: tuple[int, ...]
+    margins: tuple[float, ...]  # logit of the chosen token minus that of the runner-up
+    first_s: float
+    total_s: float
+
+
+class Reference:
+    """A loaded model."""
+
+    def __init__(self, model: Path) -> None:
+        """Load a checkpoint folder or a .gguf file in float32."""
+        from transformers import AutoModelForCausalLM
+
+        if model.is_file():
+            self._model: Any = AutoModelForCausalLM.from_pretrained(
+                model.parent, gguf_file=model.name
+            ).float()
+        else:
+            self._model = AutoModelForCausalLM.from_pretrained(model).float()
+        self._model.eval()
+
+    @torch.no_grad()
+    def generate(self, prompt: Sequence[int], max_tokens: int, end_id: int) -> ReferenceAnswer:
+        """Decode greedily until `end_id`, which is part of the answer, or `max_tokens`."""
+        began = time.perf_counter()
+        first_s = 0.0
+        step, past = torch.tensor([list(prompt)]), None
+        tokens: list[int] = []
+        margins: list[float] = []
+        while len(tokens) < max_tokens and (not tokens or tokens[-1] != end_id):
+            result = self._model(input_ids=step, past_key_values=past, use_cache=True)
+            past = result.past_key_values
+            best = torch.topk(result.logits[0, -1], 2)
+            tokens.append(int(best.indices[0]))
+            margins.append(float(best.values[0] - best.values[1]))
+            first_s = first_s or time.perf_counter() - began
+            step = torch.tensor([[tokens[-1]]])
+        return ReferenceAnswer(tuple(tokens), tuple(margins), first_s, time.perf_counter() - began)

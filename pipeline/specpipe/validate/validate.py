@@ -1,0 +1,87 @@
+"""`specpipe validate`: measure, judge, report."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from specpipe.artifacts import Workspace
+from specpipe.config import RunConfig, require_file
+from specpipe.errors import ConfigError, GateFailed
+from specpipe.repository.models.tokens import load_tokenizer
+from specpipe.serve.client import Client
+from specpipe.validate.gates import check_gates_known, judge
+from specpipe.validate.measure import measure
+from specpipe.validate.metrics import load_metrics
+from specpipe.validate.prompts import read_prompts
+from specpipe.validate.reference import Reference
+from specpipe.validate.report import Report, write_report
+from specpipe.validate.trials import Arm
+
+Progress = Callable[[int, int], None]
+
+
+def load_prompts(config: RunConfig, tokenizer_folder: Path) -> tuple[list[list[int]], int]:
+    """Return the run's prompts as tokens, in the model's chat template, and the end token.
+
+    Raises ConfigError if there are none or one is too long for the engine.
+    """
+    options = config.validate
+    path = require_file(options.prompts, config, "validate.prompts") if options.prompts else None
+    tokenizer = load_tokenizer(tokenizer_folder)
+    facts = json.loads((tokenizer_folder / "tokenizer_facts.json").read_text())
+    texts = read_prompts(path)[: options.num_prompts]
+    limit = min(config.engine.max_input_len, config.engine.max_seq_len - options.max_tokens)
+    if limit < 1:
+        raise ConfigError(
+            f"{config.path}: 'validate.max_tokens' is {options.max_tokens}: leaves no "
+            f"room for a prompt in engine.max_seq_len {config.engine.max_seq_len}"
+        )
+    prompts = [
+        tokenizer.encode(facts["chat_prefix"] + text + facts["chat_suffix"], limit)
+        for text in texts
+    ]
+    return prompts, tokenizer.end_id
+
+
+def validate(
+    config: RunConfig,
+    workspace: Workspace,
+    url: str,
+    model: Path,
+    versions: dict[str, str],
+    *,
+    progress: Progress = lambda done, total: None,
+) -> Report:
+    """Compare the server at `url` with transformers and write the report into the workspace.
+
+    Raises ConfigError for unknown gates or bad prompts, StageFailed if the server fails. Whether
+    the gates were met is in the report; `require_passed` raises.
+    """
+    check_gates_known(config.validate.gates, config.path)
+    prompts, end_id = load_prompts(config, workspace.repository / "preprocessing/1/tokenizer")
+    speculates = config.speculation.num_draft_tokens > 0
+    with Client(url) as client:
+        trials = measure(
+            client,
+            Reference(model),
+            prompts,
+            max_tokens=config.validate.max_tokens,
+            end_id=end_id,
+            repeats=config.validate.repeats,
+            speculates=speculates,
+            progress=progress,
+        )
+    metrics = load_metrics()
+    figures = {metric.name: metric.compute(trials) for metric in metrics}
+    judged: Arm = "speculative" if speculates else "plain"
+    gates = judge(config.validate.gates, metrics, figures, judged)
+    report = Report(config, len(prompts), metrics, figures, trials, gates, versions)
+    write_report(report, workspace.reports)
+    return report
+
+
+def require_passed(report: Report) -> None:
+    """Raise GateFailed naming every gate that was not met."""
+    failed = [str(gate) for gate in report.gates if not gate.passed]
+    if failed:
+        raise GateFailed("; ".join(failed))
