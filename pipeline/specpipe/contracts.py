@@ -52,7 +52,7 @@ class Scores:
     hidden: Logits | None = None  # [1 + n, D]  last hidden state, after the final norm
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Verdict:
     """What one step decided: the accepted nodes, root first, and the token that follows them."""
 

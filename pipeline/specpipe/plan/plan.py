@@ -122,9 +122,10 @@ def gpu_memory(name: str) -> int | None:
 
 
 def unknown_gpu(name: str) -> Rejection:
-    """Say that a GPU is not in the table, with the nearest name."""
-    close = difflib.get_close_matches(name, GPUS, n=1, cutoff=0.3)
-    hint = f"did you mean {close[0]}? " if close else ""
+    """Say that a GPU is not in the table, with the nearest names."""
+    close = [known for known in GPUS if known.lower().startswith(name.lower())]
+    close = close or difflib.get_close_matches(name, GPUS, n=1, cutoff=0.3)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
     return Rejection(
         f"engine.gpu is {name!r}, which is not known", f"{hint}known: {', '.join(GPUS)}"
     )

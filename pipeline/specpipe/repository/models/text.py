@@ -15,6 +15,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
+from specpipe.errors import Unsupported
 from specpipe.repository.models import requests, triton
 from specpipe.repository.models.tokens import TextStream, TextTokenizer, load_tokenizer
 from specpipe.speculate.sampling import check_sampling
@@ -57,6 +58,7 @@ class TritonPythonModel:
         self._tokenizer = load_tokenizer(folder / options["tokenizer_dir"])
         self._max_input_len = int(options["max_input_len"])
         self._max_seq_len = int(options["max_seq_len"])
+        self._decoupled = triton.is_decoupled(args)
         self._calls: dict[str, Any] = {}  # id of the inner request -> sender of the outer one
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
@@ -90,6 +92,11 @@ class TritonPythonModel:
     def _answer(self, request: Any, sender: Any) -> None:
         tensors = triton.input_tensors(request)
         asked = requests.text_request(tensors)
+        if asked.stream and not self._decoupled:
+            raise Unsupported(
+                "stream is true: this server answers in one piece; to stream, set "
+                "serving.decoupled: true and package it again"
+            )
         ids = self._tokenizer.encode(asked.text, self._max_input_len)
         requests.check_lengths(len(ids), asked.max_tokens, self._max_input_len, self._max_seq_len)
         bad_words = self._tokenizer.words(asked.bad_words)

@@ -29,6 +29,12 @@ def parameters(args: Mapping[str, str]) -> dict[str, str]:
     return {key: value["string_value"] for key, value in config["parameters"].items()}
 
 
+def is_decoupled(args: Mapping[str, str]) -> bool:
+    """Tell whether the running model may send several responses to a request."""
+    policy = json.loads(args["model_config"]).get("model_transaction_policy", {})
+    return bool(policy.get("decoupled", False))
+
+
 def input_tensors(request: Any) -> Tensors:
     """Return a request's inputs by name."""
     return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}

@@ -1,0 +1,84 @@
+"""Requests as any gRPC client sends them, tensor by tensor; nothing of specpipe's own client."""
+
+import queue
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as grpc
+from tritonclient.utils import np_to_triton_dtype
+
+
+def tensors(values: Mapping[str, Any]) -> list[Any]:
+    """Return inputs; numbers become [1, 1] INT32 or FP32, texts BYTES, arrays stay as they are."""
+    found = []
+    for name, value in values.items():
+        if isinstance(value, np.ndarray):
+            array = value
+        elif isinstance(value, bool):
+            array = np.array([[value]])
+        elif isinstance(value, int):
+            array = np.array([[value]], np.int32)
+        elif isinstance(value, float):
+            array = np.array([[value]], np.float32)
+        else:
+            words = value if isinstance(value, list) else [value]
+            raw = [w if isinstance(w, bytes) else w.encode() for w in words]
+            array = np.array([raw], object)
+        tensor = grpc.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+        tensor.set_data_from_numpy(array)
+        found.append(tensor)
+    return found
+
+
+def stream(
+    url: str,
+    model: str,
+    values: Mapping[str, Any],
+    *,
+    request_id: str = "",
+    take: int | None = None,
+) -> list[Any]:
+    """Return the results of a streaming call, or the exception at its end; `take` cancels."""
+    answers: queue.Queue[Any] = queue.Queue()
+    client = grpc.InferenceServerClient(url)
+    client.start_stream(
+        lambda result, error: answers.put(error or result), headers={"triton_grpc_error": "true"}
+    )
+    client.async_stream_infer(
+        model, tensors(values), request_id=request_id, enable_empty_final_response=True
+    )
+    results = []
+    try:
+        while take is None or len(results) < take:
+            result = answers.get(timeout=60)
+            results.append(result)
+            if isinstance(result, Exception):
+                break
+            if result.get_response().parameters["triton_final_response"].bool_param:
+                break
+    finally:
+        client.stop_stream(cancel_requests=take is not None)
+        client.close()
+    return results
+
+
+def unary(url: str, model: str, values: Mapping[str, Any]) -> Any:
+    """Return the result of a ModelInfer call."""
+    client = grpc.InferenceServerClient(url)
+    try:
+        return client.infer(model, tensors(values))
+    finally:
+        client.close()
+
+
+def text(results: list[Any]) -> str:
+    """Return the text of streamed results, in one piece."""
+    return "".join(r.as_numpy("text_output")[0].decode("utf-8") for r in results)
+
+
+def value(result: Any, name: str) -> float:
+    """Return an output's only value."""
+    array = result.as_numpy(name)
+    assert array.shape == (1, 1), (name, array.shape)
+    return array[0][0].item()

@@ -1,0 +1,455 @@
+"""A real tritonserver with the five models: answers, streams, options, refusals, cancellation."""
+
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+
+from specpipe.errors import ConfigError, StageFailed
+from specpipe.repository.signature import MODELS
+from specpipe.serve.client import Options, collect
+from tests.e2e import raw
+from tests.e2e.conftest import Served
+
+pytestmark = pytest.mark.e2e
+
+PROMPT = "The quick brown fox jumps over the lazy dog. The quick brown"
+TEXT_MODELS = pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
+
+
+def asked(**more: object) -> dict[str, object]:
+    return {"text_input": PROMPT, "max_tokens": 40, "exclude_input_in_output": True, **more}
+
+
+def expected(server: Served, max_tokens: int = 40, **sampling: object) -> str:
+    return server.tokenizer.decode(server.plain(PROMPT, max_tokens, **sampling))
+
+
+def counters(server: Served) -> dict[str, float]:
+    url = f"http://{server.endpoint.address.metrics}/metrics"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return {
+        line.split("{")[0]: float(line.rsplit(" ", 1)[1])
+        for line in lines
+        if line.startswith("specpipe_")
+    }
+
+
+def test_the_five_models_are_ready(server: Served) -> None:
+    import tritonclient.grpc as grpc
+
+    client = grpc.InferenceServerClient(server.url)
+    assert all(client.is_model_ready(model) for model in MODELS)
+    client.close()
+
+
+@TEXT_MODELS
+def test_a_stream_is_plain_decoding_in_valid_pieces(model: str, server: Served) -> None:
+    results = raw.stream(server.url, model, asked(stream=True))
+    assert len(results) > 1
+    assert raw.text(results) == expected(server)
+
+
+@TEXT_MODELS
+def test_the_pieces_concatenate_to_the_whole_answer(model: str, server: Served) -> None:
+    (whole,) = raw.stream(server.url, model, asked(stream=False))
+    assert raw.text([whole]) == raw.text(raw.stream(server.url, model, asked(stream=True)))
+
+
+@TEXT_MODELS
+def test_stream_may_be_left_out(model: str, server: Served) -> None:
+    (whole,) = raw.stream(server.url, model, asked())
+    assert raw.text([whole]) == expected(server)
+    assert whole.as_numpy("text_output").shape == (1,)
+
+
+@TEXT_MODELS
+def test_the_prompt_is_repeated_unless_it_is_excluded(model: str, server: Served) -> None:
+    values = {"text_input": PROMPT, "max_tokens": 10}
+    (whole,) = raw.stream(server.url, model, values)
+    assert raw.text([whole]) == PROMPT + expected(server, 10)
+
+
+def test_one_and_the_same_answer_with_and_without_speculation(server: Served) -> None:
+    for drafts in (0, 1, 3):
+        values = asked(num_draft_tokens=drafts)
+        assert raw.text(raw.stream(server.url, "tensorrt_llm_bls", values)) == expected(server)
+
+
+@TEXT_MODELS
+def test_performance_figures_are_those_of_the_whole_request(model: str, server: Served) -> None:
+    results = raw.stream(server.url, model, asked(stream=True, return_perf_metrics=True,
+                         return_num_input_tokens=True, return_num_output_tokens=True))  # fmt: skip
+    last = results[-1]
+    drafted, accepted = (
+        raw.value(last, n) for n in ("total_draft_tokens", "total_accepted_draft_tokens")
+    )
+    assert drafted >= accepted and drafted > 3
+    assert raw.value(last, "acceptance_rate") == pytest.approx(accepted / drafted)
+    times = [raw.value(last, f"{n}_time_ns")
+             for n in ("arrival", "first_scheduled", "first_token", "last_token")]  # fmt: skip
+    assert times == sorted(times) and times[0] > 0
+    tokens = server.plain(PROMPT, 40)
+    assert raw.value(last, "num_output_tokens") == len(tokens)
+    assert raw.value(last, "num_input_tokens") == len(server.tokenizer.encode(PROMPT, 100))
+    assert raw.value(last, "kv_cache_alloc_total_blocks") >= 1
+    totals = [raw.value(r, "total_draft_tokens") for r in results]
+    assert totals == sorted(totals)
+
+
+@TEXT_MODELS
+def test_log_probabilities_come_for_every_token(model: str, server: Served) -> None:
+    (whole,) = raw.stream(server.url, model, asked(return_log_probs=True))
+    scores = whole.as_numpy("output_log_probs")
+    assert scores.shape == (1, 1, len(server.plain(PROMPT, 40))) and (scores <= 0).all()
+    assert raw.value(whole, "cum_log_probs") == pytest.approx(scores.sum(), rel=1e-4)
+    pieces = raw.stream(server.url, model, asked(return_log_probs=True, stream=True))
+    parts = np.concatenate([r.as_numpy("output_log_probs").reshape(-1) for r in pieces])
+    np.testing.assert_allclose(parts, scores.reshape(-1), atol=1e-3)
+
+
+@TEXT_MODELS
+def test_stop_words_end_the_answer_and_stay_in_it(model: str, server: Served) -> None:
+    answer = expected(server)
+    word = next(answer[i : i + 2] for i in range(8, 30) if answer.find(answer[i : i + 2]) == i)
+    until = answer[: answer.index(word) + 2]
+    for stream in (True, False):
+        got = raw.stream(server.url, model, asked(stop_words=["never", word], stream=stream))
+        assert raw.text(got) == until
+
+
+def test_end_id_min_tokens_and_bad_words_are_honoured(server: Served) -> None:
+    tokens = server.plain(PROMPT, 40)
+    end = tokens[5]
+    first = tokens.index(end)
+    got = raw.stream(server.url, "ensemble", asked(end_id=end))
+    assert raw.text(got) == server.tokenizer.decode(tokens[: first + 1])
+    held = raw.stream(server.url, "ensemble", asked(end_id=end, min_tokens=20))
+    assert raw.text(held) == expected(server, end_id=end, min_tokens=20)
+    word = server.tokenizer.decode([tokens[0]])
+    banned = server.tokenizer.words([word])
+    got = raw.stream(server.url, "ensemble", asked(bad_words=[word]))
+    assert raw.text(got) == expected(server, bad_words=banned)
+
+
+def test_penalties_are_honoured(server: Served) -> None:
+    for name, number in (("repetition_penalty", 1.5), ("presence_penalty", 2.0),
+                         ("frequency_penalty", 1.0)):  # fmt: skip
+        got = raw.stream(server.url, "ensemble", asked(**{name: number}))
+        assert raw.text(got) == expected(server, **{name: number}), name
+        assert raw.text(got) != expected(server), name
+
+
+def test_a_seed_makes_sampling_repeatable(server: Served) -> None:
+    def answer(seed: int) -> str:
+        values = asked(top_p=0.95, temperature=1.5, seed=np.array([[seed]], np.uint64))
+        return raw.text(raw.stream(server.url, "ensemble", values))
+
+    assert answer(1) == answer(1) != answer(2)
+
+
+@TEXT_MODELS
+@pytest.mark.parametrize(
+    ("values", "code", "words"),
+    [
+        ({"text_input": ""}, "INVALID_ARGUMENT", "the prompt is empty"),
+        ({"text_input": b"ab\xff"}, "INVALID_ARGUMENT", "not valid UTF-8: byte 2"),
+        ({"text_input": "x" * 1_000_000}, "INVALID_ARGUMENT", "1000000 bytes"),
+        ({"text_input": PROMPT * 10}, "INVALID_ARGUMENT", "at most 100 .max_input_len"),
+        ({"max_tokens": 0}, "INVALID_ARGUMENT", "max_tokens is 0: must be at least 1"),
+        ({"max_tokens": 5000}, "INVALID_ARGUMENT", "max_tokens is 5000: with a prompt of"),
+        ({"temperature": float("nan"), "top_k": 5}, "INVALID_ARGUMENT", "temperature is nan"),
+        ({"top_p": 7.0}, "INVALID_ARGUMENT", "top_p is 7.0: must be above 0 and at most 1"),
+        ({"repetition_penalty": -1.0}, "INVALID_ARGUMENT", "repetition_penalty is -1.0"),
+        ({"end_id": 10**6}, "INVALID_ARGUMENT", "end_id is 1000000"),
+        ({"beam_width": 4}, "UNIMPLEMENTED", "beam_width is 4: beam search is not supported"),
+        ({"return_context_logits": True}, "UNIMPLEMENTED", "context logits"),
+        ({"embedding_bias_words": ["x"]}, "UNIMPLEMENTED", "embedding bias"),
+    ],
+)  # fmt: skip
+def test_a_bad_request_is_refused_in_one_sentence(
+    model: str, values: dict, code: str, words: str, server: Served
+) -> None:
+    import re
+
+    error = raw.stream(server.url, model, asked(**values))[-1]
+    assert isinstance(error, Exception)
+    assert error.status() == f"StatusCode.{code}"
+    assert re.search(words, error.message()) and "Traceback" not in error.message()
+    assert "\n" not in error.message()
+
+
+def test_too_many_draft_tokens_are_refused(server: Served) -> None:
+    error = raw.stream(server.url, "tensorrt_llm_bls", asked(num_draft_tokens=9))[-1]
+    assert error.status() == "StatusCode.INVALID_ARGUMENT"
+    assert "num_draft_tokens is 9: must be from 0 to 3" in error.message()
+
+
+def test_unknown_and_missing_tensors_are_refused(server: Served) -> None:
+    for values, words in (
+        (asked(frobnicate=1), "unexpected inference input 'frobnicate'"),
+        ({"text_input": "x"}, "max_tokens"),
+        (asked(max_tokens=np.array([[5]], np.int64)), "INT64"),
+        (asked(num_draft_tokens=1), "unexpected inference input 'num_draft_tokens'"),
+    ):
+        error = raw.stream(server.url, "ensemble", values)[-1]
+        assert isinstance(error, Exception) and words in error.message()
+
+
+def test_the_server_goes_on_after_every_refusal(server: Served) -> None:
+    assert raw.text(raw.stream(server.url, "ensemble", asked())) == expected(server)
+
+
+def test_http_generate_works_whole_and_streamed(server: Served) -> None:
+    url = f"http://{server.endpoint.address.http}/v2/models/ensemble"
+    whole = requests.post(f"{url}/generate", json=asked(), timeout=60).json()
+    assert whole["text_output"] == expected(server)
+    lines = requests.post(f"{url}/generate_stream", json=asked(stream=True), timeout=60).text
+    assert lines.count("data: ") > 1
+
+
+def test_answers_do_not_mix_under_load(server: Served) -> None:
+    texts = [f"{PROMPT} {n}" for n in range(5)]
+    alone = [server.client.generate(t, Options(max_tokens=30)).text for t in texts]
+    together: dict[int, str] = {}
+
+    def one(n: int) -> None:
+        together[n] = collect(server.client.stream(texts[n], Options(max_tokens=30))).text
+
+    threads = [threading.Thread(target=one, args=(n,)) for n in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [together[n] for n in range(5)] == alone
+
+
+def test_a_full_queue_answers_unavailable_and_recovers(server: Served) -> None:
+    outcomes: list[str] = []
+
+    def one() -> None:
+        last = raw.stream(server.url, "tensorrt_llm_bls", asked(max_tokens=200, end_id=-1))[-1]
+        outcomes.append(last.status() if isinstance(last, Exception) else "ok")
+
+    threads = [threading.Thread(target=one) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes.count("ok") >= 5  # two slots and three places in the queue
+    assert outcomes.count("StatusCode.UNAVAILABLE") == 12 - outcomes.count("ok") > 0
+    with pytest.raises(StageFailed, match="busy"):
+        raise_busy(server)
+    assert raw.text(raw.stream(server.url, "ensemble", asked())) == expected(server)
+
+
+def raise_busy(server: Served) -> None:
+    """Fill the server and let our client run into it."""
+    stop = threading.Event()
+
+    def hold() -> None:
+        for _ in server.client.stream(PROMPT, Options(max_tokens=250, end_id=-1)):
+            if stop.is_set():
+                return
+
+    threads = [threading.Thread(target=hold) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    try:
+        time.sleep(0.15)
+        for _ in range(20):
+            server.client.generate(PROMPT, Options(max_tokens=1))
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls", "tensorrt_llm"])
+def test_a_cancelled_stream_frees_the_engine(model: str, server: Served) -> None:
+    before = counters(server)["specpipe_output_tokens_total"]
+    values = asked(max_tokens=300, stream=True, end_id=-1)
+    if model == "tensorrt_llm":
+        ids = server.tokenizer.encode(PROMPT, 100)
+        values = {
+            "input_ids": np.array([ids], np.int32), "input_lengths": len(ids),
+            "request_output_len": 300, "streaming": True,
+        }  # fmt: skip
+    raw.stream(server.url, model, values, take=3)
+    time.sleep(0.5)
+    stopped = counters(server)["specpipe_output_tokens_total"]
+    time.sleep(0.5)
+    assert counters(server)["specpipe_output_tokens_total"] == stopped
+    assert stopped - before < 250
+
+
+def test_prometheus_has_acceptance_by_model_and_method(server: Served) -> None:
+    raw.stream(server.url, "ensemble", asked())
+    found = counters(server)
+    assert found["specpipe_accepted_draft_tokens_total"] > 0
+    assert found["specpipe_acceptance_rate"] == pytest.approx(
+        found["specpipe_accepted_draft_tokens_total"] / found["specpipe_draft_tokens_total"]
+    )
+    assert found["specpipe_acceptance_length"] == pytest.approx(
+        found["specpipe_output_tokens_total"] / found["specpipe_steps_total"]
+    )
+
+
+def test_tokens_in_tokens_out(server: Served) -> None:
+    ids = server.tokenizer.encode(PROMPT, 100)
+    base = {"input_ids": np.array([ids], np.int32), "input_lengths": len(ids),
+            "request_output_len": 20}  # fmt: skip
+    (whole,) = raw.stream(server.url, "tensorrt_llm", base)
+    tokens = server.plain(PROMPT, 20, end_id=-1)
+    assert whole.as_numpy("output_ids").tolist() == [[[*ids, *tokens]]]
+    assert whole.as_numpy("sequence_length").tolist() == [[len(ids) + 20]]
+    steps = raw.stream(server.url, "tensorrt_llm", {**base, "streaming": True})
+    assert [t for r in steps for t in r.as_numpy("output_ids")[0][0].tolist()] == tokens
+
+
+def test_a_stop_request_ends_another_one_by_its_id(server: Served) -> None:
+    ids = server.tokenizer.encode(PROMPT, 100)
+    base = {"input_ids": np.array([ids], np.int32), "input_lengths": len(ids)}
+    results: list = []
+
+    def long() -> None:
+        values = {**base, "request_output_len": 300, "streaming": True}
+        results.extend(raw.stream(server.url, "tensorrt_llm", values, request_id="to-stop"))
+
+    thread = threading.Thread(target=long)
+    thread.start()
+    time.sleep(0.1)
+    raw.stream(server.url, "tensorrt_llm", {**base, "request_output_len": 1, "stop": True},
+               request_id="to-stop")  # fmt: skip
+    thread.join()
+    assert not any(isinstance(r, Exception) for r in results)
+    assert sum(len(r.as_numpy("output_ids")[0][0]) for r in results) < 300
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"input_lengths": 99}, "input_lengths is 99: must be from 1 to 2"),
+        ({"input_ids": np.array([[5, 999999]], np.int32)}, "input_ids has 999999"),
+        ({"draft_input_ids": np.array([[5]], np.int32)}, "drafts of the client's own"),
+        ({"stop": True}, "must carry the id"),
+    ],
+)
+def test_bad_tokens_are_refused(values: dict, words: str, server: Served) -> None:
+    base = {"input_ids": np.array([[5, 6]], np.int32), "input_lengths": 2, "request_output_len": 4}
+    error = raw.stream(server.url, "tensorrt_llm", {**base, **values})[-1]
+    assert isinstance(error, Exception) and words in error.message()
+
+
+def test_preprocessing_and_postprocessing_serve_clients_that_drive_the_engine(
+    server: Served,
+) -> None:
+    values = {"QUERY": PROMPT, "REQUEST_OUTPUT_LEN": 8, "STOP_WORDS_DICT": ["fox"]}
+    before = raw.unary(server.url, "preprocessing", values)
+    ids = before.as_numpy("INPUT_ID")
+    assert ids[0].tolist() == server.tokenizer.encode(PROMPT, 100)
+    assert before.as_numpy("STOP_WORDS_IDS").shape[:2] == (1, 2)
+    assert raw.value(before, "OUT_END_ID") == server.tokenizer.end_id
+    after = raw.unary(server.url, "postprocessing", {
+        "TOKENS_BATCH": ids[None], "SEQUENCE_LENGTH": np.array([[ids.shape[1]]], np.int32),
+    })  # fmt: skip
+    assert after.as_numpy("OUTPUT")[0].decode() == PROMPT
+
+
+UPSTREAM = {  # what upstream's end_to_end_grpc_client.py sends by default, name by name
+    "beam_width": 1, "temperature": 1.0, "num_return_sequences": 1,
+}  # fmt: skip
+
+
+@TEXT_MODELS
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_tensors_of_upstreams_client_get_the_greedy_answer(
+    model: str, stream: bool, server: Served
+) -> None:
+    values = asked(stream=stream, **UPSTREAM)
+    assert raw.text(raw.stream(server.url, model, values)) == expected(server)
+
+
+def test_without_decoupling_plain_unary_calls_work(serve) -> None:
+    with serve(serving={"decoupled": False}) as server:
+        answers: list[str] = []
+
+        def one() -> None:
+            answers.append(raw.text([raw.unary(server.url, "ensemble", asked())]))
+
+        threads = [threading.Thread(target=one) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert answers == [expected(server)] * 5
+        error = raw.stream(server.url, "ensemble", asked(stream=True))[-1]
+        assert "serving.decoupled" in error.message()
+
+
+def test_a_draft_model_gives_the_same_answer(serve, tiny_draft: Path, tiny: Path) -> None:
+    for draft in (tiny_draft, tiny):
+        speculation = {"method": "draft_model", "draft": {"model": str(draft)},
+                       "num_draft_tokens": 3}  # fmt: skip
+        with serve(speculation=speculation) as server:
+            results = raw.stream(server.url, "ensemble",
+                                 asked(stream=True, return_perf_metrics=True))  # fmt: skip
+            assert raw.text(results) == expected(server)
+            if draft == tiny:
+                assert raw.value(results[-1], "acceptance_rate") == 1.0
+
+
+def test_nothing_is_left_when_a_server_stops(serve) -> None:
+    with serve() as server:
+        pid = server.endpoint.process.pid
+        raw.stream(server.url, "ensemble", asked())
+        assert list(Path("/dev/shm").glob("specpipe*"))
+        group = processes_of(pid)
+        assert len(group) >= 5
+    assert not any(Path(f"/proc/{p}/cmdline").exists() and Path(f"/proc/{p}/cmdline").read_bytes()
+                   for p in group)  # fmt: skip
+
+
+def processes_of(session: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def test_a_server_that_dies_is_a_sentence(serve) -> None:
+    with serve() as server:
+        pieces = server.client.stream(PROMPT, Options(max_tokens=300, end_id=-1))
+        next(pieces)
+        server.endpoint.process.kill()
+        with pytest.raises(StageFailed, match="no server answers"):
+            list(pieces)
+
+
+def test_a_damaged_repository_does_not_start_and_says_why(serve, tmp_path: Path) -> None:
+    import shutil
+
+    from specpipe.serve.tritonserver import free_address, start_server
+
+    with serve() as server:
+        copy = tmp_path / "repository"
+        shutil.copytree(server.workspace.repository, copy)
+    (copy / "preprocessing/1/tokenizer/tokenizer.json").write_text("{")
+    with pytest.raises(StageFailed, match="no usable tokenizer"):
+        with start_server(copy, free_address(), tmp_path / "log"):
+            pass
+
+
+def test_the_client_refuses_like_the_server(server: Served) -> None:
+    with pytest.raises(ConfigError, match="max_tokens is 5000"):
+        server.client.generate(PROMPT, Options(max_tokens=5000))

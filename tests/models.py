@@ -1,0 +1,55 @@
+"""Tiny models for tests: random weights, real formats."""
+
+from pathlib import Path
+from typing import Any
+
+TEXT = (
+    "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs. "
+    "How vexingly quick daft zebras jump! Grüße aus München, 東京, and 🦊🦊. "
+)
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def make_llama(
+    folder: Path, *, seed: int, save: dict[str, Any] | None = None, **changes: Any
+) -> Path:
+    """Write a random Llama with a tokenizer into `folder`; `changes` are keys of its config."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer()
+    values: dict[str, Any] = {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "vocab_size": len(tokenizer), "max_position_embeddings": 512, "rope_theta": 10000.0,
+        "tie_word_embeddings": True, "initializer_range": 0.4, "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None, **changes,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**values))
+    model.save_pretrained(folder, **(save or {}))
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_tokenizer() -> Any:
+    """Return a byte-level BPE tokenizer of a few hundred tokens with a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|end|>", "<|user|>", "<|assistant|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+    fast.chat_template = TEMPLATE
+    return fast

@@ -1,0 +1,143 @@
+"""Plans: what is refused, with every reason at once, and the commands of the GPU path."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from specpipe.artifacts import Workspace
+from specpipe.config import read_config
+from specpipe.errors import ConfigError, Unsupported
+from specpipe.plan.gpus import GPUS
+from specpipe.plan.plan import check_vocabularies
+from specpipe.planning import make_plan, require_buildable
+from specpipe.present import plan_json, plan_text
+
+LLAMA = Path("model_configs/llama70b_draft7b.yaml")
+
+
+def plan_of(path: Path, tmp_path: Path):
+    config = read_config(path)
+    return make_plan(config, Workspace(tmp_path, config.name))
+
+
+def changed(path: Path, tmp_path: Path, *pairs: tuple[str, str]) -> Path:
+    text = path.read_text()
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new)
+    file = tmp_path / "changed.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_the_tiny_run_can_be_built(write_config, tmp_path: Path) -> None:
+    plan = plan_of(write_config(), tmp_path)
+    require_buildable(plan)
+    assert plan.rejections == plan.gaps == plan.commands == ()
+    assert "`specpipe build` can run this" in plan_text(plan)
+
+
+def test_a_known_model_is_planned_without_being_there(tmp_path: Path) -> None:
+    plan = plan_of(LLAMA, tmp_path)
+    assert plan.rejections == ()
+    target, draft = plan.requests["target"].model, plan.requests["draft"].model
+    assert round(target.num_parameters / 1e9) == 69 and round(draft.num_parameters / 1e9, 1) == 6.7
+
+
+def test_the_commands_of_the_gpu_path_are_argument_lists(tmp_path: Path) -> None:
+    target, draft = plan_json(plan_of(LLAMA, tmp_path))["commands"]
+    assert target["argv"][0] == draft["argv"][0] == "trtllm-build"
+
+    def value(command, flag):
+        return command["argv"][command["argv"].index(flag) + 1]
+
+    assert value(target, "--speculative_decoding_mode") == "draft_tokens_external"
+    assert value(target, "--max_draft_len") == "5"
+    assert value(target, "--use_paged_context_fmha") == "enable"
+    assert "--speculative_decoding_mode" not in draft["argv"]
+    for command in (target, draft):
+        assert value(command, "--max_beam_width") == "1"
+        assert int(value(command, "--max_num_tokens")) >= 8 * 6
+        assert value(command, "--max_input_len") == "4096"  # prompts grow by what was accepted
+
+
+def test_every_flag_is_one_that_trtllm_build_knows(tmp_path: Path) -> None:
+    known = {
+        "--checkpoint_dir", "--output_dir", "--max_batch_size", "--max_input_len", "--max_seq_len",
+        "--max_num_tokens", "--max_beam_width", "--kv_cache_type", "--tokens_per_block",
+        "--remove_input_padding", "--context_fmha", "--use_paged_context_fmha",
+        "--gpt_attention_plugin", "--gemm_plugin", "--workers", "--speculative_decoding_mode",
+        "--max_draft_len",
+    }  # fmt: skip
+    for command in plan_of(LLAMA, tmp_path).commands:
+        assert {a for a in command.argv if a.startswith("--")} <= known
+
+
+def test_what_this_release_cannot_build_is_said_and_refused(tmp_path: Path) -> None:
+    plan = plan_of(LLAMA, tmp_path)
+    assert len(plan.gaps) == 2
+    with pytest.raises(Unsupported, match="one rank(.|\n)*does not build them"):
+        require_buildable(plan)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        ((("gpu: H100-SXM", "gpu: H100"),), "did you mean H100-PCIe or H100-SXM"),
+        ((("  gpu: H100-SXM\n", ""),), "engine.gpu is not given"),
+        ((("tp_size: 4", "tp_size: 1"),), "GiB on each H100-SXM"),
+        ((("tp_size: 4", "tp_size: 3"),), "64 heads do not divide by tp_size 3"),
+        ((("max_seq_len: 4096", "max_seq_len: 9000"),), "made for 4096 positions"),
+        ((("bfloat16", "float32"),), "float32 engines are not served"),
+        ((("Llama-2-7b-chat-hf", "Llama-3.1-8B-Instruct"),), "vocabulary of 128256"),
+    ],
+)  # fmt: skip
+def test_a_plan_that_cannot_work_is_refused(pairs, words: str, tmp_path: Path) -> None:
+    plan = plan_of(changed(LLAMA, tmp_path, *pairs), tmp_path)
+    assert words in " ".join(map(str, plan.rejections))
+
+
+def test_all_reasons_come_at_once(tmp_path: Path) -> None:
+    path = changed(LLAMA, tmp_path, ("gpu: H100-SXM", "gpu: H9"), ("tp_size: 4", "tp_size: 3"),
+                   ("max_seq_len: 4096", "max_seq_len: 9000"))  # fmt: skip
+    plan = plan_of(path, tmp_path)
+    assert len(plan.rejections) >= 4
+    with pytest.raises(Unsupported) as caught:
+        require_buildable(plan)
+    assert all(str(rejection) in str(caught.value) for rejection in plan.rejections)
+
+
+def test_a_draft_with_another_vocabulary_is_refused_with_the_difference(
+    write_config, tiny: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(tiny, tmp_path / "other"))
+    file = other / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    a, b = (t for t, i in vocabulary.items() if i in (50, 51))
+    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+    file.write_text(json.dumps(tokenizer))
+    speculation = {"method": "draft_model", "draft": {"model": str(other)}}
+    plan = plan_of(write_config(speculation=speculation), tmp_path)
+    assert re.search(r"differ in 2 of \d+ tokens", " ".join(map(str, plan.rejections)))
+
+
+def test_equal_vocabularies_are_fine() -> None:
+    assert check_vocabularies({"a": 1}, {"a": 1}) == []
+
+
+def test_an_unknown_model_says_where_it_was_looked_for(write_config, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'target.model' is 'no/such/place'"):
+        plan_of(write_config(target={"model": "no/such/place"}), tmp_path)
+
+
+def test_a_hub_id_that_cannot_be_had_is_a_sentence(write_config, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not to be had from the hub"):
+        plan_of(write_config(target={"model": "nobody/nothing"}), tmp_path)
+
+
+def test_gpus_have_plausible_facts() -> None:
+    assert all(75 < gpu.sm < 130 and 10 < gpu.memory_gb < 300 for gpu in GPUS.values())

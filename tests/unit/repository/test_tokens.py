@@ -1,0 +1,104 @@
+"""Streams of text: whole characters, stop words, and the same text as in one piece."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from specpipe.errors import ConfigError
+from specpipe.repository.models.tokens import TextStream, TextTokenizer, load_tokenizer
+from tests.models import make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    made = make_tokenizer()
+    made.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    facts = {
+        "vocab_size": len(made),
+        "end_id": 0,
+        "pad_id": 0,
+        "chat_prefix": "",
+        "chat_suffix": "",
+    }
+    (folder / "tokenizer_facts.json").write_text(json.dumps(facts))
+    return load_tokenizer(folder)
+
+
+TEXTS = [
+    "Pack my box.",
+    "Grüße aus München, 東京, and 🦊🦊.",
+    "  leading and trailing  ",
+    "a\n\nb\tc",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_pieces_are_valid_and_concatenate_to_the_whole(
+    text: str, size: int, tokenizer: TextTokenizer
+) -> None:
+    ids = tokenizer.encode(text, 1000)
+    stream = TextStream(tokenizer)
+    pieces = [stream.push(ids[i : i + size]) for i in range(0, len(ids), size)]
+    pieces.append(stream.finish())
+    assert "".join(pieces) == tokenizer.decode(ids) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_an_answer_that_ends_inside_a_character_equals_the_whole_answer(
+    tokenizer: TextTokenizer,
+) -> None:
+    ids = tokenizer.encode("x 東", 100)[:-1]
+    stream = TextStream(tokenizer)
+    assert stream.push(ids) + stream.finish() == tokenizer.decode(ids)
+    assert tokenizer.decode(ids).endswith("\ufffd")
+
+
+def test_special_tokens_are_left_out(tokenizer: TextTokenizer) -> None:
+    ids = [*tokenizer.encode("box", 10), tokenizer.end_id]
+    stream = TextStream(tokenizer)
+    assert stream.push(ids) + stream.finish() == "box"
+
+
+@pytest.mark.parametrize("size", [1, 2, 50])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("fox",), "The quick brown fox"),
+        (("ick br",), "The quick br"),
+        (("zzz", "own", "fox"), "The quick brown"),
+        (("absent",), "The quick brown fox jumps"),
+    ],
+)
+def test_the_answer_ends_with_the_first_stop_word(
+    words: tuple[str, ...], expected: str, size: int, tokenizer: TextTokenizer
+) -> None:
+    ids = tokenizer.encode("The quick brown fox jumps", 100)
+    stream = TextStream(tokenizer, words)
+    pieces = [stream.push(ids[i : i + size]) for i in range(0, len(ids), size)]
+    assert "".join([*pieces, stream.finish()]) == expected
+    assert stream.stopped == (words != ("absent",))
+    assert tokenizer.decode(stream.tokens).startswith(expected)
+
+
+def test_prompts_are_bounded(tokenizer: TextTokenizer) -> None:
+    assert len(tokenizer.encode("fox", 10)) > 0
+    with pytest.raises(ConfigError, match="is empty"):
+        tokenizer.encode("", 10)
+    with pytest.raises(ConfigError, match="at most 2 .max_input_len"):
+        tokenizer.encode("The quick brown fox", 2)
+    with pytest.raises(ConfigError, match="1000000 bytes"):
+        tokenizer.encode("x" * 1_000_000, 100)
+
+
+def test_words_are_spelled_with_and_without_a_space(tokenizer: TextTokenizer) -> None:
+    words = tokenizer.words(["fox", ""])
+    assert {tokenizer.decode(word) for word in words} == {"fox", " fox"}
+
+
+def test_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ConfigError, match="no usable tokenizer"):
+        load_tokenizer(tmp_path)

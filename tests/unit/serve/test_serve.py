@@ -1,0 +1,86 @@
+"""The server's surroundings that need no server: ports, messages, the client's tensors."""
+
+import socket
+from pathlib import Path
+
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from specpipe.errors import ConfigError, StageFailed, Unsupported
+from specpipe.serve.client import Acceptance, Client, Options, Piece, _refusal, collect
+from specpipe.serve.tritonserver import (
+    Address,
+    _last_error,
+    free_address,
+    is_ready,
+    require_free_ports,
+    start_server,
+)
+
+
+def test_a_port_in_use_is_named_with_its_flag() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        free = free_address()
+        with pytest.raises(ConfigError, match=rf"port {port} on 127.0.0.1(.|\n)*--http-port"):
+            require_free_ports(Address("127.0.0.1", free.grpc_port, port, free.metrics_port))
+
+
+def test_the_three_ports_must_differ() -> None:
+    with pytest.raises(ConfigError, match="must differ"):
+        require_free_ports(Address("127.0.0.1", 8001, 8001, 8002))
+
+
+def test_a_taken_port_stops_the_start_before_anything_is_launched(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = Address("127.0.0.1", taken.getsockname()[1], 1, 2)
+        with pytest.raises(ConfigError), start_server(tmp_path, address, tmp_path / "log"):
+            pass
+    assert not (tmp_path / "log").exists()
+
+
+def test_nothing_is_ready_where_nothing_listens() -> None:
+    assert not is_ready(free_address())
+
+
+def test_the_cause_is_found_in_the_servers_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("I1124 fine\nE1124 failed to load\n  ConfigError: the engine is damaged\n")
+    assert _last_error(log) == "ConfigError: the engine is damaged"
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "kind"),
+    [
+        ("StatusCode.INVALID_ARGUMENT", "max_tokens is 0", ConfigError),
+        ("StatusCode.NOT_FOUND", "unknown model", ConfigError),
+        (None, "unexpected inference input", ConfigError),
+        ("StatusCode.UNIMPLEMENTED", "beam search", Unsupported),
+        ("StatusCode.UNAVAILABLE", "the server is busy: 64 wait", StageFailed),
+        ("StatusCode.UNAVAILABLE", "connection refused", StageFailed),
+        ("StatusCode.INTERNAL", "internal error", StageFailed),
+    ],
+)
+def test_the_servers_errors_become_ours(status, message: str, kind: type[Exception]) -> None:
+    error = _refusal(InferenceServerException(message, status), "127.0.0.1:1")
+    assert type(error) is kind and message in str(error)
+
+
+def test_an_absent_server_is_a_sentence_with_a_hint() -> None:
+    with pytest.raises(StageFailed, match=r"no server answers(.|\n)*specpipe serve"):
+        Client("127.0.0.1:1").generate("hi", Options(max_tokens=1))
+
+
+def test_pieces_are_put_together() -> None:
+    pieces = [
+        Piece("Hel", (1, 2), False, Acceptance(3, 1), None, 0.5),
+        Piece("lo", (3,), True, Acceptance(5, 2), 3, 0.75),
+    ]
+    answer = collect(iter(pieces))
+    assert (answer.text, answer.tokens, answer.step_tokens) == ("Hello", (1, 2, 3), (2, 1))
+    assert (answer.first_s, answer.total_s, answer.output_tokens) == (0.5, 0.75, 3)
+    assert answer.acceptance.rate == 0.4

@@ -1,0 +1,155 @@
+"""Acceptance, proven by exact enumeration and caught out by planted wrong rules."""
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from specpipe.contracts import ROOT, Draft, Floats, Verdict, chain
+from specpipe.speculate import accept
+
+
+def exact_law(p: Callable[[accept.Path], Floats], draft: Draft, size: int) -> dict[tuple, float]:
+    """Return the exact law of what `accept.sample` emits for one draft, by walking all outcomes."""
+    law: dict[tuple, float] = {}
+
+    def walk(path: accept.Path, odds: float) -> None:
+        rest = p(path)
+        for child in accept.children(draft, path):
+            x = int(draft.tokens[child])
+            q = accept._one_hot(x, size) if draft.probs is None else draft.probs[child]
+            kept = min(1.0, rest[x] / q[x])
+            walk((*path, child), odds * kept)
+            odds *= 1 - kept
+            rest = accept._residual(rest, q)
+        for token in range(size):
+            emitted = (*(int(draft.tokens[n]) for n in path), token)
+            law[emitted] = law.get(emitted, 0.0) + odds * rest[token]
+
+    walk((), 1.0)
+    return law
+
+
+def first_token(law: dict[tuple, float], size: int) -> np.ndarray:
+    out = np.zeros(size)
+    for emitted, odds in law.items():
+        out[emitted[0]] += odds
+    return out
+
+
+def second_token_after(law: dict[tuple, float], first: int, after: Floats, size: int) -> np.ndarray:
+    """Return the joint law of (first, second): what is emitted, then `after` where only one was."""
+    out = np.zeros(size)
+    for emitted, odds in law.items():
+        if emitted[0] == first:
+            out += odds * (after if len(emitted) == 1 else np.eye(size)[emitted[1]])
+    return out
+
+
+@pytest.fixture
+def laws(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    size = 4
+    return {
+        "p": rng.dirichlet(np.ones(size)),
+        "after": rng.dirichlet(np.ones(size), size=size),  # one row a first token
+        "q": rng.dirichlet(np.ones(size)),
+        "q_after": rng.dirichlet(np.ones(size), size=size),
+    }
+
+
+def test_a_drafted_chain_leaves_the_joint_law_of_two_tokens_exactly_unchanged(laws) -> None:
+    size = 4
+    first = np.zeros(size)
+    joint = np.zeros((size, size))
+    for x, y in itertools.product(range(size), repeat=2):
+        odds = laws["q"][x] * laws["q_after"][x][y]
+        draft = chain([x, y], np.stack([laws["q"], laws["q_after"][x]]))
+
+        def p(path, draft=draft):
+            return laws["p"] if not path else laws["after"][draft.tokens[path[-1]]]
+
+        law = exact_law(p, draft, size)
+        first += odds * first_token(law, size)
+        for token in range(size):
+            joint[token] += odds * second_token_after(law, token, laws["after"][token], size)
+    np.testing.assert_allclose(first, laws["p"], atol=1e-12)
+    np.testing.assert_allclose(joint, laws["p"][:, None] * laws["after"], atol=1e-12)
+
+
+def test_siblings_chosen_with_certainty_leave_the_law_exactly_unchanged(laws) -> None:
+    draft = Draft(np.array([2, 0, 3]), np.array([ROOT, ROOT, ROOT]))
+    law = exact_law(lambda path: laws["p"] if not path else laws["after"][0], draft, 4)
+    np.testing.assert_allclose(first_token(law, 4), laws["p"], atol=1e-12)
+
+
+def test_siblings_drawn_without_replacement_leave_the_law_exactly_unchanged(laws) -> None:
+    size, total = 4, np.zeros(4)
+    for x, y in itertools.permutations(range(size), 2):
+        rest = laws["q"].copy()
+        rest[x] = 0
+        rest /= rest.sum()
+        odds = laws["q"][x] * rest[y]
+        draft = Draft(np.array([x, y]), np.array([ROOT, ROOT]), np.stack([laws["q"], rest]))
+        law = exact_law(lambda path: laws["p"] if not path else laws["after"][0], draft, size)
+        total += odds * first_token(law, size)
+    np.testing.assert_allclose(total, laws["p"], atol=1e-12)
+
+
+def test_sample_draws_from_the_law_that_the_enumeration_predicts(laws, rng) -> None:
+    draft = chain([1, 2], np.stack([laws["q"], laws["q_after"][1]]))
+
+    def p(path):
+        return laws["p"] if not path else laws["after"][draft.tokens[path[-1]]]
+
+    expected = exact_law(p, draft, 4)
+    counts: dict[tuple, int] = dict.fromkeys(expected, 0)
+    draws = 20_000
+    for _ in range(draws):
+        verdict = accept.sample(draft, p, rng)
+        counts[(*(int(draft.tokens[n]) for n in verdict.path), verdict.next_token)] += 1
+    for emitted, odds in expected.items():
+        spread = 5 * np.sqrt(draws * odds * (1 - odds)) + 1e-9
+        assert abs(counts[emitted] - draws * odds) <= spread, emitted
+
+
+def test_an_identical_draft_is_always_accepted_with_a_bonus_token(laws, rng) -> None:
+    draft = chain([1, 2], np.stack([laws["p"], laws["p"]]))
+    for _ in range(200):
+        assert accept.sample(draft, lambda path: laws["p"], rng).path == (0, 1)
+
+
+def test_an_impossible_guess_is_never_accepted(rng) -> None:
+    p = np.array([0.5, 0.5, 0.0])
+    for _ in range(200):
+        verdict = accept.sample(chain([2]), lambda path: p, rng)
+        assert verdict.path == () and verdict.next_token != 2
+
+
+def test_greedy_follows_the_target_down_the_tree() -> None:
+    #   root -> 5 -> 7
+    #        -> 6 -> 8 -> 9
+    draft = Draft(np.array([5, 6, 7, 8, 9]), np.array([ROOT, ROOT, 0, 1, 3]))
+    best = {(): 6, (1,): 8, (1, 3): 4}
+    assert accept.greedy(draft, lambda path: best[path]) == Verdict((1, 3), 4)
+
+
+def test_greedy_with_an_empty_draft_emits_the_targets_token() -> None:
+    assert accept.greedy(chain([]), lambda path: 3) == Verdict((), 3)
+
+
+def test_scratch_nodes_are_never_accepted(rng) -> None:
+    draft = Draft(np.array([5, 6]), np.array([ROOT, ROOT]), scratch=1)
+    assert accept.greedy(draft, lambda path: 6) == Verdict((), 6)
+    law = np.eye(8)[6]
+    assert accept.sample(draft, lambda path: law, rng) == Verdict((), 6)
+
+
+def test_draw_never_returns_a_token_of_probability_zero(rng) -> None:
+    p = np.array([0.0, 0.3, 0.0, 0.7, 0.0])
+    assert {accept.draw(p, rng) for _ in range(2000)} == {1, 3}
+
+
+def test_a_residual_of_equal_laws_is_the_law_itself() -> None:
+    p = np.array([0.25, 0.75])
+    np.testing.assert_array_equal(accept._residual(p, p.copy()), p)

@@ -1,0 +1,102 @@
+"""The loop: where it ends, what it counts, and that it equals plain decoding."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from specpipe.contracts import Floats, Sampling, chain
+from specpipe.speculate.decode import Limits, Step, decode
+from specpipe.speculate.none import NoProposer
+from tests.unit.speculate.scripted import FixedProposer, ScriptedRunner, always, random_law
+
+VOCAB = 8
+
+
+def counting(context: Sequence[int]) -> Floats:
+    """The next token is the last one plus one, always."""
+    return np.eye(VOCAB)[(context[-1] + 1) % VOCAB]
+
+
+def oracle(tokens: list[int], limit: int):
+    return chain([(tokens[-1] + 1 + i) % VOCAB for i in range(limit)])
+
+
+def run(proposer, limits: Limits, sampling: Sampling | None = None, law=counting) -> list[Step]:
+    runner = ScriptedRunner(law, VOCAB)
+    return list(decode(runner, proposer, [0], sampling or Sampling(), limits))
+
+
+def tokens(steps: list[Step]) -> list[int]:
+    return [token for step in steps for token in step.tokens]
+
+
+def test_plain_decoding_emits_one_token_a_step() -> None:
+    steps = run(NoProposer(), Limits(max_tokens=5))
+    assert tokens(steps) == [1, 2, 3, 4, 5]
+    assert [len(s.tokens) for s in steps] == [1] * 5
+    assert [s.finish for s in steps] == [None] * 4 + ["length"]
+
+
+def test_a_perfect_draft_emits_all_of_it_and_a_bonus_token() -> None:
+    steps = run(FixedProposer(oracle, 3), Limits(max_tokens=8))
+    assert tokens(steps) == [1, 2, 3, 4, 5, 6, 7, 0]
+    assert [(s.drafted, s.accepted, len(s.tokens)) for s in steps] == [(3, 3, 4), (3, 3, 4)]
+
+
+def test_a_wrong_draft_costs_nothing_but_the_guesses() -> None:
+    steps = run(FixedProposer(always(7), 3), Limits(max_tokens=4))
+    assert tokens(steps) == [1, 2, 3, 4]
+    assert sum(s.accepted for s in steps) == 0
+
+
+def test_max_tokens_is_never_exceeded_whatever_is_drafted() -> None:
+    for most in range(1, 7):
+        steps = run(FixedProposer(oracle, 4), Limits(max_tokens=most))
+        assert tokens(steps) == [1, 2, 3, 4, 5, 6][:most]
+        assert steps[-1].finish == "length"
+
+
+def test_a_proposer_that_ignores_the_limit_is_cut() -> None:
+    proposer = FixedProposer(lambda seen, limit: oracle(seen, 5), 5)
+    steps = run(proposer, Limits(max_tokens=3))
+    assert tokens(steps) == [1, 2, 3] and steps[-1].accepted == 3
+
+
+def test_end_id_inside_an_accepted_block_ends_the_answer_with_it() -> None:
+    steps = run(FixedProposer(oracle, 5), Limits(max_tokens=7), Sampling(end_id=3))
+    assert tokens(steps) == [1, 2, 3]
+    assert steps[-1].finish == "end_id" and steps[-1].accepted == 3
+
+
+def test_a_stop_word_ends_the_answer_with_it_even_across_steps() -> None:
+    limits = Limits(max_tokens=7, stop_words=((4, 5),))
+    for proposer in (NoProposer(), FixedProposer(oracle, 2), FixedProposer(oracle, 6)):
+        steps = run(proposer, limits)
+        assert tokens(steps) == [1, 2, 3, 4, 5]
+        assert steps[-1].finish == "stop_words"
+
+
+def test_a_stop_word_in_the_prompt_does_not_count() -> None:
+    assert tokens(run(NoProposer(), Limits(2, stop_words=((0, 1),)))) == [1, 2]
+
+
+def test_log_probabilities_belong_to_the_emitted_tokens() -> None:
+    law = random_law(VOCAB, seed=3)
+    runner = ScriptedRunner(law, VOCAB)
+    steps = list(decode(runner, FixedProposer(always(1), 2), [0], Sampling(), Limits(6),
+                        log_probs=True))  # fmt: skip
+    seen = [0]
+    for step in steps:
+        for token, score in zip(step.tokens, step.log_probs, strict=True):
+            assert score == pytest.approx(np.log(law(seen)[token]), abs=1e-5)
+            seen.append(token)
+
+
+def test_a_seed_makes_a_sampled_answer_repeatable() -> None:
+    def answer(seed: int) -> list[int]:
+        sampling = Sampling(top_k=0, seed=seed)
+        return tokens(run(NoProposer(), Limits(20), sampling, random_law(VOCAB, seed=5)))
+
+    assert answer(1) == answer(1)
+    assert answer(1) != answer(2)

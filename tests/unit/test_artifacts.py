@@ -1,0 +1,134 @@
+"""Whole or not there: atomic folders, content keys, reasons."""
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from specpipe.artifacts import (
+    Manifest,
+    digest_file,
+    locked,
+    read_artifact,
+    remove_leftovers,
+    staged,
+    why_stale,
+    write_publish,
+)
+from specpipe.errors import StageFailed
+
+INPUTS = {"weights": "a" * 64, "dtype": "float32"}
+
+
+def publish(path: Path, inputs: dict[str, str] = INPUTS, text: str = "content") -> None:
+    with staged(path, "test") as temporary:
+        (temporary / "data.txt").write_text(text)
+        write_publish(temporary, path, Manifest("engine", inputs))
+
+
+def test_a_published_artifact_is_fresh_for_its_inputs(tmp_path: Path) -> None:
+    publish(tmp_path / "a")
+    assert why_stale(tmp_path / "a", "engine", INPUTS) is None
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_changed_inputs_are_named_with_old_and_new_value(tmp_path: Path) -> None:
+    publish(tmp_path / "a")
+    reason = why_stale(tmp_path / "a", "engine", {"weights": "b" * 64, "extra": "1"})
+    assert reason == (
+        "dtype: float32 -> absent; extra: absent -> 1; weights: aaaaaaaaaaaa -> bbbbbbbbbbbb"
+    )
+
+
+def test_a_block_that_raises_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), staged(tmp_path / "a", "test") as temporary:
+        (temporary / "half").write_text("...")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(StageFailed, match="convert: the disk is full"):
+        with staged(tmp_path / "a", "convert") as temporary:
+            (temporary / "half").write_text("...")
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_old_artifact_survives_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    publish(tmp_path / "a", text="old")
+    with pytest.raises(RuntimeError), staged(tmp_path / "a", "test"):
+        raise RuntimeError
+    assert (tmp_path / "a/data.txt").read_text() == "old"
+    publish(tmp_path / "a", text="new")
+    assert (tmp_path / "a/data.txt").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda a: (a / "data.txt").write_text("cont"), "has 4 bytes, not 7"),
+        (lambda a: (a / "data.txt").unlink(), "data.txt is missing"),
+        (lambda a: (a / "specpipe.json").unlink(), "no whole artifact"),
+        (lambda a: (a / "specpipe.json").write_text("{"), "no whole artifact"),
+    ],
+)
+def test_a_damaged_artifact_is_not_reused(damage, words: str, tmp_path: Path) -> None:
+    publish(tmp_path / "a")
+    damage(tmp_path / "a")
+    assert words in str(why_stale(tmp_path / "a", "engine", INPUTS))
+
+
+def test_manifests_of_equal_artifacts_are_equal_bytes(tmp_path: Path) -> None:
+    publish(tmp_path / "a")
+    publish(tmp_path / "b", dict(reversed(INPUTS.items())))
+    texts = [(tmp_path / name / "specpipe.json").read_bytes() for name in "ab"]
+    assert texts[0] == texts[1]
+    artifact = read_artifact(tmp_path / "a")
+    assert artifact is not None and artifact.manifest.key == json.loads(texts[0])["key"]
+
+
+def test_remembered_digests_follow_the_file(tmp_path: Path) -> None:
+    file, memory = tmp_path / "f", tmp_path / "memory.json"
+    file.write_text("one")
+    first = digest_file(file, memory)
+    assert digest_file(file, memory) == first == digest_file(file)
+    file.write_text("three")
+    assert digest_file(file, memory) == digest_file(file) != first
+
+
+def test_leftovers_of_dead_builds_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    publish(tmp_path / "a")
+    for name in (".a.123.tmp", ".a.123.old", ".b.123.tmp"):
+        (tmp_path / name).mkdir()
+    remove_leftovers(tmp_path / "a")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".b.123.tmp", "a"]
+
+
+def test_a_second_builder_waits_and_says_so(tmp_path: Path) -> None:
+    import multiprocessing
+    import time
+
+    said: list[str] = []
+    context = multiprocessing.get_context("fork")
+    ready, release = context.Event(), context.Event()
+
+    def hold() -> None:
+        with locked(tmp_path, lambda text: None):
+            ready.set()
+            release.wait(10)
+
+    holder = context.Process(target=hold)
+    holder.start()
+    ready.wait(10)
+
+    def notify(text: str) -> None:
+        said.append(text)
+        release.set()
+
+    with locked(tmp_path, notify):
+        assert time.monotonic() > 0
+    holder.join()
+    assert len(said) == 1 and "waiting" in said[0]

@@ -1,0 +1,89 @@
+"""The command line: help that matches the golden files, exit codes, JSON on stdout."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from specpipe.cli import main
+
+COMMANDS = ["build", "compile", "convert", "doctor", "generate", "package", "plan", "serve",
+            "status", "validate"]  # fmt: skip
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def run(*args: str):
+    return CliRunner().invoke(main, list(args))
+
+
+def test_there_are_these_commands_and_no_others() -> None:
+    assert sorted(main.commands) == COMMANDS
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_is_the_golden_one(command: str) -> None:
+    result = run(*([command] if command else []), "--help")
+    file = GOLDEN / f"help_{command or 'specpipe'}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        file.write_text(result.output)
+    assert result.output == file.read_text(), "UPDATE_GOLDEN=1 writes it"
+    assert not command or "Example:  specpipe" in result.output
+
+
+def test_help_imports_neither_torch_nor_transformers_nor_openvino() -> None:
+    code = (
+        "import sys, specpipe.cli\n"
+        "try: specpipe.cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'openvino', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["build"], 2, "Missing option '--config'"),
+        (["bild"], 2, "No such command 'bild'"),
+        (["build", "--config", "nothing.yaml"], 2, "nothing.yaml: no such file"),
+        (["plan", "--config", "README.md"], 2, "README.md:"),
+        (["generate", "--url", "127.0.0.1:1", "hi"], 4, "no server answers at 127.0.0.1:1"),
+        (["build", "--config", "model_configs/llama70b_draft7b.yaml"], 3, "cannot be built"),
+        (["serve", "--config", "model_configs/llama70b_draft7b.yaml", "--http-port", "0"], 2, "0"),
+    ],
+)
+def test_exit_codes(args: list[str], code: int, words: str) -> None:
+    result = run(*args)
+    assert result.exit_code == code, result.output
+    assert words in result.output
+
+
+def test_build_status_and_plan_speak_json(write_config, tmp_path: Path) -> None:
+    path, place = str(write_config()), ["--workspace", str(tmp_path / "w"), "--json"]
+    plan = json.loads(run("plan", "--config", path, *place).stdout)
+    assert plan["buildable"] and plan["engines"]["target"]["model"]["num_hidden_layers"] == 2
+    built = json.loads(run("build", "--config", path, *place).stdout)
+    assert [b["fresh"] for b in built] == [False] * 3
+    assert all(s["fresh"] for s in json.loads(run("status", "--config", path, *place).stdout))
+
+
+def test_a_refused_plan_exits_with_3_and_still_prints_the_plan(write_config) -> None:
+    path = write_config(engine={"backend": "openvino", "tp_size": 2})
+    result = run("plan", "--config", str(path))
+    assert result.exit_code == 3 and "refused    backend openvino uses one rank" in result.output
+
+
+def test_serving_what_is_not_built_says_what_to_run(write_config, tmp_path: Path) -> None:
+    for command in ("serve", "validate"):
+        result = run(command, "--config", str(write_config()), "--workspace", str(tmp_path))
+        assert result.exit_code == 2 and "specpipe build" in result.output
+
+
+def test_doctor_reports_json_and_needs_no_config() -> None:
+    result = run("doctor", "--json")
+    assert {"python", "torch", "gpu"} <= {f["name"] for f in json.loads(result.stdout)}

@@ -1,0 +1,125 @@
+"""YAML in, records out; every refusal has file:line, the value seen, and a suggestion."""
+
+from pathlib import Path
+
+import pytest
+
+from specpipe.config import DraftModel, NoSpeculation, PromptLookup, find_file, read_config
+from specpipe.errors import ConfigError
+
+GOOD = """\
+name: demo
+target:
+  model: some/where
+speculation:
+  method: prompt_lookup
+  num_draft_tokens: 5
+engine:
+  backend: openvino
+  dtype: bfloat16
+  max_input_len: 100
+  max_seq_len: 200
+validate:
+  gates:
+    exact_match: 1
+"""
+
+
+def read(tmp_path: Path, text: str):
+    path = tmp_path / "demo.yaml"
+    path.write_text(text)
+    return read_config(path)
+
+
+def test_reads_every_section(tmp_path: Path) -> None:
+    config = read(tmp_path, GOOD)
+    assert config.name == "demo" and config.target.model == "some/where"
+    assert config.speculation == PromptLookup("prompt_lookup", 5)
+    assert config.engine.dtype == "bfloat16" and config.engine.quantization == "none"
+    assert config.validate.gates == {"exact_match": 1.0}
+    assert config.models() == {"target": "some/where"}
+
+
+def test_speculation_may_be_left_out(tmp_path: Path) -> None:
+    text = "name: a\ntarget: {model: b}\nengine: {backend: openvino}\n"
+    assert read(tmp_path, text).speculation == NoSpeculation()
+
+
+def test_a_draft_model_is_a_second_model(tmp_path: Path) -> None:
+    text = GOOD.replace(
+        "  method: prompt_lookup\n", "  method: draft_model\n  draft: {model: small}\n"
+    )
+    config = read(tmp_path, text)
+    assert isinstance(config.speculation, DraftModel)
+    assert config.models() == {"target": "some/where", "draft": "small"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("  model:", "  modle:", 3, "unknown key 'target.modle'; did you mean 'model'?"),
+        ("name: demo", "name: 5", 1, "'name' is '5': must be text"),
+        ("name: demo", "name: a b", 1, "'name' is 'a b': must match"),
+        ("name: demo", "nmae: demo", 1, "unknown key 'nmae'; did you mean 'name'?"),
+        ("dtype: bfloat16", "dtype: bf16", 9, "'engine.dtype' is 'bf16'; did you mean 'bfloat16'?"),
+        ("backend: openvino", "backend: tensort", 8, "did you mean 'tensorrt'?"),
+        ("num_draft_tokens: 5", "num_draft_tokens: 0", 6, "is 0: must be at least 1"),
+        ("num_draft_tokens: 5", "num_draft_tokens: 900", 6, "is 900: must be at most 64"),
+        ("num_draft_tokens: 5", "num_draft_tokens: five", 6, "is 'five': must be a whole number"),
+        ("num_draft_tokens: 5", "num_draft_tokens: true", 6, "is 'true': must be a whole number"),
+        ("num_draft_tokens: 5", "num_draft_tokens:", 6, "has no value"),
+        ("num_draft_tokens: 5", "tree: [[0]]", 6, "unknown key 'speculation.tree'"),
+        ("prompt_lookup", "prompt_lokup", 5, "did you mean 'prompt_lookup'?"),
+        ("method: prompt_lookup", "num: 1", 5, "missing key 'speculation.method'"),
+        ("max_input_len: 100", "max_input_len: 200", 10, "must be below engine.max_seq_len"),
+        ("num_draft_tokens: 5", "min_matching_ngram_size: 9", 6, "must not be above"),
+        ("exact_match: 1", "exact_match: yes", 14, "'validate.gates.exact_match' is 'yes'"),
+        ("name: demo", "name: demo\nname: other", 2, "'name' is given twice"),
+        ("name: demo", "name: [demo", 2, "not valid YAML"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_line(
+    old: str, new: str, line: int, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, GOOD.replace(old, new))
+    message = str(caught.value)
+    assert words in message
+    assert f"demo.yaml:{line}: " in message
+
+
+def test_a_missing_section_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="missing key 'engine'"):
+        read(tmp_path, "name: a\ntarget: {model: b}\n")
+
+
+def test_a_missing_file_says_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        read_config(tmp_path / "nothing.yaml")
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is empty"):
+        read(tmp_path, "")
+
+
+def test_paths_hold_home_and_variables_and_start_here_or_at_the_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = read(tmp_path, GOOD)
+    (tmp_path / "beside").mkdir()
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "here").mkdir(parents=True)
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("PLACE", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_file("here", config) == elsewhere / "here"
+    assert find_file("beside", config) == tmp_path / "beside"
+    assert find_file("$PLACE/beside", config) == tmp_path / "beside"
+    assert find_file("~/beside", config) == tmp_path / "beside"
+    assert find_file("nowhere", config) is None
+
+
+@pytest.mark.parametrize("path", sorted(Path("model_configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_config_is_valid_and_named_like_its_file(path: Path) -> None:
+    assert read_config(path).name == path.stem

@@ -1,0 +1,177 @@
+"""The stages, on the tiny model: skipped when fresh, rebuilt for a reason, safe when broken off."""
+
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from specpipe.artifacts import Workspace
+from specpipe.config import read_config
+from specpipe.errors import ConfigError, StageFailed, Unsupported
+from specpipe.run import build, require_repository, status
+
+
+def setup(path: Path, root: Path):
+    config = read_config(path)
+    return config, Workspace(root / "work", config.name)
+
+
+def test_a_second_build_finds_everything_fresh(write_config, tmp_path: Path) -> None:
+    run = setup(write_config(), tmp_path)
+    first, second = build(*run), build(*run)
+    assert [(r.stage, r.fresh) for r in first] == [
+        ("convert", False), ("compile", False), ("package", False),
+    ]  # fmt: skip
+    assert all(result.fresh for result in second)
+    assert (run[1].repository / "tensorrt_llm/1/engines/target/openvino_model.xml").is_file()
+
+
+def test_stages_can_be_run_alone_and_name_the_one_before(write_config, tmp_path: Path) -> None:
+    run = setup(write_config(), tmp_path)
+    with pytest.raises(ConfigError, match="run `specpipe convert`"):
+        build(*run, ("compile",))
+    build(*run, ("convert",))
+    with pytest.raises(ConfigError, match="run `specpipe compile`"):
+        build(*run, ("package",))
+    build(*run, ("compile",))
+    build(*run, ("package",))
+    require_repository(*run)
+
+
+def test_only_what_a_change_touches_is_built_again(write_config, tmp_path: Path) -> None:
+    build(*setup(write_config(), tmp_path))
+    longer = {"backend": "openvino", "max_input_len": 100, "max_seq_len": 300}
+    results = build(*setup(write_config(engine=longer), tmp_path))
+    assert [(r.stage, r.fresh) for r in results] == [
+        ("convert", True), ("compile", False), ("package", False),
+    ]  # fmt: skip
+    assert results[1].reason == "max_seq_len: 200 -> 300"
+
+
+def test_status_names_what_is_stale_and_why_and_changes_nothing(
+    write_config, tiny: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(tiny, tmp_path / "source"))
+    run = setup(write_config(target={"model": str(source)}), tmp_path)
+    assert status(*run)[0].reason == "not built yet"
+    build(*run)
+    assert all(result.fresh for result in status(*run))
+    tokenizer = source / "tokenizer_config.json"
+    tokenizer.write_text(tokenizer.read_text() + " ")
+    convert, compiled, packaged = status(*run)
+    assert convert.reason.startswith("source tokenizer_config.json: ")
+    assert compiled.fresh and packaged.fresh  # they match the checkpoint that is there
+
+
+def test_an_engine_compiled_from_other_weights_is_refused(
+    write_config, tiny_draft: Path, tmp_path: Path
+) -> None:
+    run = setup(write_config(), tmp_path)
+    build(*run)
+    other = setup(write_config(name="other", target={"model": str(tiny_draft)}), tmp_path)
+    build(*other)
+    shutil.rmtree(run[1].engine("target"))
+    shutil.copytree(other[1].engine("target"), run[1].engine("target"))
+    with pytest.raises(ConfigError, match="compiled from other weights"):
+        build(*run, ("package",))
+    with pytest.raises(ConfigError, match="compiled from other weights"):
+        require_repository(*run)
+
+
+def test_a_build_that_is_killed_leaves_nothing_that_looks_whole(
+    write_config, tmp_path: Path
+) -> None:
+    run = setup(write_config(), tmp_path)
+
+    def die(done: int, total: int) -> None:
+        if done > total / 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = multiprocessing.get_context("fork").Process(target=lambda: build(*run, progress=die))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert not run[1].checkpoint("target").exists()
+    assert [r.fresh for r in build(*run)] == [False, False, False]
+    assert not list(run[1].engines.rglob(".*.tmp"))
+
+
+def test_an_interrupted_build_goes_on_where_it_was(write_config, tmp_path: Path) -> None:
+    run = setup(write_config(), tmp_path)
+    build(*run, ("convert",))
+    assert [r.fresh for r in build(*run)] == [True, False, False]
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(write_config, tmp_path: Path) -> None:
+    """A limit on file sizes makes the kernel itself refuse the write, as a full disk would."""
+    run = setup(write_config(), tmp_path)
+    answers = multiprocessing.get_context("fork").SimpleQueue()
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+        try:
+            build(*run)
+        except StageFailed as error:
+            answers.put(str(error))
+
+    child = multiprocessing.get_context("fork").Process(target=limited)
+    child.start()
+    child.join()
+    message = answers.get()
+    assert "convert: the disk is full" in message and "free some space" in message
+    assert list(run[1].engines.glob("checkpoints/*")) == []
+
+
+def test_two_builds_at_once_both_succeed_and_one_does_the_work(
+    write_config, tmp_path: Path
+) -> None:
+    run = setup(write_config(), tmp_path)
+    context = multiprocessing.get_context("fork")
+    answers, barrier = context.SimpleQueue(), context.Barrier(2)
+
+    def one() -> None:
+        barrier.wait()
+        answers.put([result.fresh for result in build(*run)])
+
+    children = [context.Process(target=one) for _ in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert sorted([answers.get(), answers.get()]) == [[False] * 3, [True] * 3]
+
+
+def test_two_builds_of_the_same_inputs_give_equal_bytes(write_config, tmp_path: Path) -> None:
+    path = write_config()
+    trees = []
+    for place in ("one", "two"):
+        run = setup(path, tmp_path / place)
+        build(*run)
+        roots = (run[1].engines, run[1].repository)
+        trees.append({
+            str(file.relative_to(root)): file.read_bytes()
+            for root in roots for file in root.rglob("*")
+            if file.is_file() and not file.name.startswith(".")
+        })  # fmt: skip
+    assert trees[0] == trees[1]
+
+
+def test_a_refused_plan_builds_nothing(write_config, tmp_path: Path) -> None:
+    engine = {"backend": "openvino", "gpu": "L4", "tp_size": 2}
+    run = setup(write_config(engine=engine), tmp_path)
+    with pytest.raises(Unsupported, match="runs on the CPU(.|\n)*one rank"):
+        build(*run)
+    assert not (tmp_path / "work").exists()
+
+
+def test_the_manifest_says_what_the_engine_was_made_from(write_config, tmp_path: Path) -> None:
+    run = setup(write_config(), tmp_path)
+    build(*run)
+    manifest = json.loads((run[1].engine("target") / "specpipe.json").read_text())
+    assert {"checkpoint", "openvino", "max_seq_len", "quantization"} <= set(manifest["inputs"])
