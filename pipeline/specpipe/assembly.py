@@ -111,6 +111,14 @@ class Deployment:
         runners = {role: engine.runner(rows[role]) for role, engine in self.engines.items()}
         return Slot(runners, self.speculation)
 
+    def warm_up(self) -> None:
+        """Run one short request, so that the first real one is not slower than the rest."""
+        repetitive = [1] * 70
+        for _ in self.slot().decode(repetitive, Sampling(), Limits(max_tokens=12)):
+            pass
+        for engine in self.engines.values():
+            engine.trim()
+
 
 def load_deployment(
     engines: Mapping[Role, Path], backend: str, speculation: Speculation

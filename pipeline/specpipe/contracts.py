@@ -115,6 +115,9 @@ class LoadedEngine(Protocol):
         """Return a runner of its own KV cache, for steps of up to `step_width` rows."""
         ...
 
+    def trim(self) -> None:
+        """Give back memory that only loading and the first steps needed."""
+
 
 class Proposer(Protocol):
     """A source of drafts: draft model, prompt lookup, ...; asked for facts, never for its name."""

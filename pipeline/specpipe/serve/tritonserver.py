@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import ctypes.util
 import importlib.metadata
 import importlib.util
 import os
@@ -152,6 +153,7 @@ def _server_home(folder: Path) -> _Home:
         raise Unsupported(
             f"nvidia-pytriton has no stub for Python {version}", hint="use Python 3.10 to 3.13"
         )
+    _require_libpython(version)
     backend = folder / "backends/python"
     backend.mkdir(parents=True)
     for file in [*(server / "backends/python").iterdir(), stub]:
@@ -169,6 +171,18 @@ def _require_old_numpy() -> None:
             f"numpy {version}: Triton's Python backend in nvidia-pytriton sends empty tensors with "
             "numpy 2, silently",
             hint="pip install 'numpy<2'",
+        )
+
+
+def _require_libpython(version: str) -> None:
+    """Refuse a Python without its shared library, which the stub needs (3.13's is in the wheel)."""
+    name = f"libpython{version}.so.1.0"
+    folder = Path(str(sysconfig.get_config_var("LIBDIR")))
+    known = (folder / name).exists() or ctypes.util.find_library(f"python{version}") is not None
+    if version != "3.13" and not known:
+        raise Unsupported(
+            f"{name} is not there; Triton's Python backend needs it",
+            hint=f"apt-get install libpython{version}, or use a Python built with --enable-shared",
         )
 
 

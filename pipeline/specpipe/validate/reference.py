@@ -25,7 +25,9 @@ class Reference:
     def __init__(self, model: Path) -> None:
         """Load a checkpoint folder or a .gguf file in float32."""
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         if model.is_file():
             self._model: Any = AutoModelForCausalLM.from_pretrained(
                 model.parent, gguf_file=model.name

@@ -1,15 +1,19 @@
 """The `openvino` backend: builds engines for any x86-64 or ARM CPU and drives them."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import openvino as ov
+from openvino import opset13 as op
 
 from specpipe.artifacts import read_model_config
 from specpipe.contracts import BuildRequest, Command, ModelConfig, Rejection
+from specpipe.engine.openvino.memory import drop_mapped_pages
 from specpipe.engine.openvino.network import build_network
 from specpipe.engine.openvino.rope import rope_table
 from specpipe.engine.openvino.runner import Graph, OpenVinoRunner
@@ -49,6 +53,7 @@ class Precision:
             "INFERENCE_PRECISION_HINT": "bf16" if self.bfloat16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32" if rounds else "0",
+            "TBB_PARTITIONER": "STATIC",
         }
 
 
@@ -57,6 +62,7 @@ class OpenVinoEngine:
     """A loaded engine; see `LoadedEngine`."""
 
     graph: Graph
+    folder: Path
 
     @property
     def vocab_size(self) -> int:
@@ -75,6 +81,13 @@ class OpenVinoEngine:
         plugin several milliseconds: there, steps are padded to `step_width` rows.
         """
         return OpenVinoRunner(self.graph, step_width if self.graph.bfloat16 else 0)
+
+    def trim(self) -> None:
+        """Drop the mapped weights file from memory: by now the plugin has copies in its own layout.
+
+        What is still read from it, the rows of the embedding, comes back page by page.
+        """
+        drop_mapped_pages(self.folder / "openvino_model.bin")
 
 
 class OpenVinoBackend:
@@ -165,18 +178,33 @@ class OpenVinoBackend:
             network = core.read_model(engine / "openvino_model.xml")
             precision = Precision(limits["dtype"], limits["quantization"])
             _mark_decompression(network)
+            if len(os.sched_getaffinity(0)) == 1:
+                _prevent_fused_mlp(network)
             compiled = core.compile_model(network, "CPU", precision.properties())
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ConfigError(
                 f"{engine}: not a usable engine: {error}", hint="run `specpipe compile` again"
             ) from error
-        return OpenVinoEngine(_graph(compiled, model, limits["max_seq_len"], precision))
+        graph = _graph(compiled, model, limits["max_seq_len"], precision)
+        return OpenVinoEngine(graph, engine)
 
 
 def _graph(
     compiled: ov.CompiledModel, model: ModelConfig, max_seq_len: int, precision: Precision
 ) -> Graph:
     return Graph(compiled, model, rope_table(model, max_seq_len), max_seq_len, precision.bfloat16)
+
+
+def _prevent_fused_mlp(network: ov.Model) -> None:
+    """Keep the plugin from fusing the MLP, which divides by zero on one CPU (SIGFPE in 2026.4).
+
+    The fusion looks for a Swish without the optional second input.
+    """
+    for node in network.get_ops():
+        if node.get_type_name() == "Swish" and node.get_input_size() == 1:
+            one = op.constant(np.float32(1))
+            twin = op.swish(node.input_value(0), one)
+            node.output(0).replace(twin.output(0))
 
 
 def _mark_decompression(network: ov.Model) -> None:

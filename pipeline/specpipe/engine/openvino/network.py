@@ -8,7 +8,9 @@ Shapes: M new tokens, P cached rows, R rows that logits are wanted for, H heads 
 G = H / K, head size h, L layers.
 
     tokens     [M] int32           rows       [R] int32, indices into the new tokens
-    cos, sin   [1, M, 1, h]        mask       [1, 1, M * G, P + M], 0 or a large negative number
+    query_cos, query_sin  [1, M, 1, h], times 1 / sqrt(h): they carry the softmax's scale
+    key_cos, key_sin      [1, M, 1, h]
+    mask       [1, 1, M * G, P + M], 0 or a large negative number
     key.i      [1, P, K * h]       value.i    [1, P, K * h]
  -> logits     [R, V]              hidden     [R, D], after the final norm
     kv         [2 * L, M, K * h]   new keys and values: layer 0's keys, its values, layer 1's ...
@@ -27,10 +29,10 @@ from openvino import opset13 as op
 from openvino.op.util import Variable, VariableInfo
 from openvino.utils.node_factory import NodeFactory
 
-from specpipe.contracts import Logits, ModelConfig
+from specpipe.contracts import ModelConfig
 from specpipe.engine.openvino.weights import Weights, int4, int8, plain
 
-LinearWeights = Callable[[Logits], ov.Node]
+ROTARY = ("query_cos", "query_sin", "key_cos", "key_sin")
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,6 @@ class _Builder:
     weights: Weights
     quantization: str
     cache_type: Type
-
-    @property
-    def groups(self) -> int:
-        return self.model.num_attention_heads // self.model.num_key_value_heads
 
     def linear(self, x: ov.Node, name: str, order: "Reorder | None" = None) -> ov.Node:
         """Multiply `x` with the transposed weights `name`, reordered first if asked."""
@@ -70,13 +68,13 @@ def build_network(
     """Return the graph of the checkpoint. Equal inputs give equal graphs, names included."""
     build = _Builder(model, weights, quantization, cache_type)
     inputs = _inputs(model)
-    tokens, rows, cos, sin, mask = inputs
+    tokens, rows, *position = inputs
     table = _embedding(build)
     x = op.unsqueeze(op.gather(table, tokens, _int(0)), _ints(0))  # [1, M, D]
     caches, new_rows = [], []
     for i in range(model.num_hidden_layers):
         cache = [_cache_input(build, f"{kind}.{i}") for kind in ("key", "value")]
-        x, fresh = _layer(build, i, x, cache, (cos, sin, mask))
+        x, fresh = _layer(build, i, x, cache, position)
         caches += cache
         new_rows += fresh
     picked = op.gather(op.squeeze(x, _ints(0)), rows, _int(0))  # [R, D]
@@ -95,8 +93,7 @@ def _inputs(model: ModelConfig) -> list[ov.Node]:
     return [
         op.parameter([-1], Type.i32, name="tokens"),
         op.parameter([-1], Type.i32, name="rows"),
-        op.parameter([1, -1, 1, h], Type.f32, name="cos"),
-        op.parameter([1, -1, 1, h], Type.f32, name="sin"),
+        *(op.parameter([1, -1, 1, h], Type.f32, name=name) for name in ROTARY),
         op.parameter([1, 1, -1, -1], Type.f32, name="mask"),
     ]
 
@@ -125,7 +122,7 @@ def _layer(
     i: int,
     x: ov.Node,
     cache: list[ov.Node],
-    position: tuple[ov.Node, ov.Node, ov.Node],
+    position: list[ov.Node],
 ) -> tuple[ov.Node, list[ov.Node]]:
     at = f"transformer.layers.{i}."
     attended, fresh = _attention(
@@ -143,21 +140,20 @@ def _attention(
     at: str,
     x: ov.Node,
     cache: list[ov.Node],
-    position: tuple[ov.Node, ov.Node, ov.Node],
+    position: list[ov.Node],
 ) -> tuple[ov.Node, list[ov.Node]]:
     """Grouped-query attention of the new tokens over the cache and each other.
 
     The G queries of a KV head are laid out as G rows of one sequence, so that keys and values are
     never repeated; the query weights are reordered at build time to make that layout free.
     """
-    model, (cos, sin, mask) = build.model, position
+    model, (*query_rotary, key_cos, key_sin, mask) = build.model, position
     heads, kv_heads, size = model.num_attention_heads, model.num_key_value_heads, model.head_size
     qkv = build.linear(x, f"{at}attention.qkv.weight", lambda w: _groups_first(w, model))
     widths = _ints(heads * size, kv_heads * size, kv_heads * size)
     query, key, value = op.variadic_split(qkv, _int(-1), widths).outputs()
-    query = _rotate(op.reshape(query, _ints(1, -1, heads, size), False), cos, sin)
-    query = op.multiply(query, _float(size**-0.5, (1, 1, 1, 1)))
-    key = _rotate(op.reshape(key, _ints(1, -1, kv_heads, size), False), cos, sin)
+    query = _rotate(op.reshape(query, _ints(1, -1, heads, size), False), *query_rotary)
+    key = _rotate(op.reshape(key, _ints(1, -1, kv_heads, size), False), key_cos, key_sin)
     key = op.reshape(key, _ints(1, -1, kv_heads * size), False)
     past = [op.convert(c, "f32") if build.cache_type != Type.f32 else c for c in cache]
     keys, values = op.concat([past[0], key], 1), op.concat([past[1], value], 1)

@@ -49,6 +49,8 @@ class OpenVinoRunner:
         self.vocab_size = model.vocab_size
         self.max_seq_len = graph.max_seq_len
         self._graph = graph
+        self._table = graph.table
+        self._scale = np.float32(model.head_size**-0.5)
         self._step_width = step_width
         self._width = model.num_key_value_heads * model.head_size
         self._groups = model.num_attention_heads // model.num_key_value_heads
@@ -118,8 +120,7 @@ class OpenVinoRunner:
         inputs = {
             "tokens": padded,
             "rows": _pad(rows, count if count > len(tokens) else len(rows)),
-            "cos": graph.table.cos[positions][None, :, None],
-            "sin": graph.table.sin[positions][None, :, None],
+            **self._rotary(positions),
             "mask": self._mask(parents, past, count),
         }
         for name, array in inputs.items():
@@ -130,6 +131,15 @@ class OpenVinoRunner:
         self._fresh = raw.data.view(self._cache.dtype).reshape(self._cache.shape[0], count, -1)
         logits, hidden = (out.get_tensor(name).data[: len(rows)] for name in ("logits", "hidden"))
         return Scores(logits, hidden)
+
+    def _rotary(self, positions: Ints) -> dict[str, NDArray[np.float32]]:
+        cos, sin = (t[positions][None, :, None] for t in (self._table.cos, self._table.sin))
+        return {
+            "key_cos": cos,
+            "key_sin": sin,
+            "query_cos": cos * self._scale,
+            "query_sin": sin * self._scale,
+        }
 
     def _bind(self) -> int:
         """Hand the cache's prefix over, in whole blocks; returns its rows."""

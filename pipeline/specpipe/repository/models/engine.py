@@ -35,10 +35,12 @@ class TritonPythonModel:
         self._vocab_size = deployment.engines["target"].vocab_size
         self._max_input_len = int(options["max_input_len"])
         self._max_seq_len = int(options["max_seq_len"])
+        deployment.warm_up()
         slots = [deployment.slot() for _ in range(int(options["max_batch_size"]))]
         self._meter = Meter(args["model_name"], self._speculation.method)
         self._scheduler = Scheduler(slots, int(options["max_queue_size"]))
         self._scheduler.start()
+        triton.trim_memory()
 
     def execute(self, batch: list[Any]) -> None:
         """Queue every request; answers are sent from the scheduler's thread."""

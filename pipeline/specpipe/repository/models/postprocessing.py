@@ -1,21 +1,25 @@
 """`postprocessing`: output tokens into text, for clients that drive `tensorrt_llm` themselves."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from specpipe.repository.models import requests, triton
-from specpipe.repository.models.tokens import load_tokenizer
+from specpipe.repository.models.tokens import TextTokenizer, load_tokenizer
 
 
 class TritonPythonModel:
     """Triton's entry points."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Load the tokenizer."""
-        folder = triton.parameters(args)["tokenizer_dir"]
-        self._tokenizer = load_tokenizer(triton.model_folder(args) / folder)
+        """Remember where the tokenizer is; most servers never use this model."""
+        self._folder = triton.model_folder(args) / triton.parameters(args)["tokenizer_dir"]
+
+    @cached_property
+    def _tokenizer(self) -> TextTokenizer:
+        return load_tokenizer(self._folder)
 
     def execute(self, batch: list[Any]) -> list[Any]:
         """Answer every request."""

@@ -1,22 +1,27 @@
 """`preprocessing`: texts into tensors, for clients that drive `tensorrt_llm` themselves."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from specpipe.repository.models import requests, triton
-from specpipe.repository.models.tokens import load_tokenizer
+from specpipe.repository.models.tokens import TextTokenizer, load_tokenizer
 
 
 class TritonPythonModel:
     """Triton's entry points."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Load the tokenizer."""
+        """Remember where the tokenizer is; most servers never use this model."""
         options = triton.parameters(args)
-        self._tokenizer = load_tokenizer(triton.model_folder(args) / options["tokenizer_dir"])
+        self._folder = triton.model_folder(args) / options["tokenizer_dir"]
         self._max_input_len = int(options["max_input_len"])
+
+    @cached_property
+    def _tokenizer(self) -> TextTokenizer:
+        return load_tokenizer(self._folder)
 
     def execute(self, batch: list[Any]) -> list[Any]:
         """Answer every request."""

@@ -63,6 +63,7 @@ class TritonPythonModel:
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
         self._watcher.start()
+        triton.trim_memory()
 
     def execute(self, batch: list[Any]) -> None:
         """Start a thread for every request; the engine's queue bounds how many there are."""

@@ -1,5 +1,7 @@
 """The few places where Triton's Python backend API is touched; importable only inside Triton."""
 
+import contextlib
+import ctypes
 import json
 import logging
 from collections.abc import Mapping
@@ -16,6 +18,12 @@ from specpipe.repository.models.scheduler import QueueFull
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 log = logging.getLogger("specpipe")
+
+
+def trim_memory() -> None:
+    """Give what start-up allocated and freed back to the kernel, where libc can."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def model_folder(args: Mapping[str, str]) -> Path:

@@ -1,0 +1,26 @@
+"""Giving memory back to the kernel; where that is not possible, nothing happens."""
+
+import contextlib
+import ctypes
+from pathlib import Path
+
+_MADV_DONTNEED = 4
+
+
+def drop_mapped_pages(file: Path) -> None:
+    """Forget the pages of a read-only mapped file; they are read again when they are needed."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        for begin, end in _mappings(file.resolve()):
+            libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_DONTNEED)
+
+
+def _mappings(file: Path) -> list[tuple[int, int]]:
+    found = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        fields = line.split(maxsplit=5)
+        # "w" would mean that pages may hold changes of ours, which must not be dropped.
+        if len(fields) == 6 and fields[5] == str(file) and "w" not in fields[1]:
+            begin, end = (int(part, 16) for part in fields[0].split("-"))
+            found.append((begin, end))
+    return found

@@ -1,0 +1,55 @@
+"""The promise of the README on the real model: greedy answers are those of transformers."""
+
+from pathlib import Path
+
+import pytest
+
+from specpipe.artifacts import Workspace
+from specpipe.config import read_config
+from specpipe.run import build
+from specpipe.serve.client import Client, Options, collect
+from specpipe.serve.tritonserver import free_address, start_server
+from specpipe.validate.reference import Reference
+from specpipe.validate.validate import load_prompts
+from tests.conftest import SMOLLM2
+
+pytestmark = [pytest.mark.e2e, pytest.mark.model]
+
+CONFIGS = ["smollm2-135m_none", "smollm2-135m_prompt-lookup", "smollm2-135m_draft-model"]
+TOKENS = 40
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("smollm2")
+
+
+@pytest.fixture(scope="module")
+def answers(root: Path) -> list[tuple[list[int], list[int]]]:
+    """Return 20 prompts as tokens, and what transformers answers in float32."""
+    config, workspace = built(CONFIGS[0], root)
+    prompts, end_id = load_prompts(config, workspace.repository / "preprocessing/1/tokenizer")
+    model = Reference(SMOLLM2)
+    return [(p, list(model.generate(p, TOKENS, end_id).tokens)) for p in prompts]
+
+
+def built(name: str, root: Path):
+    from dataclasses import replace
+
+    config = read_config(Path(f"model_configs/{name}.yaml"))
+    config = replace(config, validate=replace(config.validate, num_prompts=20))
+    workspace = Workspace(root, config.name)
+    build(config, workspace)
+    return config, workspace
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_greedy_answers_are_those_of_transformers(name: str, root: Path, answers) -> None:
+    _, workspace = built(name, root)
+    with start_server(workspace.repository, free_address(), root / f"{name}.log") as endpoint:
+        client = Client(endpoint.address.grpc)
+        for number, (prompt, expected) in enumerate(answers):
+            options = Options(max_tokens=TOKENS, end_id=2)
+            answer = collect(client.stream_tokens(prompt, options))
+            assert list(answer.tokens) == expected, f"prompt {number}"
+    assert len(answers) == 20
