@@ -24,7 +24,7 @@ def make_llama(
     values: dict[str, Any] = {
         "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-        "vocab_size": len(tokenizer), "max_position_embeddings": 512, "rope_theta": 10000.0,
+        "vocab_size": len(tokenizer), "max_position_embeddings": 4096, "rope_theta": 10000.0,
         "tie_word_embeddings": True, "initializer_range": 0.4, "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None, **changes,
     }  # fmt: skip

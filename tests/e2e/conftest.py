@@ -17,7 +17,7 @@ from specpipe.serve.client import Client
 from specpipe.serve.tritonserver import Endpoint, free_address, start_server
 from specpipe.speculate.decode import Limits
 
-ENGINE = {"backend": "openvino", "max_batch_size": 2, "max_input_len": 100, "max_seq_len": 400}
+ENGINE = {"backend": "openvino", "max_batch_size": 2, "max_input_len": 100, "max_seq_len": 4000}
 
 
 class Served:

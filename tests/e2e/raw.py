@@ -1,7 +1,7 @@
 """Requests as any gRPC client sends them, tensor by tensor; nothing of specpipe's own client."""
 
 import queue
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,13 +38,18 @@ def stream(
     *,
     request_id: str = "",
     take: int | None = None,
+    ready: Callable[[], object] = lambda: None,
 ) -> list[Any]:
-    """Return the results of a streaming call, or the exception at its end; `take` cancels."""
+    """Return the results of a streaming call, or the exception at its end.
+
+    `take` cancels after that many; `ready` is called between connecting and sending.
+    """
     answers: queue.Queue[Any] = queue.Queue()
     client = grpc.InferenceServerClient(url)
     client.start_stream(
         lambda result, error: answers.put(error or result), headers={"triton_grpc_error": "true"}
     )
+    ready()
     client.async_stream_infer(
         model, tensors(values), request_id=request_id, enable_empty_final_response=True
     )

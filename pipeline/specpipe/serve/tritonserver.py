@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from specpipe.errors import ConfigError, StageFailed, Unsupported
+from specpipe.repository.models.channel import socket_path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -263,6 +264,7 @@ def _stop(process: "subprocess.Popen[Any]") -> None:
     with contextlib.suppress(ProcessLookupError):  # stubs that outlive it are of its session
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    socket_path(process.pid).unlink(missing_ok=True)
 
 
 def _remove_shared_memory(region: str) -> None:

@@ -7,13 +7,9 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from specpipe.contracts import Sampling
-from specpipe.repository.models.scheduler import (
-    STEPS_PER_TURN,
-    Counters,
-    QueueFull,
-    Request,
-    Scheduler,
-)
+from specpipe.repository.models.exchange import Counters, Request
+from specpipe.repository.models.failures import QueueFull
+from specpipe.repository.models.scheduler import STEPS_PER_TURN, Scheduler
 from specpipe.speculate.decode import Limits, Step
 
 
@@ -124,6 +120,15 @@ def test_a_full_queue_refuses_at_once(rig: Rig) -> None:
     rig.submit(3)
     with pytest.raises(QueueFull, match="busy: 2 requests are waiting"):
         rig.submit(4)
+
+
+def test_a_burst_is_bounded_before_the_engine_takes_its_first_request() -> None:
+    scheduler = Scheduler([Slot([], threading.Event())], max_queue_size=2)  # not started yet
+    request = Request("", (1,), Sampling(), Limits(1))
+    for _ in range(3):
+        scheduler.submit(request, Listener())
+    with pytest.raises(QueueFull, match="busy: 2 requests are waiting"):
+        scheduler.submit(request, Listener())
 
 
 def test_counters_cover_the_whole_request(rig: Rig) -> None:

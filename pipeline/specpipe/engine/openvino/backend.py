@@ -20,7 +20,7 @@ from specpipe.engine.openvino.runner import Graph, OpenVinoRunner
 from specpipe.engine.openvino.weights import GROUP, map_weights
 from specpipe.errors import ConfigError
 
-FORMAT = "1"  # raise it when the same checkpoint must give another graph
+FORMAT = "2"  # raise it when the same checkpoint must give another graph
 OVERHEAD_BYTES = 500 * 2**20  # server, libraries and work buffers beside weights and KV cache
 
 

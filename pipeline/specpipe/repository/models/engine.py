@@ -1,6 +1,7 @@
 """`tensorrt_llm`: tokens in, tokens out; the model that holds the engines. Decoupled."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,14 @@ from specpipe.config import Speculation
 from specpipe.errors import ConfigError
 from specpipe.records import parse_record
 from specpipe.repository.models import requests, triton
+from specpipe.repository.models.channel import EngineSocket, socket_path
+from specpipe.repository.models.exchange import Counters, Request
+from specpipe.repository.models.failures import Cancelled
 from specpipe.repository.models.metrics import Meter
-from specpipe.repository.models.scheduler import Counters, Request, Scheduler
+from specpipe.repository.models.responses import perf_tensors
+from specpipe.repository.models.scheduler import Listener, Scheduler
 from specpipe.speculate.decode import Limits, Step
 from specpipe.speculate.sampling import check_sampling
-
-KV_BLOCK = 64  # tokens; the unit of the kv_cache_* outputs
 
 
 class TritonPythonModel:
@@ -37,35 +40,43 @@ class TritonPythonModel:
         self._max_seq_len = int(options["max_seq_len"])
         deployment.warm_up()
         slots = [deployment.slot() for _ in range(int(options["max_batch_size"]))]
-        self._meter = Meter(args["model_name"], self._speculation.method)
-        self._scheduler = Scheduler(slots, int(options["max_queue_size"]))
+        meter = Meter(args["model_name"], self._speculation.method)
+        self._scheduler = Scheduler(slots, int(options["max_queue_size"]), meter.add)
         self._scheduler.start()
+        self._channel = EngineSocket(socket_path(os.getppid()), self._submit)
+        self._channel.start()
         triton.trim_memory()
 
     def execute(self, batch: list[Any]) -> None:
         """Queue every request; answers are sent from the scheduler's thread."""
         for request in batch:
-            sender = request.get_response_sender()
+            responder = triton.Responder(request)
             try:
-                self._accept(request, sender)
+                self._accept(request, responder)
             except Exception as error:
-                sender.send(triton.error_response(error, request), flags=triton.FINAL)
+                responder.fail(error)
 
     def finalize(self) -> None:
-        """End every request."""
+        """End every request; metrics that outlive this call crash the process."""
+        self._channel.close()
         self._scheduler.close()
+        del self._scheduler
 
-    def _accept(self, request: Any, sender: Any) -> None:
+    def _accept(self, request: Any, responder: triton.Responder) -> None:
         tensors = triton.input_tensors(request)
         if requests.flag(tensors, "stop"):
             if not request.request_id():
                 raise ConfigError("a request with stop: true must carry the id of the one to stop")
             self._scheduler.stop(request.request_id())
-            sender.send(flags=triton.FINAL)
+            responder.end()
             return
         parsed = self._parse(request, tensors)
-        answer = _Answer.of(request, sender, tensors, parsed, self._meter)
-        self._scheduler.submit(parsed, answer)
+        self._submit(parsed, _Answer.of(responder, tensors, parsed))
+
+    def _submit(self, request: Request, listener: Listener) -> None:
+        """Queue a request, whichever way it came."""
+        limit_draft(self._speculation, request.num_draft_tokens)
+        self._scheduler.submit(request, listener)
 
     def _parse(self, request: Any, tensors: requests.Tensors) -> Request:
         requests.refuse_unsupported(tensors)
@@ -77,14 +88,12 @@ class TritonPythonModel:
         bad_words = requests.word_ids(tensors, "bad_words_list")
         sampling = requests.sampling(tensors, -1, bad_words, prefix="runtime_")
         check_sampling(sampling, self._vocab_size)
-        wanted = triton.request_parameters(request).get("num_draft_tokens")
-        limit_draft(self._speculation, wanted)
         return Request(
             request_id=request.request_id(),
             prompt=prompt,
             sampling=sampling,
             limits=Limits(max_tokens, requests.word_ids(tensors, "stop_words_list")),
-            num_draft_tokens=wanted,
+            num_draft_tokens=triton.request_parameters(request).get("num_draft_tokens"),
             log_probs=requests.flag(tensors, "return_log_probs"),
         )
 
@@ -107,9 +116,7 @@ def _prompt(tensors: requests.Tensors, vocab_size: int) -> tuple[int, ...]:
 class _Answer:
     """The listener of one request: steps into responses."""
 
-    request: Any
-    sender: Any
-    meter: Meter
+    responder: triton.Responder
     streaming: bool
     echo: tuple[int, ...]  # what a whole answer begins with
     prompt_length: int
@@ -119,15 +126,11 @@ class _Answer:
     scores: list[float]
 
     @staticmethod
-    def of(
-        request: Any, sender: Any, tensors: requests.Tensors, parsed: Request, meter: Meter
-    ) -> "_Answer":
+    def of(responder: triton.Responder, tensors: requests.Tensors, parsed: Request) -> "_Answer":
         streaming = requests.flag(tensors, "streaming")
         echo = not streaming and not requests.flag(tensors, "exclude_input_in_output")
         return _Answer(
-            request=request,
-            sender=sender,
-            meter=meter,
+            responder=responder,
             streaming=streaming,
             echo=parsed.prompt if echo else (),
             prompt_length=len(parsed.prompt),
@@ -138,10 +141,9 @@ class _Answer:
         )
 
     def is_cancelled(self) -> bool:
-        return bool(self.sender.is_cancelled())
+        return self.responder.is_cancelled()
 
     def on_step(self, step: Step, counters: Counters) -> None:
-        self.meter.add(step)
         self.tokens += step.tokens
         self.scores += step.log_probs
         last = step.finish is not None
@@ -160,10 +162,10 @@ class _Answer:
         )
 
     def on_cancelled(self) -> None:
-        self.on_error(triton.Cancelled())
+        self.on_error(Cancelled())
 
     def on_error(self, error: Exception) -> None:
-        self.sender.send(triton.error_response(error, self.request), flags=triton.FINAL)
+        self.responder.fail(error)
 
     def _send(self, tokens: list[int], scores: list[float], counters: Counters, last: bool) -> None:
         outputs: dict[str, NDArray[Any]] = {
@@ -179,24 +181,4 @@ class _Answer:
             outputs["num_input_tokens"] = np.array([[self.prompt_length]], np.int32)
         if last and "return_num_output_tokens" in self.wants:
             outputs["num_output_tokens"] = np.array([[counters.output_tokens]], np.int32)
-        self.sender.send(triton.response(outputs), flags=triton.FINAL if last else 0)
-
-
-def perf_tensors(counters: Counters, prompt_length: int) -> dict[str, NDArray[Any]]:
-    """Return upstream's performance outputs; they are those of the whole request so far."""
-    drafted = counters.draft_tokens
-    rate = counters.accepted_draft_tokens / drafted if drafted else 0.0
-    blocks = -(-(prompt_length + counters.output_tokens) // KV_BLOCK)
-    values: dict[str, tuple[float, type]] = {
-        "arrival_time_ns": (counters.arrival_ns, np.int64),
-        "first_scheduled_time_ns": (counters.first_scheduled_ns, np.int64),
-        "first_token_time_ns": (counters.first_token_ns, np.int64),
-        "last_token_time_ns": (counters.last_token_ns, np.int64),
-        "acceptance_rate": (rate, np.float32),
-        "total_accepted_draft_tokens": (counters.accepted_draft_tokens, np.int32),
-        "total_draft_tokens": (drafted, np.int32),
-        "kv_cache_alloc_new_blocks": (blocks, np.int32),
-        "kv_cache_reused_blocks": (0, np.int32),
-        "kv_cache_alloc_total_blocks": (blocks, np.int32),
-    }
-    return {name: np.array([[value]], kind) for name, (value, kind) in values.items()}
+        self.responder.send(outputs, final=last)

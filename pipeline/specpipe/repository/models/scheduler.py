@@ -7,51 +7,17 @@ sequences in the slots take turns, so that a long answer does not starve a short
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from specpipe.assembly import Slot
-from specpipe.contracts import Sampling
-from specpipe.speculate.decode import Limits, Step
+from specpipe.repository.models.exchange import Counters, Request
+from specpipe.repository.models.failures import QueueFull
+from specpipe.speculate.decode import Step
 
 STEPS_PER_TURN = 4  # a change of sequence costs the engine some milliseconds
 SWEEP_NS = 100_000_000  # how often the queue is searched for requests that were given up
-
-
-@dataclass(frozen=True)
-class Request:
-    """One request for tokens, already checked."""
-
-    request_id: str
-    prompt: tuple[int, ...]
-    sampling: Sampling
-    limits: Limits
-    num_draft_tokens: int | None = None
-    log_probs: bool = False
-
-
-@dataclass
-class Counters:
-    """What a request has used so far; times are of `time.monotonic_ns`."""
-
-    arrival_ns: int
-    first_scheduled_ns: int = 0
-    first_token_ns: int = 0
-    last_token_ns: int = 0
-    steps: int = 0
-    output_tokens: int = 0
-    draft_tokens: int = 0
-    accepted_draft_tokens: int = 0
-
-    def add(self, step: Step) -> None:
-        """Count one step."""
-        self.last_token_ns = time.monotonic_ns()
-        self.first_token_ns = self.first_token_ns or self.last_token_ns
-        self.steps += 1
-        self.output_tokens += len(step.tokens)
-        self.draft_tokens += step.drafted
-        self.accepted_draft_tokens += step.accepted
 
 
 class Listener(Protocol):
@@ -74,13 +40,6 @@ class Listener(Protocol):
         """The request failed; others go on."""
 
 
-class QueueFull(Exception):
-    """There is no room in the queue."""
-
-    def __init__(self, waiting: int) -> None:
-        super().__init__(f"the server is busy: {waiting} requests are waiting, which is the limit")
-
-
 @dataclass
 class _Session:
     request: Request
@@ -93,10 +52,14 @@ class _Session:
 
 @dataclass
 class Scheduler:
-    """See the module. `start` begins the thread, `close` ends it and every request."""
+    """See the module. `start` begins the thread, `close` ends it and every request.
+
+    `observe` is called with every step of every request, from the scheduler's thread.
+    """
 
     slots: Sequence[Slot]
     max_queue_size: int
+    observe: Callable[[Step], None] = lambda step: None
     _waiting: deque[_Session] = field(default_factory=deque)
     _active: list[_Session] = field(default_factory=list)
     _changed: threading.Condition = field(default_factory=threading.Condition)
@@ -114,9 +77,9 @@ class Scheduler:
         """Queue a request; raises QueueFull instead of letting it wait without bound."""
         session = _Session(request, listener, Counters(time.monotonic_ns()))
         with self._changed:
-            busy = len(self._active) >= len(self.slots)
-            if busy and len(self._waiting) >= self.max_queue_size:
-                raise QueueFull(len(self._waiting))
+            waiting = len(self._active) + len(self._waiting) - len(self.slots)
+            if waiting >= self.max_queue_size:
+                raise QueueFull(waiting)
             self._waiting.append(session)
             self._changed.notify()
 
@@ -209,6 +172,7 @@ class Scheduler:
             return False
         step = next(steps)
         session.counters.add(step)
+        self.observe(step)
         session.listener.on_step(step, session.counters)
         return step.finish is None
 

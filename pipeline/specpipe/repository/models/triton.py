@@ -3,21 +3,18 @@
 import contextlib
 import ctypes
 import json
-import logging
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-from specpipe.errors import ConfigError, Unsupported
+from specpipe.repository.models.failures import describe
 from specpipe.repository.models.requests import Tensors
-from specpipe.repository.models.scheduler import QueueFull
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-log = logging.getLogger("specpipe")
 
 
 def trim_memory() -> None:
@@ -59,58 +56,50 @@ def response(outputs: Mapping[str, NDArray[Any]]) -> Any:
     return pb_utils.InferenceResponse([pb_utils.Tensor(n, a) for n, a in outputs.items()])
 
 
-def text_tensor(text: str) -> NDArray[Any]:
-    """Return the [1] BYTES array of one text."""
-    return np.array([text.encode()], object)
+class Responder:
+    """Where the answers to one request go; usable from several threads.
 
-
-SPELL_CODE = "spell_error_code"  # request parameter: begin an error's message with its code
-
-
-def error_response(error: Exception, request: Any = None) -> Any:
-    """Return the response that tells a client what was wrong, in one sentence.
-
-    Between two models Triton 2.51 loses the code of an error, so a model that calls another asks
-    for it to be spelled out in the message.
+    Triton frees what is behind a response sender with the final response, and tritonserver 2.51
+    itself crashes if the sender is used after that. So nothing is sent or asked then.
     """
-    name, message = _code(error), _message(error)
-    if request is not None and request_parameters(request).get(SPELL_CODE):
-        message = f"{name}: {message}"
-    code = getattr(pb_utils.TritonError, name)
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+
+    def __init__(self, request: Any) -> None:
+        self._sender = request.get_response_sender()
+        self._lock = threading.Lock()
+        self._done = False
+
+    def is_cancelled(self) -> bool:
+        """Tell whether the client is gone; false once the answer is complete."""
+        with self._lock:
+            return not self._done and bool(self._sender.is_cancelled())
+
+    def send(self, outputs: Mapping[str, NDArray[Any]], *, final: bool) -> None:
+        """Send a response with these tensors."""
+        self._send(response(outputs), final=final)
+
+    def fail(self, error: Exception) -> None:
+        """End the answer with an error."""
+        self._send(error_response(error), final=True)
+
+    def end(self) -> None:
+        """End the answer without a further response."""
+        self._send(None, final=True)
+
+    def _send(self, answer: Any, *, final: bool) -> None:
+        flags = FINAL if final else 0
+        with self._lock:
+            if self._done:
+                return
+            self._done = final
+            if answer is None:
+                self._sender.send(flags=flags)
+            else:
+                self._sender.send(answer, flags=flags)
 
 
-def _code(error: Exception) -> str:
-    codes = {
-        ConfigError: "INVALID_ARG",
-        Unsupported: "UNSUPPORTED",
-        QueueFull: "UNAVAILABLE",
-        Cancelled: "CANCELLED",
-    }
-    if isinstance(error, InnerError):
-        return error.code
-    return next((code for kind, code in codes.items() if isinstance(error, kind)), "INTERNAL")
-
-
-def _message(error: Exception) -> str:
-    if _code(error) == "INTERNAL":
-        log.error("unexpected error", exc_info=error)
-        return f"internal error: {type(error).__name__}: {error}"
-    return str(error)
-
-
-class Cancelled(Exception):
-    """Nobody waits for the answer any more."""
-
-    def __str__(self) -> str:
-        return "the request was cancelled"
-
-
-class InnerError(Exception):
-    """An error of a model that this one called, to be handed on as it is."""
-
-    def __init__(self, message: str) -> None:
-        code, _, sentence = message.partition(": ")
-        spelled = code in ("INVALID_ARG", "UNSUPPORTED", "UNAVAILABLE", "CANCELLED", "INTERNAL")
-        self.code = code if spelled else "INTERNAL"
-        super().__init__(sentence if spelled else message)
+def error_response(error: Exception) -> Any:
+    """Return the response that tells a client what was wrong, in one sentence."""
+    code, message = describe(error)
+    return pb_utils.InferenceResponse(
+        error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
+    )

@@ -1,0 +1,51 @@
+"""Errors as Triton's codes and one sentence each. Knows nothing of Triton."""
+
+import logging
+
+from specpipe.errors import ConfigError, Unsupported
+
+log = logging.getLogger("specpipe")
+
+
+class Cancelled(Exception):
+    """Nobody waits for the answer any more."""
+
+    def __str__(self) -> str:
+        return "the request was cancelled"
+
+
+class QueueFull(Exception):
+    """There is no room in the queue."""
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(f"the server is busy: {waiting} requests are waiting, which is the limit")
+
+
+class EngineError(Exception):
+    """What the engine's process said was wrong, to be handed on as it is."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+_CODES = {
+    ConfigError: "INVALID_ARG",
+    Unsupported: "UNSUPPORTED",
+    QueueFull: "UNAVAILABLE",
+    Cancelled: "CANCELLED",
+}
+
+
+def describe(error: Exception) -> tuple[str, str]:
+    """Return the name of Triton's code for an error, and the sentence for the client.
+
+    An error that nobody foresaw is logged with its traceback.
+    """
+    if isinstance(error, EngineError):
+        return error.code, str(error)
+    for kind, code in _CODES.items():
+        if isinstance(error, kind):
+            return code, str(error)
+    log.error("unexpected error", exc_info=error)
+    return "INTERNAL", f"internal error: {type(error).__name__}: {error}"
