@@ -20,7 +20,6 @@ class TargetOptions:
     """The model whose answers are served."""
 
     model: str  # a folder, a .gguf file, or a Hugging Face id
-    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
