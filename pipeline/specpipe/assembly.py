@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from specpipe.config import NoSpeculation, RunConfig, Speculation
+from specpipe.config import AnyLength, NoSpeculation, RunConfig, Speculation
 from specpipe.contracts import Backend, LoadedEngine, Proposer, Role, Runner, Sampling
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.speculate.decode import Limits, Step, decode
@@ -23,6 +23,7 @@ PROPOSERS: dict[str, str] = {  # method -> build(options, runners) -> Proposer
     "none": "specpipe.speculate.none:build",
     "prompt_lookup": "specpipe.speculate.prompt_lookup:build",
     "draft_model": "specpipe.speculate.draft_model:build",
+    "lookahead": "specpipe.speculate.lookahead:build",
 }
 
 
@@ -83,7 +84,8 @@ class Slot:
 def limit_draft(options: Speculation, num_draft_tokens: int | None) -> Speculation:
     """Return `options` for a request that asks for at most `num_draft_tokens`.
 
-    Raises ConfigError for a number below 0 or above what the engine was built for.
+    Raises ConfigError for a number below 0 or above what the engine was built for, and for any but
+    these two if the method's drafts have one shape only.
     """
     if num_draft_tokens is None:
         return options
@@ -93,8 +95,15 @@ def limit_draft(options: Speculation, num_draft_tokens: int | None) -> Speculati
             f"num_draft_tokens is {num_draft_tokens}: must be from 0 to {most}, "
             "the number that the server was configured with"
         )
-    if num_draft_tokens == 0 or isinstance(options, NoSpeculation):
+    if num_draft_tokens == most:
+        return options
+    if num_draft_tokens == 0:
         return NoSpeculation()
+    if not isinstance(options, AnyLength):
+        raise ConfigError(
+            f"num_draft_tokens is {num_draft_tokens}: method {options.method} drafts {most} tokens "
+            "a step, or none with 0"
+        )
     return replace(options, num_draft_tokens=num_draft_tokens)
 
 

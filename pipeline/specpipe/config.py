@@ -60,7 +60,28 @@ class DraftModel:
     num_draft_tokens: int = field(default=4, metadata=between(1, 64))
 
 
-Speculation = NoSpeculation | PromptLookup | DraftModel
+@dataclass(frozen=True)
+class Lookahead:
+    """N-grams that the target finds by Jacobi iteration; the paper's W, N and G, in this order."""
+
+    method: Literal["lookahead"]
+    window_size: int = field(default=4, metadata=at_least(1))
+    ngram_size: int = field(default=3, metadata=at_least(1))
+    verification_set_size: int = field(default=4, metadata=at_least(0))
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Count what one step scores beside the root: the window, then the n-grams to verify.
+
+        Equals the `--max_draft_len` that TensorRT-LLM demands for the same sizes
+        (`LookaheadDecodingConfig`, cpp/tensorrt_llm/executor/decodingConfig.cpp).
+        """
+        length = self.ngram_size - 1
+        return max(length - 1, 0) + (self.window_size - 1 + self.verification_set_size) * length
+
+
+AnyLength = PromptLookup | DraftModel  # a request may ask for fewer draft tokens
+Speculation = NoSpeculation | AnyLength | Lookahead
 
 
 @dataclass(frozen=True)
@@ -126,6 +147,7 @@ def read_config(path: Path) -> RunConfig:
         raise places["path"].error("unknown key 'path'")
     _check_lengths(config, places)
     _check_ngrams(config, places)
+    _check_lookahead(config, places)
     return RunConfig(**{**vars(config), "path": str(path)})
 
 
@@ -139,8 +161,9 @@ def _check_lengths(config: RunConfig, places: Mapping[str, Place]) -> None:
         )
     drafted = config.speculation.num_draft_tokens
     if drafted + 1 >= engine.max_seq_len:
-        raise places["speculation.num_draft_tokens"].error(
-            f"'speculation.num_draft_tokens' is {drafted}: must be below "
+        place = places.get("speculation.num_draft_tokens") or places["speculation"]
+        raise place.error(
+            f"'speculation' drafts {drafted} tokens a step: must be below "
             f"engine.max_seq_len - 1 ({engine.max_seq_len - 1})"
         )
 
@@ -155,6 +178,19 @@ def _check_ngrams(config: RunConfig, places: Mapping[str, Place]) -> None:
                 f"'speculation.min_matching_ngram_size' is {low}: must not be above "
                 f"max_matching_ngram_size, which is {high}"
             )
+
+
+def _check_lookahead(config: RunConfig, places: Mapping[str, Place]) -> None:
+    options = config.speculation
+    if not isinstance(options, Lookahead) or options.ngram_size > 1:
+        return
+    if (options.window_size, options.verification_set_size) != (1, 0):
+        raise places["speculation.ngram_size"].error(
+            "'speculation.ngram_size' is 1, which is plain decoding: it goes with window_size 1 "
+            f"and verification_set_size 0 only, not with {options.window_size} and "
+            f"{options.verification_set_size}",
+            hint="the smallest window that can find anything is 2, 2, 1",
+        )
 
 
 def find_file(text: str, config: RunConfig) -> Path | None:

@@ -34,6 +34,14 @@ class Draft:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def depth(self) -> int:
+        """Count the tokens of the longest path that may be accepted."""
+        below = {ROOT: 0}
+        for node, parent in enumerate(self.parents[: len(self) - self.scratch].tolist()):
+            below[node] = below[parent] + 1
+        return max(below.values())
+
 
 def chain(tokens: Sequence[int] | Ints, probs: Floats | None = None) -> Draft:
     """Return the draft in which every token follows the one before."""
@@ -128,11 +136,14 @@ class Proposer(Protocol):
         """Begin a new sequence; `sampling` is what the target's tokens will be picked with."""
 
     def propose(self, limit: int) -> Draft:
-        """Guess at most `limit` tokens deep; an empty draft is always allowed."""
+        """Guess at most `limit` tokens deep, scratch nodes apart; nothing if it is not above 0.
+
+        An empty draft is always allowed. Guesses must not depend on the verifier's coming draws.
+        """
         ...
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
-        """Learn what became of the last draft."""
+        """Learn what the last step committed; its draft may be empty or of another proposer."""
 
 
 @dataclass(frozen=True)

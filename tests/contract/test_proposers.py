@@ -12,17 +12,25 @@ import numpy as np
 import pytest
 
 from specpipe.assembly import PROPOSERS, make_proposer
-from specpipe.config import DraftModel, DraftOptions, NoSpeculation, PromptLookup, Speculation
-from specpipe.contracts import EMPTY, Draft, Floats, Proposer, Role, Sampling, Verdict, chain
+from specpipe.config import (
+    DraftModel,
+    DraftOptions,
+    Lookahead,
+    NoSpeculation,
+    PromptLookup,
+    Speculation,
+)
+from specpipe.contracts import EMPTY, ROOT, Draft, Floats, Proposer, Role, Sampling, Verdict, chain
 from specpipe.speculate import accept, decode
 from specpipe.speculate.decode import Limits
 from tests.unit.speculate.scripted import ScriptedRunner, random_law
 
 VOCAB = 5
-OPTIONS: dict[str, Speculation] = {
-    "none": NoSpeculation(),
-    "prompt_lookup": PromptLookup("prompt_lookup", 3, 1, 3),
-    "draft_model": DraftModel("draft_model", DraftOptions("unused"), 3),
+OPTIONS: dict[str, Callable[[int], Speculation]] = {  # how deep to guess -> options
+    "none": lambda depth: NoSpeculation(),
+    "prompt_lookup": lambda depth: PromptLookup("prompt_lookup", depth, 1, 3),
+    "draft_model": lambda depth: DraftModel("draft_model", DraftOptions("unused"), depth),
+    "lookahead": lambda depth: Lookahead("lookahead", 2, depth + 1, 3),
 }
 TARGET = random_law(VOCAB, seed=1)
 DRAFTS = {
@@ -37,9 +45,7 @@ drafts = pytest.mark.parametrize("draft_law", DRAFTS)
 
 
 def proposer_of(method: str, draft_law: str = "random", draft_tokens: int = 3) -> Proposer:
-    options = OPTIONS[method]
-    if draft_tokens != options.num_draft_tokens and not isinstance(options, NoSpeculation):
-        options = replace(options, num_draft_tokens=draft_tokens)
+    options = OPTIONS[method](draft_tokens)
     runners: Mapping[Role, ScriptedRunner] = {
         "target": ScriptedRunner(TARGET, VOCAB),
         "draft": ScriptedRunner(DRAFTS[draft_law], VOCAB),
@@ -107,9 +113,9 @@ def test_drafts_are_bounded_and_well_formed(method: str) -> None:
     proposer.start(PROMPT, Sampling(top_k=0))
     for limit in (0, 1, 2, 50):
         draft = proposer.propose(limit)
-        assert len(draft) <= proposer.draft_nodes
-        assert len(draft) <= max(limit, 0)
-        assert all(parent < node for node, parent in enumerate(draft.parents))
+        assert len(draft) <= proposer.draft_nodes and draft.depth <= max(limit, 0)
+        assert limit > 0 or len(draft) == 0
+        assert all(ROOT <= parent < node for node, parent in enumerate(draft.parents))
         if draft.probs is not None:
             np.testing.assert_allclose(draft.probs.sum(axis=1), 1)
 

@@ -54,6 +54,44 @@ def test_a_draft_model_is_a_second_model(tmp_path: Path) -> None:
     assert config.models() == {"target": "some/where", "draft": "small"}
 
 
+LOOKAHEAD = GOOD.replace(
+    "  method: prompt_lookup\n  num_draft_tokens: 5\n",
+    "  method: lookahead\n  window_size: {}\n  ngram_size: {}\n  verification_set_size: {}\n",
+)
+
+
+@pytest.mark.parametrize(
+    ("size", "drafted"),
+    [
+        ((4, 3, 4), 15), ((4, 4, 4), 23), ((5, 5, 5), 39), ((7, 7, 7), 83), ((8, 8, 8), 111),
+        ((2, 2, 1), 2), ((1, 1, 0), 0), ((1, 2, 0), 0), ((3, 3, 0), 5),
+    ],
+)  # fmt: skip
+def test_lookahead_scores_as_many_tokens_as_tensorrt_llm_demands(
+    size: tuple[int, int, int], drafted: int, tmp_path: Path
+) -> None:
+    assert read(tmp_path, LOOKAHEAD.format(*size)).speculation.num_draft_tokens == drafted
+
+
+@pytest.mark.parametrize(
+    ("size", "line", "words"),
+    [
+        ((2, 1, 0), 7, "is 1, which is plain decoding"),
+        ((1, 1, 1), 7, "window_size 1 and verification_set_size 0 only, not with 1 and 1"),
+        ((0, 2, 1), 6, "'speculation.window_size' is 0: must be at least 1"),
+        ((1, 0, 0), 7, "'speculation.ngram_size' is 0: must be at least 1"),
+        ((1, 2, -1), 8, "'speculation.verification_set_size' is -1: must be at least 0"),
+        ((20, 10, 9), 4, "'speculation' drafts 260 tokens a step: must be below"),
+    ],
+)
+def test_illegal_lookahead_sizes_are_refused_with_their_line(
+    size: tuple[int, int, int], line: int, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, LOOKAHEAD.format(*size))
+    assert words in str(caught.value) and f"demo.yaml:{line}: " in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "words"),
     [

@@ -26,8 +26,8 @@ class Step:
     """One call of the target: the tokens it emitted, and what became of the draft."""
 
     tokens: tuple[int, ...]
-    drafted: int
-    accepted: int  # draft tokens among `tokens`
+    drafted: int  # along the deepest path: siblings compete for one place
+    accepted: int  # draft tokens among `tokens`; at most `drafted`
     finish: Finish | None = None
     log_probs: tuple[float, ...] = ()
 
@@ -110,7 +110,7 @@ def _step(
     rows = [0, *(n + 1 for n in verdict.path)]
     return Step(
         tokens=tuple(kept),
-        drafted=len(draft) - draft.scratch,
+        drafted=draft.depth,
         accepted=min(len(kept), len(verdict.path)),
         finish=finish,
         log_probs=tuple(

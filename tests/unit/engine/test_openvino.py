@@ -7,11 +7,23 @@ import numpy as np
 import pytest
 
 from specpipe.artifacts import read_model_config
+from specpipe.assembly import make_proposer
 from specpipe.checkpoint.convert import write_checkpoint
 from specpipe.checkpoint.source import open_source
-from specpipe.contracts import EMPTY, ROOT, BuildRequest, Draft, Verdict, chain
+from specpipe.config import Lookahead, NoSpeculation
+from specpipe.contracts import (
+    EMPTY,
+    ROOT,
+    BuildRequest,
+    Draft,
+    Proposer,
+    Sampling,
+    Verdict,
+    chain,
+)
 from specpipe.engine.openvino.backend import OpenVinoBackend, Precision
 from specpipe.errors import ConfigError
+from specpipe.speculate.decode import Limits, decode
 
 PROMPT = [5, 9, 30, 41, 7, 100, 33]
 
@@ -80,6 +92,20 @@ def test_follow_keeps_the_common_prefix_and_forgets_the_rest(tiny_engine) -> Non
         np.testing.assert_allclose(
             scores(runner, EMPTY)[0], fresh(tiny_engine, sequence), atol=1e-4
         )
+
+
+def test_lookahead_is_plain_decoding_up_to_the_very_end_of_the_sequence(tiny, make_engine) -> None:
+    """Its window reaches beyond max_seq_len, where there are no positions any more."""
+    engine = make_engine(tiny, max_seq_len=64)
+    prompt, limits = PROMPT * 4, Limits(64 - 4 * len(PROMPT))
+
+    def answer(proposer: Proposer) -> list[int]:
+        steps = decode(engine.runner(), proposer, prompt, Sampling(), limits)
+        return [token for step in steps for token in step.tokens]
+
+    for size in ((4, 3, 4), (7, 7, 7), (1, 6, 2)):
+        lookahead = make_proposer(Lookahead("lookahead", *size), {})
+        assert answer(lookahead) == answer(make_proposer(NoSpeculation(), {}))
 
 
 def test_runners_of_one_engine_do_not_disturb_each_other(tiny_engine) -> None:

@@ -16,6 +16,7 @@ from specpipe.planning import make_plan, require_buildable
 from specpipe.present import plan_json, plan_text
 
 LLAMA = Path("model_configs/llama70b_draft7b.yaml")
+LOOKAHEAD = Path("model_configs/llama8b_lookahead.yaml")
 
 
 def plan_of(path: Path, tmp_path: Path):
@@ -47,13 +48,29 @@ def test_a_known_model_is_planned_without_being_there(tmp_path: Path) -> None:
     assert round(target.num_parameters / 1e9) == 69 and round(draft.num_parameters / 1e9, 1) == 6.7
 
 
+def value(command: dict, flag: str) -> str:
+    return command["argv"][command["argv"].index(flag) + 1]
+
+
+def test_lookahead_is_lowered_to_its_mode_and_exactly_its_draft_length(tmp_path: Path) -> None:
+    plan = plan_of(LOOKAHEAD, tmp_path)
+    assert plan.rejections == ()
+    (target,) = plan_json(plan)["commands"]
+    assert value(target, "--speculative_decoding_mode") == "lookahead_decoding"
+    assert value(target, "--max_draft_len") == "83"
+    assert int(value(target, "--max_num_tokens")) >= 8 * 84
+
+
+def test_a_lookahead_that_drafts_nothing_cannot_be_an_engine(tmp_path: Path) -> None:
+    smallest = (("window_size: 7", "window_size: 1"), ("ngram_size: 7", "ngram_size: 1"),
+                ("set_size: 7", "set_size: 0"))  # fmt: skip
+    path = changed(LOOKAHEAD, tmp_path, *smallest)
+    assert "drafts no token" in " ".join(map(str, plan_of(path, tmp_path).rejections))
+
+
 def test_the_commands_of_the_gpu_path_are_argument_lists(tmp_path: Path) -> None:
     target, draft = plan_json(plan_of(LLAMA, tmp_path))["commands"]
     assert target["argv"][0] == draft["argv"][0] == "trtllm-build"
-
-    def value(command, flag):
-        return command["argv"][command["argv"].index(flag) + 1]
-
     assert value(target, "--speculative_decoding_mode") == "draft_tokens_external"
     assert value(target, "--max_draft_len") == "5"
     assert value(target, "--use_paged_context_fmha") == "enable"
@@ -72,7 +89,8 @@ def test_every_flag_is_one_that_trtllm_build_knows(tmp_path: Path) -> None:
         "--gpt_attention_plugin", "--gemm_plugin", "--workers", "--speculative_decoding_mode",
         "--max_draft_len",
     }  # fmt: skip
-    for command in plan_of(LLAMA, tmp_path).commands:
+    plans = [plan_of(path, tmp_path) for path in (LLAMA, LOOKAHEAD)]
+    for command in (command for plan in plans for command in plan.commands):
         assert {a for a in command.argv if a.startswith("--")} <= known
 
 

@@ -112,7 +112,8 @@ class OpenVinoRunner:
         count = max(len(tokens), self._step_width if len(rows) == len(tokens) else 0)
         depth = _depths(parents)
         positions = np.zeros(count, np.int64)
-        positions[: len(tokens)] = self._cached + depth
+        # Only scratch nodes can lie beyond the end of the sequence; where they stand is no matter.
+        positions[: len(tokens)] = np.minimum(self._cached + depth, self.max_seq_len - 1)
         padded = np.zeros(count, np.int32)
         padded[: len(tokens)] = tokens
         graph = self._graph

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from specpipe.contracts import BuildRequest, Command, LoadedEngine, Rejection
-from specpipe.engine.tensorrt.lower import METHODS, build_flags
+from specpipe.engine.tensorrt.lower import METHODS, build_flags, takes_drafts
 from specpipe.engine.tensorrt.profiles import DEFAULT
 from specpipe.errors import Unsupported
 
@@ -23,6 +23,13 @@ class TensorRtBackend:
                 Rejection(
                     f"backend tensorrt has no engine for method {request.method}",
                     f"use one of {', '.join(METHODS)}, or backend: openvino",
+                )
+            )
+        elif takes_drafts(request) and request.draft_nodes == 0:
+            found.append(
+                Rejection(
+                    f"method {request.method} drafts no token, and trtllm-build needs at least one",
+                    "raise the sizes under speculation, or use method: none",
                 )
             )
         if request.gpu is None:

@@ -15,9 +15,15 @@ _METHOD_FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
         "target": ("--speculative_decoding_mode", "draft_tokens_external"),
         "draft": (),
     },
+    "lookahead": {"target": ("--speculative_decoding_mode", "lookahead_decoding")},
 }
 
 METHODS = tuple(_METHOD_FLAGS)
+
+
+def takes_drafts(request: BuildRequest) -> bool:
+    """Tell whether the engine verifies drafts; `request.method` is one of METHODS."""
+    return bool(_METHOD_FLAGS[request.method][request.role])
 
 
 def build_flags(
@@ -46,7 +52,7 @@ def build_flags(
         "--workers": str(request.tp_size * request.pp_size),
     }
     method = _METHOD_FLAGS[request.method][request.role]
-    if method:
+    if takes_drafts(request):
         method += ("--max_draft_len", str(request.draft_nodes))
     return ("trtllm-build", *(part for pair in flags.items() for part in pair), *method)
 

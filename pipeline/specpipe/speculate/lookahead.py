@@ -1,0 +1,176 @@
+"""Lookahead decoding: the target guesses for itself (Fu et al. 2402.02057, section 3).
+
+One step scores two trees under the root. The *verification* tree holds n-grams that followed the
+root's token before; they are ordinary guesses. The *window* is scratch: W columns of N - 1 levels
+of Jacobi iteration. What the target says after the top level completes W new n-grams, which go into
+a pool, and becomes the new top level as level 0 is dropped.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from specpipe.config import Lookahead
+from specpipe.contracts import EMPTY, ROOT, Draft, Ints, Role, Runner, Sampling, Scores, Verdict
+
+
+class Pool:
+    """For every first token, the `most` n-grams with it that were seen last."""
+
+    def __init__(self, most: int, end_id: int) -> None:
+        self._most, self._end_id = most, end_id
+        self._after: dict[int, dict[tuple[int, ...], None]] = {}
+
+    def add(self, ngram: Sequence[int]) -> None:
+        """Remember what followed `ngram`'s first token; nothing is guessed beyond an end."""
+        if self._end_id in ngram:
+            return
+        known = self._after.setdefault(ngram[0], {})
+        rest = tuple(ngram[1:])
+        known.pop(rest, None)
+        known[rest] = None  # a dict keeps its order: the least recently seen comes first
+        if len(known) > self._most:
+            del known[next(iter(known))]
+
+    def after(self, token: int) -> list[tuple[int, ...]]:
+        """Return what followed `token`, the latest first."""
+        return list(reversed(self._after.get(token, {})))
+
+
+def merge(ngrams: Iterable[Sequence[int]], depth: int) -> tuple[list[int], list[int]]:
+    """Lay n-grams over each other; returns the tokens and parents of the tree, `depth` deep.
+
+    Equal beginnings become one path: a token stands at most once under its parent, as a guess
+    chosen with certainty must, or it would be refused twice.
+    """
+    nodes: dict[tuple[int, int], int] = {}
+    for ngram in ngrams:
+        at = ROOT
+        for token in ngram[:depth]:
+            at = nodes.setdefault((at, token), len(nodes))
+    return [token for _, token in nodes], [parent for parent, _ in nodes]
+
+
+class Window:
+    """W columns of `height` N - 1 levels of guesses.
+
+    Level 0 is a chain whose first column is the root itself; the token of level l stands under that
+    of level l - 1 in its column. So a token sees the columns of level 0 up to its own, and its own
+    column: the mask of the paper's figure 2(b). Its depth, column + level, is its position.
+    """
+
+    def __init__(self, height: int, levels: Iterable[Sequence[int]]) -> None:
+        """Begin with some levels, the others to be filled one a step.
+
+        Every level that is missing costs a column: begin with that many more of them.
+        """
+        self._height = height
+        self._levels = [list(level) for level in levels]  # level 0 without its column of the root
+
+    def __len__(self) -> int:
+        return sum(map(len, self._levels))
+
+    def nodes(self, begin: int) -> tuple[list[int], list[int]]:
+        """Return tokens and parents of the nodes, which come behind `begin` others in a draft."""
+        tokens = [token for level in self._levels for token in level]
+        rows = self._rows(begin)
+        parents = [*rows[0][:-1], *(node for level in rows[:-1] for node in level)]
+        return tokens, parents
+
+    def top(self, begin: int) -> Ints:
+        """Return the nodes of the highest level, column by column; ROOT for the root."""
+        return np.asarray(self._rows(begin)[-1], np.int64)
+
+    def _rows(self, begin: int) -> list[list[int]]:
+        """Number the nodes of every level, the root's column included."""
+        rows, behind = [], begin
+        for level, tokens in enumerate(self._levels):
+            ids = list(range(behind, behind + len(tokens)))
+            rows.append(ids if level else [ROOT, *ids])
+            behind += len(tokens)
+        return rows
+
+    def advance(self, root: int, outputs: Sequence[int]) -> list[tuple[int, ...]]:
+        """Move one position on, with what the target says after every column of the top level.
+
+        Returns the W n-grams that this completes; none while there are levels to fill.
+        """
+        if len(self._levels) < self._height:
+            self._levels = [list(level[1:]) for level in (*self._levels, outputs)]
+            return []
+        levels = [[root, *self._levels[0]], *self._levels[1:], list(outputs)]
+        self._levels = [levels[1][1:], *levels[2:]]
+        return list(zip(*levels, strict=True))
+
+
+def first_levels(options: Lookahead, draw: Callable[[int], list[int]]) -> list[list[int]]:
+    """Return what a window begins with; `draw(n)` returns n tokens.
+
+    As in the paper, level 0 alone, N - 2 columns wider than the window. Where N > W + 2 it would on
+    its way be wider than when it is full, and than engines are built for: then all levels.
+    """
+    columns, missing = options.window_size, options.ngram_size - 2
+    if missing <= columns:
+        return [draw(columns - 1 + missing)]
+    return [draw(columns - 1), *(draw(columns) for _ in range(missing))]
+
+
+class LookaheadProposer:
+    """Needs no second model: n-grams of prompt, output and window are verified.
+
+    As upstream, the window moves on by one position a step, however many tokens were accepted.
+    """
+
+    def __init__(self, options: Lookahead) -> None:
+        self.draft_nodes = options.num_draft_tokens
+        self._options = options
+        self._tokens: list[int] = []
+
+    def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
+        """Fill the pool from the prompt, and the window with tokens drawn from it."""
+        if not self.draft_nodes:
+            return
+        options = self._options
+        self._tokens = []
+        self._pool = Pool(options.verification_set_size, sampling.end_id)
+        # Guesses must be independent of the verifier's draws: a child of the same seed.
+        rng = np.random.default_rng([sampling.seed, 1])
+        source = np.asarray(prompt, np.int64)
+        levels = first_levels(options, lambda count: rng.choice(source, count).tolist())
+        self._window = Window(options.ngram_size - 1, levels)
+        self._append(prompt)
+
+    def propose(self, limit: int) -> Draft:
+        """Return the n-grams that begin with the last token, cut to `limit`, and the window."""
+        if limit <= 0 or not self.draft_nodes:
+            return EMPTY
+        tokens, parents = merge(self._pool.after(self._tokens[-1]), limit)
+        guesses, places = self._window.nodes(len(tokens))
+        return Draft(
+            np.array([*tokens, *guesses], np.int64),
+            np.array([*parents, *places], np.int64),
+            scratch=len(guesses),
+        )
+
+    def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
+        """Move the window on and remember the n-grams of what was committed."""
+        if not self.draft_nodes:
+            return
+        if draft.scratch == len(self._window):  # else the step scored no window
+            rows = self._window.top(len(draft) - draft.scratch) + 1
+            outputs = np.argmax(scores.logits[rows], axis=1).tolist()
+            for ngram in self._window.advance(self._tokens[-1], outputs):
+                self._pool.add(ngram)
+        self._append([*(int(draft.tokens[n]) for n in verdict.path), verdict.next_token])
+
+    def _append(self, tokens: Sequence[int]) -> None:
+        size = self._options.ngram_size
+        before = len(self._tokens)
+        self._tokens += tokens
+        for end in range(max(before + 1, size), len(self._tokens) + 1):
+            self._pool.add(self._tokens[end - size : end])
+
+
+def build(options: Lookahead, runners: Mapping[Role, Runner]) -> LookaheadProposer:
+    """Return the proposer of `method: lookahead`; it needs no runner of its own."""
+    return LookaheadProposer(options)

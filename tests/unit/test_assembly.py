@@ -1,0 +1,29 @@
+"""Names into objects, and what a request may ask of them."""
+
+import pytest
+
+from specpipe.assembly import limit_draft
+from specpipe.config import Lookahead, NoSpeculation, PromptLookup
+from specpipe.errors import ConfigError
+
+
+def test_a_request_may_ask_for_fewer_draft_tokens_or_none() -> None:
+    options = PromptLookup("prompt_lookup", 5)
+    assert limit_draft(options, None) == limit_draft(options, 5) == options
+    assert limit_draft(options, 2) == PromptLookup("prompt_lookup", 2)
+    assert limit_draft(options, 0) == NoSpeculation()
+    assert limit_draft(NoSpeculation(), 0) == NoSpeculation()
+
+
+@pytest.mark.parametrize("asked", [-1, 6])
+def test_a_request_may_not_ask_for_more_than_is_configured(asked: int) -> None:
+    with pytest.raises(ConfigError, match=f"num_draft_tokens is {asked}: must be from 0 to 5"):
+        limit_draft(PromptLookup("prompt_lookup", 5), asked)
+
+
+def test_a_draft_of_one_shape_is_taken_whole_or_not_at_all() -> None:
+    options = Lookahead("lookahead", 4, 3, 4)
+    assert limit_draft(options, 15) == limit_draft(options, None) == options
+    assert limit_draft(options, 0) == NoSpeculation()
+    with pytest.raises(ConfigError, match="lookahead drafts 15 tokens a step, or none with 0"):
+        limit_draft(options, 3)
