@@ -13,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from specpipe.artifacts import read_model_config
 from specpipe.checkpoint.convert import write_checkpoint
+from specpipe.checkpoint.medusa import open_heads
 from specpipe.checkpoint.source import open_source
 from specpipe.contracts import BuildRequest, Dtype
 from specpipe.engine.openvino.backend import OpenVinoBackend, OpenVinoEngine
@@ -50,13 +51,20 @@ def make_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
     """Return a function that converts, compiles and loads a Hugging Face folder."""
 
     def make(
-        source: Path, dtype: Dtype = "float32", quantization: str = "none", max_seq_len: int = 256
+        source: Path,
+        dtype: Dtype = "float32",
+        quantization: str = "none",
+        max_seq_len: int = 256,
+        heads: Path | None = None,
     ) -> OpenVinoEngine:
         folder = tmp_path_factory.mktemp("engine")
         checkpoint, engine = folder / "checkpoint", folder / "engine"
         checkpoint.mkdir()
         engine.mkdir()
-        write_checkpoint(open_source(source), checkpoint, dtype, lambda done, total: None)
+        write_checkpoint(
+            open_source(source), checkpoint, dtype, lambda done, total: None,
+            open_heads(heads) if heads else None,
+        )  # fmt: skip
         request = BuildRequest(
             "target", read_model_config(checkpoint), dtype, quantization, "none", 0, 1,
             max_seq_len - 1, max_seq_len,

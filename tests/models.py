@@ -53,3 +53,25 @@ def make_tokenizer() -> Any:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
     fast.chat_template = TEMPLATE
     return fast
+
+
+def make_heads(folder: Path, *, seed: int, heads: int = 3, layers: int = 1,
+               hidden: int = 64, vocab: int | None = None) -> dict[str, Any]:  # fmt: skip
+    """Return random Medusa heads in FasterDecoding's names and write them into `folder`.
+
+    With `vocab` every head gets an output layer of its own.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(seed)
+    tensors = {}
+    for head in range(heads):
+        for layer in range(layers):
+            tensors[f"{head}.{layer}.linear.weight"] = torch.randn(hidden, hidden) * 0.2
+            tensors[f"{head}.{layer}.linear.bias"] = torch.randn(hidden) * 0.2
+        if vocab is not None:
+            tensors[f"{head}.{layers}.weight"] = torch.randn(vocab, hidden) * 0.2
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "medusa_lm_head.safetensors")
+    return tensors

@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "pipeline/specpipe"
 LAYERS = [
     {"errors"},
     {"contracts"},
-    {"records", "config"},
+    {"records", "trees", "config"},
     {"artifacts"},
     {"checkpoint", "engine", "speculate", "plan"},
     {"assembly"},

@@ -6,12 +6,14 @@ To add a backend or a speculation method, write its module and add one line to a
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from specpipe.config import AnyLength, NoSpeculation, RunConfig, Speculation
+from specpipe.config import AnyLength, Medusa, NoSpeculation, RunConfig, Speculation
 from specpipe.contracts import Backend, LoadedEngine, Proposer, Role, Runner, Sampling
 from specpipe.errors import ConfigError, Unsupported
+from specpipe.speculate import accept
 from specpipe.speculate.decode import Limits, Step, decode
 
 BACKENDS: dict[str, str] = {
@@ -24,6 +26,7 @@ PROPOSERS: dict[str, str] = {  # method -> build(options, runners) -> Proposer
     "prompt_lookup": "specpipe.speculate.prompt_lookup:build",
     "draft_model": "specpipe.speculate.draft_model:build",
     "lookahead": "specpipe.speculate.lookahead:build",
+    "medusa": "specpipe.speculate.medusa:build",
 }
 
 
@@ -77,8 +80,15 @@ class Slot:
         """
         options = limit_draft(self.speculation, num_draft_tokens)
         proposer = make_proposer(options, self.runners)
-        target = self.runners["target"]
-        return decode(target, proposer, prompt, sampling, limits, log_probs=log_probs)
+        target, rule = self.runners["target"], acceptance_rule(options)
+        return decode(target, proposer, prompt, sampling, limits, rule, log_probs=log_probs)
+
+
+def acceptance_rule(options: Speculation) -> accept.Rule:
+    """Return how guesses are judged where tokens are sampled."""
+    if isinstance(options, Medusa) and options.acceptance == "typical":
+        return partial(accept.typical, epsilon=options.typical_epsilon, delta=options.typical_delta)
+    return accept.sample
 
 
 def limit_draft(options: Speculation, num_draft_tokens: int | None) -> Speculation:

@@ -6,13 +6,14 @@ environment variables are expanded.
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from specpipe.contracts import Dtype, Role
 from specpipe.errors import ConfigError
 from specpipe.records import Place, at_least, between, matching, read_record
+from specpipe.trees import TreePath, complete_tree
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,20 @@ class Lookahead:
         return max(length - 1, 0) + (self.window_size - 1 + self.verification_set_size) * length
 
 
-AnyLength = PromptLookup | DraftModel  # a request may ask for fewer draft tokens
+@dataclass(frozen=True)
+class Medusa:
+    """Guesses of heads on the target's last hidden state, checked as a tree."""
+
+    method: Literal["medusa"]
+    heads: str  # folder or file; see `checkpoint.medusa` for the layouts
+    num_draft_tokens: int = field(default=16, metadata=between(1, 255))  # nodes of the tree
+    tree: Literal["auto", "dynamic"] | tuple[TreePath, ...] = "auto"
+    acceptance: Literal["exact", "typical"] = "exact"  # typical is lossy where it samples
+    typical_epsilon: float = field(default=0.09, metadata=between(0, 1))
+    typical_delta: float = field(default=0.3, metadata=between(0, 1))
+
+
+AnyLength = PromptLookup | DraftModel | Medusa  # a request may ask for fewer draft tokens
 Speculation = NoSpeculation | AnyLength | Lookahead
 
 
@@ -136,6 +150,17 @@ class RunConfig:
             return {"target": self.target.model, "draft": self.speculation.draft.model}
         return {"target": self.target.model}
 
+    def heads(self) -> str | None:
+        """Return the source of the Medusa heads that belong to the target, if any."""
+        return self.speculation.heads if isinstance(self.speculation, Medusa) else None
+
+    @property
+    def lossless(self) -> bool:
+        """Whether sampled output has the target's own distribution."""
+        return not (
+            isinstance(self.speculation, Medusa) and self.speculation.acceptance == "typical"
+        )
+
 
 def read_config(path: Path) -> RunConfig:
     """Read and check a run's YAML file.
@@ -148,7 +173,27 @@ def read_config(path: Path) -> RunConfig:
     _check_lengths(config, places)
     _check_ngrams(config, places)
     _check_lookahead(config, places)
-    return RunConfig(**{**vars(config), "path": str(path)})
+    config = _complete_tree(config, places)
+    return replace(config, path=str(path))
+
+
+def _complete_tree(config: RunConfig, places: Mapping[str, Place]) -> RunConfig:
+    """Add what a listed tree lacks; its nodes are the draft tokens of the run."""
+    options = config.speculation
+    if not isinstance(options, Medusa) or isinstance(options.tree, str):
+        return config
+    place = places["speculation.tree"]
+    try:
+        tree = complete_tree(options.tree)
+    except ConfigError as error:
+        raise place.error(f"'speculation.tree': {error}") from error
+    if "speculation.num_draft_tokens" in places and options.num_draft_tokens != len(tree):
+        raise places["speculation.num_draft_tokens"].error(
+            f"'speculation.num_draft_tokens' is {options.num_draft_tokens}, but speculation.tree "
+            f"has {len(tree)} nodes",
+            hint="leave it out",
+        )
+    return replace(config, speculation=replace(options, tree=tree, num_draft_tokens=len(tree)))
 
 
 def _check_lengths(config: RunConfig, places: Mapping[str, Place]) -> None:

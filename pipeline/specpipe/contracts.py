@@ -60,6 +60,14 @@ class Scores:
     hidden: Logits | None = None  # [1 + n, D]  last hidden state, after the final norm
 
 
+@dataclass(frozen=True, eq=False)
+class Guesses:
+    """What K heads guess from one hidden state: head k the token k + 2 places on."""
+
+    tokens: Ints  # [K, W]  likeliest first
+    probs: Floats  # [K, W]  what each head gives its guess
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What one step decided: the accepted nodes, root first, and the token that follows them."""
@@ -111,6 +119,13 @@ class Runner(Protocol):
 
     def follow(self, sequence: Sequence[int]) -> None:
         """Become `sequence`, keeping what was computed for the longest common prefix."""
+
+    def guess(self, hidden: Logits) -> Guesses:
+        """Ask the engine's heads what follows a hidden state [D] of `score`.
+
+        Raises Unsupported if the engine was built without heads.
+        """
+        ...
 
 
 class LoadedEngine(Protocol):
@@ -179,6 +194,8 @@ class ModelConfig:
     rotary_scaling: Mapping[str, str | float] | None = None  # HF's `rope_scaling`, whole
     tie_word_embeddings: bool = False
     hidden_act: str = "silu"
+    num_medusa_heads: int = 0  # heads that lie in the same checkpoint
+    num_medusa_layers: int = 0  # residual layers of each
 
     @property
     def num_parameters(self) -> int:

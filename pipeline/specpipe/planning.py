@@ -2,19 +2,22 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
 from specpipe.artifacts import Workspace
 from specpipe.assembly import load_backend
 from specpipe.checkpoint.convert import read_model
 from specpipe.checkpoint.families import find_family
+from specpipe.checkpoint.medusa import HeadsSource, open_heads, with_heads
 from specpipe.checkpoint.source import Source, known_model, locate_model, open_source
 from specpipe.checkpoint.tokenizer import read_vocabulary
-from specpipe.config import RunConfig, find_file
+from specpipe.config import Medusa, RunConfig, find_file, require_file
 from specpipe.contracts import Backend, BuildRequest, ModelConfig, Rejection, Role
 from specpipe.errors import Unsupported
 from specpipe.plan.plan import (
     Memory,
     Plan,
+    check_heads,
     check_memory,
     check_models,
     check_vocabularies,
@@ -22,6 +25,7 @@ from specpipe.plan.plan import (
     make_requests,
     unknown_gpu,
 )
+from specpipe.trees import assumed_accuracy, grow_tree
 
 KEYS: dict[Role, str] = {"target": "target.model", "draft": "speculation.draft.model"}
 
@@ -29,15 +33,21 @@ KEYS: dict[Role, str] = {"target": "target.model", "draft": "speculation.draft.m
 def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
     """Return what `build` would do and why it may not; reads no weights, needs no GPU.
 
-    Raises ConfigError if a model cannot be found, Unsupported if its architecture is unknown.
+    The plan's config has a tree in the place of `tree: auto`. Raises ConfigError if a model cannot
+    be found, Unsupported if its architecture is unknown.
     """
     sources = {role: _source(config, role) for role in config.models()}
+    heads = locate_heads(config)
+    config = plan_tree(config, heads)
     models = {role: _model(config, role, source) for role, source in sources.items()}
+    if heads is not None:
+        models["target"] = with_heads(models["target"], heads)
     requests = make_requests(config, models)
     backend = load_backend(config.engine.backend)
     memory = _memory(config, backend, requests)
     rejections = [r for request in requests.values() for r in backend.check(request)]
     rejections += check_models(requests)
+    rejections += [] if heads is None else check_heads(config, models["target"], heads.hidden_size)
     rejections += _check_tokenizers(sources)
     rejections += check_memory(memory, config) if memory else []
     if config.engine.gpu is not None and gpu_memory(config.engine.gpu) is None:
@@ -56,6 +66,22 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
         tuple(dict.fromkeys(rejections)),
         tuple(_gaps(config)),
     )
+
+
+def locate_heads(config: RunConfig) -> HeadsSource | None:
+    """Find the run's Medusa heads; raises ConfigError if there are none where it says."""
+    path = config.heads()
+    return None if path is None else open_heads(require_file(path, config, "speculation.heads"))
+
+
+def plan_tree(config: RunConfig, heads: HeadsSource | None) -> RunConfig:
+    """Replace `tree: auto` by the best tree for the heads' calibration, or for usual heads."""
+    options = config.speculation
+    if heads is None or not isinstance(options, Medusa) or options.tree != "auto":
+        return config
+    accuracy = heads.accuracy or assumed_accuracy(heads.num_heads)
+    tree = grow_tree(accuracy, options.num_draft_tokens)
+    return replace(config, speculation=replace(options, tree=tree, num_draft_tokens=len(tree)))
 
 
 def require_buildable(plan: Plan) -> None:

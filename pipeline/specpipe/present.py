@@ -32,7 +32,7 @@ def plan_text(plan: Plan) -> str:
     lines = [
         f"run        {config.name}",
         f"method     {config.speculation.method}, {config.speculation.num_draft_tokens} draft "
-        "tokens",
+        f"tokens{'' if config.lossless else '; LOSSY where tokens are sampled'}",
         f"backend    {config.engine.backend}, {config.engine.dtype}, quantization "
         f"{config.engine.quantization}",
         f"versions   {', '.join(f'{k} {v}' for k, v in plan.versions.items())}",
@@ -66,6 +66,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "buildable": not plan.rejections and not plan.gaps,
         "method": plan.config.speculation.method,
         "num_draft_tokens": plan.config.speculation.num_draft_tokens,
+        "lossless": plan.config.lossless,
         "backend": plan.config.engine.backend,
         "versions": dict(plan.versions),
         "engines": {role: asdict(request) for role, request in plan.requests.items()},

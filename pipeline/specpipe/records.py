@@ -146,6 +146,9 @@ class _Reader:
             raise self.place(node).error(f"'{key}' has no value")
         if _is_record(bare):
             return self.record(node, bare, key + ".")
+        if get_origin(bare) in (Union, types.UnionType):  # a word or a list
+            kind = tuple if isinstance(node, yaml.SequenceNode) else Literal
+            bare = next(member for member in get_args(bare) if get_origin(member) is kind)
         if get_origin(bare) is Literal:
             return self._choice(node, get_args(bare), key)
         if get_origin(bare) is tuple:

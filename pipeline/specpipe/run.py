@@ -22,11 +22,13 @@ from specpipe.artifacts import (
 )
 from specpipe.assembly import load_backend
 from specpipe.checkpoint.convert import checkpoint_inputs, write_checkpoint
+from specpipe.checkpoint.medusa import HeadsSource
 from specpipe.checkpoint.source import locate_model, open_source
 from specpipe.config import RunConfig
 from specpipe.contracts import BuildRequest, Role
 from specpipe.errors import ConfigError
-from specpipe.planning import KEYS, make_plan, require_buildable
+from specpipe.plan.plan import Plan
+from specpipe.planning import KEYS, locate_heads, make_plan, require_buildable
 from specpipe.repository.write import FORMAT, RepositoryPlan, repository_options, write_repository
 from specpipe.serve.tritonserver import free_address, start_server
 from specpipe.validate.gates import check_gates_known
@@ -85,7 +87,7 @@ def build(
     require_buildable(plan)
     with locked(workspace.engines, notify):
         results = []
-        for work in plan_work(config, workspace, plan.requests):
+        for work in plan_work(plan, workspace):
             if work.stage in stages:
                 results.append(_perform(work, notify, progress))
         return results
@@ -94,7 +96,7 @@ def build(
 def status(config: RunConfig, workspace: Workspace) -> list[StageResult]:
     """Say of every artifact of the run whether it is fresh, and if not, why; changes nothing."""
     results = []
-    for work in plan_work(config, workspace, make_plan(config, workspace).requests):
+    for work in plan_work(make_plan(config, workspace), workspace):
         try:
             reason = work.stale()
         except ConfigError as error:  # an earlier stage is not built yet
@@ -103,14 +105,12 @@ def status(config: RunConfig, workspace: Workspace) -> list[StageResult]:
     return results
 
 
-def plan_work(
-    config: RunConfig, workspace: Workspace, requests: Mapping[Role, BuildRequest]
-) -> list[Work]:
+def plan_work(plan: Plan, workspace: Workspace) -> list[Work]:
     """Return every artifact of the run, in the order in which they must be made."""
-    roles = list(requests)
+    config, roles = plan.config, list(plan.requests)
     return [
         *(_convert(config, workspace, role) for role in roles),
-        *(_compile(config, workspace, requests[role]) for role in roles),
+        *(_compile(config, workspace, request) for request in plan.requests.values()),
         _package(config, workspace, roles),
     ]
 
@@ -122,15 +122,18 @@ def _convert(config: RunConfig, workspace: Workspace, role: Role) -> Work:
     def source_path() -> Path:
         return locate_model(config.models()[role], config, KEYS[role])
 
+    def heads() -> HeadsSource | None:
+        return locate_heads(config) if role == "target" else None
+
     def write(out: Path, progress: Progress) -> None:
-        write_checkpoint(open_source(source_path()), out, dtype, progress)
+        write_checkpoint(open_source(source_path()), out, dtype, progress, heads())
 
     return Work(
         "convert",
         role,
         "checkpoint",
         workspace.checkpoint(role),
-        lambda: checkpoint_inputs(open_source(source_path()), dtype, memory),
+        lambda: checkpoint_inputs(open_source(source_path()), dtype, memory, heads()),
         write,
     )
 
@@ -226,7 +229,7 @@ def _perform(work: Work, notify: Notify, progress: Progress) -> StageResult:
 
 def require_repository(config: RunConfig, workspace: Workspace) -> None:
     """Raise ConfigError if the run's repository is missing or older than its engines."""
-    work = plan_work(config, workspace, make_plan(config, workspace).requests)[-1]
+    work = plan_work(make_plan(config, workspace), workspace)[-1]
     reason = work.stale()
     if reason is not None:
         raise ConfigError(

@@ -16,6 +16,7 @@ from specpipe.config import (
     DraftModel,
     DraftOptions,
     Lookahead,
+    Medusa,
     NoSpeculation,
     PromptLookup,
     Speculation,
@@ -23,6 +24,7 @@ from specpipe.config import (
 from specpipe.contracts import EMPTY, ROOT, Draft, Floats, Proposer, Role, Sampling, Verdict, chain
 from specpipe.speculate import accept, decode
 from specpipe.speculate.decode import Limits
+from specpipe.trees import complete_tree
 from tests.unit.speculate.scripted import ScriptedRunner, random_law
 
 VOCAB = 5
@@ -31,7 +33,17 @@ OPTIONS: dict[str, Callable[[int], Speculation]] = {  # how deep to guess -> opt
     "prompt_lookup": lambda depth: PromptLookup("prompt_lookup", depth, 1, 3),
     "draft_model": lambda depth: DraftModel("draft_model", DraftOptions("unused"), depth),
     "lookahead": lambda depth: Lookahead("lookahead", 2, depth + 1, 3),
+    "medusa": lambda depth: medusa(depth),
 }
+
+
+def medusa(depth: int) -> Medusa:
+    """Return options with a tree of that depth, with siblings on its two first levels."""
+    best = [(0,) * level for level in range(1, depth + 1)]
+    tree = complete_tree([*best, (1,), (1, 1)][: depth + 2] if depth > 1 else [(0,), (1,)])
+    return Medusa("medusa", "unused", len(tree), tree)
+
+
 TARGET = random_law(VOCAB, seed=1)
 DRAFTS = {
     "identical": TARGET,
@@ -47,7 +59,7 @@ drafts = pytest.mark.parametrize("draft_law", DRAFTS)
 def proposer_of(method: str, draft_law: str = "random", draft_tokens: int = 3) -> Proposer:
     options = OPTIONS[method](draft_tokens)
     runners: Mapping[Role, ScriptedRunner] = {
-        "target": ScriptedRunner(TARGET, VOCAB),
+        "target": ScriptedRunner(TARGET, VOCAB, heads=DRAFTS[draft_law]),
         "draft": ScriptedRunner(DRAFTS[draft_law], VOCAB),
     }
     return make_proposer(options, runners)

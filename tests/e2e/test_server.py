@@ -15,6 +15,7 @@ from specpipe.repository.signature import MODELS
 from specpipe.serve.client import Options, collect
 from tests.e2e import raw
 from tests.e2e.conftest import Served
+from tests.models import make_heads
 
 pytestmark = pytest.mark.e2e
 
@@ -408,6 +409,24 @@ def test_a_draft_model_gives_the_same_answer(serve, tiny_draft: Path, tiny: Path
             assert raw.text(results) == expected(server)
             if draft == tiny:
                 assert raw.value(results[-1], "acceptance_rate") == 1.0
+
+
+@pytest.mark.parametrize("tree", ["auto", "dynamic", [[0, 0], [1]]])
+def test_medusa_heads_give_the_same_answer(tree: object, serve, tmp_path: Path) -> None:
+    make_heads(tmp_path, seed=2)
+    speculation = {"method": "medusa", "heads": str(tmp_path), "tree": tree}
+    with serve(speculation=speculation) as server:
+        values = asked(stream=True, return_perf_metrics=True)
+        results = raw.stream(server.url, "tensorrt_llm_bls", values)
+        assert raw.text(results) == expected(server)
+        assert raw.value(results[-1], "total_draft_tokens") > 0
+
+
+def test_lookahead_gives_the_same_answer(serve) -> None:
+    speculation = {"method": "lookahead", "window_size": 3, "ngram_size": 3}
+    with serve(speculation=speculation) as server:
+        results = raw.stream(server.url, "ensemble", asked(stream=True))
+        assert raw.text(results) == expected(server)
 
 
 def test_nothing_is_left_when_a_server_stops(serve) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.config import DraftModel, NoSpeculation, PromptLookup, find_file, read_config
+from specpipe.config import DraftModel, Medusa, NoSpeculation, PromptLookup, find_file, read_config
 from specpipe.errors import ConfigError
 
 GOOD = """\
@@ -161,3 +161,42 @@ def test_paths_hold_home_and_variables_and_start_here_or_at_the_config(
 @pytest.mark.parametrize("path", sorted(Path("model_configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_config_is_valid_and_named_like_its_file(path: Path) -> None:
     assert read_config(path).name == path.stem
+
+
+MEDUSA = GOOD.replace(
+    "  method: prompt_lookup\n  num_draft_tokens: 5\n",
+    "  method: medusa\n  heads: some/heads\n  tree: {}\n",
+)
+
+
+def test_a_listed_tree_is_completed_and_counts_its_nodes(tmp_path: Path) -> None:
+    options = read(tmp_path, MEDUSA.format("[[0, 1], [1]]")).speculation
+    assert isinstance(options, Medusa)
+    assert options.tree == ((0,), (1,), (0, 1)) and options.num_draft_tokens == 3
+
+
+def test_a_tree_may_be_left_to_the_planner(tmp_path: Path) -> None:
+    config = read(tmp_path, MEDUSA.format("auto"))
+    assert isinstance(config.speculation, Medusa) and config.speculation.tree == "auto"
+    assert config.heads() == "some/heads" and config.lossless
+
+
+def test_typical_acceptance_is_not_called_lossless(tmp_path: Path) -> None:
+    config = read(tmp_path, MEDUSA.format("auto\n  acceptance: typical"))
+    assert not config.lossless
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        ("[[0], [0]]", r":7: 'speculation.tree': path 1, \[0\], is listed twice"),
+        ("[[0], []]", r":7: 'speculation.tree': path 1 is empty"),
+        ("[[0, 10]]", r"a rank must be from 0 to 9"),
+        ("[0, 1]", r":7: 'speculation.tree\[0\]' must be a list"),
+        ("best", r":7: 'speculation.tree' is 'best'"),
+        ("[[0]]\n  num_draft_tokens: 4", r":8: .* is 4, but speculation.tree has 1 nodes"),
+    ],
+)
+def test_an_impossible_tree_is_refused_with_its_line(tree: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        read(tmp_path, MEDUSA.format(tree))

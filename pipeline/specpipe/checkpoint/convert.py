@@ -1,5 +1,6 @@
 """`specpipe convert`: a Hugging Face checkpoint into TensorRT-LLM checkpoint format, one rank."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -9,6 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from specpipe.artifacts import digest_file
 from specpipe.checkpoint.families import Family, TensorPlan, find_family
+from specpipe.checkpoint.medusa import (
+    HeadsSource,
+    head_tensors,
+    is_inner_head,
+    read_heads,
+    with_heads,
+)
 from specpipe.checkpoint.source import Source, TensorReader, read_tensors
 from specpipe.checkpoint.tokenizer import write_tokenizer
 from specpipe.checkpoint.writer import SafetensorsWriter, tensor_bytes
@@ -22,33 +30,50 @@ FORMAT = "1"  # raise it when the same source must give other bytes
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
-def read_model(source: Source, dtype: Dtype) -> ModelConfig:
+def read_model(source: Source, dtype: Dtype, heads: HeadsSource | None = None) -> ModelConfig:
     """Return the facts of a checkpoint without reading a tensor.
 
     Raises Unsupported for an unknown architecture or option, ConfigError for a bad config.json.
     """
-    return find_family(source.hf_config).read_config(source.hf_config, dtype)
+    model = find_family(source.hf_config).read_config(source.hf_config, dtype)
+    return model if heads is None else with_heads(model, heads)
 
 
-def checkpoint_inputs(source: Source, dtype: Dtype, memory: Path | None) -> dict[str, str]:
+def checkpoint_inputs(
+    source: Source, dtype: Dtype, memory: Path | None, heads: HeadsSource | None = None
+) -> dict[str, str]:
     """Name everything that decides the bytes of the converted checkpoint, by digest."""
     inputs = {f"source {f.name}": digest_file(f, memory) for f in source.files()}
+    if heads is not None:
+        inputs |= {f"heads {f.name}": digest_file(f, memory) for f in heads.weights}
     return {**inputs, "dtype": dtype, "format": FORMAT}
 
 
-def write_checkpoint(source: Source, out: Path, dtype: Dtype, progress: Progress) -> ModelConfig:
+def write_checkpoint(
+    source: Source,
+    out: Path,
+    dtype: Dtype,
+    progress: Progress,
+    heads: HeadsSource | None = None,
+) -> ModelConfig:
     """Convert `source` into the empty folder `out`: config.json, rank0.safetensors, tokenizer/.
 
-    Memory holds one output tensor at a time. Raises ConfigError naming every tensor that is
-    missing, unexpected or of the wrong shape, StageFailed if the disk is too small.
+    Medusa heads go into the same file. Memory holds one output tensor at a time. Raises ConfigError
+    naming every tensor that is missing, unexpected or of the wrong shape, StageFailed if the disk
+    is too small.
     """
     family = find_family(source.hf_config)
-    model = family.read_config(source.hf_config, dtype)
+    model = read_model(source, dtype, heads)
     plans = family.tensors(model)
-    _require_space(out, plans, dtype)
-    with read_tensors(source) as reader:
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(read_tensors(source.weights))
         _account(reader, plans, family, model, source)
-        _write_tensors(reader, plans, out / "rank0.safetensors", dtype, progress)
+        work = [(reader, plan) for plan in plans]
+        if heads is not None:
+            extra = stack.enter_context(read_heads(heads))
+            work += [(extra, plan) for plan in head_tensors(model, heads)]
+        _require_space(out, [plan for _, plan in work], dtype)
+        _write_tensors(work, out / "rank0.safetensors", dtype, progress)
     text = json.dumps(_config_json(family, model), indent=2, sort_keys=True) + "\n"
     (out / "config.json").write_text(text, encoding="utf-8")
     write_tokenizer(source, model, out / "tokenizer")
@@ -75,7 +100,9 @@ def _account(
     wanted = {name for plan in plans for name in plan.sources}
     there = reader.names()
     missing = sorted(wanted - there)
-    unexpected = sorted(n for n in there - wanted if not family.ignored(n, model))
+    unexpected = sorted(
+        n for n in there - wanted if not family.ignored(n, model) and not is_inner_head(n)
+    )
     if missing or unexpected:
         parts = [f"missing: {_some(missing)}"] if missing else []
         parts += [f"unexpected: {_some(unexpected)}"] if unexpected else []
@@ -90,12 +117,12 @@ def _some(names: list[str]) -> str:
 
 
 def _write_tensors(
-    reader: TensorReader, plans: list[TensorPlan], path: Path, dtype: Dtype, progress: Progress
+    work: list[tuple[TensorReader, TensorPlan]], path: Path, dtype: Dtype, progress: Progress
 ) -> None:
-    total = sum(tensor_bytes(p.shape, dtype) for p in plans)
+    total = sum(tensor_bytes(p.shape, dtype) for _, p in work)
     done = 0
-    with SafetensorsWriter(path, {p.name: p.shape for p in plans}, dtype) as writer:
-        for plan in plans:
+    with SafetensorsWriter(path, {p.name: p.shape for _, p in work}, dtype) as writer:
+        for reader, plan in work:
             done += writer.write(plan.name, _combine(reader, plan))
             progress(done, total)
 
@@ -131,8 +158,11 @@ def _config_json(family: Family, model: ModelConfig) -> Mapping[str, Any]:
         "moe_tp_size": 1,
         "moe_ep_size": 1,
     }
+    facts = asdict(model)
+    if not model.num_medusa_heads:
+        del facts["num_medusa_heads"], facts["num_medusa_layers"]
     return {
-        **asdict(model),
+        **facts,
         "logits_dtype": "float32",
         "rotary_embedding_dim": model.head_size,
         "mapping": one_rank,

@@ -93,7 +93,7 @@ def open_source(path: Path) -> Source:
         return Source(path, (path,), _gguf_config(path))
     if not path.is_dir():
         raise ConfigError(f"{path}: neither a folder nor a .gguf file")
-    return Source(path, _weight_files(path), read_json(path / "config.json"))
+    return Source(path, weight_files(path), read_json(path / "config.json"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -109,7 +109,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _weight_files(folder: Path) -> tuple[Path, ...]:
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """Return the files of a folder that hold its tensors; raises ConfigError if there are none."""
     for stem in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{stem}.index.json"
         if index.is_file():
@@ -133,15 +134,15 @@ def _shard(folder: Path, index: Path, shard: str) -> Path:
 
 
 @contextmanager
-def read_tensors(source: Source) -> Iterator[TensorReader]:
-    """Open the weights of `source` for reading, whatever their format."""
-    suffix = source.weights[0].suffix
+def read_tensors(weights: tuple[Path, ...]) -> Iterator[TensorReader]:
+    """Open the weights of a source for reading, whatever their format."""
+    suffix = weights[0].suffix
     if suffix == ".gguf":
-        yield _InMemory(_gguf_tensors(source.path))
-    elif suffix == ".bin":
-        yield _Shards({p: _bin_tensors(p) for p in source.weights})
+        yield _InMemory(_gguf_tensors(weights[0]))
+    elif suffix in (".bin", ".pt"):
+        yield _Shards({p: _bin_tensors(p) for p in weights})
     else:
-        yield _Shards({p: _SafetensorsFile(p) for p in source.weights})
+        yield _Shards({p: _SafetensorsFile(p) for p in weights})
 
 
 class _InMemory(dict[str, "torch.Tensor"]):

@@ -86,6 +86,30 @@ def check_models(requests: Mapping[Role, BuildRequest]) -> list[Rejection]:
     return found
 
 
+def check_heads(config: RunConfig, target: ModelConfig, hidden_size: int) -> list[Rejection]:
+    """Return what is wrong with Medusa heads for their target and for the tree of the run."""
+    found = []
+    if hidden_size != target.hidden_size:
+        found.append(
+            Rejection(
+                f"the heads read hidden states of {hidden_size} values, the target has "
+                f"{target.hidden_size}",
+                "use heads that were trained for this target",
+            )
+        )
+    tree = getattr(config.speculation, "tree", "")
+    deepest = max((len(path) for path in tree), default=0) if not isinstance(tree, str) else 0
+    if deepest > target.num_medusa_heads:
+        found.append(
+            Rejection(
+                f"speculation.tree is {deepest} levels deep, but there are "
+                f"{target.num_medusa_heads} heads, and each guesses one level",
+                f"shorten the paths to {target.num_medusa_heads}, or set tree: auto",
+            )
+        )
+    return found
+
+
 def check_vocabularies(target: Mapping[str, int], draft: Mapping[str, int]) -> list[Rejection]:
     """Compare two tokenizers, token by token; a draft must mean the same ids."""
     differ = sorted(t for t in {*target, *draft} if target.get(t) != draft.get(t))

@@ -4,6 +4,7 @@ A *path* is a tuple of draft nodes, root first. The target is asked lazily, path
 penalties and length rules make its answer depend on the tokens before.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 from specpipe.contracts import ROOT, Draft, Floats, Verdict
 
 Path = tuple[int, ...]
+Law = Callable[[Path], Floats]  # path -> the target's distribution [V] behind it
+Rule = Callable[[Draft, Law, np.random.Generator], Verdict]
 
 
 def greedy(draft: Draft, best: Callable[[Path], int]) -> Verdict:
@@ -27,7 +30,7 @@ def greedy(draft: Draft, best: Callable[[Path], int]) -> Verdict:
         path += (child,)
 
 
-def sample(draft: Draft, law: Callable[[Path], Floats], rng: np.random.Generator) -> Verdict:
+def sample(draft: Draft, law: Law, rng: np.random.Generator) -> Verdict:
     """Emit tokens that are distributed exactly as the target's, whatever was drafted.
 
     `law(path)` is the target's distribution [V] after `path`. A guess x drawn from q is kept with
@@ -47,6 +50,38 @@ def sample(draft: Draft, law: Callable[[Path], Floats], rng: np.random.Generator
             p = _residual(p, q)
         else:
             return Verdict(path, draw(p, rng))
+
+
+def typical(
+    draft: Draft,
+    law: Law,
+    rng: np.random.Generator,
+    epsilon: float,
+    delta: float,
+) -> Verdict:
+    """Accept whatever is typical of the target; NOT lossless (Medusa 2401.10774, section 2.3.1).
+
+    A guess x stands if p(x) > min(epsilon, delta * exp(-H(p))), H being the entropy of p in nats: a
+    smaller epsilon accepts more. The deepest path wins, then the likeliest; the next token is
+    drawn from the target's own distribution behind it.
+    """
+    best: tuple[int, float, Path] = (0, 0.0, ())
+    frontier: list[tuple[float, Path]] = [(0.0, ())]
+    for score, path in frontier:
+        best = max(best, (len(path), score, path), key=lambda found: found[:2])
+        p = law(path)
+        floor = min(epsilon, delta * math.exp(_negative_entropy(p)))
+        for child in children(draft, path):
+            chance = float(p[draft.tokens[child]])
+            if chance > floor:
+                frontier.append((score + math.log(chance), (*path, child)))
+    path = best[2]
+    return Verdict(path, draw(law(path), rng))
+
+
+def _negative_entropy(p: Floats) -> float:
+    positive = p[p > 0]
+    return float((positive * np.log(positive)).sum())
 
 
 def children(draft: Draft, path: Path) -> list[int]:

@@ -53,13 +53,15 @@ def decode(
     prompt: Sequence[int],
     sampling: Sampling,
     limits: Limits,
+    rule: accept.Rule | None = None,
     *,
     log_probs: bool = False,
 ) -> Iterator[Step]:
     """Yield steps until an end token, a stop word or `limits.max_tokens`.
 
     The output is that of plain decoding with the same options: token for token if greedy, in
-    distribution if sampled. `end_id` is emitted as the last token. The caller may stop at any step.
+    distribution if sampled and judged by `accept.sample`, which it is unless a `rule` is given.
+    `end_id` is emitted as the last token. The caller may stop at any step.
     """
     rng = np.random.default_rng(sampling.seed)
     sequence = _Sequence(list(prompt))
@@ -69,7 +71,7 @@ def decode(
         left = limits.max_tokens - sequence.generated
         draft = proposer.propose(left - 1)
         scores = runner.score(draft)
-        verdict = _judge(draft, scores, sequence, sampling, rng)
+        verdict = _judge(draft, scores, sequence, sampling, rule or accept.sample, rng)
         step = _step(draft, scores, verdict, sequence, sampling, limits, log_probs)
         if step.finish:
             yield step
@@ -81,7 +83,12 @@ def decode(
 
 
 def _judge(
-    draft: Draft, scores: Scores, sequence: _Sequence, sampling: Sampling, rng: np.random.Generator
+    draft: Draft,
+    scores: Scores,
+    sequence: _Sequence,
+    sampling: Sampling,
+    rule: accept.Rule,
+    rng: np.random.Generator,
 ) -> Verdict:
     def logits(path: accept.Path) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
         row = path[-1] + 1 if path else 0
@@ -93,7 +100,7 @@ def _judge(
 
     if sampling.greedy:
         return accept.greedy(draft, lambda path: int(np.argmax(logits(path))))
-    return accept.sample(draft, law, rng)
+    return rule(draft, law, rng)
 
 
 def _step(

@@ -51,7 +51,8 @@ class Report:
         return {
             "run": self.config.name,
             "model": self.config.target.model,
-            "method": self.config.speculation.method,
+            "method": self.config.speculation.method
+            + ("" if self.config.lossless else ", LOSSY where tokens are sampled"),
             "draft tokens": str(self.config.speculation.num_draft_tokens),
             "backend": f"{engine.backend}, {engine.dtype}, quantization {engine.quantization}",
             "machine": f"{_processor()}, {os.cpu_count()} CPUs",

@@ -14,6 +14,7 @@ from specpipe.plan.gpus import GPUS
 from specpipe.plan.plan import check_vocabularies
 from specpipe.planning import make_plan, require_buildable
 from specpipe.present import plan_json, plan_text
+from tests.models import make_heads
 
 LLAMA = Path("model_configs/llama70b_draft7b.yaml")
 LOOKAHEAD = Path("model_configs/llama8b_lookahead.yaml")
@@ -159,3 +160,45 @@ def test_a_hub_id_that_cannot_be_had_is_a_sentence(write_config, tmp_path: Path)
 
 def test_gpus_have_plausible_facts() -> None:
     assert all(75 < gpu.sm < 130 and 10 < gpu.memory_gb < 300 for gpu in GPUS.values())
+
+
+def medusa(folder: Path, **options: object) -> dict[str, object]:
+    return {"method": "medusa", "heads": str(folder), **options}
+
+
+def test_an_auto_tree_is_grown_from_the_heads_calibration(write_config, tmp_path: Path) -> None:
+    make_heads(tmp_path / "heads", seed=1, heads=2)
+    accuracy = [[0.9] + [0.01] * 9, [0.8] + [0.01] * 9]
+    (tmp_path / "heads/calibration.json").write_text(json.dumps({"accuracy": accuracy}))
+    config = write_config(speculation=medusa(tmp_path / "heads", num_draft_tokens=2))
+    plan = plan_of(config, tmp_path)
+    assert plan.config.speculation.tree == ((0,), (0, 0))
+    assert plan.requests["target"].draft_nodes == 2
+    require_buildable(plan)
+
+
+def test_a_tree_deeper_than_the_heads_are_many_is_refused(write_config, tmp_path: Path) -> None:
+    make_heads(tmp_path / "heads", seed=1, heads=2)
+    config = write_config(speculation=medusa(tmp_path / "heads", tree=[[0, 0, 0]]))
+    (rejection,) = plan_of(config, tmp_path).rejections
+    assert "3 levels deep, but there are 2 heads" in str(rejection)
+
+
+def test_heads_of_another_target_are_refused(write_config, tmp_path: Path) -> None:
+    make_heads(tmp_path / "heads", seed=1, hidden=32)
+    (rejection,) = plan_of(
+        write_config(speculation=medusa(tmp_path / "heads")), tmp_path
+    ).rejections
+    assert "the heads read hidden states of 32 values, the target has 64" in str(rejection)
+
+
+def test_missing_heads_are_named_with_their_key(write_config, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'speculation.heads' is '.*nowhere': no such file"):
+        plan_of(write_config(speculation=medusa(tmp_path / "nowhere")), tmp_path)
+
+
+def test_lossy_acceptance_is_called_lossy(write_config, tmp_path: Path) -> None:
+    make_heads(tmp_path / "heads", seed=1)
+    config = write_config(speculation=medusa(tmp_path / "heads", acceptance="typical"))
+    plan = plan_of(config, tmp_path)
+    assert "LOSSY" in plan_text(plan) and plan_json(plan)["lossless"] is False

@@ -4,16 +4,22 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from specpipe.contracts import ROOT, Draft, Floats, Sampling, Scores, Verdict, chain
+from specpipe.contracts import ROOT, Draft, Floats, Guesses, Sampling, Scores, Verdict, chain
 
 Law = Callable[[Sequence[int]], Floats]  # the tokens so far -> distribution of the next
 
 
 class ScriptedRunner:
-    """A runner that looks its logits up in a law."""
+    """A runner that looks its logits up in a law, and its heads' guesses in another.
 
-    def __init__(self, law: Law, vocab_size: int, max_seq_len: int = 10_000) -> None:
+    The hidden state of a token is the token and the one before it.
+    """
+
+    def __init__(
+        self, law: Law, vocab_size: int, max_seq_len: int = 10_000, heads: Law | None = None
+    ) -> None:
         self.vocab_size, self.max_seq_len, self.law = vocab_size, max_seq_len, law
+        self.heads = heads or law
         self.sequence: list[int] = []
         self.calls = 0
 
@@ -24,14 +30,28 @@ class ScriptedRunner:
 
     def score(self, draft: Draft) -> Scores:
         self.calls += 1
-        rows = [self._logits([])]
+        paths: list[list[int]] = [[]]
         for node in range(len(draft)):
             path, at = [], node
             while at != ROOT:
                 path.append(int(draft.tokens[at]))
                 at = int(draft.parents[at])
-            rows.append(self._logits(path[::-1]))
-        return Scores(np.stack(rows))
+            paths.append(path[::-1])
+        hidden = [([0, *self.sequence] + path)[-2:] for path in paths]
+        return Scores(
+            np.stack([self._logits(path) for path in paths]), np.array(hidden, np.float32)
+        )
+
+    def guess(self, hidden: np.ndarray) -> Guesses:
+        """Guess with eight heads that follow the law from each other's best guess."""
+        context = [int(token) for token in hidden]
+        tokens, probs = [], []
+        for _ in range(9):
+            law = self.heads(context)
+            tokens.append(np.argsort(-law, kind="stable"))
+            probs.append(law[tokens[-1]])
+            context.append(int(tokens[-1][0]))
+        return Guesses(np.stack(tokens)[1:], np.stack(probs)[1:])
 
     def _logits(self, path: list[int]) -> np.ndarray:
         with np.errstate(divide="ignore"):

@@ -153,3 +153,43 @@ def test_draw_never_returns_a_token_of_probability_zero(rng) -> None:
 def test_a_residual_of_equal_laws_is_the_law_itself() -> None:
     p = np.array([0.25, 0.75])
     np.testing.assert_array_equal(accept._residual(p, p.copy()), p)
+
+
+# --- typical acceptance: lossy on purpose -------------------------------------------------------
+
+
+def typical(law: list[float], tokens: list[int], parents: list[int], epsilon: float, delta: float):
+    draft = Draft(np.array(tokens), np.array(parents))
+    rng = np.random.default_rng(0)
+    return accept.typical(draft, lambda path: np.array(law), rng, epsilon, delta)
+
+
+def test_typical_takes_the_deepest_path_of_likely_guesses() -> None:
+    verdict = typical([0.6, 0.3, 0.1], [0, 1, 0, 2], [-1, -1, 1, 2], 0.2, 1.0)
+    assert verdict.path == (1, 2)  # 2 has 0.1, which is too little; the path over 1 is deeper
+
+
+def test_typical_prefers_the_likelier_of_equally_deep_paths() -> None:
+    assert typical([0.6, 0.3, 0.1], [1, 0], [-1, -1], 0.05, 1.0).path == (1,)
+
+
+def test_a_smaller_epsilon_accepts_more() -> None:
+    law = [0.9, 0.06, 0.04]
+    assert typical(law, [1], [-1], 0.09, 1.0).path == ()
+    assert typical(law, [1], [-1], 0.05, 1.0).path == (0,)
+
+
+def test_where_the_target_is_unsure_less_likely_guesses_stand() -> None:
+    flat = [0.05] * 20
+    assert typical(flat, [3], [-1], 0.09, 0.3).path == (0,)  # 0.3 * exp(-ln 20) = 0.015
+    assert typical(flat, [3], [-1], 0.09, 1.1).path == ()
+
+
+def test_typical_acceptance_is_lossy_and_the_enumeration_sees_it() -> None:
+    law = np.array([0.5, 0.3, 0.2])
+    draft = Draft(np.array([1]), np.array([-1]))
+    rng = np.random.default_rng(1)
+    first = [
+        1 if accept.typical(draft, lambda path: law, rng, 0.09, 0.3).path else 0 for _ in range(50)
+    ]
+    assert all(first)  # plain decoding says token 1 three times in ten

@@ -13,6 +13,7 @@ from openvino import opset13 as op
 
 from specpipe.artifacts import read_model_config
 from specpipe.contracts import BuildRequest, Command, ModelConfig, Rejection
+from specpipe.engine.openvino.heads import build_heads
 from specpipe.engine.openvino.memory import drop_mapped_pages
 from specpipe.engine.openvino.network import build_network
 from specpipe.engine.openvino.rope import rope_table
@@ -20,6 +21,7 @@ from specpipe.engine.openvino.runner import Graph, OpenVinoRunner
 from specpipe.engine.openvino.weights import GROUP, map_weights
 from specpipe.errors import ConfigError
 
+NETWORK, HEADS = "openvino_model.xml", "openvino_heads.xml"
 FORMAT = "2"  # raise it when the same checkpoint must give another graph
 OVERHEAD_BYTES = 500 * 2**20  # server, libraries and work buffers beside weights and KV cache
 
@@ -87,7 +89,8 @@ class OpenVinoEngine:
 
         What is still read from it, the rows of the embedding, comes back page by page.
         """
-        drop_mapped_pages(self.folder / "openvino_model.bin")
+        for graph in (NETWORK, HEADS):
+            drop_mapped_pages((self.folder / graph).with_suffix(".bin"))
 
 
 class OpenVinoBackend:
@@ -144,17 +147,22 @@ class OpenVinoBackend:
         weights = int(request.model.num_parameters * item[request.quantization])
         bytes_per_value = 2 if precision.bfloat16 else 4
         cache = request.model.kv_bytes(request.max_seq_len, bytes_per_value=bytes_per_value)
+        if request.model.num_medusa_heads:
+            weights += request.model.vocab_size * request.model.hidden_size  # in 8 bits, shared
         return weights + cache * request.max_batch_size + OVERHEAD_BYTES
 
     def build(self, request: BuildRequest, checkpoint: Path, out: Path) -> None:
-        """Write openvino_model.xml, its .bin, config.json and engine.json into `out`.
+        """Write graph and weights, those of the heads, config.json and engine.json into `out`.
 
         Raises ConfigError if the checkpoint is damaged.
         """
         weights = map_weights(checkpoint / "rank0.safetensors")
         precision = Precision(request.dtype, request.quantization)
         network = build_network(request.model, weights, request.quantization, precision.cache_type)
-        ov.save_model(network, out / "openvino_model.xml", compress_to_fp16=False)
+        ov.save_model(network, out / NETWORK, compress_to_fp16=False)
+        if request.model.num_medusa_heads:
+            heads = build_heads(request.model, weights)
+            ov.save_model(heads, out / HEADS, compress_to_fp16=False)
         shutil.copyfile(checkpoint / "config.json", out / "config.json")
         limits = {
             "backend": "openvino",
@@ -175,24 +183,30 @@ class OpenVinoBackend:
         try:
             limits = json.loads((engine / "engine.json").read_text())
             core = ov.Core()
-            network = core.read_model(engine / "openvino_model.xml")
+            network = core.read_model(engine / NETWORK)
             precision = Precision(limits["dtype"], limits["quantization"])
             _mark_decompression(network)
             if len(os.sched_getaffinity(0)) == 1:
                 _prevent_fused_mlp(network)
             compiled = core.compile_model(network, "CPU", precision.properties())
+            heads = _load_heads(core, engine, model)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ConfigError(
                 f"{engine}: not a usable engine: {error}", hint="run `specpipe compile` again"
             ) from error
-        graph = _graph(compiled, model, limits["max_seq_len"], precision)
-        return OpenVinoEngine(graph, engine)
+        length = int(limits["max_seq_len"])
+        table = rope_table(model, length)
+        return OpenVinoEngine(
+            Graph(compiled, model, table, length, precision.bfloat16, heads), engine
+        )
 
 
-def _graph(
-    compiled: ov.CompiledModel, model: ModelConfig, max_seq_len: int, precision: Precision
-) -> Graph:
-    return Graph(compiled, model, rope_table(model, max_seq_len), max_seq_len, precision.bfloat16)
+def _load_heads(core: ov.Core, engine: Path, model: ModelConfig) -> ov.InferRequest | None:
+    """Compile the heads of a target that has some; what they guess need not be exact."""
+    if not model.num_medusa_heads:
+        return None
+    rounded = {"PERFORMANCE_HINT": "LATENCY", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"}
+    return core.compile_model(engine / HEADS, "CPU", rounded).create_infer_request()
 
 
 def _prevent_fused_mlp(network: ov.Model) -> None:

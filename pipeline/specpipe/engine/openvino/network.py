@@ -225,11 +225,15 @@ def _model(outputs: dict[str, ov.Node], inputs: list[ov.Node]) -> ov.Model:
     for node in inputs:
         node.output(0).get_tensor().set_names({node.get_friendly_name()})
     model = ov.Model(results, [_language_model_mark()], inputs, "specpipe")
-    # By default names count every op that the process ever made.
+    name_by_order(model)
+    return model
+
+
+def name_by_order(model: ov.Model) -> None:
+    """Name every op by its place; by default names count every op that the process ever made."""
     for i, node in enumerate(model.get_ordered_ops()):
         if node.get_type_name() != "Parameter":
             node.set_friendly_name(f"{node.get_type_name()}.{i}")
-    return model
 
 
 def _language_model_mark() -> ov.Node:

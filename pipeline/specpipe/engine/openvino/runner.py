@@ -8,8 +8,18 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from specpipe.contracts import ROOT, Draft, Ints, ModelConfig, Scores, Verdict
+from specpipe.contracts import (
+    ROOT,
+    Draft,
+    Guesses,
+    Ints,
+    Logits,
+    ModelConfig,
+    Scores,
+    Verdict,
+)
 from specpipe.engine.openvino.rope import RopeTable
+from specpipe.errors import Unsupported
 
 BLOCK = 64  # cached rows are handed over in blocks, since every new shape costs the plugin time
 CHUNK = 256  # prompt tokens a call
@@ -25,6 +35,7 @@ class Graph:
     table: RopeTable
     max_seq_len: int
     bfloat16: bool
+    heads: ov.InferRequest | None = None
     request: ov.InferRequest = field(init=False)
     ports: dict[str, ov.ConstOutput] = field(init=False)
     bound: "tuple[OpenVinoRunner, int] | None" = None  # whose cache is bound, and how many rows
@@ -99,6 +110,17 @@ class OpenVinoRunner:
         path = [first + n for n in verdict.path]
         self._keep(np.array([*range(first), *path], np.int64))
         self._tokens += [*(int(draft.tokens[n]) for n in verdict.path), verdict.next_token]
+
+    def guess(self, hidden: Logits) -> Guesses:
+        """Run the heads on a hidden state [D]; raises Unsupported if there are none."""
+        heads = self._graph.heads
+        if heads is None:
+            raise Unsupported(
+                "this engine has no Medusa heads", hint="set speculation.heads and build it again"
+            )
+        heads.infer({"hidden": hidden[None]}, share_inputs=True)
+        tokens, probs = (heads.get_tensor(name).data for name in ("tokens", "probs"))
+        return Guesses(tokens.astype(np.int64), probs.astype(np.float64))
 
     def _keep(self, rows: Ints) -> None:
         """Write the named new rows behind the cached ones."""

@@ -1,0 +1,171 @@
+"""Medusa heads on disk, in the three layouts that are about, as tensors of TensorRT-LLM's names.
+
+- FasterDecoding: `medusa_lm_head.safetensors` or `.pt`, `{head}.{layer}.linear.weight`, and
+  `{head}.{layers}.weight` for the output layer;
+- Medusa-2: the same behind `medusa_head.`, among the model's own tensors;
+- ModelOpt: `medusa_heads.{head}.medusa_layers.{layer}.linear.weight`, `.lm_head.weight`.
+
+Heads and layers are counted from the tensors: published configs are known to be wrong. The output
+layers may be missing: then the heads share the target's.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specpipe.checkpoint.families import TensorPlan
+from specpipe.checkpoint.source import TensorReader, read_tensors, weight_files
+from specpipe.contracts import ModelConfig
+from specpipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+FILES = ("medusa_lm_head.safetensors", "medusa_lm_head.pt")
+CALIBRATION = "calibration.json"
+_NAME = re.compile(
+    r"(?:medusa_heads?\.)?(?P<head>\d+)\.(?:medusa_layers\.)?"
+    r"(?:(?P<layer>\d+)\.linear\.(?P<part>weight|bias)|(?:lm_head|(?P<output>\d+))\.weight)"
+)
+
+
+@dataclass(frozen=True)
+class HeadsSource:
+    """Heads that were found, but not read."""
+
+    path: Path
+    weights: tuple[Path, ...]
+    names: Mapping[str, str]  # TensorRT-LLM's name -> the name in the files
+    num_heads: int
+    num_layers: int
+    hidden_size: int
+    shares_output: bool
+    accuracy: tuple[tuple[float, ...], ...] | None  # [heads, ranks], see `trees.grow_tree`
+
+    def files(self) -> list[Path]:
+        """Return every file that decides what a conversion writes."""
+        return list(self.weights)
+
+
+def open_heads(path: Path) -> HeadsSource:
+    """Find the heads in a folder or file; reads names only.
+
+    Raises ConfigError if there are none, or if heads differ in their layers.
+    """
+    weights = _find(path)
+    with read_tensors(weights) as reader:
+        names = {ours: theirs for theirs in reader.names() if (ours := canonical(theirs))}
+        if not names:
+            raise ConfigError(
+                f"{path}: no Medusa heads among the tensors",
+                hint="known layouts: FasterDecoding's, Medusa-2's `medusa_head.`, ModelOpt's",
+            )
+        heads, layers, shares = _count(path, set(names))
+        bias = reader.read(names["medusa_heads.0.medusa_layers.0.linear.bias"])
+    accuracy = _accuracy(path if path.is_dir() else path.parent, heads)
+    return HeadsSource(path, weights, names, heads, layers, bias.shape[0], shares, accuracy)
+
+
+def canonical(name: str) -> str | None:
+    """Return TensorRT-LLM's name of a head's tensor; None for any other tensor."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    at = f"medusa_heads.{match['head']}."
+    if match["layer"] is None:
+        return f"{at}lm_head.weight"
+    return f"{at}medusa_layers.{match['layer']}.linear.{match['part']}"
+
+
+def is_inner_head(name: str) -> bool:
+    """Tell whether a tensor among a model's own belongs to Medusa heads (Medusa-2, ModelOpt)."""
+    return name.startswith(("medusa_head.", "medusa_heads.")) and canonical(name) is not None
+
+
+def _find(path: Path) -> tuple[Path, ...]:
+    if path.is_file():
+        return (path,)
+    for name in FILES:
+        if (path / name).is_file():
+            return (path / name,)
+    return weight_files(path)
+
+
+def _count(path: Path, names: set[str]) -> tuple[int, int, bool]:
+    """Return heads, layers a head, and whether output layers are missing."""
+    heads = 1 + max(int(name.split(".")[1]) for name in names)
+    layers = 1 + max((int(n.split(".")[3]) for n in names if "medusa_layers" in n), default=-1)
+    shares = not any(name.endswith("lm_head.weight") for name in names)
+    missing = sorted(set(_tensor_names(heads, layers, shares)) - names)
+    if missing or not layers:
+        raise ConfigError(
+            f"{path}: {heads} Medusa heads of {layers} layers lack "
+            f"{', '.join(missing[:4]) or 'residual layers'}",
+            hint="every head needs the same layers, each with weight and bias",
+        )
+    return heads, layers, shares
+
+
+def _tensor_names(heads: int, layers: int, shares: bool) -> Iterator[str]:
+    for head in range(heads):
+        for layer in range(layers):
+            for part in ("weight", "bias"):
+                yield f"medusa_heads.{head}.medusa_layers.{layer}.linear.{part}"
+        if not shares:
+            yield f"medusa_heads.{head}.lm_head.weight"
+
+
+def _accuracy(folder: Path, heads: int) -> tuple[tuple[float, ...], ...] | None:
+    """Read calibration.json, which training writes beside the heads; None if there is none."""
+    file = folder / CALIBRATION
+    if not file.is_file():
+        return None
+    try:
+        rows = tuple(tuple(map(float, row)) for row in json.loads(file.read_text())["accuracy"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: not a calibration: {error}") from error
+    if len(rows) != heads or not all(rows):
+        raise ConfigError(f"{file}: {len(rows)} heads are calibrated, {heads} are there")
+    return rows
+
+
+def with_heads(model: ModelConfig, heads: HeadsSource) -> ModelConfig:
+    """Return the facts of a target and its heads in one checkpoint."""
+    return replace(model, num_medusa_heads=heads.num_heads, num_medusa_layers=heads.num_layers)
+
+
+def head_tensors(model: ModelConfig, heads: HeadsSource) -> list[TensorPlan]:
+    """List the heads' tensors, in the order in which they are written."""
+    hidden = model.hidden_size
+    shapes = {"bias": (hidden,), "weight": (hidden, hidden)}
+    plans = []
+    for name in _tensor_names(heads.num_heads, heads.num_layers, heads.shares_output):
+        output = name.endswith("lm_head.weight")
+        shape = (model.vocab_size, hidden) if output else shapes[name.rsplit(".", 1)[1]]
+        plans.append(TensorPlan(name, shape, (name,), (shape,)))
+    return plans
+
+
+@dataclass(frozen=True)
+class _Renamed:
+    """The heads' tensors under TensorRT-LLM's names."""
+
+    reader: TensorReader
+    theirs: Mapping[str, str]
+
+    def names(self) -> set[str]:
+        return set(self.theirs)
+
+    def read(self, name: str) -> "torch.Tensor":
+        return self.reader.read(self.theirs[name])
+
+
+@contextmanager
+def read_heads(heads: HeadsSource) -> Iterator[TensorReader]:
+    """Open the heads for reading under TensorRT-LLM's names."""
+    with read_tensors(heads.weights) as reader:
+        yield _Renamed(reader, heads.names)

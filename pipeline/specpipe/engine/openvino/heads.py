@@ -1,0 +1,60 @@
+"""The graph of Medusa heads: a hidden state in, the likeliest guesses of every head out.
+
+    hidden [1, D]  ->  tokens [K, WIDTH] int32, likeliest first;  probs [K, WIDTH]
+
+K heads of residual blocks x + silu(W x + b) before an output layer (2401.10774, section 2.1.1),
+which all share the target's or each own. Guesses need not be exact, so the output layer, nearly all
+of the work, is kept in 8 bits whatever the engine's precision.
+"""
+
+import openvino as ov
+from openvino import Type
+from openvino import opset13 as op
+
+from specpipe.contracts import ModelConfig
+from specpipe.engine.openvino.network import name_by_order
+from specpipe.engine.openvino.weights import Weights, int8, plain
+from specpipe.trees import WIDTH
+
+
+def build_heads(model: ModelConfig, weights: Weights) -> ov.Model:
+    """Return the graph of the checkpoint's heads; raises ConfigError if a tensor is missing."""
+    hidden = op.parameter([1, model.hidden_size], Type.f32, name="hidden")
+    heads = range(model.num_medusa_heads)
+    logits = _output_layers([_blocks(hidden, model, weights, k) for k in heads], weights)
+    best = op.topk(logits, op.constant(WIDTH), 1, "max", "value", Type.i32)
+    total = op.reduce_sum(op.exp(op.subtract(logits, _first(best))), op.constant([1]), True)
+    probs = op.divide(op.exp(op.subtract(best.output(0), _first(best))), total)
+    results = []
+    for name, port in {"tokens": best.output(1), "probs": probs.output(0)}.items():
+        port.get_tensor().set_names({name})
+        results.append(op.result(port))
+    hidden.output(0).get_tensor().set_names({"hidden"})
+    network = ov.Model(results, [hidden], "specpipe heads")
+    name_by_order(network)
+    return network
+
+
+def _blocks(x: ov.Node, model: ModelConfig, weights: Weights, head: int) -> ov.Node:
+    """Return [1, D]: the hidden state behind a head's residual blocks."""
+    for layer in range(model.num_medusa_layers):
+        at = f"medusa_heads.{head}.medusa_layers.{layer}.linear."
+        turned = op.matmul(x, plain(*weights.raw(f"{at}weight")), False, True)
+        x = op.add(x, op.swish(op.add(turned, plain(*weights.raw(f"{at}bias")))))
+    return x
+
+
+def _output_layers(rows: list[ov.Node], weights: Weights) -> ov.Node:
+    """Return logits [K, V]; heads without an output layer of their own share the target's."""
+    own = [f"medusa_heads.{k}.lm_head.weight" for k in range(len(rows))]
+    if own[0] in weights.tensors:
+        layers = [int8(weights.float32(name)) for name in own]
+        return op.concat(
+            [op.matmul(x, w, False, True) for x, w in zip(rows, layers, strict=True)], 0
+        )
+    return op.matmul(op.concat(rows, 0), int8(weights.float32("lm_head.weight")), False, True)
+
+
+def _first(best: ov.Node) -> ov.Node:
+    """Return [K, 1]: the largest logit of every head."""
+    return op.gather(best.output(0), op.constant([0]), op.constant(1))

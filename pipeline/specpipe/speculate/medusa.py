@@ -1,0 +1,58 @@
+"""Medusa: heads on the target's last hidden state guess the tokens after the next (2401.10774).
+
+Head k, counted from 0, guesses the token k + 2 places after the one whose hidden state it sees; the
+next token itself is the target's own. So the guesses of head k stand k + 1 deep under the root.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from specpipe.config import Medusa
+from specpipe.contracts import EMPTY, ROOT, Draft, Logits, Role, Runner, Sampling, Scores, Verdict
+from specpipe.trees import TreePath, grow_tree
+
+
+class MedusaProposer:
+    """Lays the heads' likeliest guesses out as a tree; siblings are chosen with certainty."""
+
+    def __init__(self, runner: Runner, nodes: int, tree: Sequence[TreePath] | None) -> None:
+        """Use the first `nodes` paths of the closed list `tree`.
+
+        Without a list, grow a tree at every step from what the heads say of their own guesses.
+        """
+        self.draft_nodes = nodes
+        self._runner = runner
+        self._tree = tuple(tree[:nodes]) if tree is not None else None
+        self._hidden: Logits | None = None  # [D], of the last token before the root
+
+    def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
+        """Forget the old sequence; the first step, which reads the prompt, is not guessed at."""
+        self._hidden = None
+
+    def propose(self, limit: int) -> Draft:
+        """Return the tree of the guesses, cut to `limit` levels."""
+        if self._hidden is None or limit <= 0 or not self.draft_nodes:
+            return EMPTY
+        guesses = self._runner.guess(self._hidden)
+        tree = self._tree
+        if tree is None:
+            tree = grow_tree(guesses.probs[:limit].tolist(), self.draft_nodes)
+        kept = [path for path in tree if len(path) <= limit]
+        nodes = {path: node for node, path in enumerate(kept)}
+        return Draft(
+            np.array([guesses.tokens[len(path) - 1, path[-1]] for path in kept], np.int64),
+            np.array([nodes.get(path[:-1], ROOT) for path in kept], np.int64),
+        )
+
+    def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
+        """Remember the hidden state of the last accepted token, or of the root."""
+        assert scores.hidden is not None
+        row = verdict.path[-1] + 1 if verdict.path else 0
+        self._hidden = scores.hidden[row].copy()
+
+
+def build(options: Medusa, runners: Mapping[Role, Runner]) -> MedusaProposer:
+    """Return the proposer of `method: medusa`; the heads are part of the target's engine."""
+    tree = None if isinstance(options.tree, str) else options.tree
+    return MedusaProposer(runners["target"], options.num_draft_tokens, tree)

@@ -1,0 +1,71 @@
+"""Draft trees as lists of paths, as Medusa writes them (2401.10774, "medusa_choices").
+
+The path (0, 2) names a node under the root's child (0): the second head's guess of rank 2, counted
+from 0, after the first head's best. A list is *closed* if every path comes after its own prefix.
+"""
+
+import heapq
+from collections.abc import Sequence
+
+from specpipe.errors import ConfigError
+
+TreePath = tuple[int, ...]
+WIDTH = 10  # ranks of one head that are looked at, as upstream
+
+
+def complete_tree(paths: Sequence[TreePath]) -> tuple[TreePath, ...]:
+    """Return the closed list of `paths` and every prefix that they lack, shallow paths first.
+
+    Raises ConfigError for an empty or repeated path and for a rank outside [0, WIDTH).
+    """
+    for i, path in enumerate(paths):
+        if not path:
+            raise ConfigError(f"path {i} is empty: the root is always there and is not listed")
+        if path in paths[:i]:
+            raise ConfigError(f"path {i}, {list(path)}, is listed twice")
+        if not all(0 <= rank < WIDTH for rank in path):
+            raise ConfigError(
+                f"path {i} is {list(path)}: a rank must be from 0 to {WIDTH - 1}, "
+                f"since {WIDTH} guesses of each head are looked at"
+            )
+    whole = {path[:depth] for path in paths for depth in range(1, len(path) + 1)}
+    return tuple(sorted(whole, key=lambda path: (len(path), path)))
+
+
+def grow_tree(accuracy: Sequence[Sequence[float]], nodes: int) -> tuple[TreePath, ...]:
+    """Return the closed list of `nodes` paths (fewer if there are no more) of most expected tokens.
+
+    `accuracy[k][r]` is the probability that head k's guess of rank r is right where the path to it
+    is; a path is worth the product along it (2401.10774, section 2.3.3). The list is ordered by
+    worth, so each beginning of it is the best tree of its size.
+    """
+    found: list[TreePath] = []
+    frontier: list[tuple[float, TreePath]] = [(-accuracy[0][0], (0,))] if len(accuracy) else []
+    while frontier and len(found) < nodes:
+        worth, path = heapq.heappop(frontier)
+        found.append(path)
+        level, rank = len(path) - 1, path[-1]
+        if level + 1 < len(accuracy):
+            heapq.heappush(frontier, (worth * accuracy[level + 1][0], (*path, 0)))
+        if rank + 1 < min(WIDTH, len(accuracy[level])) and accuracy[level][rank] > 0:
+            ratio = accuracy[level][rank + 1] / accuracy[level][rank]
+            heapq.heappush(frontier, (worth * ratio, (*path[:-1], rank + 1)))
+    return tuple(found)
+
+
+def assumed_accuracy(heads: int) -> tuple[tuple[float, ...], ...]:
+    """Return what to expect of heads that come without a calibration: an assumption, not a fact."""
+    return tuple(
+        tuple(0.55 * 0.85**head * 0.35**rank for rank in range(WIDTH)) for head in range(heads)
+    )
+
+
+def expected_tokens(accuracy: Sequence[Sequence[float]], tree: Sequence[TreePath]) -> float:
+    """Return the tokens that a step over `tree` is expected to emit, the target's own included."""
+    total = 1.0
+    for path in tree:
+        worth = 1.0
+        for level, rank in enumerate(path):
+            worth *= accuracy[level][rank]
+        total += worth
+    return total

@@ -1,0 +1,147 @@
+"""Medusa heads: three layouts, counted from the tensors, in one checkpoint with their target."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from specpipe.artifacts import read_model_config
+from specpipe.checkpoint.convert import checkpoint_inputs, write_checkpoint
+from specpipe.checkpoint.medusa import open_heads
+from specpipe.checkpoint.source import open_source
+from specpipe.errors import ConfigError
+from tests.models import make_heads
+
+
+def no_progress(done: int, total: int) -> None:
+    pass
+
+
+@pytest.fixture
+def heads(tmp_path: Path) -> Path:
+    make_heads(tmp_path / "heads", seed=3, heads=3, layers=2, vocab=320)
+    return tmp_path / "heads"
+
+
+def converted(tiny: Path, heads: Path, out: Path) -> dict[str, torch.Tensor]:
+    out.mkdir()
+    write_checkpoint(open_source(tiny), out, "float32", no_progress, open_heads(heads))
+    return load_file(out / "rank0.safetensors")
+
+
+def test_heads_are_counted_from_the_tensors_not_from_the_config(heads: Path) -> None:
+    (heads / "config.json").write_text(json.dumps({"medusa_num_heads": 2}))
+    found = open_heads(heads)
+    assert (found.num_heads, found.num_layers, found.hidden_size) == (3, 2, 64)
+    assert not found.shares_output
+
+
+def test_heads_and_target_become_one_checkpoint(tiny: Path, heads: Path, tmp_path: Path) -> None:
+    tensors = converted(tiny, heads, tmp_path / "out")
+    source = load_file(heads / "medusa_lm_head.safetensors")
+    at = "medusa_heads.1."
+    assert torch.equal(tensors[f"{at}medusa_layers.1.linear.weight"], source["1.1.linear.weight"])
+    assert torch.equal(tensors[f"{at}medusa_layers.0.linear.bias"], source["1.0.linear.bias"])
+    assert torch.equal(tensors[f"{at}lm_head.weight"], source["1.2.weight"])
+    assert "transformer.ln_f.weight" in tensors
+    model = read_model_config(tmp_path / "out")
+    assert (model.num_medusa_heads, model.num_medusa_layers) == (3, 2)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: name,
+        lambda name: f"medusa_head.{name}",
+        lambda name: (
+            "medusa_heads."
+            + (
+                f"{name[0]}.lm_head.weight"
+                if ".2." in name
+                else name.replace(".", ".medusa_layers.", 1)
+            )
+        ),
+    ],
+    ids=["FasterDecoding", "Medusa-2", "ModelOpt"],
+)
+def test_every_layout_gives_the_same_checkpoint(
+    rename, suffix: str, tiny: Path, heads: Path, tmp_path: Path
+) -> None:
+    source = {rename(n): t for n, t in load_file(heads / "medusa_lm_head.safetensors").items()}
+    other = tmp_path / "other"
+    other.mkdir()
+    if suffix == ".pt":
+        torch.save(source, other / "medusa_lm_head.pt")
+    else:
+        save_file(source, other / "medusa_lm_head.safetensors")
+    theirs = converted(tiny, other, tmp_path / "theirs")
+    ours = converted(tiny, heads, tmp_path / "ours")
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+
+
+def test_heads_among_the_models_own_tensors_are_found_and_may_be_left_out(
+    tiny: Path, tmp_path: Path
+) -> None:
+    both = tmp_path / "both"
+    both.mkdir()
+    for file in tiny.iterdir():
+        (both / file.name).write_bytes(file.read_bytes())
+    inner = {f"medusa_head.{n}": t for n, t in make_heads(tmp_path / "h", seed=1).items()}
+    save_file({**load_file(tiny / "model.safetensors"), **inner}, both / "model.safetensors")
+    assert open_heads(both).num_heads == 3 and open_heads(both).shares_output
+    out = tmp_path / "plain"
+    out.mkdir()
+    write_checkpoint(open_source(both), out, "float32", no_progress)
+    assert not any("medusa" in name for name in load_file(out / "rank0.safetensors"))
+
+
+def test_a_folder_without_heads_says_what_was_looked_for(tiny: Path) -> None:
+    with pytest.raises(ConfigError, match="no Medusa heads among the tensors"):
+        open_heads(tiny)
+
+
+def test_heads_with_a_hole_are_refused_by_name(heads: Path) -> None:
+    file = heads / "medusa_lm_head.safetensors"
+    tensors = load_file(file)
+    del tensors["1.1.linear.bias"]
+    save_file(tensors, file)
+    with pytest.raises(ConfigError, match=r"lack medusa_heads\.1\.medusa_layers\.1\.linear\.bias"):
+        open_heads(heads)
+
+
+def test_heads_of_another_size_are_refused_by_name(tiny: Path, tmp_path: Path) -> None:
+    make_heads(tmp_path / "wide", seed=1, hidden=32)
+    with pytest.raises(ConfigError, match=r"0\.medusa_layers\.0\.linear\.weight has shape"):
+        converted(tiny, tmp_path / "wide", tmp_path / "out")
+
+
+def test_a_pickle_with_code_in_it_is_never_run(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self):
+            return (print, ("ran",))
+
+    torch.save({"0.0.linear.weight": Trap()}, tmp_path / "medusa_lm_head.pt")
+    with pytest.raises(ConfigError, match="cannot be read as plain tensors"):
+        open_heads(tmp_path)
+
+
+def test_the_calibration_is_read_and_checked(heads: Path) -> None:
+    file = heads / "calibration.json"
+    file.write_text(json.dumps({"accuracy": [[0.5, 0.2], [0.4, 0.1], [0.3, 0.1]]}))
+    assert open_heads(heads).accuracy == ((0.5, 0.2), (0.4, 0.1), (0.3, 0.1))
+    file.write_text(json.dumps({"accuracy": [[0.5]]}))
+    with pytest.raises(ConfigError, match="1 heads are calibrated, 3 are there"):
+        open_heads(heads)
+
+
+def test_the_checkpoint_is_stale_when_the_heads_change(tiny: Path, heads: Path) -> None:
+    source = open_source(tiny)
+    before = checkpoint_inputs(source, "float32", None, open_heads(heads))
+    make_heads(heads, seed=4, heads=3, layers=2, vocab=320)
+    after = checkpoint_inputs(source, "float32", None, open_heads(heads))
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"heads medusa_lm_head.safetensors"}
