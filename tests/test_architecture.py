@@ -17,7 +17,7 @@ LAYERS = [
     {"assembly"},
     {"repository"},
     {"serve"},
-    {"validate"},
+    {"validate", "tune"},
     {"planning", "run", "doctor"},
     {"present"},
     {"cli"},

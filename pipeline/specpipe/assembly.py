@@ -126,8 +126,8 @@ class Deployment:
 
     def slot(self) -> Slot:
         """Return room for one more sequence."""
-        rows = {"target": 1 + self.speculation.num_draft_tokens, "draft": 2}
-        runners = {role: engine.runner(rows[role]) for role, engine in self.engines.items()}
+        rows = {"target": 1 + self.speculation.num_draft_tokens}
+        runners = {role: engine.runner(rows.get(role, 0)) for role, engine in self.engines.items()}
         return Slot(runners, self.speculation)
 
     def warm_up(self) -> None:

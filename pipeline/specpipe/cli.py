@@ -324,6 +324,38 @@ def validate(config_path: Path, workspace: Path, url: str | None, as_json: bool)
 
 
 @main.command()
+@config_option
+@workspace_option
+@click.option(
+    "--out",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the run's YAML with the chosen settings here; without it nothing is written.",
+)
+@json_option
+def tune(config_path: Path, workspace: Path, out: Path | None, as_json: bool) -> None:
+    """Choose the settings of the run's method for this machine and the run's prompts.
+
+    Answers to the prompts of `validate:` are recorded once; every setting is then replayed against
+    them and priced with the step costs measured here; the best one is run for real.
+
+    \b
+    Example:  specpipe tune --config model_configs/smollm2-135m_prompt-lookup.yaml --out tuned.yaml
+    """
+    from specpipe.present import tuning_json, tuning_text
+    from specpipe.run import tune_run
+    from specpipe.tune.settings import write_settings
+
+    config, place = _load(config_path, workspace)
+    with _progress("prompts") as progress:
+        tuning = tune_run(config, place, notify=_say, progress=progress)
+    click.echo(json.dumps(tuning_json(tuning), indent=2) if as_json else tuning_text(tuning))
+    if out is not None:
+        write_settings(config_path, out, tuning)
+        _say(f"wrote {out}")
+
+
+@main.command()
 @click.option(
     "--config",
     "config_path",

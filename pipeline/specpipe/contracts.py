@@ -131,8 +131,20 @@ class Runner(Protocol):
 class LoadedEngine(Protocol):
     """An engine in memory; its runners share the weights and must be used from one thread."""
 
-    vocab_size: int
-    max_seq_len: int
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits."""
+        ...
+
+    @property
+    def max_seq_len(self) -> int:
+        """Most tokens in one sequence, prompt and output."""
+        ...
+
+    @property
+    def pads_steps(self) -> bool:
+        """Whether a sequence that speculates always pays for the full `step_width`."""
+        ...
 
     def runner(self, step_width: int = 0) -> Runner:
         """Return a runner of its own KV cache, for steps of up to `step_width` rows."""

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from specpipe.config import Speculation
 from specpipe.doctor import Finding
 from specpipe.plan.plan import Plan
 from specpipe.run import StageResult
 from specpipe.serve.client import Generation
+from specpipe.tune.tune import Tuning
 
 
 def results_text(results: Sequence[StageResult]) -> str:
@@ -116,3 +118,72 @@ def findings_text(findings: Sequence[Finding]) -> str:
         f"{f.name:<36} {f.found}" + (f"\n{'':<36} PROBLEM: {f.problem}" if f.problem else "")
         for f in findings
     )
+
+
+def settings_text(options: Speculation) -> str:
+    """Return a method with its tuned settings in a few words."""
+    values = {
+        name: value
+        for name, value in asdict(options).items()
+        if name in _TUNED and value is not None
+    }
+    if isinstance(values.get("tree"), tuple):
+        values["tree"] = f"{len(values['tree'])} nodes"
+    return " ".join([options.method, *(f"{name}={value}" for name, value in values.items())])
+
+
+_TUNED = (
+    "num_draft_tokens",
+    "min_matching_ngram_size",
+    "max_matching_ngram_size",
+    "tree",
+    "window_size",
+    "ngram_size",
+    "verification_set_size",
+)
+
+
+def tuning_text(tuning: Tuning) -> str:
+    """Return what was tried and what is best, for people."""
+    cost = ", ".join(
+        f"{n}: {ms:.1f}" for n, ms in zip(tuning.cost.rows, tuning.cost.ms, strict=True)
+    )
+    lines = [f"a step over n rows takes, in ms   {cost}", ""]
+    lines.append(f"{'settings':<64} {'tokens/step':>11} {'predicted':>9}")
+    lines += [
+        f"{settings_text(p.options):<64} {p.tokens_a_step:>11.2f} {p.speedup:>8.2f}x"
+        for p in tuning.tried[:8]
+    ]
+    held = tuning.holdout
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"best        {settings_text(tuning.best)}",
+            f"held out    {held.tokens_a_step:.2f} tokens/step; predicted {held.speedup:.2f}x, "
+            f"measured {tuning.measured_speedup:.2f}x, without the reading of the prompt",
+            f"break-even  batch {tuning.break_even_batch}, on an engine of these step costs that "
+            "scores a batch at once; openvino takes turns, where a batch changes nothing",
+        ]
+    )
+
+
+def tuning_json(tuning: Tuning) -> dict[str, Any]:
+    """Return a tuning as plain values."""
+    return {
+        "best": asdict(tuning.best),
+        "tokens_per_step": tuning.holdout.tokens_a_step,
+        "predicted_speedup": tuning.holdout.speedup,
+        "measured_speedup": tuning.measured_speedup,
+        "break_even_batch": tuning.break_even_batch,
+        "step_ms": dict(zip(tuning.cost.rows, tuning.cost.ms, strict=True)),
+        "head_accuracy": tuning.accuracy,
+        "tried": [
+            {
+                "options": asdict(p.options),
+                "tokens_per_step": p.tokens_a_step,
+                "predicted_speedup": p.speedup,
+            }
+            for p in tuning.tried
+        ],
+    }

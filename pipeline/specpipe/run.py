@@ -20,7 +20,7 @@ from specpipe.artifacts import (
     why_stale,
     write_publish,
 )
-from specpipe.assembly import load_backend
+from specpipe.assembly import load_backend, open_deployment
 from specpipe.checkpoint.convert import checkpoint_inputs, write_checkpoint
 from specpipe.checkpoint.medusa import HeadsSource
 from specpipe.checkpoint.source import locate_model, open_source
@@ -34,6 +34,7 @@ from specpipe.serve.tritonserver import free_address, start_server
 from specpipe.validate.gates import check_gates_known
 
 if TYPE_CHECKING:
+    from specpipe.tune.tune import Tuning
     from specpipe.validate.report import Report
 
 StageName = Literal["convert", "compile", "package"]
@@ -280,3 +281,27 @@ def validate_run(
             stack.enter_context(start_server(workspace.repository, address, log))
             url = address.grpc
         return validate(config, workspace, url, model, versions, progress=progress)
+
+
+def tune_run(
+    config: RunConfig,
+    workspace: Workspace,
+    *,
+    notify: Notify = lambda text: None,
+    progress: Progress = lambda done, total: None,
+) -> "Tuning":
+    """Choose the settings of the run's method for its prompts, on this machine.
+
+    Builds what is not fresh first. Raises what `build` raises, and Unsupported if the engine cannot
+    be driven from here.
+    """
+    from specpipe.tune.tune import tune
+    from specpipe.validate.validate import load_prompts
+
+    plan = make_plan(config, workspace)
+    build(config, workspace, notify=notify, progress=progress)
+    engines = {role: workspace.engine(role) for role in plan.requests}
+    folder = workspace.repository / "preprocessing/1/tokenizer"
+    prompts, end_id = load_prompts(config, folder)
+    deployment = open_deployment(plan.config, engines)
+    return tune(plan.config, deployment, prompts, end_id, progress=progress)

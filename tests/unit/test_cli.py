@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from specpipe.cli import main
 
 COMMANDS = ["build", "compile", "convert", "doctor", "generate", "package", "plan", "serve",
-            "status", "validate"]  # fmt: skip
+            "status", "tune", "validate"]  # fmt: skip
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 

@@ -37,7 +37,7 @@ class ScriptedRunner:
                 path.append(int(draft.tokens[at]))
                 at = int(draft.parents[at])
             paths.append(path[::-1])
-        hidden = [([0, *self.sequence] + path)[-2:] for path in paths]
+        hidden = [[0, *self.sequence, *path][-2:] for path in paths]
         return Scores(
             np.stack([self._logits(path) for path in paths]), np.array(hidden, np.float32)
         )

@@ -76,13 +76,18 @@ class OpenVinoEngine:
         """Most tokens in one sequence, prompt and output."""
         return self.graph.max_seq_len
 
-    def runner(self, step_width: int = 0) -> OpenVinoRunner:
-        """Return a new runner.
+    @property
+    def pads_steps(self) -> bool:
+        """Whether the steps of a speculating sequence are padded to one width.
 
         In bfloat16 a step of a few rows costs what one row costs, but a change of shape costs the
-        plugin several milliseconds: there, steps are padded to `step_width` rows.
+        plugin several milliseconds.
         """
-        return OpenVinoRunner(self.graph, step_width if self.graph.bfloat16 else 0)
+        return self.graph.bfloat16
+
+    def runner(self, step_width: int = 0) -> OpenVinoRunner:
+        """Return a new runner."""
+        return OpenVinoRunner(self.graph, step_width if self.pads_steps else 0)
 
     def trim(self) -> None:
         """Drop the mapped weights file from memory: by now the plugin has copies in its own layout.

@@ -70,12 +70,13 @@ class OpenVinoRunner:
         # Zeros, not garbage: masked rows are multiplied by a weight of 0, and 0 * NaN is NaN.
         self._cache = np.zeros((2 * model.num_hidden_layers, rows, self._width), kind)
         self._tokens: list[int] = []
+        self._speculates = False  # steps are padded from the sequence's first draft on
         self._cached = 0
         self._fresh: NDArray[Any] = self._cache[:, :0]
 
     def start(self, prompt: Sequence[int]) -> None:
         """Forget the old sequence; all but the last CHUNK tokens of `prompt` are run at once."""
-        self._tokens, self._cached = list(prompt), 0
+        self._tokens, self._cached, self._speculates = list(prompt), 0, False
         self._prefill()
 
     def follow(self, sequence: Sequence[int]) -> None:
@@ -97,6 +98,7 @@ class OpenVinoRunner:
 
     def score(self, draft: Draft) -> Scores:
         """Run the pending tokens and the draft's nodes in one call."""
+        self._speculates = self._speculates or len(draft) > 0
         pending = self._tokens[self._cached :]
         first = len(pending) - 1  # where the root stands among the new tokens
         tokens = np.concatenate([np.asarray(pending, np.int64), draft.tokens])
@@ -131,7 +133,8 @@ class OpenVinoRunner:
 
     def _call(self, tokens: Ints, parents: Ints, rows: Ints) -> Scores:
         """Run new tokens; `parents` are indices among them, -1: the end of the cache."""
-        count = max(len(tokens), self._step_width if len(rows) == len(tokens) else 0)
+        pads = self._speculates and len(rows) == len(tokens)
+        count = max(len(tokens), self._step_width if pads else 0)
         depth = _depths(parents)
         positions = np.zeros(count, np.int64)
         # Only scratch nodes can lie beyond the end of the sequence; where they stand is no matter.

@@ -1,0 +1,1 @@
+"""Beside the way: which settings of a method are fastest here, on these prompts."""

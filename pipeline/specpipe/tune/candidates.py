@@ -1,0 +1,47 @@
+"""Which settings of a method are worth trying."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from specpipe.config import DraftModel, Lookahead, Medusa, PromptLookup, Speculation
+from specpipe.trees import grow_tree
+
+LOOKUP_TOKENS = (2, 3, 4, 6, 8, 10, 12, 16)
+LOOKUP_NGRAMS = ((1, 2), (1, 3), (2, 3), (2, 4))
+DRAFT_TOKENS = (1, 2, 3, 4, 5, 6, 8, 10)
+TREE_NODES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
+WINDOWS = ((2, 2, 2), (3, 3, 3), (4, 3, 4), (5, 4, 5), (7, 5, 7))
+
+
+def candidates(options: Speculation, accuracy: Sequence[Sequence[float]]) -> list[Speculation]:
+    """Return the settings to try for the method of `options`, in no order.
+
+    `accuracy` is that of the heads, [heads, ranks]: each size of tree is grown for it.
+    """
+    if isinstance(options, PromptLookup):
+        return [
+            replace(options, num_draft_tokens=tokens, min_matching_ngram_size=low,
+                    max_matching_ngram_size=high)
+            for tokens in LOOKUP_TOKENS
+            for low, high in LOOKUP_NGRAMS
+        ]  # fmt: skip
+    if isinstance(options, DraftModel):
+        return [replace(options, num_draft_tokens=tokens) for tokens in DRAFT_TOKENS]
+    if isinstance(options, Medusa):
+        return _trees(options, accuracy)
+    if isinstance(options, Lookahead):
+        return [
+            replace(options, window_size=w, ngram_size=n, verification_set_size=g)
+            for w, n, g in WINDOWS
+        ]
+    return []
+
+
+def _trees(options: Medusa, accuracy: Sequence[Sequence[float]]) -> list[Speculation]:
+    found: list[Speculation] = []
+    for nodes in TREE_NODES:
+        tree = grow_tree(accuracy, nodes)
+        if len(tree) == nodes:
+            found.append(replace(options, num_draft_tokens=nodes, tree=tree))
+            found.append(replace(options, num_draft_tokens=nodes, tree="dynamic"))
+    return found

@@ -1,0 +1,86 @@
+"""Running a proposer against recorded answers: the steps of serving, without the engines."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from specpipe.assembly import make_proposer
+from specpipe.config import Speculation
+from specpipe.contracts import Draft, Guesses, Proposer, Role, Runner, Sampling, Scores, Verdict
+from specpipe.speculate import accept
+from specpipe.tune.trace import Trace
+
+
+@dataclass(frozen=True)
+class ReplayedStep:
+    """One step that would have been taken."""
+
+    rows: int  # the root and the draft
+    depth: int  # of the draft
+    emitted: int
+    propose_ms: float  # the proposer's own time here; heads and draft model answer from the record
+
+
+class _Recorded:
+    """Stands for the target's heads, or for a draft model, and answers from a trace.
+
+    As draft model it knows the target's answer only: once a guess is wrong, what follows does not
+    matter, because it cannot be accepted.
+    """
+
+    def __init__(self, trace: Trace, vocab_size: int, max_seq_len: int) -> None:
+        self.vocab_size, self.max_seq_len, self._trace = vocab_size, max_seq_len, trace
+        self._sequence: list[int] = []
+
+    def start(self, prompt: Sequence[int]) -> None:
+        self._sequence = list(prompt)
+
+    follow = start
+
+    def score(self, draft: Draft) -> Scores:
+        """Say what the draft model would choose next, as logits of one certain token."""
+        assert self._trace.draft is not None
+        at = min(len(self._sequence) - len(self._trace.prompt), len(self._trace.output))
+        logits = np.zeros((1, self.vocab_size), np.float32)
+        logits[0, self._trace.draft[at]] = 1.0
+        return Scores(logits)
+
+    def commit(self, draft: Draft, verdict: Verdict) -> None:
+        self._sequence.append(verdict.next_token)
+
+    def guess(self, hidden: np.ndarray) -> Guesses:  # type: ignore[type-arg]
+        """Return the heads' guesses; the "hidden state" is where in the answer we are."""
+        return self._trace.guesses[int(hidden[0])]
+
+
+def replay(
+    options: Speculation, trace: Trace, vocab_size: int, max_seq_len: int
+) -> list[ReplayedStep]:
+    """Return the steps in which greedy decoding with `options` gives the trace's answer."""
+    recorded: Runner = _Recorded(trace, vocab_size, max_seq_len)
+    runners: Mapping[Role, Runner] = {"target": recorded, "draft": recorded}
+    proposer = make_proposer(options, runners)
+    proposer.start(trace.prompt, Sampling())
+    return list(_steps(proposer, trace))
+
+
+def _answer(trace: Trace, done: int, path: accept.Path) -> int:
+    return trace.output[done + len(path)]
+
+
+def _steps(proposer: Proposer, trace: Trace) -> Iterator[ReplayedStep]:
+    done, total = 0, len(trace.output)
+    while done < total:
+        began = time.perf_counter_ns()
+        draft = proposer.propose(total - done - 1)
+        spent = (time.perf_counter_ns() - began) / 1e6
+        verdict = accept.greedy(draft, partial(_answer, trace, done))
+        where = np.zeros((1 + len(draft), 1), np.float32)
+        for depth, row in enumerate((0, *(node + 1 for node in verdict.path))):
+            where[row] = done + depth
+        proposer.observe(draft, Scores(np.zeros((0, 0), np.float32), where), verdict)
+        done += len(verdict.path) + 1
+        yield ReplayedStep(1 + len(draft), draft.depth, len(verdict.path) + 1, spent)

@@ -1,0 +1,35 @@
+"""The chosen settings back into the run's YAML: one section is replaced, the rest stays."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from specpipe.artifacts import write_text
+from specpipe.config import Speculation
+from specpipe.tune.tune import Tuning
+
+
+def write_settings(config: Path, out: Path, tuning: Tuning) -> None:
+    """Write the YAML of `config` with the tuned settings to `out`, which may be the same file."""
+    notes = [
+        f"Tuned by `specpipe tune`: {tuning.holdout.tokens_a_step:.2f} tokens a step on held-out "
+        "prompts,",
+        f"{tuning.holdout.speedup:.2f}x predicted, {tuning.measured_speedup:.2f}x measured.",
+    ]
+    text = config.read_text(encoding="utf-8")
+    write_text(out, replace_speculation(text, tuning.best, notes))
+
+
+def replace_speculation(text: str, options: Speculation, notes: Sequence[str]) -> str:
+    """Return the YAML `text` with `options` as its speculation section, below `notes`."""
+    comments = "".join(f"# {note}\n" for note in notes)
+    values = {key: value for key, value in asdict(options).items() if value is not None}
+    # JSON values are YAML values.
+    block = "speculation:\n" + "".join(f"  {k}: {json.dumps(v)}\n" for k, v in values.items())
+    pattern = re.compile(r"^speculation:.*\n(?:(?:[ \t]+.*|[ \t]*#.*|[ \t]*)\n)*", re.MULTILINE)
+    found = pattern.search(text)
+    if found is None:
+        return f"{text.rstrip()}\n{comments}{block}"
+    return text[: found.start()] + comments + block + text[found.end() :]

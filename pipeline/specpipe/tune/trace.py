@@ -1,0 +1,86 @@
+"""What the target answers, recorded once; from then on any setting can be tried without it.
+
+Greedy answers are the same whatever is guessed. So which guesses would have been right follows from
+the answers alone, from what the heads say at each of their tokens, and from what the draft model
+says next to each of them.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from specpipe.contracts import EMPTY, Guesses, Ints, Role, Runner, chain
+from specpipe.trees import WIDTH
+from specpipe.tune.cost import commit_one, timed_ms
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """One prompt and its greedy answer; index i means: after i tokens of the answer."""
+
+    prompt: tuple[int, ...]
+    output: tuple[int, ...]
+    guesses: tuple[Guesses, ...] = ()  # of the heads, at every i
+    draft: Ints | None = None  # [1 + len(output)]  the draft model's choice at every i
+
+
+def record(
+    runners: Mapping[Role, Runner],
+    prompt: Sequence[int],
+    max_tokens: int,
+    end_id: int,
+    *,
+    has_heads: bool,
+) -> Trace:
+    """Decode `prompt` plainly and note what heads and draft model would have said."""
+    target = runners["target"]
+    target.start(prompt)
+    output: list[int] = []
+    guesses: list[Guesses] = []
+    while len(output) < max_tokens and end_id not in output[-1:]:
+        scores = target.score(EMPTY)
+        token = int(np.argmax(scores.logits[0]))
+        if has_heads:
+            assert scores.hidden is not None
+            guesses.append(target.guess(scores.hidden[0].copy()))
+        commit_one(target, token)
+        output.append(token)
+    draft = _draft_choices(runners["draft"], prompt, output) if "draft" in runners else None
+    return Trace(tuple(prompt), tuple(output), tuple(guesses), draft)
+
+
+def _draft_choices(runner: Runner, prompt: Sequence[int], output: Sequence[int]) -> Ints:
+    """Read the whole answer in one call; row i says what the draft model would choose at i."""
+    runner.start(prompt)
+    choices: Ints = runner.score(chain(output)).logits.argmax(-1).astype(np.int64)
+    return choices
+
+
+def head_accuracy(traces: Sequence[Trace]) -> list[list[float]]:
+    """Return [heads, WIDTH]: how often the guess of each rank was right, where a path led to it.
+
+    A path leads to head k where each head before it had the right token among its guesses.
+    """
+    heads = max((len(g.tokens) for t in traces for g in t.guesses), default=0)
+    hits, reached = np.zeros((heads, WIDTH)), np.zeros(heads)
+    for trace in traces:
+        for i, guesses in enumerate(trace.guesses):
+            # After i tokens the root is the one at i; the first head guesses the one behind it.
+            for head in range(min(heads, len(trace.output) - i - 1)):
+                reached[head] += 1
+                right = np.flatnonzero(guesses.tokens[head] == trace.output[i + 1 + head])
+                if not len(right):
+                    break
+                hits[head, right[0]] += 1
+    rates: list[list[float]] = (hits / np.maximum(reached, 1)[:, None]).tolist()
+    return rates
+
+
+def guess_ms(runner: Runner, rounds: int = 15) -> float:
+    """Return the median milliseconds that the heads take."""
+    hidden = runner.score(EMPTY).hidden
+    assert hidden is not None
+    row = hidden[0].copy()
+    return statistics.median(timed_ms(lambda: runner.guess(row)) for _ in range(rounds))

@@ -1,0 +1,138 @@
+"""Tuning: a replay takes the very steps of serving, prices add up, the choice goes back as YAML."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from specpipe.artifacts import Workspace
+from specpipe.assembly import Deployment
+from specpipe.config import (
+    DraftModel,
+    DraftOptions,
+    Medusa,
+    NoSpeculation,
+    PromptLookup,
+    Speculation,
+    read_config,
+)
+from specpipe.contracts import Guesses, Sampling
+from specpipe.run import tune_run
+from specpipe.speculate.decode import Limits
+from specpipe.trees import complete_tree
+from specpipe.tune.candidates import candidates
+from specpipe.tune.cost import CostCurve, measure_cost
+from specpipe.tune.replay import replay
+from specpipe.tune.settings import replace_speculation
+from specpipe.tune.trace import Trace, head_accuracy, record
+from tests.models import make_heads
+
+PROMPT = [5, 9, 40, 41, 42, 9, 40, 41, 5, 9]
+COST = CostCurve((1, 4, 8), (10.0, 10.0, 14.0))
+
+
+@pytest.fixture(scope="module")
+def deployment(tiny: Path, draft_engine, make_engine, tmp_path_factory) -> Deployment:
+    folder = tmp_path_factory.mktemp("heads")
+    make_heads(folder, seed=6)
+    engines = {"target": make_engine(tiny, heads=folder), "draft": draft_engine}
+    return Deployment(engines, NoSpeculation())
+
+
+@pytest.fixture(scope="module")
+def trace(deployment: Deployment) -> Trace:
+    runners = {role: engine.runner() for role, engine in deployment.engines.items()}
+    return record(runners, PROMPT, 60, -1, has_heads=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        NoSpeculation(),
+        PromptLookup("prompt_lookup", 5, 1, 3),
+        DraftModel("draft_model", DraftOptions(""), 3),
+        Medusa("medusa", "", 4, complete_tree([(0, 0), (1,), (2,)])),
+        Medusa("medusa", "", 5, "dynamic"),
+    ],
+    ids=lambda options: options.method,
+)
+def test_a_replay_takes_the_steps_of_serving(
+    options: Speculation, deployment: Deployment, trace: Trace
+) -> None:
+    slot = replace(deployment, speculation=options).slot()
+    served = list(slot.decode(PROMPT, Sampling(), Limits(60)))
+    replayed = replay(options, trace, 320, 256)
+    assert [t for step in served for t in step.tokens] == list(trace.output)
+    assert [step.emitted for step in replayed] == [len(step.tokens) for step in served]
+    assert [step.depth for step in replayed] == [step.drafted for step in served]
+
+
+def test_head_accuracy_by_hand() -> None:
+    def guesses(*rows: list[int]) -> Guesses:
+        tokens = np.array([row + [-1] * (10 - len(row)) for row in rows])
+        return Guesses(tokens, np.ones(tokens.shape))
+
+    trace = Trace((1,), (7, 8, 9, 7), (
+        guesses([8, 0], [0, 9]),  # right first; then right second
+        guesses([0, 9], [0, 0]),  # right second; then wrong
+        guesses([0, 0], [9, 9]),  # wrong; the second head is not reached
+        guesses([0, 0], [0, 0]),  # nothing follows
+    ))  # fmt: skip
+    first, second = head_accuracy([trace])
+    assert first[:2] == [1 / 3, 1 / 3] and second[:2] == [0, 1 / 2]
+
+
+def test_costs_are_interpolated_and_go_on_with_the_last_slope() -> None:
+    assert [COST(rows) for rows in (1, 2, 6, 8, 12)] == [10, 10, 12, 14, 18]
+
+
+def test_break_even_is_the_largest_batch_that_pays() -> None:
+    # Two tokens a step of four rows: T(4 b) = 10 + (4 b - 4) against 2 T(b).
+    expected = max(b for b in range(1, 257) if 2 * COST(b) > COST(4 * b))
+    assert COST.break_even_batch(4, 2.0) == expected
+    assert COST.break_even_batch(8, 1.0) == 0
+
+
+def test_measured_costs_never_fall(deployment: Deployment) -> None:
+    cost = measure_cost(deployment.engines["target"].runner(), PROMPT, 9)
+    assert cost.rows == (1, 2, 3, 4, 6, 8, 9)
+    assert list(cost.ms) == sorted(cost.ms) and cost.ms[0] > 0
+
+
+def test_every_tree_that_is_tried_has_its_size() -> None:
+    accuracy = [[0.5, 0.2, 0.1], [0.4, 0.1, 0.1]]
+    for options in candidates(Medusa("medusa", "h"), accuracy):
+        assert isinstance(options, Medusa)
+        if not isinstance(options.tree, str):
+            assert len(options.tree) == options.num_draft_tokens
+
+
+def test_the_choice_replaces_one_section_and_leaves_the_rest(tmp_path: Path) -> None:
+    text = (
+        "# mine\nname: a\nspeculation:\n  method: none  # for now\n\nengine: {backend: openvino}\n"
+    )
+    options = Medusa("medusa", "h", 2, ((0,), (0, 1)))
+    changed = replace_speculation(text + "target: {model: m}\n", options, ["tuned"])
+    assert changed.startswith('# mine\nname: a\n# tuned\nspeculation:\n  method: "medusa"\n')
+    path = tmp_path / "run.yaml"
+    path.write_text(changed)
+    assert read_config(path).speculation == options
+
+
+def test_a_run_is_tuned_from_its_config(write_config, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    words = ("quick brown fox", "lazy dog jumps", "five dozen jugs", "vexingly daft zebras")
+    prompts.write_text("".join(json.dumps({"prompt": f"{w} {w} {w}"}) + "\n" for w in words))
+    config = read_config(
+        write_config(
+            speculation={"method": "prompt_lookup", "num_draft_tokens": 4},
+            validate={"prompts": str(prompts), "num_prompts": 4, "max_tokens": 40},
+        )
+    )
+    tuning = tune_run(config, Workspace(tmp_path, config.name))
+    speedups = [p.speedup for p in tuning.tried]
+    assert len(tuning.tried) > 20 and speedups == sorted(speedups, reverse=True)
+    assert tuning.best in [NoSpeculation(), tuning.tried[0].options]
+    assert tuning.measured_speedup > 0
