@@ -41,6 +41,11 @@ class NoSpeculation:
         """No tokens are guessed."""
         return 0
 
+    @property
+    def max_concurrency(self) -> None:
+        """There is no speculation to be held back."""
+        return None
+
 
 @dataclass(frozen=True)
 class PromptLookup:
@@ -50,15 +55,42 @@ class PromptLookup:
     num_draft_tokens: int = field(default=4, metadata=between(1, 64))
     min_matching_ngram_size: int = field(default=2, metadata=between(1, 16))
     max_matching_ngram_size: int = field(default=3, metadata=between(1, 16))
+    draft_length: Literal["fixed", "adaptive"] = "fixed"  # see DraftModel
+    max_concurrency: int | None = field(default=None, metadata=at_least(1))
 
 
 @dataclass(frozen=True)
 class DraftModel:
-    """Guesses of a smaller model with the same tokenizer."""
+    """Guesses of a smaller model with the same tokenizer.
+
+    `draft_length`: always `num_draft_tokens`; or shorter after drafts that were refused; or only
+    while the draft's most likely token has a probability of at least `min_confidence`. Above
+    `max_concurrency` running sequences nothing is guessed.
+    """
 
     method: Literal["draft_model"]
     draft: DraftOptions
     num_draft_tokens: int = field(default=4, metadata=between(1, 64))
+    draft_length: Literal["fixed", "adaptive", "confidence"] = "fixed"
+    min_confidence: float = field(default=0.4, metadata=between(0, 1))
+    max_concurrency: int | None = field(default=None, metadata=at_least(1))
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    """Prompt lookup first; where that finds nothing, the draft model guesses.
+
+    The keys are those of the two methods; `draft_length` governs the second.
+    """
+
+    method: Literal["hybrid"]
+    draft: DraftOptions | None = None
+    num_draft_tokens: int = field(default=4, metadata=between(1, 64))
+    min_matching_ngram_size: int = field(default=2, metadata=between(1, 16))
+    max_matching_ngram_size: int = field(default=3, metadata=between(1, 16))
+    draft_length: Literal["fixed", "adaptive", "confidence"] = "fixed"
+    min_confidence: float = field(default=0.4, metadata=between(0, 1))
+    max_concurrency: int | None = field(default=None, metadata=at_least(1))
 
 
 @dataclass(frozen=True)
@@ -69,6 +101,7 @@ class Lookahead:
     window_size: int = field(default=4, metadata=at_least(1))
     ngram_size: int = field(default=3, metadata=at_least(1))
     verification_set_size: int = field(default=4, metadata=at_least(0))
+    max_concurrency: int | None = field(default=None, metadata=at_least(1))
 
     @property
     def num_draft_tokens(self) -> int:
@@ -81,7 +114,7 @@ class Lookahead:
         return max(length - 1, 0) + (self.window_size - 1 + self.verification_set_size) * length
 
 
-AnyLength = PromptLookup | DraftModel  # a request may ask for fewer draft tokens
+AnyLength = PromptLookup | DraftModel | Hybrid  # a request may ask for fewer draft tokens
 Speculation = NoSpeculation | AnyLength | Lookahead
 
 
@@ -133,9 +166,9 @@ class RunConfig:
 
     def models(self) -> dict[Role, str]:
         """Return the source of every checkpoint that this run converts."""
-        if isinstance(self.speculation, DraftModel):
-            return {"target": self.target.model, "draft": self.speculation.draft.model}
-        return {"target": self.target.model}
+        options = self.speculation
+        draft = options.draft if isinstance(options, DraftModel | Hybrid) else None
+        return {"target": self.target.model, **({"draft": draft.model} if draft else {})}
 
 
 def read_config(path: Path) -> RunConfig:
@@ -149,6 +182,8 @@ def read_config(path: Path) -> RunConfig:
     _check_lengths(config, places)
     _check_ngrams(config, places)
     _check_lookahead(config, places)
+    _check_hybrid(config, places)
+    _check_confidence(config, places)
     return RunConfig(**{**vars(config), "path": str(path)})
 
 
@@ -171,7 +206,7 @@ def _check_lengths(config: RunConfig, places: Mapping[str, Place]) -> None:
 
 def _check_ngrams(config: RunConfig, places: Mapping[str, Place]) -> None:
     options = config.speculation
-    if isinstance(options, PromptLookup):
+    if isinstance(options, PromptLookup | Hybrid):
         low, high = options.min_matching_ngram_size, options.max_matching_ngram_size
         if low > high:
             place = places.get("speculation.min_matching_ngram_size") or places["speculation"]
@@ -191,6 +226,24 @@ def _check_lookahead(config: RunConfig, places: Mapping[str, Place]) -> None:
             f"and verification_set_size 0 only, not with {options.window_size} and "
             f"{options.verification_set_size}",
             hint="the smallest window that can find anything is 2, 2, 1",
+        )
+
+
+def _check_hybrid(config: RunConfig, places: Mapping[str, Place]) -> None:
+    if isinstance(config.speculation, Hybrid) and config.speculation.draft is None:
+        raise places["speculation"].error(
+            "method hybrid needs a second source of drafts beside prompt lookup",
+            hint="give speculation.draft.model, or use method: prompt_lookup",
+        )
+
+
+def _check_confidence(config: RunConfig, places: Mapping[str, Place]) -> None:
+    options = config.speculation
+    place = places.get("speculation.min_confidence")
+    if place and isinstance(options, DraftModel | Hybrid) and options.draft_length != "confidence":
+        raise place.error(
+            f"'speculation.min_confidence' has no effect with draft_length: {options.draft_length}",
+            hint="set draft_length: confidence, or remove the key",
         )
 
 

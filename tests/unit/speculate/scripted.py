@@ -1,5 +1,6 @@
 """Fakes with fixed answers: targets and proposers that look theirs up in a function."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -24,18 +25,15 @@ class ScriptedRunner:
 
     def score(self, draft: Draft) -> Scores:
         self.calls += 1
-        rows = [self._logits([])]
+        laws = [self.law(self.sequence)]
         for node in range(len(draft)):
             path, at = [], node
             while at != ROOT:
                 path.append(int(draft.tokens[at]))
                 at = int(draft.parents[at])
-            rows.append(self._logits(path[::-1]))
-        return Scores(np.stack(rows))
-
-    def _logits(self, path: list[int]) -> np.ndarray:
+            laws.append(self.law(self.sequence + path[::-1]))
         with np.errstate(divide="ignore"):
-            return np.log(self.law(self.sequence + path)).astype(np.float32)
+            return Scores(np.log(np.stack(laws)).astype(np.float32))
 
     def commit(self, draft: Draft, verdict: Verdict) -> None:
         self.sequence += [*(int(draft.tokens[n]) for n in verdict.path), verdict.next_token]
@@ -44,12 +42,13 @@ class ScriptedRunner:
 def random_law(vocab_size: int, seed: int, *, sharpness: float = 2.0) -> Law:
     """Return a fixed random distribution for every context of the last two tokens."""
 
-    def law(context: Sequence[int]) -> Floats:
-        key = [seed, *(int(t) + 1 for t in context[-2:])]
-        weights = np.exp(np.random.default_rng(key).normal(size=vocab_size) * sharpness)
+    @functools.cache
+    def after(*last: int) -> Floats:
+        rng = np.random.default_rng([seed, *(token + 1 for token in last)])
+        weights = np.exp(rng.normal(size=vocab_size) * sharpness)
         return weights / weights.sum()
 
-    return law
+    return lambda context: after(*(int(token) for token in context[-2:]))
 
 
 class FixedProposer:
