@@ -31,8 +31,14 @@ class Dice:
     untried: list[tuple[int, ...]] = field(default_factory=list)
 
     def choose(self, weights: Floats) -> int:
-        """Decide for an index, with a probability that is proportional to its weight."""
+        """Decide for an index, with a probability that is proportional to its weight.
+
+        Without any weight all probability is lost, which shows in the law.
+        """
         possible = np.flatnonzero(weights > 0)
+        if not len(possible):
+            self.odds = 0.0
+            return 0
         if len(self.made) < len(self.script):
             outcome = self.script[len(self.made)]
         else:

@@ -40,7 +40,7 @@ OPTIONS: dict[str, Callable[[int], Speculation]] = {  # how deep to guess -> opt
         "hybrid", DRAFT, depth, 2, 3, draft_length="confidence", min_confidence=0.6
     ),
 }
-PROMPT = [0, 1, 2, 0, 1, 2, 0, 1]
+PROMPT = [0, 1, 2, 0, 2, 1, 1, 0, 1]  # every token was followed by several: trees have siblings
 
 
 @dataclass(frozen=True)
