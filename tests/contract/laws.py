@@ -113,6 +113,17 @@ def enumerate_law(
     return joint
 
 
+def verdicts(draft: Draft, law: Callable[[accept.Path], Floats]) -> Iterator[tuple[Verdict, float]]:
+    """Yield what `accept.sample` can decide about one draft, with the probability of each way."""
+
+    def decide(dice: Dice) -> Verdict:
+        with pytest.MonkeyPatch.context() as patch:
+            _decide_by(dice, patch)
+            return accept.sample(draft, law, np.random.default_rng(0))
+
+    return outcomes(decide)
+
+
 def _decide_by(dice: Dice, patch: pytest.MonkeyPatch) -> None:
     """Make the verifier and the draft ask `dice` instead of their generators."""
     rule = accept.sample
