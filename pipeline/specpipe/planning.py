@@ -9,7 +9,7 @@ from specpipe.checkpoint.convert import read_model
 from specpipe.checkpoint.families import find_family
 from specpipe.checkpoint.source import Source, known_model, locate_model, open_source
 from specpipe.checkpoint.tokenizer import read_vocabulary
-from specpipe.config import RunConfig, find_file
+from specpipe.config import AnyLength, RunConfig, find_file
 from specpipe.contracts import Backend, BuildRequest, ModelConfig, Rejection, Role
 from specpipe.errors import Unsupported
 from specpipe.plan.plan import (
@@ -39,6 +39,7 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
     rejections = [r for request in requests.values() for r in backend.check(request)]
     rejections += check_models(requests)
     rejections += _check_tokenizers(sources)
+    rejections += _check_draft_lengths(config)
     rejections += check_memory(memory, config) if memory else []
     if config.engine.gpu is not None and gpu_memory(config.engine.gpu) is None:
         rejections.append(unknown_gpu(config.engine.gpu))
@@ -86,6 +87,23 @@ def _check_tokenizers(sources: Mapping[Role, Source | None]) -> list[Rejection]:
     if target is None or draft is None:
         return []
     return check_vocabularies(read_vocabulary(target), read_vocabulary(draft))
+
+
+def _check_draft_lengths(config: RunConfig) -> list[Rejection]:
+    """Return the options that only a loop of ours can follow, where the backend has its own."""
+    options = config.speculation
+    if config.engine.backend != "tensorrt":
+        return []
+    asked = ["max_concurrency"] if options.max_concurrency is not None else []
+    if isinstance(options, AnyLength) and options.draft_length != "fixed":
+        asked.append("draft_length")
+    return [
+        Rejection(
+            f"backend tensorrt drafts by its own rules and ignores speculation.{key}",
+            "remove the key, or use backend: openvino",
+        )
+        for key in asked
+    ]
 
 
 def _memory(
