@@ -18,8 +18,11 @@ from specpipe.checkpoint.source import open_source
 from specpipe.contracts import BuildRequest, Dtype
 from specpipe.engine.openvino.backend import OpenVinoBackend, OpenVinoEngine
 from tests.models import TEXT, make_llama
+from tests.mutants import plant_from_environment
 
 SMOLLM2 = Path("~/.cache/specpipe/models/SmolLM2-135M-Instruct").expanduser()
+
+plant_from_environment()  # before any test module imports what it replaces
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

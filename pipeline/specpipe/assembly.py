@@ -4,7 +4,7 @@ To add a backend or a speculation method, write its module and add one line to a
 """
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from specpipe.contracts import Backend, LoadedEngine, Proposer, Role, Runner, Sa
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.speculate import accept
 from specpipe.speculate.decode import Limits, Step, decode
+from specpipe.speculate.draft_length import QuietWhenBusy
 
 BACKENDS: dict[str, str] = {
     "openvino": "specpipe.engine.openvino.backend:OpenVinoBackend",
@@ -27,6 +28,7 @@ PROPOSERS: dict[str, str] = {  # method -> build(options, runners) -> Proposer
     "draft_model": "specpipe.speculate.draft_model:build",
     "lookahead": "specpipe.speculate.lookahead:build",
     "medusa": "specpipe.speculate.medusa:build",
+    "hybrid": "specpipe.speculate.hybrid:build",
 }
 
 
@@ -73,13 +75,17 @@ class Slot:
         num_draft_tokens: int | None = None,
         *,
         log_probs: bool = False,
+        running: Callable[[], int] = lambda: 1,
     ) -> Iterator[Step]:
         """Decode one request; `num_draft_tokens` may lower the configured number, 0 turns it off.
 
-        Raises ConfigError if it is higher.
+        `running()` is asked before every step how many sequences there are, this one included, for
+        `max_concurrency`. Raises ConfigError if `num_draft_tokens` cannot be had.
         """
         options = limit_draft(self.speculation, num_draft_tokens)
         proposer = make_proposer(options, self.runners)
+        if options.max_concurrency is not None:
+            proposer = QuietWhenBusy(proposer, options.max_concurrency, running)
         target, rule = self.runners["target"], acceptance_rule(options)
         return decode(target, proposer, prompt, sampling, limits, rule, log_probs=log_probs)
 

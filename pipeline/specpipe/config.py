@@ -15,6 +15,8 @@ from specpipe.errors import ConfigError
 from specpipe.records import Place, at_least, between, matching, read_record
 from specpipe.trees import TreePath, complete_tree
 
+TreeOption = Literal["auto", "dynamic"] | tuple[TreePath, ...]  # dynamic: grown at every step
+
 
 @dataclass(frozen=True)
 class TargetOptions:
@@ -41,6 +43,11 @@ class NoSpeculation:
         """No tokens are guessed."""
         return 0
 
+    @property
+    def max_concurrency(self) -> None:
+        """There is no speculation to be held back."""
+        return None
+
 
 @dataclass(frozen=True)
 class PromptLookup:
@@ -50,15 +57,45 @@ class PromptLookup:
     num_draft_tokens: int = field(default=4, metadata=between(1, 64))
     min_matching_ngram_size: int = field(default=2, metadata=between(1, 16))
     max_matching_ngram_size: int = field(default=3, metadata=between(1, 16))
+    draft_length: Literal["fixed", "adaptive"] = "fixed"  # see DraftModel
+    max_concurrency: int | None = field(default=None, metadata=at_least(1))
 
 
 @dataclass(frozen=True)
 class DraftModel:
-    """Guesses of a smaller model with the same tokenizer."""
+    """Guesses of a smaller model with the same tokenizer.
+
+    `draft_length`: always `num_draft_tokens`; or shorter after drafts that were refused; or only
+    while the draft's most likely token has a probability of at least `min_confidence`. Above
+    `max_concurrency` running sequences nothing is guessed.
+    """
 
     method: Literal["draft_model"]
     draft: DraftOptions
     num_draft_tokens: int = field(default=4, metadata=between(1, 64))
+    draft_length: Literal["fixed", "adaptive", "confidence"] = "fixed"
+    min_confidence: float = field(default=0.4, metadata=between(0, 1))
+    max_concurrency: int | None = field(default=None, metadata=at_least(1))
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    """Prompt lookup first; where that finds nothing, a draft model or Medusa heads guess.
+
+    The keys are those of the two methods; `draft_length` governs a draft model. `num_draft_tokens`
+    bounds both: what is looked up, and what the second guesses.
+    """
+
+    method: Literal["hybrid"]
+    draft: DraftOptions | None = None
+    num_draft_tokens: int = field(default=4, metadata=between(1, 64))
+    min_matching_ngram_size: int = field(default=2, metadata=between(1, 16))
+    max_matching_ngram_size: int = field(default=3, metadata=between(1, 16))
+    draft_length: Literal["fixed", "adaptive", "confidence"] = "fixed"
+    min_confidence: float = field(default=0.4, metadata=between(0, 1))
+    max_concurrency: int | None = field(default=None, metadata=at_least(1))
+    heads: str | None = None
+    tree: TreeOption = "auto"
 
 
 @dataclass(frozen=True)
@@ -69,6 +106,7 @@ class Lookahead:
     window_size: int = field(default=4, metadata=at_least(1))
     ngram_size: int = field(default=3, metadata=at_least(1))
     verification_set_size: int = field(default=4, metadata=at_least(0))
+    max_concurrency: int | None = field(default=None, metadata=at_least(1))
 
     @property
     def num_draft_tokens(self) -> int:
@@ -88,13 +126,14 @@ class Medusa:
     method: Literal["medusa"]
     heads: str  # folder or file; see `checkpoint.medusa` for the layouts
     num_draft_tokens: int = field(default=16, metadata=between(1, 255))  # nodes of the tree
-    tree: Literal["auto", "dynamic"] | tuple[TreePath, ...] = "auto"
+    tree: TreeOption = "auto"
     acceptance: Literal["exact", "typical"] = "exact"  # typical is lossy where it samples
     typical_epsilon: float = field(default=0.09, metadata=between(0, 1))
     typical_delta: float = field(default=0.3, metadata=between(0, 1))
+    max_concurrency: int | None = field(default=None, metadata=at_least(1))
 
 
-AnyLength = PromptLookup | DraftModel | Medusa  # a request may ask for fewer draft tokens
+AnyLength = PromptLookup | DraftModel | Hybrid | Medusa  # a request may ask for fewer tokens
 Speculation = NoSpeculation | AnyLength | Lookahead
 
 
@@ -146,13 +185,14 @@ class RunConfig:
 
     def models(self) -> dict[Role, str]:
         """Return the source of every checkpoint that this run converts."""
-        if isinstance(self.speculation, DraftModel):
-            return {"target": self.target.model, "draft": self.speculation.draft.model}
-        return {"target": self.target.model}
+        options = self.speculation
+        draft = options.draft if isinstance(options, DraftModel | Hybrid) else None
+        return {"target": self.target.model, **({"draft": draft.model} if draft else {})}
 
     def heads(self) -> str | None:
         """Return the source of the Medusa heads that belong to the target, if any."""
-        return self.speculation.heads if isinstance(self.speculation, Medusa) else None
+        options = self.speculation
+        return options.heads if isinstance(options, Medusa | Hybrid) else None
 
     @property
     def lossless(self) -> bool:
@@ -173,6 +213,8 @@ def read_config(path: Path) -> RunConfig:
     _check_lengths(config, places)
     _check_ngrams(config, places)
     _check_lookahead(config, places)
+    _check_hybrid(config, places)
+    _check_confidence(config, places)
     config = _complete_tree(config, places)
     return replace(config, path=str(path))
 
@@ -180,7 +222,7 @@ def read_config(path: Path) -> RunConfig:
 def _complete_tree(config: RunConfig, places: Mapping[str, Place]) -> RunConfig:
     """Add what a listed tree lacks; its nodes are the draft tokens of the run."""
     options = config.speculation
-    if not isinstance(options, Medusa) or isinstance(options.tree, str):
+    if not isinstance(options, Medusa | Hybrid) or isinstance(options.tree, str):
         return config
     place = places["speculation.tree"]
     try:
@@ -215,7 +257,7 @@ def _check_lengths(config: RunConfig, places: Mapping[str, Place]) -> None:
 
 def _check_ngrams(config: RunConfig, places: Mapping[str, Place]) -> None:
     options = config.speculation
-    if isinstance(options, PromptLookup):
+    if isinstance(options, PromptLookup | Hybrid):
         low, high = options.min_matching_ngram_size, options.max_matching_ngram_size
         if low > high:
             place = places.get("speculation.min_matching_ngram_size") or places["speculation"]
@@ -235,6 +277,31 @@ def _check_lookahead(config: RunConfig, places: Mapping[str, Place]) -> None:
             f"and verification_set_size 0 only, not with {options.window_size} and "
             f"{options.verification_set_size}",
             hint="the smallest window that can find anything is 2, 2, 1",
+        )
+
+
+def _check_hybrid(config: RunConfig, places: Mapping[str, Place]) -> None:
+    options = config.speculation
+    if not isinstance(options, Hybrid):
+        return
+    if options.draft is None and options.heads is None:
+        raise places["speculation"].error(
+            "method hybrid needs a second source of drafts beside prompt lookup",
+            hint="give speculation.draft.model or speculation.heads, or use method: prompt_lookup",
+        )
+    if options.draft is not None and options.heads is not None:
+        raise places["speculation.heads"].error(
+            "method hybrid takes speculation.draft or speculation.heads, not both"
+        )
+
+
+def _check_confidence(config: RunConfig, places: Mapping[str, Place]) -> None:
+    options = config.speculation
+    place = places.get("speculation.min_confidence")
+    if place and isinstance(options, DraftModel | Hybrid) and options.draft_length != "confidence":
+        raise place.error(
+            f"'speculation.min_confidence' has no effect with draft_length: {options.draft_length}",
+            hint="set draft_length: confidence, or remove the key",
         )
 
 

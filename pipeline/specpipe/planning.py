@@ -11,7 +11,15 @@ from specpipe.checkpoint.families import find_family
 from specpipe.checkpoint.medusa import HeadsSource, open_heads, with_heads
 from specpipe.checkpoint.source import Source, known_model, locate_model, open_source
 from specpipe.checkpoint.tokenizer import read_vocabulary
-from specpipe.config import Medusa, RunConfig, find_file, require_file
+from specpipe.config import (
+    DraftModel,
+    Hybrid,
+    Medusa,
+    PromptLookup,
+    RunConfig,
+    find_file,
+    require_file,
+)
 from specpipe.contracts import Backend, BuildRequest, ModelConfig, Rejection, Role
 from specpipe.errors import Unsupported
 from specpipe.plan.plan import (
@@ -49,6 +57,7 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
     rejections += check_models(requests)
     rejections += [] if heads is None else check_heads(config, models["target"], heads.hidden_size)
     rejections += _check_tokenizers(sources)
+    rejections += _check_draft_lengths(config)
     rejections += check_memory(memory, config) if memory else []
     if config.engine.gpu is not None and gpu_memory(config.engine.gpu) is None:
         rejections.append(unknown_gpu(config.engine.gpu))
@@ -77,7 +86,7 @@ def locate_heads(config: RunConfig) -> HeadsSource | None:
 def plan_tree(config: RunConfig, heads: HeadsSource | None) -> RunConfig:
     """Replace `tree: auto` by the best tree for the heads' calibration, or for usual heads."""
     options = config.speculation
-    if heads is None or not isinstance(options, Medusa) or options.tree != "auto":
+    if heads is None or not isinstance(options, Medusa | Hybrid) or options.tree != "auto":
         return config
     accuracy = heads.accuracy or assumed_accuracy(heads.num_heads)
     tree = grow_tree(accuracy, options.num_draft_tokens)
@@ -112,6 +121,23 @@ def _check_tokenizers(sources: Mapping[Role, Source | None]) -> list[Rejection]:
     if target is None or draft is None:
         return []
     return check_vocabularies(read_vocabulary(target), read_vocabulary(draft))
+
+
+def _check_draft_lengths(config: RunConfig) -> list[Rejection]:
+    """Return the options that only a loop of ours can follow, where the backend has its own."""
+    options = config.speculation
+    if config.engine.backend != "tensorrt":
+        return []
+    asked = ["max_concurrency"] if options.max_concurrency is not None else []
+    if isinstance(options, PromptLookup | DraftModel | Hybrid) and options.draft_length != "fixed":
+        asked.append("draft_length")
+    return [
+        Rejection(
+            f"backend tensorrt drafts by its own rules and ignores speculation.{key}",
+            "remove the key, or use backend: openvino",
+        )
+        for key in asked
+    ]
 
 
 def _memory(

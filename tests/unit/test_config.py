@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.config import DraftModel, Medusa, NoSpeculation, PromptLookup, find_file, read_config
+from specpipe.config import (
+    DraftModel,
+    Hybrid,
+    Medusa,
+    NoSpeculation,
+    PromptLookup,
+    find_file,
+    read_config,
+)
 from specpipe.errors import ConfigError
 
 GOOD = """\
@@ -90,6 +98,28 @@ def test_illegal_lookahead_sizes_are_refused_with_their_line(
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, LOOKAHEAD.format(*size))
     assert words in str(caught.value) and f"demo.yaml:{line}: " in str(caught.value)
+
+
+HYBRID = GOOD.replace("prompt_lookup\n", "hybrid\n  draft: {model: small}\n")
+
+
+def test_the_draft_of_a_hybrid_is_a_model_of_the_run(tmp_path: Path) -> None:
+    assert read(tmp_path, HYBRID).models() == {"target": "some/where", "draft": "small"}
+
+
+def test_a_hybrid_without_a_second_source_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"demo.yaml:4: method hybrid needs a second source"):
+        read(tmp_path, HYBRID.replace("  draft: {model: small}\n", ""))
+
+
+def test_draft_lengths_are_read_and_a_bound_without_effect_is_refused(tmp_path: Path) -> None:
+    text = HYBRID.replace(
+        "  num_draft", "  draft_length: confidence\n  min_confidence: 0.7\n  num_draft"
+    )
+    options = read(tmp_path, text).speculation
+    assert isinstance(options, Hybrid) and options.min_confidence == 0.7
+    with pytest.raises(ConfigError, match=r"demo.yaml:8: .* no effect with draft_length: adaptive"):
+        read(tmp_path, text.replace("confidence\n", "adaptive\n"))
 
 
 @pytest.mark.parametrize(

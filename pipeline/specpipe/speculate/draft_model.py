@@ -1,13 +1,26 @@
 """A small model guesses, token by token (Leviathan et al. 2211.17192; Chen et al. 2302.01318)."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from specpipe.config import DraftModel
-from specpipe.contracts import EMPTY, Draft, Floats, Role, Runner, Sampling, Scores, Verdict, chain
+from specpipe.contracts import (
+    EMPTY,
+    Draft,
+    Floats,
+    Proposer,
+    Role,
+    Runner,
+    Sampling,
+    Scores,
+    Verdict,
+    chain,
+)
 from specpipe.speculate.accept import draw
-from specpipe.speculate.sampling import adjust, distribution
+from specpipe.speculate.draft_length import AdaptiveLength
+from specpipe.speculate.sampling import adjust, distribution, log_probability
 
 
 class DraftModelProposer:
@@ -17,8 +30,10 @@ class DraftModelProposer:
     refused, and feeds what the cache lacks (after a full acceptance, the last guess).
     """
 
-    def __init__(self, runner: Runner, num_draft_tokens: int) -> None:
+    def __init__(self, runner: Runner, num_draft_tokens: int, min_confidence: float = 0.0) -> None:
+        """Guess up to `num_draft_tokens` tokens, only while confident; 0: always."""
         self.draft_nodes = num_draft_tokens
+        self._min_confidence = min_confidence
         self._runner = runner
         self._sampling = Sampling()
         self._rng = np.random.default_rng(0)
@@ -35,13 +50,20 @@ class DraftModelProposer:
         self._runner.start(prompt)
 
     def propose(self, limit: int) -> Draft:
-        """Guess a chain of `num_draft_tokens` tokens, or of `limit` if that is less."""
+        """Guess a chain of `num_draft_tokens` tokens, or of `limit` if that is less.
+
+        Ends early where the draft is not confident; whether it is, is decided before a token is
+        drawn, for a guess that is dropped because of what was drawn would bias the answer.
+        """
         count = min(limit, self.draft_nodes, self._room())
         self._runner.follow(self._tokens)
         guesses: list[int] = []
         laws: list[Floats] = []
         for _ in range(count):
-            token, law = self._guess(guesses)
+            law, confidence = self._law(guesses)
+            if confidence < self._min_confidence:
+                break
+            token = draw(law, self._rng)
             self._runner.commit(EMPTY, Verdict((), token))
             guesses.append(token)
             laws.append(law)
@@ -50,18 +72,38 @@ class DraftModelProposer:
     def _room(self) -> int:
         return max(0, self._runner.max_seq_len - len(self._tokens))
 
-    def _guess(self, guesses: list[int]) -> tuple[int, Floats]:
+    def _law(self, guesses: list[int]) -> tuple[Floats, float]:
+        """Return what the next guess is drawn from, and its largest probability.
+
+        A greedy law is one-hot; there the confidence is the model's own.
+        """
         history = self._tokens + guesses
         row = self._runner.score(EMPTY).logits[0]
         logits = adjust(row, self._sampling, history, len(history) - self._prompt_length)
         law = distribution(logits, self._sampling)
-        return draw(law, self._rng), law
+        if self._sampling.greedy:
+            return law, math.exp(log_probability(logits, int(np.argmax(logits))))
+        return law, float(law.max())
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
         """Append what the target committed."""
         self._tokens += [*(int(draft.tokens[n]) for n in verdict.path), verdict.next_token]
 
 
-def build(options: DraftModel, runners: Mapping[Role, Runner]) -> DraftModelProposer:
+def guided_by(
+    runner: Runner, num_draft_tokens: int, *, draft_length: str, min_confidence: float
+) -> Proposer:
+    """Return a proposer that guesses with `runner`, as deep as `draft_length` says."""
+    confidence = min_confidence if draft_length == "confidence" else 0.0
+    draft = DraftModelProposer(runner, num_draft_tokens, confidence)
+    return AdaptiveLength(draft, num_draft_tokens) if draft_length == "adaptive" else draft
+
+
+def build(options: DraftModel, runners: Mapping[Role, Runner]) -> Proposer:
     """Return the proposer of `method: draft_model`; `runners` holds one for the role draft."""
-    return DraftModelProposer(runners["draft"], options.num_draft_tokens)
+    return guided_by(
+        runners["draft"],
+        options.num_draft_tokens,
+        draft_length=options.draft_length,
+        min_confidence=options.min_confidence,
+    )

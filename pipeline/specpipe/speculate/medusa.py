@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from specpipe.config import Medusa
+from specpipe.config import Hybrid, Medusa
 from specpipe.contracts import EMPTY, ROOT, Draft, Logits, Role, Runner, Sampling, Scores, Verdict
 from specpipe.trees import TreePath, grow_tree
 
@@ -52,7 +52,7 @@ class MedusaProposer:
         self._hidden = scores.hidden[row].copy()
 
 
-def build(options: Medusa, runners: Mapping[Role, Runner]) -> MedusaProposer:
+def build(options: Medusa | Hybrid, runners: Mapping[Role, Runner]) -> MedusaProposer:
     """Return the proposer of `method: medusa`; the heads are part of the target's engine."""
     tree = None if isinstance(options.tree, str) else options.tree
     return MedusaProposer(runners["target"], options.num_draft_tokens, tree)

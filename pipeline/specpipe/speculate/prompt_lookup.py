@@ -9,7 +9,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from specpipe.config import PromptLookup
-from specpipe.contracts import EMPTY, Draft, Ints, Role, Runner, Sampling, Scores, Verdict, chain
+from specpipe.contracts import (
+    EMPTY,
+    Draft,
+    Ints,
+    Proposer,
+    Role,
+    Runner,
+    Sampling,
+    Scores,
+    Verdict,
+    chain,
+)
+from specpipe.speculate.draft_length import AdaptiveLength
 
 
 class PromptLookupProposer:
@@ -55,8 +67,11 @@ def _continuation(tokens: Ints, n: int, wanted: int) -> int | None:
     return int(long_enough[-1] if len(long_enough) else begins[0])
 
 
-def build(options: PromptLookup, runners: Mapping[Role, Runner]) -> PromptLookupProposer:
+def build(options: PromptLookup, runners: Mapping[Role, Runner]) -> Proposer:
     """Return the proposer of `method: prompt_lookup`."""
-    return PromptLookupProposer(
+    lookup = PromptLookupProposer(
         options.num_draft_tokens, options.min_matching_ngram_size, options.max_matching_ngram_size
     )
+    if options.draft_length == "adaptive":
+        return AdaptiveLength(lookup, options.num_draft_tokens)
+    return lookup

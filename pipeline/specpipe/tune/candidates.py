@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from specpipe.config import DraftModel, Lookahead, Medusa, PromptLookup, Speculation
+from specpipe.config import DraftModel, Hybrid, Lookahead, Medusa, PromptLookup, Speculation
 from specpipe.trees import grow_tree
 
 LOOKUP_TOKENS = (2, 3, 4, 6, 8, 10, 12, 16)
 LOOKUP_NGRAMS = ((1, 2), (1, 3), (2, 3), (2, 4))
 DRAFT_TOKENS = (1, 2, 3, 4, 5, 6, 8, 10)
+HYBRID_TOKENS = (2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32)
 TREE_NODES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 WINDOWS = ((2, 2, 2), (3, 3, 3), (4, 3, 4), (5, 4, 5), (7, 5, 7))
 
@@ -29,6 +30,13 @@ def candidates(options: Speculation, accuracy: Sequence[Sequence[float]]) -> lis
         return [replace(options, num_draft_tokens=tokens) for tokens in DRAFT_TOKENS]
     if isinstance(options, Medusa):
         return _trees(options, accuracy)
+    if isinstance(options, Hybrid):
+        return [
+            replace(options, num_draft_tokens=tokens, tree="dynamic",
+                    min_matching_ngram_size=low, max_matching_ngram_size=high)
+            for tokens in HYBRID_TOKENS
+            for low, high in LOOKUP_NGRAMS
+        ]  # fmt: skip
     if isinstance(options, Lookahead):
         return [
             replace(options, window_size=w, ngram_size=n, verification_set_size=g)

@@ -112,6 +112,9 @@ def test_what_this_release_cannot_build_is_said_and_refused(tmp_path: Path) -> N
         ((("max_seq_len: 4096", "max_seq_len: 9000"),), "made for 4096 positions"),
         ((("bfloat16", "float32"),), "float32 engines are not served"),
         ((("Llama-2-7b-chat-hf", "Llama-3.1-8B-Instruct"),), "vocabulary of 128256"),
+        ((("method: draft_model", "method: hybrid"),), "no engine for method hybrid"),
+        ((("num_draft_tokens: 5", "draft_length: adaptive"),), "ignores speculation.draft_length"),
+        ((("num_draft_tokens: 5", "max_concurrency: 4"),), "ignores speculation.max_concurrency"),
     ],
 )  # fmt: skip
 def test_a_plan_that_cannot_work_is_refused(pairs, words: str, tmp_path: Path) -> None:
@@ -129,8 +132,9 @@ def test_all_reasons_come_at_once(tmp_path: Path) -> None:
     assert all(str(rejection) in str(caught.value) for rejection in plan.rejections)
 
 
+@pytest.mark.parametrize("method", ["draft_model", "hybrid"])
 def test_a_draft_with_another_vocabulary_is_refused_with_the_difference(
-    write_config, tiny: Path, tmp_path: Path
+    method: str, write_config, tiny: Path, tmp_path: Path
 ) -> None:
     other = Path(shutil.copytree(tiny, tmp_path / "other"))
     file = other / "tokenizer.json"
@@ -139,7 +143,7 @@ def test_a_draft_with_another_vocabulary_is_refused_with_the_difference(
     a, b = (t for t, i in vocabulary.items() if i in (50, 51))
     vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
     file.write_text(json.dumps(tokenizer))
-    speculation = {"method": "draft_model", "draft": {"model": str(other)}}
+    speculation = {"method": method, "draft": {"model": str(other)}}
     plan = plan_of(write_config(speculation=speculation), tmp_path)
     assert re.search(r"differ in 2 of \d+ tokens", " ".join(map(str, plan.rejections)))
 

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -18,6 +18,7 @@ class Slot:
 
     def __init__(self, log: list[str], gate: threading.Event) -> None:
         self.log, self.gate = log, gate
+        self.running: list[int] = []
 
     def decode(
         self,
@@ -27,12 +28,14 @@ class Slot:
         num_draft_tokens: int | None = None,
         *,
         log_probs: bool = False,
+        running: Callable[[], int],
     ) -> Iterator[Step]:
         for n in range(limits.max_tokens):
             self.gate.wait(5)
             if prompt[0] == 666:
                 raise RuntimeError("broken")
             self.log.append(str(prompt[0]))
+            self.running.append(running())
             last = n == limits.max_tokens - 1
             yield Step((n,), drafted=2, accepted=1, finish="length" if last else None)
 
@@ -72,7 +75,8 @@ class Rig:
     def __init__(self, slots: int = 1, queue: int = 2) -> None:
         self.log: list[str] = []
         self.gate = threading.Event()
-        self.scheduler = Scheduler([Slot(self.log, self.gate) for _ in range(slots)], queue)  # type: ignore[misc]
+        self.slots = [Slot(self.log, self.gate) for _ in range(slots)]
+        self.scheduler = Scheduler(self.slots, queue)  # type: ignore[arg-type]
         self.scheduler.start()
 
     def submit(self, name: int, tokens: int = 3) -> Listener:
@@ -111,6 +115,16 @@ def test_sequences_in_slots_take_turns() -> None:
     assert rig.log[: 3 * STEPS_PER_TURN].count("2") >= STEPS_PER_TURN
     assert rig.log.index("2") <= STEPS_PER_TURN
     rig.scheduler.close()
+
+
+def test_a_sequence_can_ask_how_many_are_running() -> None:
+    rig = Rig(slots=2)
+    listeners = [rig.submit(n, tokens=50 * n) for n in (1, 2)]
+    rig.gate.set()
+    assert all(listener.ended.wait(5) for listener in listeners)
+    rig.scheduler.close()
+    running = [n for slot in rig.slots for n in slot.running]
+    assert set(running) == {1, 2}
 
 
 def test_a_full_queue_refuses_at_once(rig: Rig) -> None:

@@ -1,5 +1,6 @@
 """Fakes with fixed answers: targets and proposers that look theirs up in a function."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -37,10 +38,11 @@ class ScriptedRunner:
                 path.append(int(draft.tokens[at]))
                 at = int(draft.parents[at])
             paths.append(path[::-1])
+        laws = [self.law(self.sequence + path) for path in paths]
         hidden = [[0, *self.sequence, *path][-2:] for path in paths]
-        return Scores(
-            np.stack([self._logits(path) for path in paths]), np.array(hidden, np.float32)
-        )
+        with np.errstate(divide="ignore"):
+            logits = np.log(np.stack(laws)).astype(np.float32)
+        return Scores(logits, np.array(hidden, np.float32))
 
     def guess(self, hidden: np.ndarray) -> Guesses:
         """Guess with eight heads that follow the law from each other's best guess."""
@@ -53,10 +55,6 @@ class ScriptedRunner:
             context.append(int(tokens[-1][0]))
         return Guesses(np.stack(tokens)[1:], np.stack(probs)[1:])
 
-    def _logits(self, path: list[int]) -> np.ndarray:
-        with np.errstate(divide="ignore"):
-            return np.log(self.law(self.sequence + path)).astype(np.float32)
-
     def commit(self, draft: Draft, verdict: Verdict) -> None:
         self.sequence += [*(int(draft.tokens[n]) for n in verdict.path), verdict.next_token]
 
@@ -64,12 +62,13 @@ class ScriptedRunner:
 def random_law(vocab_size: int, seed: int, *, sharpness: float = 2.0) -> Law:
     """Return a fixed random distribution for every context of the last two tokens."""
 
-    def law(context: Sequence[int]) -> Floats:
-        key = [seed, *(int(t) + 1 for t in context[-2:])]
-        weights = np.exp(np.random.default_rng(key).normal(size=vocab_size) * sharpness)
+    @functools.cache
+    def after(*last: int) -> Floats:
+        rng = np.random.default_rng([seed, *(token + 1 for token in last)])
+        weights = np.exp(rng.normal(size=vocab_size) * sharpness)
         return weights / weights.sum()
 
-    return law
+    return lambda context: after(*(int(token) for token in context[-2:]))
 
 
 class FixedProposer:

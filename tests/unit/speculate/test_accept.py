@@ -8,26 +8,15 @@ import pytest
 
 from specpipe.contracts import ROOT, Draft, Floats, Verdict, chain
 from specpipe.speculate import accept
+from tests.contract.laws import verdicts
 
 
-def exact_law(p: Callable[[accept.Path], Floats], draft: Draft, size: int) -> dict[tuple, float]:
-    """Return the exact law of what `accept.sample` emits for one draft, by walking all outcomes."""
+def exact_law(p: Callable[[accept.Path], Floats], draft: Draft) -> dict[tuple, float]:
+    """Return the exact law of what `accept.sample` emits for one draft: every way it can go."""
     law: dict[tuple, float] = {}
-
-    def walk(path: accept.Path, odds: float) -> None:
-        rest = p(path)
-        for child in accept.children(draft, path):
-            x = int(draft.tokens[child])
-            q = accept._one_hot(x, size) if draft.probs is None else draft.probs[child]
-            kept = min(1.0, rest[x] / q[x])
-            walk((*path, child), odds * kept)
-            odds *= 1 - kept
-            rest = accept._residual(rest, q)
-        for token in range(size):
-            emitted = (*(int(draft.tokens[n]) for n in path), token)
-            law[emitted] = law.get(emitted, 0.0) + odds * rest[token]
-
-    walk((), 1.0)
+    for verdict, odds in verdicts(draft, p):
+        emitted = (*(int(draft.tokens[n]) for n in verdict.path), verdict.next_token)
+        law[emitted] = law.get(emitted, 0.0) + odds
     return law
 
 
@@ -69,7 +58,7 @@ def test_a_drafted_chain_leaves_the_joint_law_of_two_tokens_exactly_unchanged(la
         def p(path, draft=draft):
             return laws["p"] if not path else laws["after"][draft.tokens[path[-1]]]
 
-        law = exact_law(p, draft, size)
+        law = exact_law(p, draft)
         first += odds * first_token(law, size)
         for token in range(size):
             joint[token] += odds * second_token_after(law, token, laws["after"][token], size)
@@ -79,7 +68,7 @@ def test_a_drafted_chain_leaves_the_joint_law_of_two_tokens_exactly_unchanged(la
 
 def test_siblings_chosen_with_certainty_leave_the_law_exactly_unchanged(laws) -> None:
     draft = Draft(np.array([2, 0, 3]), np.array([ROOT, ROOT, ROOT]))
-    law = exact_law(lambda path: laws["p"] if not path else laws["after"][0], draft, 4)
+    law = exact_law(lambda path: laws["p"] if not path else laws["after"][0], draft)
     np.testing.assert_allclose(first_token(law, 4), laws["p"], atol=1e-12)
 
 
@@ -91,9 +80,52 @@ def test_siblings_drawn_without_replacement_leave_the_law_exactly_unchanged(laws
         rest /= rest.sum()
         odds = laws["q"][x] * rest[y]
         draft = Draft(np.array([x, y]), np.array([ROOT, ROOT]), np.stack([laws["q"], rest]))
-        law = exact_law(lambda path: laws["p"] if not path else laws["after"][0], draft, size)
+        law = exact_law(lambda path: laws["p"] if not path else laws["after"][0], draft)
         total += odds * first_token(law, size)
     np.testing.assert_allclose(total, laws["p"], atol=1e-12)
+
+
+def test_siblings_drawn_with_replacement_leave_the_law_exactly_unchanged(laws) -> None:
+    size, total = 4, np.zeros(4)
+    for tokens in itertools.product(range(size), repeat=3):
+        draft = Draft(np.array(tokens), np.array([ROOT] * 3), np.stack([laws["q"]] * 3))
+        law = exact_law(lambda path: laws["p"] if not path else laws["after"][0], draft)
+        total += np.prod(laws["q"][list(tokens)]) * first_token(law, size)
+    np.testing.assert_allclose(total, laws["p"], atol=1e-12)
+
+
+def test_a_drawn_tree_leaves_the_joint_law_of_two_tokens_exactly_unchanged(laws) -> None:
+    """Two nodes drawn under the root, and two under the first: x and y, then v and w after x."""
+    size, joint = 4, np.zeros((4, 4))
+    for x, y, v, w in itertools.product(range(size), repeat=4):
+        q, below = laws["q"], laws["q_after"][x]
+        draft = Draft(
+            np.array([x, y, v, w]), np.array([ROOT, ROOT, 0, 0]), np.stack([q, q, below, below])
+        )
+
+        def p(path, draft=draft):
+            if len(path) == 2:
+                return laws["p"]
+            return laws["after"][draft.tokens[path[-1]]] if path else laws["p"]
+
+        law = exact_law(p, draft)
+        for token in range(size):
+            odds = q[x] * q[y] * below[v] * below[w]
+            joint[token] += odds * second_token_after(law, token, laws["after"][token], size)
+    np.testing.assert_allclose(joint, laws["p"][:, None] * laws["after"], atol=1e-12)
+
+
+def test_a_tree_of_certain_guesses_leaves_the_joint_law_exactly_unchanged(laws) -> None:
+    draft = Draft(np.array([2, 0, 3, 1, 2]), np.array([ROOT, ROOT, 0, 0, 1]))
+
+    def p(path):
+        if len(path) == 2:
+            return laws["p"]
+        return laws["after"][draft.tokens[path[-1]]] if path else laws["p"]
+
+    law = exact_law(p, draft)
+    joint = [second_token_after(law, t, laws["after"][t], 4) for t in range(4)]
+    np.testing.assert_allclose(joint, laws["p"][:, None] * laws["after"], atol=1e-12)
 
 
 def test_sample_draws_from_the_law_that_the_enumeration_predicts(laws, rng) -> None:
@@ -102,7 +134,7 @@ def test_sample_draws_from_the_law_that_the_enumeration_predicts(laws, rng) -> N
     def p(path):
         return laws["p"] if not path else laws["after"][draft.tokens[path[-1]]]
 
-    expected = exact_law(p, draft, 4)
+    expected = exact_law(p, draft)
     counts: dict[tuple, int] = dict.fromkeys(expected, 0)
     draws = 20_000
     for _ in range(draws):

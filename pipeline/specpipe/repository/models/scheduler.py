@@ -161,6 +161,7 @@ class Scheduler:
             request.limits,
             request.num_draft_tokens,
             log_probs=request.log_probs,
+            running=lambda: len(self._active),
         )
 
     def _step(self, session: _Session, steps: Iterator[Step]) -> bool:

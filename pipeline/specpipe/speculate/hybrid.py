@@ -1,0 +1,54 @@
+"""Two sources of drafts: the cheap one first, the other where it finds nothing.
+
+Lossless as its parts are: which of them guesses follows from the committed tokens alone.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from specpipe.config import Hybrid
+from specpipe.contracts import Draft, Proposer, Role, Runner, Sampling, Scores, Verdict
+from specpipe.speculate import medusa
+from specpipe.speculate.draft_model import guided_by
+from specpipe.speculate.prompt_lookup import PromptLookupProposer
+
+
+class HybridProposer:
+    """Asks `first`, and `second` if that has no guess; both see every step."""
+
+    def __init__(self, first: Proposer, second: Proposer) -> None:
+        self.draft_nodes = max(first.draft_nodes, second.draft_nodes)
+        self._first, self._second = first, second
+
+    def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
+        """Start both."""
+        self._first.start(prompt, sampling)
+        self._second.start(prompt, sampling)
+
+    def propose(self, limit: int) -> Draft:
+        """Return the first draft in which a token can be accepted."""
+        draft = self._first.propose(limit)
+        return draft if draft.depth else self._second.propose(limit)
+
+    def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
+        """Tell both what was committed."""
+        self._first.observe(draft, scores, verdict)
+        self._second.observe(draft, scores, verdict)
+
+
+def build(options: Hybrid, runners: Mapping[Role, Runner]) -> HybridProposer:
+    """Return the proposer of `method: hybrid`; `runners` holds what its second source drives."""
+    first = PromptLookupProposer(
+        options.num_draft_tokens, options.min_matching_ngram_size, options.max_matching_ngram_size
+    )
+    return HybridProposer(first, _second(options, runners))
+
+
+def _second(options: Hybrid, runners: Mapping[Role, Runner]) -> Proposer:
+    if options.draft is None:
+        return medusa.build(options, runners)
+    return guided_by(
+        runners["draft"],
+        options.num_draft_tokens,
+        draft_length=options.draft_length,
+        min_confidence=options.min_confidence,
+    )

@@ -1,0 +1,164 @@
+"""The law of an answer: what it must be, what it is by enumeration, and what draws say.
+
+`enumerate_law` runs the real code, proposer, loop and verifier, once for every way in which its
+random decisions can fall out, and adds up probabilities: no sampling error, so no bias can hide.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import numpy as np
+import pytest
+
+from specpipe.contracts import Draft, Floats, Sampling, Verdict
+from specpipe.speculate import accept, draft_model
+from specpipe.speculate.decode import Limits
+from specpipe.speculate.sampling import adjust, distribution
+from tests.contract.worlds import PROMPT, World
+
+LENGTH = 3  # tokens whose joint law is looked at
+T = TypeVar("T")
+
+
+@dataclass
+class Dice:
+    """Replays decisions, then takes the first outcome of each new one and notes the others."""
+
+    script: tuple[int, ...] = ()
+    odds: float = 1.0
+    made: list[int] = field(default_factory=list)
+    untried: list[tuple[int, ...]] = field(default_factory=list)
+
+    def choose(self, weights: Floats) -> int:
+        """Decide for an index, with a probability that is proportional to its weight.
+
+        Without any weight all probability is lost, which shows in the law.
+        """
+        possible = np.flatnonzero(weights > 0)
+        if not len(possible):
+            self.odds = 0.0
+            return 0
+        if len(self.made) < len(self.script):
+            outcome = self.script[len(self.made)]
+        else:
+            outcome = int(possible[0])
+            self.untried += [(*self.made, int(other)) for other in possible[1:]]
+        self.made.append(outcome)
+        self.odds *= weights[outcome] / weights.sum()
+        return outcome
+
+    def random(self) -> "Throw":
+        """Return a number from [0, 1) that is decided when it is compared."""
+        return Throw(self)
+
+
+@dataclass(frozen=True)
+class Throw:
+    """A uniform number times `scale`; asked only once whether it is below something."""
+
+    dice: Dice
+    scale: float = 1.0
+
+    def __mul__(self, scale: float) -> "Throw":
+        return Throw(self.dice, self.scale * scale)
+
+    def __lt__(self, bound: float) -> bool:
+        below = min(1.0, max(0.0, bound / self.scale))
+        return self.dice.choose(np.array([1 - below, below])) == 1
+
+
+def outcomes(program: Callable[[Dice], T]) -> Iterator[tuple[T, float]]:
+    """Yield every result of a program that decides by dice, with its probability."""
+    pending: list[tuple[int, ...]] = [()]
+    while pending:
+        dice = Dice(pending.pop())
+        result = program(dice)
+        yield result, dice.odds
+        pending += dice.untried
+
+
+def exact_law(world: World, sampling: Sampling) -> Floats:
+    """Return the joint law [V, V, V] of the first tokens by definition; after an end it is 0."""
+    joint = np.zeros((world.vocab_size,) * LENGTH)
+
+    def walk(output: tuple[int, ...], odds: float) -> None:
+        if len(output) == LENGTH or sampling.end_id in output:
+            joint[_padded(output)] += odds
+            return
+        history = PROMPT + list(output)
+        logits = np.log(world.target(history)).astype(np.float32)
+        law = distribution(adjust(logits, sampling, history, len(output)), sampling)
+        for token in np.flatnonzero(law):
+            walk((*output, int(token)), odds * law[token])
+
+    walk((), 1.0)
+    return joint
+
+
+def enumerate_law(
+    world: World, options: str, sampling: Sampling, draft_law: str = "random", depth: int = 2
+) -> Floats:
+    """Return the joint law of what the proposer of `options` and the verifier emit together."""
+    joint = np.zeros((world.vocab_size,) * LENGTH)
+    proposer = world.proposer(options, draft_law, depth)
+
+    def answer(dice: Dice) -> list[int]:
+        with pytest.MonkeyPatch.context() as patch:
+            _decide_by(dice, patch)
+            return world.generate(proposer, sampling, Limits(LENGTH))
+
+    for output, odds in outcomes(answer):
+        joint[_padded(output)] += odds
+    return joint
+
+
+def verdicts(draft: Draft, law: Callable[[accept.Path], Floats]) -> Iterator[tuple[Verdict, float]]:
+    """Yield what `accept.sample` can decide about one draft, with the probability of each way."""
+
+    def decide(dice: Dice) -> Verdict:
+        with pytest.MonkeyPatch.context() as patch:
+            _decide_by(dice, patch)
+            return accept.sample(draft, law, np.random.default_rng(0))
+
+    return outcomes(decide)
+
+
+def _decide_by(dice: Dice, patch: pytest.MonkeyPatch) -> None:
+    """Make the verifier and the draft ask `dice` instead of their generators."""
+    rule = accept.sample
+
+    def sample(draft: Draft, law: Callable[[accept.Path], Floats], rng: object) -> Verdict:
+        return rule(draft, law, dice)  # type: ignore[arg-type]
+
+    patch.setattr(accept, "sample", sample)
+    for module in (accept, draft_model):
+        patch.setattr(module, "draw", lambda law, rng: dice.choose(law))
+
+
+def frequencies(
+    world: World, options: str, sampling: Sampling, *, draft_law: str = "random", draws: int
+) -> Floats:
+    """Count the first tokens of `draws` answers with as many seeds."""
+    counts = np.zeros((world.vocab_size,) * LENGTH)
+    proposer = world.proposer(options, draft_law, 2)
+    for seed in range(draws):
+        output = world.generate(proposer, replace(sampling, seed=seed), Limits(LENGTH))
+        counts[_padded(output)] += 1
+    return counts
+
+
+def excess(expected: Floats, counts: Floats) -> float:
+    """Return the chi-square statistic in standard deviations above its mean, rare cells pooled."""
+    wanted = expected.ravel() * counts.sum()
+    often = wanted >= 10
+    pairs = [(counts.ravel()[often], wanted[often])]
+    if wanted[~often].sum() >= 10:
+        pairs.append((counts.ravel()[~often].sum()[None], wanted[~often].sum()[None]))
+    seen, mean = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    freedom = len(seen) - 1
+    return float((((seen - mean) ** 2 / mean).sum() - freedom) / np.sqrt(2 * freedom))
+
+
+def _padded(output: Sequence[int]) -> tuple[int, ...]:
+    return (*output, *[0] * (LENGTH - len(output)))

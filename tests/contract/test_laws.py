@@ -1,0 +1,60 @@
+"""Every proposer leaves the target's law as it is: by enumeration to 1e-12, and by 50,000 draws."""
+
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+
+from specpipe.assembly import PROPOSERS
+from specpipe.contracts import Sampling
+from tests.contract.laws import Dice, enumerate_law, exact_law, excess, frequencies, outcomes
+from tests.contract.worlds import OPTIONS, World
+
+WORLD = World(vocab_size=3)
+SAMPLED = {
+    "plain": Sampling(top_k=0),
+    "temperature": Sampling(top_k=0, temperature=0.6),
+    "top_k": Sampling(top_k=2),
+    "top_p": Sampling(top_k=0, top_p=0.8),
+    "penalties": Sampling(top_k=0, repetition_penalty=1.5, frequency_penalty=0.4),
+    "end_id": Sampling(top_k=0, end_id=2),
+    "min_tokens": Sampling(top_k=0, end_id=2, min_tokens=2),
+    "bad_words": Sampling(top_k=0, bad_words=((1, 2), (0, 0))),
+}
+DRAWS = 50_000
+# Bonferroni: one false alarm in a thousand runs, over all methods together. Two more, because
+# chi-square's tail is longer than the normal law's.
+BOUND = NormalDist().inv_cdf(1 - 1e-3 / len(PROPOSERS)) + 2
+
+every_option = pytest.mark.parametrize("options", OPTIONS)
+
+
+@every_option
+@pytest.mark.parametrize("name", SAMPLED)
+def test_the_joint_law_of_three_tokens_is_exactly_the_targets(options: str, name: str) -> None:
+    expected = exact_law(WORLD, SAMPLED[name])
+    for draft_law in WORLD.drafts:
+        got = enumerate_law(WORLD, options, SAMPLED[name], draft_law)
+        np.testing.assert_allclose(got, expected, atol=1e-12, err_msg=draft_law)
+
+
+@pytest.mark.parametrize("method", PROPOSERS)
+def test_fifty_thousand_answers_are_distributed_as_the_target(method: str) -> None:
+    """Unlike enumeration, this sees generators that are not independent of each other."""
+    counts = frequencies(WORLD, method, SAMPLED["plain"], draws=DRAWS)
+    assert excess(exact_law(WORLD, SAMPLED["plain"]), counts) < BOUND
+
+
+def test_dice_enumerate_every_outcome_once() -> None:
+    def program(dice: Dice) -> tuple[int, bool]:
+        first = dice.choose(np.array([0.5, 0.0, 0.5]))
+        return first, first == 2 and dice.random() * 0.5 < 0.125
+
+    assert dict(outcomes(program)) == {(0, False): 0.5, (2, False): 0.375, (2, True): 0.125}
+
+
+def test_draws_from_another_law_are_far_off() -> None:
+    expected = exact_law(WORLD, SAMPLED["plain"])
+    other = exact_law(WORLD, Sampling(top_k=0, temperature=1.05))
+    counts = np.random.default_rng(1).multinomial(DRAWS, other.ravel()).reshape(other.shape)
+    assert excess(expected, counts) > BOUND

@@ -1,0 +1,75 @@
+"""The proofs can fail: planted mistakes, the quick ones in this process, change what is proven.
+
+`scripts/mutants` plants all of them and runs the whole tests.
+"""
+
+import numpy as np
+import pytest
+
+from specpipe.contracts import Sampling
+from specpipe.speculate import accept
+from specpipe.speculate.decode import Limits
+from tests.contract.laws import enumerate_law, exact_law
+from tests.contract.worlds import OPTIONS, World
+from tests.mutants import MUTANTS, plant
+
+WORLD = World(vocab_size=3)
+# Enough of a request's options for every mutant of the law to show itself.
+SAMPLED = [
+    Sampling(top_k=0),
+    Sampling(top_k=0, temperature=0.6),
+    Sampling(top_k=0, frequency_penalty=0.8),
+]
+OF_THE_LAW = [name for name, mutant in MUTANTS.items() if "exactly_the_targets" in mutant.tests]
+OF_GREEDY = ["greedy token from the wrong row", "first guess always accepted"]
+
+
+def farthest_law() -> float:
+    """Return how far any proposer's joint law is from the target's, in total variation."""
+    return max(
+        np.abs(enumerate_law(WORLD, options, sampling) - exact_law(WORLD, sampling)).sum() / 2
+        for options in OPTIONS
+        for sampling in SAMPLED
+    )
+
+
+def some_greedy_answer_differs() -> bool:
+    want = WORLD.plain(Sampling(), Limits(30))
+    answers = [
+        WORLD.generate(WORLD.proposer(options, draft_law), Sampling(), Limits(30))
+        for options in OPTIONS
+        for draft_law in WORLD.drafts
+    ]
+    return any(answer != want for answer in answers)
+
+
+def test_without_a_mutant_nothing_is_off() -> None:
+    assert farthest_law() < 1e-12 and not some_greedy_answer_differs()
+
+
+@pytest.mark.parametrize("name", OF_THE_LAW)
+def test_a_mutant_of_the_law_moves_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(name, monkeypatch.setattr)
+    assert farthest_law() > 1e-3
+
+
+@pytest.mark.parametrize("name", OF_GREEDY)
+def test_a_mutant_of_greedy_acceptance_changes_an_answer(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(name, monkeypatch.setattr)
+    assert some_greedy_answer_differs()
+
+
+def test_taking_a_drawn_guess_for_a_certain_one_is_lossless_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not a mutant: a one-hot q is right for any guess, even where its law is not known."""
+    honest = accept.sample
+    monkeypatch.setattr(
+        accept,
+        "sample",
+        lambda draft, law, rng: honest(type(draft)(draft.tokens, draft.parents), law, rng),
+    )
+    got = enumerate_law(WORLD, "draft_model", Sampling(top_k=0))
+    np.testing.assert_allclose(got, exact_law(WORLD, Sampling(top_k=0)), atol=1e-12)

@@ -1,0 +1,106 @@
+"""What every proposer is tried with: a target of few tokens, drafts of three kinds, options."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from specpipe.assembly import make_proposer
+from specpipe.config import (
+    DraftModel,
+    DraftOptions,
+    Hybrid,
+    Lookahead,
+    Medusa,
+    NoSpeculation,
+    PromptLookup,
+    Speculation,
+)
+from specpipe.contracts import Floats, Proposer, Role, Sampling
+from specpipe.speculate import decode
+from specpipe.speculate.decode import Limits
+from specpipe.trees import TreePath, complete_tree
+from tests.unit.speculate.scripted import Law, ScriptedRunner, random_law
+
+DRAFT = DraftOptions("unused")
+OPTIONS: dict[str, Callable[[int], Speculation]] = {  # how deep to guess -> options
+    "none": lambda depth: NoSpeculation(),
+    "prompt_lookup": lambda depth: PromptLookup("prompt_lookup", depth, 1, 3),
+    "prompt_lookup, adaptive": lambda depth: PromptLookup(
+        "prompt_lookup", depth, 1, 3, draft_length="adaptive"
+    ),
+    "draft_model": lambda depth: DraftModel("draft_model", DRAFT, depth),
+    "draft_model, adaptive": lambda depth: DraftModel(
+        "draft_model", DRAFT, depth, draft_length="adaptive"
+    ),
+    "draft_model, confidence": lambda depth: DraftModel(
+        "draft_model", DRAFT, depth, draft_length="confidence", min_confidence=0.6
+    ),
+    "lookahead": lambda depth: Lookahead("lookahead", 2, depth + 1, 3),
+    "hybrid": lambda depth: Hybrid("hybrid", DRAFT, depth, 2, 3),
+    "hybrid, confidence": lambda depth: Hybrid(
+        "hybrid", DRAFT, depth, 2, 3, draft_length="confidence", min_confidence=0.6
+    ),
+    "hybrid, heads": lambda depth: Hybrid(
+        "hybrid", None, len(_tree(depth)), 2, 3, heads="unused", tree=_tree(depth)
+    ),
+    "medusa": lambda depth: Medusa("medusa", "unused", len(_tree(depth)), _tree(depth)),
+    "medusa, dynamic": lambda depth: Medusa("medusa", "unused", depth, "dynamic"),
+}
+
+
+def _tree(depth: int) -> tuple[TreePath, ...]:
+    """Return a chain of that depth with siblings beside and under its first node."""
+    chain = [(0,) * level for level in range(1, depth + 1)]
+    return complete_tree([*chain, (1,), (1, 1)] if depth > 1 else [(0,), (1,)])
+
+
+PROMPT = [0, 1, 2, 0, 2, 1, 1, 0, 1]  # every token was followed by several: trees have siblings
+
+
+@dataclass(frozen=True)
+class World:
+    """A target over `vocab_size` tokens, and the laws that a draft may have."""
+
+    vocab_size: int
+    target: Law = field(init=False)
+    drafts: Mapping[str, Law] = field(init=False)
+
+    def __post_init__(self) -> None:
+        target = random_law(self.vocab_size, seed=1)
+        drafts: dict[str, Law] = {
+            "identical": target,
+            "random": random_law(self.vocab_size, seed=2),
+            "adversarial": lambda context: _worst(target(context)),
+        }
+        object.__setattr__(self, "target", target)
+        object.__setattr__(self, "drafts", drafts)
+
+    def proposer(self, options: str, draft_law: str = "random", depth: int = 3) -> Proposer:
+        """Return a proposer of the table above."""
+        runners: Mapping[Role, ScriptedRunner] = {
+            "target": ScriptedRunner(self.target, self.vocab_size, heads=self.drafts[draft_law]),
+            "draft": ScriptedRunner(self.drafts[draft_law], self.vocab_size),
+        }
+        return make_proposer(OPTIONS[options](depth), runners)
+
+    def generate(
+        self,
+        proposer: Proposer,
+        sampling: Sampling,
+        limits: Limits,
+        prompt: Sequence[int] = PROMPT,
+    ) -> list[int]:
+        """Decode with the target."""
+        runner = ScriptedRunner(self.target, self.vocab_size)
+        steps = decode.decode(runner, proposer, prompt, sampling, limits)
+        return [token for step in steps for token in step.tokens]
+
+    def plain(self, sampling: Sampling, limits: Limits) -> list[int]:
+        """Decode one token a step."""
+        return self.generate(make_proposer(NoSpeculation(), {}), sampling, limits)
+
+
+def _worst(law: Floats) -> Floats:
+    """Return a law that is nearly certain of the token that the target wants least."""
+    return 0.97 * np.eye(len(law))[int(np.argmin(law))] + 0.03 / len(law)
