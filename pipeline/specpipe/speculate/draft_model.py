@@ -10,6 +10,7 @@ from specpipe.contracts import (
     EMPTY,
     Draft,
     Floats,
+    Logits,
     Proposer,
     Role,
     Runner,
@@ -60,8 +61,9 @@ class DraftModelProposer:
         guesses: list[int] = []
         laws: list[Floats] = []
         for _ in range(count):
-            law, confidence = self._law(guesses)
-            if confidence < self._min_confidence:
+            logits = self._logits(guesses)
+            law = distribution(logits, self._sampling)
+            if self._min_confidence and self._confidence(logits, law) < self._min_confidence:
                 break
             token = draw(law, self._rng)
             self._runner.commit(EMPTY, Verdict((), token))
@@ -72,18 +74,17 @@ class DraftModelProposer:
     def _room(self) -> int:
         return max(0, self._runner.max_seq_len - len(self._tokens))
 
-    def _law(self, guesses: list[int]) -> tuple[Floats, float]:
-        """Return what the next guess is drawn from, and its largest probability.
-
-        A greedy law is one-hot; there the confidence is the model's own.
-        """
+    def _logits(self, guesses: list[int]) -> Logits:
+        """Return the adjusted logits of the next guess."""
         history = self._tokens + guesses
         row = self._runner.score(EMPTY).logits[0]
-        logits = adjust(row, self._sampling, history, len(history) - self._prompt_length)
-        law = distribution(logits, self._sampling)
+        return adjust(row, self._sampling, history, len(history) - self._prompt_length)
+
+    def _confidence(self, logits: Logits, law: Floats) -> float:
+        """Return the largest probability of `law`; of the model's own law if that is one-hot."""
         if self._sampling.greedy:
-            return law, math.exp(log_probability(logits, int(np.argmax(logits))))
-        return law, float(law.max())
+            return math.exp(log_probability(logits, int(np.argmax(logits))))
+        return float(law.max())
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
         """Append what the target committed."""
