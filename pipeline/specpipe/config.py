@@ -12,6 +12,7 @@ from typing import Literal
 
 from specpipe.contracts import Dtype, Role
 from specpipe.errors import ConfigError
+from specpipe.recipe import TrainOptions
 from specpipe.records import Place, at_least, between, matching, read_record
 
 
@@ -108,6 +109,7 @@ class RunConfig:
     speculation: Speculation = NoSpeculation()
     serving: ServingOptions = ServingOptions()
     validate: ValidateOptions = ValidateOptions()
+    train: TrainOptions = field(default_factory=TrainOptions)
     path: str = ""  # where it was read; set by `read_config`
 
     def models(self) -> dict[Role, str]:
@@ -127,6 +129,7 @@ def read_config(path: Path) -> RunConfig:
         raise places["path"].error("unknown key 'path'")
     _check_lengths(config, places)
     _check_ngrams(config, places)
+    _check_training(config, places)
     return RunConfig(**{**vars(config), "path": str(path)})
 
 
@@ -156,6 +159,21 @@ def _check_ngrams(config: RunConfig, places: Mapping[str, Place]) -> None:
                 f"'speculation.min_matching_ngram_size' is {low}: must not be above "
                 f"max_matching_ngram_size, which is {high}"
             )
+
+
+def _check_training(config: RunConfig, places: Mapping[str, Place]) -> None:
+    train = config.train
+    if train.medusa.lora_rank and train.medusa.stage == "medusa1":
+        raise places["train.medusa.lora_rank"].error(
+            "'train.medusa.lora_rank' is for stage: medusa2; medusa1 leaves the backbone as it is"
+        )
+    if train.draft.layers and train.draft.num_layers not in (None, len(train.draft.layers)):
+        raise places["train.draft.num_layers"].error(
+            f"'train.draft.num_layers' is {train.draft.num_layers}, but 'train.draft.layers' "
+            f"lists {len(train.draft.layers)}; give one of them"
+        )
+    if list(train.draft.layers) != sorted(set(train.draft.layers)):
+        raise places["train.draft.layers"].error("'train.draft.layers' must rise, without repeats")
 
 
 def find_file(text: str, config: RunConfig) -> Path | None:
