@@ -46,13 +46,15 @@ class Calibration:
 def label_ranks(features: torch.Tensor, output: torch.Tensor, labels: torch.Tensor) -> Ints:
     """Return the place of each label among the guesses, from 0; NEVER where there is no label.
 
-    Shapes: features [N, D], output [V, D], labels [N] with -1 for nothing.
+    Shapes: features [N, D], output [V, D], labels [N] with -1 for nothing. In float32: bfloat16
+    would make ties of close guesses, and a tie with the label counts as a hit.
     """
+    rows = output.float()
     ranks = np.full(len(labels), NEVER, np.int64)
     for begin in range(0, len(labels), _CHUNK):
         part = slice(begin, begin + _CHUNK)
         wanted = labels[part]
-        logits = functional.linear(features[part].to(output.dtype), output).float()
+        logits = functional.linear(features[part].float(), rows)
         own = logits.gather(1, wanted.clamp(min=0)[:, None])
         above = (logits > own).sum(1)
         ranks[part] = torch.where(wanted >= 0, above, NEVER).numpy()

@@ -67,6 +67,9 @@ def load_target(path: Path, dtype: Dtype, memory: Path) -> Target:
     tokenizer: Any = AutoTokenizer.from_pretrained(path)
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"{path}: the tokenizer has no eos_token")
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype])
+    # Under a padding mask and in bfloat16, torch's fused attention is the slower one on a CPU.
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        path, dtype=DTYPES[dtype], attn_implementation="eager"
+    )
     digest = digest_json({file.name: digest_file(file, memory) for file in source.files()})
     return Target(model.eval().requires_grad_(False), tokenizer, path, digest, dtype)
