@@ -24,7 +24,7 @@ from specpipe.errors import ConfigError, StageFailed
 MANIFEST = "specpipe.json"
 _CHUNK = 1 << 22
 
-Kind = Literal["checkpoint", "engine", "repository"]
+Kind = Literal["checkpoint", "engine", "repository", "trained"]
 
 
 @dataclass(frozen=True)

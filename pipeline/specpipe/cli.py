@@ -22,6 +22,7 @@ from specpipe.errors import SpecpipeError
 if TYPE_CHECKING:
     from specpipe.config import RunConfig
     from specpipe.run import StageName, StageResult
+    from specpipe.train.produce import TrainResult
 
 Command = Callable[..., None]
 
@@ -321,6 +322,59 @@ def validate(config_path: Path, workspace: Path, url: str | None, as_json: bool)
     click.echo(json.dumps(to_json(report)) if as_json else to_markdown(report), nl=as_json)
     _say(f"report: {place.reports / 'report.html'}")
     require_passed(report)
+
+
+@main.group()
+def train() -> None:
+    """Train Medusa heads or a draft model for a run's target.
+
+    \b
+    Example:  specpipe train medusa --config model_configs/smollm2-135m_train-medusa.yaml
+    """
+
+
+@train.command()
+@config_option
+@workspace_option
+@json_option
+def medusa(config_path: Path, workspace: Path, as_json: bool) -> None:
+    """Train Medusa heads on text or on the target's own answers; resumes where it was killed.
+
+    \b
+    Example:  specpipe train medusa --config model_configs/smollm2-135m_train-medusa.yaml
+    """
+    from specpipe.train.make_heads import train_medusa
+
+    _train(train_medusa, config_path, workspace, as_json)
+
+
+@train.command()
+@config_option
+@workspace_option
+@json_option
+def draft(config_path: Path, workspace: Path, as_json: bool) -> None:
+    """Distil the target into a copy of itself with fewer layers; resumes where it was killed.
+
+    \b
+    Example:  specpipe train draft --config model_configs/smollm2-135m_train-medusa.yaml
+    """
+    from specpipe.train.make_draft import train_draft
+
+    _train(train_draft, config_path, workspace, as_json)
+
+
+def _train(
+    make: "Callable[..., TrainResult]", config_path: Path, workspace: Path, as_json: bool
+) -> None:
+    config, place = _load(config_path, workspace)
+    with _progress("") as progress:
+        result = make(config, place, notify=_say, progress=progress)
+    text = (result.path / "report.json").read_text()
+    summary = {**_plain(result), "report": json.loads(text)}
+    click.echo(json.dumps(summary, indent=2) if as_json else str(result.path))
+    for name, value in summary["report"]["after"].items():
+        _say(f"{name}: {summary['report']['before'][name]:.3f} -> {value:.3f} on the hold-out")
+    _say(f"{'fresh' if result.fresh else 'written'}; report: {result.path / 'report.html'}")
 
 
 @main.command()

@@ -12,6 +12,7 @@ from typing import Literal
 
 from specpipe.contracts import Dtype, Role
 from specpipe.errors import ConfigError
+from specpipe.recipe import TrainOptions
 from specpipe.records import Place, at_least, between, matching, read_record
 from specpipe.trees import TreePath, complete_tree
 
@@ -181,6 +182,7 @@ class RunConfig:
     speculation: Speculation = NoSpeculation()
     serving: ServingOptions = ServingOptions()
     validate: ValidateOptions = ValidateOptions()
+    train: TrainOptions = field(default_factory=TrainOptions)
     path: str = ""  # where it was read; set by `read_config`
 
     def models(self) -> dict[Role, str]:
@@ -213,6 +215,7 @@ def read_config(path: Path) -> RunConfig:
     _check_lengths(config, places)
     _check_ngrams(config, places)
     _check_lookahead(config, places)
+    _check_training(config, places)
     _check_hybrid(config, places)
     _check_confidence(config, places)
     config = _complete_tree(config, places)
@@ -303,6 +306,21 @@ def _check_confidence(config: RunConfig, places: Mapping[str, Place]) -> None:
             f"'speculation.min_confidence' has no effect with draft_length: {options.draft_length}",
             hint="set draft_length: confidence, or remove the key",
         )
+
+
+def _check_training(config: RunConfig, places: Mapping[str, Place]) -> None:
+    train = config.train
+    if train.medusa.lora_rank and train.medusa.stage == "medusa1":
+        raise places["train.medusa.lora_rank"].error(
+            "'train.medusa.lora_rank' is for stage: medusa2; medusa1 leaves the backbone as it is"
+        )
+    if train.draft.layers and train.draft.num_layers not in (None, len(train.draft.layers)):
+        raise places["train.draft.num_layers"].error(
+            f"'train.draft.num_layers' is {train.draft.num_layers}, but 'train.draft.layers' "
+            f"lists {len(train.draft.layers)}; give one of them"
+        )
+    if list(train.draft.layers) != sorted(set(train.draft.layers)):
+        raise places["train.draft.layers"].error("'train.draft.layers' must rise, without repeats")
 
 
 def find_file(text: str, config: RunConfig) -> Path | None:

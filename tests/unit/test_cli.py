@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from specpipe.cli import main
 
 COMMANDS = ["build", "compile", "convert", "doctor", "generate", "package", "plan", "serve",
-            "status", "tune", "validate"]  # fmt: skip
+            "status", "train", "tune", "validate"]  # fmt: skip
+TRAINING = ["train draft", "train medusa"]
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
@@ -22,12 +23,13 @@ def run(*args: str):
 
 def test_there_are_these_commands_and_no_others() -> None:
     assert sorted(main.commands) == COMMANDS
+    assert [f"train {name}" for name in sorted(main.commands["train"].commands)] == TRAINING
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
+@pytest.mark.parametrize("command", ["", *COMMANDS, *TRAINING])
 def test_help_is_the_golden_one(command: str) -> None:
-    result = run(*([command] if command else []), "--help")
-    file = GOLDEN / f"help_{command or 'specpipe'}.txt"
+    result = run(*command.split(), "--help")
+    file = GOLDEN / f"help_{command.replace(' ', '_') or 'specpipe'}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
         file.write_text(result.output)
     assert result.output == file.read_text(), "UPDATE_GOLDEN=1 writes it"

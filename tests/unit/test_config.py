@@ -230,3 +230,39 @@ def test_typical_acceptance_is_not_called_lossless(tmp_path: Path) -> None:
 def test_an_impossible_tree_is_refused_with_its_line(tree: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=words):
         read(tmp_path, MEDUSA.format(tree))
+
+
+TRAIN = """
+train:
+  files: [a.txt, b.jsonl]
+  self_distillation: {prompts: p.jsonl, temperature: 0.3}
+  medusa: {stage: medusa2, num_heads: 3, lora_rank: 8, schedule: {epochs: 1, learning_rate: 1.0e-4}}
+  draft: {layers: [0, 2, 5]}
+"""
+
+
+def test_reads_the_training_section(tmp_path: Path) -> None:
+    train = read(tmp_path, GOOD + TRAIN).train
+    assert train.files == ("a.txt", "b.jsonl") and train.draft.layers == (0, 2, 5)
+    assert train.self_distillation and train.self_distillation.temperature == 0.3
+    assert train.medusa.lora_rank == 8 and train.medusa.schedule.learning_rate == 1e-4
+    assert read(tmp_path, GOOD).train.medusa.schedule.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("num_heads: 3", "heads: 3", 19, "unknown key 'train.medusa.heads'; did you mean"),
+        ("stage: medusa2", "stage: medusa3", 19, "'train.medusa.stage' is 'medusa3'"),
+        ("stage: medusa2, ", "", 19, "'train.medusa.lora_rank' is for stage: medusa2"),
+        ("epochs: 1,", "epochs: 0,", 19, "must be at least 0.001"),
+        ("[0, 2, 5]", "[0, 5, 2]", 20, "'train.draft.layers' must rise"),
+        ("[0, 2, 5]", "[0, 2, 5], num_layers: 2", 20, "but 'train.draft.layers' lists 3"),
+    ],
+)
+def test_refuses_an_impossible_training(
+    tmp_path: Path, old: str, new: str, line: int, words: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        read(tmp_path, GOOD + TRAIN.replace(old, new))
+    assert f"demo.yaml:{line}: " in str(error.value) and words in str(error.value)

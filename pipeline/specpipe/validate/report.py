@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from specpipe import __version__
+from specpipe import __version__, html
 from specpipe.artifacts import write_text
 from specpipe.config import RunConfig
-from specpipe.validate import html
 from specpipe.validate.gates import GateResult
 from specpipe.validate.metrics import Figure, Metric
 from specpipe.validate.trials import Arm, Trials

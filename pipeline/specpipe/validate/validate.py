@@ -7,12 +7,12 @@ from pathlib import Path
 from specpipe.artifacts import Workspace
 from specpipe.config import RunConfig, require_file
 from specpipe.errors import ConfigError, GateFailed
+from specpipe.prompts import read_prompts
 from specpipe.repository.models.tokens import load_tokenizer
 from specpipe.serve.client import Client
 from specpipe.validate.gates import check_gates_known, judge
 from specpipe.validate.measure import measure
 from specpipe.validate.metrics import load_metrics
-from specpipe.validate.prompts import read_prompts
 from specpipe.validate.reference import Reference
 from specpipe.validate.report import Report, write_report
 from specpipe.validate.trials import Arm

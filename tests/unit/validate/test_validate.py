@@ -8,11 +8,11 @@ import pytest
 
 from specpipe.config import read_config
 from specpipe.errors import ConfigError, GateFailed, StageFailed
+from specpipe.prompts import read_prompts
 from specpipe.serve.client import Acceptance, Options, Piece
 from specpipe.validate.gates import check_gates_known, judge
 from specpipe.validate.measure import measure
 from specpipe.validate.metrics import METRICS, Figure, load_metrics
-from specpipe.validate.prompts import read_prompts
 from specpipe.validate.reference import ReferenceAnswer
 from specpipe.validate.report import Report, to_html, to_json, to_markdown, write_report
 from specpipe.validate.trials import Divergence, Trial, Trials, find_divergence

@@ -1,4 +1,4 @@
-"""The few pieces of HTML and SVG that the report is made of; every text is escaped."""
+"""The few pieces of HTML and SVG that the reports are made of; every text is escaped."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -18,6 +18,7 @@ dt { color: #5a6b7b; } dd { margin: 0; }
 svg { max-width: 100%; height: auto; } svg text { font: 13px system-ui, sans-serif; fill: #1c2733; }
 """
 _COLOUR = "#2f6f9f"
+_COLOURS = (_COLOUR, "#a8201a", "#10693f", "#8a5a00", "#6b3fa0", "#1c2733")
 
 
 def page(title: str, parts: Sequence[str]) -> str:
@@ -95,6 +96,25 @@ def columns(values: Mapping[str, float], across: str, up: str, mark: float | Non
         )
     shapes.append(f'<text x="30" y="216">{escape(across)}</text>')
     return _svg(720, 224, shapes)
+
+
+def lines(series: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str) -> str:
+    """Return curves through (x, y) points on common axes; both begin at zero."""
+    points = [point for curve in series.values() for point in curve]
+    right = max((x for x, _ in points), default=1.0) or 1.0
+    top = max((y for _, y in points), default=1.0) or 1.0
+    shapes = [f'<text x="0" y="14">{escape(up)}, up to {top:.3g}</text>']
+    for i, (name, curve) in enumerate(series.items()):
+        colour = _COLOURS[i % len(_COLOURS)]
+        path = " ".join(f"{30 + 520 * x / right:.1f},{220 - 190 * y / top:.1f}" for x, y in curve)
+        shapes.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        last = f" {curve[-1][1]:.3g}" if curve else ""
+        shapes.append(
+            f'<text x="570" y="{36 + 20 * i}" style="fill:{colour}">{escape(name)}{last}</text>'
+        )
+    shapes.append('<path d="M30 30 V220 H550" fill="none" stroke="#5a6b7b"/>')
+    shapes.append(f'<text x="30" y="240">{escape(across)}, up to {right:.4g}</text>')
+    return _svg(720, 250, shapes)
 
 
 def _label(x: float, y: float, text: str) -> str:

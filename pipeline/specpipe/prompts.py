@@ -1,4 +1,4 @@
-"""The texts that validation sends: JSON lines with a "prompt" key."""
+"""Texts to send to a model: JSON lines with a "prompt" key."""
 
 import json
 from pathlib import Path

@@ -1,0 +1,70 @@
+"""The `train:` section of a run's YAML: what heads and drafts learn from, and how."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from specpipe.contracts import Dtype
+from specpipe.records import at_least, between
+
+
+@dataclass(frozen=True)
+class SelfDistillation:
+    """The target answers prompts, and its answers are the text that is learned."""
+
+    prompts: str  # JSON lines with a "prompt" key
+    max_tokens: int = field(default=256, metadata=at_least(1))
+    temperature: float = field(default=0.0, metadata=between(0, 10))  # 0: the most likely token
+    batch_size: int = field(default=32, metadata=at_least(1))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast: AdamW, linear warm-up, cosine down to zero."""
+
+    epochs: float = field(default=2.0, metadata=between(0.001, 1000))
+    batch_tokens: int = field(default=1024, metadata=at_least(1))
+    learning_rate: float = field(default=1e-3, metadata=between(1e-8, 1))
+    warm_up: float = field(default=0.1, metadata=between(0, 1))  # share of the steps
+    checkpoint_every: int = field(default=100, metadata=at_least(1))  # steps; also the curve's
+
+
+@dataclass(frozen=True)
+class MedusaTraining:
+    """Heads on the target's last hidden state (Cai et al. 2024, arXiv 2401.10774)."""
+
+    stage: Literal["medusa1", "medusa2"] = "medusa1"  # medusa2 trains the backbone, too
+    num_heads: int = field(default=4, metadata=between(1, 16))
+    num_layers: int = field(default=1, metadata=between(1, 8))
+    share_output: bool = True  # the target's LM head, frozen; False: a copy a head, trained
+    head_loss_decay: float = field(default=0.8, metadata=between(0, 1))
+    loss_vocabulary: int = field(default=0, metadata=at_least(0))  # frequent tokens; 0: all
+    loss_samples: int = field(default=1024, metadata=at_least(1))  # drawn from the other tokens
+    lora_rank: int = field(default=0, metadata=between(0, 1024))  # medusa2; 0: train every weight
+    head_lr_ratio: float = field(default=4.0, metadata=between(0.001, 1000))  # medusa2
+    heads_loss_weight: float = field(default=0.2, metadata=between(0, 100))  # medusa2, at the end
+    schedule: Schedule = Schedule()
+
+
+@dataclass(frozen=True)
+class DraftTraining:
+    """A copy of the target with fewer layers, taught to give the target's distribution."""
+
+    num_layers: int | None = field(default=None, metadata=at_least(1))  # None: a third
+    layers: tuple[int, ...] = ()  # these instead of evenly spread ones
+    temperature: float = field(default=1.0, metadata=between(0.01, 100))  # of both distributions
+    schedule: Schedule = Schedule(learning_rate=3e-4)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Text, and what is made from it."""
+
+    files: tuple[str, ...] = ()  # *.jsonl: chats with "messages"; anything else: plain text
+    self_distillation: SelfDistillation | None = None
+    sequence_length: int = field(default=512, metadata=at_least(8))  # longer documents are cut
+    hold_out: float = field(default=0.1, metadata=between(0.001, 0.5))  # share of the documents
+    dtype: Dtype = "bfloat16"  # of the frozen model and of products; learned weights are float32
+    seed: int = field(default=0, metadata=at_least(0))
+    out: str | None = None  # None: engines/<name>/train
+    medusa: MedusaTraining = MedusaTraining()
+    draft: DraftTraining = DraftTraining()

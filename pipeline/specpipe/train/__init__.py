@@ -1,0 +1,1 @@
+"""Training: Medusa heads and draft models out of the target itself."""

@@ -1,0 +1,101 @@
+"""Self-distillation: the target answers prompts, and the answers are kept as JSON lines.
+
+One line a prompt, written a batch at a time: what was answered before an interruption is not asked
+again. A batch's sampling seed depends on its number alone, so a resumed file equals an
+uninterrupted one.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from specpipe.artifacts import digest_json, write_text
+from specpipe.errors import ConfigError
+from specpipe.recipe import SelfDistillation
+from specpipe.train.target import Target
+from specpipe.train.text import Document, in_template
+
+Progress = Callable[[int, int], None]
+
+
+def answers_key(target: Target, prompts: Sequence[str], how: SelfDistillation, seed: int) -> str:
+    """Return what the answers depend on, as a digest."""
+    options = [how.max_tokens, how.temperature, how.batch_size, seed, target.dtype]
+    return digest_json([target.digest, list(prompts), options])
+
+
+def answer_prompts(
+    target: Target,
+    prompts: Sequence[str],
+    how: SelfDistillation,
+    seed: int,
+    folder: Path,
+    *,
+    progress: Progress,
+) -> list[Document]:
+    """Return prompt and answer of every prompt as a document in which the answer is learned.
+
+    The answers are cached in `folder` as answers-<key>.jsonl; short prompts are asked first.
+    """
+    file = folder / f"answers-{answers_key(target, prompts, how, seed)[:16]}.jsonl"
+    texts = [in_template(target.tokenizer, [_user(p)], answer=True) for p in prompts]
+    asked = [target.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    order = sorted(range(len(prompts)), key=lambda i: (len(asked[i]), i))
+    batches = [order[i : i + how.batch_size] for i in range(0, len(order), how.batch_size)]
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    for number, batch in enumerate(batches):
+        if len(lines) < sum(map(len, batches[: number + 1])):
+            answers = _answer(target, [asked[i] for i in batch], how, seed + number)
+            lines += [
+                json.dumps({"prompt": prompts[i], "answer": target.tokenizer.decode(a),
+                            "prompt_tokens": asked[i], "answer_tokens": a})
+                for i, a in zip(batch, answers, strict=True)
+            ]  # fmt: skip
+            write_text(file, "\n".join(lines) + "\n")
+        progress(len(lines), len(prompts))
+    return [_document(line, file) for line in lines]
+
+
+def _user(prompt: str) -> dict[str, str]:
+    return {"role": "user", "content": prompt}
+
+
+@torch.no_grad()
+def _answer(
+    target: Target, prompts: Sequence[Sequence[int]], how: SelfDistillation, seed: int
+) -> list[list[int]]:
+    """Answer a batch: padded on the left, sampled at `temperature` from the whole distribution."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[target.end_id] * (width - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    torch.manual_seed(seed)
+    sampling = {"do_sample": False}
+    if how.temperature:
+        sampling = {"do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}  # type: ignore[dict-item]
+    out = target.model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=how.max_tokens,
+        pad_token_id=target.end_id,
+        eos_token_id=target.end_id,
+        **sampling,
+    )
+    return [_until(row[width:].tolist(), target.end_id) for row in out]
+
+
+def _until(tokens: list[int], end_id: int) -> list[int]:
+    """Return the tokens up to the first end, which is part of the answer."""
+    return tokens[: tokens.index(end_id) + 1] if end_id in tokens else tokens
+
+
+def _document(line: str, file: Path) -> Document:
+    try:
+        record = json.loads(line)
+        prompt, answer = record["prompt_tokens"], record["answer_tokens"]
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"{file}: a damaged line", hint="delete the file") from error
+    learned = np.arange(len(prompt) + len(answer)) >= len(prompt)
+    return Document(np.asarray(prompt + answer, np.int64), learned)

@@ -1,0 +1,129 @@
+"""A draft: the target with fewer layers, taught to give the target's distribution."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from specpipe.errors import ConfigError
+from specpipe.recipe import DraftTraining
+from specpipe.train.features import pad
+from specpipe.train.loop import Group, batch_of
+from specpipe.train.target import Target, last_hidden
+from specpipe.train.text import (
+    CURVE_DOCUMENTS,
+    Document,
+    Split,
+    documents_a_step,
+    next_labels,
+)
+
+
+def kept_layers(options: DraftTraining, total: int) -> tuple[int, ...]:
+    """Return which of `total` layers the draft keeps: those asked for, or evenly spread ones.
+
+    The first and the last are always among the latter. Raises ConfigError if they do not exist.
+    """
+    if options.layers:
+        if options.layers[-1] >= total or options.layers[0] < 0:
+            raise ConfigError(
+                f"'train.draft.layers' is {list(options.layers)}: the target's layers are "
+                f"0 to {total - 1}"
+            )
+        return options.layers
+    count = max(1, total // 3) if options.num_layers is None else options.num_layers
+    if count > total:
+        raise ConfigError(f"'train.draft.num_layers' is {count}: the target has {total} layers")
+    return tuple(int(i) for i in np.linspace(0, total - 1, count).round())
+
+
+def prune(model: Any, layers: Sequence[int]) -> Any:
+    """Return a float32 copy of `model` with only these decoder layers, ready to be trained."""
+    small = copy.deepcopy(model).float()
+    decoder = small.base_model
+    decoder.layers = nn.ModuleList([decoder.layers[i] for i in layers])
+    for place, layer in enumerate(decoder.layers):
+        layer.self_attn.layer_idx = place  # where the KV cache keeps its rows
+    small.config.num_hidden_layers = len(layers)
+    if getattr(small.config, "layer_types", None):
+        small.config.layer_types = [small.config.layer_types[i] for i in layers]
+    small.requires_grad_(True)
+    return small
+
+
+@dataclass(frozen=True, eq=False)
+class DraftTask:
+    """Distillation of the frozen target into a smaller model."""
+
+    target: Target
+    model: Any
+    text: Split
+    options: DraftTraining
+    seed: int
+
+    def groups(self) -> list[Group]:
+        """Return every weight of the draft."""
+        return [Group(tuple(self.model.parameters()))]
+
+    def loss(self, step: int) -> torch.Tensor:
+        """Return the mean divergence from the target over the learned positions of a batch."""
+        size = documents_a_step(self.text.training, self.options.schedule.batch_tokens)
+        chosen = batch_of(step, size, len(self.text.training), self.seed)
+        taught, said, _ = self._both([self.text.training[i] for i in chosen])
+        return divergence(taught, said, self.options.temperature)
+
+    def evaluate(self) -> Mapping[str, float]:
+        """Return divergence and agreement on a part of the hold-out."""
+        return self.judge(self.text.held_out[:CURVE_DOCUMENTS])
+
+    @torch.no_grad()
+    def judge(self, documents: Sequence[Document]) -> dict[str, float]:
+        """Compare with the target on `documents`, over the positions that are learned.
+
+        `kl` in nats at temperature 1; `top-1`: the share of positions where both have the same
+        most likely token; `overlap`: sum of min(p, q), the rate at which lossless sampling accepts.
+        """
+        sums = np.zeros(3)
+        positions = 0
+        for document in documents:
+            taught, said, count = self._both([document])
+            if count == 0:
+                continue
+            p, q = taught.softmax(-1), said.softmax(-1)
+            same = (taught.argmax(-1) == said.argmax(-1)).float().mean()
+            overlap = torch.minimum(p, q).sum(-1).mean()
+            values = [float(divergence(taught, said, 1.0)), float(same), float(overlap)]
+            sums += np.array(values) * count
+            positions += count
+        kl, same_share, overlap_mean = (sums / max(1, positions)).tolist()
+        return {"kl": kl, "top-1": same_share, "overlap": overlap_mean}
+
+    def _both(self, documents: Sequence[Document]) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Return the logits of target and draft [N, V] where a label is learned, and N."""
+        ids, mask = pad(documents)
+        learned = torch.zeros(mask.shape, dtype=torch.bool)
+        for row, document in enumerate(documents):
+            learned[row, : len(document)] = torch.from_numpy(next_labels(document) >= 0)
+        hidden = self.target.hidden(ids, mask)[learned]
+        taught = functional.linear(hidden, self.target.output).float()
+        states = last_hidden(self.model, ids, mask)[learned]
+        said = functional.linear(states, self.model.get_output_embeddings().weight)
+        return taught, said, len(hidden)
+
+
+def divergence(taught: torch.Tensor, said: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return T^2 * KL(target || draft) in nats, both softened by T (Hinton et al. 2015).
+
+    The mean over rows; shapes [N, V].
+    """
+    if not len(taught):
+        return said.sum() * 0.0
+    wanted = functional.log_softmax(taught / temperature, -1)
+    given = functional.log_softmax(said / temperature, -1)
+    kl = functional.kl_div(given, wanted, reduction="batchmean", log_target=True)
+    return kl * temperature**2

@@ -1,0 +1,88 @@
+"""The frozen target's hidden states, computed once and mapped from disk."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from specpipe.artifacts import digest_json
+from specpipe.contracts import Ints
+from specpipe.errors import ConfigError
+from specpipe.train.target import Target
+from specpipe.train.text import Document, head_labels
+
+Progress = Callable[[int, int], None]
+_BATCH = 8  # documents evaluated together; part of no key: the files are equal up to rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Positions at which heads learn: what they see, and what they should say."""
+
+    hidden: NDArray[np.float16]  # [N, D]  last hidden state, after the final norm; mapped
+    labels: Ints  # [N, heads]  -1: nothing to say
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def read_features(
+    target: Target,
+    documents: Sequence[Document],
+    heads: int,
+    folder: Path,
+    *,
+    progress: Progress,
+) -> Features:
+    """Return the features of `documents`, at every position where head 0 has a label.
+
+    The hidden states are kept in `folder` as features-<key>.f16, keyed by model and text; a rerun
+    maps that file. Its name appears only when it is whole. Raises ConfigError if there are none.
+    """
+    labels = [head_labels(document, heads) for document in documents]
+    kept = [rows[:, 0] >= 0 for rows in labels]
+    count, width = int(sum(k.sum() for k in kept)), int(target.output.shape[1])
+    if count == 0:
+        raise ConfigError(
+            "no position of the text has a label for the first head",
+            hint="answers must be at least two tokens long; raise train.sequence_length",
+        )
+    key = digest_json([target.digest, target.dtype, [d.digest() for d in documents]])
+    file = folder / f"features-{key[:16]}.f16"
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(target, documents, kept, file, progress)
+    hidden = np.memmap(file, np.float16, "r", shape=(count, width))
+    return Features(hidden, np.concatenate([r[k] for r, k in zip(labels, kept, strict=True)]))
+
+
+def _write(
+    target: Target,
+    documents: Sequence[Document],
+    kept: Sequence[NDArray[np.bool_]],
+    file: Path,
+    progress: Progress,
+) -> None:
+    temporary = file.with_suffix(".tmp")
+    with temporary.open("wb") as out:
+        for begin in range(0, len(documents), _BATCH):
+            group = documents[begin : begin + _BATCH]
+            states = target.hidden(*pad(group)).to(torch.float16).numpy()
+            for row, keep in zip(states, kept[begin : begin + _BATCH], strict=True):
+                out.write(row[: len(keep)][keep].tobytes())
+            progress(begin + len(group), len(documents))
+    temporary.replace(file)
+
+
+def pad(documents: Sequence[Document]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and attention mask of a batch, [B, T] each, filled up on the right with 0."""
+    width = max(map(len, documents))
+    ids = torch.zeros((len(documents), width), dtype=torch.long)
+    mask = torch.zeros((len(documents), width), dtype=torch.long)
+    for row, document in enumerate(documents):
+        ids[row, : len(document)] = torch.from_numpy(document.tokens)
+        mask[row, : len(document)] = 1
+    return ids, mask

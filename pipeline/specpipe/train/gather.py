@@ -1,0 +1,40 @@
+"""Everything that the `train:` section names, as documents for one target."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from specpipe.config import RunConfig, require_file
+from specpipe.errors import ConfigError
+from specpipe.prompts import read_prompts
+from specpipe.train.answers import answer_prompts
+from specpipe.train.target import Target
+from specpipe.train.text import Document, Split, read_documents, split_documents
+
+Progress = Callable[[int, int], None]
+
+
+def gather_text(config: RunConfig, target: Target, work: Path, *, progress: Progress) -> Split:
+    """Return the text of the files and the target's own answers, split for training.
+
+    Answers are cached in `work`. Raises ConfigError if there is no text or a file is not usable.
+    """
+    options = config.train
+    documents: list[Document] = []
+    for i, name in enumerate(options.files):
+        file = require_file(name, config, f"train.files[{i}]")
+        documents += read_documents(file, target.tokenizer, options.sequence_length)
+    if options.self_distillation is not None:
+        how = options.self_distillation
+        prompts = read_prompts(require_file(how.prompts, config, "train.self_distillation.prompts"))
+        answers = answer_prompts(target, prompts, how, options.seed, work, progress=progress)
+        documents += [_cut(document, options.sequence_length) for document in answers]
+    if not documents:
+        raise ConfigError(
+            f"{config.path}: no text to train on",
+            hint="give train.files or train.self_distillation",
+        )
+    return split_documents(documents, options.hold_out, options.seed)
+
+
+def _cut(document: Document, length: int) -> Document:
+    return Document(document.tokens[:length], document.learned[:length])

@@ -1,0 +1,133 @@
+"""Medusa-2: backbone and heads learn together (paper, section 2.2.2); this changes the backbone."""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from specpipe.contracts import Ints
+from specpipe.recipe import MedusaTraining
+from specpipe.train.accuracy import Calibration, HeadAccuracy, calibrate, label_ranks, measure
+from specpipe.train.features import pad
+from specpipe.train.heads import MedusaHeads
+from specpipe.train.loop import Group, batch_of
+from specpipe.train.lora import add_lora
+from specpipe.train.loss import Candidates, Vocabulary, cross_entropy
+from specpipe.train.medusa import heads_loss
+from specpipe.train.target import Target, last_hidden
+from specpipe.train.text import (
+    CURVE_DOCUMENTS,
+    Bools,
+    Document,
+    Split,
+    documents_a_step,
+    head_labels,
+    next_labels,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class JointTask:
+    """Training of a backbone in float32 together with its heads."""
+
+    model: Any
+    heads: MedusaHeads
+    backbone_weights: tuple[nn.Parameter, ...]
+    text: Split
+    vocabulary: Vocabulary
+    options: MedusaTraining
+    seed: int
+    steps: int
+
+    @property
+    def output(self) -> torch.Tensor:
+        """The backbone's LM head as it is now: [V, D]."""
+        weight: torch.Tensor = self.model.get_output_embeddings().weight
+        return weight
+
+    def groups(self) -> list[Group]:
+        """Return the backbone's weights, and the heads' at their own rate."""
+        heads = Group(tuple(self.heads.parameters()), self.options.head_lr_ratio)
+        return [Group(self.backbone_weights), heads]
+
+    def loss(self, step: int) -> torch.Tensor:
+        """Return L_LM + weight(step) * L_heads on whole documents (paper, equation 2)."""
+        size = documents_a_step(self.text.training, self.options.schedule.batch_tokens)
+        chosen = batch_of(step, size, len(self.text.training), self.seed)
+        documents = [self.text.training[i] for i in chosen]
+        hidden, labels, following = self._view(documents)
+        rng = np.random.default_rng([self.seed, 1, step])
+        spoken = cross_entropy(hidden, self.output, Candidates(None, None, following), 0)
+        guessed = heads_loss(
+            self.heads, hidden, labels, self.output, self.vocabulary, self.options, rng
+        )
+        return spoken + heads_weight(self.options, step, self.steps) * guessed
+
+    @torch.no_grad()
+    def evaluate(self) -> Mapping[str, float]:
+        """Return top-1 of the LM head and of every head on a part of the hold-out."""
+        found = self.ranks(self.text.held_out[:CURVE_DOCUMENTS])
+        accuracies = measure(*found)
+        names = ["LM head", *(f"head {k}" for k in range(len(accuracies) - 1))]
+        return {f"{n} top-1": a.top[0] for n, a in zip(names, accuracies, strict=True)}
+
+    def judge(self) -> tuple[list[HeadAccuracy], Calibration]:
+        """Return the accuracies of every head on the whole hold-out."""
+        ranks, labelled = self.ranks(self.text.held_out)
+        return measure(ranks[1:], labelled[1:]), calibrate(ranks[1:], labelled[1:])
+
+    @torch.no_grad()
+    def ranks(self, documents: Sequence[Document]) -> tuple[list[Ints], list[Bools]]:
+        """Return ranks and label marks, the LM head's first, over all positions of `documents`."""
+        rows: list[list[Ints]] = []
+        marks: list[Bools] = []
+        for document in documents:
+            hidden, labels, following = self._view([document])
+            wanted = torch.cat([following, labels], 1)
+            layers = [self.output] + [
+                self.heads.output(k, self.output) for k in range(self.options.num_heads)
+            ]
+            features = [hidden, *self.heads.features(hidden)]
+            rows.append(
+                [
+                    label_ranks(f, layer, wanted[:, k])
+                    for k, (f, layer) in enumerate(zip(features, layers, strict=True))
+                ]
+            )
+            marks.append(wanted.numpy() >= 0)
+        labelled = np.concatenate(marks)
+        ranks = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+        return ranks, [labelled[:, k] for k in range(labelled.shape[1])]
+
+    def _view(
+        self, documents: Sequence[Document]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return hidden [N, D], head labels [N, heads], next labels [N, 1], padding left out."""
+        ids, mask = pad(documents)
+        states = last_hidden(self.model, ids, mask)
+        hidden = states[mask.bool()]
+        labels = np.concatenate([head_labels(d, self.options.num_heads) for d in documents])
+        following = np.concatenate([next_labels(d) for d in documents])
+        return hidden, torch.from_numpy(labels), torch.from_numpy(following)[:, None]
+
+
+def heads_weight(options: MedusaTraining, step: int, steps: int) -> float:
+    """Return the weight of the heads' loss: a quarter sine up to `heads_loss_weight`.
+
+    Heads that know nothing yet would pull the backbone away (paper, section 2.2.2).
+    """
+    return options.heads_loss_weight * math.sin(math.pi / 2 * min(1.0, (step + 1) / steps))
+
+
+def trainable_copy(target: Target, lora_rank: int, seed: int) -> tuple[Any, tuple[Any, ...]]:
+    """Return a float32 copy of the target's model, and the weights of it that will change."""
+    model = copy.deepcopy(target.model).float()
+    if lora_rank:
+        return model, add_lora(model, lora_rank, seed)
+    model.requires_grad_(True)
+    return model, tuple(model.parameters())

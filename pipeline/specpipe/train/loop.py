@@ -1,0 +1,178 @@
+"""Steps, learning rate, checkpoints and the curve: the same for everything that is trained.
+
+What a step does depends on the weights and the step's number alone, so a run that was killed and
+resumed ends in the same bytes as one that was not.
+"""
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from specpipe.contracts import Ints
+from specpipe.errors import ConfigError
+from specpipe.recipe import Schedule
+
+Progress = Callable[[int, int], None]
+CLIP = 1.0  # the largest norm of a step's gradient
+
+
+@dataclass(frozen=True)
+class Group:
+    """Weights that share a learning rate: `ratio` times that of the schedule."""
+
+    parameters: tuple[torch.nn.Parameter, ...]
+    ratio: float = 1.0
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of the curve."""
+
+    step: int
+    loss: float  # mean over the steps since the last point; at step 0 there is none: 0
+    held_out: Mapping[str, float]
+
+
+class Task(Protocol):
+    """Something that can be trained."""
+
+    def groups(self) -> list[Group]:
+        """Return the weights that change."""
+        ...
+
+    def loss(self, step: int) -> torch.Tensor:
+        """Return the loss of a step's batch; depends on the weights and `step` alone."""
+        ...
+
+    def evaluate(self) -> Mapping[str, float]:
+        """Judge the weights on the hold-out."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A schedule for a given amount of text."""
+
+    schedule: Schedule
+    steps: int
+
+    def learning_rate(self, step: int) -> float:
+        """Return the rate of a step: rising to its peak, then down a half cosine to zero."""
+        rising = max(1, round(self.schedule.warm_up * self.steps))
+        if step < rising:
+            return self.schedule.learning_rate * (step + 1) / rising
+        done = (step - rising) / max(1, self.steps - rising)
+        return self.schedule.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def batch_of(step: int, size: int, total: int, seed: int) -> Ints:
+    """Return which of `total` items a step learns from: epoch after epoch, each in a new order."""
+    per_epoch = steps_per_epoch(size, total)
+    epoch, place = divmod(step, per_epoch)
+    order = np.random.default_rng([seed, epoch]).permutation(total)
+    return order[place * size : (place + 1) * size]
+
+
+def steps_per_epoch(size: int, total: int) -> int:
+    """Return how many batches of `size` it takes to see `total` items once."""
+    return max(1, math.ceil(total / size))
+
+
+@dataclass
+class _State:
+    step: int
+    total: float  # of the losses since the last point
+    curve: tuple[Point, ...]
+
+
+def train(
+    task: Task, plan: Plan, checkpoint: Path, key: str, *, progress: Progress
+) -> tuple[Point, ...]:
+    """Train to the end of `plan` and return the curve; resume from `checkpoint` if it is of `key`.
+
+    The checkpoint file is replaced whole every `checkpoint_every` steps. Raises ConfigError if it
+    cannot be read or if the loss is no longer a number.
+    """
+    groups = task.groups()
+    optimiser = torch.optim.AdamW(
+        [{"params": list(g.parameters), "ratio": g.ratio} for g in groups], weight_decay=0.0
+    )
+    state = _resume(checkpoint, key, groups, optimiser)
+    if state is None:
+        state = _State(0, 0.0, (Point(0, 0.0, task.evaluate()),))
+    every = plan.schedule.checkpoint_every
+    for step in range(state.step, plan.steps):
+        state.total += _step(task, groups, optimiser, step, plan.learning_rate(step))
+        state.step = step + 1
+        progress(state.step, plan.steps)
+        if state.step % every == 0 or state.step == plan.steps:
+            _mark(state, task.evaluate())
+            _write(checkpoint, key, groups, optimiser, state)
+    return state.curve
+
+
+def _step(
+    task: Task, groups: list[Group], optimiser: torch.optim.Optimizer, step: int, rate: float
+) -> float:
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["ratio"]
+    optimiser.zero_grad(set_to_none=True)
+    loss = task.loss(step)
+    if not bool(torch.isfinite(loss)):
+        raise ConfigError(
+            f"the loss is {float(loss.detach())} at step {step}",
+            hint="lower schedule.learning_rate",
+        )
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_([p for g in groups for p in g.parameters], CLIP)
+    optimiser.step()
+    return float(loss.detach())
+
+
+def _mark(state: _State, held_out: Mapping[str, float]) -> None:
+    steps = state.step - state.curve[-1].step
+    state.curve = (*state.curve, Point(state.step, state.total / steps, held_out))
+    state.total = 0.0
+
+
+def _write(
+    file: Path, key: str, groups: list[Group], optimiser: torch.optim.Optimizer, state: _State
+) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    whole = {
+        "key": key,
+        "step": state.step,
+        "weights": [p.detach() for g in groups for p in g.parameters],
+        "optimiser": optimiser.state_dict(),
+        "curve": [(p.step, p.loss, dict(p.held_out)) for p in state.curve],
+    }
+    torch.save(whole, temporary)
+    temporary.replace(file)
+
+
+@torch.no_grad()
+def _resume(
+    file: Path, key: str, groups: list[Group], optimiser: torch.optim.Optimizer
+) -> _State | None:
+    """Put weights and optimiser where the checkpoint left them; None if it is of another run."""
+    if not file.is_file():
+        return None
+    try:
+        whole: dict[str, Any] = torch.load(file, weights_only=True)
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ...
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"{file}: damaged ({first})", hint="delete it and start again") from error
+    if whole["key"] != key:
+        return None
+    parameters = [p for g in groups for p in g.parameters]
+    for parameter, weight in zip(parameters, whole["weights"], strict=True):
+        parameter.copy_(weight)
+    optimiser.load_state_dict(whole["optimiser"])
+    return _State(whole["step"], 0.0, tuple(Point(*point) for point in whole["curve"]))

@@ -1,0 +1,83 @@
+"""Cross entropy over a large vocabulary at the price of a small one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from specpipe.contracts import Ints
+
+NOTHING = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The tokens whose logits a step computes, and what is added to each logit."""
+
+    tokens: torch.Tensor | None  # [C]; None: the whole vocabulary, in order
+    bias: torch.Tensor | None  # [C]  log of how many tokens a drawn one stands for
+    labels: torch.Tensor  # [N, heads]  as indices into `tokens`; -1: nothing
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """How candidates are chosen.
+
+    The `frequent` tokens and the labels at hand always take part; of the rest, `samples` are drawn
+    a step, and each stands for rest / samples tokens: an unbiased estimate of the softmax's
+    denominator (Bengio and Senecal 2008, importance sampling, with a uniform proposal). With no
+    frequent tokens, every token takes part and the loss is exact.
+    """
+
+    size: int
+    frequent: Ints  # ids; empty: no reduction
+    samples: int
+
+    def candidates(self, labels: torch.Tensor, rng: np.random.Generator) -> Candidates:
+        """Choose the candidates for the labels [N, heads] of one step."""
+        if not len(self.frequent):
+            return Candidates(None, None, labels)
+        known = np.union1d(self.frequent, labels[labels >= 0].numpy())
+        rest = np.setdiff1d(np.arange(self.size), known, assume_unique=True)
+        drawn = np.sort(rng.choice(rest, min(self.samples, len(rest)), replace=False))
+        bias = np.zeros(len(known) + len(drawn), np.float32)
+        bias[len(known) :] = np.log(len(rest) / max(1, len(drawn)))
+        index = np.full(self.size, NOTHING, np.int64)
+        index[known] = np.arange(len(known))
+        moved = torch.where(labels >= 0, torch.from_numpy(index)[labels.clamp(min=0)], NOTHING)
+        tokens = torch.from_numpy(np.concatenate([known, drawn]))
+        return Candidates(tokens, torch.from_numpy(bias), moved)
+
+
+def frequent_tokens(labels: Ints, most: int) -> Ints:
+    """Return the ids of the most frequent labels, at most `most`, rising; -1 does not count."""
+    ids, counts = np.unique(labels[labels >= 0], return_counts=True)
+    order = np.lexsort((ids, -counts))
+    return np.sort(ids[order[:most]])
+
+
+def cross_entropy(
+    features: torch.Tensor, output: torch.Tensor, chosen: Candidates, head: int
+) -> torch.Tensor:
+    """Return the mean loss of one head, in nats a label: features [N, D], output [V, D].
+
+    0 if no position has a label for this head.
+    """
+    labels = chosen.labels[:, head]
+    if not bool((labels >= 0).any()):
+        return features.sum() * 0.0
+    rows = output if chosen.tokens is None else output[chosen.tokens]
+    logits = functional.linear(features.to(rows.dtype), rows).float()
+    if chosen.bias is not None:
+        logits = logits + chosen.bias
+    return functional.cross_entropy(logits, labels, ignore_index=NOTHING)
+
+
+def weighted_sum(losses: Sequence[torch.Tensor], decay: float) -> torch.Tensor:
+    """Return sum over heads k of decay^k times the head's loss (paper, equation 1)."""
+    total = losses[0]
+    for k, loss in enumerate(losses[1:], 1):
+        total = total + decay**k * loss
+    return total

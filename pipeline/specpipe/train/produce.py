@@ -1,0 +1,155 @@
+"""`train medusa` and `train draft` from end to end: text, training, and an artifact on disk.
+
+A product is a folder with a manifest, like every artifact: it appears whole or not at all, and is
+made again only if the target, the text or the options have changed. What is only needed on the way
+(answers, hidden states, the checkpoint to resume from) lies beside it in `work/`.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from specpipe.artifacts import (
+    Manifest,
+    Workspace,
+    digest_json,
+    locked,
+    remove_leftovers,
+    staged,
+    why_stale,
+    write_publish,
+)
+from specpipe.checkpoint.source import locate_model
+from specpipe.config import RunConfig
+from specpipe.recipe import Schedule
+from specpipe.train.gather import gather_text
+from specpipe.train.loop import Plan, Point, Task, train
+from specpipe.train.report import TrainingReport, write_report
+from specpipe.train.target import Target, load_target
+from specpipe.train.text import Split
+
+Progress = Callable[[int, int], None]
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: what it starts from, where it works, and whom it tells."""
+
+    config: RunConfig
+    target: Target
+    text: Split
+    work: Path
+    inputs: Mapping[str, str]
+    notify: Notify
+    progress: Progress
+
+    @property
+    def key(self) -> str:
+        """What the outcome depends on, as a digest."""
+        return digest_json(dict(self.inputs))
+
+    def train(self, task: Task, schedule: Schedule, batches: int) -> tuple[Point, ...]:
+        """Train `task` for the epochs of `schedule`, `batches` steps each."""
+        plan = Plan(schedule, max(1, round(schedule.epochs * batches)))
+        self.notify(f"training: {plan.steps} steps")
+        return train(task, plan, self.checkpoint, self.key, progress=self.progress)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that a killed training resumes from."""
+        return self.work / f"resume-{self.key[:16]}.pt"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a `train` command made, or found to be fresh."""
+
+    path: Path
+    fresh: bool
+    reason: str
+
+
+Make = Callable[[Job, Path], TrainingReport]
+
+
+def produce(
+    kind: str,
+    options: object,
+    make: Make,
+    config: RunConfig,
+    workspace: Workspace,
+    *,
+    notify: Notify,
+    progress: Progress,
+) -> TrainResult:
+    """Make the product `kind` in the run's training folder, unless it is fresh.
+
+    `options` is the record that it depends on; `make` fills an empty folder and returns the report.
+    """
+    folder = training_folder(config, workspace)
+    place, work = folder / kind, folder / "work"
+    with locked(folder, notify), determinism():
+        path = locate_model(config.target.model, config, "target.model")
+        target = load_target(path, config.train.dtype, folder / ".digests.json")
+        notify("text: reading, and answering prompts if there are any")
+        text = gather_text(config, target, work, progress=progress)
+        inputs = {
+            "target": target.digest,
+            "text": text.digest(),
+            "options": digest_json([kind, asdict(options), config.train.seed, target.dtype]),  # type: ignore[call-overload]
+            "torch": torch.__version__,
+        }
+        reason = why_stale(place, "trained", inputs)
+        if reason is None:
+            return TrainResult(place, fresh=True, reason="")
+        job = Job(config, target, text, work, inputs, notify, progress)
+        _publish(job, place, make)
+        return TrainResult(place, fresh=False, reason=reason)
+
+
+def _publish(job: Job, place: Path, make: Make) -> None:
+    remove_leftovers(place)
+    with staged(place, "train") as temporary:
+        write_report(make(job, temporary), temporary)
+        write_publish(temporary, place, Manifest("trained", job.inputs))
+    job.checkpoint.unlink(missing_ok=True)
+
+
+def training_folder(config: RunConfig, workspace: Workspace) -> Path:
+    """Return where the run keeps what it trains."""
+    if config.train.out is None:
+        return workspace.engines / "train"
+    return Path(config.train.out).expanduser()
+
+
+def text_facts(job: Job) -> dict[str, str | int | float]:
+    """Return what a report says about target and text."""
+    text = job.text
+    return {
+        "target": job.config.target.model,
+        "dtype": job.target.dtype,
+        "documents": len(text.training),
+        "tokens": sum(map(len, text.training)),
+        "learned tokens": sum(int(d.learned.sum()) for d in text.training),
+        "hold-out documents": len(text.held_out),
+        "hold-out tokens": sum(map(len, text.held_out)),
+        "seed": job.config.train.seed,
+    }
+
+
+@contextlib.contextmanager
+def determinism() -> Iterator[None]:
+    """Make torch refuse operations whose result could differ from run to run, for the time."""
+    settings = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        settings.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]

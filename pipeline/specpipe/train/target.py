@@ -1,0 +1,75 @@
+"""The target as transformers loads it, with the facts that training needs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specpipe.artifacts import digest_file, digest_json
+from specpipe.checkpoint.source import open_source
+from specpipe.contracts import Dtype
+from specpipe.errors import ConfigError, Unsupported
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A frozen model and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+    path: Path
+    digest: str  # of weights, config and tokenizer
+    dtype: Dtype
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends an answer."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def output(self) -> torch.Tensor:
+        """Weights of the LM head: [V, D]."""
+        weight: torch.Tensor = self.model.get_output_embeddings().weight
+        return weight
+
+    @torch.no_grad()
+    def hidden(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return the last hidden states, after the final norm: [B, T] -> [B, T, D]."""
+        return last_hidden(self.model, ids, mask)
+
+
+def last_hidden(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return what a model hands to its LM head: [B, T] -> [B, T, D]."""
+    states: torch.Tensor = model.base_model(
+        input_ids=ids, attention_mask=mask, use_cache=False
+    ).last_hidden_state
+    return states
+
+
+def load_target(path: Path, dtype: Dtype, memory: Path) -> Target:
+    """Load a Hugging Face folder, frozen; `memory` remembers file digests.
+
+    Raises Unsupported for a .gguf file, ConfigError if the tokenizer knows no end of text.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    source = open_source(path)
+    if path.is_file():
+        raise Unsupported(
+            f"{path}: training starts from a Hugging Face folder",
+            hint="save the dequantised model as one, as `scripts/fetch-model` does",
+        )
+    logging.disable_progress_bar()
+    tokenizer: Any = AutoTokenizer.from_pretrained(path)
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"{path}: the tokenizer has no eos_token")
+    # Under a padding mask and in bfloat16, torch's fused attention is the slower one on a CPU.
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        path, dtype=DTYPES[dtype], attn_implementation="eager"
+    )
+    digest = digest_json({file.name: digest_file(file, memory) for file in source.files()})
+    return Target(model.eval().requires_grad_(False), tokenizer, path, digest, dtype)

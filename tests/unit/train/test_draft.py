@@ -1,0 +1,79 @@
+"""A distilled draft: which layers, nearer to the target than before, and a usable checkpoint."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from specpipe.artifacts import MANIFEST, Workspace, digest_file
+from specpipe.checkpoint.convert import write_checkpoint
+from specpipe.checkpoint.source import open_source
+from specpipe.errors import ConfigError
+from specpipe.recipe import DraftTraining
+from specpipe.train.draft import divergence, kept_layers
+from specpipe.train.make_draft import train_draft
+
+
+def test_layers_are_spread_evenly_with_the_first_and_the_last() -> None:
+    assert kept_layers(DraftTraining(num_layers=4), 10) == (0, 3, 6, 9)
+    assert kept_layers(DraftTraining(), 30)[::9] == (0, 29)
+    assert kept_layers(DraftTraining(num_layers=5), 5) == (0, 1, 2, 3, 4)
+    assert kept_layers(DraftTraining(layers=(1, 2, 8)), 10) == (1, 2, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (DraftTraining(layers=(0, 10)), r"\[0, 10\]: the target's layers are 0 to 9"),
+        (DraftTraining(num_layers=11), "is 11: the target has 10 layers"),
+    ],
+)
+def test_layers_that_do_not_exist_are_refused(options: DraftTraining, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        kept_layers(options, 10)
+
+
+def test_the_divergence_is_zero_for_equals_and_the_textbook_value_otherwise() -> None:
+    taught = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 0.0]])
+    said = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    assert float(divergence(taught, taught, 2.0)) == pytest.approx(0, abs=1e-6)
+    p, q = (taught / 2).softmax(-1), (said / 2).softmax(-1)
+    wanted = float((p * (p / q).log()).sum(-1).mean()) * 4
+    assert float(divergence(taught, said, 2.0)) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_it_comes_nearer_to_the_target_and_is_a_checkpoint_like_any_other(
+    make_run, workspace: Workspace, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    result = train_draft(make_run(), workspace)
+    report = json.loads((result.path / "report.json").read_text())
+    assert report["after"]["kl"] < 0.7 * report["before"]["kl"]
+    assert report["after"]["overlap"] > report["before"]["overlap"]
+    assert train_draft(make_run(), workspace).fresh
+    model = AutoModelForCausalLM.from_pretrained(result.path)
+    assert model.config.num_hidden_layers == 1
+    assert AutoTokenizer.from_pretrained(result.path).chat_template
+    out = tmp_path / "converted"
+    out.mkdir()
+    write_checkpoint(open_source(result.path), out, "float32", lambda done, total: None)
+    assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 1
+
+
+def test_a_killed_distillation_resumes_to_the_same_bytes(make_run, tmp_path: Path) -> None:
+    config, killed = make_run(), Workspace(tmp_path / "killed", "t")
+    whole = train_draft(config, Workspace(tmp_path / "whole", "t"))
+    steps = json.loads((whole.path / "report.json").read_text())["curve"][-1]["step"]
+
+    def kill(done: int, total: int) -> None:
+        if (done, total) == (23, steps):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_draft(config, killed, progress=kill)
+    assert not list(killed.root.rglob(MANIFEST)) and not list(killed.root.rglob("model.safe*"))
+    resumed = train_draft(config, killed)
+    for name in ("model.safetensors", "report.json", MANIFEST):
+        assert digest_file(resumed.path / name) == digest_file(whole.path / name)
