@@ -42,7 +42,7 @@ OPTIONS: dict[str, Callable[[int], Speculation]] = {  # how deep to guess -> opt
         "hybrid", DRAFT, depth, 2, 3, draft_length="confidence", min_confidence=0.6
     ),
     "hybrid, heads": lambda depth: Hybrid(
-        "hybrid", None, len(_tree(depth)), 2, 3, heads="unused", tree=_tree(depth)
+        "hybrid", None, depth, 2, 3, heads="unused", tree="dynamic"
     ),
     "medusa": lambda depth: Medusa("medusa", "unused", len(_tree(depth)), _tree(depth)),
     "medusa, dynamic": lambda depth: Medusa("medusa", "unused", depth, "dynamic"),
