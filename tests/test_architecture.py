@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "pipeline/specpipe"
 LAYERS = [
     {"errors"},
     {"contracts"},
-    {"records", "trees", "recipe", "config"},
+    {"records", "trees", "methods", "recipe", "config"},
     {"artifacts"},
     {"checkpoint", "engine", "speculate", "plan"},
     {"assembly"},

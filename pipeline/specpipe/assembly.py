@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from specpipe.config import AnyLength, Medusa, NoSpeculation, RunConfig, Speculation
+from specpipe.config import RunConfig
 from specpipe.contracts import Backend, LoadedEngine, Proposer, Role, Runner, Sampling
 from specpipe.errors import ConfigError, Unsupported
+from specpipe.methods import AnyLength, Medusa, NoSpeculation, Speculation
 from specpipe.speculate import accept
 from specpipe.speculate.decode import Limits, Step, decode
 from specpipe.speculate.draft_length import QuietWhenBusy

@@ -12,11 +12,10 @@ from typing import Literal
 
 from specpipe.contracts import Dtype, Role
 from specpipe.errors import ConfigError
+from specpipe.methods import PLAIN, DraftModel, Hybrid, Lookahead, Medusa, PromptLookup, Speculation
 from specpipe.recipe import TrainOptions
 from specpipe.records import Place, at_least, between, matching, read_record
-from specpipe.trees import TreePath, complete_tree
-
-TreeOption = Literal["auto", "dynamic"] | tuple[TreePath, ...]  # dynamic: grown at every step
+from specpipe.trees import complete_tree
 
 
 @dataclass(frozen=True)
@@ -24,118 +23,6 @@ class TargetOptions:
     """The model whose answers are served."""
 
     model: str  # a folder, a .gguf file, or a Hugging Face id
-
-
-@dataclass(frozen=True)
-class DraftOptions:
-    """The small model that guesses."""
-
-    model: str
-
-
-@dataclass(frozen=True)
-class NoSpeculation:
-    """Plain decoding, one token a step."""
-
-    method: Literal["none"] = "none"
-
-    @property
-    def num_draft_tokens(self) -> int:
-        """No tokens are guessed."""
-        return 0
-
-    @property
-    def max_concurrency(self) -> None:
-        """There is no speculation to be held back."""
-        return None
-
-
-@dataclass(frozen=True)
-class PromptLookup:
-    """Guesses copied from where the last tokens occurred before, in prompt or output."""
-
-    method: Literal["prompt_lookup"]
-    num_draft_tokens: int = field(default=4, metadata=between(1, 64))
-    min_matching_ngram_size: int = field(default=2, metadata=between(1, 16))
-    max_matching_ngram_size: int = field(default=3, metadata=between(1, 16))
-    draft_length: Literal["fixed", "adaptive"] = "fixed"  # see DraftModel
-    max_concurrency: int | None = field(default=None, metadata=at_least(1))
-
-
-@dataclass(frozen=True)
-class DraftModel:
-    """Guesses of a smaller model with the same tokenizer.
-
-    `draft_length`: always `num_draft_tokens`; or shorter after drafts that were refused; or only
-    while the draft's most likely token has a probability of at least `min_confidence`. Above
-    `max_concurrency` running sequences nothing is guessed.
-    """
-
-    method: Literal["draft_model"]
-    draft: DraftOptions
-    num_draft_tokens: int = field(default=4, metadata=between(1, 64))
-    draft_length: Literal["fixed", "adaptive", "confidence"] = "fixed"
-    min_confidence: float = field(default=0.4, metadata=between(0, 1))
-    max_concurrency: int | None = field(default=None, metadata=at_least(1))
-
-
-@dataclass(frozen=True)
-class Hybrid:
-    """Prompt lookup first; where that finds nothing, a draft model or Medusa heads guess.
-
-    The keys are those of the two methods; `draft_length` governs a draft model. `num_draft_tokens`
-    bounds both: what is looked up, and what the second guesses.
-    """
-
-    method: Literal["hybrid"]
-    draft: DraftOptions | None = None
-    num_draft_tokens: int = field(default=4, metadata=between(1, 64))
-    min_matching_ngram_size: int = field(default=2, metadata=between(1, 16))
-    max_matching_ngram_size: int = field(default=3, metadata=between(1, 16))
-    draft_length: Literal["fixed", "adaptive", "confidence"] = "fixed"
-    min_confidence: float = field(default=0.4, metadata=between(0, 1))
-    max_concurrency: int | None = field(default=None, metadata=at_least(1))
-    heads: str | None = None
-    tree: TreeOption = "auto"
-
-
-@dataclass(frozen=True)
-class Lookahead:
-    """N-grams that the target finds by Jacobi iteration; the paper's W, N and G, in this order."""
-
-    method: Literal["lookahead"]
-    window_size: int = field(default=4, metadata=at_least(1))
-    ngram_size: int = field(default=3, metadata=at_least(1))
-    verification_set_size: int = field(default=4, metadata=at_least(0))
-    max_concurrency: int | None = field(default=None, metadata=at_least(1))
-
-    @property
-    def num_draft_tokens(self) -> int:
-        """Count what one step scores beside the root: the window, then the n-grams to verify.
-
-        Equals the `--max_draft_len` that TensorRT-LLM demands for the same sizes
-        (`LookaheadDecodingConfig`, cpp/tensorrt_llm/executor/decodingConfig.cpp).
-        """
-        length = self.ngram_size - 1
-        return max(length - 1, 0) + (self.window_size - 1 + self.verification_set_size) * length
-
-
-@dataclass(frozen=True)
-class Medusa:
-    """Guesses of heads on the target's last hidden state, checked as a tree."""
-
-    method: Literal["medusa"]
-    heads: str  # folder or file; see `checkpoint.medusa` for the layouts
-    num_draft_tokens: int = field(default=16, metadata=between(1, 255))  # nodes of the tree
-    tree: TreeOption = "auto"
-    acceptance: Literal["exact", "typical"] = "exact"  # typical is lossy where it samples
-    typical_epsilon: float = field(default=0.09, metadata=between(0, 1))
-    typical_delta: float = field(default=0.3, metadata=between(0, 1))
-    max_concurrency: int | None = field(default=None, metadata=at_least(1))
-
-
-AnyLength = PromptLookup | DraftModel | Hybrid | Medusa  # a request may ask for fewer tokens
-Speculation = NoSpeculation | AnyLength | Lookahead
 
 
 @dataclass(frozen=True)
@@ -179,7 +66,7 @@ class RunConfig:
     name: str = field(metadata=matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"))
     target: TargetOptions
     engine: EngineOptions
-    speculation: Speculation = NoSpeculation()
+    speculation: Speculation = PLAIN
     serving: ServingOptions = ServingOptions()
     validate: ValidateOptions = ValidateOptions()
     train: TrainOptions = field(default_factory=TrainOptions)

@@ -11,17 +11,10 @@ from specpipe.checkpoint.families import find_family
 from specpipe.checkpoint.medusa import HeadsSource, open_heads, with_heads
 from specpipe.checkpoint.source import Source, known_model, locate_model, open_source
 from specpipe.checkpoint.tokenizer import read_vocabulary
-from specpipe.config import (
-    DraftModel,
-    Hybrid,
-    Medusa,
-    PromptLookup,
-    RunConfig,
-    find_file,
-    require_file,
-)
+from specpipe.config import RunConfig, find_file, require_file
 from specpipe.contracts import Backend, BuildRequest, ModelConfig, Rejection, Role
 from specpipe.errors import Unsupported
+from specpipe.methods import DraftModel, Hybrid, Medusa, PromptLookup
 from specpipe.plan.plan import (
     Memory,
     Plan,

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from specpipe.config import Speculation
 from specpipe.doctor import Finding
+from specpipe.methods import Speculation
 from specpipe.plan.plan import Plan
 from specpipe.run import StageResult
 from specpipe.serve.client import Generation

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from specpipe.assembly import PROPOSERS
-from specpipe.config import Speculation
 from specpipe.contracts import EMPTY, ROOT, Draft, Proposer, Sampling, chain
+from specpipe.methods import Speculation
 from specpipe.speculate import accept
 from specpipe.speculate.decode import Limits, decode
 from tests.contract.worlds import OPTIONS, PROMPT, World

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from specpipe.assembly import make_proposer
-from specpipe.config import (
+from specpipe.contracts import Floats, Proposer, Role, Sampling
+from specpipe.methods import (
     DraftModel,
     DraftOptions,
     Hybrid,
@@ -16,7 +17,6 @@ from specpipe.config import (
     PromptLookup,
     Speculation,
 )
-from specpipe.contracts import Floats, Proposer, Role, Sampling
 from specpipe.speculate import decode
 from specpipe.speculate.decode import Limits
 from specpipe.trees import TreePath, complete_tree

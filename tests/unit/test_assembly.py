@@ -3,8 +3,8 @@
 import pytest
 
 from specpipe.assembly import limit_draft
-from specpipe.config import Lookahead, NoSpeculation, PromptLookup
 from specpipe.errors import ConfigError
+from specpipe.methods import Lookahead, NoSpeculation, PromptLookup
 
 
 def test_a_request_may_ask_for_fewer_draft_tokens_or_none() -> None:

@@ -4,16 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.config import (
-    DraftModel,
-    Hybrid,
-    Medusa,
-    NoSpeculation,
-    PromptLookup,
-    find_file,
-    read_config,
-)
+from specpipe.config import find_file, read_config
 from specpipe.errors import ConfigError
+from specpipe.methods import DraftModel, Hybrid, Medusa, NoSpeculation, PromptLookup
 
 GOOD = """\
 name: demo

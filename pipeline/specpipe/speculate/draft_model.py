@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from specpipe.config import DraftModel
 from specpipe.contracts import (
     EMPTY,
     Draft,
@@ -19,6 +18,7 @@ from specpipe.contracts import (
     Verdict,
     chain,
 )
+from specpipe.methods import DraftModel
 from specpipe.speculate.accept import draw
 from specpipe.speculate.draft_length import AdaptiveLength
 from specpipe.speculate.sampling import adjust, distribution, log_probability

@@ -5,8 +5,8 @@ Lossless as its parts are: which of them guesses follows from the committed toke
 
 from collections.abc import Mapping, Sequence
 
-from specpipe.config import Hybrid
 from specpipe.contracts import Draft, Proposer, Role, Runner, Sampling, Scores, Verdict
+from specpipe.methods import Hybrid
 from specpipe.speculate import medusa
 from specpipe.speculate.draft_model import guided_by
 from specpipe.speculate.prompt_lookup import PromptLookupProposer

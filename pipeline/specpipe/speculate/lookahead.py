@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from specpipe.config import Lookahead
 from specpipe.contracts import EMPTY, ROOT, Draft, Ints, Role, Runner, Sampling, Scores, Verdict
+from specpipe.methods import Lookahead
 
 
 class Pool:

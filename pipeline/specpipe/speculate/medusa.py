@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from specpipe.config import Hybrid, Medusa
 from specpipe.contracts import EMPTY, ROOT, Draft, Logits, Role, Runner, Sampling, Scores, Verdict
+from specpipe.methods import Hybrid, Medusa
 from specpipe.trees import TreePath, grow_tree
 
 

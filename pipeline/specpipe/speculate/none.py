@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from specpipe.config import NoSpeculation
 from specpipe.contracts import EMPTY, Draft, Role, Runner, Sampling, Scores, Verdict
+from specpipe.methods import NoSpeculation
 
 
 class NoProposer:

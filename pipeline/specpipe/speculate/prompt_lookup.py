@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from specpipe.config import PromptLookup
 from specpipe.contracts import (
     EMPTY,
     Draft,
@@ -21,6 +20,7 @@ from specpipe.contracts import (
     Verdict,
     chain,
 )
+from specpipe.methods import PromptLookup
 from specpipe.speculate.draft_length import AdaptiveLength
 
 

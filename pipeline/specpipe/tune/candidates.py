@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from specpipe.config import DraftModel, Hybrid, Lookahead, Medusa, PromptLookup, Speculation
+from specpipe.methods import DraftModel, Hybrid, Lookahead, Medusa, PromptLookup, Speculation
 from specpipe.trees import grow_tree
 
 LOOKUP_TOKENS = (2, 3, 4, 6, 8, 10, 12, 16)

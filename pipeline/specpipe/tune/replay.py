@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 
 from specpipe.assembly import make_proposer
-from specpipe.config import Speculation
 from specpipe.contracts import Draft, Guesses, Proposer, Role, Runner, Sampling, Scores, Verdict
+from specpipe.methods import Speculation
 from specpipe.speculate import accept
 from specpipe.tune.trace import Trace
 

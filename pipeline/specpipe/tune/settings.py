@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from specpipe.artifacts import write_text
-from specpipe.config import Speculation
+from specpipe.methods import Speculation
 from specpipe.tune.tune import Tuning
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from specpipe.assembly import Deployment, Slot
-from specpipe.config import Lookahead, NoSpeculation, RunConfig, Speculation
+from specpipe.config import RunConfig
 from specpipe.contracts import Role, Runner, Sampling
+from specpipe.methods import Lookahead, NoSpeculation, Speculation
 from specpipe.speculate.decode import Limits
 from specpipe.tune.candidates import candidates
 from specpipe.tune.cost import CostCurve, measure_cost

@@ -10,7 +10,6 @@ from specpipe.artifacts import read_model_config
 from specpipe.assembly import make_proposer
 from specpipe.checkpoint.convert import write_checkpoint
 from specpipe.checkpoint.source import open_source
-from specpipe.config import Lookahead, NoSpeculation
 from specpipe.contracts import (
     EMPTY,
     ROOT,
@@ -23,6 +22,7 @@ from specpipe.contracts import (
 )
 from specpipe.engine.openvino.backend import OpenVinoBackend, Precision
 from specpipe.errors import ConfigError
+from specpipe.methods import Lookahead, NoSpeculation
 from specpipe.speculate.decode import Limits, decode
 
 PROMPT = [5, 9, 30, 41, 7, 100, 33]

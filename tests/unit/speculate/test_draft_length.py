@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from specpipe.assembly import Slot
-from specpipe.config import DraftModel, DraftOptions, Lookahead, PromptLookup
 from specpipe.contracts import EMPTY, ROOT, Draft, Sampling, Scores, Verdict, chain
+from specpipe.methods import DraftModel, DraftOptions, Lookahead, PromptLookup
 from specpipe.speculate.decode import Limits
 from specpipe.speculate.draft_length import AdaptiveLength, next_length
 from specpipe.speculate.draft_model import DraftModelProposer

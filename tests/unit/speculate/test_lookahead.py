@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from specpipe.config import Lookahead
 from specpipe.contracts import EMPTY, ROOT, Draft, Sampling, Scores, Verdict
+from specpipe.methods import Lookahead
 from specpipe.speculate.decode import Limits, decode
 from specpipe.speculate.lookahead import LookaheadProposer, Pool, Window, merge
 from tests.unit.speculate.scripted import ScriptedRunner

@@ -9,16 +9,16 @@ import pytest
 
 from specpipe.artifacts import Workspace
 from specpipe.assembly import Deployment
-from specpipe.config import (
+from specpipe.config import read_config
+from specpipe.contracts import Guesses, Sampling
+from specpipe.methods import (
     DraftModel,
     DraftOptions,
     Medusa,
     NoSpeculation,
     PromptLookup,
     Speculation,
-    read_config,
 )
-from specpipe.contracts import Guesses, Sampling
 from specpipe.run import tune_run
 from specpipe.speculate.decode import Limits
 from specpipe.trees import complete_tree

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specpipe.assembly import limit_draft, load_deployment
-from specpipe.config import Speculation
 from specpipe.errors import ConfigError
+from specpipe.methods import Speculation
 from specpipe.records import parse_record
 from specpipe.repository.models import requests, triton
 from specpipe.repository.models.channel import EngineSocket, socket_path
