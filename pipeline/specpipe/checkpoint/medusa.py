@@ -125,7 +125,7 @@ def _accuracy(folder: Path, heads: int) -> tuple[tuple[float, ...], ...] | None:
     if not file.is_file():
         return None
     try:
-        rows = tuple(tuple(map(float, row)) for row in json.loads(file.read_text())["accuracy"])
+        rows = tuple(tuple(map(float, row)) for row in json.loads(file.read_text())["conditional"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file}: not a calibration: {error}") from error
     if len(rows) != heads or not all(rows):

@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from specpipe.contracts import Floats, Ints
 from specpipe.train.text import Bools
+from specpipe.trees import WIDTH
 
-WIDTH = 10  # guesses of one head that are looked at; no tree uses more
 NEVER = np.iinfo(np.int64).max
 _CHUNK = 512  # positions whose logits are in memory together
 

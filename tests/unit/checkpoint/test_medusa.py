@@ -131,9 +131,9 @@ def test_a_pickle_with_code_in_it_is_never_run(tmp_path: Path) -> None:
 
 def test_the_calibration_is_read_and_checked(heads: Path) -> None:
     file = heads / "calibration.json"
-    file.write_text(json.dumps({"accuracy": [[0.5, 0.2], [0.4, 0.1], [0.3, 0.1]]}))
+    file.write_text(json.dumps({"conditional": [[0.5, 0.2], [0.4, 0.1], [0.3, 0.1]]}))
     assert open_heads(heads).accuracy == ((0.5, 0.2), (0.4, 0.1), (0.3, 0.1))
-    file.write_text(json.dumps({"accuracy": [[0.5]]}))
+    file.write_text(json.dumps({"conditional": [[0.5]]}))
     with pytest.raises(ConfigError, match="1 heads are calibrated, 3 are there"):
         open_heads(heads)
 

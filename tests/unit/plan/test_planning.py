@@ -173,7 +173,7 @@ def medusa(folder: Path, **options: object) -> dict[str, object]:
 def test_an_auto_tree_is_grown_from_the_heads_calibration(write_config, tmp_path: Path) -> None:
     make_heads(tmp_path / "heads", seed=1, heads=2)
     accuracy = [[0.9] + [0.01] * 9, [0.8] + [0.01] * 9]
-    (tmp_path / "heads/calibration.json").write_text(json.dumps({"accuracy": accuracy}))
+    (tmp_path / "heads/calibration.json").write_text(json.dumps({"conditional": accuracy}))
     config = write_config(speculation=medusa(tmp_path / "heads", num_draft_tokens=2))
     plan = plan_of(config, tmp_path)
     assert plan.config.speculation.tree == ((0,), (0, 0))
