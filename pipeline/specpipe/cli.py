@@ -44,6 +44,15 @@ workspace_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
+costs_option = click.option(
+    "--cost-model",
+    "costs",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Price steps by this JSON file, from another machine, not by timing this one.",
+)
+
+
 def port_options(command: Command) -> Command:
     """Add the options that say where a server listens."""
     for flag, default in (("metrics", 8002), ("http", 8000), ("grpc", 8001)):
@@ -386,8 +395,11 @@ def _train(
     type=click.Path(path_type=Path),
     help="Write the run's YAML with the chosen settings here; without it nothing is written.",
 )
+@costs_option
 @json_option
-def tune(config_path: Path, workspace: Path, out: Path | None, as_json: bool) -> None:
+def tune(
+    config_path: Path, workspace: Path, out: Path | None, costs: Path | None, as_json: bool
+) -> None:
     """Choose the settings of the run's method for this machine and the run's prompts.
 
     Answers to the prompts of `validate:` are recorded once; every setting is then replayed against
@@ -402,11 +414,34 @@ def tune(config_path: Path, workspace: Path, out: Path | None, as_json: bool) ->
 
     config, place = _load(config_path, workspace)
     with _progress("prompts") as progress:
-        tuning = tune_run(config, place, notify=_say, progress=progress)
+        tuning = tune_run(config, place, costs=costs, notify=_say, progress=progress)
     click.echo(json.dumps(tuning_json(tuning), indent=2) if as_json else tuning_text(tuning))
     if out is not None:
         write_settings(config_path, out, tuning)
         _say(f"wrote {out}")
+
+
+@main.command()
+@config_option
+@workspace_option
+@costs_option
+@json_option
+def recommend(config_path: Path, workspace: Path, costs: Path | None, as_json: bool) -> None:
+    """Compare the speculation methods that the run's models allow, each at its best.
+
+    Prompt lookup and lookahead need nothing; a draft or heads are tried if the run names them.
+
+    \b
+    Example:  specpipe recommend --config model_configs/smollm2-135m_medusa.yaml
+    """
+    from specpipe.present import prediction_json, predictions_text
+    from specpipe.run import recommend_run
+
+    config, place = _load(config_path, workspace)
+    with _progress("prompts") as progress:
+        found = recommend_run(config, place, costs=costs, notify=_say, progress=progress)
+    as_text = json.dumps([prediction_json(p) for p in found], indent=2)
+    click.echo(as_text if as_json else predictions_text(found))
 
 
 @main.command()

@@ -10,7 +10,7 @@ from specpipe.methods import Speculation
 from specpipe.plan.plan import Plan
 from specpipe.run import StageResult
 from specpipe.serve.client import Generation
-from specpipe.tune.tune import Tuning
+from specpipe.tune.tune import Prediction, Tuning
 
 
 def results_text(results: Sequence[StageResult]) -> str:
@@ -143,6 +143,33 @@ _TUNED = (
 )
 
 
+def predictions_text(found: Sequence[Prediction]) -> str:
+    """Return one line a method, and the advice."""
+    lines = [f"{'method at its best':<64} {'tokens/step':>11} {'ms/token':>9} {'speed-up':>9}"]
+    lines += [
+        f"{settings_text(p.options):<64} {p.tokens_a_step:>11.2f} {p.ms_a_token:>9.1f} "
+        f"{p.speedup:>8.2f}x"
+        for p in found
+    ]
+    best = found[0]
+    why = (
+        "nothing pays here"
+        if best.options.method == "none"
+        else f"{best.tokens_a_step:.2f} tokens a step at {best.ms_a_token:.1f} ms a token"
+    )
+    return "\n".join([*lines, "", f"recommended: {settings_text(best.options)}; {why}"])
+
+
+def prediction_json(found: Prediction) -> dict[str, Any]:
+    """Return one prediction as plain values."""
+    return {
+        "options": asdict(found.options),
+        "tokens_per_step": found.tokens_a_step,
+        "ms_per_token": found.ms_a_token,
+        "predicted_speedup": found.speedup,
+    }
+
+
 def tuning_text(tuning: Tuning) -> str:
     """Return what was tried and what is best, for people."""
     cost = ", ".join(
@@ -178,12 +205,5 @@ def tuning_json(tuning: Tuning) -> dict[str, Any]:
         "break_even_batch": tuning.break_even_batch,
         "step_ms": dict(zip(tuning.cost.rows, tuning.cost.ms, strict=True)),
         "head_accuracy": tuning.accuracy,
-        "tried": [
-            {
-                "options": asdict(p.options),
-                "tokens_per_step": p.tokens_a_step,
-                "predicted_speedup": p.speedup,
-            }
-            for p in tuning.tried
-        ],
+        "tried": [prediction_json(p) for p in tuning.tried],
     }

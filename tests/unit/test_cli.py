@@ -11,7 +11,8 @@ from click.testing import CliRunner
 
 from specpipe.cli import main
 
-COMMANDS = ["build", "compile", "convert", "doctor", "generate", "package", "plan", "serve",
+COMMANDS = ["build", "compile", "convert", "doctor", "generate", "package", "plan",
+            "recommend", "serve",
             "status", "train", "tune", "validate"]  # fmt: skip
 TRAINING = ["train draft", "train medusa"]
 GOLDEN = Path(__file__).parents[1] / "golden"

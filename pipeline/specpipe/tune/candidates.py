@@ -11,7 +11,19 @@ LOOKUP_NGRAMS = ((1, 2), (1, 3), (2, 3), (2, 4))
 DRAFT_TOKENS = (1, 2, 3, 4, 5, 6, 8, 10)
 HYBRID_TOKENS = (2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32)
 TREE_NODES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
-WINDOWS = ((2, 2, 2), (3, 3, 3), (4, 3, 4), (5, 4, 5), (7, 5, 7))
+WINDOWS = ((2, 2, 2), (4, 3, 4), (5, 4, 5))
+
+
+def possible_methods(options: Speculation) -> list[Speculation]:
+    """Return the methods that need nothing, or the draft or the heads that `options` brings."""
+    found: list[Speculation] = [PromptLookup("prompt_lookup"), Lookahead("lookahead")]
+    draft = options.draft if isinstance(options, DraftModel | Hybrid) else None
+    heads = options.heads if isinstance(options, Medusa | Hybrid) else None
+    if draft is not None:
+        found += [DraftModel("draft_model", draft), Hybrid("hybrid", draft)]
+    if heads is not None:
+        found += [Medusa("medusa", heads), Hybrid("hybrid", heads=heads)]
+    return found
 
 
 def candidates(options: Speculation, accuracy: Sequence[Sequence[float]]) -> list[Speculation]:

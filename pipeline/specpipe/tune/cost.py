@@ -1,16 +1,20 @@
 """What one step of an engine costs, by the number of rows that it scores: T(n), measured."""
 
+import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from specpipe.contracts import EMPTY, Runner, Verdict, chain
+from specpipe.contracts import EMPTY, LoadedEngine, Role, Runner, Verdict, chain
+from specpipe.errors import ConfigError
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 ROUNDS = 7
+MOST_ROWS = 65  # root and the widest tree that is tried
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,58 @@ class CostCurve:
         """
         pays = [b for b in range(1, most + 1) if tokens * self(b) > self(b * rows)]
         return max(pays, default=0)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the parts of a step cost on one machine, in milliseconds."""
+
+    step: CostCurve  # of the target
+    heads_ms: float = 0.0  # the heads, once
+    draft_ms: float = 0.0  # one token of the draft model
+    pads_steps: bool = False  # see `LoadedEngine.pads_steps`
+
+
+def read_costs(path: Path) -> Costs:
+    """Read the costs of another machine, e.g. from a GPU profile, out of a JSON file.
+
+    `{"step_ms": {"1": 14.0, "8": 14.6, "64": 21.0}, "heads_ms": 0.4, "draft_ms": 3.1}`; the rows
+    must rise. Raises ConfigError if it is anything else.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        points = sorted((int(rows), float(ms)) for rows, ms in raw.pop("step_ms").items())
+        curve = CostCurve(tuple(n for n, _ in points), tuple(ms for _, ms in points))
+        if len(points) < 2 or points[0][0] != 1 or min(curve.ms) <= 0:
+            raise ValueError("step_ms needs two points or more, from 1 row on, all above 0")
+        return Costs(curve, **raw)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"{path}: not a cost model: {error}",
+            hint='e.g. {"step_ms": {"1": 14.0, "8": 14.6}, "heads_ms": 0.4, "draft_ms": 3.1}',
+        ) from error
+
+
+def measure_costs(
+    engines: Mapping[Role, LoadedEngine],
+    runners: Mapping[Role, Runner],
+    prefix: Sequence[int],
+    *,
+    has_heads: bool,
+) -> Costs:
+    """Time the engines of a deployment behind `prefix`."""
+    most = min(MOST_ROWS, engines["target"].max_seq_len - len(prefix))
+    step = measure_cost(runners["target"], prefix, most)
+    heads = _guess_ms(runners["target"]) if has_heads else 0.0
+    draft = measure_cost(runners["draft"], prefix, 2).ms[0] if "draft" in runners else 0.0
+    return Costs(step, heads, draft, engines["target"].pads_steps)
+
+
+def _guess_ms(runner: Runner) -> float:
+    hidden = runner.score(EMPTY).hidden
+    assert hidden is not None
+    row = hidden[0].copy()
+    return statistics.median(timed_ms(lambda: runner.guess(row)) for _ in range(2 * ROUNDS))
 
 
 def measure_cost(runner: Runner, prefix: Sequence[int], most: int) -> CostCurve:

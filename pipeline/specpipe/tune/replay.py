@@ -22,6 +22,8 @@ class ReplayedStep:
     depth: int  # of the draft
     emitted: int
     propose_ms: float  # the proposer's own time here; heads and draft model answer from the record
+    head_calls: int = 0
+    draft_calls: int = 0
 
 
 class _Recorded:
@@ -34,6 +36,7 @@ class _Recorded:
     def __init__(self, trace: Trace, vocab_size: int, max_seq_len: int) -> None:
         self.vocab_size, self.max_seq_len, self._trace = vocab_size, max_seq_len, trace
         self._sequence: list[int] = []
+        self.head_calls = self.draft_calls = 0
 
     def start(self, prompt: Sequence[int]) -> None:
         self._sequence = list(prompt)
@@ -43,6 +46,7 @@ class _Recorded:
     def score(self, draft: Draft) -> Scores:
         """Say what the draft model would choose next, as logits of one certain token."""
         assert self._trace.draft is not None
+        self.draft_calls += 1
         at = min(len(self._sequence) - len(self._trace.prompt), len(self._trace.output))
         logits = np.zeros((1, self.vocab_size), np.float32)
         logits[0, self._trace.draft[at]] = 1.0
@@ -53,6 +57,7 @@ class _Recorded:
 
     def guess(self, hidden: np.ndarray) -> Guesses:  # type: ignore[type-arg]
         """Return the heads' guesses; the "hidden state" is where in the answer we are."""
+        self.head_calls += 1
         return self._trace.guesses[int(hidden[0])]
 
 
@@ -60,20 +65,21 @@ def replay(
     options: Speculation, trace: Trace, vocab_size: int, max_seq_len: int
 ) -> list[ReplayedStep]:
     """Return the steps in which greedy decoding with `options` gives the trace's answer."""
-    recorded: Runner = _Recorded(trace, vocab_size, max_seq_len)
+    recorded = _Recorded(trace, vocab_size, max_seq_len)
     runners: Mapping[Role, Runner] = {"target": recorded, "draft": recorded}
     proposer = make_proposer(options, runners)
     proposer.start(trace.prompt, Sampling())
-    return list(_steps(proposer, trace))
+    return list(_steps(proposer, trace, recorded))
 
 
 def _answer(trace: Trace, done: int, path: accept.Path) -> int:
     return trace.output[done + len(path)]
 
 
-def _steps(proposer: Proposer, trace: Trace) -> Iterator[ReplayedStep]:
+def _steps(proposer: Proposer, trace: Trace, recorded: _Recorded) -> Iterator[ReplayedStep]:
     done, total = 0, len(trace.output)
     while done < total:
+        recorded.head_calls = recorded.draft_calls = 0
         began = time.perf_counter_ns()
         draft = proposer.propose(total - done - 1)
         spent = (time.perf_counter_ns() - began) / 1e6
@@ -83,4 +89,11 @@ def _steps(proposer: Proposer, trace: Trace) -> Iterator[ReplayedStep]:
             where[row] = done + depth
         proposer.observe(draft, Scores(np.zeros((0, 0), np.float32), where), verdict)
         done += len(verdict.path) + 1
-        yield ReplayedStep(1 + len(draft), draft.depth, len(verdict.path) + 1, spent)
+        yield ReplayedStep(
+            1 + len(draft),
+            draft.depth,
+            len(verdict.path) + 1,
+            spent,
+            recorded.head_calls,
+            recorded.draft_calls,
+        )

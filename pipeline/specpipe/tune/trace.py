@@ -5,7 +5,6 @@ the answers alone, from what the heads say at each of their tokens, and from wha
 says next to each of them.
 """
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from specpipe.contracts import EMPTY, Guesses, Ints, Role, Runner, chain
 from specpipe.trees import WIDTH
-from specpipe.tune.cost import commit_one, timed_ms
+from specpipe.tune.cost import commit_one
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +75,3 @@ def head_accuracy(traces: Sequence[Trace]) -> list[list[float]]:
                 hits[head, right[0]] += 1
     rates: list[list[float]] = (hits / np.maximum(reached, 1)[:, None]).tolist()
     return rates
-
-
-def guess_ms(runner: Runner, rounds: int = 15) -> float:
-    """Return the median milliseconds that the heads take."""
-    hidden = runner.score(EMPTY).hidden
-    assert hidden is not None
-    row = hidden[0].copy()
-    return statistics.median(timed_ms(lambda: runner.guess(row)) for _ in range(rounds))

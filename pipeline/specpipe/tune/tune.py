@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from specpipe.assembly import Deployment, Slot
 from specpipe.config import RunConfig
 from specpipe.contracts import Role, Runner, Sampling
-from specpipe.methods import Lookahead, NoSpeculation, Speculation
+from specpipe.methods import PLAIN, Lookahead, NoSpeculation, Speculation
 from specpipe.speculate.decode import Limits
-from specpipe.tune.candidates import candidates
-from specpipe.tune.cost import CostCurve, measure_cost
+from specpipe.tune.candidates import candidates, possible_methods
+from specpipe.tune.cost import CostCurve, Costs, measure_costs
 from specpipe.tune.replay import ReplayedStep, replay
-from specpipe.tune.trace import Trace, guess_ms, head_accuracy, record
+from specpipe.tune.trace import Trace, head_accuracy, record
 
-MOST_ROWS = 65  # root and the widest tree that is tried
 GAIN = 1.03  # a setting must promise this much, or plain decoding is chosen
 Progress = Callable[[int, int], None]
 
@@ -43,53 +42,81 @@ class Tuning:
     accuracy: tuple[tuple[float, ...], ...]  # of the heads, [heads, ranks]; empty without heads
 
 
-@dataclass(frozen=True)
-class _Bench:
-    """The engines and what their parts cost."""
-
-    deployment: Deployment
-    cost: CostCurve
-    heads_ms: float
-    draft_ms: float
-
-    @property
-    def pads(self) -> bool:
-        return self.deployment.engines["target"].pads_steps
-
-
 def tune(
     config: RunConfig,
     deployment: Deployment,
     prompts: Sequence[Sequence[int]],
     end_id: int,
     *,
+    costs: Costs | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Tuning:
     """Choose the settings of the run's method for these prompts, on this machine.
 
-    Every second prompt is held out: the choice is made on the others and checked there.
+    Every second prompt is held out: the choice is made on the others and checked there. `costs` are
+    those of another machine, for a choice that is meant for it.
     """
-    runners = {role: engine.runner() for role, engine in deployment.engines.items()}
-    traces = _record_all(config, runners, prompts, end_id, progress)
-    fit, held = traces[::2], traces[1::2] or traces
-    bench = _measure(deployment, runners, fit[0].prompt, has_heads=bool(fit[0].guesses))
+    fit, held, known = _observe(config, deployment, prompts, end_id, costs, progress)
     accuracy = head_accuracy(fit)
-    tried = [_predict(bench, options, fit) for options in candidates(config.speculation, accuracy)]
+    tried = [
+        _predict(deployment, known, options, fit)
+        for options in candidates(config.speculation, accuracy)
+    ]
     tried.sort(key=lambda found: -found.speedup)
-    best: Speculation = NoSpeculation()
-    if tried and tried[0].speedup >= GAIN:
-        best = tried[0].options
-    holdout = _predict(bench, best, held)
-    rows = 1 + best.num_draft_tokens
+    worth_it = bool(tried) and tried[0].speedup >= GAIN
+    best = tried[0].options if worth_it else PLAIN
+    holdout = _predict(deployment, known, best, held)
     return Tuning(
         best,
         tuple(tried),
         holdout,
         measure_speedup(deployment, best, held, end_id),
-        bench.cost,
-        bench.cost.break_even_batch(rows, holdout.tokens_a_step),
+        known.step,
+        known.step.break_even_batch(1 + best.num_draft_tokens, holdout.tokens_a_step),
         tuple(map(tuple, accuracy)),
     )
+
+
+def recommend(
+    config: RunConfig,
+    deployment: Deployment,
+    prompts: Sequence[Sequence[int]],
+    end_id: int,
+    *,
+    costs: Costs | None = None,
+    progress: Progress = lambda done, total: None,
+) -> list[Prediction]:
+    """Return every method that the run's models allow at its best, the fastest first.
+
+    Settings are chosen on one half of the prompts, the figures are those of the other.
+    """
+    fit, held, known = _observe(config, deployment, prompts, end_id, costs, progress)
+    accuracy = head_accuracy(fit)
+    found = [_predict(deployment, known, PLAIN, held)]
+    for method in possible_methods(config.speculation):
+        tried = [_predict(deployment, known, o, fit) for o in candidates(method, accuracy)]
+        best = max(tried, key=lambda p: p.speedup)
+        found.append(_predict(deployment, known, best.options, held))
+    return sorted(found, key=lambda p: -p.speedup)
+
+
+def _observe(
+    config: RunConfig,
+    deployment: Deployment,
+    prompts: Sequence[Sequence[int]],
+    end_id: int,
+    costs: Costs | None,
+    progress: Progress,
+) -> tuple[list[Trace], list[Trace], Costs]:
+    """Record every answer and time the engines; returns the two halves and the costs."""
+    runners = {role: engine.runner() for role, engine in deployment.engines.items()}
+    traces = _record_all(config, runners, prompts, end_id, progress)
+    fit, held = traces[::2], traces[1::2] or traces
+    if costs is None:
+        costs = measure_costs(
+            deployment.engines, runners, fit[0].prompt, has_heads=bool(fit[0].guesses)
+        )
+    return fit, held, costs
 
 
 def _record_all(
@@ -108,51 +135,40 @@ def _record_all(
     return traces
 
 
-def _measure(
-    deployment: Deployment,
-    runners: Mapping[Role, Runner],
-    prefix: Sequence[int],
-    *,
-    has_heads: bool,
-) -> _Bench:
-    most = min(MOST_ROWS, deployment.engines["target"].max_seq_len - len(prefix))
-    cost = measure_cost(runners["target"], prefix, most)
-    heads = guess_ms(runners["target"]) if has_heads else 0.0
-    draft = measure_cost(runners["draft"], prefix, 2).ms[0] if "draft" in runners else 0.0
-    return _Bench(deployment, cost, heads, draft)
-
-
-def _predict(bench: _Bench, options: Speculation, traces: Sequence[Trace]) -> Prediction:
+def _predict(
+    deployment: Deployment, costs: Costs, options: Speculation, traces: Sequence[Trace]
+) -> Prediction:
     """Replay `options` and price every step; lookahead, which guesses with the target, is run.
 
     The first step, which reads the prompt, costs the same whatever is guessed and is left out.
     """
-    engine = bench.deployment.engines["target"]
+    engine = deployment.engines["target"]
     steps = tokens = 0
     ms = 0.0
     for trace in traces:
         if isinstance(options, Lookahead):
-            found = _run_steps(bench.deployment, options, trace)
+            found = _run_steps(deployment, options, trace)
         else:
             found = replay(options, trace, engine.vocab_size, engine.max_seq_len)
         found = found[1:]
         steps += len(found)
         tokens += sum(step.emitted for step in found)
-        ms += sum(_price(bench, options, found))
+        ms += _price(costs, options, found)
+    plain = costs.step(1)
     if not tokens:
-        return Prediction(options, 1.0, bench.cost(1), 1.0)
-    return Prediction(options, tokens / steps, ms / tokens, bench.cost(1) * tokens / ms)
+        return Prediction(options, 1.0, plain, 1.0)
+    return Prediction(options, tokens / steps, ms / tokens, plain * tokens / ms)
 
 
-def _price(bench: _Bench, options: Speculation, steps: Sequence[ReplayedStep]) -> list[float]:
-    prices, width = [], 0
+def _price(costs: Costs, options: Speculation, steps: Sequence[ReplayedStep]) -> float:
+    """Return the milliseconds of one sequence's steps."""
+    total, width = 0.0, 0
     for step in steps:
-        if step.rows > 1 and bench.pads:
+        if step.rows > 1 and costs.pads_steps:
             width = 1 + options.num_draft_tokens
-        asked = step.rows > 1
-        extra = asked * bench.heads_ms + step.depth * bench.draft_ms
-        prices.append(bench.cost(max(step.rows, width)) + step.propose_ms + extra)
-    return prices
+        total += costs.step(max(step.rows, width)) + step.propose_ms
+        total += step.head_calls * costs.heads_ms + step.draft_calls * costs.draft_ms
+    return total
 
 
 def _run_steps(deployment: Deployment, options: Speculation, trace: Trace) -> list[ReplayedStep]:
@@ -169,7 +185,7 @@ def measure_speedup(
         return 1.0
     slots = {
         fast: replace(deployment, speculation=chosen).slot()
-        for fast, chosen in ((True, options), (False, NoSpeculation()))
+        for fast, chosen in ((True, options), (False, PLAIN))
     }
     spent: dict[bool, list[float]] = {True: [], False: []}
     for turn, trace in enumerate(traces):

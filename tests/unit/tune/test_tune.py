@@ -11,19 +11,21 @@ from specpipe.artifacts import Workspace
 from specpipe.assembly import Deployment
 from specpipe.config import read_config
 from specpipe.contracts import Guesses, Sampling
+from specpipe.errors import ConfigError
 from specpipe.methods import (
     DraftModel,
     DraftOptions,
+    Hybrid,
     Medusa,
     NoSpeculation,
     PromptLookup,
     Speculation,
 )
-from specpipe.run import tune_run
+from specpipe.run import recommend_run, tune_run
 from specpipe.speculate.decode import Limits
 from specpipe.trees import complete_tree
-from specpipe.tune.candidates import candidates
-from specpipe.tune.cost import CostCurve, measure_cost
+from specpipe.tune.candidates import candidates, possible_methods
+from specpipe.tune.cost import CostCurve, measure_cost, read_costs
 from specpipe.tune.replay import replay
 from specpipe.tune.settings import replace_speculation
 from specpipe.tune.trace import Trace, head_accuracy, record
@@ -101,6 +103,37 @@ def test_measured_costs_never_fall(deployment: Deployment) -> None:
     assert list(cost.ms) == sorted(cost.ms) and cost.ms[0] > 0
 
 
+def test_a_replay_counts_the_calls_of_heads_and_draft(trace: Trace) -> None:
+    heads = replay(Medusa("medusa", "", 4, "dynamic"), trace, 320, 256)
+    assert [step.head_calls for step in heads][1:-1] == [1] * (len(heads) - 2)
+    draft = replay(DraftModel("draft_model", DraftOptions(""), 3), trace, 320, 256)
+    assert all(step.draft_calls == step.depth for step in draft)
+    both = replay(Hybrid("hybrid", heads="", tree="dynamic"), trace, 320, 256)
+    assert 0 < sum(step.head_calls for step in both) <= len(both)
+
+
+def test_the_costs_of_another_machine_are_read_and_checked(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    file.write_text(json.dumps({"step_ms": {"8": 15, "1": 14}, "heads_ms": 0.5}))
+    costs = read_costs(file)
+    assert costs.step(1) == 14 and costs.step(8) == 15 and costs.heads_ms == 0.5
+    for bad in ({"step_ms": {"1": 14}}, {"step_ms": {"2": 1, "3": 2}}, {"heads_ms": 1}, [],
+                {"step_ms": {"1": 14, "8": 15}, "head_ms": 1}):  # fmt: skip
+        file.write_text(json.dumps(bad))
+        with pytest.raises(ConfigError, match="not a cost model"):
+            read_costs(file)
+
+
+def test_methods_need_nothing_or_what_the_run_brings() -> None:
+    def names(options: Speculation) -> list[str]:
+        return [found.method for found in possible_methods(options)]
+
+    free = ["prompt_lookup", "lookahead"]
+    assert names(NoSpeculation()) == free
+    assert names(Medusa("medusa", "h")) == [*free, "medusa", "hybrid"]
+    assert names(DraftModel("draft_model", DraftOptions("d"))) == [*free, "draft_model", "hybrid"]
+
+
 def test_every_tree_that_is_tried_has_its_size() -> None:
     accuracy = [[0.5, 0.2, 0.1], [0.4, 0.1, 0.1]]
     for options in candidates(Medusa("medusa", "h"), accuracy):
@@ -136,3 +169,8 @@ def test_a_run_is_tuned_from_its_config(write_config, tmp_path: Path) -> None:
     assert len(tuning.tried) > 20 and speedups == sorted(speedups, reverse=True)
     assert tuning.best in [NoSpeculation(), tuning.tried[0].options]
     assert tuning.measured_speedup > 0
+    dear = tmp_path / "dear.json"
+    dear.write_text(json.dumps({"step_ms": {"1": 1.0, "2": 100.0}}))
+    found = recommend_run(config, Workspace(tmp_path, config.name), costs=dear)
+    assert found[0].options == NoSpeculation() and found[0].speedup == pytest.approx(1, rel=0.01)
+    assert {p.options.method for p in found} == {"none", "prompt_lookup", "lookahead"}
