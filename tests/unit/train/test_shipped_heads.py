@@ -1,0 +1,92 @@
+"""The heads that come with the repository: their layout, and that they do guess."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from specpipe.prompts import DEFAULT, read_prompts
+from specpipe.train.accuracy import label_ranks
+from specpipe.train.heads import MedusaHeads
+from specpipe.train.target import Target, load_target
+from specpipe.train.text import Document, head_labels, in_template
+from tests.conftest import SMOLLM2
+
+HEADS = Path(__file__).parents[3] / "model_configs/heads/smollm2-135m"
+LIMIT = 8 * 2**20
+
+
+@pytest.fixture(scope="module")
+def facts() -> dict[str, object]:
+    """Return the heads' config.json."""
+    return json.loads((HEADS / "config.json").read_text())
+
+
+def test_they_fit_and_have_fasterdecodings_layout(facts) -> None:
+    assert sum(f.stat().st_size for f in HEADS.iterdir()) < LIMIT
+    weights = load_file(HEADS / "medusa_lm_head.safetensors")
+    heads, layers = facts["medusa_num_heads"], facts["medusa_num_layers"]
+    assert set(weights) == {
+        f"{h}.{i}.linear.{part}"
+        for h in range(heads) for i in range(layers) for part in ("weight", "bias")
+    }  # fmt: skip
+    assert weights["0.0.linear.weight"].shape == (facts["hidden_size"],) * 2
+    assert all(t.dtype == torch.float16 and t.isfinite().all() for t in weights.values())
+
+
+def test_their_calibration_has_a_row_of_probabilities_a_head(facts) -> None:
+    calibration = json.loads((HEADS / "calibration.json").read_text())
+    conditional = np.array(calibration["conditional"])
+    assert conditional.shape == (facts["medusa_num_heads"], 10)
+    assert (conditional >= 0).all() and (conditional.sum(1) <= 1 + 1e-9).all()
+    assert min(calibration["samples"]) >= 1000
+
+
+@pytest.mark.model
+def test_head_0_guesses_what_the_model_says_next_better_than_the_lm_head_does(
+    facts, tmp_path
+) -> None:
+    target = load_target(SMOLLM2, "float32", tmp_path / "digests.json")
+    trained = _load(facts, target)
+    untrained = MedusaHeads(1, 1, target.output, share_output=True)
+    positions, right, by_chance = 0, 0, 0
+    for prompt in read_prompts(DEFAULT)[:4]:
+        document = _answer(target, prompt)
+        positions += int((head_labels(document, 1) >= 0).sum())
+        right += _hits(trained, target, document)
+        by_chance += _hits(untrained, target, document)
+    assert positions > 100
+    assert right > 0.2 * positions and right > 5 * by_chance
+
+
+def _hits(heads: MedusaHeads, target: Target, document: Document) -> int:
+    ids = torch.from_numpy(document.tokens)[None]
+    with torch.no_grad():
+        features = heads.features(target.hidden(ids, torch.ones_like(ids))[0])[0]
+    labels = torch.from_numpy(head_labels(document, 1))[:, 0]
+    return int((label_ranks(features, target.output, labels) == 0).sum())
+
+
+def _load(facts, target: Target) -> MedusaHeads:
+    heads = MedusaHeads(
+        facts["medusa_num_heads"], facts["medusa_num_layers"], target.output, share_output=True
+    )
+    weights = load_file(HEADS / "medusa_lm_head.safetensors")
+    with torch.no_grad():
+        for h, blocks in enumerate(heads.blocks):
+            for i, block in enumerate(blocks):
+                block.weight.copy_(weights[f"{h}.{i}.linear.weight"])
+                block.bias.copy_(weights[f"{h}.{i}.linear.bias"])
+    return heads
+
+
+def _answer(target: Target, prompt: str) -> Document:
+    text = in_template(target.tokenizer, [{"role": "user", "content": prompt}], answer=True)
+    ids = target.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    out = target.model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, do_sample=False
+    )[0].numpy()
+    return Document(out, np.arange(len(out)) >= ids.shape[1])
