@@ -1,11 +1,12 @@
 """The promise of the README on the real model: greedy answers are those of transformers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from specpipe.artifacts import Workspace
-from specpipe.config import read_config
+from specpipe.config import RunConfig, read_config
 from specpipe.run import build
 from specpipe.serve.client import Client, Options, collect
 from specpipe.serve.tritonserver import free_address, start_server
@@ -15,7 +16,10 @@ from tests.conftest import SMOLLM2
 
 pytestmark = [pytest.mark.e2e, pytest.mark.model]
 
-CONFIGS = ["smollm2-135m_none", "smollm2-135m_prompt-lookup", "smollm2-135m_draft-model"]
+CONFIGS = [
+    f"smollm2-135m_{name}"
+    for name in ("none", "prompt-lookup", "draft-model", "medusa", "lookahead", "hybrid")
+]
 TOKENS = 40
 
 
@@ -33,11 +37,14 @@ def answers(root: Path) -> list[tuple[list[int], list[int]]]:
     return [(p, list(model.generate(p, TOKENS, end_id).tokens)) for p in prompts]
 
 
-def built(name: str, root: Path):
-    from dataclasses import replace
-
+def built(name: str, root: Path) -> tuple[RunConfig, Workspace]:
+    """Build a shipped run in float32, where answers are exact."""
     config = read_config(Path(f"model_configs/{name}.yaml"))
-    config = replace(config, validate=replace(config.validate, num_prompts=20))
+    config = replace(
+        config,
+        engine=replace(config.engine, dtype="float32", quantization="none"),
+        validate=replace(config.validate, num_prompts=20),
+    )
     workspace = Workspace(root, config.name)
     build(config, workspace)
     return config, workspace

@@ -13,7 +13,7 @@ from specpipe.contracts import EMPTY, LoadedEngine, Role, Runner, Verdict, chain
 from specpipe.errors import ConfigError
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-ROUNDS = 7
+TURNS, STEPS = 3, 4
 MOST_ROWS = 65  # root and the widest tree that is tried
 
 
@@ -93,7 +93,7 @@ def _guess_ms(runner: Runner) -> float:
     hidden = runner.score(EMPTY).hidden
     assert hidden is not None
     row = hidden[0].copy()
-    return statistics.median(timed_ms(lambda: runner.guess(row)) for _ in range(2 * ROUNDS))
+    return statistics.median(timed_ms(lambda: runner.guess(row)) for _ in range(TURNS * STEPS))
 
 
 def measure_cost(runner: Runner, prefix: Sequence[int], most: int) -> CostCurve:
@@ -104,13 +104,13 @@ def measure_cost(runner: Runner, prefix: Sequence[int], most: int) -> CostCurve:
     widths = [n for n in ROWS if n < most] + [most]
     runner.start(prefix)
     runner.score(EMPTY)
+    commit_one(runner, 7)  # else every step would read the prefix again
     samples: dict[int, list[float]] = {n: [] for n in widths}
-    for turn in range(ROUNDS):
+    for _ in range(TURNS):
         for n in widths:
             step = _step(runner, n)
-            if turn == 0:
-                step()
-            samples[n].append(timed_ms(step))
+            step()  # a change of width costs time of its own
+            samples[n] += [timed_ms(step) for _ in range(STEPS)]
     medians = [statistics.median(samples[n]) for n in widths]
     return CostCurve(tuple(widths), tuple(float(m) for m in np.maximum.accumulate(medians)))
 

@@ -10,7 +10,7 @@ import pytest
 from specpipe.artifacts import Workspace
 from specpipe.assembly import Deployment
 from specpipe.config import read_config
-from specpipe.contracts import Guesses, Sampling
+from specpipe.contracts import Guesses, Sampling, Scores
 from specpipe.errors import ConfigError
 from specpipe.methods import (
     DraftModel,
@@ -132,6 +132,32 @@ def test_methods_need_nothing_or_what_the_run_brings() -> None:
     assert names(NoSpeculation()) == free
     assert names(Medusa("medusa", "h")) == [*free, "medusa", "hybrid"]
     assert names(DraftModel("draft_model", DraftOptions("d"))) == [*free, "draft_model", "hybrid"]
+
+
+class Counting:
+    """A runner that notes how many rows each step evaluates: what is pending, and the draft."""
+
+    def __init__(self) -> None:
+        self.pending, self.rows = 0, []  # type: ignore[var-annotated]
+
+    def start(self, prompt) -> None:
+        self.pending = len(prompt)
+
+    def score(self, draft) -> Scores:
+        self.rows.append(self.pending + len(draft))
+        return Scores(np.zeros((1 + len(draft), 2), np.float32))
+
+    def commit(self, draft, verdict) -> None:
+        self.pending = 1
+
+
+def test_timed_steps_read_the_prefix_once_and_then_only_their_rows() -> None:
+    runner = Counting()
+    measure_cost(runner, PROMPT, 3)  # type: ignore[arg-type]
+    first, *rest = runner.rows
+    assert first == len(PROMPT)
+    assert set(rest) == {1, 2, 3}
+    assert all(rest.count(rows) == rest.count(1) for rows in (2, 3))
 
 
 def test_every_tree_that_is_tried_has_its_size() -> None:
