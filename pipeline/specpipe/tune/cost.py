@@ -13,7 +13,7 @@ from specpipe.contracts import EMPTY, LoadedEngine, Role, Runner, Verdict, chain
 from specpipe.errors import ConfigError
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-TURNS, STEPS = 3, 4
+TURNS, STEPS = 5, 5
 MOST_ROWS = 65  # root and the widest tree that is tried
 
 
@@ -99,7 +99,8 @@ def _guess_ms(runner: Runner) -> float:
 def measure_cost(runner: Runner, prefix: Sequence[int], most: int) -> CostCurve:
     """Time steps of up to `most` rows behind `prefix`; widths take turns, medians count.
 
-    A wider step is never taken for cheaper than a narrower one: that is noise.
+    A wider step is never taken for cheaper than a narrower one: where that was measured, both get
+    their mean.
     """
     widths = [n for n in ROWS if n < most] + [most]
     runner.start(prefix)
@@ -112,7 +113,20 @@ def measure_cost(runner: Runner, prefix: Sequence[int], most: int) -> CostCurve:
             step()  # a change of width costs time of its own
             samples[n] += [timed_ms(step) for _ in range(STEPS)]
     medians = [statistics.median(samples[n]) for n in widths]
-    return CostCurve(tuple(widths), tuple(float(m) for m in np.maximum.accumulate(medians)))
+    return CostCurve(tuple(widths), rising(medians))
+
+
+def rising(values: Sequence[float]) -> tuple[float, ...]:
+    """Return the nearest values, by least squares, that never fall (pool adjacent violators)."""
+    blocks: list[tuple[float, int]] = []  # mean, how many
+    for value in values:
+        mean, count = value, 1
+        while blocks and blocks[-1][0] > mean:
+            last, more = blocks.pop()
+            mean = (mean * count + last * more) / (count + more)
+            count += more
+        blocks.append((mean, count))
+    return tuple(mean for mean, count in blocks for _ in range(count))
 
 
 def _step(runner: Runner, rows: int) -> Callable[[], None]:

@@ -25,7 +25,7 @@ from specpipe.run import recommend_run, tune_run
 from specpipe.speculate.decode import Limits
 from specpipe.trees import complete_tree
 from specpipe.tune.candidates import candidates, possible_methods
-from specpipe.tune.cost import CostCurve, measure_cost, read_costs
+from specpipe.tune.cost import CostCurve, measure_cost, read_costs, rising
 from specpipe.tune.replay import replay
 from specpipe.tune.settings import replace_speculation
 from specpipe.tune.trace import Trace, head_accuracy, record
@@ -95,6 +95,12 @@ def test_break_even_is_the_largest_batch_that_pays() -> None:
     expected = max(b for b in range(1, 257) if 2 * COST(b) > COST(4 * b))
     assert COST.break_even_batch(4, 2.0) == expected
     assert COST.break_even_batch(8, 1.0) == 0
+
+
+def test_costs_that_fall_get_their_mean() -> None:
+    assert rising([10, 14, 12, 13, 20]) == (10, 13, 13, 13, 20)
+    assert rising([3, 2, 1]) == (2, 2, 2)
+    assert rising([1, 2, 3]) == (1, 2, 3)
 
 
 def test_measured_costs_never_fall(deployment: Deployment) -> None:
