@@ -20,7 +20,7 @@ from specpipe.artifacts import (
     why_stale,
     write_publish,
 )
-from specpipe.assembly import Deployment, load_backend, open_deployment
+from specpipe.assembly import load_backend, open_deployment
 from specpipe.checkpoint.convert import checkpoint_inputs, write_checkpoint
 from specpipe.checkpoint.medusa import HeadsSource
 from specpipe.checkpoint.source import locate_model, open_source
@@ -34,7 +34,7 @@ from specpipe.serve.tritonserver import free_address, start_server
 from specpipe.validate.gates import check_gates_known
 
 if TYPE_CHECKING:
-    from specpipe.tune.tune import Prediction, Tuning
+    from specpipe.tune.tune import Observed, Prediction, Tuning
     from specpipe.validate.report import Report
 
 StageName = Literal["convert", "compile", "package"]
@@ -296,12 +296,9 @@ def tune_run(
     Builds what is not fresh first. `costs` is a file with the costs of another machine. Raises what
     `build` raises, and Unsupported if the engine cannot be driven from here.
     """
-    from specpipe.tune.cost import read_costs
     from specpipe.tune.tune import tune
 
-    known = read_costs(costs) if costs else None
-    loaded = _load_run(config, workspace, notify, progress)
-    return tune(*loaded, costs=known, progress=progress)
+    return tune(_observe_run(config, workspace, costs, notify, progress))
 
 
 def recommend_run(
@@ -313,22 +310,23 @@ def recommend_run(
     progress: Progress = lambda done, total: None,
 ) -> "list[Prediction]":
     """Compare the methods that the run's models allow; see `tune_run` and `tune.recommend`."""
-    from specpipe.tune.cost import read_costs
     from specpipe.tune.tune import recommend
 
-    known = read_costs(costs) if costs else None
-    loaded = _load_run(config, workspace, notify, progress)
-    return recommend(*loaded, costs=known, progress=progress)
+    return recommend(_observe_run(config, workspace, costs, notify, progress))
 
 
-def _load_run(
-    config: RunConfig, workspace: Workspace, notify: Notify, progress: Progress
-) -> tuple[RunConfig, Deployment, list[list[int]], int]:
-    """Build a run if need be; returns its config as planned, its engines, prompts and end token."""
+def _observe_run(
+    config: RunConfig, workspace: Workspace, costs: Path | None, notify: Notify, progress: Progress
+) -> "Observed":
+    """Build a run if need be, load its engines and record its answers."""
+    from specpipe.tune.cost import read_costs
+    from specpipe.tune.tune import observe
     from specpipe.validate.validate import load_prompts
 
+    known = read_costs(costs) if costs else None
     plan = make_plan(config, workspace)
     build(config, workspace, notify=notify, progress=progress)
     prompts, end_id = load_prompts(config, workspace.repository / "preprocessing/1/tokenizer")
     engines = {role: workspace.engine(role) for role in plan.requests}
-    return plan.config, open_deployment(plan.config, engines), prompts, end_id
+    deployment = open_deployment(plan.config, engines)
+    return observe(plan.config, deployment, prompts, end_id, costs=known, progress=progress)

@@ -25,7 +25,8 @@ from specpipe.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-FILES = ("medusa_lm_head.safetensors", "medusa_lm_head.pt")
+WEIGHTS = "medusa_lm_head.safetensors"
+FILES = (WEIGHTS, "medusa_lm_head.pt")
 CALIBRATION = "calibration.json"
 _NAME = re.compile(
     r"(?:medusa_heads?\.)?(?P<head>\d+)\.(?:medusa_layers\.)?"

@@ -14,8 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from specpipe.artifacts import write_text
-
-WEIGHTS = "medusa_lm_head.safetensors"
+from specpipe.checkpoint.medusa import WEIGHTS
 
 
 @dataclass(frozen=True)

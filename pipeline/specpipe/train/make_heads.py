@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from specpipe.artifacts import Workspace, write_text
+from specpipe.checkpoint.medusa import CALIBRATION
 from specpipe.config import RunConfig
 from specpipe.contracts import Ints
 from specpipe.train.accuracy import Calibration, HeadAccuracy
@@ -115,7 +116,7 @@ def _write(job: Job, heads: MedusaHeads, calibration: Calibration, base: str, ou
     )
     write_heads(heads, facts, out)
     text = json.dumps(calibration.to_json(), indent=1, sort_keys=True) + "\n"
-    write_text(out / "calibration.json", text)
+    write_text(out / CALIBRATION, text)
 
 
 def _report(

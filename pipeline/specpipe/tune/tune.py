@@ -42,7 +42,19 @@ class Tuning:
     accuracy: tuple[tuple[float, ...], ...]  # of the heads, [heads, ranks]; empty without heads
 
 
-def tune(
+@dataclass(frozen=True)
+class Observed:
+    """A run's recorded answers, in two halves, and what its engines cost."""
+
+    speculation: Speculation
+    deployment: Deployment
+    end_id: int
+    fit: list[Trace]  # settings are chosen on these
+    held: list[Trace]  # and checked on these
+    costs: Costs
+
+
+def observe(
     config: RunConfig,
     deployment: Deployment,
     prompts: Sequence[Sequence[int]],
@@ -50,65 +62,11 @@ def tune(
     *,
     costs: Costs | None = None,
     progress: Progress = lambda done, total: None,
-) -> Tuning:
-    """Choose the settings of the run's method for these prompts, on this machine.
+) -> Observed:
+    """Record the answers to all prompts, every second one held out, and time the engines.
 
-    Every second prompt is held out: the choice is made on the others and checked there. `costs` are
-    those of another machine, for a choice that is meant for it.
+    `costs` are those of another machine, for a choice that is meant for it.
     """
-    fit, held, known = _observe(config, deployment, prompts, end_id, costs, progress)
-    accuracy = head_accuracy(fit)
-    tried = [
-        _predict(deployment, known, options, fit)
-        for options in candidates(config.speculation, accuracy)
-    ]
-    tried.sort(key=lambda found: -found.speedup)
-    worth_it = bool(tried) and tried[0].speedup >= GAIN
-    best = tried[0].options if worth_it else PLAIN
-    holdout = _predict(deployment, known, best, held)
-    return Tuning(
-        best,
-        tuple(tried),
-        holdout,
-        measure_speedup(deployment, best, held, end_id),
-        known.step,
-        known.step.break_even_batch(1 + best.num_draft_tokens, holdout.tokens_a_step),
-        tuple(map(tuple, accuracy)),
-    )
-
-
-def recommend(
-    config: RunConfig,
-    deployment: Deployment,
-    prompts: Sequence[Sequence[int]],
-    end_id: int,
-    *,
-    costs: Costs | None = None,
-    progress: Progress = lambda done, total: None,
-) -> list[Prediction]:
-    """Return every method that the run's models allow at its best, the fastest first.
-
-    Settings are chosen on one half of the prompts, the figures are those of the other.
-    """
-    fit, held, known = _observe(config, deployment, prompts, end_id, costs, progress)
-    accuracy = head_accuracy(fit)
-    found = [_predict(deployment, known, PLAIN, held)]
-    for method in possible_methods(config.speculation):
-        tried = [_predict(deployment, known, o, fit) for o in candidates(method, accuracy)]
-        best = max(tried, key=lambda p: p.speedup)
-        found.append(_predict(deployment, known, best.options, held))
-    return sorted(found, key=lambda p: -p.speedup)
-
-
-def _observe(
-    config: RunConfig,
-    deployment: Deployment,
-    prompts: Sequence[Sequence[int]],
-    end_id: int,
-    costs: Costs | None,
-    progress: Progress,
-) -> tuple[list[Trace], list[Trace], Costs]:
-    """Record every answer and time the engines; returns the two halves and the costs."""
     runners = {role: engine.runner() for role, engine in deployment.engines.items()}
     traces = _record_all(config, runners, prompts, end_id, progress)
     fit, held = traces[::2], traces[1::2] or traces
@@ -116,7 +74,46 @@ def _observe(
         costs = measure_costs(
             deployment.engines, runners, fit[0].prompt, has_heads=bool(fit[0].guesses)
         )
-    return fit, held, costs
+    return Observed(config.speculation, deployment, end_id, fit, held, costs)
+
+
+def tune(seen: Observed) -> Tuning:
+    """Choose the settings of the run's method; run the best one for real on the held-out half."""
+    accuracy = head_accuracy(seen.fit)
+    tried = _predict_all(seen, candidates(seen.speculation, accuracy))
+    worth_it = bool(tried) and tried[0].speedup >= GAIN
+    best = tried[0].options if worth_it else PLAIN
+    holdout = _predict(seen, best, seen.held)
+    step = seen.costs.step
+    return Tuning(
+        best,
+        tuple(tried),
+        holdout,
+        measure_speedup(seen.deployment, best, seen.held, seen.end_id),
+        step,
+        step.break_even_batch(1 + best.num_draft_tokens, holdout.tokens_a_step),
+        tuple(map(tuple, accuracy)),
+    )
+
+
+def recommend(seen: Observed) -> list[Prediction]:
+    """Return every method that the run's models allow at its best, the fastest first.
+
+    Settings are chosen on one half of the prompts, the figures are those of the other.
+    """
+    accuracy = head_accuracy(seen.fit)
+    best = [
+        _predict_all(seen, candidates(method, accuracy))[0].options
+        for method in possible_methods(seen.speculation)
+    ]
+    found = [_predict(seen, options, seen.held) for options in (PLAIN, *best)]
+    return sorted(found, key=lambda p: -p.speedup)
+
+
+def _predict_all(seen: Observed, settings: Sequence[Speculation]) -> list[Prediction]:
+    """Return what every setting does on the fitting half, the best first."""
+    found = [_predict(seen, options, seen.fit) for options in settings]
+    return sorted(found, key=lambda p: -p.speedup)
 
 
 def _record_all(
@@ -135,26 +132,24 @@ def _record_all(
     return traces
 
 
-def _predict(
-    deployment: Deployment, costs: Costs, options: Speculation, traces: Sequence[Trace]
-) -> Prediction:
+def _predict(seen: Observed, options: Speculation, traces: Sequence[Trace]) -> Prediction:
     """Replay `options` and price every step; lookahead, which guesses with the target, is run.
 
     The first step, which reads the prompt, costs the same whatever is guessed and is left out.
     """
-    engine = deployment.engines["target"]
+    engine = seen.deployment.engines["target"]
     steps = tokens = 0
     ms = 0.0
     for trace in traces:
         if isinstance(options, Lookahead):
-            found = _run_steps(deployment, options, trace)
+            found = _run_steps(seen.deployment, options, trace)
         else:
             found = replay(options, trace, engine.vocab_size, engine.max_seq_len)
         found = found[1:]
         steps += len(found)
         tokens += sum(step.emitted for step in found)
-        ms += _price(costs, options, found)
-    plain = costs.step(1)
+        ms += _price(seen.costs, options, found)
+    plain = seen.costs.step(1)
     if not tokens:
         return Prediction(options, 1.0, plain, 1.0)
     return Prediction(options, tokens / steps, ms / tokens, plain * tokens / ms)
@@ -190,14 +185,13 @@ def measure_speedup(
     spent: dict[bool, list[float]] = {True: [], False: []}
     for turn, trace in enumerate(traces):
         for fast in (turn % 2 == 0, turn % 2 == 1):
-            spent[fast] += _ms_a_token(slots[fast], trace, end_id)
+            spent[fast] += ms_a_token(slots[fast], trace.prompt, len(trace.output), end_id)
     return statistics.mean(spent[False]) / statistics.mean(spent[True])
 
 
-def _ms_a_token(slot: Slot, trace: Trace, end_id: int) -> list[float]:
+def ms_a_token(slot: Slot, prompt: Sequence[int], max_tokens: int, end_id: int) -> list[float]:
     """Return the time per token after the first step, which reads the prompt; [] if it was all."""
-    limits, sampling = Limits(len(trace.output)), Sampling(end_id=end_id)
-    steps = slot.decode(trace.prompt, sampling, limits)
+    steps = slot.decode(prompt, Sampling(end_id=end_id), Limits(max_tokens))
     next(steps)
     began = time.perf_counter_ns()
     tokens = sum(len(step.tokens) for step in steps)
