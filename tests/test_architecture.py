@@ -32,7 +32,7 @@ HEAVY = {
     "openvino": ("engine/openvino/",),
     "tensorrt_llm": ("engine/tensorrt/",),
     "tritonclient": ("repository/render.py", "serve/"),
-    "click": ("cli.py",),
+    "click": ("cli/",),
     "triton_python_backend_utils": ("repository/models/",),
 }
 

@@ -1,0 +1,58 @@
+"""The command line: parse, call one function, print. Data goes to stdout, progress to stderr.
+
+One file a group of commands; a new command is a function there and a place in `COMMANDS`. Imports
+stay inside the commands, so that `--help` is instant and needs neither torch nor openvino.
+"""
+
+from typing import Any
+
+import click
+
+from specpipe import __version__
+from specpipe.cli.improve import recommend, train, tune
+from specpipe.cli.judge import doctor, validate
+from specpipe.cli.server import generate, serve
+from specpipe.cli.stages import build, compile_, convert, package, plan, status
+from specpipe.errors import SpecpipeError
+
+COMMANDS = (
+    build,
+    convert,
+    compile_,
+    package,
+    status,
+    plan,
+    serve,
+    generate,
+    validate,
+    doctor,
+    train,
+    tune,
+    recommend,
+)
+
+
+class _Group(click.Group):
+    """Turns our errors into a sentence and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SpecpipeError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="specpipe")
+def main() -> None:
+    """Turn a Hugging Face checkpoint into a Triton server that decodes speculatively.
+
+    \b
+    Start here:  specpipe build --config model_configs/smollm2-135m_prompt-lookup.yaml
+    Exit codes:  0 ok, 1 bug, 2 config or usage, 3 unsupported here, 4 stage failed, 5 gate failed
+    """
+
+
+for command in COMMANDS:
+    main.add_command(command)

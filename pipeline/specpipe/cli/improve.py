@@ -1,0 +1,125 @@
+"""Making a run faster: `train tune recommend`."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from specpipe.cli.options import config_option, costs_option, json_option, workspace_option
+from specpipe.cli.output import load, plain, say, show_progress
+
+if TYPE_CHECKING:
+    from specpipe.train.produce import TrainResult
+
+
+@click.group()
+def train() -> None:
+    """Train Medusa heads or a draft model for a run's target.
+
+    \b
+    Example:  specpipe train medusa --config model_configs/smollm2-135m_train-medusa.yaml
+    """
+
+
+@train.command()
+@config_option
+@workspace_option
+@json_option
+def medusa(config_path: Path, workspace: Path, as_json: bool) -> None:
+    """Train Medusa heads on text or on the target's own answers; resumes where it was killed.
+
+    \b
+    Example:  specpipe train medusa --config model_configs/smollm2-135m_train-medusa.yaml
+    """
+    from specpipe.train.make_heads import train_medusa
+
+    _train(train_medusa, config_path, workspace, as_json)
+
+
+@train.command()
+@config_option
+@workspace_option
+@json_option
+def draft(config_path: Path, workspace: Path, as_json: bool) -> None:
+    """Distil the target into a copy of itself with fewer layers; resumes where it was killed.
+
+    \b
+    Example:  specpipe train draft --config model_configs/smollm2-135m_train-medusa.yaml
+    """
+    from specpipe.train.make_draft import train_draft
+
+    _train(train_draft, config_path, workspace, as_json)
+
+
+def _train(
+    make: "Callable[..., TrainResult]", config_path: Path, workspace: Path, as_json: bool
+) -> None:
+    config, place = load(config_path, workspace)
+    with show_progress("") as progress:
+        result = make(config, place, notify=say, progress=progress)
+    text = (result.path / "report.json").read_text()
+    summary = {**plain(result), "report": json.loads(text)}
+    click.echo(json.dumps(summary, indent=2) if as_json else str(result.path))
+    for name, value in summary["report"]["after"].items():
+        say(f"{name}: {summary['report']['before'][name]:.3f} -> {value:.3f} on the hold-out")
+    say(f"{'fresh' if result.fresh else 'written'}; report: {result.path / 'report.html'}")
+
+
+@click.command()
+@config_option
+@workspace_option
+@click.option(
+    "--out",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the run's YAML with the chosen settings here; without it nothing is written.",
+)
+@costs_option
+@json_option
+def tune(
+    config_path: Path, workspace: Path, out: Path | None, costs: Path | None, as_json: bool
+) -> None:
+    """Choose the settings of the run's method for this machine and the run's prompts.
+
+    Answers to the prompts of `validate:` are recorded once; every setting is then replayed against
+    them and priced with the step costs measured here; the best one is run for real.
+
+    \b
+    Example:  specpipe tune --config model_configs/smollm2-135m_prompt-lookup.yaml --out tuned.yaml
+    """
+    from specpipe.present import tuning_json, tuning_text
+    from specpipe.run import tune_run
+    from specpipe.tune.settings import write_settings
+
+    config, place = load(config_path, workspace)
+    with show_progress("prompts") as progress:
+        tuning = tune_run(config, place, costs=costs, notify=say, progress=progress)
+    click.echo(json.dumps(tuning_json(tuning), indent=2) if as_json else tuning_text(tuning))
+    if out is not None:
+        write_settings(config_path, out, tuning)
+        say(f"wrote {out}")
+
+
+@click.command()
+@config_option
+@workspace_option
+@costs_option
+@json_option
+def recommend(config_path: Path, workspace: Path, costs: Path | None, as_json: bool) -> None:
+    """Compare the speculation methods that the run's models allow, each at its best.
+
+    Prompt lookup and lookahead need nothing; a draft or heads are tried if the run names them.
+
+    \b
+    Example:  specpipe recommend --config model_configs/smollm2-135m_medusa.yaml
+    """
+    from specpipe.present import prediction_json, predictions_text
+    from specpipe.run import recommend_run
+
+    config, place = load(config_path, workspace)
+    with show_progress("prompts") as progress:
+        found = recommend_run(config, place, costs=costs, notify=say, progress=progress)
+    as_text = json.dumps([prediction_json(p) for p in found], indent=2)
+    click.echo(as_text if as_json else predictions_text(found))

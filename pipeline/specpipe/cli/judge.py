@@ -1,0 +1,61 @@
+"""Is it right, and what is missing: `validate doctor`."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from specpipe.cli.options import config_option, json_option, workspace_option
+from specpipe.cli.output import load, plain, say, show_progress
+
+
+@click.command()
+@config_option
+@workspace_option
+@click.option("--url", help="A server's gRPC endpoint; without it, one is started for the time.")
+@json_option
+def validate(config_path: Path, workspace: Path, url: str | None, as_json: bool) -> None:
+    """Compare the server with transformers: same tokens? how much faster? Writes a report.
+
+    Exits with 5 if a gate of the config is not met.
+
+    \b
+    Example:  specpipe validate --config model_configs/smollm2-135m_prompt-lookup.yaml
+    """
+    from specpipe.run import validate_run
+    from specpipe.validate.report import to_json, to_markdown
+    from specpipe.validate.validate import require_passed
+
+    config, place = load(config_path, workspace)
+    with show_progress("prompts") as progress:
+        report = validate_run(config, place, url, notify=say, progress=progress)
+    click.echo(json.dumps(to_json(report)) if as_json else to_markdown(report), nl=as_json)
+    say(f"report: {place.reports / 'report.html'}")
+    require_passed(report)
+
+
+@click.command()
+@click.option(
+    "--config",
+    "config_path",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Also say what this run misses.",
+)
+@json_option
+def doctor(config_path: Path | None, as_json: bool) -> None:
+    """Say what this machine has, and what a run would miss.
+
+    \b
+    Example:  specpipe doctor --config model_configs/smollm2-135m_prompt-lookup.yaml
+    """
+    from specpipe.doctor import examine
+    from specpipe.present import findings_text
+
+    config = load(config_path, Path())[0] if config_path else None
+    findings = examine(config)
+    as_text = json.dumps(plain(findings), indent=2) if as_json else findings_text(findings)
+    click.echo(as_text)
+    if any(finding.problem for finding in findings):
+        sys.exit(3)

@@ -1,0 +1,45 @@
+"""The options that several commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+Command = Callable[..., None]
+
+config_option = click.option(
+    "--config",
+    "config_path",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The run's YAML file, e.g. one of model_configs/*.yaml.",
+)
+workspace_option = click.option(
+    "--workspace",
+    default=".",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Where engines/, triton_repo/ and reports/ are; the working directory if not given.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+
+
+costs_option = click.option(
+    "--cost-model",
+    "costs",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Price steps by this JSON file, from another machine, not by timing this one.",
+)
+
+
+def port_options(command: Command) -> Command:
+    """Add the options that say where a server listens."""
+    for flag, default in (("metrics", 8002), ("http", 8000), ("grpc", 8001)):
+        command = click.option(
+            f"--{flag}-port", default=default, show_default=True, type=click.IntRange(1, 65535)
+        )(command)
+    return click.option(
+        "--host", default="127.0.0.1", show_default=True, help="Listen on this address only."
+    )(command)

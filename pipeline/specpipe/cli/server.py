@@ -1,0 +1,166 @@
+"""A running server, and what a client asks it: `serve generate`."""
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from specpipe.cli.options import config_option, json_option, port_options, workspace_option
+from specpipe.cli.output import load, say
+
+
+@click.command()
+@config_option
+@workspace_option
+@json_option
+@port_options
+def serve(
+    config_path: Path,
+    workspace: Path,
+    as_json: bool,
+    host: str,
+    grpc_port: int,
+    http_port: int,
+    metrics_port: int,
+) -> None:
+    """Serve the packaged repository with Triton until Ctrl-C.
+
+    Prints one JSON line on stdout when every model is ready.
+
+    \b
+    Example:  specpipe serve --config model_configs/smollm2-135m_prompt-lookup.yaml
+    """
+    from specpipe.run import require_repository
+    from specpipe.serve.tritonserver import Address, start_server
+
+    config, place = load(config_path, workspace)
+    require_repository(config, place)
+    address = Address(host, grpc_port, http_port, metrics_port)
+    log = place.reports / "tritonserver.log"
+    stop = _stop_event()
+    with start_server(place.repository, address, log) as endpoint:
+        ready = {
+            "ready": True,
+            "grpc": address.grpc,
+            "http": address.http,
+            "metrics": address.metrics,
+            "pid": endpoint.process.pid,
+            "log": str(log),
+        }
+        click.echo(json.dumps(ready))
+        while endpoint.is_alive() and not stop.wait(0.2):
+            pass
+        died = not endpoint.is_alive()
+    if died:
+        from specpipe.errors import StageFailed
+
+        raise StageFailed("serve: tritonserver ended by itself", hint=f"its output is in {log}")
+    say("stopped")
+
+
+@click.command()
+@click.argument("prompt", required=False)
+@click.option(
+    "--config",
+    "config_path",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Use this run's chat template; without it the prompt is sent as it is.",
+)
+@workspace_option
+@click.option("--url", default="127.0.0.1:8001", show_default=True, help="The gRPC endpoint.")
+@click.option(
+    "--model",
+    default="tensorrt_llm_bls",
+    show_default=True,
+    type=click.Choice(["tensorrt_llm_bls", "ensemble"]),
+)
+@click.option("--stream", is_flag=True, help="Print the answer as it arrives.")
+@click.option("--max-tokens", default=128, show_default=True, type=click.IntRange(min=1))
+@click.option("--temperature", type=float)
+@click.option("--top-k", type=int, help="Sample from the k most likely tokens.")
+@click.option("--top-p", type=float, help="Sample from the most likely tokens of this total mass.")
+@click.option("--seed", type=click.IntRange(min=0))
+@click.option("--stop", "stop_words", multiple=True, help="End after this text; may be repeated.")
+@click.option("--num-draft-tokens", type=click.IntRange(min=0), help="0 turns speculation off.")
+@json_option
+def generate(
+    prompt: str | None,
+    config_path: Path | None,
+    workspace: Path,
+    url: str,
+    model: str,
+    stream: bool,
+    max_tokens: int,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int | None,
+    stop_words: tuple[str, ...],
+    num_draft_tokens: int | None,
+    as_json: bool,
+) -> None:
+    """Send PROMPT (or stdin) to a running server and print the answer.
+
+    Without --top-k or --top-p the most likely tokens are taken.
+
+    \b
+    Example:  specpipe generate --config F --stream "What is the capital of France?"
+    """
+    from specpipe.present import generation_json, generation_text
+    from specpipe.serve.client import Client, Options, collect
+
+    text = prompt if prompt is not None else sys.stdin.read()
+    if config_path is not None:
+        text = _in_template(text, config_path, workspace)
+    options = Options(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop_words=stop_words,
+        num_draft_tokens=num_draft_tokens,
+    )
+    with Client(url) as client:
+        if not stream:
+            answer = client.generate(text, options, model=model)
+        else:
+            answer = collect(_echo(client.stream(text, options, model=model), quiet=as_json))
+    if as_json:
+        click.echo(json.dumps(generation_json(answer)))
+        return
+    click.echo("" if stream else answer.text)
+    say(generation_text(answer))
+
+
+def _in_template(text: str, config_path: Path, workspace: Path) -> str:
+    from specpipe.run import chat_template
+
+    prefix, suffix = chat_template(*load(config_path, workspace))
+    return prefix + text + suffix
+
+
+def _echo(pieces: Iterator[Any], *, quiet: bool) -> Iterator[Any]:
+    for piece in pieces:
+        if not quiet:
+            click.echo(piece.text, nl=False)
+        yield piece
+
+
+def _stop_event() -> threading.Event:
+    """Return an event that Ctrl-C and a polite kill set."""
+    event = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        event.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    return event

@@ -1,0 +1,111 @@
+"""The stages of a build: `build convert compile package status plan`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from specpipe.cli.options import config_option, json_option, workspace_option
+from specpipe.cli.output import load, print_results, say, show_progress
+
+if TYPE_CHECKING:
+    from specpipe.run import StageName
+
+
+def _build(
+    stages: "tuple[StageName, ...]", config_path: Path, workspace: Path, as_json: bool
+) -> None:
+    from specpipe.run import build
+
+    config, place = load(config_path, workspace)
+    with show_progress("") as progress:
+        results = build(config, place, stages, notify=say, progress=progress)
+    print_results(results, as_json)
+
+
+@click.command()
+@config_option
+@workspace_option
+@json_option
+def build(config_path: Path, workspace: Path, as_json: bool) -> None:
+    """Run every stage that is not fresh: convert, compile, package.
+
+    \b
+    Example:  specpipe build --config model_configs/smollm2-135m_prompt-lookup.yaml
+    """
+    _build(("convert", "compile", "package"), config_path, workspace, as_json)
+
+
+@click.command()
+@config_option
+@workspace_option
+@json_option
+def convert(config_path: Path, workspace: Path, as_json: bool) -> None:
+    """Convert the Hugging Face checkpoints to TensorRT-LLM checkpoints.
+
+    \b
+    Example:  specpipe convert --config model_configs/smollm2-135m_prompt-lookup.yaml
+    """
+    _build(("convert",), config_path, workspace, as_json)
+
+
+@click.command(name="compile")
+@config_option
+@workspace_option
+@json_option
+def compile_(config_path: Path, workspace: Path, as_json: bool) -> None:
+    """Compile the converted checkpoints into engines.
+
+    \b
+    Example:  specpipe compile --config model_configs/smollm2-135m_prompt-lookup.yaml
+    """
+    _build(("compile",), config_path, workspace, as_json)
+
+
+@click.command()
+@config_option
+@workspace_option
+@json_option
+def package(config_path: Path, workspace: Path, as_json: bool) -> None:
+    """Write the Triton model repository around the engines.
+
+    \b
+    Example:  specpipe package --config model_configs/smollm2-135m_prompt-lookup.yaml
+    """
+    _build(("package",), config_path, workspace, as_json)
+
+
+@click.command()
+@config_option
+@workspace_option
+@json_option
+def status(config_path: Path, workspace: Path, as_json: bool) -> None:
+    """Say which artifacts are fresh, and why the rest is not.
+
+    \b
+    Example:  specpipe status --config model_configs/smollm2-135m_prompt-lookup.yaml
+    """
+    from specpipe.run import status as run_status
+
+    print_results(run_status(*load(config_path, workspace)), as_json)
+
+
+@click.command()
+@config_option
+@workspace_option
+@json_option
+def plan(config_path: Path, workspace: Path, as_json: bool) -> None:
+    """Show what would be built, whether it fits, and every reason why not; reads no weights.
+
+    \b
+    Example:  specpipe plan --config model_configs/llama70b_draft7b.yaml
+    """
+    from specpipe.planning import make_plan
+    from specpipe.present import plan_json, plan_text
+
+    made = make_plan(*load(config_path, workspace))
+    click.echo(json.dumps(plan_json(made), indent=2) if as_json else plan_text(made))
+    if made.rejections:
+        sys.exit(3)
