@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from specpipe.contracts import Dtype, Role
+from specpipe.contracts import CacheQuantization, Dtype, Quantization, Role
 from specpipe.errors import ConfigError
 from specpipe.methods import PLAIN, DraftModel, Hybrid, Lookahead, Medusa, PromptLookup, Speculation
 from specpipe.recipe import TrainOptions
@@ -32,7 +32,9 @@ class EngineOptions:
     backend: Literal["openvino", "tensorrt", "llmapi"]
     gpu: str | None = None
     dtype: Dtype = "float32"
-    quantization: Literal["none", "int8", "int4"] = "none"
+    quantization: Quantization = "none"  # int8, int4: weights only
+    kv_cache_quantization: CacheQuantization = "none"
+    exclude_modules: tuple[str, ...] | None = None  # patterns; None: what upstream leaves out
     tp_size: int = field(default=1, metadata=at_least(1))
     pp_size: int = field(default=1, metadata=at_least(1))
     max_batch_size: int = field(default=4, metadata=between(1, 4096))

@@ -18,6 +18,8 @@ Logits = NDArray[np.float32]
 
 Role = Literal["target", "draft"]
 Dtype = Literal["float32", "float16", "bfloat16"]
+Quantization = Literal["none", "int8", "int4", "fp8", "int4_awq", "int8_sq", "nvfp4"]
+CacheQuantization = Literal["none", "int8", "fp8"]
 
 ROOT = -1
 
@@ -240,6 +242,7 @@ class BuildRequest:
     gpu: str | None = None
     tp_size: int = 1
     pp_size: int = 1
+    kv_cache_quantization: str = "none"
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,7 @@ def _compile(config: RunConfig, workspace: Workspace, request: BuildRequest) -> 
         return {
             "checkpoint": _key(checkpoint, "convert"),
             "quantization": request.quantization,
+            "kv_cache_quantization": request.kv_cache_quantization,
             "max_batch_size": str(request.max_batch_size),
             "max_input_len": str(request.max_input_len),
             "max_seq_len": str(request.max_seq_len),

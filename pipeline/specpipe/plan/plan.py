@@ -56,6 +56,7 @@ def make_requests(
             gpu=engine.gpu,
             tp_size=engine.tp_size,
             pp_size=engine.pp_size,
+            kv_cache_quantization=engine.kv_cache_quantization,
         )
         for role, model in models.items()
     }

@@ -9,6 +9,7 @@ import pytest
 
 from specpipe.artifacts import Workspace
 from specpipe.config import read_config
+from specpipe.engine.tensorrt.backend import RUNTIME_BYTES
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.plan.gpus import GPUS
 from specpipe.plan.plan import check_vocabularies
@@ -67,6 +68,30 @@ def test_a_lookahead_that_drafts_nothing_cannot_be_an_engine(tmp_path: Path) -> 
                 ("set_size: 7", "set_size: 0"))  # fmt: skip
     path = changed(LOOKAHEAD, tmp_path, *smallest)
     assert "drafts no token" in " ".join(map(str, plan_of(path, tmp_path).rejections))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("quantization: nvfp4", "cannot run nvfp4 weights; set engine.quantization: int8"),
+        ("kv_cache_quantization: fp8", "keeps its KV cache in the type that it computes in"),
+    ],
+)
+def test_the_cpu_engine_refuses_what_only_gpus_compute_with(
+    line: str, said: str, write_config, tmp_path: Path
+) -> None:
+    key, value = line.split(": ")
+    engine = {"backend": "openvino", "max_input_len": 100, "max_seq_len": 200, key: value}
+    (rejection,) = plan_of(write_config(engine=engine), tmp_path).rejections
+    assert said in str(rejection)
+
+
+def test_eight_bit_weights_and_cache_halve_the_planned_memory(tmp_path: Path) -> None:
+    whole = plan_of(LOOKAHEAD, tmp_path).memory
+    quantised = ("dtype: ", "quantization: fp8\n  kv_cache_quantization: fp8\n  dtype: ")
+    half = plan_of(changed(LOOKAHEAD, tmp_path, quantised), tmp_path).memory
+    assert whole is not None and half is not None
+    assert half.total - RUNTIME_BYTES == pytest.approx((whole.total - RUNTIME_BYTES) / 2, rel=1e-6)
 
 
 def test_the_commands_of_the_gpu_path_are_argument_lists(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from specpipe.errors import ConfigError
 
 NETWORK, HEADS = "openvino_model.xml", "openvino_heads.xml"
 FORMAT = "2"  # raise it when the same checkpoint must give another graph
+ITEM_BYTES = {"none": 4.0, "int8": 1.0, "int4": 0.6}  # a weight, scales included
 OVERHEAD_BYTES = 500 * 2**20  # server, libraries and work buffers beside weights and KV cache
 
 
@@ -128,6 +129,20 @@ class OpenVinoBackend:
             model.intermediate_size,
             model.num_attention_heads * model.head_size,
         )
+        if request.quantization not in ITEM_BYTES:
+            found.append(
+                Rejection(
+                    f"backend openvino cannot run {request.quantization} weights",
+                    "set engine.quantization: int8, or use backend: tensorrt",
+                )
+            )
+        if request.kv_cache_quantization != "none":
+            found.append(
+                Rejection(
+                    "backend openvino keeps its KV cache in the type that it computes in",
+                    "remove engine.kv_cache_quantization, or use backend: tensorrt",
+                )
+            )
         if request.quantization == "int4" and any(w % GROUP for w in widths):
             found.append(
                 Rejection(
@@ -148,8 +163,10 @@ class OpenVinoBackend:
     def memory_bytes(self, request: BuildRequest) -> int:
         """Estimate the memory of the served engine in bytes, from above."""
         precision = Precision(request.dtype, request.quantization)
-        item = {"none": 2 if request.dtype != "float32" else 4, "int8": 1, "int4": 0.6}
-        weights = int(request.model.num_parameters * item[request.quantization])
+        item = ITEM_BYTES.get(request.quantization, 1)
+        if request.quantization == "none" and request.dtype != "float32":
+            item = 2
+        weights = int(request.model.num_parameters * item)
         bytes_per_value = 2 if precision.bfloat16 else 4
         cache = request.model.kv_bytes(request.max_seq_len, bytes_per_value=bytes_per_value)
         if request.model.num_medusa_heads:

@@ -9,7 +9,9 @@ from specpipe.engine.tensorrt.profiles import DEFAULT
 from specpipe.errors import Unsupported
 
 RUNTIME_BYTES = 2 * 2**30  # CUDA context, TensorRT runtime and activations, by rule of thumb
-_ITEM_BYTES = {"none": 2.0, "int8": 1.0, "int4": 0.55}
+_ITEM_BYTES = {  # a weight, scales included
+    "none": 2.0, "int8": 1.0, "int8_sq": 1.0, "fp8": 1.0, "int4": 0.55, "int4_awq": 0.55, "nvfp4": 0.57,
+}  # fmt: skip
 
 
 class TensorRtBackend:
@@ -91,7 +93,9 @@ class TensorRtBackend:
         """Estimate the memory on each GPU in bytes: weights, KV cache and the runtime."""
         ranks = request.tp_size * request.pp_size
         weights = request.model.num_parameters * _ITEM_BYTES[request.quantization]
-        cache = request.model.kv_bytes(request.max_seq_len, bytes_per_value=2)
+        cache = request.model.kv_bytes(
+            request.max_seq_len, bytes_per_value=2 if request.kv_cache_quantization == "none" else 1
+        )
         return int((weights + cache * request.max_batch_size) / ranks) + RUNTIME_BYTES
 
     def build(self, request: BuildRequest, checkpoint: Path, out: Path) -> None:
