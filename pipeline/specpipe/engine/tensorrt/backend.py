@@ -10,8 +10,14 @@ from specpipe.errors import Unsupported
 
 RUNTIME_BYTES = 2 * 2**30  # CUDA context, TensorRT runtime and activations, by rule of thumb
 _ITEM_BYTES = {  # a weight, scales included
-    "none": 2.0, "int8": 1.0, "int8_sq": 1.0, "fp8": 1.0, "int4": 0.55, "int4_awq": 0.55, "nvfp4": 0.57,
-}  # fmt: skip
+    "none": 2.0,
+    "int8": 1.0,
+    "int8_sq": 1.0,
+    "fp8": 1.0,
+    "int4": 0.55,
+    "int4_awq": 0.55,
+    "nvfp4": 0.57,
+}
 
 
 class TensorRtBackend:
