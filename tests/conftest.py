@@ -59,14 +59,17 @@ def make_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
         quantization: str = "none",
         max_seq_len: int = 256,
         heads: Path | None = None,
+        max_draft_len: int | None = None,
     ) -> OpenVinoEngine:
         folder = tmp_path_factory.mktemp("engine")
         checkpoint, engine = folder / "checkpoint", folder / "engine"
         checkpoint.mkdir()
         engine.mkdir()
+        found = open_heads(heads) if heads else None
+        if found and max_draft_len:
+            found = found.in_full(max_draft_len)
         write_checkpoint(
-            open_source(source), checkpoint, dtype, lambda done, total: None,
-            open_heads(heads) if heads else None,
+            open_source(source), checkpoint, dtype, lambda done, total: None, found
         )  # fmt: skip
         request = BuildRequest(
             "target", read_model_config(checkpoint), dtype, quantization, "none", 0, 1,

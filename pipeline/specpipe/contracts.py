@@ -257,6 +257,11 @@ class Command:
 class Backend(Protocol):
     """Turns TensorRT-LLM checkpoints into engines for one kind of machine."""
 
+    @property
+    def whole_heads(self) -> bool:
+        """Whether checkpoints hold Medusa heads in full, in upstream's layout."""
+        ...
+
     def check(self, request: BuildRequest) -> list[Rejection]:
         """Return every reason why `request` cannot be built; empty means that it can."""
         ...

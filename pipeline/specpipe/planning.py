@@ -73,7 +73,11 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
 def locate_heads(config: RunConfig) -> HeadsSource | None:
     """Find the run's Medusa heads; raises ConfigError if there are none where it says."""
     path = config.heads()
-    return None if path is None else open_heads(require_file(path, config, "speculation.heads"))
+    if path is None:
+        return None
+    heads = open_heads(require_file(path, config, "speculation.heads"))
+    whole = load_backend(config.engine.backend).whole_heads
+    return heads.in_full(config.speculation.num_draft_tokens) if whole else heads
 
 
 def plan_tree(config: RunConfig, heads: HeadsSource | None) -> RunConfig:

@@ -12,9 +12,11 @@ from specpipe.artifacts import digest_file
 from specpipe.checkpoint.families import Family, TensorPlan, find_family
 from specpipe.checkpoint.medusa import (
     HeadsSource,
+    full_config,
     head_tensors,
     is_inner_head,
     read_heads,
+    shared_outputs,
     with_heads,
 )
 from specpipe.checkpoint.source import Source, TensorReader, read_tensors
@@ -46,6 +48,7 @@ def checkpoint_inputs(
     inputs = {f"source {f.name}": digest_file(f, memory) for f in source.files()}
     if heads is not None:
         inputs |= {f"heads {f.name}": digest_file(f, memory) for f in heads.weights}
+        inputs |= {"max_draft_len": str(heads.max_draft_len)} if heads.max_draft_len else {}
     return {**inputs, "dtype": dtype, "format": FORMAT}
 
 
@@ -65,6 +68,7 @@ def write_checkpoint(
     family = find_family(source.hf_config)
     model = read_model(source, dtype, heads)
     plans = family.tensors(model)
+    plans += shared_outputs(plans, heads) if heads else []
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(read_tensors(source.weights))
         _account(reader, plans, family, model, source)
@@ -74,7 +78,9 @@ def write_checkpoint(
             work += [(extra, plan) for plan in head_tensors(model, heads)]
         _require_space(out, [plan for _, plan in work], dtype)
         _write_tensors(work, out / "rank0.safetensors", dtype, progress)
-    text = json.dumps(_config_json(family, model), indent=2, sort_keys=True) + "\n"
+    config = dict(_config_json(family, model))
+    config |= full_config(heads, source.hf_config) if heads else {}
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (out / "config.json").write_text(text, encoding="utf-8")
     write_tokenizer(source, model, out / "tokenizer")
     return model

@@ -7,6 +7,10 @@
 
 Heads and layers are counted from the tensors: published configs are known to be wrong. The output
 layers may be missing: then the heads share the target's.
+
+They are written beside their target in one of two layouts. Compact, for our own engine: as they
+were found. In full, for TensorRT-LLM: `MedusaForCausalLM`, where every head has an output layer,
+so that a shared one is written once a head, and the config fixes the number of drafted tokens.
 """
 
 import json
@@ -17,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specpipe.checkpoint.families import TensorPlan
+from specpipe.checkpoint.families import HfConfig, TensorPlan
 from specpipe.checkpoint.source import TensorReader, read_tensors, weight_files
 from specpipe.contracts import ModelConfig
 from specpipe.errors import ConfigError
@@ -36,7 +40,7 @@ _NAME = re.compile(
 
 @dataclass(frozen=True)
 class HeadsSource:
-    """Heads that were found, but not read."""
+    """Heads that were found, but not read, and how they are to be written."""
 
     path: Path
     weights: tuple[Path, ...]
@@ -46,10 +50,15 @@ class HeadsSource:
     hidden_size: int
     shares_output: bool
     accuracy: tuple[tuple[float, ...], ...] | None  # [heads, ranks], see `trees.grow_tree`
+    max_draft_len: int | None = None  # in full, for trees of so many nodes; None: compact
 
     def files(self) -> list[Path]:
         """Return every file that decides what a conversion writes."""
         return list(self.weights)
+
+    def in_full(self, max_draft_len: int) -> "HeadsSource":
+        """Return the heads for upstream's layout, for trees of exactly `max_draft_len` nodes."""
+        return replace(self, max_draft_len=max_draft_len)
 
 
 def open_heads(path: Path) -> HeadsSource:
@@ -149,6 +158,35 @@ def head_tensors(model: ModelConfig, heads: HeadsSource) -> list[TensorPlan]:
         shape = (model.vocab_size, hidden) if output else shapes[name.rsplit(".", 1)[1]]
         plans.append(TensorPlan(name, shape, (name,), (shape,)))
     return plans
+
+
+def shared_outputs(plans: list[TensorPlan], heads: HeadsSource) -> list[TensorPlan]:
+    """List the copies of the target's output layer that heads in full need; `plans`: the target's.
+
+    They are read from the target's files, and cut and padded as its own output layer is.
+    """
+    if heads.max_draft_len is None or not heads.shares_output:
+        return []
+    output = next(plan for plan in plans if plan.name == "lm_head.weight")
+    names = (f"medusa_heads.{head}.lm_head.weight" for head in range(heads.num_heads))
+    return [replace(output, name=name) for name in names]
+
+
+def full_config(heads: HeadsSource, hf: HfConfig) -> dict[str, str | int]:
+    """Return the keys that make the config of a target one of upstream's `MedusaConfig`.
+
+    Nothing if the heads are compact. The `model_type` of the target's HF config tells upstream
+    which class the base is (tensorrt_llm/models/medusa/config.py); raises ConfigError without one.
+    """
+    if heads.max_draft_len is None:
+        return {}
+    if not hf.get("model_type"):
+        raise ConfigError("config.json of the target has no model_type, which Medusa heads need")
+    return {
+        "architecture": "MedusaForCausalLM",
+        "model_type": hf["model_type"],
+        "max_draft_len": heads.max_draft_len,
+    }
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from specpipe.artifacts import read_model_config
 from specpipe.checkpoint.convert import checkpoint_inputs, write_checkpoint
-from specpipe.checkpoint.medusa import open_heads
+from specpipe.checkpoint.medusa import full_config, open_heads
 from specpipe.checkpoint.source import open_source
 from specpipe.errors import ConfigError
-from tests.models import make_heads
+from tests.models import make_heads, make_llama
 
 
 def no_progress(done: int, total: int) -> None:
@@ -145,3 +146,74 @@ def test_the_checkpoint_is_stale_when_the_heads_change(tiny: Path, heads: Path) 
     after = checkpoint_inputs(source, "float32", None, open_heads(heads))
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"heads medusa_lm_head.safetensors"}
+
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def converted_in_full(source: Path, heads: Path, out: Path, nodes: int = 7) -> dict[str, Any]:
+    """Write the checkpoint that TensorRT-LLM takes; return its config."""
+    out.mkdir()
+    write_checkpoint(
+        open_source(source), out, "float32", no_progress, open_heads(heads).in_full(nodes)
+    )
+    config: dict[str, Any] = json.loads((out / "config.json").read_text())
+    return config
+
+
+def test_in_full_the_config_has_every_key_of_upstreams_medusa_config(
+    heads: Path, tmp_path: Path
+) -> None:
+    source = make_llama(tmp_path / "rope", seed=1, rope_scaling=LLAMA3_ROPE, head_dim=32)
+    config = converted_in_full(source, heads, tmp_path / "out")
+    expected = {
+        "architecture": "MedusaForCausalLM", "model_type": "llama", "num_medusa_heads": 3,
+        "num_medusa_layers": 2, "max_draft_len": 7, "head_size": 32, "hidden_act": "silu",
+        "attn_bias": False, "mlp_bias": False, "position_embedding_type": "rope_gpt_neox",
+        "rotary_base": 10000.0, "num_key_value_heads": 2,
+    }  # fmt: skip
+    assert {key: config[key] for key in expected} == expected
+    assert LLAMA3_ROPE.items() <= config["rotary_scaling"].items()  # no factor is lost
+
+
+def test_in_full_a_shared_output_layer_is_written_once_a_head(tiny: Path, tmp_path: Path) -> None:
+    source = make_heads(tmp_path / "heads", seed=3)
+    converted_in_full(tiny, tmp_path / "heads", tmp_path / "out")
+    tensors = load_file(tmp_path / "out/rank0.safetensors")
+    embedding = load_file(tiny / "model.safetensors")["model.embed_tokens.weight"]
+    for head in range(3):
+        at = f"medusa_heads.{head}."
+        assert torch.equal(tensors[f"{at}lm_head.weight"], embedding)
+        linear = tensors[f"{at}medusa_layers.0.linear.weight"]
+        assert torch.equal(linear, source[f"{head}.0.linear.weight"])
+    assert torch.equal(tensors["lm_head.weight"], embedding)
+
+
+def test_in_full_heads_keep_their_own_output_layers(
+    tiny: Path, heads: Path, tmp_path: Path
+) -> None:
+    converted_in_full(tiny, heads, tmp_path / "full")
+    full = load_file(tmp_path / "full/rank0.safetensors")
+    compact = converted(tiny, heads, tmp_path / "compact")
+    assert full.keys() == compact.keys()
+    assert all(torch.equal(full[name], compact[name]) for name in full)
+
+
+def test_another_draft_length_makes_a_checkpoint_in_full_stale_but_not_a_compact_one(
+    tiny: Path, heads: Path
+) -> None:
+    source, found = open_source(tiny), open_heads(heads)
+    inputs = [checkpoint_inputs(source, "float32", None, found.in_full(n)) for n in (7, 8)]
+    assert {key for key in inputs[0] if inputs[0][key] != inputs[1][key]} == {"max_draft_len"}
+    assert "max_draft_len" not in checkpoint_inputs(source, "float32", None, found)
+
+
+def test_a_target_that_does_not_say_what_it_is_gets_no_heads_in_full(
+    tiny: Path, heads: Path
+) -> None:
+    nameless = {**open_source(tiny).hf_config, "model_type": ""}
+    with pytest.raises(ConfigError, match="no model_type"):
+        full_config(open_heads(heads).in_full(7), nameless)

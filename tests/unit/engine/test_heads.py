@@ -51,6 +51,22 @@ def test_guesses_are_those_of_the_formula(
         assert list(given) == sorted(given, reverse=True)
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+def test_heads_in_full_guess_what_compact_heads_guess(
+    own: bool, tiny: Path, make_engine, tmp_path: Path
+) -> None:
+    make_heads(tmp_path, seed=5, vocab=320 if own else None)
+    compact = make_engine(tiny, heads=tmp_path).runner()
+    full = make_engine(tiny, heads=tmp_path, max_draft_len=7).runner()
+    hidden = np.linspace(-1, 1, 64, dtype=np.float32)
+    ours, theirs = full.guess(hidden), compact.guess(hidden)
+    np.testing.assert_array_equal(ours.tokens, theirs.tokens)
+    np.testing.assert_allclose(ours.probs, theirs.probs, atol=1e-5)
+    full.start(PROMPT)
+    compact.start(PROMPT)
+    np.testing.assert_allclose(full.score(EMPTY).logits, compact.score(EMPTY).logits, atol=1e-5)
+
+
 def embedding(folder: Path) -> torch.Tensor:
     from safetensors.torch import load_file
 

@@ -102,6 +102,8 @@ class OpenVinoEngine:
 class OpenVinoBackend:
     """See `Backend`."""
 
+    whole_heads = False
+
     def check(self, request: BuildRequest) -> list[Rejection]:
         """Return every reason why this CPU engine cannot be built."""
         model, found = request.model, []

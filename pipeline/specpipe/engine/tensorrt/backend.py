@@ -23,6 +23,8 @@ _ITEM_BYTES = {  # a weight, scales included
 class TensorRtBackend:
     """See `Backend`."""
 
+    whole_heads = True
+
     def check(self, request: BuildRequest) -> list[Rejection]:
         """Return every reason why the release of the default profile cannot build this engine."""
         found = []
