@@ -167,7 +167,7 @@ def converted_in_full(source: Path, heads: Path, out: Path, nodes: int = 7) -> d
 def test_in_full_the_config_has_every_key_of_upstreams_medusa_config(
     heads: Path, tmp_path: Path
 ) -> None:
-    source = make_llama(tmp_path / "rope", seed=1, rope_scaling=LLAMA3_ROPE, head_dim=32)
+    source = make_llama(tmp_path / "rope", seed=1, rope_scaling=dict(LLAMA3_ROPE), head_dim=32)
     config = converted_in_full(source, heads, tmp_path / "out")
     expected = {
         "architecture": "MedusaForCausalLM", "model_type": "llama", "num_medusa_heads": 3,
