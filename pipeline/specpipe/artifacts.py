@@ -165,21 +165,29 @@ def _short(value: str | None) -> str:
 
 
 @contextlib.contextmanager
-def staged(path: Path, stage: str) -> Iterator[Path]:
-    """Yield an empty temporary sibling of `path`; remove it if the block raises.
+def staged(path: Path, stage: str, resume: str | None = None) -> Iterator[Path]:
+    """Yield a temporary sibling of `path`; remove it if the block raises.
 
-    Raises StageFailed, naming the stage, when the disk is full or cannot be written.
+    It is empty, unless `resume` is given, the content key of what is made: then it is what a killed
+    or interrupted process left that was making the same. Raises StageFailed, naming the stage, when
+    the disk is full or cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(_staged_name(path, resume))
     try:
-        temporary.mkdir(parents=True)
+        temporary.mkdir(parents=True, exist_ok=resume is not None)
         yield temporary
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise _disk_error(stage, path, error) from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+    except BaseException as error:
+        interrupted = resume is not None and not isinstance(error, Exception)
+        if not interrupted:
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _staged_name(path: Path, resume: str | None) -> str:
+    return f".{path.name}.{resume[:32]}.part" if resume else f".{path.name}.{os.getpid()}.tmp"
 
 
 def write_publish(temporary: Path, path: Path, manifest: Manifest) -> Artifact:
@@ -220,10 +228,14 @@ def _existing(path: Path) -> Path:
     return next(p for p in (path, *path.parents) if p.exists())
 
 
-def remove_leftovers(path: Path) -> None:
-    """Delete what dead builds of the artifact at `path` left; the caller holds the lock."""
+def remove_leftovers(path: Path, resume: str | None = None) -> None:
+    """Delete what dead builds of the artifact at `path` left; the caller holds the lock.
+
+    What can be gone on with stays: that is begun work with the content key `resume`.
+    """
     for leftover in path.parent.glob(f".{path.name}.*"):
-        if leftover.suffix in (".tmp", ".old"):
+        ours = resume is not None and leftover.name == _staged_name(path, resume)
+        if leftover.suffix in (".tmp", ".old", ".part") and not ours:
             shutil.rmtree(leftover, ignore_errors=True)
 
 

@@ -65,6 +65,7 @@ class Work:
     path: Path
     inputs: Callable[[], Mapping[str, str]]
     write: Callable[[Path, Progress], None]
+    resumable: bool = False  # `write` goes on with a folder that it left unfinished
 
     def stale(self) -> str | None:
         """Say why the artifact must be made; None if it is fresh."""
@@ -136,6 +137,7 @@ def _convert(config: RunConfig, workspace: Workspace, role: Role) -> Work:
         workspace.checkpoint(role),
         lambda: checkpoint_inputs(open_source(source_path()), dtype, memory, heads()),
         write,
+        resumable=True,
     )
 
 
@@ -214,9 +216,10 @@ def _perform(work: Work, notify: Notify, progress: Progress) -> StageResult:
     if reason is None:
         return StageResult(work.stage, work.role, work.path, fresh=True, reason="")
     notify(f"{work.stage}{' ' + work.role if work.role else ''}: {reason}")
-    remove_leftovers(work.path)
     began = time.perf_counter()
-    with staged(work.path, work.stage) as temporary:
+    resume = Manifest(work.kind, work.inputs()).key if work.resumable else None
+    remove_leftovers(work.path, resume)
+    with staged(work.path, work.stage, resume) as temporary:
         work.write(temporary, progress)
         write_publish(temporary, work.path, Manifest(work.kind, work.inputs()))
     return StageResult(

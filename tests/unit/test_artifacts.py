@@ -107,6 +107,21 @@ def test_leftovers_of_dead_builds_are_removed_and_nothing_else(tmp_path: Path) -
     assert sorted(p.name for p in tmp_path.iterdir()) == [".b.123.tmp", "a"]
 
 
+def test_begun_work_is_found_again_under_its_key_and_only_there(tmp_path: Path) -> None:
+    key, other = "1" * 64, "2" * 64
+    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "a", "test", key) as temporary:
+        (temporary / "half").write_text("...")
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "a", "test", other) as temporary:
+        assert list(temporary.iterdir()) == []
+        raise KeyboardInterrupt
+    remove_leftovers(tmp_path / "a", key)
+    with pytest.raises(RuntimeError), staged(tmp_path / "a", "test", key) as temporary:
+        assert (temporary / "half").read_text() == "..."
+        raise RuntimeError  # a failure, not an interruption: nothing stays
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_second_builder_waits_and_says_so(tmp_path: Path) -> None:
     import multiprocessing
     import time

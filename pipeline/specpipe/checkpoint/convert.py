@@ -2,11 +2,10 @@
 
 import contextlib
 import json
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from specpipe.artifacts import digest_file
 from specpipe.checkpoint.families import Family, TensorPlan, find_family
@@ -21,15 +20,11 @@ from specpipe.checkpoint.medusa import (
 )
 from specpipe.checkpoint.source import Source, TensorReader, read_tensors
 from specpipe.checkpoint.tokenizer import write_tokenizer
-from specpipe.checkpoint.writer import SafetensorsWriter, tensor_bytes
+from specpipe.checkpoint.transfer import Progress, write_tensors
 from specpipe.contracts import Dtype, ModelConfig
-from specpipe.errors import ConfigError, StageFailed
+from specpipe.errors import ConfigError
 
-if TYPE_CHECKING:
-    import torch
-
-FORMAT = "1"  # raise it when the same source must give other bytes
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
+FORMAT = "2"  # raise it when the same source must give other bytes
 
 
 def read_model(source: Source, dtype: Dtype, heads: HeadsSource | None = None) -> ModelConfig:
@@ -59,11 +54,13 @@ def write_checkpoint(
     progress: Progress,
     heads: HeadsSource | None = None,
 ) -> ModelConfig:
-    """Convert `source` into the empty folder `out`: config.json, rank0.safetensors, tokenizer/.
+    """Convert `source` into the folder `out`: config.json, rank0.safetensors, tokenizer/, and
+    digests.json with the sha256 of every tensor's bytes.
 
-    Medusa heads go into the same file. Memory holds one output tensor at a time. Raises ConfigError
-    naming every tensor that is missing, unexpected or of the wrong shape, StageFailed if the disk
-    is too small.
+    The folder is empty, or holds what a killed conversion of the same inputs left; then it is gone
+    on with. Medusa heads go into the same file. Raises ConfigError naming every tensor that is
+    missing, unexpected or of the wrong shape, StageFailed if the disk is too small, both before
+    anything is written.
     """
     family = find_family(source.hf_config)
     model = read_model(source, dtype, heads)
@@ -76,24 +73,13 @@ def write_checkpoint(
         if heads is not None:
             extra = stack.enter_context(read_heads(heads))
             work += [(extra, plan) for plan in head_tensors(model, heads)]
-        _require_space(out, [plan for _, plan in work], dtype)
-        _write_tensors(work, out / "rank0.safetensors", dtype, progress)
+        write_tensors(work, out, dtype, progress)
     config = dict(_config_json(family, model))
     config |= full_config(heads, source.hf_config) if heads else {}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (out / "config.json").write_text(text, encoding="utf-8")
     write_tokenizer(source, model, out / "tokenizer")
     return model
-
-
-def _require_space(out: Path, plans: list[TensorPlan], dtype: Dtype) -> None:
-    needed = sum(tensor_bytes(p.shape, dtype) for p in plans)
-    free = shutil.disk_usage(out).free
-    if free < needed:
-        raise StageFailed(
-            f"convert: {out} needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free",
-            hint="free some space or give another --workspace",
-        )
 
 
 def _account(
@@ -120,37 +106,6 @@ def _account(
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def _write_tensors(
-    work: list[tuple[TensorReader, TensorPlan]], path: Path, dtype: Dtype, progress: Progress
-) -> None:
-    total = sum(tensor_bytes(p.shape, dtype) for _, p in work)
-    done = 0
-    with SafetensorsWriter(path, {p.name: p.shape for _, p in work}, dtype) as writer:
-        for reader, plan in work:
-            done += writer.write(plan.name, _combine(reader, plan))
-            progress(done, total)
-
-
-def _combine(reader: TensorReader, plan: TensorPlan) -> "torch.Tensor":
-    import torch
-
-    parts = []
-    for name, shape in zip(plan.sources, plan.source_shapes, strict=True):
-        tensor = reader.read(name)
-        if tuple(tensor.shape) != shape:
-            raise ConfigError(
-                f"{name} has shape {tuple(tensor.shape)}, expected {shape}",
-                hint="config.json belongs to another model",
-            )
-        if not tensor.dtype.is_floating_point or tensor.element_size() < 2:
-            raise ConfigError(
-                f"{name} has dtype {tensor.dtype}; expected float32, float16 or bfloat16",
-                hint="a quantised checkpoint must be dequantised first",
-            )
-        parts.append(tensor)
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _config_json(family: Family, model: ModelConfig) -> Mapping[str, Any]:

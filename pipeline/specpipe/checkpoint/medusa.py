@@ -75,9 +75,9 @@ def open_heads(path: Path) -> HeadsSource:
                 hint="known layouts: FasterDecoding's, Medusa-2's `medusa_head.`, ModelOpt's",
             )
         heads, layers, shares = _count(path, set(names))
-        bias = reader.read(names["medusa_heads.0.medusa_layers.0.linear.bias"])
+        (hidden,) = reader.shape(names["medusa_heads.0.medusa_layers.0.linear.bias"])
     accuracy = _accuracy(path if path.is_dir() else path.parent, heads)
-    return HeadsSource(path, weights, names, heads, layers, bias.shape[0], shares, accuracy)
+    return HeadsSource(path, weights, names, heads, layers, hidden, shares, accuracy)
 
 
 def canonical(name: str) -> str | None:
@@ -199,8 +199,17 @@ class _Renamed:
     def names(self) -> set[str]:
         return set(self.theirs)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.reader.shape(self.theirs[name])
+
+    def dtype(self, name: str) -> str:
+        return self.reader.dtype(self.theirs[name])
+
     def read(self, name: str) -> "torch.Tensor":
         return self.reader.read(self.theirs[name])
+
+    def rows(self, name: str, begin: int, end: int) -> "torch.Tensor":
+        return self.reader.rows(self.theirs[name], begin, end)
 
 
 @contextmanager

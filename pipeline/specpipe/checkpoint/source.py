@@ -1,16 +1,18 @@
 """Reading Hugging Face checkpoints: safetensors, `.bin` (weights only) and GGUF.
 
-Tensors are read one at a time; only GGUF, which transformers dequantises as a whole, needs memory
-for the whole model.
+Tensors are read one at a time, those of safetensors in pieces; only GGUF, which transformers
+dequantises as a whole, needs memory for the whole model.
 """
 
+import contextlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.config import RunConfig, find_file
 from specpipe.errors import ConfigError, Unsupported
 
@@ -25,8 +27,20 @@ class TensorReader(Protocol):
         """Return the name of every stored tensor."""
         ...
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape without reading it; raises KeyError if there is none."""
+        ...
+
+    def dtype(self, name: str) -> str:
+        """Return a tensor's element type as torch spells it; raises KeyError if there is none."""
+        ...
+
     def read(self, name: str) -> "torch.Tensor":
         """Return one tensor; raises KeyError if there is none."""
+        ...
+
+    def rows(self, name: str, begin: int, end: int) -> "torch.Tensor":
+        """Return the slices [begin, end) of a tensor's first dimension."""
         ...
 
 
@@ -140,53 +154,50 @@ def read_tensors(weights: tuple[Path, ...]) -> Iterator[TensorReader]:
     if suffix == ".gguf":
         yield _InMemory(_gguf_tensors(weights[0]))
     elif suffix in (".bin", ".pt"):
-        yield _Shards({p: _bin_tensors(p) for p in weights})
+        yield _Shards([_bin_tensors(path) for path in weights])
     else:
-        yield _Shards({p: _SafetensorsFile(p) for p in weights})
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(closing(SafetensorsFile(path))) for path in weights]
+            yield _Shards(files)
 
 
 class _InMemory(dict[str, "torch.Tensor"]):
     def names(self) -> set[str]:
         return set(self)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self[name].shape)
+
+    def dtype(self, name: str) -> str:
+        return str(self[name].dtype).removeprefix("torch.")
+
     def read(self, name: str) -> "torch.Tensor":
         return self[name]
 
-
-class _SafetensorsFile:
-    """One file, mapped; a damaged one is refused when it is opened."""
-
-    def __init__(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            self._file: Any = safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise ConfigError(
-                f"{path}: not a whole safetensors file: {error}",
-                hint="fetch the file again; it may have been cut short",
-            ) from error
-
-    def names(self) -> set[str]:
-        return set(self._file.keys())
-
-    def read(self, name: str) -> "torch.Tensor":
-        tensor: torch.Tensor = self._file.get_tensor(name)
-        return tensor
+    def rows(self, name: str, begin: int, end: int) -> "torch.Tensor":
+        return self[name][begin:end]
 
 
-@dataclass(frozen=True)
 class _Shards:
-    files: Mapping[Path, TensorReader]
+    """Several files, each tensor in one of them."""
+
+    def __init__(self, files: Iterable[TensorReader]) -> None:
+        self._files = {name: file for file in files for name in file.names()}
 
     def names(self) -> set[str]:
-        return {name for file in self.files.values() for name in file.names()}
+        return set(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._files[name].shape(name)
+
+    def dtype(self, name: str) -> str:
+        return self._files[name].dtype(name)
 
     def read(self, name: str) -> "torch.Tensor":
-        for file in self.files.values():
-            if name in file.names():
-                return file.read(name)
-        raise KeyError(name)
+        return self._files[name].read(name)
+
+    def rows(self, name: str, begin: int, end: int) -> "torch.Tensor":
+        return self._files[name].rows(name, begin, end)
 
 
 def _bin_tensors(path: Path) -> _InMemory:

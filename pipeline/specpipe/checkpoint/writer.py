@@ -1,49 +1,96 @@
-"""Writing one safetensors file tensor by tensor, so that memory holds one tensor at a time.
+"""Writing one safetensors file in pieces: any tensor first, several at a time, from any thread.
 
 The format (8 bytes of header length, a JSON header, the raw data) is that of the safetensors
-library, whose own writer wants every tensor in memory at once.
+library, whose own writer wants every tensor in memory at once. Since the header says where each
+tensor lies, each piece can be written to its place, and digested on the way.
 """
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-from specpipe.contracts import Dtype
+from specpipe.checkpoint.safetensors_file import DTYPES
 
 if TYPE_CHECKING:
     import torch
 
-_NAMES: dict[Dtype, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+_NAMES = {torch_name: (name, size) for name, (torch_name, size) in DTYPES.items()}
+_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Announced:
+    """What will be written: a shape and an element type as torch spells it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of the data."""
+        size = _NAMES[self.dtype][1]
+        for dim in self.shape:
+            size *= dim
+        return size
 
 
 class SafetensorsWriter:
-    """A context manager: announces all shapes, then takes the tensors in that order."""
+    """A context manager: announces all tensors, then takes each in pieces.
 
-    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: Dtype) -> None:
-        self._path, self._dtype = path, dtype
-        self._waiting = dict(shapes)
+    A file that is already there with the same header is gone on with: `holds` tells which of its
+    tensors have the bytes they should have.
+    """
+
+    def __init__(self, path: Path, tensors: Mapping[str, Announced]) -> None:
+        self._path = path
+        self._announced = dict(tensors)
+        self._begins, self._header = _layout(self._announced)
+        self._finished: set[str] = set()
 
     def __enter__(self) -> "SafetensorsWriter":
-        self._file: BinaryIO = self._path.open("wb")
-        self._file.write(_header(self._waiting, self._dtype))
+        size = len(self._header) + sum(a.size for a in self._announced.values())
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        same = os.fstat(self._fd).st_size == size
+        if not same or os.pread(self._fd, len(self._header), 0) != self._header:
+            os.ftruncate(self._fd, 0)
+            os.ftruncate(self._fd, size)
+            _write_all(self._fd, memoryview(self._header), 0)
         return self
 
-    def write(self, name: str, tensor: "torch.Tensor") -> int:
-        """Append the next tensor, cast to the file's dtype; return its size in bytes.
+    def begin(self, name: str) -> "Sink":
+        """Return where the pieces of one tensor go; raises ValueError if none was announced."""
+        if name not in self._announced:
+            raise ValueError(f"{name} was not announced")
+        return Sink(self, name, self._announced[name], self._fd, self._begins[name])
 
-        Raises ValueError if it is not the one announced.
-        """
-        import torch
+    def write(self, name: str, tensor: "torch.Tensor") -> str:
+        """Write a whole tensor of the announced shape and type; return its sha256."""
+        sink = self.begin(name)
+        sink.write(tensor)
+        return sink.finish()
 
-        expected, shape = next(iter(self._waiting.items()))
-        if (name, tuple(tensor.shape)) != (expected, shape):
-            raise ValueError(f"expected {expected} {shape}, got {name} {tuple(tensor.shape)}")
-        del self._waiting[name]
-        plain = tensor.to(getattr(torch, self._dtype)).contiguous()
-        return self._file.write(plain.view(torch.uint8).reshape(-1).numpy().data)
+    def holds(self, name: str, digest: str) -> bool:
+        """Tell whether a tensor's bytes in the file have this sha256; if so, it is finished."""
+        if name not in self._announced:
+            return False
+        sha, at = hashlib.sha256(), self._begins[name]
+        end = at + self._announced[name].size
+        while at < end and (block := os.pread(self._fd, min(_BLOCK, end - at), at)):
+            sha.update(block)
+            at += len(block)
+        if sha.hexdigest() != digest:
+            return False
+        self._finished.add(name)
+        return True
+
+    def finished(self, name: str) -> None:
+        """Note that a tensor is whole."""
+        self._finished.add(name)
 
     def __exit__(
         self,
@@ -51,30 +98,71 @@ class SafetensorsWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        if kind is None and self._waiting:
-            raise ValueError(f"not written: {', '.join(self._waiting)}")
+        os.close(self._fd)
+        missing = sorted(self._announced.keys() - self._finished)
+        if kind is None and missing:
+            raise ValueError(f"not written: {', '.join(missing)}")
 
 
-def _header(shapes: Mapping[str, tuple[int, ...]], dtype: Dtype) -> bytes:
+class Sink:
+    """One tensor of a file, which takes its pieces from the first to the last."""
+
+    def __init__(
+        self, writer: SafetensorsWriter, name: str, announced: Announced, fd: int, at: int
+    ) -> None:
+        self._writer, self._name, self._announced = writer, name, announced
+        self._fd, self._at, self._end = fd, at, at + announced.size
+        self._sha = hashlib.sha256()
+
+    def write(self, piece: "torch.Tensor") -> None:
+        """Append the next values in row-major order.
+
+        Raises ValueError if they are of another type, or more than were announced.
+        """
+        import torch
+
+        if piece.dtype != getattr(torch, self._announced.dtype):
+            raise ValueError(f"{self._name} is {self._announced.dtype}, the piece {piece.dtype}")
+        if self._at + piece.nbytes > self._end:
+            raise ValueError(f"{self._name} is longer than {self._announced.shape}")
+        if not piece.nbytes:
+            return
+        block = memoryview(piece.contiguous().view(-1).view(torch.uint8).numpy())
+        self._sha.update(block)
+        _write_all(self._fd, block, self._at)
+        self._at += len(block)
+
+    def finish(self) -> str:
+        """Return the sha256 of the tensor's bytes; raises ValueError if some are missing."""
+        if self._at != self._end:
+            raise ValueError(f"{self._name} is shorter than {self._announced.shape}")
+        self._writer.finished(self._name)
+        return self._sha.hexdigest()
+
+
+def _layout(tensors: Mapping[str, Announced]) -> tuple[dict[str, int], bytes]:
+    """Return where each tensor begins in the file, and the file's header.
+
+    Wide element types come first, as in the library's files, so that every value is aligned.
+    """
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, shape in shapes.items():
-        end = offset + tensor_bytes(shape, dtype)
+    begins, offset = {}, 0
+    widths = {name: _NAMES[announced.dtype][1] for name, announced in tensors.items()}
+    for name, announced in sorted(tensors.items(), key=lambda item: -widths[item[0]]):
+        begins[name] = offset
+        offset += announced.size
         entries[name] = {
-            "dtype": _NAMES[dtype],
-            "shape": list(shape),
-            "data_offsets": [offset, end],
+            "dtype": _NAMES[announced.dtype][0],
+            "shape": list(announced.shape),
+            "data_offsets": [begins[name], offset],
         }
-        offset = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    header = len(text).to_bytes(8, "little") + text
+    return {name: len(header) + begin for name, begin in begins.items()}, header
 
 
-def tensor_bytes(shape: tuple[int, ...], dtype: Dtype) -> int:
-    """Return the size of a tensor's data in bytes."""
-    size = ITEM_BYTES[dtype]
-    for dim in shape:
-        size *= dim
-    return size
+def _write_all(fd: int, block: memoryview, at: int) -> None:
+    while block:
+        count = os.pwrite(fd, block, at)
+        block, at = block[count:], at + count

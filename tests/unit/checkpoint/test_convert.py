@@ -117,7 +117,7 @@ def rewrite(folder: Path, change) -> None:
         ),
         (
             lambda t: t.update({"model.norm.weight": torch.zeros(64, dtype=torch.int32)}),
-            "model.norm.weight has dtype torch.int32",
+            "model.norm.weight has dtype int32",
         ),
     ],
 )

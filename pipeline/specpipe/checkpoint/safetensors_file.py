@@ -1,0 +1,127 @@
+"""One safetensors file, read by byte ranges: memory holds the rows that were asked for, no more.
+
+A mapping would do as well, but every page of it that was touched counts as memory of the process;
+reading into a small buffer that stays in the processor's cache is not slower.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specpipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+# safetensors' name of an element type -> torch's, and its size in bytes
+DTYPES = {
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
+}
+_LONGEST_HEADER = 100_000_000  # as in the safetensors library
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies in its file."""
+
+    dtype: str  # a key of DTYPES, or a type that is not known here
+    shape: tuple[int, ...]
+    begin: int  # in bytes, from the start of the file
+    end: int
+
+
+class SafetensorsFile:
+    """An open file; reads from several threads do not disturb each other."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path` and read its header; raises ConfigError if the file is not whole."""
+        self._path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY)
+            self._entries = _read_header(self._fd)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"{path}: not a whole safetensors file: {error}",
+                hint="fetch the file again; it may have been cut short",
+            ) from error
+
+    def close(self) -> None:
+        """Close the file; nothing can be read after that."""
+        os.close(self._fd)
+
+    def names(self) -> set[str]:
+        """Return the name of every tensor."""
+        return set(self._entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape; raises KeyError if there is none."""
+        return self._entries[name].shape
+
+    def dtype(self, name: str) -> str:
+        """Return a tensor's element type as torch spells it; raises KeyError if there is none."""
+        stored = self._entries[name].dtype
+        return DTYPES[stored][0] if stored in DTYPES else stored
+
+    def read(self, name: str) -> "torch.Tensor":
+        """Return a whole tensor; raises KeyError if there is none."""
+        entry = self._entries[name]
+        return self._read(entry, entry.shape, entry.begin)
+
+    def rows(self, name: str, begin: int, end: int) -> "torch.Tensor":
+        """Return the slices [begin, end) of a tensor's first dimension."""
+        entry = self._entries[name]
+        row_bytes = (entry.end - entry.begin) // max(entry.shape[0], 1)
+        return self._read(entry, (end - begin, *entry.shape[1:]), entry.begin + begin * row_bytes)
+
+    def _read(self, entry: Entry, shape: tuple[int, ...], at: int) -> "torch.Tensor":
+        import torch
+
+        tensor = torch.empty(shape, dtype=getattr(torch, DTYPES[entry.dtype][0]))
+        if tensor.numel():
+            view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+            while view:
+                count = os.preadv(self._fd, [view], at)
+                if count == 0:
+                    raise ConfigError(f"{self._path}: became shorter while it was read")
+                view, at = view[count:], at + count
+        return tensor
+
+
+def _read_header(fd: int) -> dict[str, Entry]:
+    length = int.from_bytes(os.pread(fd, 8, 0), "little")
+    if length > _LONGEST_HEADER:
+        raise ValueError(f"a header of {length} bytes")
+    raw = json.loads(os.pread(fd, length, 8))
+    raw.pop("__metadata__", None)
+    entries = {name: _entry(name, value, 8 + length) for name, value in raw.items()}
+    end = max((e.end for e in entries.values()), default=8 + length)
+    if end != (size := os.fstat(fd).st_size):
+        raise ValueError(f"it has {size} bytes, its header says {end}")
+    return entries
+
+
+def _entry(name: str, value: dict[str, object], start: int) -> Entry:
+    dtype, shape = str(value["dtype"]), value["shape"]
+    offsets = value["data_offsets"]
+    if not (isinstance(shape, list) and isinstance(offsets, list)):
+        raise ValueError(f"the header's entry of {name} is damaged")
+    begin, end = offsets
+    size = DTYPES[dtype][1] if dtype in DTYPES else 0
+    for dim in shape:
+        size *= dim
+    if dtype in DTYPES and size != end - begin:
+        raise ValueError(f"{name} has {end - begin} bytes, its shape says {size}")
+    return Entry(dtype, tuple(shape), start + begin, start + end)

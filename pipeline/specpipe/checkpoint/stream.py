@@ -1,0 +1,79 @@
+"""One tensor of the output: read in blocks of rows, joined, cast, cut, and written to every rank.
+
+Memory holds one block and its parts, whatever the size of the tensor. Only a plan whose sources
+must be computed with as a whole (`TensorPlan.join`) needs room for all of them.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from specpipe.checkpoint.families import TensorPlan
+from specpipe.checkpoint.shard import Cut
+from specpipe.checkpoint.source import TensorReader
+from specpipe.checkpoint.writer import Sink
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK_BYTES = 1 << 22  # fits in the processor's cache, so that digest and write need no memory
+
+
+def write_parts(
+    reader: TensorReader, plan: TensorPlan, dtype: str, parts: Sequence[tuple[Cut, Sink]]
+) -> None:
+    """Write the parts of one planned tensor, each to its sink, in one pass over the sources."""
+    import torch
+
+    kind: torch.dtype = getattr(torch, dtype)
+    row = 0
+    for block in _blocks(reader, plan):
+        cast = block.to(kind)
+        for cut, sink in parts:
+            for part in _select(cast, row, cut):
+                sink.write(part)
+        row += len(block)
+    for cut, sink in parts:
+        for padding in _padding(cut, row, kind):
+            sink.write(padding)
+
+
+def _blocks(reader: TensorReader, plan: TensorPlan) -> "Iterator[torch.Tensor]":
+    """Yield the rows of the joined tensor from first to last."""
+    for name in plan.sources:
+        shape = reader.shape(name)
+        step = _rows_a_block(shape)
+        for begin in range(0, shape[0], step):
+            yield reader.rows(name, begin, min(begin + step, shape[0]))
+
+
+def _rows_a_block(shape: tuple[int, ...]) -> int:
+    row = 4  # bytes of the widest element that is read
+    for size in shape[1:]:
+        row *= size
+    return max(1, BLOCK_BYTES // max(row, 1))
+
+
+def _select(block: "torch.Tensor", first: int, cut: Cut) -> "Iterator[torch.Tensor]":
+    """Yield what a cut takes from the block whose first row is row `first` of the tensor."""
+    for begin, end in cut.ranges[0]:
+        low, high = max(begin - first, 0), min(end - first, len(block))
+        if low < high:
+            yield _inner(block[low:high], cut)
+
+
+def _inner(rows: "torch.Tensor", cut: Cut) -> "torch.Tensor":
+    import torch
+
+    for dim, ranges in enumerate(cut.ranges[1:], start=1):
+        taken = [rows.narrow(dim, begin, end - begin) for begin, end in ranges]
+        rows = taken[0] if len(taken) == 1 else torch.cat(taken, dim)
+    return rows
+
+
+def _padding(cut: Cut, rows: int, kind: "torch.dtype") -> "Iterator[torch.Tensor]":
+    import torch
+
+    for begin, end in cut.ranges[0]:
+        missing = end - max(begin, rows)
+        if missing > 0:
+            yield torch.zeros((missing, *cut.shape[1:]), dtype=kind)
