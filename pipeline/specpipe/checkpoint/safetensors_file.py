@@ -91,7 +91,7 @@ class SafetensorsFile:
 
         tensor = torch.empty(shape, dtype=getattr(torch, DTYPES[entry.dtype][0]))
         if tensor.numel():
-            view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+            view = tensor.view(-1).view(torch.uint8).numpy().data
             while view:
                 count = os.preadv(self._fd, [view], at)
                 if count == 0:

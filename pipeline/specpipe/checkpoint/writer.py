@@ -127,7 +127,7 @@ class Sink:
             raise ValueError(f"{self._name} is longer than {self._announced.shape}")
         if not piece.nbytes:
             return
-        block = memoryview(piece.contiguous().view(-1).view(torch.uint8).numpy())
+        block = piece.contiguous().view(-1).view(torch.uint8).numpy().data
         self._sha.update(block)
         _write_all(self._fd, block, self._at)
         self._at += len(block)
