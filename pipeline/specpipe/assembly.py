@@ -17,6 +17,7 @@ from specpipe.methods import AnyLength, Medusa, NoSpeculation, Speculation
 from specpipe.speculate import accept
 from specpipe.speculate.decode import Limits, Step, decode
 from specpipe.speculate.draft_length import QuietWhenBusy
+from specpipe.speculate.vocabulary import in_vocabulary
 
 BACKENDS: dict[str, str] = {
     "openvino": "specpipe.engine.openvino.backend:OpenVinoBackend",
@@ -134,7 +135,11 @@ class Deployment:
     def slot(self) -> Slot:
         """Return room for one more sequence."""
         rows = {"target": 1 + self.speculation.num_draft_tokens}
-        runners = {role: engine.runner(rows.get(role, 0)) for role, engine in self.engines.items()}
+        size = self.engines["target"].vocab_size
+        runners = {
+            role: in_vocabulary(engine.runner(rows.get(role, 0)), size)
+            for role, engine in self.engines.items()
+        }
         return Slot(runners, self.speculation)
 
     def warm_up(self) -> None:

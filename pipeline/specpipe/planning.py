@@ -10,18 +10,18 @@ from specpipe.checkpoint.convert import read_model
 from specpipe.checkpoint.families import find_family
 from specpipe.checkpoint.medusa import HeadsSource, open_heads, with_heads
 from specpipe.checkpoint.source import Source, known_model, locate_model, open_source
-from specpipe.checkpoint.tokenizer import read_vocabulary
+from specpipe.checkpoint.tokenizer import read_vocabulary, special_ids
 from specpipe.config import RunConfig, find_file, require_file
 from specpipe.contracts import Backend, BuildRequest, ModelConfig, Rejection, Role
 from specpipe.errors import Unsupported
 from specpipe.methods import DraftModel, Hybrid, Medusa, PromptLookup
+from specpipe.plan.compatibility import Difference, Vocabulary, differences, notes, refusals
 from specpipe.plan.plan import (
     Memory,
     Plan,
     check_heads,
     check_memory,
     check_models,
-    check_vocabularies,
     gpu_memory,
     make_requests,
     unknown_gpu,
@@ -49,7 +49,8 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
     rejections = [r for request in requests.values() for r in backend.check(request)]
     rejections += check_models(requests)
     rejections += [] if heads is None else check_heads(config, models["target"], heads.hidden_size)
-    rejections += _check_tokenizers(sources)
+    found, own_loop = _compare_draft(sources, models), config.engine.backend == "openvino"
+    rejections += refusals(found, own_loop=own_loop)
     rejections += _check_draft_lengths(config)
     rejections += check_memory(memory, config) if memory else []
     if config.engine.gpu is not None and gpu_memory(config.engine.gpu) is None:
@@ -67,6 +68,7 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
         backend.versions(),
         tuple(dict.fromkeys(rejections)),
         tuple(_gaps(config)),
+        tuple(notes(found, own_loop=own_loop)),
     )
 
 
@@ -113,11 +115,20 @@ def _model(config: RunConfig, role: Role, source: Source | None) -> ModelConfig:
     return find_family(facts).read_config(facts, config.engine.dtype)
 
 
-def _check_tokenizers(sources: Mapping[Role, Source | None]) -> list[Rejection]:
-    target, draft = sources.get("target"), sources.get("draft")
-    if target is None or draft is None:
+def _compare_draft(
+    sources: Mapping[Role, Source | None], models: Mapping[Role, ModelConfig]
+) -> list[Difference]:
+    """Return what the draft's vocabulary has that the target's has not, and the reverse."""
+    if "draft" not in sources:
         return []
-    return check_vocabularies(read_vocabulary(target), read_vocabulary(draft))
+    target, draft = (_vocabulary(sources[r], models[r]) for r in ("target", "draft"))
+    return differences(target, draft)
+
+
+def _vocabulary(source: Source | None, model: ModelConfig) -> Vocabulary:
+    if source is None:
+        return Vocabulary(model.vocab_size)
+    return Vocabulary(model.vocab_size, read_vocabulary(source), special_ids(source))
 
 
 def _check_draft_lengths(config: RunConfig) -> list[Rejection]:

@@ -56,6 +56,7 @@ def plan_text(plan: Plan) -> str:
     lines += [f"run        {shlex.join(command.argv)}" for command in plan.commands]
     lines += [f"refused    {rejection}" for rejection in plan.rejections]
     lines += [f"not yet    {gap}" for gap in plan.gaps]
+    lines += [f"note       {note}" for note in plan.notes]
     if not plan.rejections and not plan.gaps:
         lines.append("ok         `specpipe build` can run this")
     return "\n".join(lines)
@@ -84,6 +85,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         ],
         "rejections": [asdict(rejection) for rejection in plan.rejections],
         "not_yet": [asdict(gap) for gap in plan.gaps],
+        "notes": list(plan.notes),
     }
 
 

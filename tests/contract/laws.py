@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from specpipe.contracts import Draft, Floats, Sampling, Verdict
+from specpipe.contracts import Draft, Floats, Proposer, Sampling, Verdict
 from specpipe.speculate import accept, draft_model
 from specpipe.speculate.decode import Limits
 from specpipe.speculate.sampling import adjust, distribution
@@ -100,8 +100,12 @@ def enumerate_law(
     world: World, options: str, sampling: Sampling, draft_law: str = "random", depth: int = 2
 ) -> Floats:
     """Return the joint law of what the proposer of `options` and the verifier emit together."""
+    return enumerate_proposer(world, world.proposer(options, draft_law, depth), sampling)
+
+
+def enumerate_proposer(world: World, proposer: Proposer, sampling: Sampling) -> Floats:
+    """Return the joint law of what one proposer and the verifier emit together."""
     joint = np.zeros((world.vocab_size,) * LENGTH)
-    proposer = world.proposer(options, draft_law, depth)
 
     def answer(dice: Dice) -> list[int]:
         with pytest.MonkeyPatch.context() as patch:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from specpipe.assembly import make_proposer
-from specpipe.contracts import Floats, Proposer, Role, Sampling
+from specpipe.contracts import Floats, Proposer, Role, Runner, Sampling
 from specpipe.methods import (
     DraftModel,
     DraftOptions,
@@ -19,6 +19,7 @@ from specpipe.methods import (
 )
 from specpipe.speculate import decode
 from specpipe.speculate.decode import Limits
+from specpipe.speculate.vocabulary import in_vocabulary
 from specpipe.trees import TreePath, complete_tree
 from tests.unit.speculate.scripted import Law, ScriptedRunner, random_law
 
@@ -78,9 +79,18 @@ class World:
 
     def proposer(self, options: str, draft_law: str = "random", depth: int = 3) -> Proposer:
         """Return a proposer of the table above."""
-        runners: Mapping[Role, ScriptedRunner] = {
-            "target": ScriptedRunner(self.target, self.vocab_size, heads=self.drafts[draft_law]),
-            "draft": ScriptedRunner(self.drafts[draft_law], self.vocab_size),
+        draft = ScriptedRunner(self.drafts[draft_law], self.vocab_size)
+        return self._proposer(options, draft, depth, self.drafts[draft_law])
+
+    def proposer_of_size(self, options: str, vocab_size: int, depth: int = 3) -> Proposer:
+        """Return a proposer whose draft model has a table of `vocab_size` rows."""
+        draft = ScriptedRunner(random_law(vocab_size, seed=3), vocab_size)
+        return self._proposer(options, in_vocabulary(draft, self.vocab_size), depth, self.target)
+
+    def _proposer(self, options: str, draft: Runner, depth: int, heads: Law) -> Proposer:
+        runners: Mapping[Role, Runner] = {
+            "target": ScriptedRunner(self.target, self.vocab_size, heads=heads),
+            "draft": draft,
         }
         return make_proposer(OPTIONS[options](depth), runners)
 

@@ -98,3 +98,17 @@ def read_vocabulary(source: Source) -> dict[str, int]:
         return vocabulary
     vocabulary = _load(source).get_vocab()
     return vocabulary
+
+
+def special_ids(source: Source) -> dict[str, tuple[int, ...]]:
+    """Return the ids of the begin, end and padding tokens that config.json names."""
+    found = {}
+    for name, key in (
+        ("begin", "bos_token_id"),
+        ("end", "eos_token_id"),
+        ("padding", "pad_token_id"),
+    ):
+        value = source.hf_config.get(key)
+        ids = value if isinstance(value, list) else [value]
+        found[name] = tuple(sorted(i for i in ids if isinstance(i, int)))
+    return {name: ids for name, ids in found.items() if ids}

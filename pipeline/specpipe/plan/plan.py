@@ -35,6 +35,7 @@ class Plan:
     versions: Mapping[str, str]
     rejections: tuple[Rejection, ...]  # this can never work as configured
     gaps: tuple[Rejection, ...]  # this could work, but not with this release of specpipe
+    notes: tuple[str, ...] = ()  # what is worth knowing, and hinders nothing
 
 
 def make_requests(
@@ -63,7 +64,7 @@ def make_requests(
 
 
 def check_models(requests: Mapping[Role, BuildRequest]) -> list[Rejection]:
-    """Return what is wrong with the models for each other and for the asked lengths."""
+    """Return what is wrong with the models for the asked lengths."""
     found = []
     for role, request in requests.items():
         longest = request.model.max_position_embeddings
@@ -73,15 +74,6 @@ def check_models(requests: Mapping[Role, BuildRequest]) -> list[Rejection]:
                     f"engine.max_seq_len is {request.max_seq_len}, but the {role} was made for "
                     f"{longest} positions",
                     f"set engine.max_seq_len to {longest} or less",
-                )
-            )
-    if "draft" in requests:
-        ours, theirs = (requests[r].model.vocab_size for r in ("target", "draft"))
-        if ours != theirs:
-            found.append(
-                Rejection(
-                    f"the draft has a vocabulary of {theirs} tokens, the target of {ours}",
-                    "use a draft with the target's tokenizer",
                 )
             )
     return found
@@ -109,20 +101,6 @@ def check_heads(config: RunConfig, target: ModelConfig, hidden_size: int) -> lis
             )
         )
     return found
-
-
-def check_vocabularies(target: Mapping[str, int], draft: Mapping[str, int]) -> list[Rejection]:
-    """Compare two tokenizers, token by token; a draft must mean the same ids."""
-    differ = sorted(t for t in {*target, *draft} if target.get(t) != draft.get(t))
-    if not differ:
-        return []
-    some = ", ".join(f"{t!r}: {target.get(t)} and {draft.get(t)}" for t in differ[:3])
-    return [
-        Rejection(
-            f"target and draft differ in {len(differ)} of {len(target)} tokens ({some})",
-            "use a draft with the target's tokenizer",
-        )
-    ]
 
 
 def check_memory(memory: Memory, config: RunConfig) -> list[Rejection]:

@@ -12,10 +12,9 @@ from specpipe.config import read_config
 from specpipe.engine.tensorrt.backend import RUNTIME_BYTES
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.plan.gpus import GPUS
-from specpipe.plan.plan import check_vocabularies
 from specpipe.planning import make_plan, require_buildable
 from specpipe.present import plan_json, plan_text
-from tests.models import make_heads
+from tests.models import make_heads, make_llama
 
 LLAMA = Path("model_configs/llama70b_draft7b.yaml")
 LOOKAHEAD = Path("model_configs/llama8b_lookahead.yaml")
@@ -173,10 +172,6 @@ def test_a_draft_with_another_vocabulary_is_refused_with_the_difference(
     assert re.search(r"differ in 2 of \d+ tokens", " ".join(map(str, plan.rejections)))
 
 
-def test_equal_vocabularies_are_fine() -> None:
-    assert check_vocabularies({"a": 1}, {"a": 1}) == []
-
-
 def test_an_unknown_model_says_where_it_was_looked_for(write_config, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'target.model' is 'no/such/place'"):
         plan_of(write_config(target={"model": "no/such/place"}), tmp_path)
@@ -231,3 +226,33 @@ def test_lossy_acceptance_is_called_lossy(write_config, tmp_path: Path) -> None:
     config = write_config(speculation=medusa(tmp_path / "heads", acceptance="typical"))
     plan = plan_of(config, tmp_path)
     assert "LOSSY" in plan_text(plan) and plan_json(plan)["lossless"] is False
+
+
+@pytest.mark.parametrize("rows", [320, 384, 512])
+def test_a_draft_whose_table_is_padded_otherwise_can_be_built_for_the_cpu(
+    rows: int, write_config, tiny: Path, tmp_path: Path
+) -> None:
+    draft = make_llama(tmp_path / "draft", seed=2, vocab_size=rows, num_hidden_layers=1)
+    speculation = {"method": "draft_model", "draft": {"model": str(draft)}}
+    plan = plan_of(write_config(speculation=speculation), tmp_path)
+    require_buildable(plan)
+    assert plan.notes == ()
+
+
+def test_a_draft_with_less_padding_is_noted_and_one_with_more_is_refused_for_gpus(
+    write_config, tiny: Path, tmp_path: Path
+) -> None:
+    padded = make_llama(tmp_path / "padded", seed=2, vocab_size=384)
+
+    def plan(target: Path, draft: Path):
+        speculation = {"method": "draft_model", "draft": {"model": str(draft)}}
+        engine = {"backend": "tensorrt", "gpu": "L4", "dtype": "float16"}
+        return plan_of(
+            write_config(target={"model": str(target)}, engine=engine, speculation=speculation),
+            tmp_path,
+        )
+
+    (note,) = plan(padded, tiny).notes
+    assert "padding alone" in note and note in plan_text(plan(padded, tiny))
+    assert plan(padded, tiny).rejections == ()
+    assert "ids 320-383" in str(plan(tiny, padded).rejections)
