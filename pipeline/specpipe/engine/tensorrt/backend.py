@@ -5,6 +5,7 @@ from pathlib import Path
 
 from specpipe.contracts import BuildRequest, Command, LoadedEngine, Rejection
 from specpipe.engine.tensorrt.lower import METHODS, build_flags, takes_drafts
+from specpipe.engine.tensorrt.medusa import check_medusa
 from specpipe.engine.tensorrt.profiles import DEFAULT
 from specpipe.errors import Unsupported
 
@@ -56,6 +57,7 @@ class TensorRtBackend:
                     "set engine.dtype: bfloat16 or float16",
                 )
             )
+        found += check_medusa(request, DEFAULT.tensorrt_llm)
         ranks = request.tp_size * request.pp_size
         model = request.model
         if model.num_attention_heads % request.tp_size:

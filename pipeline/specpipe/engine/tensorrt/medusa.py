@@ -1,0 +1,60 @@
+"""What TensorRT-LLM's Medusa engines ask of a target: rules of `tensorrt_llm/models/medusa`.
+
+Read in upstream's sources of 0.17 and 1.x; nothing here was run on a GPU.
+"""
+
+from specpipe.contracts import BuildRequest, Rejection
+
+BASES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
+_OTHER_WAYS = "use method: draft_model or lookahead, or backend: openvino"
+
+
+def check_medusa(request: BuildRequest, release: str) -> list[Rejection]:
+    """Return every reason why a target with heads in its checkpoint cannot be such an engine.
+
+    Nothing if there are no heads. `release` is that of TensorRT-LLM, such as `1.2.1`.
+    """
+    if not request.model.num_medusa_heads:
+        return []
+    found = [*_check_base(request.model.architecture, release)]
+    if request.model.hidden_size % request.tp_size:
+        found.append(
+            Rejection(
+                f"the {request.model.hidden_size} rows of the heads' layers do not divide by "
+                f"tp_size {request.tp_size}",
+                "change engine.tp_size",
+            )
+        )
+    return found
+
+
+def _check_base(architecture: str, release: str) -> list[Rejection]:
+    if architecture == "MixtralForCausalLM":
+        return [
+            Rejection(
+                "TensorRT-LLM's Medusa model gives heads and experts one activation, and the "
+                "experts' gated one cuts the heads' width in half",
+                _OTHER_WAYS,
+            )
+        ]
+    if architecture not in BASES:
+        return [
+            Rejection(
+                f"TensorRT-LLM's Medusa model cannot be built on {architecture}, only on "
+                f"{', '.join(BASES)}",
+                _OTHER_WAYS,
+            )
+        ]
+    if architecture == "Qwen2ForCausalLM" and _numbers(release) < (1, 1):
+        return [
+            Rejection(
+                f"TensorRT-LLM {release} reads the config of Qwen2 with Medusa heads as Llama's",
+                "set engine.tensorrt_llm to 1.2.1, or use backend: openvino",
+            )
+        ]
+    return []
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    """Return the first two numbers of a release."""
+    return tuple(int(part) for part in release.split(".")[:2])

@@ -1,0 +1,55 @@
+"""Targets with Medusa heads for TensorRT-LLM: which can be built, and the sentence for the rest."""
+
+from dataclasses import replace
+
+import pytest
+
+from specpipe.contracts import BuildRequest, ModelConfig
+from specpipe.engine.tensorrt.medusa import BASES, check_medusa
+
+LLAMA = ModelConfig(
+    "LlamaForCausalLM", "float16", hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_size=16, intermediate_size=128, vocab_size=320,
+    max_position_embeddings=256, norm_epsilon=1e-6, rotary_base=1e4, num_medusa_heads=3,
+    num_medusa_layers=1,
+)  # fmt: skip
+
+
+def said(model: ModelConfig, release: str = "1.2.1", tp_size: int = 1) -> str:
+    request = BuildRequest(
+        "target", model, "float16", "none", "medusa", 7, 4, 100, 200, "L4", tp_size
+    )
+    return " | ".join(str(rejection) for rejection in check_medusa(request, release))
+
+
+@pytest.mark.parametrize("architecture", BASES)
+def test_the_bases_of_upstreams_medusa_model_are_fine(architecture: str) -> None:
+    assert said(replace(LLAMA, architecture=architecture), tp_size=4) == ""
+
+
+@pytest.mark.parametrize(
+    ("architecture", "words"),
+    [
+        ("GemmaForCausalLM", "cannot be built on GemmaForCausalLM, only on LlamaForCausalLM"),
+        ("MixtralForCausalLM", "cuts the heads' width in half"),
+    ],
+)
+def test_another_base_is_refused_with_what_would_do(architecture: str, words: str) -> None:
+    text = said(replace(LLAMA, architecture=architecture))
+    assert words in text and "use method: draft_model or lookahead" in text
+
+
+def test_without_heads_any_base_is_fine() -> None:
+    model = replace(LLAMA, architecture="GemmaForCausalLM", num_medusa_heads=0)
+    assert said(model, tp_size=3) == ""
+
+
+@pytest.mark.parametrize(("release", "refused"), [("0.18.2", True), ("1.0.0", True),
+                                                  ("1.1.0", False), ("1.2.1", False)])  # fmt: skip
+def test_qwen2_needs_a_release_that_reads_its_config(release: str, refused: bool) -> None:
+    text = said(replace(LLAMA, architecture="Qwen2ForCausalLM"), release)
+    assert ("reads the config of Qwen2" in text) is refused
+
+
+def test_heads_must_divide_among_the_ranks() -> None:
+    assert "64 rows of the heads' layers do not divide by tp_size 3" in said(LLAMA, tp_size=3)
