@@ -10,6 +10,7 @@ SOURCE = Path(__file__).parents[1] / "pipeline/specpipe"
 # From the bottom up; a module imports from its own group and from groups above it in this list.
 LAYERS = [
     {"errors"},
+    {"model"},
     {"contracts"},
     {"records", "trees", "methods", "recipe", "config"},
     {"artifacts"},

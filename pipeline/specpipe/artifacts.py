@@ -20,6 +20,7 @@ from typing import Literal
 
 from specpipe.contracts import ModelConfig, Role
 from specpipe.errors import ConfigError, StageFailed
+from specpipe.model import model_from_json
 
 MANIFEST = "specpipe.json"
 _CHUNK = 1 << 22
@@ -262,10 +263,8 @@ def read_model_config(path: Path) -> ModelConfig:
     """
     file = path / "config.json"
     try:
-        raw = json.loads(file.read_text())
-        names = ModelConfig.__dataclass_fields__
-        return ModelConfig(**{name: raw[name] for name in names if name in raw})
+        return model_from_json(json.loads(file.read_text()))
     except FileNotFoundError as error:
         raise ConfigError(f"{file}: no such file", hint="run `specpipe convert` first") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{file}: not a checkpoint config: {error}") from error

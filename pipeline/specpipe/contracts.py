@@ -12,12 +12,14 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from specpipe.model import Dtype as Dtype
+from specpipe.model import ModelConfig as ModelConfig
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Logits = NDArray[np.float32]
 
 Role = Literal["target", "draft"]
-Dtype = Literal["float32", "float16", "bfloat16"]
 Quantization = Literal["none", "int8", "int4", "fp8", "int4_awq", "int8_sq", "nvfp4"]
 CacheQuantization = Literal["none", "int8", "fp8"]
 
@@ -184,46 +186,6 @@ class Rejection:
 
     def __str__(self) -> str:
         return f"{self.reason}; {self.hint}"
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The facts of a decoder-only model: the keys of a TensorRT-LLM checkpoint's config.json.
-
-    Names follow upstream's `PretrainedConfig` and `LLaMAConfig`; `vocab_size` is unpadded.
-    """
-
-    architecture: str
-    dtype: Dtype
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_size: int
-    intermediate_size: int
-    vocab_size: int
-    max_position_embeddings: int
-    norm_epsilon: float
-    rotary_base: float
-    rotary_scaling: Mapping[str, str | float] | None = None  # HF's `rope_scaling`, whole
-    tie_word_embeddings: bool = False
-    hidden_act: str = "silu"
-    num_medusa_heads: int = 0  # heads that lie in the same checkpoint
-    num_medusa_layers: int = 0  # residual layers of each
-
-    @property
-    def num_parameters(self) -> int:
-        """Count the weights of a Llama-like decoder (tied embeddings counted once)."""
-        attention = 2 * (self.num_attention_heads + self.num_key_value_heads) * self.head_size
-        mlp = 3 * self.intermediate_size
-        layer = self.hidden_size * (attention + mlp + 2)
-        embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-        return self.num_hidden_layers * layer + embeddings + self.hidden_size
-
-    def kv_bytes(self, tokens: int, *, bytes_per_value: int) -> int:
-        """Size of the KV cache of `tokens` tokens, in bytes."""
-        row = 2 * self.num_key_value_heads * self.head_size * bytes_per_value
-        return tokens * self.num_hidden_layers * row
 
 
 @dataclass(frozen=True)

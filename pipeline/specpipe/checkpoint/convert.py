@@ -3,7 +3,6 @@
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -119,17 +118,12 @@ def _config_json(family: Family, model: ModelConfig) -> Mapping[str, Any]:
         "moe_tp_size": 1,
         "moe_ep_size": 1,
     }
-    facts = asdict(model)
-    if not model.num_medusa_heads:
-        del facts["num_medusa_heads"], facts["num_medusa_layers"]
     return {
-        **facts,
+        **model.to_json(),
         "logits_dtype": "float32",
-        "rotary_embedding_dim": model.head_size,
         "mapping": one_rank,
         "quantization": {"quant_algo": None, "kv_cache_quant_algo": None},
         "use_parallel_embedding": False,
         "embedding_sharding_dim": 0,
-        "qk_layernorm": False,
         **family.extra_config(model),
     }

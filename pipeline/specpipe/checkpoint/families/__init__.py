@@ -4,12 +4,16 @@ To add a family, write one file with a `FAMILY` and add one line to `FAMILIES`.
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
 
 from specpipe.contracts import Dtype, ModelConfig
 from specpipe.errors import Unsupported
+
+if TYPE_CHECKING:
+    import torch
 
 FAMILIES: dict[str, str] = {  # HF `architectures[0]` -> module:attribute
     "LlamaForCausalLM": "specpipe.checkpoint.families.llama:FAMILY",
@@ -18,14 +22,40 @@ FAMILIES: dict[str, str] = {  # HF `architectures[0]` -> module:attribute
 HfConfig = Mapping[str, Any]  # config.json as parsed; read only by `Family.read_config`
 
 
+class Shard(Enum):
+    """How tensor parallelism cuts a tensor; T ranks, dimension 0 is that of the rows."""
+
+    REPLICATED = auto()  # every rank holds all of it
+    ROWS = auto()  # dimension 0 in T parts
+    COLUMNS = auto()  # dimension 1 in T parts
+    QKV = auto()  # rows of the query, key and value heads, each cut; few KV heads are repeated
+    GATED = auto()  # dimension 0 holds two halves, each cut in T parts
+    HEAD = auto()  # rows of the vocabulary, padded with zeros to a multiple of T, in T parts
+    EMBEDDING = auto()  # [V, D], held by all ranks unless parallel embedding is asked for
+    EXPERT_GATED = auto()  # [E, 2 * I, D]: experts over the expert ranks, each half of 2 * I cut
+    EXPERT_COLUMNS = auto()  # [E, D, I]: experts over the expert ranks, I cut
+
+
+Join = Callable[[Sequence["torch.Tensor"]], "torch.Tensor"]
+
+
 @dataclass(frozen=True)
 class TensorPlan:
-    """One tensor of the output: the sources stacked along dimension 0."""
+    """One tensor of the output, whole, and how it is made and cut.
 
-    name: str
+    Without a `join` the sources follow each other along dimension 0, and the result is viewed as
+    `shape`: stacked experts are so made of their matrices. A join sees all the sources whole.
+    """
+
+    name: str  # with the global index of its layer
     shape: tuple[int, ...]
     sources: tuple[str, ...]
     source_shapes: tuple[tuple[int, ...], ...]
+    shard: Shard = Shard.REPLICATED
+    layer: int | None = None  # None: before all layers, or behind them
+    is_last: bool = False  # of those without a layer: on the last pipeline stage, not the first
+    join: Join | None = None  # pure; for what is more than concatenation
+    dtype: Dtype | None = None  # None: that of the checkpoint
 
 
 @dataclass(frozen=True)

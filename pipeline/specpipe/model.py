@@ -1,0 +1,167 @@
+"""The facts of a decoder-only model, and what follows from them; the keys of config.json.
+
+Engines are built from these facts alone: no code asks for an architecture by its name.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+Positions = Literal["rope_gpt_neox", "long_rope", "learned_absolute", "alibi_with_scale"]
+Residual = Literal["sequential", "parallel", "parallel_one_norm"]
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in the place of every MLP: keys of upstream's `MoeConfig`."""
+
+    num_experts: int
+    top_k: int
+    normalization_mode: int = 1  # 0: the gates as they are; 1: those of the chosen sum to one
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What upstream's class of an architecture does unasked, so that config.json has no key of its.
+
+    The defaults mean: as Llama.
+    """
+
+    layer_norm: bool = False  # LayerNorm with bias in the place of RMSNorm
+    gated_mlp: bool = True
+    dense_bias: bool = False  # of attention's output projection
+    head_bias: bool = False  # of lm_head
+    residual: Residual = "sequential"  # parallel: attention and MLP read the same input
+    post_norms: bool = False  # attention's and the MLP's output are normed too
+    embedding_scale: float = 1.0
+    shared_expert_gate: bool = False  # a sigmoid gate weighs the shared expert
+    sliding_windows: tuple[int, ...] = ()  # of every layer, 0: sees all; empty: no layer has one
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The facts of a decoder-only model: the keys of a TensorRT-LLM checkpoint's config.json.
+
+    Names follow upstream's `PretrainedConfig` and its children; `vocab_size` is unpadded. What has
+    a default means, by default: as Llama.
+    """
+
+    architecture: str
+    dtype: Dtype
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_size: int
+    intermediate_size: int
+    vocab_size: int
+    max_position_embeddings: int
+    norm_epsilon: float
+    rotary_base: float
+    rotary_scaling: Mapping[str, Any] | None = None  # HF's `rope_scaling`, whole
+    tie_word_embeddings: bool = False
+    hidden_act: str = "silu"
+    num_medusa_heads: int = 0  # heads that lie in the same checkpoint
+    num_medusa_layers: int = 0  # residual layers of each
+    position_embedding_type: Positions = "rope_gpt_neox"
+    rotary_embedding_dim: int | None = None  # of each head; None: all of it
+    attn_bias: bool = False  # of query, key and value
+    mlp_bias: bool = False
+    qk_layernorm: bool = False  # RMSNorm of every query and key head
+    query_pre_attn_scalar: float | None = None  # scores are divided by its root; None: head_size
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
+    moe: Experts | None = None
+    moe_intermediate_size: int = 0  # of one expert; 0: intermediate_size
+    moe_shared_expert_intermediate_size: int = 0  # 0: there is none
+    arithmetic: Arithmetic = Arithmetic()
+
+    @property
+    def rotary_dim(self) -> int:
+        """Return how many values of a head are rotated; 0 for other kinds of positions."""
+        if self.position_embedding_type not in ("rope_gpt_neox", "long_rope"):
+            return 0
+        return self.rotary_embedding_dim or self.head_size
+
+    @property
+    def attention_scale(self) -> float:
+        """Return what scores are multiplied with before the softmax."""
+        return 1 / math.sqrt(self.query_pre_attn_scalar or self.head_size)
+
+    @property
+    def expert_size(self) -> int:
+        """Return the inner width of one expert."""
+        return self.moe_intermediate_size or self.intermediate_size
+
+    @property
+    def sliding_window(self) -> int | None:
+        """Return how many tokens the most short-sighted layer sees; None: all of them."""
+        return min((w for w in self.arithmetic.sliding_windows if w), default=None)
+
+    @property
+    def num_parameters(self) -> int:
+        """Count the weights and biases, Medusa heads apart (tied embeddings counted once)."""
+        how, hidden = self.arithmetic, self.hidden_size
+        tables = self.vocab_size * (1 if self.tie_word_embeddings else 2)
+        if self.position_embedding_type == "learned_absolute":
+            tables += self.max_position_embeddings
+        norms = {"sequential": 2, "parallel": 2, "parallel_one_norm": 1}[how.residual]
+        norms += 2 * how.post_norms
+        norm = hidden * (2 if how.layer_norm else 1)
+        layer = self._attention_parameters() + self._mlp_parameters() + norms * norm
+        head = self.vocab_size if how.head_bias else 0
+        return tables * hidden + self.num_hidden_layers * layer + norm + head
+
+    def _attention_parameters(self) -> int:
+        query = self.num_attention_heads * self.head_size
+        qkv = query + 2 * self.num_key_value_heads * self.head_size
+        biases = qkv * self.attn_bias + self.hidden_size * self.arithmetic.dense_bias
+        return (qkv + query) * self.hidden_size + biases + 2 * self.head_size * self.qk_layernorm
+
+    def _mlp_parameters(self) -> int:
+        into = 2 if self.arithmetic.gated_mlp else 1
+        hidden, inner = self.hidden_size, self.intermediate_size
+        if self.moe is None:
+            biases = into * inner + hidden if self.mlp_bias else 0
+            return (into + 1) * inner * hidden + biases
+        experts = self.moe.num_experts * (1 + (into + 1) * self.expert_size) * hidden
+        shared = (into + 1) * self.moe_shared_expert_intermediate_size * hidden
+        return experts + shared + hidden * self.arithmetic.shared_expert_gate
+
+    def kv_bytes(self, tokens: int, *, bytes_per_value: int) -> int:
+        """Size of the KV cache of `tokens` tokens, in bytes; windowed layers keep all of them."""
+        row = 2 * self.num_key_value_heads * self.head_size * bytes_per_value
+        return tokens * self.num_hidden_layers * row
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts under the keys that `model_from_json` and upstream read."""
+        facts = asdict(self)
+        facts["rotary_embedding_dim"] = self.rotary_dim
+        absent = [name for name in ("moe", "query_pre_attn_scalar") if facts[name] is None]
+        absent += [n for n in facts if n.startswith(("num_medusa", "moe_")) and not facts[n]]
+        absent += [n for n in facts if n.endswith("softcapping") and facts[n] is None]
+        return {name: value for name, value in facts.items() if name not in absent}
+
+
+def model_from_json(raw: Mapping[str, Any]) -> ModelConfig:
+    """Return the facts in a parsed config.json; further keys are left alone.
+
+    Raises TypeError if a key without a default is missing.
+    """
+    known = _known(ModelConfig, raw)
+    if known.get("moe") is not None:
+        known["moe"] = Experts(**_known(Experts, known["moe"]))
+    if "arithmetic" in known:
+        how = dict(known["arithmetic"])
+        known["arithmetic"] = Arithmetic(
+            **{**how, "sliding_windows": tuple(how["sliding_windows"])}
+        )
+    return ModelConfig(**known)
+
+
+def _known(
+    record: type[ModelConfig | Experts | Arithmetic], raw: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {f.name: raw[f.name] for f in fields(record) if f.name in raw}
