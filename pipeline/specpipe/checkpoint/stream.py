@@ -39,11 +39,22 @@ def write_parts(
 
 def _blocks(reader: TensorReader, plan: TensorPlan) -> "Iterator[torch.Tensor]":
     """Yield the rows of the joined tensor from first to last."""
+    if plan.join or len(plan.shape) != len(plan.source_shapes[0]):
+        yield _whole(reader, plan)
+        return
     for name in plan.sources:
         shape = reader.shape(name)
         step = _rows_a_block(shape)
         for begin in range(0, shape[0], step):
             yield reader.rows(name, begin, min(begin + step, shape[0]))
+
+
+def _whole(reader: TensorReader, plan: TensorPlan) -> "torch.Tensor":
+    import torch
+
+    parts = [reader.rows(name, 0, reader.shape(name)[0]) for name in plan.sources]
+    joined = plan.join(parts) if plan.join else torch.cat(parts)
+    return joined.reshape(plan.shape)
 
 
 def _rows_a_block(shape: tuple[int, ...]) -> int:

@@ -75,7 +75,9 @@ def write_tensors(work: Work, out: Path, dtype: Dtype, progress: Progress) -> No
 
 
 def _task(reader: TensorReader, plan: TensorPlan, dtype: Dtype) -> Task:
-    return Task(reader, plan, dtype, {"rank0.safetensors": (plan.name, whole(plan.shape))})
+    return Task(
+        reader, plan, plan.dtype or dtype, {"rank0.safetensors": (plan.name, whole(plan.shape))}
+    )
 
 
 def _perform(
