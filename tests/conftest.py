@@ -122,3 +122,33 @@ def write_config(tmp_path: Path, tiny: Path, tiny_draft: Path) -> Callable[..., 
 def sample_text() -> str:
     """Return the text that the tiny tokenizer was trained on."""
     return TEXT
+
+
+@pytest.fixture
+def gpu_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Make this machine look like one with an H100 and TensorRT-LLM 1.2.1, by stand-ins.
+
+    Returns the folder that holds them, with an empty one for programs "inside the container".
+    """
+    standins = Path(__file__).parent / "standins"
+    place = tmp_path / "machine"
+    site = place / "site/tensorrt_llm-1.2.1.dist-info"
+    site.mkdir(parents=True)
+    (site / "METADATA").write_text("Metadata-Version: 2.1\nName: tensorrt_llm\nVersion: 1.2.1\n")
+    for folder, names in (("bin", ("nvidia-smi", "trtllm-build")), ("container", ())):
+        (place / folder).mkdir()
+        for name in names:
+            (place / folder / name).symlink_to(standins / name)
+    monkeypatch.setenv("PATH", f"{place / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", f"{place / 'site'}:{os.environ.get('PYTHONPATH', '')}")
+    return place
+
+
+@pytest.fixture
+def container_machine(gpu_machine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Move `trtllm-build` of the GPU machine into the container of a stand-in docker."""
+    (gpu_machine / "bin/trtllm-build").rename(gpu_machine / "container/trtllm-build")
+    (gpu_machine / "bin/docker").symlink_to(Path(__file__).parent / "standins/docker")
+    monkeypatch.setenv("STANDIN_CONTAINER_PATH", str(gpu_machine / "container"))
+    monkeypatch.setenv("STANDIN_LOG", str(gpu_machine / "docker.log"))
+    return gpu_machine

@@ -13,7 +13,7 @@ LAYERS = [
     {"model"},
     {"contracts"},
     {"records", "trees", "methods", "recipe", "config"},
-    {"artifacts"},
+    {"artifacts", "processes"},
     {"checkpoint", "engine", "speculate", "plan"},
     {"assembly"},
     {"repository"},

@@ -152,11 +152,13 @@ def why_stale(path: Path, kind: Kind, inputs: Mapping[str, str]) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes, not {size}"
-    old = artifact.manifest.inputs
-    changed = sorted(n for n in {*old, *inputs} if old.get(n) != inputs.get(n))
-    if not changed:
-        return None
-    return "; ".join(f"{n}: {_short(old.get(n))} -> {_short(inputs.get(n))}" for n in changed)
+    return describe_changes(artifact.manifest.inputs, inputs) or None
+
+
+def describe_changes(old: Mapping[str, str], new: Mapping[str, str]) -> str:
+    """Say which inputs differ, and how; empty if none does."""
+    changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    return "; ".join(f"{n}: {_short(old.get(n))} -> {_short(new.get(n))}" for n in changed)
 
 
 def _short(value: str | None) -> str:

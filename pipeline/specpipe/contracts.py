@@ -4,7 +4,7 @@ A *sequence* is the prompt and every token committed so far. Its last token is t
 is a tree of guesses under it, and one call of the target scores the root and every guess.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -205,6 +205,7 @@ class BuildRequest:
     tp_size: int = 1
     pp_size: int = 1
     kv_cache_quantization: str = "none"
+    sm: int | None = None  # compute capability of `gpu` without the dot; None: not known
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,28 @@ class Command:
     stage: str
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
+
+    def options(self) -> dict[str, str]:
+        """Return the values of the `--flags`; a flag without a value has the empty one."""
+        found: dict[str, str] = {}
+        for word, after in zip(self.argv, (*self.argv[1:], "--"), strict=True):
+            if word.startswith("--"):
+                found[word] = "" if after.startswith("--") else after
+        return found
+
+
+Facts = Mapping[str, str | int | float | bool]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """How a backend may work: whom it tells what it does, and where its programs run."""
+
+    notify: Callable[[str], None] = lambda text: None
+    runtime: str | None = None  # docker, podman: in the container of the release; None: here
+
+
+HERE = Workshop()
 
 
 class Backend(Protocol):
@@ -232,8 +255,15 @@ class Backend(Protocol):
         """Name what the engine's bytes depend on beside its inputs (library versions)."""
         ...
 
-    def build(self, request: BuildRequest, checkpoint: Path, out: Path) -> None:
-        """Compile `checkpoint` into the empty folder `out`."""
+    def build(
+        self, request: BuildRequest, checkpoint: Path, out: Path, shop: Workshop = HERE
+    ) -> Facts:
+        """Compile `checkpoint` into the empty folder `out`; return what its manifest remembers.
+
+        Logs and caches may lie beside `out`. Raises Unsupported if this machine cannot do it,
+        StageFailed if it began and did not succeed.
+        """
+        ...
 
     def commands(self, request: BuildRequest, checkpoint: Path, out: Path) -> list[Command]:
         """Return the programs that `build` would start; empty if it runs in this process."""

@@ -168,11 +168,4 @@ def _gaps(config: RunConfig) -> list[Rejection]:
                 "set engine.tp_size and engine.pp_size to 1 to build",
             )
         )
-    if config.engine.backend == "tensorrt":
-        found.append(
-            Rejection(
-                "this release plans TensorRT-LLM engines, but does not build them",
-                "run the planned trtllm-build commands by hand, or use backend: openvino",
-            )
-        )
     return found

@@ -12,6 +12,7 @@ from specpipe.artifacts import (
     Kind,
     Manifest,
     Workspace,
+    describe_changes,
     digest_file,
     locked,
     read_artifact,
@@ -25,8 +26,8 @@ from specpipe.checkpoint.convert import checkpoint_inputs, write_checkpoint
 from specpipe.checkpoint.medusa import HeadsSource
 from specpipe.checkpoint.source import locate_model, open_source
 from specpipe.config import RunConfig
-from specpipe.contracts import BuildRequest, Role
-from specpipe.errors import ConfigError
+from specpipe.contracts import HERE, BuildRequest, Command, Facts, Role, Workshop
+from specpipe.errors import ConfigError, Unsupported
 from specpipe.plan.plan import Plan
 from specpipe.planning import KEYS, locate_heads, make_plan, require_buildable
 from specpipe.repository.write import FORMAT, RepositoryPlan, repository_options, write_repository
@@ -64,7 +65,7 @@ class Work:
     kind: Kind
     path: Path
     inputs: Callable[[], Mapping[str, str]]
-    write: Callable[[Path, Progress], None]
+    write: Callable[[Path, Progress], Facts | None]  # what the manifest is to remember, if anything
     resumable: bool = False  # `write` goes on with a folder that it left unfinished
 
     def stale(self) -> str | None:
@@ -77,21 +78,31 @@ def build(
     workspace: Workspace,
     stages: tuple[StageName, ...] = STAGES,
     *,
+    runtime: str | None = None,
     notify: Notify = lambda text: None,
     progress: Progress = lambda done, total: None,
 ) -> list[StageResult]:
     """Run the given stages; a stage whose artifact is fresh is skipped.
+
+    With `runtime` (docker, podman) the backend's compiler runs in the container of its release.
 
     Raises Unsupported with every reason if the plan is refused, StageFailed or ConfigError if a
     stage cannot finish; whatever was finished before stays and is reused by the next build.
     """
     plan = make_plan(config, workspace)
     require_buildable(plan)
+    if runtime and not plan.commands:
+        raise Unsupported(
+            f"backend {config.engine.backend} compiles in this process, not in a container",
+            hint="leave --in-container out",
+        )
     with locked(workspace.engines, notify):
         results = []
-        for work in plan_work(plan, workspace):
-            if work.stage in stages:
-                results.append(_perform(work, notify, progress))
+        works = plan_work(plan, workspace, Workshop(notify, runtime))
+        for work in (work for work in works if work.stage in stages):
+            if work.stage == "package":
+                _require_planned_engines(works)
+            results.append(_perform(work, notify, progress))
         return results
 
 
@@ -107,12 +118,12 @@ def status(config: RunConfig, workspace: Workspace) -> list[StageResult]:
     return results
 
 
-def plan_work(plan: Plan, workspace: Workspace) -> list[Work]:
+def plan_work(plan: Plan, workspace: Workspace, shop: Workshop = HERE) -> list[Work]:
     """Return every artifact of the run, in the order in which they must be made."""
     config, roles = plan.config, list(plan.requests)
     return [
         *(_convert(config, workspace, role) for role in roles),
-        *(_compile(config, workspace, request) for request in plan.requests.values()),
+        *(_compile(config, workspace, request, shop) for request in plan.requests.values()),
         _package(config, workspace, roles),
     ]
 
@@ -141,7 +152,9 @@ def _convert(config: RunConfig, workspace: Workspace, role: Role) -> Work:
     )
 
 
-def _compile(config: RunConfig, workspace: Workspace, request: BuildRequest) -> Work:
+def _compile(
+    config: RunConfig, workspace: Workspace, request: BuildRequest, shop: Workshop
+) -> Work:
     checkpoint = workspace.checkpoint(request.role)
     backend = load_backend(config.engine.backend)
 
@@ -153,6 +166,8 @@ def _compile(config: RunConfig, workspace: Workspace, request: BuildRequest) -> 
             "max_batch_size": str(request.max_batch_size),
             "max_input_len": str(request.max_input_len),
             "max_seq_len": str(request.max_seq_len),
+            **({"gpu": request.gpu} if request.gpu else {}),
+            **_options(backend.commands(request, Path("checkpoint"), Path("engine"))),
             **backend.versions(),
         }
 
@@ -162,8 +177,15 @@ def _compile(config: RunConfig, workspace: Workspace, request: BuildRequest) -> 
         "engine",
         workspace.engine(request.role),
         inputs,
-        lambda out, progress: backend.build(request, checkpoint, out),
+        lambda out, progress: backend.build(request, checkpoint, out, shop),
     )
+
+
+def _options(commands: list[Command]) -> dict[str, str]:
+    """Return what the planned programs are told, but for where files are and how many work."""
+    told = {name: value for command in commands for name, value in command.options().items()}
+    places = ("--checkpoint_dir", "--output_dir", "--workers")
+    return {name: value for name, value in told.items() if name not in places}
 
 
 def _package(config: RunConfig, workspace: Workspace, roles: list[Role]) -> Work:
@@ -211,6 +233,25 @@ def _require_same_weights(workspace: Workspace, role: Role) -> None:
         )
 
 
+def _require_planned_engines(works: list[Work]) -> None:
+    """Raise ConfigError if an engine that is there was compiled for other options or another GPU.
+
+    Missing engines and other weights are the business of the package itself.
+    """
+    for work in works:
+        engine = read_artifact(work.path) if work.stage == "compile" else None
+        if engine is None:
+            continue
+        built, asked = ({**engine.manifest.inputs}, {**work.inputs()})
+        built["checkpoint"] = asked["checkpoint"]
+        changes = describe_changes(built, asked)
+        if changes:
+            raise ConfigError(
+                f"{work.path} was not compiled for what the config asks now: {changes}",
+                hint="run `specpipe compile` or `specpipe build`",
+            )
+
+
 def _perform(work: Work, notify: Notify, progress: Progress) -> StageResult:
     reason = work.stale()
     if reason is None:
@@ -220,8 +261,8 @@ def _perform(work: Work, notify: Notify, progress: Progress) -> StageResult:
     resume = Manifest(work.kind, work.inputs()).key if work.resumable else None
     remove_leftovers(work.path, resume)
     with staged(work.path, work.stage, resume) as temporary:
-        work.write(temporary, progress)
-        write_publish(temporary, work.path, Manifest(work.kind, work.inputs()))
+        facts = work.write(temporary, progress) or {}
+        write_publish(temporary, work.path, Manifest(work.kind, work.inputs(), facts))
     return StageResult(
         work.stage,
         work.role,
@@ -234,8 +275,9 @@ def _perform(work: Work, notify: Notify, progress: Progress) -> StageResult:
 
 def require_repository(config: RunConfig, workspace: Workspace) -> None:
     """Raise ConfigError if the run's repository is missing or older than its engines."""
-    work = plan_work(make_plan(config, workspace), workspace)[-1]
-    reason = work.stale()
+    works = plan_work(make_plan(config, workspace), workspace)
+    reason = works[-1].stale()
+    _require_planned_engines(works)
     if reason is not None:
         raise ConfigError(
             f"{workspace.repository} cannot be served: {reason}",

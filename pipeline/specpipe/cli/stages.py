@@ -1,6 +1,7 @@
 """The stages of a build: `build convert compile package status plan`."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,28 +15,44 @@ if TYPE_CHECKING:
     from specpipe.run import StageName
 
 
+container_option = click.option(
+    "--in-container",
+    is_flag=True,
+    help="Run the compiler in the release's container, by docker or podman (backend tensorrt).",
+)
+
+
 def _build(
-    stages: "tuple[StageName, ...]", config_path: Path, workspace: Path, as_json: bool
+    stages: "tuple[StageName, ...]",
+    config_path: Path,
+    workspace: Path,
+    as_json: bool,
+    in_container: bool = False,
 ) -> None:
+    from specpipe.engine.tensorrt.container import find_runtime
     from specpipe.run import build
 
     config, place = load(config_path, workspace)
+    runtime = find_runtime() if in_container else None
+    # A polite kill ends as an exception does: the compiler with it, nothing half-written left.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with show_progress("") as progress:
-        results = build(config, place, stages, notify=say, progress=progress)
+        results = build(config, place, stages, runtime=runtime, notify=say, progress=progress)
     print_results(results, as_json)
 
 
 @click.command()
 @config_option
 @workspace_option
+@container_option
 @json_option
-def build(config_path: Path, workspace: Path, as_json: bool) -> None:
+def build(config_path: Path, workspace: Path, in_container: bool, as_json: bool) -> None:
     """Run every stage that is not fresh: convert, compile, package.
 
     \b
     Example:  specpipe build --config model_configs/smollm2-135m_prompt-lookup.yaml
     """
-    _build(("convert", "compile", "package"), config_path, workspace, as_json)
+    _build(("convert", "compile", "package"), config_path, workspace, as_json, in_container)
 
 
 @click.command()
@@ -54,14 +71,15 @@ def convert(config_path: Path, workspace: Path, as_json: bool) -> None:
 @click.command(name="compile")
 @config_option
 @workspace_option
+@container_option
 @json_option
-def compile_(config_path: Path, workspace: Path, as_json: bool) -> None:
+def compile_(config_path: Path, workspace: Path, in_container: bool, as_json: bool) -> None:
     """Compile the converted checkpoints into engines.
 
     \b
     Example:  specpipe compile --config model_configs/smollm2-135m_prompt-lookup.yaml
     """
-    _build(("compile",), config_path, workspace, as_json)
+    _build(("compile",), config_path, workspace, as_json, in_container)
 
 
 @click.command()

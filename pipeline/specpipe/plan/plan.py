@@ -58,6 +58,7 @@ def make_requests(
             tp_size=engine.tp_size,
             pp_size=engine.pp_size,
             kv_cache_quantization=engine.kv_cache_quantization,
+            sm=GPUS[engine.gpu].sm if engine.gpu in GPUS else None,
         )
         for role, model in models.items()
     }

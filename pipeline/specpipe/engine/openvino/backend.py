@@ -12,7 +12,15 @@ import openvino as ov
 from openvino import opset13 as op
 
 from specpipe.artifacts import read_model_config
-from specpipe.contracts import BuildRequest, Command, ModelConfig, Rejection
+from specpipe.contracts import (
+    HERE,
+    BuildRequest,
+    Command,
+    Facts,
+    ModelConfig,
+    Rejection,
+    Workshop,
+)
 from specpipe.engine.openvino.heads import build_heads
 from specpipe.engine.openvino.memory import drop_mapped_pages
 from specpipe.engine.openvino.network import build_network
@@ -175,7 +183,9 @@ class OpenVinoBackend:
             weights += request.model.vocab_size * request.model.hidden_size  # in 8 bits, shared
         return weights + cache * request.max_batch_size + OVERHEAD_BYTES
 
-    def build(self, request: BuildRequest, checkpoint: Path, out: Path) -> None:
+    def build(
+        self, request: BuildRequest, checkpoint: Path, out: Path, shop: Workshop = HERE
+    ) -> Facts:
         """Write graph and weights, those of the heads, config.json and engine.json into `out`.
 
         Raises ConfigError if the checkpoint is damaged.
@@ -197,6 +207,7 @@ class OpenVinoBackend:
             "max_seq_len": request.max_seq_len,
         }
         (out / "engine.json").write_text(json.dumps(limits, indent=2, sort_keys=True) + "\n")
+        return {}
 
     def load(self, engine: Path) -> OpenVinoEngine:
         """Compile the graph for this CPU; takes about a second for SmolLM2-135M.

@@ -1,9 +1,18 @@
-"""The `tensorrt` backend: it plans engines; building them is not part of this release."""
+"""The `tensorrt` backend: engines by `trtllm-build`, served by Triton's own C++ backend."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from specpipe.contracts import BuildRequest, Command, LoadedEngine, Rejection
+from specpipe.contracts import (
+    HERE,
+    BuildRequest,
+    Command,
+    Facts,
+    LoadedEngine,
+    Rejection,
+    Workshop,
+)
+from specpipe.engine.tensorrt.build import build_engine
 from specpipe.engine.tensorrt.lower import METHODS, build_flags, takes_drafts
 from specpipe.engine.tensorrt.medusa import check_medusa
 from specpipe.engine.tensorrt.profiles import DEFAULT
@@ -108,13 +117,12 @@ class TensorRtBackend:
         )
         return int((weights + cache * request.max_batch_size) / ranks) + RUNTIME_BYTES
 
-    def build(self, request: BuildRequest, checkpoint: Path, out: Path) -> None:
-        """Refuse: this release plans TensorRT-LLM engines, but does not build them."""
-        raise Unsupported(
-            "compile: building TensorRT-LLM engines is not part of this release; `specpipe plan` "
-            "prints the trtllm-build commands",
-            hint=f"run them in {DEFAULT.container}, or use backend: openvino",
-        )
+    def build(
+        self, request: BuildRequest, checkpoint: Path, out: Path, shop: Workshop = HERE
+    ) -> Facts:
+        """Run the planned `trtllm-build`, here or in the container; see `build_engine`."""
+        (command,) = self.commands(request, checkpoint.absolute(), out.absolute())
+        return build_engine(request, command, out.absolute(), DEFAULT, shop)
 
     def load(self, engine: Path) -> LoadedEngine:
         """Refuse: TensorRT-LLM engines are driven by Triton's own backend, not from here."""

@@ -1,0 +1,172 @@
+"""Compiling a checkpoint with `trtllm-build`, here or in the container, and judging the result."""
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from specpipe.artifacts import digest_file
+from specpipe.contracts import BuildRequest, Command, Facts, Workshop
+from specpipe.engine.tensorrt.built import require_as_planned
+from specpipe.engine.tensorrt.container import in_container
+from specpipe.engine.tensorrt.log import advise, explain_exit, phase
+from specpipe.engine.tensorrt.machine import (
+    FoundGpu,
+    find_gpus,
+    find_program,
+    installed_versions,
+)
+from specpipe.engine.tensorrt.profiles import Profile
+from specpipe.errors import StageFailed, Unsupported
+from specpipe.processes import Launch, last_lines, run_logged
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where the compiler runs, and what is known of that place before it starts."""
+
+    gpu: FoundGpu
+    versions: Mapping[str, str]
+    image: str | None  # None: on this machine itself
+
+
+def build_engine(
+    request: BuildRequest, command: Command, out: Path, profile: Profile, shop: Workshop
+) -> Facts:
+    """Run the planned command, check what it wrote into `out`, and return the facts about it.
+
+    The log is written beside `out` (`<role>.build.log`); timings of kernels are kept in `.timing`
+    beside the run's folder, for the next build on the same kind of GPU. Raises Unsupported if this
+    machine cannot build the engine, StageFailed with the end of the log if the build fails.
+    """
+    site = survey(request, profile, shop)
+    checkpoint = Path(command.options()["--checkpoint_dir"])
+    cache = _timing_cache(out, profile, site.gpu)
+    launch = _launch(
+        _with_cache(command, out, cache), site, shop, [checkpoint], [out, cache.parent]
+    )
+    _run(launch, request.role, log_file(out, request.role), shop)
+    require_as_planned(command, checkpoint, out, profile.tensorrt_llm)
+    _keep_cache(out, cache)
+    return _facts(request, command, site, out)
+
+
+def log_file(out: Path, role: str) -> Path:
+    """Return the log of an engine's build: it lies beside the engine."""
+    return out.parent / f"{role}.build.log"
+
+
+def survey(request: BuildRequest, profile: Profile, shop: Workshop) -> Site:
+    """Look at the machine that shall build; raises Unsupported with the next step if it cannot."""
+    program = None if shop.runtime else find_program()
+    if program is None and shop.runtime is None:
+        raise Unsupported(
+            "compile: trtllm-build is not on this machine; the checkpoints are converted",
+            hint="run the same command with --in-container on a machine with the GPU and docker, "
+            f"or run it in {profile.container}",
+        )
+    gpu = _require_gpu(request, shop)
+    if program is None:
+        return Site(gpu, {"tensorrt": profile.tensorrt}, profile.container)
+    versions = installed_versions(program)
+    found = versions.get("tensorrt_llm", profile.tensorrt_llm)
+    if found != profile.tensorrt_llm:
+        raise Unsupported(
+            f"compile: TensorRT-LLM {found} is installed here, the plan is for "
+            f"{profile.tensorrt_llm}; an engine runs only in the release that built it",
+            hint=f"build with --in-container ({profile.container}), or change engine.tensorrt_llm",
+        )
+    return Site(gpu, versions, None)
+
+
+def _require_gpu(request: BuildRequest, shop: Workshop) -> FoundGpu:
+    gpus = find_gpus()
+    if not gpus:
+        raise Unsupported(
+            "compile: nvidia-smi finds no GPU here, and an engine is built on the kind of GPU that "
+            "serves it",
+            hint=f"run the same command on a machine with {request.gpu}",
+        )
+    gpu = gpus[0]
+    if request.sm not in (None, gpu.sm):
+        raise Unsupported(
+            f"compile: this machine has {gpu.name} (SM {gpu.sm}), engine.gpu is {request.gpu} "
+            f"(SM {request.sm}); an engine runs only on the kind that built it",
+            hint="change engine.gpu, or build on the other machine",
+        )
+    ranks = request.tp_size * request.pp_size
+    if len(gpus) < ranks:
+        shop.notify(f"compile: {ranks} ranks are built on {len(gpus)} GPU, one after another")
+    return gpu
+
+
+def _timing_cache(out: Path, profile: Profile, gpu: FoundGpu) -> Path:
+    kind = gpu.name.replace(" ", "-").replace("/", "-")
+    return out.absolute().parents[1] / ".timing" / f"{profile.tensorrt_llm}_{kind}.cache"
+
+
+def _with_cache(command: Command, out: Path, cache: Path) -> tuple[str, ...]:
+    known = ("--input_timing_cache", str(cache)) if cache.is_file() else ()
+    return (*command.argv, *known, "--output_timing_cache", str(out / cache.name))
+
+
+def _keep_cache(out: Path, cache: Path) -> None:
+    """Move the timings out of the engine's folder; a build beside this one may do the same."""
+    written = out / cache.name
+    if written.is_file():
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        written.replace(cache)
+
+
+def _launch(
+    argv: tuple[str, ...],
+    site: Site,
+    shop: Workshop,
+    read_only: list[Path],
+    writable: list[Path],
+) -> Launch:
+    if shop.runtime is None or site.image is None:
+        return Launch(argv)
+    for folder in writable:
+        folder.mkdir(parents=True, exist_ok=True)
+    return in_container(
+        argv,
+        runtime=shop.runtime,
+        image=site.image,
+        name=f"specpipe-build-{os.getpid()}",
+        read_only=read_only,
+        writable=writable,
+    )
+
+
+def _run(launch: Launch, role: str, log: Path, shop: Workshop) -> None:
+    def heartbeat(seconds: float) -> None:
+        far = phase(last_lines(log, 200)) or "running"
+        shop.notify(f"compile {role}: {seconds:.0f} s, {far}; log: {log}")
+
+    try:
+        code = run_logged(launch, log, on_heartbeat=heartbeat)
+    except FileNotFoundError as error:
+        raise Unsupported(f"compile: {launch.argv[0]} is not on this machine") from error
+    if code:
+        lines = last_lines(log)
+        shown = "".join(f"\n  | {line}" for line in lines)
+        hint = advise(code, "\n".join(last_lines(log, 400)))
+        raise StageFailed(
+            f"compile: {launch.argv[0]} {explain_exit(code)}; the end of {log}:{shown}", hint=hint
+        )
+
+
+def _facts(request: BuildRequest, command: Command, site: Site, out: Path) -> Facts:
+    places = {command.options()["--checkpoint_dir"]: f"checkpoints/{request.role}"}
+    places[command.options()["--output_dir"]] = request.role
+    return {
+        "command": shlex.join(places.get(word, word) for word in command.argv),
+        "image": site.image or "none: built on the machine itself",
+        "gpu": site.gpu.name,
+        "sm": site.gpu.sm,
+        "driver": site.gpu.driver,
+        **{f"built with {name}": version for name, version in sorted(site.versions.items())},
+        **{f"sha256 {file.name}": digest_file(file) for file in sorted(out.glob("*.engine"))},
+    }

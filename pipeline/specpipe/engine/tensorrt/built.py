@@ -1,0 +1,156 @@
+"""A built engine against its plan: everything that its config.json says, before it is published."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from specpipe.contracts import Command
+from specpipe.errors import StageFailed
+
+# `SpeculativeDecodingMode` of the releases with engines: one bit a mode.
+MODES = {
+    "none": 1,
+    "draft_tokens_external": 2,
+    "medusa": 4,
+    "lookahead_decoding": 8,
+    "explicit_draft_tokens": 16,
+    "eagle": 32,
+}
+_EQUAL = ("max_batch_size", "max_beam_width", "max_draft_len")
+_PLUGINS = (
+    "gpt_attention_plugin",
+    "gemm_plugin",
+    "context_fmha",
+    "use_paged_context_fmha",
+    "use_fp8_context_fmha",
+    "remove_input_padding",
+    "tokens_per_block",
+)
+_MODEL = (
+    "architecture",
+    "dtype",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "num_medusa_heads",
+    "max_draft_len",
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One value that is not as planned."""
+
+    key: str
+    planned: object
+    built: object
+
+    def __str__(self) -> str:
+        return f"{self.key} is {self.built}, planned was {self.planned}"
+
+
+def require_as_planned(command: Command, checkpoint: Path, engine: Path, release: str) -> None:
+    """Raise StageFailed, naming every difference, if an engine is not what was asked for.
+
+    `checkpoint` is the folder that `command` compiled; `release` the one that had to build it.
+    """
+    built = _read(engine / "config.json")
+    source = _read(checkpoint / "config.json")
+    found = [*compare(command.options(), source, built, release), *_missing_ranks(built, engine)]
+    if found:
+        listed = "\n".join(f"  - {difference}" for difference in found)
+        raise StageFailed(
+            f"compile: trtllm-build ended well, but the engine is not the planned one:\n{listed}",
+            hint="build in the planned container (--in-container); it was not published",
+        )
+
+
+def compare(
+    flags: Mapping[str, str], checkpoint: Mapping[str, Any], built: Mapping[str, Any], release: str
+) -> list[Difference]:
+    """Return what differs between a built config.json and its plan: flags, checkpoint, release."""
+    found = [Difference("version", release, built.get("version"))]
+    found += _compare_model(checkpoint, built.get("pretrained_config") or {})
+    found += _compare_sizes(flags, built.get("build_config") or {})
+    found += _compare_plugins(flags, (built.get("build_config") or {}).get("plugin_config") or {})
+    return [difference for difference in found if difference.planned != difference.built]
+
+
+def _compare_model(planned: Mapping[str, Any], built: Mapping[str, Any]) -> Iterator[Difference]:
+    for key in _MODEL:
+        if planned.get(key) is not None:
+            yield Difference(key, planned[key], built.get(key))
+    for section, keys in (
+        ("mapping", ("world_size", "tp_size", "pp_size")),
+        ("quantization", ("quant_algo", "kv_cache_quant_algo")),
+    ):
+        ours, theirs = planned.get(section) or {}, built.get(section) or {}
+        for key in (key for key in keys if key in ours):
+            yield Difference(f"{section}.{key}", ours[key], theirs.get(key))
+
+
+def _compare_sizes(flags: Mapping[str, str], built: Mapping[str, Any]) -> Iterator[Difference]:
+    for key in _EQUAL:
+        if f"--{key}" in flags:
+            yield Difference(key, int(flags[f"--{key}"]), built.get(key))
+    mode = flags.get("--speculative_decoding_mode", "none")
+    yield Difference("speculative_decoding_mode", MODES[mode], _mode(built))
+    if "--kv_cache_type" in flags:
+        kind = str(built.get("kv_cache_type")).rpartition(".")[2].lower()
+        yield Difference("kv_cache_type", flags["--kv_cache_type"], kind)
+    yield from _compare_lengths(flags, built)
+
+
+def _compare_lengths(flags: Mapping[str, str], built: Mapping[str, Any]) -> Iterator[Difference]:
+    """Lengths may grow: upstream adds the draft to max_seq_len, and clips what cannot be used."""
+    sequence, batch = int(flags["--max_seq_len"]), int(flags["--max_batch_size"])
+    least = {
+        "max_seq_len": sequence,
+        "max_input_len": min(int(flags.get("--max_input_len", 0)), sequence),
+        "max_num_tokens": min(int(flags.get("--max_num_tokens", 0)), sequence * batch),
+    }
+    for key, value in least.items():
+        have = built.get(key)
+        if not isinstance(have, int) or have < value:
+            yield Difference(key, f"at least {value}", have)
+
+
+def _compare_plugins(flags: Mapping[str, str], built: Mapping[str, Any]) -> Iterator[Difference]:
+    for key in _PLUGINS:
+        planned = flags.get(f"--{key}")
+        if planned not in (None, "auto"):
+            yield Difference(f"plugin_config.{key}", planned, _plugin_value(built.get(key)))
+
+
+def _plugin_value(value: object) -> str:
+    """Say a value of plugin_config in the words of the flags."""
+    if isinstance(value, bool) or value is None:
+        return "enable" if value else "disable"
+    return str(value)
+
+
+def _mode(built: Mapping[str, Any]) -> object:
+    mode = built.get("speculative_decoding_mode")
+    return MODES.get(mode.lower(), mode) if isinstance(mode, str) else mode
+
+
+def _missing_ranks(built: Mapping[str, Any], engine: Path) -> Iterator[Difference]:
+    mapping = (built.get("pretrained_config") or {}).get("mapping") or {}
+    for rank in range(int(mapping.get("world_size", 1))):
+        file = engine / f"rank{rank}.engine"
+        if not file.is_file() or file.stat().st_size == 0:
+            yield Difference(file.name, "a file", "missing" if not file.exists() else "empty")
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        values = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise StageFailed(f"compile: {file.name} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise StageFailed(f"compile: {file.name} is not an object")
+    return values
