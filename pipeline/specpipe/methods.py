@@ -38,12 +38,17 @@ class NoSpeculation:
 
 @dataclass(frozen=True)
 class PromptLookup:
-    """Guesses copied from where the last tokens occurred before, in prompt or output."""
+    """Guesses copied from where the last tokens occurred before, in prompt or output.
+
+    `tree: chain` copies what followed the best match, as TensorRT-LLM's NGram does; `dynamic` lays
+    out what followed all matches as a tree, the likeliest first.
+    """
 
     method: Literal["prompt_lookup"]
     num_draft_tokens: int = field(default=4, metadata=between(1, 64))
     min_matching_ngram_size: int = field(default=2, metadata=between(1, 16))
     max_matching_ngram_size: int = field(default=3, metadata=between(1, 16))
+    tree: Literal["chain", "dynamic"] = "chain"
     draft_length: Literal["fixed", "adaptive"] = "fixed"  # see DraftModel
     max_concurrency: int | None = field(default=None, metadata=at_least(1))
 
@@ -69,6 +74,7 @@ class DraftModel:
 class Hybrid:
     """Prompt lookup first; where that finds nothing, a draft model or Medusa heads guess.
 
+    With heads and `tree: dynamic` there is no first and second: both have their say in one tree.
     The keys are those of the two methods; `draft_length` governs a draft model. `num_draft_tokens`
     bounds both: what is looked up, and what the second guesses.
     """

@@ -27,6 +27,7 @@ DRAFT = DraftOptions("unused")
 OPTIONS: dict[str, Callable[[int], Speculation]] = {  # how deep to guess -> options
     "none": lambda depth: NoSpeculation(),
     "prompt_lookup": lambda depth: PromptLookup("prompt_lookup", depth, 1, 3),
+    "prompt_lookup, tree": lambda depth: PromptLookup("prompt_lookup", depth, 1, 3, "dynamic"),
     "prompt_lookup, adaptive": lambda depth: PromptLookup(
         "prompt_lookup", depth, 1, 3, draft_length="adaptive"
     ),
@@ -43,7 +44,10 @@ OPTIONS: dict[str, Callable[[int], Speculation]] = {  # how deep to guess -> opt
         "hybrid", DRAFT, depth, 2, 3, draft_length="confidence", min_confidence=0.6
     ),
     "hybrid, heads": lambda depth: Hybrid(
-        "hybrid", None, depth, 2, 3, heads="unused", tree="dynamic"
+        "hybrid", None, depth, 2, 3, heads="unused", tree=_tree(depth)
+    ),
+    "hybrid, heads, one tree": lambda depth: Hybrid(
+        "hybrid", None, depth, 1, 3, heads="unused", tree="dynamic"
     ),
     "medusa": lambda depth: Medusa("medusa", "unused", len(_tree(depth)), _tree(depth)),
     "medusa, dynamic": lambda depth: Medusa("medusa", "unused", depth, "dynamic"),

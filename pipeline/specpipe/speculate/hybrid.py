@@ -1,4 +1,4 @@
-"""Two sources of drafts: the cheap one first, the other where it finds nothing.
+"""Two sources of drafts: the cheap one first, the other where it has nothing; or one tree of both.
 
 Lossless as its parts are: which of them guesses follows from the committed tokens alone.
 """
@@ -9,6 +9,7 @@ from specpipe.contracts import Draft, Proposer, Role, Runner, Sampling, Scores, 
 from specpipe.methods import Hybrid
 from specpipe.speculate import medusa
 from specpipe.speculate.draft_model import guided_by
+from specpipe.speculate.lookup_tree import TreeLookup
 from specpipe.speculate.prompt_lookup import PromptLookupProposer
 
 
@@ -35,12 +36,13 @@ class HybridProposer:
         self._second.observe(draft, scores, verdict)
 
 
-def build(options: Hybrid, runners: Mapping[Role, Runner]) -> HybridProposer:
+def build(options: Hybrid, runners: Mapping[Role, Runner]) -> Proposer:
     """Return the proposer of `method: hybrid`; `runners` holds what its second source drives."""
-    first = PromptLookupProposer(
-        options.num_draft_tokens, options.min_matching_ngram_size, options.max_matching_ngram_size
-    )
-    return HybridProposer(first, _second(options, runners))
+    nodes = options.num_draft_tokens
+    ngrams = options.min_matching_ngram_size, options.max_matching_ngram_size
+    if options.heads is not None and options.tree == "dynamic":
+        return TreeLookup(nodes, *ngrams, runners["target"])
+    return HybridProposer(PromptLookupProposer(nodes, *ngrams), _second(options, runners))
 
 
 def _second(options: Hybrid, runners: Mapping[Role, Runner]) -> Proposer:

@@ -46,10 +46,15 @@ class MedusaProposer:
         )
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
-        """Remember the hidden state of the last accepted token, or of the root."""
-        assert scores.hidden is not None
-        row = verdict.path[-1] + 1 if verdict.path else 0
-        self._hidden = scores.hidden[row].copy()
+        """Keep what the heads will look at."""
+        self._hidden = hidden_of_last(scores, verdict)
+
+
+def hidden_of_last(scores: Scores, verdict: Verdict) -> Logits:
+    """Return the hidden state [D] of the last accepted token, or of the root."""
+    assert scores.hidden is not None
+    hidden: Logits = scores.hidden[verdict.path[-1] + 1 if verdict.path else 0].copy()
+    return hidden
 
 
 def build(options: Medusa | Hybrid, runners: Mapping[Role, Runner]) -> MedusaProposer:

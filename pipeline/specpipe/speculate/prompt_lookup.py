@@ -4,7 +4,7 @@ After Saxena's prompt lookup decoding; TensorRT-LLM calls it NGram. Needs no mod
 where nothing repeats.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from specpipe.contracts import (
 )
 from specpipe.methods import PromptLookup
 from specpipe.speculate.draft_length import AdaptiveLength
+from specpipe.speculate.lookup_tree import TreeLookup
 
 
 class PromptLookupProposer:
@@ -69,9 +70,9 @@ def _continuation(tokens: Ints, n: int, wanted: int) -> int | None:
 
 def build(options: PromptLookup, runners: Mapping[Role, Runner]) -> Proposer:
     """Return the proposer of `method: prompt_lookup`."""
-    lookup = PromptLookupProposer(
-        options.num_draft_tokens, options.min_matching_ngram_size, options.max_matching_ngram_size
-    )
-    if options.draft_length == "adaptive":
-        return AdaptiveLength(lookup, options.num_draft_tokens)
-    return lookup
+    nodes = options.num_draft_tokens
+    ngrams = options.min_matching_ngram_size, options.max_matching_ngram_size
+    shapes: dict[str, Callable[[int, int, int], Proposer]]
+    shapes = {"chain": PromptLookupProposer, "dynamic": TreeLookup}
+    lookup = shapes[options.tree](nodes, *ngrams)
+    return AdaptiveLength(lookup, nodes) if options.draft_length == "adaptive" else lookup

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from specpipe.methods import DraftModel, Hybrid, Lookahead, Medusa, PromptLookup, Speculation
 from specpipe.trees import grow_tree
 
 LOOKUP_TOKENS = (2, 3, 4, 6, 8, 10, 12, 16)
 LOOKUP_NGRAMS = ((1, 2), (1, 3), (2, 3), (2, 4))
+TREE_NGRAMS = ((1, 6), (2, 6))
 DRAFT_TOKENS = (1, 2, 3, 4, 5, 6, 8, 10)
 HYBRID_TOKENS = (2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32)
 TREE_NODES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
@@ -32,11 +34,14 @@ def candidates(options: Speculation, accuracy: Sequence[Sequence[float]]) -> lis
     `accuracy` is that of the heads, [heads, ranks]: each size of tree is grown for it.
     """
     if isinstance(options, PromptLookup):
+        shapes: dict[Literal["chain", "dynamic"], tuple[tuple[int, int], ...]]
+        shapes = {"chain": LOOKUP_NGRAMS, "dynamic": TREE_NGRAMS}
         return [
-            replace(options, num_draft_tokens=tokens, min_matching_ngram_size=low,
+            replace(options, num_draft_tokens=tokens, tree=shape, min_matching_ngram_size=low,
                     max_matching_ngram_size=high)
             for tokens in LOOKUP_TOKENS
-            for low, high in LOOKUP_NGRAMS
+            for shape, ngrams in shapes.items()
+            for low, high in ngrams
         ]  # fmt: skip
     if isinstance(options, DraftModel):
         return [replace(options, num_draft_tokens=tokens) for tokens in DRAFT_TOKENS]
@@ -47,7 +52,7 @@ def candidates(options: Speculation, accuracy: Sequence[Sequence[float]]) -> lis
             replace(options, num_draft_tokens=tokens, tree="dynamic",
                     min_matching_ngram_size=low, max_matching_ngram_size=high)
             for tokens in HYBRID_TOKENS
-            for low, high in LOOKUP_NGRAMS
+            for low, high in (TREE_NGRAMS if options.heads else LOOKUP_NGRAMS)
         ]  # fmt: skip
     if isinstance(options, Lookahead):
         return [

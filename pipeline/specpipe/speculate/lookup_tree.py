@@ -1,0 +1,143 @@
+"""One tree from two kinds of evidence: what followed the last tokens before, and what heads guess.
+
+Every earlier copy of the last tokens votes for the tokens that followed it, a longer copy with more
+weight. The votes are smoothed with what the heads say, as counts are with a prior: under a path
+that W votes led to, a token with w votes and the head's probability h is taken for right with
+
+    (w + PRIOR * h) / (W + PRIOR)
+
+so heads decide where nothing repeats, and copies where much does. Without heads h is 0. The tree
+holds the paths of the largest product, as Medusa's does (2401.10774, section 2.3.3); the idea of
+weighing continuations by their frequency is SuffixDecoding's (2411.04975).
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from specpipe.contracts import (
+    EMPTY,
+    ROOT,
+    Draft,
+    Guesses,
+    Ints,
+    Logits,
+    Runner,
+    Sampling,
+    Scores,
+    Verdict,
+)
+from specpipe.speculate.medusa import hidden_of_last
+
+PRIOR = 2.0  # votes that the heads have together; from 1 to 4 acceptance hardly changes
+GROWTH = 4.0  # how much more a vote weighs whose copy is one token longer
+MOST_COPIES = 64  # the longest and latest ones vote
+LEAST_WORTH = 1e-4  # of a path; what is less likely is not worth a row
+
+
+@dataclass
+class Continuations:
+    """The votes that led here, and what follows."""
+
+    votes: float = 0.0
+    after: "dict[int, Continuations]" = field(default_factory=dict)
+
+
+def find_continuations(tokens: Ints, depth: int, shortest: int, longest: int) -> Continuations:
+    """Return what followed the earlier copies of the last tokens of `tokens` [n], `depth` deep.
+
+    Copies of fewer than `shortest` tokens do not vote, those of `longest` and more vote alike.
+    """
+    root = Continuations()
+    begins, lengths = _copies(tokens, longest)
+    known = tokens.tolist()
+    for begin, length in zip(begins.tolist(), lengths.tolist(), strict=True):
+        if length < shortest:
+            continue
+        votes, node = GROWTH ** (length - shortest), root
+        root.votes += votes
+        for token in known[begin : begin + depth]:
+            node = node.after.setdefault(token, Continuations())
+            node.votes += votes
+    return root
+
+
+def _copies(tokens: Ints, longest: int) -> tuple[Ints, Ints]:
+    """Return where earlier copies of the last token end, plus one, and how long they match."""
+    ends = np.flatnonzero(tokens[:-1] == tokens[-1])
+    lengths = np.ones_like(ends)
+    alive = np.arange(len(ends))
+    for back in range(1, min(longest, len(tokens))):
+        alive = alive[ends[alive] >= back]
+        alive = alive[tokens[ends[alive] - back] == tokens[-1 - back]]
+        lengths[alive] += 1
+    chosen = np.lexsort((ends, lengths))[-MOST_COPIES:]
+    return ends[chosen] + 1, lengths[chosen]
+
+
+def grow_draft(votes: Continuations, heads: Guesses | None, nodes: int, limit: int) -> Draft:
+    """Return the tree of at most `nodes` guesses and `limit` levels that is worth most."""
+    tokens: list[int] = []
+    parents: list[int] = []
+    frontier: list[tuple[float, int, int, int, Continuations]] = []  # parent and token are unique
+
+    def add_children(worth: float, node: Continuations, parent: int, depth: int) -> None:
+        if depth < limit:
+            for token, chance in _chances(node, heads, depth).items():
+                after = node.after.get(token) or Continuations()
+                heapq.heappush(frontier, (-worth * chance, parent, token, depth + 1, after))
+
+    add_children(1.0, votes, ROOT, 0)
+    while frontier and len(tokens) < nodes and -frontier[0][0] > LEAST_WORTH:
+        worth, parent, token, depth, node = heapq.heappop(frontier)
+        tokens.append(token)
+        parents.append(parent)
+        add_children(-worth, node, len(tokens) - 1, depth)
+    return Draft(np.array(tokens, np.int64), np.array(parents, np.int64))
+
+
+def _chances(node: Continuations, heads: Guesses | None, depth: int) -> dict[int, float]:
+    """Return how likely each guess under a node at `depth` is right, by the formula above."""
+    mass = {token: after.votes for token, after in node.after.items()}
+    if heads is not None and depth < len(heads.tokens):
+        ranks = zip(heads.tokens[depth].tolist(), heads.probs[depth].tolist(), strict=True)
+        for token, probability in ranks:
+            mass[token] = mass.get(token, 0.0) + PRIOR * probability
+    return {token: value / (node.votes + PRIOR) for token, value in mass.items()}
+
+
+class TreeLookup:
+    """Guesses a new tree at every step; with `heads`, a target's runner, they have a say in it."""
+
+    def __init__(
+        self, nodes: int, min_ngram: int, max_ngram: int, heads: Runner | None = None
+    ) -> None:
+        self.draft_nodes = nodes
+        self._min_ngram, self._max_ngram, self._heads = min_ngram, max_ngram, heads
+        self._tokens: list[int] = []
+        self._hidden: Logits | None = None  # [D], of the last token before the root
+
+    def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
+        """Make `prompt` the text to look in."""
+        self._tokens, self._hidden = list(prompt), None
+
+    def propose(self, limit: int) -> Draft:
+        """Return the tree, cut to `limit` levels; before the first step the heads are not asked."""
+        if limit <= 0 or not self.draft_nodes:
+            return EMPTY
+        tokens, nodes = np.asarray(self._tokens, np.int64), self.draft_nodes
+        votes = find_continuations(tokens, min(limit, nodes), self._min_ngram, self._max_ngram)
+        return grow_draft(votes, self._guesses(), nodes, limit)
+
+    def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
+        """Append what was committed; keep what the heads will look at."""
+        self._tokens += [*(int(draft.tokens[n]) for n in verdict.path), verdict.next_token]
+        if self._heads is not None:
+            self._hidden = hidden_of_last(scores, verdict)
+
+    def _guesses(self) -> Guesses | None:
+        if self._heads is None or self._hidden is None:
+            return None
+        return self._heads.guess(self._hidden)

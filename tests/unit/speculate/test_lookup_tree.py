@@ -1,0 +1,87 @@
+"""How votes of earlier copies and guesses of heads become one tree."""
+
+import numpy as np
+
+from specpipe.contracts import EMPTY, Draft, Guesses, Sampling, Scores, Verdict
+from specpipe.speculate.lookup_tree import (
+    MOST_COPIES,
+    Continuations,
+    TreeLookup,
+    find_continuations,
+    grow_draft,
+)
+
+HEADS = Guesses(np.array([[5, 6], [7, 8]], np.int64), np.array([[0.6, 0.3], [0.5, 0.1]]))
+
+
+def guess(prompt: list[int], limit: int = 10, *, nodes: int = 4, low: int = 1) -> Draft:
+    lookup = TreeLookup(nodes, low, 4)
+    lookup.start(prompt, Sampling())
+    return lookup.propose(limit)
+
+
+def paths(draft: Draft) -> list[tuple[int, ...]]:
+    found: list[tuple[int, ...]] = []
+    for token, parent in zip(draft.tokens.tolist(), draft.parents.tolist(), strict=True):
+        found.append((*(found[parent] if parent >= 0 else ()), token))
+    return found
+
+
+def test_what_followed_the_longer_copy_comes_first() -> None:
+    prompt = [1, 2, 3, 9, 2, 4, 9, 1, 2]  # (1, 2) was followed by 3, (2) also by 4
+    assert paths(guess(prompt, nodes=2, limit=1)) == [(3,), (4,)]
+
+
+def test_what_followed_more_often_comes_first() -> None:
+    assert paths(guess([1, 5, 1, 7, 1, 7, 1], nodes=2, limit=1)) == [(7,), (5,)]
+
+
+def test_siblings_share_their_common_path() -> None:
+    prompt = [1, 2, 3, 1, 2, 4, 1]
+    assert set(paths(guess(prompt, nodes=3, limit=2))) == {(2,), (2, 3), (2, 4)}
+
+
+def test_copies_below_the_smallest_size_have_no_vote() -> None:
+    assert len(guess([1, 2, 3, 9, 2], low=2)) == 0
+    assert len(guess([1, 2, 3, 9, 2], low=1)) > 0
+
+
+def test_a_copy_at_the_very_beginning_counts_and_nothing_before_it_is_read() -> None:
+    assert paths(guess([1, 2, 3, 1, 2], nodes=1)) == [(3,)]
+    assert len(guess([1])) == 0
+
+
+def test_only_the_longest_and_latest_copies_vote() -> None:
+    prompt = [1, 2] * 3 + [1, 3] * MOST_COPIES + [1]
+    votes = find_continuations(np.array(prompt), 1, 1, 1)
+    assert set(votes.after) == {3}
+
+
+def test_without_copies_the_heads_decide() -> None:
+    tree = grow_draft(Continuations(), HEADS, 4, 10)
+    assert paths(tree) == [(5,), (6,), (5, 7), (6, 7)]  # 0.6, 0.3, 0.6 * 0.5
+
+
+def test_votes_outweigh_the_heads_where_much_repeats() -> None:
+    votes = find_continuations(np.array([1, 9, 1, 9, 1, 9, 1, 9, 1]), 2, 1, 4)
+    assert paths(grow_draft(votes, HEADS, 1, 10)) == [(9,)]
+
+
+def test_copies_and_heads_that_agree_are_one_node() -> None:
+    votes = find_continuations(np.array([1, 5, 1]), 1, 1, 4)
+    assert paths(grow_draft(votes, HEADS, 2, 1)) == [(5,), (6,)]
+
+
+def test_limit_and_number_of_nodes_are_kept() -> None:
+    prompt = [1, 2, 3, 4, 5, 6, 7, 8, 1]
+    assert guess(prompt, limit=2).depth == 2
+    assert len(guess(prompt, nodes=3)) == 3
+    assert len(guess(prompt, limit=0)) == 0
+
+
+def test_committed_tokens_have_a_vote() -> None:
+    lookup = TreeLookup(2, 1, 3)
+    lookup.start([1, 2], Sampling())
+    for token in (3, 4, 1):
+        lookup.observe(EMPTY, Scores(None), Verdict((), token))  # type: ignore[arg-type]
+    assert paths(lookup.propose(5)) == [(2,), (2, 3)]
