@@ -9,9 +9,14 @@ from specpipe.records import at_least, between
 
 @dataclass(frozen=True)
 class SelfDistillation:
-    """The target answers prompts, and its answers are the text that is learned."""
+    """The target answers prompts, and its answers are the text that is learned.
 
-    prompts: str  # JSON lines with a "prompt" key
+    Beside those of a file it can answer prompts that it makes up itself: they are like the ones it
+    was trained on, and so of many kinds (Xu et al. 2024, "Magpie", arXiv 2406.08464).
+    """
+
+    prompts: str | None = None  # JSON lines with a "prompt" key
+    invented_prompts: int = field(default=0, metadata=at_least(0))  # made up by the target
     max_tokens: int = field(default=256, metadata=at_least(1))
     temperature: float = field(default=0.0, metadata=between(0, 10))  # 0: the most likely token
     batch_size: int = field(default=32, metadata=at_least(1))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from specpipe.artifacts import digest_json, write_text
+from specpipe.contracts import Sampling
 from specpipe.errors import ConfigError
 from specpipe.recipe import SelfDistillation
 from specpipe.train.target import Target
@@ -63,25 +64,45 @@ def _user(prompt: str) -> dict[str, str]:
     return {"role": "user", "content": prompt}
 
 
-@torch.no_grad()
 def _answer(
     target: Target, prompts: Sequence[Sequence[int]], how: SelfDistillation, seed: int
 ) -> list[list[int]]:
-    """Answer a batch: padded on the left, sampled at `temperature` from the whole distribution."""
+    """Answer a batch, sampled at `temperature` from the whole distribution."""
+    sampling = Sampling(top_k=1 if how.temperature == 0 else 0, temperature=how.temperature)
+    return generate(target, prompts, how.max_tokens, sampling, seed)
+
+
+@torch.no_grad()
+def generate(
+    target: Target,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    sampling: Sampling,
+    seed: int,
+) -> list[list[int]]:
+    """Continue a batch of prompts, padded on the left, up to the end token, which is included.
+
+    Of `sampling`, temperature, top_k and top_p count.
+    """
     width = max(map(len, prompts))
     ids = torch.tensor([[target.end_id] * (width - len(p)) + list(p) for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
     torch.manual_seed(seed)
-    sampling = {"do_sample": False}
-    if how.temperature:
-        sampling = {"do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}  # type: ignore[dict-item]
+    options: dict[str, float] = {"do_sample": False}
+    if not sampling.greedy:
+        options = {
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+        }
     out = target.model.generate(
         input_ids=ids,
         attention_mask=mask,
-        max_new_tokens=how.max_tokens,
+        max_new_tokens=max_tokens,
         pad_token_id=target.end_id,
         eos_token_id=target.end_id,
-        **sampling,
+        **options,
     )
     return [_until(row[width:].tolist(), target.end_id) for row in out]
 

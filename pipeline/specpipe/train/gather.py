@@ -6,7 +6,9 @@ from pathlib import Path
 from specpipe.config import RunConfig, require_file
 from specpipe.errors import ConfigError
 from specpipe.prompts import read_prompts
+from specpipe.recipe import SelfDistillation
 from specpipe.train.answers import answer_prompts
+from specpipe.train.invented import invent_prompts
 from specpipe.train.target import Target
 from specpipe.train.text import Document, Split, read_documents, split_documents
 
@@ -25,7 +27,7 @@ def gather_text(config: RunConfig, target: Target, work: Path, *, progress: Prog
         documents += read_documents(file, target.tokenizer, options.sequence_length)
     if options.self_distillation is not None:
         how = options.self_distillation
-        prompts = read_prompts(require_file(how.prompts, config, "train.self_distillation.prompts"))
+        prompts = _prompts(config, how, target, work, progress)
         answers = answer_prompts(target, prompts, how, options.seed, work, progress=progress)
         documents += [_cut(document, options.sequence_length) for document in answers]
     if not documents:
@@ -34,6 +36,20 @@ def gather_text(config: RunConfig, target: Target, work: Path, *, progress: Prog
             hint="give train.files or train.self_distillation",
         )
     return split_documents(documents, options.hold_out, options.seed)
+
+
+def _prompts(
+    config: RunConfig, how: SelfDistillation, target: Target, work: Path, progress: Progress
+) -> list[str]:
+    key = "train.self_distillation.prompts"
+    written = read_prompts(require_file(how.prompts, config, key)) if how.prompts else []
+    invented = invent_prompts(target, how, config.train.seed, work, progress=progress)
+    if not written and not invented:
+        raise ConfigError(
+            f"{config.path}: train.self_distillation has nothing to answer",
+            hint="give its prompts, a file, or the number of invented_prompts",
+        )
+    return list(dict.fromkeys([*written, *invented]))
 
 
 def _cut(document: Document, length: int) -> Document:
