@@ -205,7 +205,31 @@ class BuildRequest:
     tp_size: int = 1
     pp_size: int = 1
     kv_cache_quantization: str = "none"
-    sm: int | None = None  # compute capability of `gpu` without the dot; None: not known
+    sm: int | None = None  # compute capability of `gpu`, without the dot; None: not known
+    release: str | None = None  # of TensorRT-LLM; None: the default one
+    sources: Mapping[Role, str] = field(default_factory=dict)  # the Hugging Face models
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a served engine takes on each of its GPUs, or on the CPU; in bytes."""
+
+    weights: int  # of the fullest rank, heads included
+    kv_per_token: int  # a token of one sequence in the KV cache
+    kv_tokens: int  # tokens for which there must be room: every sequence at its longest
+    activations: int  # work buffers of the largest step
+    runtime: int  # libraries, contexts, communication
+    looked_up: int = 0  # the part of the weights that steps only pick rows from
+
+    @property
+    def fixed(self) -> int:
+        """All but the KV cache."""
+        return self.weights + self.activations + self.runtime
+
+    @property
+    def total(self) -> int:
+        """All, with the KV cache that was asked for."""
+        return self.fixed + self.kv_per_token * self.kv_tokens
 
 
 @dataclass(frozen=True)
@@ -251,8 +275,11 @@ class Backend(Protocol):
         """Return every reason why `request` cannot be built; empty means that it can."""
         ...
 
-    def versions(self) -> Mapping[str, str]:
-        """Name what the engine's bytes depend on beside its inputs (library versions)."""
+    def versions(self, release: str | None = None) -> Mapping[str, str]:
+        """Name what the engine's bytes depend on beside its inputs (library versions).
+
+        `release` picks one of several, as `BuildRequest.release` does.
+        """
         ...
 
     def build(
@@ -269,8 +296,8 @@ class Backend(Protocol):
         """Return the programs that `build` would start; empty if it runs in this process."""
         ...
 
-    def memory_bytes(self, request: BuildRequest) -> int:
-        """Estimate what the served engine takes, KV cache included."""
+    def footprint(self, request: BuildRequest) -> Footprint:
+        """Estimate what the served engine takes."""
         ...
 
     def load(self, engine: Path) -> LoadedEngine:

@@ -17,6 +17,7 @@ from specpipe.contracts import (
     BuildRequest,
     Command,
     Facts,
+    Footprint,
     ModelConfig,
     Rejection,
     Workshop,
@@ -162,7 +163,7 @@ class OpenVinoBackend:
             )
         return found
 
-    def versions(self) -> Mapping[str, str]:
+    def versions(self, release: str | None = None) -> Mapping[str, str]:
         """Name what the engine's bytes depend on."""
         return {"openvino": ov.get_version(), "format": FORMAT}
 
@@ -170,18 +171,22 @@ class OpenVinoBackend:
         """Nothing is started: the graph is built in this process."""
         return []
 
-    def memory_bytes(self, request: BuildRequest) -> int:
-        """Estimate the memory of the served engine in bytes, from above."""
+    def footprint(self, request: BuildRequest) -> Footprint:
+        """Estimate the memory of the served engine, from above."""
         precision = Precision(request.dtype, request.quantization)
         item = ITEM_BYTES.get(request.quantization, 1)
         if request.quantization == "none" and request.dtype != "float32":
             item = 2
         weights = int(request.model.num_parameters * item)
-        bytes_per_value = 2 if precision.bfloat16 else 4
-        cache = request.model.kv_bytes(request.max_seq_len, bytes_per_value=bytes_per_value)
         if request.model.num_medusa_heads:
             weights += request.model.vocab_size * request.model.hidden_size  # in 8 bits, shared
-        return weights + cache * request.max_batch_size + OVERHEAD_BYTES
+        return Footprint(
+            weights,
+            request.model.kv_bytes(1, bytes_per_value=2 if precision.bfloat16 else 4),
+            request.max_batch_size * request.max_seq_len,
+            activations=0,
+            runtime=OVERHEAD_BYTES,
+        )
 
     def build(
         self, request: BuildRequest, checkpoint: Path, out: Path, shop: Workshop = HERE

@@ -8,26 +8,18 @@ from specpipe.contracts import (
     BuildRequest,
     Command,
     Facts,
+    Footprint,
     LoadedEngine,
     Rejection,
     Workshop,
 )
+from specpipe.engine.tensorrt import check
 from specpipe.engine.tensorrt.build import build_engine
-from specpipe.engine.tensorrt.lower import METHODS, build_flags, takes_drafts
+from specpipe.engine.tensorrt.footprint import footprint
+from specpipe.engine.tensorrt.lower import METHODS, build_flags
 from specpipe.engine.tensorrt.medusa import check_medusa
-from specpipe.engine.tensorrt.profiles import DEFAULT
+from specpipe.engine.tensorrt.profiles import DEFAULT, Profile, find_profile, unknown_release
 from specpipe.errors import Unsupported
-
-RUNTIME_BYTES = 2 * 2**30  # CUDA context, TensorRT runtime and activations, by rule of thumb
-_ITEM_BYTES = {  # a weight, scales included
-    "none": 2.0,
-    "int8": 1.0,
-    "int8_sq": 1.0,
-    "fp8": 1.0,
-    "int4": 0.55,
-    "int4_awq": 0.55,
-    "nvfp4": 0.57,
-}
 
 
 class TensorRtBackend:
@@ -36,94 +28,53 @@ class TensorRtBackend:
     whole_heads = True
 
     def check(self, request: BuildRequest) -> list[Rejection]:
-        """Return every reason why the release of the default profile cannot build this engine."""
-        found = []
-        if request.method not in METHODS:
-            found.append(
-                Rejection(
-                    f"backend tensorrt has no engine for method {request.method}",
-                    f"use one of {', '.join(METHODS)}, or backend: openvino",
-                )
-            )
-        elif takes_drafts(request) and request.draft_nodes == 0:
-            found.append(
-                Rejection(
-                    f"method {request.method} drafts no token, and trtllm-build needs at least one",
-                    "raise the sizes under speculation, or use method: none",
-                )
-            )
-        if request.gpu is None:
-            found.append(
-                Rejection(
-                    "backend tensorrt builds for one kind of GPU, but engine.gpu is not given",
-                    "set engine.gpu, e.g. H100-SXM",
-                )
-            )
-        if request.dtype == "float32":
-            found.append(
-                Rejection(
-                    "float32 engines are not served on GPUs",
-                    "set engine.dtype: bfloat16 or float16",
-                )
-            )
-        found += check_medusa(request, DEFAULT.tensorrt_llm)
-        ranks = request.tp_size * request.pp_size
-        model = request.model
-        if model.num_attention_heads % request.tp_size:
-            found.append(
-                Rejection(
-                    f"{request.role}: {model.num_attention_heads} heads do not divide "
-                    f"by tp_size {request.tp_size}",
-                    "change engine.tp_size",
-                )
-            )
-        if model.num_hidden_layers % request.pp_size:
-            found.append(
-                Rejection(
-                    f"{request.role}: {model.num_hidden_layers} layers do not divide "
-                    f"by pp_size {request.pp_size}",
-                    "change engine.pp_size",
-                )
-            )
-        if ranks > 8:
-            found.append(
-                Rejection(
-                    f"{ranks} ranks need more than one machine of 8 GPUs",
-                    "lower engine.tp_size or engine.pp_size",
-                )
-            )
-        return found
+        """Return every reason why the asked release cannot build this engine."""
+        profile = find_profile(request.release)
+        unknown = [] if profile else [unknown_release(request.release or "")]
+        profile = profile or DEFAULT
+        return [
+            *unknown,
+            *check.check_release(request, profile),
+            *check.check_gpu(request, profile),
+            *check.check_quantization(request, profile),
+            *check.check_method(request, profile),
+            *check_medusa(request, profile.tensorrt_llm),
+            *check.check_ranks(request),
+        ]
 
-    def versions(self) -> Mapping[str, str]:
+    def versions(self, release: str | None = None) -> Mapping[str, str]:
         """Name what the engine's bytes depend on."""
+        profile = profile_of(release)
         return {
-            "tensorrt_llm": DEFAULT.tensorrt_llm,
-            "tensorrt": DEFAULT.tensorrt,
-            "container": DEFAULT.container,
+            "tensorrt_llm": profile.tensorrt_llm,
+            "tensorrt": profile.tensorrt,
+            "container": profile.container,
         }
 
     def commands(self, request: BuildRequest, checkpoint: Path, out: Path) -> list[Command]:
         """Return the `trtllm-build` call for this engine."""
         if request.method not in METHODS:
             return []
-        return [Command("compile", build_flags(request, checkpoint, out, DEFAULT))]
+        profile = profile_of(request.release)
+        return [Command("compile", build_flags(request, checkpoint, out, profile))]
 
-    def memory_bytes(self, request: BuildRequest) -> int:
-        """Estimate the memory on each GPU in bytes: weights, KV cache and the runtime."""
-        ranks = request.tp_size * request.pp_size
-        weights = request.model.num_parameters * _ITEM_BYTES[request.quantization]
-        cache = request.model.kv_bytes(
-            request.max_seq_len, bytes_per_value=2 if request.kv_cache_quantization == "none" else 1
-        )
-        return int((weights + cache * request.max_batch_size) / ranks) + RUNTIME_BYTES
+    def footprint(self, request: BuildRequest) -> Footprint:
+        """Estimate what the engine takes on each GPU."""
+        return footprint(request, profile_of(request.release))
 
     def build(
         self, request: BuildRequest, checkpoint: Path, out: Path, shop: Workshop = HERE
     ) -> Facts:
         """Run the planned `trtllm-build`, here or in the container; see `build_engine`."""
         (command,) = self.commands(request, checkpoint.absolute(), out.absolute())
-        return build_engine(request, command, out.absolute(), DEFAULT, shop)
+        profile = profile_of(request.release)
+        return build_engine(request, command, out.absolute(), profile, shop)
 
     def load(self, engine: Path) -> LoadedEngine:
         """Refuse: TensorRT-LLM engines are driven by Triton's own backend, not from here."""
         raise Unsupported("a TensorRT-LLM engine is served by Triton's tensorrtllm backend")
+
+
+def profile_of(release: str | None) -> Profile:
+    """Return the profile of a release; that of the default one for a release without."""
+    return find_profile(release) or DEFAULT

@@ -1,66 +1,138 @@
 """From a build request to the flags of `trtllm-build`; a method without a row is refused.
 
-Every flag that matters is written, because upstream's defaults change between releases.
+Every flag that matters is written, because upstream's defaults change between releases. What
+upstream's builder would silently change (`builder.py::build`) is asked for as it would come out.
 """
 
 from pathlib import Path
 
-from specpipe.contracts import BuildRequest
+from specpipe.contracts import BuildRequest, Role
 from specpipe.engine.tensorrt.profiles import Profile
 
-# method -> the flags that it adds to the engine of each role
-_METHOD_FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
-    "none": {"target": ()},
-    "draft_model": {
-        "target": ("--speculative_decoding_mode", "draft_tokens_external"),
-        "draft": (),
-    },
-    "lookahead": {"target": ("--speculative_decoding_mode", "lookahead_decoding")},
+# method -> the mode of each engine; None: a plain one
+_MODES: dict[str, dict[Role, str | None]] = {
+    "none": {"target": None},
+    "draft_model": {"target": "draft_tokens_external", "draft": None},
+    "medusa": {"target": "medusa"},
+    "lookahead": {"target": "lookahead_decoding"},
 }
 
-METHODS = tuple(_METHOD_FLAGS)
+METHODS = tuple(_MODES)
+FP8_READERS = ("fp8", "nvfp4")  # quantisations whose attention reads 8-bit caches in blocks
+_GEMM_PLUGINS = {"fp8": "disable", "nvfp4": "nvfp4"}  # else the dtype
+# What speculation does not use, and what some GPUs and releases refuse; upstream's own defaults.
+_OFF = ("--gemm_swiglu_plugin", "--fp8_rowwise_gemm_plugin", "--low_latency_gemm_plugin",
+        "--low_latency_gemm_swiglu_plugin", "--lora_plugin", "--multiple_profiles",
+        "--reduce_fusion", "--user_buffer", "--streamingllm", "--pp_reduce_scatter")  # fmt: skip
 
 
 def takes_drafts(request: BuildRequest) -> bool:
     """Tell whether the engine verifies drafts; `request.method` is one of METHODS."""
-    return bool(_METHOD_FLAGS[request.method][request.role])
+    return _MODES[request.method][request.role] is not None
 
 
 def build_flags(
     request: BuildRequest, checkpoint: Path, out: Path, profile: Profile
 ) -> tuple[str, ...]:
-    """Return the command line that builds one engine.
-
-    The target of `draft_model` sees prompt and output again in every call and relies on the reuse
-    of KV blocks, so it needs paged context attention and room for whole sequences.
-    """
+    """Return the command line that builds one engine."""
     flags = {
         "--checkpoint_dir": str(checkpoint),
         "--output_dir": str(out),
+        **_size_flags(request, profile),
+        **_attention_flags(request, profile),
+        **_plugin_flags(request),
+        **dict.fromkeys(_OFF, "disable"),
+        **_mode_flags(request),
+        "--logits_dtype": "float32",
+        "--workers": str(request.tp_size * request.pp_size),
+        "--log_level": "info",
+    }
+    gather = request.role == "draft" and not profile.gathers_logits_at_runtime
+    words = (word for pair in flags.items() for word in pair)
+    return ("trtllm-build", *words, *(("--gather_generation_logits",) if gather else ()))
+
+
+def _size_flags(request: BuildRequest, profile: Profile) -> dict[str, str]:
+    return {
         "--max_batch_size": str(request.max_batch_size),
-        "--max_input_len": str(_input_len(request)),
+        "--max_input_len": str(longest_prompt(request)),
         "--max_seq_len": str(request.max_seq_len),
-        "--max_num_tokens": str(_num_tokens(request)),
+        "--max_num_tokens": str(num_tokens(request, profile)),
+        "--opt_num_tokens": str(step_tokens(request)),
         "--max_beam_width": "1",
+    }
+
+
+def _attention_flags(request: BuildRequest, profile: Profile) -> dict[str, str]:
+    fp8 = request.kv_cache_quantization == "fp8" and request.quantization in FP8_READERS
+    return {
         "--kv_cache_type": "paged",
         "--tokens_per_block": str(profile.tokens_per_block),
         "--remove_input_padding": "enable",
         "--context_fmha": "enable",
-        "--use_paged_context_fmha": "enable",
-        "--gpt_attention_plugin": request.dtype,
-        "--gemm_plugin": request.dtype,
-        "--workers": str(request.tp_size * request.pp_size),
+        "--use_paged_context_fmha": _switch(reads_blocks(request)),
+        "--use_fp8_context_fmha": _switch(fp8),
     }
-    method = _METHOD_FLAGS[request.method][request.role]
-    if takes_drafts(request):
-        method += ("--max_draft_len", str(request.draft_nodes))
-    return ("trtllm-build", *(part for pair in flags.items() for part in pair), *method)
 
 
-def _input_len(request: BuildRequest) -> int:
+def _plugin_flags(request: BuildRequest) -> dict[str, str]:
+    ranks = request.tp_size * request.pp_size
+    return {
+        "--gpt_attention_plugin": request.dtype,
+        "--gemm_plugin": _GEMM_PLUGINS.get(request.quantization, request.dtype),
+        "--nccl_plugin": request.dtype if ranks > 1 else "disable",
+        "--moe_plugin": "auto",
+        "--use_fused_mlp": "enable",
+    }
+
+
+def _mode_flags(request: BuildRequest) -> dict[str, str]:
+    mode = _MODES[request.method][request.role]
+    if mode is None:
+        return {}
+    return {"--speculative_decoding_mode": mode, "--max_draft_len": str(request.draft_nodes)}
+
+
+def _switch(on: bool) -> str:
+    return "enable" if on else "disable"
+
+
+def reads_blocks(request: BuildRequest) -> bool:
+    """Tell whether prompts can be read behind cached blocks (paged context attention).
+
+    Upstream's builder turns it off for 8-bit caches, but for FP8 ones of FP8 and FP4 engines.
+    """
+    if request.kv_cache_quantization == "fp8":
+        return request.quantization in FP8_READERS
+    return request.kv_cache_quantization == "none"
+
+
+def longest_prompt(request: BuildRequest) -> int:
+    """Return the tokens of the longest prompt that the engine is given.
+
+    Both engines of `draft_model` are called again and again with prompt and output so far.
+    """
     return request.max_seq_len if request.method == "draft_model" else request.max_input_len
 
 
-def _num_tokens(request: BuildRequest) -> int:
-    """Return the tokens of one step: prompts in pieces of at most 8192, or every draft at once."""
-    return max(min(8192, request.max_seq_len), request.max_batch_size * (request.draft_nodes + 1))
+def step_tokens(request: BuildRequest) -> int:
+    """Return the tokens of a step in which every sequence decodes."""
+    drafted = request.draft_nodes if takes_drafts(request) else 0
+    return request.max_batch_size * (drafted + 1)
+
+
+def engine_seq_len(request: BuildRequest) -> int:
+    """Return what `trtllm-build` makes of max_seq_len: it adds the room for the drafts."""
+    return request.max_seq_len + (request.draft_nodes if takes_drafts(request) else 0)
+
+
+def num_tokens(request: BuildRequest, profile: Profile) -> int:
+    """Return the most tokens of one step: a whole prompt with its drafts, or 8192 of several.
+
+    At least every draft at once and one block, at most all that the sequences can hold: between
+    these bounds upstream's builder leaves the number alone.
+    """
+    prompt = longest_prompt(request) + (request.draft_nodes if takes_drafts(request) else 0)
+    several = min(8192, request.max_batch_size * longest_prompt(request))
+    wanted = max(prompt, several, step_tokens(request), profile.tokens_per_block)
+    return min(wanted, request.max_batch_size * engine_seq_len(request))

@@ -1,10 +1,31 @@
 """TensorRT-LLM releases as data: what belongs together, and what each can do.
 
 Engines run only in the release that built them, so a profile names the container as well. Sources:
-Triton's compatibility matrix and the packages' metadata. Nothing here was run on a GPU.
+Triton's compatibility matrix, the packages' metadata, the release notes and, for the spelling of
+`model.yaml`, the two states of upstream's `llm_args.py`. Nothing here was run on a GPU.
 """
 
 from dataclasses import dataclass
+
+from specpipe.contracts import Rejection
+
+_IMAGE = "nvcr.io/nvidia/tritonserver:{}-trtllm-python-py3"
+_AMPERE_TO_HOPPER = (80, 86, 89, 90)
+_LLMAPI_METHODS = ("none", "draft_model", "prompt_lookup", "eagle3", "mtp")
+
+
+@dataclass(frozen=True)
+class LlmApi:
+    """How a release spells `speculative_config` in the `model.yaml` of Triton's `llmapi` model."""
+
+    draft_target: str
+    eagle3: str
+    draft_key: str  # the key that names the draft's folder
+
+
+# Up to 1.1 a table in `DecodingBaseConfig.from_dict`, from 1.2 on Literals of pydantic records.
+_TABLE = LlmApi("DraftTarget", "Eagle", "speculative_model_dir")
+_LITERALS = LlmApi("Draft_Target", "Eagle3", "speculative_model")
 
 
 @dataclass(frozen=True)
@@ -14,9 +35,19 @@ class Profile:
     tensorrt_llm: str
     tensorrt: str
     cuda: str
-    container: str
-    methods: tuple[str, ...]  # speculation methods that its engines can do
-    tokens_per_block: int
+    tags: tuple[str, ...]  # Triton releases whose containers carry it; none: not known
+    methods: tuple[str, ...]  # what its engines can do; none: it has no engines
+    sms: tuple[int, ...]  # compute capabilities
+    tokens_per_block: int = 32
+    gathers_logits_at_runtime: bool = True  # else a flag of `trtllm-build`
+    quantizations: tuple[str, ...] = ("none", "int8", "int4", "fp8", "int4_awq", "int8_sq", "nvfp4")
+    llmapi: LlmApi | None = None
+    llmapi_methods: tuple[str, ...] = ()
+
+    @property
+    def container(self) -> str:
+        """Return the image to build and serve in; empty if none is known."""
+        return _IMAGE.format(self.tags[0]) if self.tags else ""
 
 
 PROFILES = (
@@ -24,19 +55,60 @@ PROFILES = (
         tensorrt_llm="1.2.1",
         tensorrt="10.14.1.48",
         cuda="13.1",
-        container="nvcr.io/nvidia/tritonserver:26.04-trtllm-python-py3",
+        tags=("26.04", "26.05", "26.06", "26.07"),
         methods=("none", "draft_model", "medusa", "lookahead"),
-        tokens_per_block=32,
+        sms=(*_AMPERE_TO_HOPPER, 100, 103, 120),
+        llmapi=_LITERALS,
+        llmapi_methods=_LLMAPI_METHODS,
     ),
     Profile(
         tensorrt_llm="0.18.2",
         tensorrt="10.9.0.34",
         cuda="12.8",
-        container="nvcr.io/nvidia/tritonserver:25.04-trtllm-python-py3",
+        tags=("25.04",),
         methods=("none", "draft_model", "medusa", "lookahead"),
+        sms=(*_AMPERE_TO_HOPPER, 100),
         tokens_per_block=64,
+        gathers_logits_at_runtime=False,
+        quantizations=("none", "int8", "int4", "fp8", "int4_awq", "int8_sq"),
+    ),
+    Profile(
+        tensorrt_llm="1.1.0",
+        tensorrt="10.13.3.9",
+        cuda="13.0",
+        tags=("26.02", "26.01", "25.12"),
+        methods=(),
+        sms=(*_AMPERE_TO_HOPPER, 100, 103, 120),
+        llmapi=_TABLE,
+        llmapi_methods=_LLMAPI_METHODS,
+    ),
+    Profile(
+        tensorrt_llm="1.3.0rc22",
+        tensorrt="",
+        cuda="13.1",
+        tags=(),
+        methods=(),
+        sms=(*_AMPERE_TO_HOPPER, 100, 103, 120),
+        llmapi=_LITERALS,
+        llmapi_methods=_LLMAPI_METHODS,
     ),
 )
 
 DEFAULT = PROFILES[0]
 ENGINES_END = "1.3.0rc22"  # from here on upstream has no engines, only its PyTorch backend
+
+
+def find_profile(release: str | None) -> Profile | None:
+    """Return the profile of a release, the default one for None; None if there is none."""
+    if release is None:
+        return DEFAULT
+    return next((p for p in PROFILES if p.tensorrt_llm == release), None)
+
+
+def unknown_release(release: str) -> Rejection:
+    """Say that no profile describes a release."""
+    known = ", ".join(p.tensorrt_llm for p in PROFILES)
+    return Rejection(
+        f"engine.tensorrt_llm is {release!r}, a release that specpipe has no profile of",
+        f"known: {known}; leave the key out for {DEFAULT.tensorrt_llm}",
+    )

@@ -1,0 +1,155 @@
+"""Why a TensorRT-LLM engine cannot be built: one function a subject, every reason at once."""
+
+from collections.abc import Iterator
+
+from specpipe.contracts import BuildRequest, Rejection
+from specpipe.engine.tensorrt.lower import METHODS, reads_blocks, takes_drafts
+from specpipe.engine.tensorrt.profiles import DEFAULT, ENGINES_END, Profile
+
+REWINDING = ("medusa", "lookahead")  # methods whose engines take rows of the KV cache back
+_WEIGHTS_ONLY = ("int8", "int4")
+_NEEDS_SM = {"fp8": 89, "nvfp4": 100}
+_ENGINES = ", ".join(METHODS)
+
+
+def check_release(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
+    """Refuse releases without engines, and methods that no engine has."""
+    if not profile.methods:
+        what = (
+            f"TensorRT-LLM {profile.tensorrt_llm} has no engines; upstream removed them in "
+            f"{ENGINES_END}"
+            if not profile.tensorrt
+            else f"specpipe builds no engines with TensorRT-LLM {profile.tensorrt_llm}"
+        )
+        yield Rejection(
+            what,
+            f"leave engine.tensorrt_llm out for {DEFAULT.tensorrt_llm}, or use backend: llmapi",
+        )
+    if request.method not in METHODS:
+        yield Rejection(
+            f"backend tensorrt has no engine for method {request.method}", elsewhere(request.method)
+        )
+    elif takes_drafts(request) and request.draft_nodes == 0:
+        yield Rejection(
+            f"method {request.method} drafts no token, and trtllm-build needs at least one",
+            "raise the sizes under speculation, or use method: none",
+        )
+
+
+def elsewhere(method: str) -> str:
+    """Name the nearest thing that works for a method that engines do not have."""
+    if method in DEFAULT.llmapi_methods:
+        cpu = " or backend: openvino" if method not in ("eagle3", "mtp") else ""
+        return f"use backend: llmapi{cpu}, or one of the engines' methods: {_ENGINES}"
+    return f"use backend: openvino, or one of the engines' methods: {_ENGINES}"
+
+
+def check_gpu(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
+    """Refuse a missing GPU, and one that the release does not know."""
+    if request.gpu is None:
+        yield Rejection(
+            "engines are built for one kind of GPU, but engine.gpu is not given",
+            "set engine.gpu, e.g. H100-SXM",
+        )
+    elif request.sm is not None and request.sm not in profile.sms:
+        yield Rejection(
+            f"TensorRT-LLM {profile.tensorrt_llm} has no kernels for {request.gpu} "
+            f"(compute capability {request.sm / 10:.1f})",
+            f"leave engine.tensorrt_llm out for {DEFAULT.tensorrt_llm}, or take another GPU",
+        )
+    if request.dtype == "float32":
+        yield Rejection(
+            "float32 engines are not served on GPUs", "set engine.dtype: bfloat16 or float16"
+        )
+
+
+def check_quantization(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
+    """Refuse number formats that the GPU or the release lacks."""
+    weights, cache, sm = request.quantization, request.kv_cache_quantization, request.sm
+    if weights not in profile.quantizations:
+        yield Rejection(
+            f"trtllm-build {profile.tensorrt_llm} knows no {weights} weights",
+            f"leave engine.tensorrt_llm out for {DEFAULT.tensorrt_llm}, or use fp8",
+        )
+    if sm is None:
+        return
+    for what, name in ((weights, "weights"), (cache, "KV cache")):
+        least = _NEEDS_SM.get(what, 0)
+        if sm < least:
+            yield Rejection(
+                f"{request.gpu} (compute capability {sm / 10:.1f}) has no {what}, which the "
+                f"{name} asked for",
+                f"{what} needs {least / 10:.1f} or more; use int8, or int4_awq for the weights"
+                if name == "weights"
+                else "use kv_cache_quantization: none, or int8 without draft_model",
+            )
+    if sm >= 100 and (weights in (*_WEIGHTS_ONLY, "int8_sq") or cache == "int8"):
+        what = f"{weights} weights" if cache != "int8" else "an int8 KV cache"
+        yield Rejection(
+            f"trtllm-build refuses {what} on {request.gpu} (compute capability {sm / 10:.1f})",
+            "use fp8 or nvfp4, with kv_cache_quantization: fp8",
+        )
+
+
+def check_method(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
+    """Refuse what a method's engine cannot be combined with."""
+    if request.method == "draft_model" and request.role == "target" and not reads_blocks(request):
+        cache = request.kv_cache_quantization
+        yield Rejection(
+            f"the target of draft_model reads prompts behind cached blocks, which a {cache} KV "
+            f"cache with {request.quantization} weights cannot",
+            "use kv_cache_quantization: none, or fp8 together with quantization: fp8",
+        )
+    if request.method == "medusa" and request.quantization == "int8_sq":
+        yield Rejection(
+            "Medusa engines have no SmoothQuant weights", "use quantization: fp8, int8 or none"
+        )
+    if (
+        request.method == "medusa"
+        and profile.tensorrt_llm == "0.18.2"
+        and request.model.architecture.lower().startswith("qwen")
+    ):
+        yield Rejection(
+            "TensorRT-LLM 0.18.2 builds Medusa engines for Qwen as if it were a Llama",
+            f"leave engine.tensorrt_llm out for {DEFAULT.tensorrt_llm}",
+        )
+
+
+def check_ranks(request: BuildRequest) -> Iterator[Rejection]:
+    """Refuse cuts that do not come out even."""
+    model, tp, pp = request.model, request.tp_size, request.pp_size
+    if tp < 1 or pp < 1:
+        return
+    kv = model.num_key_value_heads
+    if model.num_attention_heads % tp:
+        yield Rejection(
+            f"{request.role}: {model.num_attention_heads} heads do not divide by tp_size {tp}",
+            "change engine.tp_size",
+        )
+    elif kv % tp and tp % kv:
+        yield Rejection(
+            f"{request.role}: {kv} KV heads can neither be shared out nor repeated evenly over "
+            f"tp_size {tp}",
+            "change engine.tp_size",
+        )
+    if model.intermediate_size % tp:
+        yield Rejection(
+            f"{request.role}: an MLP of {model.intermediate_size} does not divide by tp_size {tp}",
+            "change engine.tp_size",
+        )
+    if model.num_hidden_layers % pp:
+        yield Rejection(
+            f"{request.role}: {model.num_hidden_layers} layers do not divide by pp_size {pp}",
+            "change engine.pp_size",
+        )
+    if tp * pp > 16:
+        yield Rejection(
+            f"{tp * pp} ranks are more than two machines of 8 GPUs",
+            "lower engine.tp_size or engine.pp_size",
+        )
+    elif tp > 8:
+        yield Rejection(
+            f"tp_size {tp} reaches across machines of 8 GPUs, where every layer would wait for the "
+            "network",
+            f"set engine.tp_size: 8 and engine.pp_size: {tp * pp // 8}",
+        )

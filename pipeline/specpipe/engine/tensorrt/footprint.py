@@ -1,0 +1,104 @@
+"""What an engine takes on each GPU: sharded, padded, quantised weights, KV cache, work buffers.
+
+Weights and cache are counted; work buffers follow the sizes of the largest step, and the reserve
+for libraries is a rule of thumb. None of it was measured on a GPU.
+"""
+
+import math
+from collections.abc import Mapping
+
+from specpipe.contracts import BuildRequest, Footprint, ModelConfig
+from specpipe.engine.tensorrt.lower import (
+    engine_seq_len,
+    num_tokens,
+    step_tokens,
+)
+from specpipe.engine.tensorrt.profiles import DEFAULT, Profile
+
+CONTEXT_BYTES = 2**30  # CUDA context, TensorRT and cuBLAS, by rule of thumb
+COMMUNICATION_BYTES = 2**29  # NCCL and all-reduce buffers, where there are several ranks
+
+# Bytes of a quantised weight, scales included (groups of 128 for AWQ, of 16 for NVFP4).
+WEIGHT_BYTES: Mapping[str, float] = {
+    "none": 2.0,
+    "int8": 1.0,
+    "int8_sq": 1.0,
+    "fp8": 1.0,
+    "int4": 0.5,
+    "int4_awq": 0.5 + 2 / 128,
+    "nvfp4": 0.5 + 1 / 16,
+}
+_HALF = 2  # bytes of float16 and bfloat16
+
+
+def footprint(request: BuildRequest, profile: Profile = DEFAULT) -> Footprint:
+    """Return what an engine takes on the fullest of its GPUs."""
+    ranks = request.tp_size * request.pp_size
+    blocks = math.ceil(engine_seq_len(request) / profile.tokens_per_block)
+    return Footprint(
+        weights=_weights(request),
+        kv_per_token=_kv_per_token(request),
+        kv_tokens=request.max_batch_size * blocks * profile.tokens_per_block,
+        activations=_activations(request, num_tokens(request, profile)),
+        runtime=CONTEXT_BYTES + (COMMUNICATION_BYTES if ranks > 1 else 0),
+        looked_up=request.model.vocab_size * request.model.hidden_size * _HALF,
+    )
+
+
+def _weights(request: BuildRequest) -> int:
+    """Return the bytes of the fullest rank: embedding and head stay in 16 bits, rows are padded.
+
+    The embedding is on every rank of the first stage; a tied head is stored again if it is cut.
+    """
+    model, tp, pp = request.model, request.tp_size, request.pp_size
+    table = model.vocab_size * model.hidden_size
+    tables = table if model.tie_word_embeddings else 2 * table
+    inner = (model.num_parameters - tables) * WEIGHT_BYTES[request.quantization]
+    layers = (inner + _duplicated(request)) / (tp * pp)
+    head = padded(model.vocab_size, tp) // tp * model.hidden_size * _HALF
+    first, last = table * _HALF, head + _heads(model, tp)
+    if pp > 1:
+        return int(layers + max(first, last))
+    shared = model.tie_word_embeddings and tp == 1
+    return int(layers + first + last - (head if shared else 0))
+
+
+def _heads(model: ModelConfig, tp: int) -> int:
+    """Return the bytes of Medusa heads on a rank: residual layers and an output layer each."""
+    residual = model.num_medusa_layers * model.hidden_size * (model.hidden_size + 1)
+    output = padded(model.vocab_size, tp) * model.hidden_size
+    return model.num_medusa_heads * (residual + output) * _HALF // tp
+
+
+def _duplicated(request: BuildRequest) -> float:
+    """Return the bytes that KV heads take more, all ranks together, where ranks outnumber them."""
+    model = request.model
+    extra = max(0, request.tp_size - model.num_key_value_heads)
+    rows = 2 * extra * model.head_size * model.num_hidden_layers
+    return rows * model.hidden_size * WEIGHT_BYTES[request.quantization]
+
+
+def _kv_per_token(request: BuildRequest) -> int:
+    model, tp = request.model, request.tp_size
+    size = _HALF if request.kv_cache_quantization == "none" else 1
+    share = max(model.num_key_value_heads / tp, 1) / model.num_key_value_heads
+    return math.ceil(model.kv_bytes(1, bytes_per_value=size) * share / request.pp_size)
+
+
+def _activations(request: BuildRequest, tokens: int) -> int:
+    """Estimate the work buffers of a step of `tokens` tokens, from above.
+
+    Residual, normed and attended states; queries, keys and values; both halves of the MLP; and the
+    logits of every row that decodes, in 32 bits, before and after they are gathered.
+    """
+    model, tp = request.model, request.tp_size
+    attention = (model.num_attention_heads + 2 * model.num_key_value_heads) * model.head_size
+    row = 4 * model.hidden_size + (attention + 2 * model.intermediate_size) / tp
+    logits = step_tokens(request) * padded(model.vocab_size, tp) * 4
+    heads = 1 + model.num_medusa_heads
+    return int(tokens * row * _HALF) + int(logits * heads * (1 + 1 / tp))
+
+
+def padded(size: int, ranks: int) -> int:
+    """Return the next multiple of `ranks`: what a vocabulary is padded to."""
+    return math.ceil(size / ranks) * ranks
