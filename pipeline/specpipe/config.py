@@ -35,7 +35,8 @@ class EngineOptions:
     quantization: Quantization = "none"  # int8, int4: weights only
     kv_cache_quantization: CacheQuantization = "none"
     exclude_modules: tuple[str, ...] | None = None  # patterns; None: what upstream leaves out
-    tp_size: int = field(default=1, metadata=at_least(1))
+    tensorrt_llm: str | None = None  # the release, e.g. "1.2.1"; see engine/tensorrt/profiles.py
+    tp_size: int = field(default=0, metadata=at_least(1))  # 0, if left out: the plan chooses
     pp_size: int = field(default=1, metadata=at_least(1))
     max_batch_size: int = field(default=4, metadata=between(1, 4096))
     max_input_len: int = field(default=1024, metadata=at_least(1))
@@ -108,6 +109,8 @@ def read_config(path: Path) -> RunConfig:
     _check_hybrid(config, places)
     _check_confidence(config, places)
     config = _complete_tree(config, places)
+    if config.engine.gpu is None and not config.engine.tp_size:
+        config = replace(config, engine=replace(config.engine, tp_size=1))
     return replace(config, path=str(path))
 
 

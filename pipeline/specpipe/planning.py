@@ -1,7 +1,7 @@
 """`specpipe plan`: read the models' facts, ask the backend, collect every refusal."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from specpipe.artifacts import Workspace
@@ -12,20 +12,21 @@ from specpipe.checkpoint.medusa import HeadsSource, open_heads, with_heads
 from specpipe.checkpoint.source import Source, known_model, locate_model, open_source
 from specpipe.checkpoint.tokenizer import read_vocabulary, special_ids
 from specpipe.config import RunConfig, find_file, require_file
-from specpipe.contracts import Backend, BuildRequest, ModelConfig, Rejection, Role
+from specpipe.contracts import Backend, BuildRequest, Command, ModelConfig, Rejection, Role
 from specpipe.errors import Unsupported
 from specpipe.methods import DraftModel, Hybrid, Medusa, PromptLookup
 from specpipe.plan.compatibility import Difference, Vocabulary, differences, notes, refusals
+from specpipe.plan.gpus import Gpu, find_gpu, unknown_gpu
+from specpipe.plan.memory import Memory
+from specpipe.plan.outlook import engine_notes, outlook
 from specpipe.plan.plan import (
-    Memory,
     Plan,
     check_heads,
     check_memory,
     check_models,
-    gpu_memory,
     make_requests,
-    unknown_gpu,
 )
+from specpipe.plan.sizing import Sizing, choose_ranks, measure, ways_to_fit
 from specpipe.trees import assumed_accuracy, grow_tree
 
 KEYS: dict[Role, str] = {"target": "target.model", "draft": "speculation.draft.model"}
@@ -34,8 +35,9 @@ KEYS: dict[Role, str] = {"target": "target.model", "draft": "speculation.draft.m
 def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
     """Return what `build` would do and why it may not; reads no weights, needs no GPU.
 
-    The plan's config has a tree in the place of `tree: auto`. Raises ConfigError if a model cannot
-    be found, Unsupported if its architecture is unknown.
+    The plan's config has a tree in the place of `tree: auto`, and the tensor-parallel ranks that
+    were chosen if none were given. Raises ConfigError if a model cannot be found, Unsupported if
+    its architecture is unknown.
     """
     sources = {role: _source(config, role) for role in config.models()}
     heads = locate_heads(config)
@@ -43,33 +45,62 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
     models = {role: _model(config, role, source) for role, source in sources.items()}
     if heads is not None:
         models["target"] = with_heads(models["target"], heads)
-    requests = make_requests(config, models)
     backend = load_backend(config.engine.backend)
-    memory = _memory(config, backend, requests)
-    rejections = [r for request in requests.values() for r in backend.check(request)]
-    rejections += check_models(requests)
-    rejections += [] if heads is None else check_heads(config, models["target"], heads.hidden_size)
+    gpu = find_gpu(config.engine.gpu) if config.engine.gpu else None
+    sizing = Sizing(config, models, backend, _memory_of(gpu))
+    config = _with_ranks(config, sizing, gpu)
+    sizing = sizing.with_engine(config.engine)
+    requests = make_requests(config, models)
+    memory = None if config.engine.gpu and gpu is None else measure(sizing)
     found, own_loop = _compare_draft(sources, models), config.engine.backend == "openvino"
-    rejections += refusals(found, own_loop=own_loop)
-    rejections += _check_draft_lengths(config)
-    rejections += check_memory(memory, config) if memory else []
-    if config.engine.gpu is not None and gpu_memory(config.engine.gpu) is None:
-        rejections.append(unknown_gpu(config.engine.gpu))
-    commands = [
-        command
-        for role, request in requests.items()
-        for command in backend.commands(request, workspace.checkpoint(role), workspace.engine(role))
+    rejections = [
+        *(r for request in requests.values() for r in backend.check(request)),
+        *check_models(requests),
+        *([] if heads is None else check_heads(config, models["target"], heads.hidden_size)),
+        *refusals(found, own_loop=own_loop),
+        *_check_draft_lengths(config),
+        *_check_memory(memory, sizing),
+        *([unknown_gpu(config.engine.gpu)] if config.engine.gpu and gpu is None else []),
     ]
     return Plan(
         config,
         requests,
         memory,
-        tuple(commands),
-        backend.versions(),
+        tuple(_commands(backend, requests, workspace)),
+        backend.versions(config.engine.tensorrt_llm),
         tuple(dict.fromkeys(rejections)),
         tuple(_gaps(config)),
-        tuple(notes(found, own_loop=own_loop)),
+        (*notes(found, own_loop=own_loop), *engine_notes(config, gpu)),
+        outlook(config, requests, memory.footprints, gpu, heads.accuracy if heads else None)
+        if gpu and memory
+        else None,
     )
+
+
+def _with_ranks(config: RunConfig, sizing: Sizing, gpu: Gpu | None) -> RunConfig:
+    """Choose the tensor-parallel ranks if none were given; one where the GPU is not known."""
+    if config.engine.tp_size:
+        return config
+    ranks = choose_ranks(sizing) if gpu else 1
+    return replace(config, engine=replace(config.engine, tp_size=ranks))
+
+
+def _commands(
+    backend: Backend, requests: Mapping[Role, BuildRequest], workspace: Workspace
+) -> Iterator[Command]:
+    for role, request in requests.items():
+        yield from backend.commands(request, workspace.checkpoint(role), workspace.engine(role))
+
+
+def _memory_of(gpu: Gpu | None) -> int:
+    """Return the memory of a GPU, or of this machine, in bytes."""
+    return gpu.memory_bytes if gpu else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _check_memory(memory: Memory | None, sizing: Sizing) -> list[Rejection]:
+    if memory is None or memory.fits:
+        return []
+    return check_memory(memory, sizing.config, ways_to_fit(sizing, memory))
 
 
 def locate_heads(config: RunConfig) -> HeadsSource | None:
@@ -146,16 +177,6 @@ def _check_draft_lengths(config: RunConfig) -> list[Rejection]:
         )
         for key in asked
     ]
-
-
-def _memory(
-    config: RunConfig, backend: Backend, requests: Mapping[Role, BuildRequest]
-) -> Memory | None:
-    needed = {role: backend.memory_bytes(request) for role, request in requests.items()}
-    if config.engine.gpu is None:
-        return Memory(needed, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    available = gpu_memory(config.engine.gpu)
-    return None if available is None else Memory(needed, available)
 
 
 def _gaps(config: RunConfig) -> list[Rejection]:

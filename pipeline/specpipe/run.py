@@ -168,7 +168,7 @@ def _compile(
             "max_seq_len": str(request.max_seq_len),
             **({"gpu": request.gpu} if request.gpu else {}),
             **_options(backend.commands(request, Path("checkpoint"), Path("engine"))),
-            **backend.versions(),
+            **backend.versions(request.release),
         }
 
     return Work(
@@ -318,7 +318,8 @@ def validate_run(
     check_gates_known(config.validate.gates, config.path)
     require_repository(config, workspace)
     model = locate_model(config.target.model, config, KEYS["target"])
-    versions = dict(load_backend(config.engine.backend).versions())
+    backend = load_backend(config.engine.backend)
+    versions = dict(backend.versions(config.engine.tensorrt_llm))
     with contextlib.ExitStack() as stack:
         if url is None:
             notify("starting a server for the validation")

@@ -1,41 +1,28 @@
 """The plan of a run: engines, memory, commands, and every reason why it cannot be built."""
 
-import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from specpipe.config import RunConfig
 from specpipe.contracts import BuildRequest, Command, ModelConfig, Rejection, Role
-from specpipe.plan.gpus import GPUS
-
-RESERVE = 0.05  # of the memory stays free
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What the deployment takes on the machine (each GPU), against what there is; in bytes."""
-
-    needed: Mapping[Role, int]
-    available: int
-
-    @property
-    def total(self) -> int:
-        """Sum over the engines."""
-        return sum(self.needed.values())
+from specpipe.plan.gpus import find_gpu
+from specpipe.plan.memory import Memory
+from specpipe.plan.roofline import Estimate
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that `build` would do."""
+    """Everything that `build` would do; the config has what was left to the plan filled in."""
 
     config: RunConfig
     requests: Mapping[Role, BuildRequest]
-    memory: Memory | None  # None: the GPU is not known
+    memory: Memory | None  # None: the GPU or the model is not known
     commands: tuple[Command, ...]
     versions: Mapping[str, str]
     rejections: tuple[Rejection, ...]  # this can never work as configured
     gaps: tuple[Rejection, ...]  # this could work, but not with this release of specpipe
     notes: tuple[str, ...] = ()  # what is worth knowing, and hinders nothing
+    estimate: Estimate | None = None  # step times, on a known GPU
 
 
 def make_requests(
@@ -43,6 +30,7 @@ def make_requests(
 ) -> dict[Role, BuildRequest]:
     """Return one build request for each model of the run."""
     engine, speculation = config.engine, config.speculation
+    gpu = find_gpu(engine.gpu) if engine.gpu else None
     return {
         role: BuildRequest(
             role=role,
@@ -58,7 +46,9 @@ def make_requests(
             tp_size=engine.tp_size,
             pp_size=engine.pp_size,
             kv_cache_quantization=engine.kv_cache_quantization,
-            sm=GPUS[engine.gpu].sm if engine.gpu in GPUS else None,
+            sm=gpu.sm if gpu else None,
+            release=engine.tensorrt_llm,
+            sources=config.models(),
         )
         for role, model in models.items()
     }
@@ -104,32 +94,17 @@ def check_heads(config: RunConfig, target: ModelConfig, hidden_size: int) -> lis
     return found
 
 
-def check_memory(memory: Memory, config: RunConfig) -> list[Rejection]:
-    """Say if the deployment does not fit."""
-    usable = int(memory.available * (1 - RESERVE))
-    if memory.total <= usable:
+def check_memory(memory: Memory, config: RunConfig, ways: Sequence[str]) -> list[Rejection]:
+    """Say if the deployment does not fit; `ways` are changes with which it does."""
+    if memory.fits:
         return []
     where = f"each {config.engine.gpu}" if config.engine.gpu else "this machine"
     parts = ", ".join(f"{role} {size / 2**30:.1f}" for role, size in memory.needed.items())
+    known = f"each of these fits: {'; '.join(ways)}" if ways else ""
     return [
         Rejection(
             f"the engines need {memory.total / 2**30:.1f} GiB on {where} ({parts}), "
-            f"{usable / 2**30:.1f} GiB can be used",
-            "lower engine.max_batch_size or engine.max_seq_len, quantise, or raise engine.tp_size",
+            f"{memory.usable / 2**30:.1f} GiB can be used",
+            known or "take larger GPUs, or a smaller model",
         )
     ]
-
-
-def gpu_memory(name: str) -> int | None:
-    """Return the memory of a GPU in bytes; None if it is not in the table."""
-    return GPUS[name].memory_bytes if name in GPUS else None
-
-
-def unknown_gpu(name: str) -> Rejection:
-    """Say that a GPU is not in the table, with the nearest names."""
-    close = [known for known in GPUS if known.lower().startswith(name.lower())]
-    close = close or difflib.get_close_matches(name, GPUS, n=1, cutoff=0.3)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
-    return Rejection(
-        f"engine.gpu is {name!r}, which is not known", f"{hint}known: {', '.join(GPUS)}"
-    )

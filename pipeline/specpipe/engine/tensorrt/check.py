@@ -6,7 +6,6 @@ from specpipe.contracts import BuildRequest, Rejection
 from specpipe.engine.tensorrt.lower import METHODS, reads_blocks, takes_drafts
 from specpipe.engine.tensorrt.profiles import DEFAULT, ENGINES_END, Profile
 
-REWINDING = ("medusa", "lookahead")  # methods whose engines take rows of the KV cache back
 _WEIGHTS_ONLY = ("int8", "int4")
 _NEEDS_SM = {"fp8": 89, "nvfp4": 100}
 _ENGINES = ", ".join(METHODS)
@@ -91,27 +90,18 @@ def check_quantization(request: BuildRequest, profile: Profile) -> Iterator[Reje
         )
 
 
-def check_method(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
+def check_method(request: BuildRequest) -> Iterator[Rejection]:
     """Refuse what a method's engine cannot be combined with."""
     if request.method == "draft_model" and request.role == "target" and not reads_blocks(request):
         cache = request.kv_cache_quantization
         yield Rejection(
-            f"the target of draft_model reads prompts behind cached blocks, which a {cache} KV "
+            f"the target of draft_model reads prompts behind cached blocks, which an {cache} KV "
             f"cache with {request.quantization} weights cannot",
             "use kv_cache_quantization: none, or fp8 together with quantization: fp8",
         )
     if request.method == "medusa" and request.quantization == "int8_sq":
         yield Rejection(
             "Medusa engines have no SmoothQuant weights", "use quantization: fp8, int8 or none"
-        )
-    if (
-        request.method == "medusa"
-        and profile.tensorrt_llm == "0.18.2"
-        and request.model.architecture.lower().startswith("qwen")
-    ):
-        yield Rejection(
-            "TensorRT-LLM 0.18.2 builds Medusa engines for Qwen as if it were a Llama",
-            f"leave engine.tensorrt_llm out for {DEFAULT.tensorrt_llm}",
         )
 
 

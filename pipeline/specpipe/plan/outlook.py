@@ -1,0 +1,68 @@
+"""What a plan says beside its engines: how fast it may become, and what to know beforehand."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from specpipe.config import RunConfig
+from specpipe.contracts import BuildRequest, Footprint, Role
+from specpipe.methods import Lookahead, Medusa, NoSpeculation
+from specpipe.plan.gpus import Gpu
+from specpipe.plan.roofline import Assumed, Estimate, Placed, chained_tokens, estimate
+from specpipe.trees import assumed_accuracy, expected_tokens
+
+_RATES = (0.6, 0.7, 0.8, 0.9)
+_TOKENS = (1.5, 2.0, 2.5)
+_REWINDING = ("medusa", "lookahead")
+
+Accuracy = Sequence[Sequence[float]]
+
+
+def outlook(
+    config: RunConfig,
+    requests: Mapping[Role, BuildRequest],
+    footprints: Mapping[Role, Footprint],
+    gpu: Gpu,
+    accuracy: Accuracy | None,
+) -> Estimate:
+    """Estimate step times and speed-ups behind sequences of half the longest length."""
+    context = config.engine.max_seq_len // 2
+    placed = {r: Placed(gpu, requests[r], footprints[r], context) for r in requests}
+    nodes = config.speculation.num_draft_tokens
+    return estimate(placed["target"], placed.get("draft"), nodes, assumptions(config, accuracy))
+
+
+def assumptions(config: RunConfig, accuracy: Accuracy | None) -> list[Assumed]:
+    """Return how well a run's guesses may be taken; measured only where heads are calibrated."""
+    options = config.speculation
+    if isinstance(options, NoSpeculation):
+        return []
+    if isinstance(options, Medusa) and not isinstance(options.tree, str):
+        heads = max(len(path) for path in options.tree)
+        tokens = expected_tokens(accuracy or assumed_accuracy(heads), options.tree)
+        return [Assumed("as calibrated" if accuracy else "as usual heads guess", tokens)]
+    if isinstance(options, Lookahead):
+        return [Assumed(f"{tokens} tokens a step", tokens) for tokens in _TOKENS]
+    drafted = options.num_draft_tokens
+    return [Assumed(f"{rate:.0%} accepted", chained_tokens(rate, drafted)) for rate in _RATES]
+
+
+def engine_notes(config: RunConfig, gpu: Gpu | None) -> Iterator[str]:
+    """Yield what does not forbid a run, but may surprise."""
+    engine, method = config.engine, config.speculation.method
+    if engine.backend != "tensorrt":
+        return
+    if method == "medusa":
+        yield (
+            "Medusa engines accept what equals the target's most likely token, whatever a request "
+            "asks for; send greedy requests"
+        )
+    if method in ("draft_model", "medusa") and engine.pp_size > 1:
+        yield f"upstream documents {method} with tensor parallelism, not with pipeline stages"
+    if gpu is None:
+        return
+    if gpu.sm >= 100 and method in _REWINDING:
+        yield (
+            f"on {gpu.name} users of earlier releases met missing attention kernels for {method} "
+            "(TensorRT-LLM issues 6067, 6158); try a small model first"
+        )
+    if engine.tp_size > 1 and not gpu.nvlink_gbs:
+        yield f"{gpu.name} has no NVLink: each of {engine.tp_size} ranks talks over PCIe"

@@ -1,0 +1,173 @@
+"""How long a step takes on a GPU, estimated from its data sheet; nothing here was measured.
+
+A step over n rows of b sequences reads the weights and b KV caches once and multiplies n b rows:
+
+    t = max(bytes / (BANDWIDTH_SHARE bandwidth), 2 parameters n b / (FLOPS_SHARE throughput))
+        + all-reduces + launches
+
+(the roofline of Williams et al. 2009, with shares for what kernels reach). With a chance of
+acceptance a for every one of K chained guesses, a step emits (1 - a^(K+1)) / (1 - a) tokens
+(2211.17192, equation 1), and the speed-up is tokens t(1) / (t(K+1) + drafting).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from specpipe.contracts import BuildRequest, Footprint, ModelConfig
+from specpipe.plan.gpus import Gpu
+
+BANDWIDTH_SHARE = 0.75
+FLOPS_SHARE = 0.6
+LAUNCH_S = 5e-6  # a layer
+ALL_REDUCE_S = 10e-6  # its latency
+STEP_S = 100e-6  # scheduling and sampling
+PCIE_GBS = 50.0  # both directions together, where there is no NVLink
+HANDOVER_MS = 1.0  # a request from Triton's loop to an engine and back
+ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An engine on a GPU, behind sequences of `context` tokens."""
+
+    gpu: Gpu
+    request: BuildRequest
+    footprint: Footprint
+    context: int
+
+    @property
+    def heads_bytes(self) -> int:
+        """What Medusa heads read, on each GPU."""
+        model = self.request.model
+        one = model.num_medusa_layers * model.hidden_size + model.vocab_size
+        return 2 * model.num_medusa_heads * one * model.hidden_size // self.request.tp_size
+
+
+def step_ms(engine: Placed, rows: float, sequences: int = 1) -> float:
+    """Estimate the milliseconds of a step, heads apart, over `rows` rows of every sequence."""
+    request, gpu = engine.request, engine.gpu
+    tp, pp, tokens = request.tp_size, request.pp_size, rows * sequences
+    cache = engine.footprint.kv_per_token * engine.context * sequences
+    moved = engine.footprint.weights - engine.footprint.looked_up - engine.heads_bytes + cache
+    memory = moved / (gpu.bandwidth_gbs * 1e9 * BANDWIDTH_SHARE)
+    work = 2 * multiplied(request.model) * tokens / (tp * pp)
+    compute = work / (throughput(gpu, request.quantization) * FLOPS_SHARE)
+    layers = request.model.num_hidden_layers / pp
+    talk = layers * 2 * _all_reduce_s(gpu, request, tokens) if tp > 1 else 0.0
+    stage = max(memory, compute) + talk + layers * LAUNCH_S
+    return 1000 * (pp * stage + STEP_S)
+
+
+def _all_reduce_s(gpu: Gpu, request: BuildRequest, tokens: float) -> float:
+    """Return the seconds of a ring over the tensor-parallel ranks, in 16 bits."""
+    share = 2 * (request.tp_size - 1) / request.tp_size
+    size = share * tokens * request.model.hidden_size * 2
+    return ALL_REDUCE_S + size / ((gpu.nvlink_gbs or PCIE_GBS) * 1e9 / 2)
+
+
+def multiplied(model: ModelConfig) -> int:
+    """Return the parameters that a token is multiplied with: all but the embedding."""
+    tied = model.tie_word_embeddings
+    return model.num_parameters - (0 if tied else model.vocab_size * model.hidden_size)
+
+
+def throughput(gpu: Gpu, quantization: str) -> float:
+    """Return the operations a second of the type that an engine multiplies in."""
+    fast = {"fp8": gpu.fp8_tflops, "int8_sq": gpu.int8_tops, "nvfp4": gpu.fp4_tflops}
+    return (fast.get(quantization) or gpu.fp16_tflops) * 1e12
+
+
+def heads_ms(engine: Placed) -> float:
+    """Estimate the milliseconds of the heads of one step."""
+    return 1000 * engine.heads_bytes / (engine.gpu.bandwidth_gbs * 1e9 * BANDWIDTH_SHARE)
+
+
+def gpu_costs(engine: Placed) -> dict[int, float]:
+    """Return the estimated milliseconds of steps by their rows, as `tune` reads them."""
+    return {rows: round(step_ms(engine, rows), 4) for rows in ROWS}
+
+
+def chained_tokens(acceptance: float, drafted: int) -> float:
+    """Return the tokens that a step over a chain emits, the target's own included."""
+    if acceptance == 1:
+        return drafted + 1.0
+    return (1 - acceptance ** (drafted + 1)) / (1 - acceptance)
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """How well guesses are taken: an assumption, in words and as tokens a step."""
+
+    label: str
+    tokens: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """What an assumption comes to."""
+
+    assumed: Assumed
+    speedup: float  # one sequence
+    speedup_full: float  # a full batch
+    break_even_batch: int  # the largest batch at which it still pays; 0: it never does
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Step times, and what speculation makes of them; estimated, not measured."""
+
+    context: int
+    batch: int
+    plain_ms: float  # one sequence, one row
+    verify_ms: float  # one sequence, root and drafts
+    draft_ms: float  # one token of the draft model
+    heads_ms: float
+    handover_ms: float  # of a speculative step
+    break_even_tokens: float  # tokens a step must emit to pay, for one sequence
+    cases: tuple[Case, ...]
+    costs: dict[int, float]
+
+
+MOST_BATCH = 512
+
+
+def estimate(
+    target: Placed, draft: Placed | None, nodes: int, assumed: Sequence[Assumed]
+) -> Estimate:
+    """Estimate the step times of a deployment and the speed-up of each assumption."""
+    batch = target.request.max_batch_size
+    cases = tuple(
+        Case(
+            a,
+            a.tokens / _price(target, draft, nodes, 1),
+            a.tokens / _price(target, draft, nodes, batch),
+            _break_even(target, draft, nodes, a.tokens),
+        )
+        for a in assumed
+    )
+    return Estimate(
+        context=target.context,
+        batch=batch,
+        plain_ms=step_ms(target, 1),
+        verify_ms=step_ms(target, nodes + 1),
+        draft_ms=step_ms(draft, 1) if draft else 0.0,
+        heads_ms=heads_ms(target),
+        handover_ms=2 * HANDOVER_MS if draft else 0.0,
+        break_even_tokens=_price(target, draft, nodes, 1),
+        cases=cases,
+        costs=gpu_costs(target),
+    )
+
+
+def _price(target: Placed, draft: Placed | None, nodes: int, batch: int) -> float:
+    """Return what a speculative step costs, in plain steps."""
+    step = step_ms(target, nodes + 1, batch) + heads_ms(target)
+    if draft:
+        step += nodes * step_ms(draft, 1, batch) + 2 * HANDOVER_MS
+    return step / step_ms(target, 1, batch)
+
+
+def _break_even(target: Placed, draft: Placed | None, nodes: int, tokens: float) -> int:
+    batches = range(1, MOST_BATCH + 1)
+    loses = (b for b in batches if tokens <= _price(target, draft, nodes, b))
+    return next(loses, MOST_BATCH + 1) - 1

@@ -1,0 +1,89 @@
+"""What TensorRT-LLM engines are refused for: every reason, with the nearest thing that works."""
+
+import dataclasses
+
+import pytest
+
+from specpipe.engine.tensorrt.backend import TensorRtBackend
+from tests.unit.engine.commands import LLAMA_8B, request
+
+QWEN = dataclasses.replace(LLAMA_8B, architecture="Qwen2ForCausalLM", num_medusa_heads=4)
+
+
+FEW_HEADS = dataclasses.replace(LLAMA_8B, num_attention_heads=36, num_key_value_heads=6)
+ODD_MLP = dataclasses.replace(LLAMA_8B, intermediate_size=11007)
+DRAFT = {"method": "draft_model", "draft_nodes": 4}
+MEDUSA = {"method": "medusa", "draft_nodes": 63}
+A10 = {"gpu": "A10", "sm": 86}
+A100 = {"gpu": "A100-80GB-SXM", "sm": 80}
+B200 = {"gpu": "B200", "sm": 100}
+
+
+def weights(name: str) -> dict[str, object]:
+    return {"quantization": name}
+
+
+def cache(name: str) -> dict[str, object]:
+    return {"kv_cache_quantization": name}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "hint"),
+    [
+        ({"method": "prompt_lookup"}, "no engine for method prompt_lookup",
+         "backend: llmapi or backend: openvino"),
+        ({"method": "hybrid"}, "no engine for method hybrid", "use backend: openvino"),
+        ({"release": "9.9"}, "engine.tensorrt_llm is '9.9'", "known: 1.2.1, 0.18.2"),
+        ({"release": "1.3.0rc22"}, "1.3.0rc22 has no engines; upstream removed them", "for 1.2.1"),
+        ({"release": "1.1.0"}, "builds no engines with TensorRT-LLM 1.1.0", "backend: llmapi"),
+        ({"method": "lookahead"}, "drafts no token", "raise the sizes"),
+        ({"gpu": None, "sm": None}, "engine.gpu is not given", "H100-SXM"),
+        ({"gpu": "RTX-5090", "sm": 120, "release": "0.18.2"}, "no kernels for RTX-5090", "1.2.1"),
+        ({"dtype": "float32"}, "float32 engines", "bfloat16"),
+        ({**A100, **weights("fp8")}, "has no fp8", "int8"),
+        ({**A10, **cache("fp8")}, "has no fp8, which the KV cache", "kv_cache_quantization: none"),
+        (weights("nvfp4"), "has no nvfp4", "10.0 or more"),
+        ({**weights("nvfp4"), "release": "0.18.2"}, "knows no nvfp4", "use fp8"),
+        ({**B200, **weights("int8")}, "refuses int8 weights on B200", "nvfp4"),
+        ({**B200, **cache("int8")}, "refuses an int8 KV cache", "fp8"),
+        ({**B200, **weights("int8_sq")}, "refuses int8_sq", "fp8"),
+        ({**DRAFT, **cache("int8")}, "behind cached blocks, which an int8", "fp8 together"),
+        ({**DRAFT, **cache("fp8")}, "an fp8 KV cache with none weights", "quantization: fp8"),
+        ({**MEDUSA, **weights("int8_sq")}, "no SmoothQuant", "fp8"),
+        ({**MEDUSA, "release": "0.18.2", "model": QWEN}, "with Medusa heads as Llama's", "1.2.1"),
+        ({"tp_size": 3}, "32 heads do not divide by tp_size 3", "tp_size"),
+        ({"tp_size": 2, "model": ODD_MLP}, "MLP of 11007", "tp_size"),
+        ({"tp_size": 4, "model": FEW_HEADS}, "6 KV heads can neither", "tp_size"),
+        ({"pp_size": 5}, "32 layers do not divide by pp_size 5", "pp_size"),
+        ({"tp_size": 32}, "more than two machines", "lower"),
+        ({"tp_size": 16}, "across machines of 8 GPUs", "tp_size: 8 and engine.pp_size: 2"),
+    ],
+)  # fmt: skip
+def test_refused(changes: dict[str, object], reason: str, hint: str) -> None:
+    found = TensorRtBackend().check(request(**changes))
+    assert any(reason in r.reason and hint in r.hint for r in found), found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        DRAFT,
+        {**DRAFT, **weights("fp8"), **cache("fp8")},
+        {**MEDUSA, **weights("int8")},
+        {**MEDUSA, "model": QWEN},
+        {"method": "lookahead", "draft_nodes": 83, "release": "0.18.2"},
+        {**A100, **weights("int8_sq"), **cache("int8")},
+        {**B200, **weights("nvfp4"), **cache("fp8")},
+        {"tp_size": 8},
+        {"tp_size": 8, "pp_size": 2},
+        {"gpu": "unheard-of", "sm": None},  # `plan` says that it is not known
+    ],
+)
+def test_not_refused(changes: dict[str, object]) -> None:
+    assert TensorRtBackend().check(request(**changes)) == []
+
+
+def test_all_reasons_come_at_once() -> None:
+    asked = request(method="hybrid", dtype="float32", tp_size=3, pp_size=5, quantization="nvfp4")
+    assert len(TensorRtBackend().check(asked)) == 6
