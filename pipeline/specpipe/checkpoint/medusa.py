@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specpipe.checkpoint.families import HfConfig, TensorPlan
+from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
 from specpipe.checkpoint.source import TensorReader, read_tensors, weight_files
 from specpipe.contracts import ModelConfig
 from specpipe.errors import ConfigError
@@ -156,7 +156,9 @@ def head_tensors(model: ModelConfig, heads: HeadsSource) -> list[TensorPlan]:
     for name in _tensor_names(heads.num_heads, heads.num_layers, heads.shares_output):
         output = name.endswith("lm_head.weight")
         shape = (model.vocab_size, hidden) if output else shapes[name.rsplit(".", 1)[1]]
-        plans.append(TensorPlan(name, shape, (name,), (shape,)))
+        plans.append(
+            TensorPlan(name, shape, (name,), (shape,), Shard.HEAD if output else Shard.ROWS)
+        )
     return plans
 
 
