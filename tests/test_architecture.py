@@ -17,6 +17,7 @@ LAYERS = [
     {"checkpoint", "engine", "speculate", "plan"},
     {"assembly"},
     {"repository"},
+    {"deploy"},
     {"serve"},
     {"html", "prompts"},
     {"validate", "tune", "train"},

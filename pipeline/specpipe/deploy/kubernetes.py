@@ -1,0 +1,198 @@
+"""Kubernetes manifests as plain records: one file an object, tied together by kustomize."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from specpipe.deploy.dashboard import dashboard
+from specpipe.deploy.deployment import ENTRY_MODELS, GRPC, HTTP, METRICS, REPOSITORY, Deployment
+from specpipe.deploy.pods import labels, leader_pod, single_pod, worker_pod
+
+Yaml = dict[str, Any]
+
+IN_FLIGHT = "specpipe_requests_in_flight"  # what the autoscaler sees, a value a pod
+
+
+def manifests(deployment: Deployment) -> Mapping[str, Yaml]:
+    """Return every object by the name of its file; all but the loader are for `kubectl apply -k`.
+
+    The loader is a pod that holds the volume open for writing, while the repository is copied.
+    """
+    workload = leader_worker_set(deployment) if deployment.nodes > 1 else _deployment(deployment)
+    objects = {
+        "workload.yaml": workload,
+        "service.yaml": _service(deployment),
+        "volume.yaml": _volume(deployment),
+        "network-policy.yaml": _network_policy(deployment),
+        "disruption-budget.yaml": _disruption_budget(deployment),
+        "autoscaler.yaml": _autoscaler(deployment, workload),
+        "pod-monitor.yaml": _pod_monitor(deployment),
+        "rules.yaml": _rules(deployment),
+        "dashboard.yaml": _dashboard(deployment),
+    }
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": sorted(objects),
+    }
+    return {**objects, "kustomization.yaml": kustomization, "loader.yaml": _loader(deployment)}
+
+
+def _object(version: str, kind: str, deployment: Deployment, spec: Yaml, suffix: str = "") -> Yaml:
+    metadata = {"name": f"{deployment.name}{suffix}", "labels": labels(deployment)}
+    return {"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec}
+
+
+def _deployment(deployment: Deployment) -> Yaml:
+    spec = {
+        "selector": {"matchLabels": labels(deployment)},
+        # GPUs are rarely free for a second copy: the old pod goes first.
+        "strategy": {"type": "Recreate"} if deployment.gpus else {"type": "RollingUpdate"},
+        "progressDeadlineSeconds": deployment.startup_s + 300,
+        "template": single_pod(deployment),
+    }
+    return _object("apps/v1", "Deployment", deployment, spec)
+
+
+def leader_worker_set(deployment: Deployment) -> Yaml:
+    """Return the set whose groups of pods span `deployment.nodes` nodes."""
+    spec = {
+        "replicas": 1,
+        "startupPolicy": "LeaderCreated",
+        "leaderWorkerTemplate": {
+            "size": deployment.nodes,
+            "restartPolicy": "RecreateGroupOnPodRestart",  # an MPI job does not survive a rank
+            "leaderTemplate": leader_pod(deployment),
+            "workerTemplate": worker_pod(deployment),
+        },
+    }
+    return _object("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", deployment, spec)
+
+
+def _service(deployment: Deployment) -> Yaml:
+    ports = [{"name": n, "port": p, "targetPort": n} for n, p in (("http", HTTP), ("grpc", GRPC))]
+    # Headless: gRPC holds connections open, so clients must see the pods to spread over them.
+    spec = {"clusterIP": "None", "selector": labels(deployment), "ports": ports}
+    return _object("v1", "Service", deployment, spec)
+
+
+def _volume(deployment: Deployment) -> Yaml:
+    size = f"{max(1, deployment.repository_gib * 5 // 4)}Gi"
+    spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": size}}}
+    return _object("v1", "PersistentVolumeClaim", deployment, spec, "-models")
+
+
+def _loader(deployment: Deployment) -> Yaml:
+    claim = {"claimName": f"{deployment.name}-models"}
+    container = {
+        "name": "loader",
+        "image": "busybox:1.37",
+        "command": ["sleep", "infinity"],
+        "volumeMounts": [{"name": "models", "mountPath": REPOSITORY}],
+    }
+    spec = {
+        "automountServiceAccountToken": False,
+        "containers": [container],
+        "volumes": [{"name": "models", "persistentVolumeClaim": claim}],
+    }
+    loader = _object("v1", "Pod", deployment, spec, "-loader")
+    del loader["metadata"]["labels"]  # the service must not find it
+    return loader
+
+
+def _network_policy(deployment: Deployment) -> Yaml:
+    """Clients of the namespace and a Prometheus of any come in; nothing goes out but to itself."""
+    clients = [{"port": HTTP}, {"port": GRPC}]
+    monitoring = {"namespaceSelector": {}, "podSelector": {"matchLabels": _PROMETHEUS}}
+    ingress = [
+        {"from": [{"podSelector": {}}], "ports": clients},
+        {"from": [monitoring], "ports": [{"port": METRICS}]},
+    ]
+    egress: list[Yaml] = []
+    own = [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "specpipe"}}}]
+    if deployment.nodes > 1:  # ranks meet at ports of their choice, and by name
+        ingress.append({"from": own})
+        egress = [{"to": own}, {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53}]}]
+    spec = {
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "specpipe"}},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": ingress,
+        "egress": egress,
+    }
+    return _object("networking.k8s.io/v1", "NetworkPolicy", deployment, spec)
+
+
+_PROMETHEUS = {"app.kubernetes.io/name": "prometheus"}
+
+
+def _disruption_budget(deployment: Deployment) -> Yaml:
+    spec = {"maxUnavailable": 1, "selector": {"matchLabels": labels(deployment)}}
+    return _object("policy/v1", "PodDisruptionBudget", deployment, spec)
+
+
+def _autoscaler(deployment: Deployment, workload: Yaml) -> Yaml:
+    target = {
+        "apiVersion": workload["apiVersion"],
+        "kind": workload["kind"],
+        "name": deployment.name,
+    }
+    busy = {"type": "AverageValue", "averageValue": str(deployment.busy)}
+    metric = {"type": "Pods", "pods": {"metric": {"name": IN_FLIGHT}, "target": busy}}
+    spec = {
+        "scaleTargetRef": target,
+        "minReplicas": 1,
+        "maxReplicas": 4,
+        "metrics": [metric],
+        "behavior": {"scaleDown": {"stabilizationWindowSeconds": 600}},
+    }
+    return _object("autoscaling/v2", "HorizontalPodAutoscaler", deployment, spec)
+
+
+def _pod_monitor(deployment: Deployment) -> Yaml:
+    endpoints = [{"port": "metrics", "interval": "10s"}]
+    spec = {"selector": {"matchLabels": labels(deployment)}, "podMetricsEndpoints": endpoints}
+    return _object("monitoring.coreos.com/v1", "PodMonitor", deployment, spec)
+
+
+def in_flight(deployment: Deployment) -> str:
+    """Return the query for requests in flight, a value a pod.
+
+    Triton's queue stays empty while engines batch in flight, so its length says nothing. TensorRT-
+    LLM counts its active requests. Without it: seconds of requests finished in a second (Little).
+    """
+    if deployment.gpus:
+        return 'sum by (namespace, pod) (nv_trt_llm_request_metrics{request_type="active"})'
+    counter = f'nv_inference_request_duration_us{{model=~"{ENTRY_MODELS}"}}'
+    return f"sum by (namespace, pod) (rate({counter}[1m])) / 1e6"
+
+
+def _rules(deployment: Deployment) -> Yaml:
+    """Return what Prometheus precomputes for the autoscaler (see prometheus-adapter.yaml)."""
+    rules = [{"record": IN_FLIGHT, "expr": in_flight(deployment)}]
+    return _object(
+        "monitoring.coreos.com/v1",
+        "PrometheusRule",
+        deployment,
+        {"groups": [{"name": deployment.name, "rules": rules}]},
+    )
+
+
+def adapter_values() -> Yaml:
+    """Return Helm values of prometheus-adapter that offer the metric to autoscalers."""
+    overrides = {"namespace": {"resource": "namespace"}, "pod": {"resource": "pod"}}
+    rule = {
+        "seriesQuery": f'{IN_FLIGHT}{{namespace!="",pod!=""}}',
+        "resources": {"overrides": overrides},
+        "metricsQuery": "sum by (<<.GroupBy>>) (<<.Series>>{<<.LabelMatchers>>})",
+    }
+    return {"rules": {"custom": [rule]}}
+
+
+def _dashboard(deployment: Deployment) -> Yaml:
+    """Return the dashboard as the ConfigMap that Grafana's sidecar looks for."""
+    text = json.dumps(dashboard(deployment.name), indent=1)
+    made = _object("v1", "ConfigMap", deployment, {}, "-dashboard")
+    del made["spec"]
+    made["metadata"]["labels"] = {**labels(deployment), "grafana_dashboard": "1"}
+    made["data"] = {f"{deployment.name}.json": text}
+    return made

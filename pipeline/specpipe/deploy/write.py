@@ -1,0 +1,94 @@
+"""Writing a deployment: plain YAML, byte for byte the same for the same run."""
+
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+import specpipe
+from specpipe.artifacts import write_text
+from specpipe.deploy import docker, kubernetes
+from specpipe.deploy.dashboard import dashboard
+from specpipe.deploy.deployment import Deployment
+
+Kind = Literal["docker", "kubernetes"]
+KINDS: tuple[Kind, ...] = ("docker", "kubernetes")
+
+CPU_IMAGE = "python:3.12-slim"
+_CPU_PACKAGES = ("click", "numpy", "nvidia-pytriton", "openvino", "pyyaml", "tokenizers")
+_GPU_PACKAGES = ("click", "pyyaml", "tokenizers")  # the container has them; a range, so they stay
+
+
+def requirements(*, gpu: bool) -> tuple[str, ...]:
+    """Return what the image installs: on CPUs the versions of this very environment.
+
+    The release's container has what a GPU run needs; there only the presence is made sure.
+    """
+    if gpu:
+        return _GPU_PACKAGES
+    return tuple(f"{name}=={importlib.metadata.version(name)}" for name in _CPU_PACKAGES)
+
+
+def write_deployment(deployment: Deployment, kind: Kind, out: Path) -> list[Path]:
+    """Write the image and, for `kind`, what runs it, into `out`; return the files.
+
+    The image's folder holds a copy of specpipe itself, which is not listed.
+    """
+    files = docker_files(deployment)
+    if kind == "kubernetes":
+        files = {**files, **kubernetes_files(deployment)}
+    for name, text in files.items():
+        write_text(out / name, text)
+    _copy_package(out / "docker/specpipe")
+    return [out / name for name in files]
+
+
+def docker_files(deployment: Deployment) -> dict[str, str]:
+    """Return the texts of the image and the compose file, by their names."""
+    return {
+        "docker/Dockerfile": docker.dockerfile(deployment),
+        "docker/requirements.txt": "\n".join(deployment.requirements) + "\n",
+        "docker/.dockerignore": "**/__pycache__\n",
+        "docker/compose.yaml": to_yaml(docker.compose(deployment)),
+        "docker/prometheus.yml": to_yaml(docker.prometheus()),
+        "docker/grafana-provisioning.yml": to_yaml(docker.grafana_datasource()),
+        "docker/grafana-dashboards.yml": to_yaml(docker.grafana_dashboards()),
+        "dashboard.json": json.dumps(dashboard(deployment.name), indent=1) + "\n",
+    }
+
+
+def kubernetes_files(deployment: Deployment) -> dict[str, str]:
+    """Return the texts of the manifests, by their names."""
+    objects = kubernetes.manifests(deployment)
+    texts = {f"kubernetes/{name}": to_yaml(made) for name, made in objects.items()}
+    return {**texts, "prometheus-adapter.yaml": to_yaml(kubernetes.adapter_values())}
+
+
+def to_yaml(value: Mapping[str, Any]) -> str:
+    """Return a record as YAML in the order in which it was made, with long texts in blocks."""
+    return yaml.dump(dict(value), Dumper=_Dumper, sort_keys=False, width=1000)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as blocks, and never an anchor."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def _copy_package(target: Path) -> None:
+    source = Path(specpipe.__file__).parent
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
