@@ -81,6 +81,11 @@ class Workspace:
         return self.root / "triton_repo" / self.name
 
     @property
+    def deployment(self) -> Path:
+        """Folder of what serves the repository elsewhere."""
+        return self.root / "deploy" / self.name
+
+    @property
     def reports(self) -> Path:
         """Folder of the run's reports."""
         return self.root / "reports" / self.name

@@ -1,28 +1,55 @@
 """A running server, and what a client asks it: `serve generate`."""
 
+import contextlib
 import json
+import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import click
 
-from specpipe.cli.options import config_option, json_option, port_options, workspace_option
+from specpipe.cli.options import json_option, port_options, workspace_option
 from specpipe.cli.output import load, say
 
 
 @click.command()
-@config_option
+@click.option(
+    "--config",
+    "config_path",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The run's YAML file; its repository must be built and fresh.",
+)
 @workspace_option
+@click.option(
+    "--repository",
+    metavar="DIR",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Serve this packaged repository, wherever it came from, instead of a run's.",
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    default=120,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Seconds that the models may take to load.",
+)
+@click.option("--log-to-stderr", is_flag=True, help="Show the server's output too; for containers.")
 @json_option
 @port_options
 def serve(
-    config_path: Path,
+    config_path: Path | None,
     workspace: Path,
+    repository: Path | None,
+    timeout_s: int,
+    log_to_stderr: bool,
     as_json: bool,
     host: str,
     grpc_port: int,
@@ -36,15 +63,15 @@ def serve(
     \b
     Example:  specpipe serve --config model_configs/smollm2-135m_prompt-lookup.yaml
     """
-    from specpipe.run import require_repository
     from specpipe.serve.tritonserver import Address, start_server
 
-    config, place = load(config_path, workspace)
-    require_repository(config, place)
+    models, log = _find_repository(config_path, workspace, repository)
     address = Address(host, grpc_port, http_port, metrics_port)
-    log = place.reports / "tritonserver.log"
     stop = _stop_event()
-    with start_server(place.repository, address, log) as endpoint:
+    with (
+        _shown(log) if log_to_stderr else contextlib.nullcontext(),
+        start_server(models, address, log, timeout_s=timeout_s) as endpoint,
+    ):
         ready = {
             "ready": True,
             "grpc": address.grpc,
@@ -62,6 +89,49 @@ def serve(
 
         raise StageFailed("serve: tritonserver ended by itself", hint=f"its output is in {log}")
     say("stopped")
+
+
+def _find_repository(
+    config_path: Path | None, workspace: Path, repository: Path | None
+) -> tuple[Path, Path]:
+    """Return the repository to serve and where the server's output goes."""
+    if (config_path is None) == (repository is None):
+        raise click.UsageError("give --config or --repository, one of them")
+    if repository is not None:
+        return repository, Path(tempfile.gettempdir()) / f"specpipe-tritonserver-{os.getpid()}.log"
+    from specpipe.run import require_repository
+
+    config, place = load(cast(Path, config_path), workspace)
+    require_repository(config, place)
+    return place.repository, place.reports / "tritonserver.log"
+
+
+@contextlib.contextmanager
+def _shown(log: Path) -> Iterator[None]:
+    """Copy what is written to `log` to stderr while the block runs."""
+    done = threading.Event()
+
+    def follow() -> None:
+        at = 0
+        while True:
+            last = done.wait(0.2)
+            if log.exists():
+                with log.open("rb") as file:
+                    file.seek(at)
+                    text = file.read()
+                at += len(text)
+                click.echo(text.decode(errors="replace"), nl=False, err=True)
+            if last:
+                return
+
+    log.unlink(missing_ok=True)
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        done.set()
+        follower.join()
 
 
 @click.command()

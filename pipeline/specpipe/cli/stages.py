@@ -12,6 +12,7 @@ from specpipe.cli.options import config_option, json_option, workspace_option
 from specpipe.cli.output import load, print_results, say, show_progress
 
 if TYPE_CHECKING:
+    from specpipe.deploy.write import Kind
     from specpipe.run import StageName
 
 
@@ -85,14 +86,41 @@ def compile_(config_path: Path, workspace: Path, in_container: bool, as_json: bo
 @click.command()
 @config_option
 @workspace_option
+@click.option(
+    "--deploy",
+    "kind",
+    type=click.Choice(["docker", "kubernetes"]),
+    help="Also write deploy/NAME: an image, and a compose file or manifests that serve it.",
+)
+@click.option("--image", metavar="REF", help="With --deploy: what the image is called, e.g. r/x:1.")
+@click.option(
+    "--gpus-per-node",
+    default=8,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="With --deploy: a server of more GPUs spans several nodes.",
+)
 @json_option
-def package(config_path: Path, workspace: Path, as_json: bool) -> None:
+def package(
+    config_path: Path,
+    workspace: Path,
+    kind: "Kind | None",
+    image: str | None,
+    gpus_per_node: int,
+    as_json: bool,
+) -> None:
     """Write the Triton model repository around the engines.
 
     \b
     Example:  specpipe package --config model_configs/smollm2-135m_prompt-lookup.yaml
     """
     _build(("package",), config_path, workspace, as_json)
+    if kind is not None:
+        from specpipe.deploying import DeployOptions, deploy_run
+
+        options = DeployOptions(image, gpus_per_node)
+        for file in deploy_run(*load(config_path, workspace), kind, options):
+            say(f"wrote {file}")
 
 
 @click.command()

@@ -57,5 +57,6 @@ class Deployment:
             *("python3", "-m", "specpipe", "serve"),
             *("--repository", REPOSITORY),
             *("--host", "0.0.0.0"),
+            *("--timeout", str(self.startup_s)),
             "--log-to-stderr",
         ]

@@ -43,10 +43,7 @@ def leader_pod(deployment: Deployment) -> Yaml:
 
 def worker_pod(deployment: Deployment) -> Yaml:
     """Return the pod template of the other nodes: a door for the leader's Open MPI."""
-    daemon = ["/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null", "-p", str(SSH)]
-    options = ("PidFile=none", "UsePAM=no", "HostKey=/ssh/key", "StrictModes=no",
-               "AuthorizedKeysFile=/ssh/key.pub", "PasswordAuthentication=no")  # fmt: skip
-    container = _container(deployment, [*daemon, *(w for o in options for w in ("-o", o))])
+    container = _container(deployment, ["sh", "-c", _SSH_DAEMON])
     container["ports"] = [{"name": "ssh", "containerPort": SSH}]
     container["readinessProbe"] = {"tcpSocket": {"port": "ssh"}}
     container["volumeMounts"].append({"name": "ssh", "mountPath": "/ssh", "readOnly": True})
@@ -65,6 +62,12 @@ _WRITE_HOSTS = (
     'size = int(os.environ["LWS_GROUP_SIZE"]); '
     'names = [pod, *(f"{pod}-{i}" for i in range(1, size))]; '
     'print("\\n".join(f"{name}.{domain} slots={sys.argv[1]}" for name in names))'
+)
+# A login has none of the image's environment, in which Open MPI finds its libraries.
+_SSH_DAEMON = (
+    f"exec /usr/sbin/sshd -D -e -f /dev/null -p {SSH} -o PidFile=none -o UsePAM=no "
+    "-o StrictModes=no -o PasswordAuthentication=no -o HostKey=/ssh/key "
+    '-o AuthorizedKeysFile=/ssh/key.pub -o "SetEnv=PATH=$PATH LD_LIBRARY_PATH=$LD_LIBRARY_PATH"'
 )
 _NO_HOST_KEYS = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
 

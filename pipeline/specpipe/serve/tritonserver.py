@@ -22,6 +22,7 @@ from typing import Any
 
 from specpipe.errors import ConfigError, StageFailed, Unsupported
 from specpipe.repository.models.channel import socket_path
+from specpipe.serve.machine import require_same_machine
 
 _PR_SET_PDEATHSIG = 1
 
@@ -70,9 +71,11 @@ def start_server(
 ) -> Iterator[Endpoint]:
     """Serve `repository` until the block ends; nothing of the server is left afterwards.
 
-    Raises ConfigError if a port is taken, Unsupported if no server is installed, StageFailed with
+    Raises ConfigError if a port is taken, Unsupported if no server is installed or the engines are
+    for another machine, StageFailed with
     the server's own words if it does not become ready.
     """
+    require_same_machine(repository)
     require_free_ports(address)
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="specpipe-") as folder, log.open("wb") as output:

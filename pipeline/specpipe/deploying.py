@@ -1,0 +1,58 @@
+"""`specpipe package --deploy`: the facts of a packaged run, and files that serve it elsewhere."""
+
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+from specpipe import __version__
+from specpipe.artifacts import Workspace, read_artifact
+from specpipe.config import RunConfig
+from specpipe.deploy.deployment import Deployment
+from specpipe.deploy.write import CPU_IMAGE, Kind, requirements, write_deployment
+from specpipe.plan.plan import Plan
+from specpipe.planning import make_plan
+from specpipe.run import require_repository
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class DeployOptions:
+    """What the run's config does not know: the cluster and its registry."""
+
+    image: str | None = None  # None: a local name
+    gpus_per_node: int = 8
+
+
+def deploy_run(
+    config: RunConfig, workspace: Workspace, kind: Kind, options: DeployOptions
+) -> list[Path]:
+    """Write what serves the packaged repository of a run with docker or Kubernetes.
+
+    Raises ConfigError if the repository is missing or older than the config.
+    """
+    require_repository(config, workspace)
+    deployment = describe(make_plan(config, workspace), workspace, options)
+    return write_deployment(deployment, kind, workspace.deployment)
+
+
+def describe(plan: Plan, workspace: Workspace, options: DeployOptions) -> Deployment:
+    """Collect what the files of a deployment need of a run whose repository is there."""
+    config, target = plan.config, plan.requests["target"]
+    engine = read_artifact(workspace.engine("target"))
+    gpu = engine.manifest.facts.get("gpu") if engine else None
+    on_gpus = config.engine.gpu is not None
+    repository = sum(f.stat().st_size for f in workspace.repository.rglob("*") if f.is_file())
+    in_memory = plan.memory.total if plan.memory and not on_gpus else repository
+    return Deployment(
+        run=config.name,
+        image=options.image or f"specpipe-{config.name.lower()}:{__version__}",
+        base=plan.versions.get("container", CPU_IMAGE),
+        gpus=target.tp_size * target.pp_size if on_gpus else 0,
+        gpus_per_node=options.gpus_per_node,
+        gpu_product=str(gpu) if gpu else None,
+        host_memory_gib=ceil(in_memory / _GIB * 1.25) + (16 if on_gpus else 1),
+        repository_gib=ceil(repository / _GIB),
+        sequences=config.engine.max_batch_size,
+        requirements=requirements(gpu=on_gpus),
+    )

@@ -1,0 +1,67 @@
+"""Is this the machine that a repository's engines were built for? Asked before a server starts."""
+
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+
+from specpipe.artifacts import Artifact, read_artifact
+from specpipe.contracts import Rejection
+from specpipe.engine.tensorrt.machine import FoundGpu, find_gpus
+from specpipe.errors import Unsupported
+
+
+def require_same_machine(repository: Path) -> None:
+    """Raise Unsupported, with every reason, if an engine in `repository` cannot run here.
+
+    Engines without a GPU in their manifest run anywhere.
+    """
+    engines = [engine for engine in find_engines(repository) if "sm" in engine.manifest.facts]
+    if not engines:
+        return
+    gpus, release = find_gpus(), _installed_release()
+    found = [r for engine in engines for r in check_engine(engine, gpus, release)]
+    if found:
+        listed = "\n".join(f"  - {rejection}" for rejection in dict.fromkeys(found))
+        raise Unsupported(f"serve: {repository} cannot be served here:\n{listed}")
+
+
+def find_engines(repository: Path) -> list[Artifact]:
+    """Return every engine that lies in a packaged repository."""
+    folders = sorted(file.parent for file in repository.glob("*/1/**/specpipe.json"))
+    artifacts = [read_artifact(folder) for folder in folders]
+    return [a for a in artifacts if a is not None and a.manifest.kind == "engine"]
+
+
+def check_engine(
+    engine: Artifact, gpus: Sequence[FoundGpu], release: str | None
+) -> list[Rejection]:
+    """Return every reason why these GPUs, with this release, cannot run an engine."""
+    facts, name = engine.manifest.facts, engine.path.name
+    ranks = sum(file.endswith(".engine") for file in engine.manifest.files)
+    if not gpus:
+        reason = f"the {name} engine needs {ranks} {facts['gpu']}, and nvidia-smi finds no GPU"
+        return [Rejection(reason, "serve it on a machine with that GPU")]
+    found = []
+    if gpus[0].sm != facts["sm"]:
+        reason = (
+            f"the {name} engine was built on {facts['gpu']} (SM {facts['sm']}), this machine has "
+            f"{gpus[0].name} (SM {gpus[0].sm})"
+        )
+        found.append(Rejection(reason, "set engine.gpu to what is here and build again"))
+    if len(gpus) < ranks:
+        reason = f"the {name} engine has {ranks} ranks, this machine {len(gpus)} GPUs"
+        found.append(Rejection(reason, "use a larger machine, or a lower engine.tp_size"))
+    built_by = engine.manifest.inputs.get("tensorrt_llm")
+    if release is not None and release != built_by:
+        reason = f"the {name} engine was built by TensorRT-LLM {built_by}, {release} is installed"
+        found.append(Rejection(reason, f"serve it in {engine.manifest.inputs.get('container')}"))
+    return found
+
+
+def _installed_release() -> str | None:
+    for name in ("tensorrt_llm", "tensorrt-llm"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None

@@ -1,0 +1,203 @@
+"""Deployments: golden files, and what any cluster's administrator would look at first."""
+
+import dataclasses
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from specpipe.artifacts import Workspace
+from specpipe.cli import main
+from specpipe.config import read_config
+from specpipe.deploy.dashboard import PANELS, dashboard
+from specpipe.deploy.deployment import Deployment
+from specpipe.deploy.kubernetes import IN_FLIGHT, adapter_values, manifests
+from specpipe.deploy.write import docker_files, kubernetes_files, write_deployment
+from specpipe.deploying import DeployOptions, deploy_run
+from specpipe.errors import ConfigError
+from specpipe.run import build
+
+GOLDEN = Path(__file__).parents[2] / "golden/deploy"
+
+GPU = Deployment(
+    run="llama70b_draft7b",
+    image="registry.example/llama70b:1",
+    base="nvcr.io/nvidia/tritonserver:26.04-trtllm-python-py3",
+    gpus=4,
+    gpus_per_node=8,
+    gpu_product="NVIDIA H100 80GB HBM3",
+    host_memory_gib=198,
+    repository_gib=145,
+    sequences=8,
+    requirements=("click", "pyyaml", "tokenizers"),
+)
+NODES = dataclasses.replace(GPU, gpus_per_node=2)
+CPU = Deployment(
+    run="smollm2-135m_none", image="specpipe-smollm2:1", base="python:3.12-slim", gpus=0,
+    gpus_per_node=8, gpu_product=None, host_memory_gib=2, repository_gib=1, sequences=4,
+    requirements=("numpy==1.26.4", "openvino==2026.4.1"),
+)  # fmt: skip
+
+
+def texts(deployment: Deployment) -> dict[str, str]:
+    return {**docker_files(deployment), **kubernetes_files(deployment)}
+
+
+@pytest.mark.parametrize(
+    ("name", "deployment", "files"),
+    [
+        ("gpu", GPU, None),
+        ("nodes", NODES, ("docker/Dockerfile", "kubernetes/workload.yaml",
+                          "kubernetes/network-policy.yaml")),
+        ("cpu", CPU, ("docker/Dockerfile", "docker/compose.yaml", "kubernetes/workload.yaml",
+                      "kubernetes/rules.yaml")),
+    ],
+)  # fmt: skip
+def test_the_files_are_the_golden_ones(name: str, deployment: Deployment, files) -> None:
+    wanted = {n: t for n, t in texts(deployment).items() if "dashboard" not in n}
+    chosen = files or sorted(wanted)
+    text = "".join(f"==> {file}\n{wanted[file]}" for file in chosen)
+    file = GOLDEN / f"{name}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    assert text == file.read_text(), "UPDATE_GOLDEN=1 writes it"
+
+
+@pytest.mark.parametrize("deployment", [GPU, NODES, CPU], ids=["gpu", "nodes", "cpu"])
+def test_every_yaml_file_reads_back_as_what_it_was_made_from(deployment: Deployment) -> None:
+    objects = manifests(deployment)
+    for name, text in kubernetes_files(deployment).items():
+        made = objects.get(name.removeprefix("kubernetes/"), adapter_values())
+        assert yaml.safe_load(text) == made
+        assert "&id" not in text and "!!" not in text
+
+
+@pytest.mark.parametrize("deployment", [GPU, NODES, CPU], ids=["gpu", "nodes", "cpu"])
+def test_names_labels_and_volumes_fit_together(deployment: Deployment) -> None:
+    objects = manifests(deployment)
+    spec = objects["workload.yaml"]["spec"]
+    template = spec.get("template") or spec["leaderWorkerTemplate"]["leaderTemplate"]
+    chosen = objects["service.yaml"]["spec"]["selector"]
+    assert chosen.items() <= template["metadata"]["labels"].items()
+    pod = template["spec"]
+    mounted = {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}
+    claim = objects["volume.yaml"]["metadata"]["name"]
+    assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": claim, "readOnly": True}
+    assert set(objects["kustomization.yaml"]["resources"]) == set(objects) - {
+        "kustomization.yaml", "loader.yaml",
+    }  # fmt: skip
+    assert all(re.fullmatch(r"[a-z0-9-]{1,63}", o["metadata"]["name"])
+               for n, o in objects.items() if n != "kustomization.yaml")  # fmt: skip
+    assert "labels" not in objects["loader.yaml"]["metadata"]
+
+
+def test_no_pod_runs_as_root_or_may_write_its_image() -> None:
+    for deployment in (GPU, NODES, CPU):
+        spec = manifests(deployment)["workload.yaml"]["spec"]
+        group = spec.get("leaderWorkerTemplate", {})
+        for template in filter(None, (spec.get("template"), *map(group.get, _TEMPLATES))):
+            pod = template["spec"]
+            assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"]
+            (container,) = pod["containers"]
+            assert container["securityContext"]["readOnlyRootFilesystem"]
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+_TEMPLATES = ("leaderTemplate", "workerTemplate")
+
+
+def test_gpus_are_asked_for_by_node_and_only_where_the_engine_needs_them() -> None:
+    def limits(deployment: Deployment) -> dict:
+        spec = manifests(deployment)["workload.yaml"]["spec"]
+        template = spec.get("template") or spec["leaderWorkerTemplate"]["workerTemplate"]
+        return template["spec"]["containers"][0]["resources"]["limits"]
+
+    assert limits(GPU)["nvidia.com/gpu"] == 4 and limits(NODES)["nvidia.com/gpu"] == 2
+    assert "nvidia.com/gpu" not in limits(CPU)
+    assert manifests(NODES)["workload.yaml"]["kind"] == "LeaderWorkerSet"
+    assert manifests(NODES)["workload.yaml"]["spec"]["leaderWorkerTemplate"]["size"] == 2
+    compose = yaml.safe_load(docker_files(GPU)["docker/compose.yaml"])
+    devices = compose["services"]["triton"]["deploy"]["resources"]["reservations"]["devices"]
+    assert devices == [{"driver": "nvidia", "count": 4, "capabilities": ["gpu"]}]
+
+
+def test_a_large_model_is_given_time_to_load() -> None:
+    pod = manifests(GPU)["workload.yaml"]["spec"]["template"]["spec"]
+    probe = pod["containers"][0]["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 300 + 145 * 10
+    assert str(GPU.startup_s) in GPU.command()
+
+
+def test_the_autoscaler_watches_what_prometheus_and_the_adapter_offer() -> None:
+    objects = manifests(GPU)
+    (metric,) = objects["autoscaler.yaml"]["spec"]["metrics"]
+    (rule,) = objects["rules.yaml"]["spec"]["groups"][0]["rules"]
+    assert metric["pods"]["metric"]["name"] == rule["record"] == IN_FLIGHT
+    assert metric["pods"]["target"]["averageValue"] == "6"  # of 8 sequences
+    assert IN_FLIGHT in adapter_values()["rules"]["custom"][0]["seriesQuery"]
+    assert "nv_trt_llm_request_metrics" in rule["expr"]
+    (rule,) = manifests(CPU)["rules.yaml"]["spec"]["groups"][0]["rules"]
+    assert "nv_inference_request_duration_us" in rule["expr"]
+
+
+def test_the_hosts_of_a_group_are_written_as_open_mpi_reads_them(tmp_path: Path) -> None:
+    leader = manifests(NODES)["workload.yaml"]["spec"]["leaderWorkerTemplate"]["leaderTemplate"]
+    shell, flag, script = leader["spec"]["containers"][0]["command"]
+    assert (shell, flag) == ("sh", "-c")
+    script = script.replace("/tmp/hosts", str(tmp_path / "hosts")).partition(" && ")[0]
+    address = "LWS_LEADER_ADDRESS=x-0.x.default LWS_GROUP_SIZE=2"
+    assert os.system(f"{address} {script}") == 0
+    hosts = (tmp_path / "hosts").read_text().splitlines()
+    assert hosts == ["x-0.x.default slots=2", "x-0-1.x.default slots=2"]
+
+
+def test_the_dashboard_shows_our_metrics_and_upstreams_under_their_names() -> None:
+    queries = " ".join(query for panel in PANELS for query in panel.queries.values())
+    source = Path("pipeline/specpipe/repository/models/metrics.py").read_text()
+    for name in re.findall(r"specpipe_(\w+?)(?:_total)?\{", queries):
+        assert f'"{name}"' in source, f"{name} is not exported"
+    for name in ("nv_trt_llm_kv_cache_block_metrics", "nv_inference_request_duration_us",
+                 "nv_trt_llm_request_metrics", "nv_gpu_utilization"):  # fmt: skip
+        assert name in queries
+    made = dashboard("specpipe-x")
+    places = [tuple(panel["gridPos"].values()) for panel in made["panels"]]
+    assert len(set(places)) == len(PANELS) == len({panel["id"] for panel in made["panels"]})
+
+
+def test_writing_twice_gives_the_same_bytes_and_the_image_holds_specpipe(tmp_path: Path) -> None:
+    trees = []
+    for _ in range(2):
+        files = write_deployment(GPU, "kubernetes", tmp_path)
+        trees.append({file: file.read_bytes() for file in files})
+    assert trees[0] == trees[1]
+    package = tmp_path / "docker/specpipe"
+    assert (package / "repository/models/text.py").is_file()
+    assert not list(package.rglob("__pycache__"))
+
+
+def test_a_packaged_run_is_deployed_from_the_command_line(write_config, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    args = ["--config", str(write_config()), "--workspace", str(tmp_path / "w")]
+    build(read_config(write_config()), Workspace(tmp_path / "w", "tiny"))
+    result = CliRunner().invoke(main, ["package", *args, "--deploy", "docker", "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)[0]["fresh"]
+    compose = yaml.safe_load((tmp_path / "w/deploy/tiny/docker/compose.yaml").read_text())
+    (volume,) = compose["services"]["triton"]["volumes"]
+    folder = (tmp_path / "w/deploy/tiny/docker" / volume["source"]).resolve()
+    assert folder == Workspace(tmp_path / "w", "tiny").repository
+    assert not (tmp_path / "w/deploy/tiny/kubernetes").exists()
+    needed = (tmp_path / "w/deploy/tiny/docker/requirements.txt").read_text()
+    assert "numpy==1." in needed and "openvino==" in needed and "torch" not in needed
+
+
+def test_what_is_not_packaged_cannot_be_deployed(write_config, tmp_path: Path) -> None:
+    config = read_config(write_config())
+    with pytest.raises(ConfigError, match="is not built"):
+        deploy_run(config, Workspace(tmp_path / "w", "tiny"), "docker", DeployOptions())
