@@ -9,6 +9,7 @@ from specpipe.assembly import load_backend
 from specpipe.checkpoint.convert import read_model
 from specpipe.checkpoint.families import find_family
 from specpipe.checkpoint.medusa import HeadsSource, open_heads, with_heads
+from specpipe.checkpoint.quantize import check_calibration, check_quantization
 from specpipe.checkpoint.source import Source, known_model, locate_model, open_source
 from specpipe.checkpoint.tokenizer import read_vocabulary, special_ids
 from specpipe.config import RunConfig, find_file, require_file
@@ -56,6 +57,11 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
     rejections = [
         *(r for request in requests.values() for r in backend.check(request)),
         *check_models(requests),
+        *(
+            rejection
+            for role, source in sources.items()
+            for rejection in check_quantization(config.engine, models[role], source)
+        ),
         *([] if heads is None else check_heads(config, models["target"], heads.hidden_size)),
         *refusals(found, own_loop=own_loop),
         *_check_draft_lengths(config),
@@ -69,7 +75,7 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
         tuple(_commands(backend, requests, workspace)),
         backend.versions(config.engine.tensorrt_llm),
         tuple(dict.fromkeys(rejections)),
-        tuple(_gaps(config)),
+        (*_gaps(config), *check_calibration(config.engine, sources.values())),
         (*notes(found, own_loop=own_loop), *engine_notes(config, gpu)),
         outlook(config, requests, memory.footprints, gpu, heads.accuracy if heads else None)
         if gpu and memory

@@ -24,12 +24,15 @@ from specpipe.artifacts import (
 from specpipe.assembly import load_backend, open_deployment
 from specpipe.checkpoint.convert import checkpoint_inputs, write_checkpoint
 from specpipe.checkpoint.medusa import HeadsSource
+from specpipe.checkpoint.quantize import quantizing_of
+from specpipe.checkpoint.quantized.formats import Quantizing
 from specpipe.checkpoint.source import locate_model, open_source
-from specpipe.config import RunConfig
+from specpipe.config import RunConfig, require_file
 from specpipe.contracts import HERE, BuildRequest, Command, Facts, Role, Workshop
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.plan.plan import Plan
 from specpipe.planning import KEYS, locate_heads, make_plan, require_buildable
+from specpipe.prompts import read_prompts
 from specpipe.repository.write import FORMAT, RepositoryPlan, repository_options, write_repository
 from specpipe.serve.tritonserver import free_address, start_server
 from specpipe.validate.gates import check_gates_known
@@ -138,18 +141,27 @@ def _convert(config: RunConfig, workspace: Workspace, role: Role) -> Work:
     def heads() -> HeadsSource | None:
         return locate_heads(config) if role == "target" else None
 
+    def quantizing() -> Quantizing:
+        return quantizing_of(config.engine, calibration_prompts(config))
+
     def write(out: Path, progress: Progress) -> None:
-        write_checkpoint(open_source(source_path()), out, dtype, progress, heads())
+        write_checkpoint(open_source(source_path()), out, dtype, progress, heads(), quantizing())
 
     return Work(
         "convert",
         role,
         "checkpoint",
         workspace.checkpoint(role),
-        lambda: checkpoint_inputs(open_source(source_path()), dtype, memory, heads()),
+        lambda: checkpoint_inputs(open_source(source_path()), dtype, memory, heads(), quantizing()),
         write,
         resumable=True,
     )
+
+
+def calibration_prompts(config: RunConfig) -> list[str]:
+    """Return the texts that quantisation is calibrated with: all prompts of the validation."""
+    text = config.validate.prompts
+    return read_prompts(require_file(text, config, "validate.prompts") if text else None)
 
 
 def _compile(

@@ -17,6 +17,9 @@ from specpipe.checkpoint.medusa import (
     shared_outputs,
     with_heads,
 )
+from specpipe.checkpoint.quantize import quantization_inputs, quantize
+from specpipe.checkpoint.quantized.foreign import is_left_over
+from specpipe.checkpoint.quantized.formats import PLAIN, Quantizing, metadata
 from specpipe.checkpoint.source import Source, TensorReader, read_tensors
 from specpipe.checkpoint.tokenizer import write_tokenizer
 from specpipe.checkpoint.transfer import Progress, write_tensors
@@ -36,14 +39,18 @@ def read_model(source: Source, dtype: Dtype, heads: HeadsSource | None = None) -
 
 
 def checkpoint_inputs(
-    source: Source, dtype: Dtype, memory: Path | None, heads: HeadsSource | None = None
+    source: Source,
+    dtype: Dtype,
+    memory: Path | None,
+    heads: HeadsSource | None = None,
+    quantizing: Quantizing = PLAIN,
 ) -> dict[str, str]:
     """Name everything that decides the bytes of the converted checkpoint, by digest."""
     inputs = {f"source {f.name}": digest_file(f, memory) for f in source.files()}
     if heads is not None:
         inputs |= {f"heads {f.name}": digest_file(f, memory) for f in heads.weights}
         inputs |= {"max_draft_len": str(heads.max_draft_len)} if heads.max_draft_len else {}
-    return {**inputs, "dtype": dtype, "format": FORMAT}
+    return {**inputs, **quantization_inputs(quantizing), "dtype": dtype, "format": FORMAT}
 
 
 def write_checkpoint(
@@ -52,6 +59,7 @@ def write_checkpoint(
     dtype: Dtype,
     progress: Progress,
     heads: HeadsSource | None = None,
+    quantizing: Quantizing = PLAIN,
 ) -> ModelConfig:
     """Convert `source` into the folder `out`: config.json, rank0.safetensors, tokenizer/, and
     digests.json with the sha256 of every tensor's bytes.
@@ -67,13 +75,14 @@ def write_checkpoint(
     plans += shared_outputs(plans, heads) if heads else []
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(read_tensors(source.weights))
+        plans, quantizing = quantize(source, plans, model, quantizing, reader, out)
         _account(reader, plans, family, model, source)
         work = [(reader, plan) for plan in plans]
         if heads is not None:
             extra = stack.enter_context(read_heads(heads))
             work += [(extra, plan) for plan in head_tensors(model, heads)]
         write_tensors(work, out, dtype, progress)
-    config = dict(_config_json(family, model))
+    config = dict(_config_json(family, model), quantization=metadata(quantizing, model))
     config |= full_config(heads, source.hf_config) if heads else {}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (out / "config.json").write_text(text, encoding="utf-8")
@@ -94,6 +103,8 @@ def _account(
     unexpected = sorted(
         n for n in there - wanted if not family.ignored(n, model) and not is_inner_head(n)
     )
+    if unexpected and "quantization_config" in source.hf_config:
+        unexpected = [name for name in unexpected if not is_left_over(name, reader)]
     if missing or unexpected:
         parts = [f"missing: {_some(missing)}"] if missing else []
         parts += [f"unexpected: {_some(unexpected)}"] if unexpected else []
@@ -122,7 +133,6 @@ def _config_json(family: Family, model: ModelConfig) -> Mapping[str, Any]:
         **model.to_json(),
         "logits_dtype": "float32",
         "mapping": one_rank,
-        "quantization": {"quant_algo": None, "kv_cache_quant_algo": None},
         "use_parallel_embedding": False,
         "embedding_sharding_dim": 0,
         **family.extra_config(model),

@@ -52,7 +52,7 @@ def _blocks(reader: TensorReader, plan: TensorPlan) -> "Iterator[torch.Tensor]":
 def _whole(reader: TensorReader, plan: TensorPlan) -> "torch.Tensor":
     import torch
 
-    parts = [reader.rows(name, 0, reader.shape(name)[0]) for name in plan.sources]
+    parts = [reader.read(name) for name in plan.sources]
     joined = plan.join(parts) if plan.join else torch.cat(parts)
     return joined.reshape(plan.shape)
 

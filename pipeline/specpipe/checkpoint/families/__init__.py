@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from specpipe.contracts import Dtype, ModelConfig
 from specpipe.errors import Unsupported
@@ -19,6 +19,8 @@ FAMILIES: dict[str, str] = {  # HF `architectures[0]` -> module:attribute
     "LlamaForCausalLM": "specpipe.checkpoint.families.llama:FAMILY",
 }
 
+# Element types as torch spells them; quantised checkpoints have more than the three of Dtype.
+StoredDtype = Literal["float32", "float16", "bfloat16", "float8_e4m3fn", "int8", "uint8"]
 HfConfig = Mapping[str, Any]  # config.json as parsed; read only by `Family.read_config`
 
 
@@ -32,6 +34,7 @@ class Shard(Enum):
     GATED = auto()  # dimension 0 holds two halves, each cut in T parts
     HEAD = auto()  # rows of the vocabulary, padded with zeros to a multiple of T, in T parts
     EMBEDDING = auto()  # [V, D], held by all ranks unless parallel embedding is asked for
+    QKV_COLUMNS = auto()  # dimension 1 as QKV cuts dimension 0
     EXPERT_GATED = auto()  # [E, 2 * I, D]: experts over the expert ranks, each half of 2 * I cut
     EXPERT_COLUMNS = auto()  # [E, D, I]: experts over the expert ranks, I cut
 
@@ -55,7 +58,7 @@ class TensorPlan:
     layer: int | None = None  # None: before all layers, or behind them
     is_last: bool = False  # of those without a layer: on the last pipeline stage, not the first
     join: Join | None = None  # pure; for what is more than concatenation
-    dtype: Dtype | None = None  # None: that of the checkpoint
+    dtype: StoredDtype | None = None  # None: that of the checkpoint
 
 
 @dataclass(frozen=True)

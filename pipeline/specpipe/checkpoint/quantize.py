@@ -1,0 +1,156 @@
+"""Quantisation as part of conversion: which tensors come out, from what, and what decides them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from specpipe.artifacts import digest_json
+from specpipe.checkpoint.families import TensorPlan
+from specpipe.checkpoint.quantized.calibrate import MISSING, calibrate, modelopt_version
+from specpipe.checkpoint.quantized.calibration import (
+    Calibration,
+    read_calibration,
+    write_calibration,
+)
+from specpipe.checkpoint.quantized.foreign import Foreign, find_foreign, foreign_plans, left_out
+from specpipe.checkpoint.quantized.formats import (
+    CALIBRATED,
+    WEIGHT_ONLY,
+    Quantizing,
+    check_quantizing,
+    group_size,
+)
+from specpipe.checkpoint.quantized.plans import modules_of, quantized_plans
+from specpipe.checkpoint.source import Source, TensorReader
+from specpipe.config import EngineOptions
+from specpipe.contracts import ModelConfig, Rejection
+
+NOTHING = Calibration({}, {}, {})
+
+
+def quantizing_of(engine: EngineOptions, prompts: Sequence[str] = ()) -> Quantizing:
+    """Return how the checkpoints of a run are quantised, calibrated with `prompts`.
+
+    The CPU engine makes its own int8 and int4 weights of plain ones when it is compiled.
+    """
+    ours = engine.backend == "openvino" and engine.quantization in WEIGHT_ONLY
+    return Quantizing(
+        "none" if ours else engine.quantization,
+        engine.kv_cache_quantization,
+        engine.exclude_modules,
+        engine.tp_size,
+        prompts=tuple(prompts),
+    )
+
+
+def quantize(
+    source: Source,
+    plans: list[TensorPlan],
+    model: ModelConfig,
+    quantizing: Quantizing,
+    reader: TensorReader,
+    out: Path,
+) -> tuple[list[TensorPlan], Quantizing]:
+    """Return the plans of the quantised checkpoint, and what config.json says of it.
+
+    Calibrates first where that is asked for, unless `out` holds a calibration, and writes that
+    there. Raises what `calibrate` and `find_foreign` raise.
+    """  # fmt: skip
+    foreign = find_foreign(source)
+    if foreign is not None:
+        excluded = left_out(plans, foreign, reader.names())
+        found = _foreign_quantizing(quantizing, foreign)
+        return foreign_plans(plans, foreign, model, reader.names()), replace(
+            found, exclude_modules=excluded
+        )
+    calibration = NOTHING
+    if quantizing.calibrated:
+        calibration = read_calibration(out) or _calibrate(source, plans, model, quantizing, out)
+    return quantized_plans(plans, quantizing, model, calibration), quantizing
+
+
+def _foreign_quantizing(quantizing: Quantizing, foreign: Foreign) -> Quantizing:
+    return replace(
+        quantizing,
+        weights=foreign.weights,
+        kv_cache=foreign.kv_cache,
+        group=foreign.group or None,
+        zero_point=foreign.weights == "int4_awq",
+    )
+
+
+def _calibrate(
+    source: Source, plans: list[TensorPlan], model: ModelConfig, quantizing: Quantizing, out: Path
+) -> Calibration:
+    linears = [
+        module
+        for plan in plans
+        if quantizing.includes(plan.name.removesuffix(".weight"), model)
+        for module in modules_of(plan)
+    ]
+    caches = [
+        module
+        for plan in plans
+        if quantizing.kv_cache == "int8" and plan.name.endswith("attention.qkv.weight")
+        for module in modules_of(plan)[-2:]
+    ]
+    found = calibrate(
+        source, quantizing, linears=linears, caches=caches, group=group_size(quantizing, model),
+        prompts=quantizing.prompts,
+    )  # fmt: skip
+    write_calibration(found, out)
+    return found
+
+
+def quantization_inputs(quantizing: Quantizing) -> dict[str, str]:
+    """Name what decides the bytes of a quantised checkpoint beside the model; empty if plain."""
+    if (quantizing.weights, quantizing.kv_cache) == ("none", "none"):
+        return {}
+    inputs = {
+        "weights in": quantizing.weights,
+        "KV cache in": quantizing.kv_cache,
+        "exclude_modules": repr(quantizing.exclude_modules),
+    }
+    if quantizing.calibrated:
+        inputs["calibration prompts"] = digest_json(list(quantizing.prompts))
+        inputs["nvidia-modelopt"] = modelopt_version() or "not installed"
+    return inputs
+
+
+def check_quantization(
+    engine: EngineOptions, model: ModelConfig, source: Source | None
+) -> list[Rejection]:
+    """Return every reason why a model cannot be quantised, or read, as the config says.
+
+    Raises Unsupported if it is quantised in a way that cannot be read.
+    """
+    quantizing = quantizing_of(engine)
+    foreign = find_foreign(source) if source else None
+    if foreign is not None:
+        asked = (engine.quantization, engine.kv_cache_quantization)
+        if asked != (foreign.weights, foreign.kv_cache):
+            return [
+                Rejection(
+                    f"the checkpoint is quantised already ({foreign.method}), but "
+                    f"engine.quantization is {asked[0]}, engine.kv_cache_quantization {asked[1]}",
+                    f"set engine.quantization: {foreign.weights} and "
+                    f"engine.kv_cache_quantization: {foreign.kv_cache}",
+                )
+            ]
+        quantizing = _foreign_quantizing(quantizing, foreign)
+    return check_quantizing(quantizing, model, engine)
+
+
+def check_calibration(engine: EngineOptions, sources: Iterable[Source | None]) -> list[Rejection]:
+    """Return what this machine lacks to calibrate the models that are not quantised yet."""
+    if engine.quantization not in CALIBRATED or modelopt_version() is not None:
+        return []
+    if all(source is not None and find_foreign(source) for source in sources):
+        return []
+    return [
+        Rejection(
+            f"engine.quantization: {engine.quantization} is calibrated with NVIDIA's "
+            "Model-Optimizer, which is not installed",
+            MISSING,
+        )
+    ]

@@ -1,0 +1,153 @@
+"""Running prompts through a model with NVIDIA Model-Optimizer, to learn what its formats need.
+
+Model-Optimizer calibrates the Hugging Face model in memory, on a GPU if there is one. Only what it
+finds out is kept: weights are quantised from the files, tensor by tensor, as they are converted.
+"""
+
+import contextlib
+import copy
+import importlib.metadata
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from specpipe.checkpoint.quantized.calibration import Calibration
+from specpipe.checkpoint.quantized.formats import CALIBRATED, Quantizing
+from specpipe.checkpoint.source import Source
+from specpipe.errors import Unsupported
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGE = "nvidia-modelopt"
+MISSING = "pip install 'specpipe-trtllm[quantize]'"
+MOST_PROMPTS, MOST_TOKENS = 512, 2048  # as upstream's quantize.py takes samples; longest prompt
+_CONFIGS = {
+    "fp8": "FP8_DEFAULT_CFG",
+    "int8_sq": "INT8_SMOOTHQUANT_CFG",
+    "int4_awq": "INT4_AWQ_CFG",
+    "nvfp4": "NVFP4_DEFAULT_CFG",
+}
+
+
+def modelopt_version() -> str | None:
+    """Return the installed Model-Optimizer's version; None if there is none."""
+    try:
+        return importlib.metadata.version(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def calibrate(
+    source: Source,
+    quantizing: Quantizing,
+    *,
+    linears: Sequence[str],
+    caches: Sequence[str],
+    group: int | None,
+    prompts: Sequence[str],
+) -> Calibration:
+    """Run the prompts through the model and return what was found.
+
+    `linears` are the modules to be quantised, `caches` those whose outputs the KV cache keeps;
+    `group` is the number of columns that share an int4 scale. Raises Unsupported if Model-Optimizer
+    is not installed or the model is a GGUF file.
+    """
+    if source.path.is_file():
+        raise Unsupported(
+            f"{source.path}: calibration starts from a Hugging Face folder",
+            hint="save the dequantised model as one, as `scripts/fetch-model` does",
+        )
+    model, tokens = _load(source, prompts)
+    outputs: dict[str, float] = {}
+    for name in caches:
+        model.get_submodule(name).register_forward_hook(_largest_into(outputs, name))
+    if quantizing.weights in CALIBRATED:
+        model = _quantize(model, quantizing, group, tokens)
+    else:
+        _run(model, tokens)
+    quantizers = {name: _input_quantizer(model, name) for name in linears}
+    return Calibration(
+        {n: float(q.amax) for n, q in quantizers.items() if q is not None and _has(q, "amax")},
+        {
+            n: q.pre_quant_scale.detach().float().flatten().cpu()
+            for n, q in quantizers.items()
+            if q is not None and _has(q, "pre_quant_scale")
+        },
+        outputs,
+    )
+
+
+def _load(source: Source, prompts: Sequence[str]) -> "tuple[Any, list[torch.Tensor]]":
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(source.path, torch_dtype="auto").to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(source.path)
+    tokens = []
+    for prompt in prompts[:MOST_PROMPTS]:
+        text = prompt
+        if tokenizer.chat_template:
+            text = tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            )
+        ids = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
+        tokens.append(torch.tensor([ids[:MOST_TOKENS]], device=device))
+    return model, tokens
+
+
+def _run(model: Any, tokens: "Sequence[torch.Tensor]") -> None:
+    import torch
+
+    with torch.no_grad():
+        for ids in tokens:
+            model(input_ids=ids, use_cache=False)
+
+
+def _largest_into(outputs: dict[str, float], name: str) -> Callable[..., None]:
+    def hook(module: object, inputs: object, output: "torch.Tensor") -> None:
+        outputs[name] = max(outputs.get(name, 0.0), float(output.detach().abs().max()))
+
+    return hook
+
+
+def _quantize(
+    model: Any, quantizing: Quantizing, group: int | None, tokens: "Sequence[torch.Tensor]"
+) -> Any:
+    with _modelopt() as mtq:
+        config = copy.deepcopy(getattr(mtq, _CONFIGS[quantizing.weights]))
+        if quantizing.weights == "int4_awq":
+            _set_group(config["quant_cfg"], group)
+        return mtq.quantize(model, config, lambda m: _run(m, tokens))
+
+
+def _set_group(entries: Any, group: int | None) -> None:
+    """Set the columns of a group; older releases have a mapping of patterns, newer ones a list."""
+    found = [e.get("cfg") for e in entries] if isinstance(entries, list) else entries.values()
+    for entry in found:
+        if isinstance(entry, dict) and -1 in (entry.get("block_sizes") or {}):
+            entry["block_sizes"][-1] = group
+
+
+@contextlib.contextmanager
+def _modelopt() -> Iterator[Any]:
+    """Import Model-Optimizer, which prints and warns; standard output is for data."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+        warnings.simplefilter("ignore")
+        try:
+            import modelopt.torch.quantization as mtq
+        except ImportError as error:
+            raise Unsupported(
+                f"calibration needs Model-Optimizer: {error}", hint=MISSING
+            ) from error
+        yield mtq
+
+
+def _input_quantizer(model: Any, name: str) -> Any | None:
+    return getattr(model.get_submodule(name), "input_quantizer", None)
+
+
+def _has(quantizer: Any, attribute: str) -> bool:
+    return getattr(quantizer, attribute, None) is not None

@@ -1,0 +1,180 @@
+"""What `engine.quantization` means in a checkpoint: upstream's names, what is left out, what fits.
+
+`quantization` in config.json is upstream's `QuantConfig` (tensorrt_llm/models/modeling_utils.py),
+which refuses keys that it does not know.
+"""
+
+import fnmatch
+import re
+from dataclasses import dataclass
+
+from specpipe.checkpoint.quantized.arithmetic import FP4_GROUP
+from specpipe.config import EngineOptions
+from specpipe.contracts import CacheQuantization, ModelConfig, Quantization, Rejection
+
+ALGORITHMS: dict[Quantization, str | None] = {
+    "none": None,
+    "int8": "W8A16",
+    "int4": "W4A16",
+    "fp8": "FP8",
+    "int4_awq": "W4A16_AWQ",
+    "int8_sq": "W8A8_SQ_PER_CHANNEL",
+    "nvfp4": "NVFP4",
+}
+CACHE_ALGORITHMS: dict[CacheQuantization, str | None] = {
+    "none": None,
+    "int8": "INT8",
+    "fp8": "FP8",
+}
+CALIBRATED: tuple[Quantization, ...] = ("fp8", "int4_awq", "int8_sq", "nvfp4")
+WEIGHT_ONLY: tuple[Quantization, ...] = ("int8", "int4")  # trtllm-build quantises, not we
+GROUPS = (128, 64)  # columns that share an int4 scale; what upstream's kernels take
+LINEARS = ("attention.qkv", "attention.dense", "mlp.fc", "mlp.gate", "mlp.proj")
+# What upstream's quantize_layers leaves out if it is told nothing.
+LEFT_OUT = (
+    "*lm_head",
+    "*router",
+    "*vocab_embedding",
+    "*position_embedding",
+    "*block_embedding",
+    "*shared_expert_gate",
+)
+HEADS = "*medusa_heads*"
+
+
+@dataclass(frozen=True)
+class Quantizing:
+    """How the weights and the KV cache of a checkpoint are to be quantised."""
+
+    weights: Quantization = "none"
+    kv_cache: CacheQuantization = "none"
+    exclude_modules: tuple[str, ...] | None = None  # None: what upstream leaves out, and heads
+    tp_size: int = 1
+    group: int | None = None  # columns that share an int4 scale; None: as many as fit
+    zero_point: bool = False  # int4 weights that others made have one, ours an input scale
+    prompts: tuple[str, ...] = ()  # run through the model where it is calibrated
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether prompts must be run through the model."""
+        return self.weights in CALIBRATED or self.kv_cache == "int8"
+
+    def excluded(self, model: ModelConfig) -> tuple[str, ...]:
+        """Return the patterns of the modules that stay as they are."""
+        if self.exclude_modules is not None:
+            return self.exclude_modules
+        return (*LEFT_OUT, HEADS) if model.num_medusa_heads else LEFT_OUT
+
+    def includes(self, module: str, model: ModelConfig) -> bool:
+        """Tell whether a module's weights are quantised: a linear layer that no pattern names."""
+        return module.endswith(LINEARS) and not any(
+            fnmatch.fnmatchcase(module, pattern) for pattern in self.excluded(model)
+        )
+
+
+PLAIN = Quantizing()
+
+
+def metadata(quantizing: Quantizing, model: ModelConfig) -> dict[str, object]:
+    """Return `quantization` of config.json."""
+    entries: dict[str, object] = {
+        "quant_algo": ALGORITHMS[quantizing.weights],
+        "kv_cache_quant_algo": CACHE_ALGORITHMS[quantizing.kv_cache],
+    }
+    if quantizing.weights == "none":
+        return entries
+    patterns = quantizing.excluded(model)
+    if quantizing.weights in WEIGHT_ONLY:
+        # trtllm-build matches modules when it makes layers, but tensors when it quantises them.
+        patterns = tuple(p for pattern in patterns for p in (pattern, f"{pattern}.weight"))
+    entries["exclude_modules"] = list(patterns)
+    if quantizing.weights == "int4_awq":
+        entries["group_size"] = group_size(quantizing, model)
+        entries["has_zero_point"] = quantizing.zero_point
+        entries["pre_quant_scale"] = not quantizing.zero_point
+    return entries
+
+
+def group_size(quantizing: Quantizing, model: ModelConfig) -> int | None:
+    """Return how many columns share an int4 scale: the largest that fits; None if none does.
+
+    Upstream pads layers whose inputs or outputs do not divide by group times ranks, and would then
+    refuse our tensors, which are not padded.
+    """
+    sizes = GROUPS if quantizing.group is None else (quantizing.group,)
+    widths, tp = _widths(model), quantizing.tp_size
+    return next((g for g in sizes if all(w % (g * tp) == 0 for w in widths)), None)
+
+
+def _widths(model: ModelConfig) -> tuple[int, ...]:
+    queries = model.num_attention_heads * model.head_size
+    keys = model.num_key_value_heads * model.head_size
+    return model.hidden_size, queries, queries + 2 * keys, model.intermediate_size
+
+
+def check_quantizing(
+    quantizing: Quantizing, model: ModelConfig, engine: EngineOptions
+) -> list[Rejection]:
+    """Return every reason why a model cannot be quantised so for the engine that is asked for."""
+    if quantizing.weights == "none":
+        return []
+    found = _check_patterns(quantizing, model, engine) + _check_widths(quantizing, model, engine)
+    if quantizing.weights in CALIBRATED and model.moe is not None:
+        found.append(
+            Rejection(
+                f"this release does not quantise experts to {quantizing.weights}",
+                "set engine.quantization: int8 or int4",
+            )
+        )
+    return found
+
+
+def _check_widths(
+    quantizing: Quantizing, model: ModelConfig, engine: EngineOptions
+) -> list[Rejection]:
+    tp, widths = quantizing.tp_size, _widths(model)
+    if quantizing.weights == "int4_awq" and group_size(quantizing, model) is None:
+        return [
+            Rejection(
+                f"int4_awq needs widths that divide by {quantizing.group or GROUPS[-1]} times "
+                f"tp_size {tp}, the model has {widths}",
+                "lower engine.tp_size, or set engine.quantization: int4",
+            )
+        ]
+    # upstream interleaves scales in tiles of 128 rows and 4 groups, and does not pad them
+    unit = FP4_GROUP if engine.backend == "openvino" else 128
+    if quantizing.weights == "nvfp4" and any(w % (unit * tp) for w in widths):
+        return [
+            Rejection(
+                f"nvfp4 needs widths that divide by {unit} times tp_size {tp}, the model has "
+                f"{widths}",
+                "lower engine.tp_size, or set engine.quantization: fp8",
+            )
+        ]
+    return []
+
+
+def _check_patterns(
+    quantizing: Quantizing, model: ModelConfig, engine: EngineOptions
+) -> list[Rejection]:
+    patterns, found = quantizing.excluded(model), []
+    kept = ["lm_head", "transformer.vocab_embedding"]
+    kept += ["medusa_heads.0.medusa_layers.0.linear"] if model.num_medusa_heads else []
+    for module in kept:
+        if not any(fnmatch.fnmatchcase(module, pattern) for pattern in patterns):
+            found.append(
+                Rejection(
+                    f"engine.exclude_modules replaces upstream's list and does not name {module}, "
+                    "which is not quantised here",
+                    f"add '*{module.split('.')[0 if 'medusa' in module else -1]}*' to the list",
+                )
+            )
+    if engine.pp_size > 1 and any(re.search(r"layers\.\d", pattern) for pattern in patterns):
+        found.append(
+            Rejection(
+                "engine.exclude_modules names a layer by number, but upstream counts the layers of "
+                "each pipeline stage from 0",
+                "use patterns without layer numbers, or set engine.pp_size: 1",
+            )
+        )
+    return found
