@@ -32,7 +32,7 @@ from specpipe.errors import ConfigError
 
 NETWORK, HEADS = "openvino_model.xml", "openvino_heads.xml"
 FORMAT = "2"  # raise it when the same checkpoint must give another graph
-ITEM_BYTES = {"none": 4.0, "int8": 1.0, "int4": 0.6}  # a weight, scales included
+ITEM_BYTES = {"int8": 1.0, "int4": 0.6}  # a weight, scales included; others are kept in float32
 OVERHEAD_BYTES = 500 * 2**20  # server, libraries and work buffers beside weights and KV cache
 
 
@@ -60,7 +60,7 @@ class Precision:
 
     def properties(self) -> dict[str, str]:
         """Return the plugin's settings."""
-        rounds = self.dtype == "bfloat16" and self.quantization != "none"
+        rounds = self.dtype == "bfloat16" and self.quantization in ITEM_BYTES
         return {
             "INFERENCE_PRECISION_HINT": "bf16" if self.bfloat16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
@@ -140,13 +140,6 @@ class OpenVinoBackend:
             model.intermediate_size,
             model.num_attention_heads * model.head_size,
         )
-        if request.quantization not in ITEM_BYTES:
-            found.append(
-                Rejection(
-                    f"backend openvino cannot run {request.quantization} weights",
-                    "set engine.quantization: int8, or use backend: tensorrt",
-                )
-            )
         if request.kv_cache_quantization != "none":
             found.append(
                 Rejection(
@@ -174,7 +167,7 @@ class OpenVinoBackend:
     def footprint(self, request: BuildRequest) -> Footprint:
         """Estimate the memory of the served engine, from above."""
         precision = Precision(request.dtype, request.quantization)
-        item = ITEM_BYTES.get(request.quantization, 1)
+        item = ITEM_BYTES.get(request.quantization, 4.0)
         if request.quantization == "none" and request.dtype != "float32":
             item = 2
         weights = int(request.model.num_parameters * item)
@@ -197,7 +190,8 @@ class OpenVinoBackend:
         """
         weights = map_weights(checkpoint / "rank0.safetensors")
         precision = Precision(request.dtype, request.quantization)
-        network = build_network(request.model, weights, request.quantization, precision.cache_type)
+        own = request.quantization if request.quantization in ITEM_BYTES else "none"
+        network = build_network(request.model, weights, own, precision.cache_type)
         ov.save_model(network, out / NETWORK, compress_to_fp16=False)
         if request.model.num_medusa_heads:
             heads = build_heads(request.model, weights)

@@ -30,7 +30,7 @@ from openvino.op.util import Variable, VariableInfo
 from openvino.utils.node_factory import NodeFactory
 
 from specpipe.contracts import ModelConfig
-from specpipe.engine.openvino.weights import Weights, int4, int8, plain
+from specpipe.engine.openvino.weights import Weights, int4, int8, plain, rounded
 
 ROTARY = ("query_cos", "query_sin", "key_cos", "key_sin")
 
@@ -56,7 +56,18 @@ class _Builder:
                 self.weights.float32(name) if order is None else order(self.weights.float32(name))
             )
             node = {"int8": int8, "int4": int4}[self.quantization](wide)
-        return op.matmul(x, node, False, True)
+        return op.matmul(self._rounded(x, name, order), node, False, True)
+
+    def _rounded(self, x: ov.Node, name: str, order: "Reorder | None") -> ov.Node:
+        """Round the inputs of a layer that was quantised for a GPU, as it does."""
+        how = self.weights.rounding(name)
+        if how is None:
+            return x
+        scale = how.scale
+        if scale is not None and order is not None:  # what moves columns moves their scales
+            rows = self.weights.raw(name)[0].shape[0]
+            scale = order(np.broadcast_to(scale, (rows, len(scale))))[0]
+        return rounded(x, how, scale)
 
 
 Reorder = Callable[[np.ndarray], np.ndarray]  # type: ignore[type-arg]

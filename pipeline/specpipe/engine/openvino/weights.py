@@ -1,13 +1,14 @@
 """A checkpoint's tensors, mapped from disk, as OpenVINO constants: plain, int8 or int4.
 
 Plain weights are kept in 16 bits wherever that is exact, whatever the compute type: decoding waits
-for memory, and OpenVINO widens 16-bit weights on the fly.
+for memory, and OpenVINO widens 16-bit weights on the fly. Checkpoints that are quantised for GPUs
+are computed with in float32, inputs rounded as there, to see what they are worth.
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import openvino as ov
@@ -15,10 +16,20 @@ from numpy.typing import NDArray
 from openvino import opset13 as op
 
 from specpipe.contracts import Logits
+from specpipe.engine.openvino.dequantize import STORED, from_fp4, from_fp8, from_int4, from_int8
 from specpipe.errors import ConfigError, Unsupported
 
 Array = NDArray[Any]
 GROUP = 64  # columns that share one int4 scale
+
+
+@dataclass(frozen=True, eq=False)
+class Rounding:
+    """What a quantised layer does to its inputs before it multiplies them."""
+
+    kind: Literal["int8", "fp8"]
+    step: float  # what one unit of it is worth
+    scale: Logits | None  # [k]  multiplied first
 
 
 @dataclass(frozen=True)
@@ -28,10 +39,50 @@ class Weights:
     tensors: dict[str, tuple[Array, str]]  # name -> (mapped array, safetensors dtype)
 
     def raw(self, name: str) -> tuple[Array, str]:
-        """Return a mapped array and its safetensors dtype (`F32`, `F16`, `BF16`)."""
+        """Return an array and its safetensors dtype (`F32`, `F16`, `BF16`), mapped if plain."""
+        array, dtype = self._stored(name)
+        if dtype in STORED and name.endswith("weight"):
+            return self._dequantized(name, array, dtype), "F32"
+        return array, dtype
+
+    def rounding(self, name: str) -> "Rounding | None":
+        """Return how the inputs of a quantised layer's weights are rounded; None if they are not.
+
+        The activations of nvfp4 are not rounded: their scales follow from the values.
+        """
+        step = self._beside(name, "activation_scaling_factor")
+        if step is None or self._stored(name)[1] == "U8":
+            return None
+        return Rounding(
+            "fp8" if self._stored(name)[1] == "F8_E4M3" else "int8",
+            float(step[0]),
+            self._beside(name, "prequant_scaling_factor"),
+        )
+
+    def _stored(self, name: str) -> tuple[Array, str]:
         if name not in self.tensors:
             raise ConfigError(f"the checkpoint has no tensor {name}", hint="convert it again")
         return self.tensors[name]
+
+    def _beside(self, name: str, kind: str) -> Logits | None:
+        other = f"{name.removesuffix('weight')}{kind}"
+        return self.float32(other) if other in self.tensors else None
+
+    def _dequantized(self, name: str, array: Array, dtype: str) -> Logits:
+        if dtype == "U8":
+            scales = self._stored(f"{name.removesuffix('weight')}weights_scaling_factor")[0]
+            return from_fp4(array, scales, self._need(name, "weights_scaling_factor_2"))
+        scale = self._need(name, "weights_scaling_factor")
+        if dtype == "F8_E4M3":
+            return from_fp8(array, scale)
+        if scale.ndim == 1:
+            return from_int8(array, scale)
+        values = from_int4(array, scale, self._beside(name, "zero"))
+        inputs = self._beside(name, "prequant_scaling_factor")
+        return values if inputs is None else values * inputs
+
+    def _need(self, name: str, kind: str) -> Logits:
+        return self.float32(f"{name.removesuffix('weight')}{kind}")
 
     def float32(self, name: str) -> Logits:
         """Return one tensor widened to float32."""
@@ -48,7 +99,7 @@ def widen(array: Array, dtype: str) -> Logits:
 
 def map_weights(path: Path) -> Weights:
     """Map a safetensors file; raises ConfigError if it is not whole."""
-    kinds = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+    kinds = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, **STORED}
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -133,3 +184,35 @@ def _uint4(levels: Array) -> ov.Node:
 def _typed(raw: Array, shape: list[int], kind: ov.Type) -> ov.Node:
     """Return a constant of a type that numpy lacks."""
     return op.constant(ov.Tensor(raw, shape, kind), shared_memory=False)
+
+
+def rounded(x: ov.Node, how: Rounding, scale: Logits | None) -> ov.Node:
+    """Round inputs [1, M, k] as a quantised layer does, after `scale` [k] (`how.scale`, reordered).
+
+    int8 and 8-bit floats saturate.
+    """
+    if scale is not None:
+        x = op.multiply(x, op.constant(scale.reshape(1, 1, -1).astype(np.float32)))
+    step = _scalar(how.step)
+    units = op.divide(x, step)
+    if how.kind == "int8":
+        units = op.clamp(op.round(units, "half_to_even"), -128.0, 127.0)
+    else:
+        units = _nearest_e4m3(op.clamp(units, -448.0, 448.0))
+    return op.multiply(units, step)
+
+
+def _nearest_e4m3(x: ov.Node) -> ov.Node:
+    """Round to three bits behind the leading one; the plugin's own op rounds to 16 bits first.
+
+    A logarithm that is off by a rounding error puts only numbers next to a power of two into the
+    wrong binade, and those become that power in both.
+    """
+    size = op.maximum(op.abs(x), _scalar(2.0**-9))
+    exponent = op.floor(op.multiply(op.log(size), _scalar(1 / np.log(2))))
+    step = op.power(_scalar(2.0), op.subtract(op.maximum(exponent, _scalar(-6.0)), _scalar(3.0)))
+    return op.multiply(op.round(op.divide(x, step), "half_to_even"), step)
+
+
+def _scalar(value: float) -> ov.Node:
+    return op.constant(np.full((1, 1, 1), value, np.float32))
