@@ -38,7 +38,7 @@ def quantizing_of(engine: EngineOptions, prompts: Sequence[str] = ()) -> Quantiz
         "none" if ours else engine.quantization,
         engine.kv_cache_quantization,
         engine.exclude_modules,
-        engine.tp_size,
+        engine.tp_size or 1,
         prompts=tuple(prompts),
     )
 

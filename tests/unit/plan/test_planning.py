@@ -69,20 +69,11 @@ def test_a_lookahead_that_drafts_nothing_cannot_be_an_engine(tmp_path: Path) -> 
     assert "drafts no token" in " ".join(map(str, plan_of(path, tmp_path).rejections))
 
 
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("quantization: nvfp4", "cannot run nvfp4 weights; set engine.quantization: int8"),
-        ("kv_cache_quantization: fp8", "keeps its KV cache in the type that it computes in"),
-    ],
-)
-def test_the_cpu_engine_refuses_what_only_gpus_compute_with(
-    line: str, said: str, write_config, tmp_path: Path
-) -> None:
-    key, value = line.split(": ")
-    engine = {"backend": "openvino", "max_input_len": 100, "max_seq_len": 200, key: value}
+def test_the_cpu_engine_has_no_quantised_kv_cache(write_config, tmp_path: Path) -> None:
+    engine = {"backend": "openvino", "max_input_len": 100, "max_seq_len": 200,
+              "kv_cache_quantization": "fp8"}  # fmt: skip
     (rejection,) = plan_of(write_config(engine=engine), tmp_path).rejections
-    assert said in str(rejection)
+    assert "keeps its KV cache in the type that it computes in" in str(rejection)
 
 
 def test_eight_bit_weights_and_cache_halve_the_planned_memory(tmp_path: Path) -> None:
