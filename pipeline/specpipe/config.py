@@ -81,9 +81,12 @@ class RunConfig:
         draft = options.draft if isinstance(options, DraftModel | Hybrid) else None
         return {"target": self.target.model, **({"draft": draft.model} if draft else {})}
 
-    def heads(self) -> str | None:
-        """Return the source of the Medusa heads that belong to the target, if any."""
+    def heads(self, role: Role = "target") -> str | None:
+        """Return the source of the Medusa heads that belong to a model, if any."""
         options = self.speculation
+        if role == "draft":
+            draft = options.draft if isinstance(options, DraftModel | Hybrid) else None
+            return draft.heads if draft else None
         return options.heads if isinstance(options, Medusa | Hybrid) else None
 
     @property

@@ -14,9 +14,11 @@ TreeOption = Literal["auto", "dynamic"] | tuple[TreePath, ...]  # dynamic: grown
 
 @dataclass(frozen=True)
 class DraftOptions:
-    """The small model that guesses."""
+    """The small model that guesses; with Medusa heads of its own it needs fewer calls to do so."""
 
     model: str
+    heads: str | None = None
+    num_draft_tokens: int = field(default=4, metadata=between(1, 64))  # its heads' guesses a call
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from specpipe.plan.sizing import Sizing, choose_ranks, measure, ways_to_fit
 from specpipe.trees import assumed_accuracy, grow_tree
 
 KEYS: dict[Role, str] = {"target": "target.model", "draft": "speculation.draft.model"}
+HEADS_KEYS: dict[Role, str] = {"target": "speculation.heads", "draft": "speculation.draft.heads"}
 
 
 def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
@@ -41,11 +42,11 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
     its architecture is unknown.
     """
     sources = {role: _source(config, role) for role in config.models()}
-    heads = locate_heads(config)
+    all_heads = {role: one for role in sources if (one := locate_heads(config, role))}
+    heads = all_heads.get("target")
     config = plan_tree(config, heads)
     models = {role: _model(config, role, source) for role, source in sources.items()}
-    if heads is not None:
-        models["target"] = with_heads(models["target"], heads)
+    models |= {role: with_heads(models[role], own) for role, own in all_heads.items()}
     backend = load_backend(config.engine.backend)
     gpu = find_gpu(config.engine.gpu) if config.engine.gpu else None
     sizing = Sizing(config, models, backend, _memory_of(gpu))
@@ -62,7 +63,11 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
             for role, source in sources.items()
             for rejection in check_quantization(config.engine, models[role], source)
         ),
-        *([] if heads is None else check_heads(config, models["target"], heads.hidden_size)),
+        *(
+            reason
+            for role, own in all_heads.items()
+            for reason in check_heads(config, role, models[role], own.hidden_size)
+        ),
         *refusals(found, own_loop=own_loop),
         *_check_draft_lengths(config),
         *_check_memory(memory, sizing),
@@ -109,12 +114,12 @@ def _check_memory(memory: Memory | None, sizing: Sizing) -> list[Rejection]:
     return check_memory(memory, sizing.config, ways_to_fit(sizing, memory))
 
 
-def locate_heads(config: RunConfig) -> HeadsSource | None:
-    """Find the run's Medusa heads; raises ConfigError if there are none where it says."""
-    path = config.heads()
+def locate_heads(config: RunConfig, role: Role) -> HeadsSource | None:
+    """Find a model's Medusa heads; raises ConfigError if there are none where the run says."""
+    path = config.heads(role)
     if path is None:
         return None
-    heads = open_heads(require_file(path, config, "speculation.heads"))
+    heads = open_heads(require_file(path, config, HEADS_KEYS[role]))
     whole = load_backend(config.engine.backend).whole_heads
     return heads.in_full(config.speculation.num_draft_tokens) if whole else heads
 
@@ -176,6 +181,8 @@ def _check_draft_lengths(config: RunConfig) -> list[Rejection]:
     asked = ["max_concurrency"] if options.max_concurrency is not None else []
     if isinstance(options, PromptLookup | DraftModel | Hybrid) and options.draft_length != "fixed":
         asked.append("draft_length")
+    if config.heads("draft"):
+        asked.append("draft.heads")
     return [
         Rejection(
             f"backend tensorrt drafts by its own rules and ignores speculation.{key}",

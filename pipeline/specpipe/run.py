@@ -139,7 +139,7 @@ def _convert(config: RunConfig, workspace: Workspace, role: Role) -> Work:
         return locate_model(config.models()[role], config, KEYS[role])
 
     def heads() -> HeadsSource | None:
-        return locate_heads(config) if role == "target" else None
+        return locate_heads(config, role)
 
     def quantizing() -> Quantizing:
         return quantizing_of(config.engine, calibration_prompts(config))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from specpipe.contracts import Draft, Floats, Proposer, Sampling, Verdict
-from specpipe.speculate import accept, draft_model
+from specpipe.speculate import accept
 from specpipe.speculate.decode import Limits
 from specpipe.speculate.sampling import adjust, distribution
 from tests.contract.worlds import PROMPT, World
@@ -136,8 +136,7 @@ def _decide_by(dice: Dice, patch: pytest.MonkeyPatch) -> None:
         return rule(draft, law, dice)  # type: ignore[arg-type]
 
     patch.setattr(accept, "sample", sample)
-    for module in (accept, draft_model):
-        patch.setattr(module, "draw", lambda law, rng: dice.choose(law))
+    patch.setattr(accept, "draw", lambda law, rng: dice.choose(law))
 
 
 def frequencies(

@@ -24,6 +24,8 @@ from specpipe.trees import TreePath, complete_tree
 from tests.unit.speculate.scripted import Law, ScriptedRunner, random_law
 
 DRAFT = DraftOptions("unused")
+WITH_HEADS = DraftOptions("unused", heads="unused")
+
 OPTIONS: dict[str, Callable[[int], Speculation]] = {  # how deep to guess -> options
     "none": lambda depth: NoSpeculation(),
     "prompt_lookup": lambda depth: PromptLookup("prompt_lookup", depth, 1, 3),
@@ -32,6 +34,10 @@ OPTIONS: dict[str, Callable[[int], Speculation]] = {  # how deep to guess -> opt
         "prompt_lookup", depth, 1, 3, draft_length="adaptive"
     ),
     "draft_model": lambda depth: DraftModel("draft_model", DRAFT, depth),
+    "draft_model with heads": lambda depth: DraftModel("draft_model", WITH_HEADS, depth),
+    "draft_model with heads, confidence": lambda depth: DraftModel(
+        "draft_model", WITH_HEADS, depth, draft_length="confidence", min_confidence=0.6
+    ),
     "draft_model, adaptive": lambda depth: DraftModel(
         "draft_model", DRAFT, depth, draft_length="adaptive"
     ),

@@ -70,25 +70,29 @@ def check_models(requests: Mapping[Role, BuildRequest]) -> list[Rejection]:
     return found
 
 
-def check_heads(config: RunConfig, target: ModelConfig, hidden_size: int) -> list[Rejection]:
-    """Return what is wrong with Medusa heads for their target and for the tree of the run."""
+def check_heads(
+    config: RunConfig, role: Role, model: ModelConfig, hidden_size: int
+) -> list[Rejection]:
+    """Return what is wrong with Medusa heads for their model and for the tree of the run."""
     found = []
-    if hidden_size != target.hidden_size:
+    if hidden_size != model.hidden_size:
         found.append(
             Rejection(
-                f"the heads read hidden states of {hidden_size} values, the target has "
-                f"{target.hidden_size}",
-                "use heads that were trained for this target",
+                f"the heads read hidden states of {hidden_size} values, the {role} has "
+                f"{model.hidden_size}",
+                f"use heads that were trained for this {role}",
             )
         )
+    if role == "draft":  # its tree is grown at every step
+        return found
     tree = getattr(config.speculation, "tree", "")
     deepest = max((len(path) for path in tree), default=0) if not isinstance(tree, str) else 0
-    if deepest > target.num_medusa_heads:
+    if deepest > model.num_medusa_heads:
         found.append(
             Rejection(
                 f"speculation.tree is {deepest} levels deep, but there are "
-                f"{target.num_medusa_heads} heads, and each guesses one level",
-                f"shorten the paths to {target.num_medusa_heads}, or set tree: auto",
+                f"{model.num_medusa_heads} heads, and each guesses one level",
+                f"shorten the paths to {model.num_medusa_heads}, or set tree: auto",
             )
         )
     return found

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from specpipe.contracts import (
-    EMPTY,
     Draft,
     Floats,
     Logits,
@@ -18,24 +19,56 @@ from specpipe.contracts import (
     Verdict,
     chain,
 )
-from specpipe.methods import DraftModel
-from specpipe.speculate.accept import draw
+from specpipe.methods import DraftModel, Hybrid
+from specpipe.speculate import accept
 from specpipe.speculate.draft_length import AdaptiveLength
+from specpipe.speculate.medusa import MedusaProposer
+from specpipe.speculate.none import NoProposer
 from specpipe.speculate.sampling import adjust, distribution, log_probability
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A place behind some tokens: what the draft model says comes next."""
+
+    logits: Logits  # [V], adjusted
+    sampling: Sampling
+
+    @cached_property
+    def law(self) -> Floats:
+        """The distribution [V] that guesses are drawn from."""
+        return distribution(self.logits, self.sampling)
+
+    @property
+    def confidence(self) -> float:
+        """The largest probability of the law; of the model's own law if that is one-hot."""
+        if self.sampling.greedy:
+            return math.exp(log_probability(self.logits, int(np.argmax(self.logits))))
+        return float(self.law.max())
 
 
 class DraftModelProposer:
     """Drives a second runner; its guesses come from the very options of the request.
 
     Rows of the draft's cache are kept from step to step: `follow` drops only what the target
-    refused, and feeds what the cache lacks (after a full acceptance, the last guess).
+    refused, and feeds what the cache lacks (after a full acceptance, the last guess). The draft may
+    itself decode speculatively: that changes how often it is called, not the law of its guesses.
     """
 
-    def __init__(self, runner: Runner, num_draft_tokens: int, min_confidence: float = 0.0) -> None:
-        """Guess up to `num_draft_tokens` tokens, only while confident; 0: always."""
+    def __init__(
+        self,
+        runner: Runner,
+        num_draft_tokens: int,
+        min_confidence: float = 0.0,
+        inner: Proposer | None = None,
+    ) -> None:
+        """Guess up to `num_draft_tokens` tokens, only while confident; 0: always.
+
+        `inner` guesses what the draft will guess.
+        """
         self.draft_nodes = num_draft_tokens
         self._min_confidence = min_confidence
-        self._runner = runner
+        self._runner, self._inner = runner, inner or NoProposer()
         self._sampling = Sampling()
         self._rng = np.random.default_rng(0)
         self._tokens: list[int] = []
@@ -53,58 +86,81 @@ class DraftModelProposer:
     def propose(self, limit: int) -> Draft:
         """Guess a chain of `num_draft_tokens` tokens, or of `limit` if that is less.
 
-        Ends early where the draft is not confident; whether it is, is decided before a token is
-        drawn, for a guess that is dropped because of what was drawn would bias the answer.
+        Ends early where the draft is not confident; whether it is follows from the law at that
+        place, never from the token drawn there, for a guess that is dropped because of what was
+        drawn would bias the answer.
         """
         count = min(limit, self.draft_nodes, self._room())
         self._runner.follow(self._tokens)
+        self._inner.start(self._tokens, self._sampling)
         guesses: list[int] = []
-        laws: list[Floats] = []
-        for _ in range(count):
-            logits = self._logits(guesses)
-            law = distribution(logits, self._sampling)
-            if self._min_confidence and self._confidence(logits, law) < self._min_confidence:
+        places: list[_Place] = []
+        while len(guesses) < count:
+            tokens, behind = self._block(guesses, count - len(guesses))
+            guesses += tokens
+            places += behind[: len(tokens)]
+            if len(tokens) < len(behind):
                 break
-            token = draw(law, self._rng)
-            self._runner.commit(EMPTY, Verdict((), token))
-            guesses.append(token)
-            laws.append(law)
-        return chain(guesses, None if self._sampling.greedy or not laws else np.stack(laws))
+        law_of_each = None if self._sampling.greedy or not places else [p.law for p in places]
+        return chain(guesses, None if law_of_each is None else np.stack(law_of_each))
 
     def _room(self) -> int:
         return max(0, self._runner.max_seq_len - len(self._tokens))
 
-    def _logits(self, guesses: list[int]) -> Logits:
-        """Return the adjusted logits of the next guess."""
-        history = self._tokens + guesses
-        row = self._runner.score(EMPTY).logits[0]
-        return adjust(row, self._sampling, history, len(history) - self._prompt_length)
+    def _block(self, guesses: list[int], most: int) -> tuple[list[int], list[_Place]]:
+        """Call the draft model once; it guesses one token, or up to `most` if it speculates.
 
-    def _confidence(self, logits: Logits, law: Floats) -> float:
-        """Return the largest probability of `law`; of the model's own law if that is one-hot."""
+        Returns the guesses, and the place of each; one place more if the draft is unsure there.
+        """
+        inner = self._inner.propose(most - 1)
+        scores = self._runner.score(inner)
+        places: dict[accept.Path, _Place] = {}
+
+        def place(path: accept.Path) -> _Place:
+            if path not in places:
+                history = self._tokens + guesses + [int(inner.tokens[n]) for n in path]
+                row = scores.logits[path[-1] + 1 if path else 0]
+                logits = adjust(row, self._sampling, history, len(history) - self._prompt_length)
+                places[path] = _Place(logits, self._sampling)
+            return places[path]
+
         if self._sampling.greedy:
-            return math.exp(log_probability(logits, int(np.argmax(logits))))
-        return float(law.max())
+            verdict = accept.greedy(inner, lambda path: int(np.argmax(place(path).logits)))
+        else:
+            verdict = accept.sample(inner, lambda path: place(path).law, self._rng)
+        behind = [place(verdict.path[:depth]) for depth in range(len(verdict.path) + 1)]
+        self._runner.commit(inner, verdict)
+        self._inner.observe(inner, scores, verdict)
+        return self._while_sure([*_tokens_of(inner, verdict), verdict.next_token], behind)
+
+    def _while_sure(
+        self, tokens: list[int], places: list[_Place]
+    ) -> tuple[list[int], list[_Place]]:
+        for kept, place in enumerate(places if self._min_confidence else []):
+            if place.confidence < self._min_confidence:
+                return tokens[:kept], places[: kept + 1]
+        return tokens, places
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
         """Append what the target committed."""
-        self._tokens += [*(int(draft.tokens[n]) for n in verdict.path), verdict.next_token]
+        self._tokens += [*_tokens_of(draft, verdict), verdict.next_token]
 
 
-def guided_by(
-    runner: Runner, num_draft_tokens: int, *, draft_length: str, min_confidence: float
-) -> Proposer:
+def _tokens_of(draft: Draft, verdict: Verdict) -> list[int]:
+    return [int(draft.tokens[n]) for n in verdict.path]
+
+
+def guided_by(options: DraftModel | Hybrid, runner: Runner) -> Proposer:
     """Return a proposer that guesses with `runner`, as deep as `draft_length` says."""
-    confidence = min_confidence if draft_length == "confidence" else 0.0
-    draft = DraftModelProposer(runner, num_draft_tokens, confidence)
-    return AdaptiveLength(draft, num_draft_tokens) if draft_length == "adaptive" else draft
+    tokens, draft = options.num_draft_tokens, options.draft
+    confidence = options.min_confidence if options.draft_length == "confidence" else 0.0
+    inner = None
+    if draft is not None and draft.heads is not None:
+        inner = MedusaProposer(runner, draft.num_draft_tokens, None)
+    proposer = DraftModelProposer(runner, tokens, confidence, inner)
+    return AdaptiveLength(proposer, tokens) if options.draft_length == "adaptive" else proposer
 
 
 def build(options: DraftModel, runners: Mapping[Role, Runner]) -> Proposer:
     """Return the proposer of `method: draft_model`; `runners` holds one for the role draft."""
-    return guided_by(
-        runners["draft"],
-        options.num_draft_tokens,
-        draft_length=options.draft_length,
-        min_confidence=options.min_confidence,
-    )
+    return guided_by(options, runners["draft"])

@@ -48,9 +48,4 @@ def build(options: Hybrid, runners: Mapping[Role, Runner]) -> Proposer:
 def _second(options: Hybrid, runners: Mapping[Role, Runner]) -> Proposer:
     if options.draft is None:
         return medusa.build(options, runners)
-    return guided_by(
-        runners["draft"],
-        options.num_draft_tokens,
-        draft_length=options.draft_length,
-        min_confidence=options.min_confidence,
-    )
+    return guided_by(options, runners["draft"])

@@ -45,8 +45,10 @@ class InVocabulary:
         self._runner.commit(self._readable(draft), replace(verdict, next_token=token))
 
     def guess(self, hidden: Logits) -> Guesses:
-        """Ask the engine's heads; see `Runner`."""
-        return self._runner.guess(hidden)
+        """Ask the engine's heads; an id beyond the target's is taken for impossible."""
+        guesses = self._runner.guess(hidden)
+        known = guesses.tokens < self.vocab_size
+        return Guesses(np.where(known, guesses.tokens, STAND_IN), np.where(known, guesses.probs, 0))
 
     def _known(self, tokens: Sequence[int]) -> Sequence[int]:
         size = self._runner.vocab_size

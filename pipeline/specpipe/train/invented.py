@@ -18,7 +18,7 @@ from specpipe.train.text import in_template
 
 Progress = Callable[[int, int], None]
 MAX_TOKENS = 80  # of a prompt; one that has no end by then is dropped
-SAMPLING = Sampling(temperature=1.0, top_k=0, top_p=0.95)
+SAMPLING = Sampling(temperature=1.0, top_k=50)  # top_p would sort the vocabulary at every token
 LEAST_YIELD = 0.05  # of the attempts must be whole prompts
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from specpipe.assembly import make_proposer
 from specpipe.contracts import EMPTY, Sampling
 from specpipe.engine.openvino.backend import OpenVinoEngine
 from specpipe.errors import Unsupported
+from specpipe.methods import DraftModel, DraftOptions
 from specpipe.speculate.decode import Limits, decode
 from specpipe.speculate.medusa import MedusaProposer
 from specpipe.speculate.none import NoProposer
@@ -88,6 +90,18 @@ def test_greedy_output_equals_plain_decoding(tree, with_heads: OpenVinoEngine) -
     steps = list(decode(ours, MedusaProposer(ours, 6, tree), PROMPT, sampling, limits))
     assert [t for s in steps for t in s.tokens] == expected
     assert sum(s.drafted for s in steps) > 60
+
+
+def test_a_draft_with_heads_guesses_what_it_guesses_without(with_heads: OpenVinoEngine) -> None:
+    limits, prompt = Limits(20), [1, 2, 3]
+    outputs = []
+    for heads in (None, "unused"):
+        options = DraftModel("draft_model", DraftOptions("unused", heads), 6)
+        proposer = make_proposer(options, {"draft": with_heads.runner()})
+        steps = list(decode(with_heads.runner(), proposer, prompt, Sampling(), limits))
+        outputs.append([step.tokens for step in steps])
+    assert outputs[0] == outputs[1]
+    assert max(map(len, outputs[0])) == 7  # the draft is the target: all of it is accepted
 
 
 def test_an_engine_without_heads_says_so(tiny_engine: OpenVinoEngine) -> None:
