@@ -49,6 +49,12 @@ class ServingOptions:
 
     decoupled: bool = True  # streaming; False: one response a request, for unary gRPC calls
     max_queue_size: int = field(default=64, metadata=at_least(1))
+    # Who drives the engines: the CPU engine itself, or Triton's text models as they do on GPUs.
+    # Backend tensorrt knows the second only.
+    loop: Literal["engine", "bls"] = "engine"
+    instances: int | None = field(default=None, metadata=at_least(1))  # of each text model, if bls
+    repository_path: str | None = None  # where a server of GPU engines sees the repository
+    spawn_processes: bool = True  # False: mpirun starts the workers of several engines (Slurm)
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def plan_work(plan: Plan, workspace: Workspace, shop: Workshop = HERE) -> list[W
     return [
         *(_convert(config, workspace, role) for role in roles),
         *(_compile(config, workspace, request, shop) for request in plan.requests.values()),
-        _package(config, workspace, roles),
+        _package(plan, workspace),
     ]
 
 
@@ -200,9 +200,18 @@ def _options(commands: list[Command]) -> dict[str, str]:
     return {name: value for name, value in told.items() if name not in places}
 
 
-def _package(config: RunConfig, workspace: Workspace, roles: list[Role]) -> Work:
+def _package(plan: Plan, workspace: Workspace) -> Work:
+    config, roles = plan.config, list(plan.requests)
     engines = {role: workspace.engine(role) for role in roles}
     tokenizer = workspace.checkpoint("target") / "tokenizer"
+    repository = RepositoryPlan(
+        config=config,
+        engines=engines,
+        tokenizer=tokenizer,
+        requests=plan.requests,
+        release=plan.versions.get("tensorrt_llm", ""),
+        home=Path(config.serving.repository_path or workspace.repository.resolve()),
+    )
 
     def inputs() -> dict[str, str]:
         for role in roles:
@@ -220,7 +229,7 @@ def _package(config: RunConfig, workspace: Workspace, roles: list[Role]) -> Work
         "repository",
         workspace.repository,
         inputs,
-        lambda out, progress: write_repository(RepositoryPlan(config, engines, tokenizer), out),
+        lambda out, progress: write_repository(repository, out),
     )
 
 

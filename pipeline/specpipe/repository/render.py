@@ -1,6 +1,7 @@
 """config.pbtxt, rendered through the very protobuf that Triton reads."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
@@ -8,20 +9,35 @@ from tritonclient.grpc import model_config_pb2 as pb
 from specpipe.repository.signature import Signature, Tensor
 
 
-def render(
-    name: str, signature: Signature, parameters: Mapping[str, str], *, decoupled: bool
-) -> str:
-    """Return the config.pbtxt of one Python model with `parameters`, for one prompt a request."""
+@dataclass(frozen=True)
+class ServedModel:
+    """One model of a repository, as Triton is told about it."""
+
+    name: str
+    signature: Signature
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    backend: str = "python"
+    decoupled: bool = False
+    max_batch_size: int = 1
+    instances: int = 1
+    max_queue_size: int | None = None  # None: requests are not queued by Triton's batcher
+
+
+def render(model: ServedModel) -> str:
+    """Return the config.pbtxt of one model."""
     config = pb.ModelConfig(
-        name=name,
-        backend="python",
-        max_batch_size=1,
-        input=[_input(t) for t in signature.inputs],
-        output=[_output(t) for t in signature.outputs],
-        instance_group=[pb.ModelInstanceGroup(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)],
-        model_transaction_policy=pb.ModelTransactionPolicy(decoupled=decoupled),
+        name=model.name,
+        backend=model.backend,
+        max_batch_size=model.max_batch_size,
+        input=[_input(t) for t in model.signature.inputs],
+        output=[_output(t) for t in model.signature.outputs],
+        instance_group=[
+            pb.ModelInstanceGroup(kind=pb.ModelInstanceGroup.KIND_CPU, count=model.instances)
+        ],
+        model_transaction_policy=pb.ModelTransactionPolicy(decoupled=model.decoupled),
+        dynamic_batching=_batching(model),
     )
-    for key, value in sorted(parameters.items()):
+    for key, value in sorted(model.parameters.items()):
         config.parameters[key].string_value = value
     text: str = text_format.MessageToString(config)
     return text
@@ -30,6 +46,14 @@ def render(
 def parse(text: str) -> pb.ModelConfig:
     """Read a config.pbtxt back; raises text_format.ParseError if Triton would refuse it."""
     return text_format.Parse(text, pb.ModelConfig())
+
+
+def _batching(model: ServedModel) -> pb.ModelDynamicBatching | None:
+    if model.max_queue_size is None:
+        return None
+    policy = pb.ModelQueuePolicy(max_queue_size=model.max_queue_size)
+    sizes = [model.max_batch_size] if model.max_batch_size > 1 else []
+    return pb.ModelDynamicBatching(preferred_batch_size=sizes, default_queue_policy=policy)
 
 
 def _input(tensor: Tensor) -> pb.ModelInput:

@@ -1,4 +1,4 @@
-"""The tensors of the five models, once: upstream's names, so that its clients work unchanged."""
+"""Tensors and parameters of upstream's models by release, so that its clients work unchanged."""
 
 import re
 from collections.abc import Iterator
@@ -7,7 +7,9 @@ from functools import cache
 from pathlib import Path
 
 MODELS = ("ensemble", "tensorrt_llm_bls", "tensorrt_llm", "preprocessing", "postprocessing")
-_FILE = Path(__file__).with_name("tensors_1x.txt")
+LLMAPI = "llmapi/tensorrt_llm"
+NEWEST = "1x"
+_TEXT_MODELS = MODELS[:2]
 
 
 @dataclass(frozen=True)
@@ -24,32 +26,65 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Signature:
-    """What goes into a model and what comes out."""
+    """What goes into a model, what comes out, and which parameters it reads."""
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    parameters: tuple[str, ...] = ()
+
+
+def table_of(release: str) -> str:
+    """Return the name of the table that holds the interface of a TensorRT-LLM release."""
+    major, minor = (int(part) for part in release.split(".")[:2])
+    if (major, minor) <= (0, 18):
+        return "018"
+    return "019" if (major, minor) == (0, 19) else NEWEST
 
 
 @cache
-def signatures() -> dict[str, Signature]:
-    """Return the signature of every model."""
-    tables: dict[tuple[str, str], list[Tensor]] = {}
-    for section, tensor in _lines(_FILE.read_text(encoding="utf-8")):
-        tables.setdefault(section, []).append(tensor)
+def signatures(table: str = NEWEST) -> dict[str, Signature]:
+    """Return the signature of every model of one of upstream's tables."""
+    inputs: dict[str, list[Tensor]] = {}
+    outputs: dict[str, list[Tensor]] = {}
+    parameters: dict[str, list[str]] = {}
+    file = Path(__file__).with_name(f"tensors_{table}.txt")
+    for model, side, line in _lines(file.read_text(encoding="utf-8")):
+        if side == "parameters":
+            parameters.setdefault(model, []).append(line)
+        else:
+            (inputs if side == "inputs" else outputs).setdefault(model, []).append(_tensor(line))
     return {
-        model: Signature(tuple(tables[model, "inputs"]), tuple(tables[model, "outputs"]))
-        for model in MODELS
+        model: Signature(
+            tuple(inputs[model]), tuple(outputs[model]), tuple(parameters.get(model, ()))
+        )
+        for model in inputs
     }
 
 
-def _lines(text: str) -> Iterator[tuple[tuple[str, str], Tensor]]:
-    section = ("", "")
+def served_signature(model: str, table: str = NEWEST) -> Signature:
+    """Return what a model of ours declares: upstream's tensors of that release.
+
+    The text models also declare those of the newest release, so that one client serves all.
+    """
+    own = signatures(table)[model]
+    if model not in _TEXT_MODELS:
+        return own
+    newest = signatures()[model]
+    return Signature(_union(own.inputs, newest.inputs), _union(own.outputs, newest.outputs))
+
+
+def _union(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    names = {tensor.name for tensor in first}
+    return (*first, *(tensor for tensor in second if tensor.name not in names))
+
+
+def _lines(text: str) -> Iterator[tuple[str, str, str]]:
+    model, side = "", ""
     for line in text.splitlines():
         if line.startswith("["):
             model, side = line.strip("[]").split()
-            section = (model, side)
         elif line and not line.startswith("#"):
-            yield section, _tensor(line)
+            yield model, side, line
 
 
 def _tensor(line: str) -> Tensor:

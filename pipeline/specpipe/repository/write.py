@@ -1,97 +1,93 @@
-"""Writing a model repository: five models, tokenizer and engines, complete in one folder."""
+"""Writing a model repository: models, tokenizer and engines, complete in one folder."""
 
-import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from specpipe.config import RunConfig
-from specpipe.contracts import Role
+from specpipe.repository.library import LIBRARY, library_digest, write_library
+from specpipe.repository.placement import write_placement
 from specpipe.repository.render import render
-from specpipe.repository.signature import MODELS, signatures
+from specpipe.repository.shapes import (
+    Entry,
+    RepositoryPlan,
+    drives_engines,
+    engine_options,
+    entries,
+)
 
-FORMAT = "1"  # raise it when the same engines must give another repository
-_MODULES = {
-    "ensemble": "text",
-    "tensorrt_llm_bls": "text",
-    "tensorrt_llm": "engine",
-    "preprocessing": "preprocessing",
-    "postprocessing": "postprocessing",
-}
-_TOKENIZER = "../../preprocessing/1/tokenizer"  # seen from a model's version folder
+__all__ = ["FORMAT", "RepositoryPlan", "repository_options", "write_repository"]
 
-
-@dataclass(frozen=True)
-class RepositoryPlan:
-    """What a repository is made from."""
-
-    config: RunConfig
-    engines: Mapping[Role, Path]
-    tokenizer: Path
+FORMAT = "2"  # raise it when the same engines must give another repository
 
 
 def repository_options(config: RunConfig) -> dict[str, str]:
     """Return the options that decide what is written, beside the engines and the tokenizer."""
     engine, serving = config.engine, config.serving
     return {
-        "backend": engine.backend,
-        "speculation": json.dumps(asdict(config.speculation), sort_keys=True),
-        "max_batch_size": str(engine.max_batch_size),
+        **engine_options(config),
         "max_input_len": str(engine.max_input_len),
         "max_seq_len": str(engine.max_seq_len),
-        "max_queue_size": str(serving.max_queue_size),
         "decoupled": str(serving.decoupled),
+        "loop": serving.loop,
+        **(_driving_options(config) if drives_engines(config) else {}),
+    }
+
+
+def _driving_options(config: RunConfig) -> dict[str, str]:
+    serving = config.serving
+    return {
+        "instances": str(serving.instances),
+        "spawn_processes": str(serving.spawn_processes),
+        "repository_path": str(serving.repository_path),
+        "library": library_digest(),
     }
 
 
 def write_repository(plan: RepositoryPlan, out: Path) -> None:
-    """Write the five models into the empty folder `out`.
+    """Write the models into the empty folder `out`.
 
-    Engine files are hard-linked where the file system allows it, else copied.
+    Engine files are hard-linked where the file system allows it, else copied. Raises Unsupported if
+    Triton cannot configure the run's method.
     """
-    for model in MODELS:
-        version = out / model / "1"
-        version.mkdir(parents=True)
-        text = render(
-            model,
-            signatures()[model],
-            _parameters(model, plan),
-            decoupled=_decoupled(model, plan.config),
-        )
-        (out / model / "config.pbtxt").write_text(text, encoding="utf-8")
-        (version / "model.py").write_text(_shim(model), encoding="utf-8")
+    models = entries(plan)
+    for entry in models:
+        _write_model(entry, plan, out)
     _link(plan.tokenizer, out / "preprocessing/1/tokenizer")
-    for role, engine in plan.engines.items():
-        _link(engine, out / "tensorrt_llm/1/engines" / role)
+    if plan.drives_engines:
+        write_library(out / LIBRARY)
+        placement = plan.placement
+        write_placement(replace(placement, needs_gpu=bool(plan.release)), out)
 
 
-def _decoupled(model: str, config: RunConfig) -> bool:
-    """Tell whether a model may send several responses; the engine always does."""
-    if model == "tensorrt_llm":
-        return True
-    return model in ("ensemble", "tensorrt_llm_bls") and config.serving.decoupled
+def _write_model(entry: Entry, plan: RepositoryPlan, out: Path) -> None:
+    name = entry.model.name
+    version = out / name / "1"
+    version.mkdir(parents=True)
+    (out / name / "config.pbtxt").write_text(render(entry.model), encoding="utf-8")
+    if entry.module is not None:
+        own = plan.drives_engines and entry.module not in ("engine", "stand_in")
+        (version / "model.py").write_text(_shim(name, entry.module, own), encoding="utf-8")
+    if entry.role is not None:
+        _link(plan.engines[entry.role], version / "engine")
+    elif entry.module == "engine":
+        for role, engine in plan.engines.items():
+            _link(engine, version / "engines" / role)
 
 
-def _parameters(model: str, plan: RepositoryPlan) -> dict[str, str]:
-    options = repository_options(plan.config)
-    lengths = {key: options[key] for key in ("max_input_len", "max_seq_len")}
-    if model == "tensorrt_llm":
-        roles = {role: f"engines/{role}" for role in plan.engines}
-        serving = {
-            k: options[k] for k in ("backend", "speculation", "max_batch_size", "max_queue_size")
-        }
-        return {**lengths, **serving, "engines": json.dumps(roles, sort_keys=True)}
-    folder = "tokenizer" if model == "preprocessing" else _TOKENIZER
-    return {**lengths, "tokenizer_dir": folder}
-
-
-def _shim(model: str) -> str:
-    module = f"specpipe.repository.models.{_MODULES[model]}"
+def _shim(model: str, name: str, own_library: bool) -> str:
+    """Return a model.py; with `own_library` the code comes from within the repository."""
+    module = f"specpipe.repository.models.{name}"
+    path = (
+        "import sys\nfrom pathlib import Path\n\n"
+        f'sys.path.insert(0, str(Path(__file__).parents[2] / "{LIBRARY}"))\n\n'
+        if own_library
+        else ""
+    )
     return (
         f'"""Triton\'s entry to `{model}`; the code is in {module}."""\n\n'
-        f"from {module} import TritonPythonModel as TritonPythonModel\n"
+        f"{path}from {module} import TritonPythonModel as TritonPythonModel\n"
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from google.protobuf import text_format
 
 from specpipe.config import RunConfig, read_config
-from specpipe.repository.render import parse, render
+from specpipe.repository.render import ServedModel, parse, render
 from specpipe.repository.signature import MODELS, Signature, Tensor, signatures
 from specpipe.repository.write import RepositoryPlan, write_repository
 
@@ -90,7 +90,7 @@ def test_only_the_front_end_follows_the_decoupled_setting(
 
 def test_a_type_that_triton_lacks_is_refused_when_rendering() -> None:
     with pytest.raises(ValueError, match="TYPE_INT33"):
-        render("m", Signature((Tensor("x", "INT33", (1,)),), ()), {}, decoupled=False)
+        render(ServedModel("m", Signature((Tensor("x", "INT33", (1,)),), ())))
     with pytest.raises(text_format.ParseError):
         parse('nmae: "m"')
 

@@ -13,7 +13,7 @@ from specpipe.assembly import limit_draft, load_deployment
 from specpipe.errors import ConfigError
 from specpipe.methods import Speculation
 from specpipe.records import parse_record
-from specpipe.repository.models import requests, triton
+from specpipe.repository.models import requests, token_requests, triton
 from specpipe.repository.models.channel import EngineSocket, socket_path
 from specpipe.repository.models.exchange import Counters, Request
 from specpipe.repository.models.failures import Cancelled
@@ -80,10 +80,8 @@ class TritonPythonModel:
 
     def _parse(self, request: Any, tensors: requests.Tensors) -> Request:
         requests.refuse_unsupported(tensors)
-        prompt = _prompt(tensors, self._vocab_size)
-        max_tokens = requests.whole(tensors, "request_output_len") or 0
-        if max_tokens < 1:
-            raise ConfigError(f"request_output_len is {max_tokens}: must be at least 1")
+        prompt = token_requests.prompt(tensors, self._vocab_size)
+        max_tokens = token_requests.output_length(tensors)
         requests.check_lengths(len(prompt), max_tokens, self._max_input_len, self._max_seq_len)
         bad_words = requests.word_ids(tensors, "bad_words_list")
         sampling = requests.sampling(tensors, -1, bad_words, prefix="runtime_")
@@ -96,20 +94,6 @@ class TritonPythonModel:
             num_draft_tokens=triton.request_parameters(request).get("num_draft_tokens"),
             log_probs=requests.flag(tensors, "return_log_probs"),
         )
-
-
-def _prompt(tensors: requests.Tensors, vocab_size: int) -> tuple[int, ...]:
-    ids = tensors.get("input_ids", np.array([], np.int32)).reshape(-1)
-    length = requests.whole(tensors, "input_lengths")
-    if length is None or not 1 <= length <= len(ids):
-        raise ConfigError(
-            f"input_lengths is {length}: must be from 1 to {len(ids)}, the number of input_ids"
-        )
-    ids = ids[:length]
-    outside = ids[(ids < 0) | (ids >= vocab_size)]
-    if len(outside):
-        raise ConfigError(f"input_ids has {outside[0]}: tokens go from 0 to {vocab_size - 1}")
-    return tuple(int(i) for i in ids)
 
 
 @dataclass

@@ -21,6 +21,8 @@ class Request:
     limits: Limits
     num_draft_tokens: int | None = None
     log_probs: bool = False
+    bias: tuple[tuple[int, float], ...] = ()  # added to the logits: (token, amount)
+    use_draft_logits: bool = False
 
 
 @dataclass
@@ -76,6 +78,8 @@ def load_request(line: bytes) -> Request:
         limits=Limits(limits["max_tokens"], _words(limits["stop_words"])),
         num_draft_tokens=values["num_draft_tokens"],
         log_probs=values["log_probs"],
+        bias=tuple((token, amount) for token, amount in values["bias"]),
+        use_draft_logits=values["use_draft_logits"],
     )
 
 

@@ -3,10 +3,12 @@
 Triton exports these beside its own metrics; no backend of upstream does.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from specpipe.repository.models.exchange import Counters
 from specpipe.speculate.decode import Step
 
 _COUNTERS = {
@@ -22,7 +24,11 @@ _GAUGES = {
 
 
 class Meter:
-    """Counts steps; not thread-safe, like the engine it counts for."""
+    """Counts steps; not thread-safe, like the engine it counts for.
+
+    Several processes of one model may count: Triton adds their counters up, and the gauges are
+    set from the sums.
+    """
 
     def __init__(self, model: str, method: str) -> None:
         labels = {"model": model, "method": method}
@@ -36,12 +42,24 @@ class Meter:
 
     def add(self, step: Step) -> None:
         """Count one step of any request."""
-        counts = (1, len(step.tokens), step.drafted, step.accepted)
+        self._count((1, len(step.tokens), step.drafted, step.accepted))
+        self._set_gauges(self._totals)
+
+    def add_request(self, used: Counters) -> None:
+        """Count a request of this process; others count theirs."""
+        if used.steps:
+            self._count(
+                (used.steps, used.output_tokens, used.draft_tokens, used.accepted_draft_tokens)
+            )
+            self._set_gauges({name: self._metrics[name].value() for name in _COUNTERS})
+
+    def _count(self, counts: tuple[int, ...]) -> None:
         for name, count in zip(_COUNTERS, counts, strict=True):
             self._totals[name] += count
             if count:
                 self._metrics[name].increment(count)
-        totals = self._totals
+
+    def _set_gauges(self, totals: Mapping[str, float]) -> None:
         rate = totals["accepted_draft_tokens"] / max(1, totals["draft_tokens"])
         self._metrics["acceptance_rate"].set(rate)
         self._metrics["acceptance_length"].set(totals["output_tokens"] / totals["steps"])

@@ -3,6 +3,7 @@
 A request is a mapping from tensor name to numpy array, whatever its batch dimensions.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -66,10 +67,17 @@ _ONLY = {  # tensors with one possible value, and what another would mean
 }
 
 
-def refuse_unsupported(tensors: Tensors) -> None:
-    """Raise Unsupported if a tensor asks for what this server does not do."""
+NOTHING: frozenset[str] = frozenset()
+BIAS = frozenset({"embedding_bias_words", "embedding_bias_weights"})
+
+
+def refuse_unsupported(tensors: Tensors, supported: frozenset[str] = NOTHING) -> None:
+    """Raise Unsupported if a tensor asks for what this server does not do.
+
+    `supported` are the names that this model takes, unlike others.
+    """
     for name, array in tensors.items():
-        if name in _UNSUPPORTED and _asks(array):
+        if name in _UNSUPPORTED and name not in supported and _asks(array):
             raise Unsupported(f"{name}: {_UNSUPPORTED[name]} are not supported by this server")
         if name in _ONLY and array.size:
             only, words = _ONLY[name]
@@ -132,6 +140,8 @@ class TextRequest:
     echo: bool  # repeat the prompt before the answer
     num_draft_tokens: int | None
     wants: frozenset[str]  # which return_* flags are set
+    bias: tuple[tuple[str, float], ...] = ()  # words and what is added to their logits
+    use_draft_logits: bool = False
 
 
 RETURNS = (
@@ -142,12 +152,12 @@ RETURNS = (
 )
 
 
-def text_request(tensors: Tensors) -> TextRequest:
-    """Check the tensors of a text request.
+def text_request(tensors: Tensors, supported: frozenset[str] = NOTHING) -> TextRequest:
+    """Check the tensors of a text request; `supported` is what only some servers do.
 
     Raises ConfigError or Unsupported with one sentence.
     """
-    refuse_unsupported(tensors)
+    refuse_unsupported(tensors, supported)
     given = texts(tensors, "text_input")
     if len(given) != 1:
         raise ConfigError(
@@ -162,7 +172,24 @@ def text_request(tensors: Tensors) -> TextRequest:
         echo=not flag(tensors, "exclude_input_in_output"),
         num_draft_tokens=whole(tensors, "num_draft_tokens"),
         wants=frozenset(name for name in RETURNS if flag(tensors, name)),
+        bias=_bias(tensors),
+        use_draft_logits=flag(tensors, "use_draft_logits"),
     )
+
+
+def _bias(tensors: Tensors) -> tuple[tuple[str, float], ...]:
+    words = texts(tensors, "embedding_bias_words")
+    weights = tensors.get("embedding_bias_weights", np.zeros(0, np.float32)).reshape(-1)
+    if len(words) != len(weights):
+        raise ConfigError(
+            f"embedding_bias_words has {len(words)} words, but embedding_bias_weights has "
+            f"{len(weights)} values: each word needs one"
+        )
+    amounts = [float(weight) for weight in weights]
+    for word, amount in zip(words, amounts, strict=True):
+        if not math.isfinite(amount):
+            raise ConfigError(f"embedding_bias_weights has {amount} for {word!r}: must be finite")
+    return tuple((word, amount) for word, amount in zip(words, amounts, strict=True) if word)
 
 
 def _max_tokens(tensors: Tensors, name: str) -> int:

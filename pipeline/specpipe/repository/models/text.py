@@ -1,11 +1,10 @@
 """`ensemble` and `tensorrt_llm_bls`: text in, text out, streamed or whole.
 
-Both names are this one model. A thread a request tokenises, asks the engine's process, and hands
-the text on as it becomes certain; so streaming, stop words and cancellation work with speculation,
-which they do not in upstream's own ensemble and BLS.
+Both names are this one model. It tokenises a request, asks whatever decodes (see `sources`), and
+hands the text on as it becomes certain; so streaming, stop words and cancellation work with
+speculation, which they do not in upstream's own ensemble and BLS.
 """
 
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -17,35 +16,41 @@ from numpy.typing import NDArray
 
 from specpipe.errors import Unsupported
 from specpipe.repository.models import requests, triton
-from specpipe.repository.models.channel import ask_engine, socket_path
 from specpipe.repository.models.exchange import Counters, Progress, Request
 from specpipe.repository.models.responses import perf_tensors, text_tensor
+from specpipe.repository.models.sources import open_source
+from specpipe.repository.models.tensors import newest_names
 from specpipe.repository.models.tokens import TextStream, TextTokenizer, load_tokenizer
 from specpipe.speculate.decode import Limits
 from specpipe.speculate.sampling import check_sampling
-
-WATCH_SECONDS = 0.05  # how often a client is asked whether it is still there
 
 
 class TritonPythonModel:
     """Triton's entry points."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Load the tokenizer; the engine belongs to another model."""
+        """Load the tokenizer; the engines belong to other models."""
         options = triton.parameters(args)
         folder = triton.model_folder(args)
         self._tokenizer = load_tokenizer(folder / options["tokenizer_dir"])
         self._max_input_len = int(options["max_input_len"])
         self._max_seq_len = int(options["max_seq_len"])
         self._decoupled = triton.is_decoupled(args)
-        self._engine = socket_path(os.getppid())
+        self._source = open_source(options, args["model_name"])
         triton.trim_memory()
 
     def execute(self, batch: list[Any]) -> None:
-        """Start a thread for every request; the engine's queue bounds how many there are."""
+        """Answer every request, in a thread each if the source of tokens takes many at a time."""
         for request in batch:
             answer = (request, triton.Responder(request))
-            threading.Thread(target=self._serve, args=answer, daemon=True).start()
+            if self._source.takes_many:
+                threading.Thread(target=self._serve, args=answer, daemon=True).start()
+            else:
+                self._serve(*answer)
+
+    def finalize(self) -> None:
+        """Drop the metrics; those that outlive this call crash the process."""
+        del self._source
 
     def _serve(self, call: Any, responder: triton.Responder) -> None:
         try:
@@ -54,8 +59,8 @@ class TritonPythonModel:
             responder.fail(error)
 
     def _answer(self, call: Any, responder: triton.Responder) -> None:
-        tensors = triton.input_tensors(call)
-        asked = requests.text_request(tensors)
+        tensors = newest_names(triton.input_tensors(call))
+        asked = requests.text_request(tensors, self._source.supported)
         if asked.stream and not self._decoupled:
             raise Unsupported(
                 "stream is true: this server answers in one piece; to stream, set "
@@ -73,9 +78,10 @@ class TritonPythonModel:
             limits=Limits(asked.max_tokens),
             num_draft_tokens=asked.num_draft_tokens,
             log_probs="return_log_probs" in asked.wants,
+            bias=self._tokenizer.bias(asked.bias),
+            use_draft_logits=asked.use_draft_logits,
         )
-        steps = ask_engine(self._engine, request, responder.is_cancelled, WATCH_SECONDS)
-        with closing(steps):
+        with closing(self._source.ask(request, responder.is_cancelled)) as steps:
             _Answer(responder, asked, self._tokenizer, ids).run(steps)
 
 

@@ -52,6 +52,17 @@ class TextTokenizer:
         ids = (self.tokenizer.encode(t, add_special_tokens=False).ids for t in spelled)
         return tuple(dict.fromkeys(tuple(i) for i in ids if i))
 
+    def bias(self, words: Sequence[tuple[str, float]]) -> tuple[tuple[int, float], ...]:
+        """Return what is added to the logit of each token of the given words, spelled as they are.
+
+        As upstream: a word of several tokens adds its amount to each of them.
+        """
+        amounts: dict[int, float] = {}
+        for word, amount in words:
+            for token in self.tokenizer.encode(word, add_special_tokens=False).ids:
+                amounts[token] = amounts.get(token, 0.0) + amount
+        return tuple(sorted(amounts.items()))
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of tokens, special ones left out."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)

@@ -1,0 +1,140 @@
+"""The parameters of upstream's C++ model `tensorrt_llm`, one value for each key of a release.
+
+An empty value is what upstream takes for "not given": its parsers throw on it and fall back to
+their default (inflight_batcher_llm/src/utils.cc). No placeholder can be left, for none is written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from specpipe.contracts import BuildRequest, Role
+from specpipe.errors import Unsupported
+from specpipe.methods import Lookahead, Medusa, Speculation
+from specpipe.repository.placement import Placement, gpu_device_ids, participant_ids
+from specpipe.repository.signature import signatures
+from specpipe.trees import TreePath
+
+WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
+_DECODING_MODES = {"medusa": "medusa", "lookahead": "lookahead"}
+_ONE_ENGINE, _TWO_ENGINES = "0.9", "0.5"  # of the memory that is free when the model loads
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """What decides the parameters of one engine's model."""
+
+    request: BuildRequest
+    ranks: Mapping[Role, int]  # of every engine on these GPUs
+    placement: Placement
+    speculation: Speculation
+    engine_dir: Path  # as the server sees it
+    table: str
+
+
+def engine_parameters(plan: EnginePlan) -> dict[str, str]:
+    """Return every parameter of the release's `tensorrt_llm`.
+
+    Raises Unsupported if Triton cannot configure the method in this release.
+    """
+    names = signatures(plan.table)["tensorrt_llm"].parameters
+    method = plan.speculation.method
+    if method == "lookahead" and "lookahead_window_size" not in names:
+        raise Unsupported(
+            "method lookahead cannot be configured through Triton before TensorRT-LLM 0.19",
+            hint="set engine.tensorrt_llm: 1.2.1",
+        )
+    values = {**_FIXED, **_cache(plan), **_method(plan.speculation), **_place(plan)}
+    return {name: values[name] for name in names}
+
+
+_FIXED = {
+    "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
+    "batch_scheduler_policy": "guaranteed_no_evict",
+    "cancellation_check_period_ms": "100",
+    "cross_kv_cache_fraction": "",
+    "cuda_graph_cache_size": "0",
+    "cuda_graph_mode": "false",
+    "eagle_choices": "",
+    "enable_chunked_context": "false",
+    "enable_context_fmha_fp32_acc": "false",
+    "enable_trt_overlap": "false",
+    "encoder_model_path": "",
+    "exclude_input_in_output": "false",  # our calls say it in every request
+    "executor_worker_path": WORKER,
+    "gpt_model_type": "inflight_fused_batching",  # what every method needs
+    "gpu_weights_percent": "1.0",
+    "guided_decoding_backend": "",
+    "iter_stats_max_iterations": "1000",
+    "kv_cache_host_memory_bytes": "0",
+    "kv_cache_onboard_blocks": "true",
+    "lora_cache_gpu_memory_fraction": "0.05",
+    "lora_cache_host_memory_bytes": "1073741824",
+    "lora_cache_max_adapter_size": "64",
+    "lora_cache_optimal_adapter_size": "8",
+    "lora_prefetch_dir": "",
+    "max_beam_width": "1",
+    "normalize_log_probs": "true",
+    "num_nodes": "1",
+    "request_stats_max_iterations": "0",
+    "sink_token_length": "",
+    "speculative_decoding_fast_logits": "false",
+    "stats_check_period_ms": "100",
+    "tokenizer_dir": "",
+    "xgrammar_tokenizer_info_path": "",
+}
+
+
+def _cache(plan: EnginePlan) -> dict[str, str]:
+    """Two engines on the same GPUs get token budgets, so that neither depends on who loads first.
+
+    The budget holds every slot's longest sequence and the draft under verification, in whole
+    blocks; the fraction bounds it where that is more than half of the free memory.
+    """
+    request = plan.request
+    shared = len(plan.ranks) > 1
+    row = -(-(request.max_seq_len + request.draft_nodes + 1) // 64) * 64
+    return {
+        "enable_kv_cache_reuse": "true",  # the loop resends the whole sequence at every step
+        "kv_cache_free_gpu_mem_fraction": _TWO_ENGINES if shared else _ONE_ENGINE,
+        "max_tokens_in_paged_kv_cache": str(request.max_batch_size * row) if shared else "",
+        "max_attention_window_size": str(request.max_seq_len),
+    }
+
+
+def _method(options: Speculation) -> dict[str, str]:
+    lookahead = options if isinstance(options, Lookahead) else None
+    medusa = options if isinstance(options, Medusa) else None
+    return {
+        "decoding_mode": _DECODING_MODES.get(options.method, "top_k_top_p"),
+        "multi_block_mode": "false" if medusa else "true",
+        "medusa_choices": choices(_tree(medusa)) if medusa else "",
+        "lookahead_window_size": str(lookahead.window_size) if lookahead else "",
+        "lookahead_ngram_size": str(lookahead.ngram_size) if lookahead else "",
+        "lookahead_verification_set_size": str(lookahead.verification_set_size)
+        if lookahead
+        else "",
+    }
+
+
+def _tree(options: Medusa) -> tuple[TreePath, ...]:
+    if isinstance(options.tree, str):
+        raise Unsupported(
+            f"speculation.tree is {options.tree}: TensorRT-LLM wants one tree for every step",
+            hint="set tree: auto, or list its paths",
+        )
+    return options.tree
+
+
+def choices(tree: tuple[TreePath, ...]) -> str:
+    """Return a tree in upstream's notation: `{0}, {0, 0}, {1}`."""
+    return ", ".join("{" + ", ".join(str(n) for n in path) + "}" for path in tree)
+
+
+def _place(plan: EnginePlan) -> dict[str, str]:
+    role = plan.request.role
+    return {
+        "gpt_model_path": str(plan.engine_dir),
+        "gpu_device_ids": gpu_device_ids(plan.ranks[role]),
+        "participant_ids": participant_ids(role, plan.ranks, plan.placement),
+    }

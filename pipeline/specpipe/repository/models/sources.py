@@ -1,0 +1,107 @@
+"""Where a text model's tokens come from: the engine's socket, or calls of other models (BLS)."""
+
+import os
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from specpipe.repository.models import requests
+from specpipe.repository.models.channel import ask_engine, socket_path
+from specpipe.repository.models.exchange import Counters, Progress, Request
+from specpipe.repository.models.failures import Cancelled
+
+WATCH_SECONDS = 0.05  # how often a client is asked whether it is still there
+
+Steps = Generator[Progress, None, None]
+IsCancelled = Callable[[], bool]
+
+
+class Source(Protocol):
+    """Something that decodes requests."""
+
+    @property
+    def takes_many(self) -> bool:
+        """Whether several threads may ask at a time."""
+        ...
+
+    @property
+    def supported(self) -> frozenset[str]:
+        """Tensors that this source honours and others refuse."""
+        ...
+
+    def ask(self, request: Request, is_cancelled: IsCancelled) -> Steps:
+        """Yield a request's steps; closing the generator gives the request up.
+
+        Raises Cancelled if `is_cancelled()` turns true.
+        """
+        ...
+
+
+def open_source(options: Mapping[str, str], model: str) -> Source:
+    """Return the source that a text model's parameters name."""
+    if "loop" not in options:
+        return SocketSource(socket_path(os.getppid()))
+    return bls_source(options, model)
+
+
+@dataclass(frozen=True)
+class SocketSource:
+    """The process of the CPU engine, which queues and speculates."""
+
+    path: Path
+    takes_many: bool = True
+    supported: frozenset[str] = requests.NOTHING
+
+    def ask(self, request: Request, is_cancelled: IsCancelled) -> Steps:
+        """See `Source`."""
+        return ask_engine(self.path, request, is_cancelled, WATCH_SECONDS)
+
+
+@dataclass(frozen=True)
+class LoopSource:
+    """A loop in this process that calls engines; Triton runs several of these processes."""
+
+    loop: Callable[[Request], Steps]
+    count: Callable[[Counters], None]  # is told what every request has used, however it ended
+    takes_many: bool = False
+    supported: frozenset[str] = requests.BIAS
+
+    def ask(self, request: Request, is_cancelled: IsCancelled) -> Steps:
+        """See `Source`; asked before every step."""
+        used: Counters | None = None
+        try:
+            with closing(self.loop(request)) as steps:
+                for step in steps:
+                    used = step.counters
+                    if is_cancelled():
+                        raise Cancelled
+                    yield step
+        finally:
+            if used is not None:
+                self.count(used)
+
+
+def bls_source(options: Mapping[str, str], model: str) -> LoopSource:
+    """Return the loop over the models that the parameters name."""
+    from specpipe.repository.models.bls import TritonEngine
+    from specpipe.repository.models.loops import draft_and_verify, follow_engine
+    from specpipe.repository.models.metrics import Meter
+
+    engine = partial(
+        TritonEngine,
+        table=options["table"],
+        padded_vocab_size=int(options["padded_vocab_size"]),
+        decoupled=options["engine_decoupled"] == "true",
+    )
+    most = int(options["num_draft_tokens"])
+    target = engine(options["tensorrt_llm_model_name"])
+    meter = Meter(model, options["method"])
+    if options["loop"] == "draft_target":
+        draft = engine(options["tensorrt_llm_draft_model_name"])
+        loop = partial(draft_and_verify, target, draft, most=most)
+    else:
+        loop = partial(follow_engine, target, most=most)
+    return LoopSource(loop, meter.add_request)

@@ -1,0 +1,229 @@
+"""Which models a repository has: one shape for the CPU engine, one for TensorRT-LLM's, one llmapi.
+
+Upstream's five names are the same in the first two, so a client does not see which it talks to.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from specpipe.config import RunConfig
+from specpipe.contracts import BuildRequest, Role
+from specpipe.methods import DraftModel
+from specpipe.repository.engine_parameters import EnginePlan, engine_parameters
+from specpipe.repository.placement import ENGINE_MODELS, Placement, place
+from specpipe.repository.render import ServedModel
+from specpipe.repository.signature import NEWEST, served_signature, table_of
+
+_TOKENIZER = "../../preprocessing/1/tokenizer"  # seen from a model's version folder
+MOST_INSTANCES = 16  # processes of a text model, unless serving.instances says otherwise
+
+
+@dataclass(frozen=True)
+class RepositoryPlan:
+    """What a repository is made from."""
+
+    config: RunConfig
+    engines: Mapping[Role, Path]
+    tokenizer: Path
+    requests: Mapping[Role, BuildRequest] = field(default_factory=dict)
+    release: str = ""  # of TensorRT-LLM; empty for other backends
+    home: Path = Path()  # where the server will see the repository
+
+    @property
+    def drives_engines(self) -> bool:
+        """Whether the text models call the engines through Triton (BLS)."""
+        return drives_engines(self.config)
+
+    @property
+    def drafts(self) -> bool:
+        """Whether the loop over draft and target is ours, in the text models."""
+        return self.drives_engines and isinstance(self.config.speculation, DraftModel)
+
+    @property
+    def table(self) -> str:
+        """The name of upstream's table of tensors."""
+        return table_of(self.release) if self.release else NEWEST
+
+    @property
+    def ranks(self) -> dict[Role, int]:
+        """Count the GPUs of every engine."""
+        return {role: r.tp_size * r.pp_size for role, r in self.requests.items()}
+
+    @property
+    def placement(self) -> Placement:
+        """How the server of TensorRT-LLM engines is started."""
+        return place(self.ranks, spawns=self.config.serving.spawn_processes, release=self.release)
+
+
+def drives_engines(config: RunConfig) -> bool:
+    """Tell whether the text models of a run call its engines through Triton (BLS)."""
+    return config.engine.backend == "tensorrt" or config.serving.loop == "bls"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model, the module that runs it (None: Triton's C++ backend), and its engine."""
+
+    model: ServedModel
+    module: str | None
+    role: Role | None = None
+
+
+def entries(plan: RepositoryPlan) -> list[Entry]:
+    """Return the models of a repository; raises Unsupported if a method cannot be configured."""
+    if not plan.drives_engines:
+        return [*_text_models(plan), _cpu_engine(plan), *_helpers(plan)]
+    return [*_text_models(plan), *_engine_models(plan), *_helpers(plan)]
+
+
+def _lengths(plan: RepositoryPlan) -> dict[str, str]:
+    engine = plan.config.engine
+    return {"max_input_len": str(engine.max_input_len), "max_seq_len": str(engine.max_seq_len)}
+
+
+def _helpers(plan: RepositoryPlan) -> list[Entry]:
+    folders = {"preprocessing": "tokenizer", "postprocessing": _TOKENIZER}
+    return [
+        Entry(
+            ServedModel(
+                name=name,
+                signature=served_signature(name, plan.table),
+                parameters={**_lengths(plan), "tokenizer_dir": folder, **_vocabulary(plan)},
+            ),
+            name,
+        )
+        for name, folder in folders.items()
+    ]
+
+
+def _text_models(plan: RepositoryPlan) -> list[Entry]:
+    return [
+        Entry(
+            ServedModel(
+                name=name,
+                signature=served_signature(name, plan.table),
+                parameters={**_lengths(plan), "tokenizer_dir": _TOKENIZER, **_loop(plan)},
+                decoupled=plan.config.serving.decoupled,
+                instances=_instances(plan),
+                max_queue_size=plan.config.serving.max_queue_size if plan.drives_engines else None,
+            ),
+            "text",
+        )
+        for name in ("ensemble", "tensorrt_llm_bls")
+    ]
+
+
+def _loop(plan: RepositoryPlan) -> dict[str, str]:
+    """Return what the text models must know to drive engines; nothing if they do not."""
+    if not plan.drives_engines:
+        return {}
+    options = plan.config.speculation
+    return {
+        "loop": "draft_target" if plan.drafts else "engine",
+        "method": options.method,
+        "num_draft_tokens": str(options.num_draft_tokens),
+        "tensorrt_llm_model_name": ENGINE_MODELS["target"],
+        "tensorrt_llm_draft_model_name": ENGINE_MODELS["draft"] if plan.drafts else "",
+        "accumulate_tokens": "false",
+        "multimodal_encoders_name": "",
+        "engine_decoupled": json.dumps(_engines_stream(plan)),
+        "table": plan.table,
+        **_vocabulary(plan),
+    }
+
+
+def _vocabulary(plan: RepositoryPlan) -> dict[str, str]:
+    """Return how long an embedding bias is: the rows of the target's output layer, padded."""
+    request = plan.requests.get("target")
+    if request is None or not plan.drives_engines:
+        return {}
+    tp = request.tp_size
+    return {"padded_vocab_size": str(-(-request.model.vocab_size // tp) * tp)}
+
+
+def _engines_stream(plan: RepositoryPlan) -> bool:
+    """Whether the engines' models send several responses to a request.
+
+    In the loop over draft and target every call is short, and Triton lets one model call another
+    of the kind "one response a request" with any number of calls at a time.
+    """
+    return not plan.drafts and (plan.config.serving.decoupled or not plan.release)
+
+
+def _instances(plan: RepositoryPlan) -> int:
+    """Count the processes of a text model: each drives one request at a time, as upstream's."""
+    if not plan.drives_engines:
+        return 1
+    config = plan.config
+    return config.serving.instances or min(config.engine.max_batch_size, MOST_INSTANCES)
+
+
+def _cpu_engine(plan: RepositoryPlan, path: str = "engines/") -> Entry:
+    """Return the model that holds the engines of the CPU backend and speculates by itself."""
+    config = plan.config
+    roles = {role: f"{path}{role}" for role in plan.engines}
+    parameters = {
+        **_lengths(plan),
+        **engine_options(config),
+        "engines": json.dumps(roles, sort_keys=True),
+    }
+    signature = served_signature("tensorrt_llm")
+    model = ServedModel("tensorrt_llm", signature, parameters, decoupled=True)
+    return Entry(model, "engine")
+
+
+def engine_options(config: RunConfig) -> dict[str, str]:
+    """Return what the CPU engine's model must know."""
+    return {
+        "backend": config.engine.backend,
+        "speculation": json.dumps(asdict(config.speculation), sort_keys=True),
+        "max_batch_size": str(config.engine.max_batch_size),
+        "max_queue_size": str(config.serving.max_queue_size),
+    }
+
+
+def _engine_models(plan: RepositoryPlan) -> list[Entry]:
+    if plan.release:
+        return [_cpp_engine(plan, role) for role in plan.engines]
+    if plan.drafts:
+        return [_stand_in(plan, role) for role in plan.engines]
+    return [_cpu_engine(plan)]
+
+
+def _cpp_engine(plan: RepositoryPlan, role: Role) -> Entry:
+    name, config = ENGINE_MODELS[role], plan.config
+    engine = EnginePlan(
+        request=plan.requests[role],
+        ranks=plan.ranks,
+        placement=plan.placement,
+        speculation=config.speculation,
+        engine_dir=plan.home / name / "1" / "engine",
+        table=plan.table,
+    )
+    model = ServedModel(
+        name=name,
+        signature=served_signature("tensorrt_llm", plan.table),
+        parameters=engine_parameters(engine),
+        backend="tensorrtllm",
+        decoupled=_engines_stream(plan),
+        max_batch_size=config.engine.max_batch_size,
+        max_queue_size=config.serving.max_queue_size,
+    )
+    return Entry(model, None, role)
+
+
+def _stand_in(plan: RepositoryPlan, role: Role) -> Entry:
+    """Return the CPU engine behind the tensors of `tensorrt_llm`, verifying drafts as that does."""
+    config = plan.config
+    parameters = {
+        **_lengths(plan),
+        "backend": config.engine.backend,
+        "max_batch_size": str(config.engine.max_batch_size),
+        "num_draft_tokens": str(config.speculation.num_draft_tokens if role == "target" else 0),
+        "engine": "engine",
+    }
+    signature = served_signature("tensorrt_llm")
+    model = ServedModel(ENGINE_MODELS[role], signature, parameters)
+    return Entry(model, "stand_in", role)

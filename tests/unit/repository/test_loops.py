@@ -1,0 +1,298 @@
+"""The loop over draft and target: lossless, streaming, counted whole, ending for a known reason."""
+
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+
+from specpipe.contracts import Floats, Sampling
+from specpipe.errors import ConfigError, Unsupported
+from specpipe.repository.models import loops
+from specpipe.repository.models.calls import Call, Reply
+from specpipe.repository.models.exchange import Progress, Request
+from specpipe.repository.models.failures import EngineError
+from specpipe.repository.models.loops import draft_and_verify, follow_engine
+from specpipe.repository.models.verifying import Prefixes, Question, answer
+from specpipe.speculate.decode import Limits
+from tests.contract import laws
+from tests.contract.laws import Dice, exact_law, excess, outcomes
+from tests.contract.worlds import PROMPT, World
+from tests.unit.speculate.scripted import Law, ScriptedRunner
+
+WORLD = World(vocab_size=3)
+
+
+@dataclass
+class ScriptedEngine:
+    """Answers calls as `tensorrt_llm` does, from a law; remembers what it was called with."""
+
+    law: Law
+    vocab_size: int = 3
+    calls: list[Call] = field(default_factory=list)
+
+    def infer(self, call: Call) -> Generator[Reply, None, None]:
+        self.calls.append(call)
+        bias = np.zeros(self.vocab_size, np.float32)
+        for token, amount in call.bias:
+            bias[token] += amount
+        question = Question(
+            call.prompt, call.max_tokens, call.sampling, (), call.draft, call.draft_logits,
+            bias if call.bias else None, call.log_probs,
+        )  # fmt: skip
+        reply = answer(question, Prefixes([ScriptedRunner(self.law, self.vocab_size)]))
+        yield reply if call.wants_logits else replace(reply, logits=None)
+
+
+@dataclass
+class TellingEngine:
+    """Yields prepared replies; counts how many were taken."""
+
+    replies: list[Reply]
+    calls: list[Call] = field(default_factory=list)
+    taken: int = 0
+    closed_early: bool = False
+
+    def infer(self, call: Call) -> Generator[Reply, None, None]:
+        self.calls.append(call)
+        try:
+            for reply in self.replies:
+                self.taken += 1
+                yield reply
+        except GeneratorExit:
+            self.closed_early = True
+            raise
+
+
+def request(max_tokens: int = 12, **changes: object) -> Request:
+    sampling = changes.pop("sampling", Sampling())
+    return Request("", tuple(PROMPT), sampling, Limits(max_tokens), **changes)  # type: ignore[arg-type]
+
+
+def run(
+    asked: Request, draft_law: str = "random", most: int = 3
+) -> tuple[list[Progress], ScriptedEngine, ScriptedEngine]:
+    target, draft = ScriptedEngine(WORLD.target), ScriptedEngine(WORLD.drafts[draft_law])
+    return list(draft_and_verify(target, draft, asked, most)), target, draft
+
+
+def tokens(steps: list[Progress]) -> list[int]:
+    return [token for step in steps for token in step.tokens]
+
+
+@pytest.mark.parametrize("draft_law", WORLD.drafts)
+@pytest.mark.parametrize("most", [0, 1, 3, 7])
+def test_greedy_output_is_that_of_plain_decoding(draft_law: str, most: int) -> None:
+    steps, _, _ = run(request(20), draft_law, most)
+    assert tokens(steps) == WORLD.plain(Sampling(), Limits(20))
+    assert steps[-1].finish == "length" and all(s.finish is None for s in steps[:-1])
+
+
+def enumerated(sampling: Sampling, draft_law: str, *, use_draft_logits: bool) -> Floats:
+    """Return the joint law of three tokens over every way in which both engines can draw."""
+    joint = np.zeros((3,) * laws.LENGTH)
+    asked = request(laws.LENGTH, sampling=sampling, use_draft_logits=use_draft_logits)
+
+    def program(dice: Dice) -> list[int]:
+        with pytest.MonkeyPatch.context() as patch:
+            laws._decide_by(dice, patch)
+            return tokens(run(asked, draft_law, 2)[0])
+
+    for output, odds in outcomes(program):
+        joint[laws._padded(output)] += odds
+    return joint
+
+
+@pytest.mark.parametrize("use_draft_logits", [True, False])
+@pytest.mark.parametrize("draft_law", WORLD.drafts)
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(top_k=0, temperature=0.7),
+        Sampling(top_k=2),
+        Sampling(top_k=0, top_p=0.8),
+        Sampling(top_k=0, end_id=2, min_tokens=2),
+        Sampling(top_k=0, repetition_penalty=1.5, frequency_penalty=0.4),
+    ],
+)
+def test_sampled_output_has_exactly_the_targets_law(
+    sampling: Sampling, draft_law: str, use_draft_logits: bool
+) -> None:
+    got = enumerated(sampling, draft_law, use_draft_logits=use_draft_logits)
+    np.testing.assert_allclose(got, exact_law(WORLD, sampling), atol=1e-6)  # logits are float32
+
+
+def drawn(draws: int) -> Floats:
+    counts = np.zeros((3,) * laws.LENGTH)
+    for seed in range(draws):
+        asked = request(laws.LENGTH, sampling=Sampling(top_k=0, seed=seed), use_draft_logits=True)
+        counts[tuple(tokens(run(asked, "identical", 2)[0]))] += 1
+    return counts
+
+
+def test_thousands_of_seeds_draw_from_the_targets_law() -> None:
+    assert excess(exact_law(WORLD, Sampling(top_k=0)), drawn(4000)) < 5
+
+
+@pytest.mark.parametrize("broken", [lambda value: 7, lambda value: value // 2])
+def test_engines_that_share_a_seed_would_be_noticed(
+    broken: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One seed for all calls, or one for draft and target: what upstream's loop sends."""
+    monkeypatch.setattr(loops, "_mixed", broken)
+    assert excess(exact_law(WORLD, Sampling(top_k=0)), drawn(4000)) > 5
+
+
+def test_draft_logits_accept_more_than_comparison_does() -> None:
+    def rate(*, use_draft_logits: bool) -> float:
+        sampling = Sampling(top_k=0, seed=5)
+        asked = request(600, sampling=sampling, use_draft_logits=use_draft_logits)
+        counters = run(asked, "identical")[0][-1].counters
+        return counters.accepted_draft_tokens / counters.draft_tokens
+
+    assert rate(use_draft_logits=True) == 1.0
+    assert rate(use_draft_logits=False) < 0.9
+
+
+def test_no_two_calls_of_a_request_share_a_seed() -> None:
+    _, target, draft = run(request(30, sampling=Sampling(top_k=0, seed=3)))
+    seeds = [call.sampling.seed for call in (*target.calls, *draft.calls)]
+    assert len(set(seeds)) == len(seeds)
+    again = [c.sampling.seed for c in run(request(30, sampling=Sampling(top_k=0, seed=3)))[1].calls]
+    assert again == [call.sampling.seed for call in target.calls]
+
+
+def test_every_call_carries_the_options_of_the_request() -> None:
+    sampling = Sampling(temperature=0.5, top_k=2, presence_penalty=0.3, bad_words=((1, 2),))
+    _, target, draft = run(request(20, sampling=sampling, bias=((1, 2.5),)))
+    assert len(target.calls) > 3
+    for call in (*target.calls, *draft.calls):
+        assert replace(call.sampling, seed=0) == sampling and call.bias == ((1, 2.5),)
+
+
+def test_a_bias_decides_in_every_step() -> None:
+    steps, target, _ = run(request(12, bias=((2, 100.0),)))
+    assert tokens(steps) == [2] * 12 and len(target.calls) > 1
+
+
+def test_min_tokens_counts_from_the_beginning_of_the_answer() -> None:
+    sampling = Sampling(end_id=WORLD.plain(Sampling(), Limits(1))[0], min_tokens=7)
+    steps, target, _ = run(request(20, sampling=sampling))
+    assert tokens(steps) == WORLD.plain(sampling, Limits(20))
+    assert target.calls[0].sampling.min_tokens == 7
+    assert target.calls[1].sampling.min_tokens == 7 - len(steps[0].tokens)
+
+
+def test_an_end_token_ends_the_answer_and_is_in_it() -> None:
+    end = WORLD.plain(Sampling(), Limits(9))[-1]
+    steps, _, _ = run(request(20, sampling=Sampling(end_id=end)))
+    assert steps[-1].finish == "end_id" and tokens(steps).count(end) == 1
+    assert tokens(steps)[-1] == end
+
+
+def test_an_engine_that_keeps_its_end_token_to_itself_ends_the_answer() -> None:
+    target = TellingEngine([Reply(())])
+    (only,) = draft_and_verify(target, TellingEngine([Reply((1, 1))]), request(9), 2)
+    assert only.finish == "end_id" and only.tokens == ()
+
+
+def test_an_engine_that_says_too_much_is_cut() -> None:
+    target = TellingEngine([Reply((1, 1, 1))])
+    steps = list(draft_and_verify(target, TellingEngine([Reply((1, 1, 1, 1))]), request(7), 2))
+    assert tokens(steps) == [1] * 7
+    assert all(len(call.draft) <= 2 for call in target.calls)
+
+
+def test_counters_are_those_of_the_whole_request() -> None:
+    steps, target, _ = run(request(20), "identical")
+    last = steps[-1].counters
+    assert last.steps == len(target.calls) and last.output_tokens == 20
+    assert last.draft_tokens == last.accepted_draft_tokens == 20 - len(target.calls)
+    assert sum(len(c.draft) for c in target.calls) == last.draft_tokens
+    assert [s.counters.output_tokens for s in steps] == sorted(
+        s.counters.output_tokens for s in steps
+    )
+    times = (last.arrival_ns, last.first_scheduled_ns, last.first_token_ns, last.last_token_ns)
+    assert list(times) == sorted(times)
+
+
+def test_rejected_guesses_are_counted_as_drafted_only() -> None:
+    last = run(request(20), "adversarial")[0][-1].counters
+    assert last.draft_tokens > last.accepted_draft_tokens
+
+
+def test_log_probabilities_come_from_the_target_alone() -> None:
+    steps, _, draft = run(request(15, log_probs=True))
+    assert all(len(step.log_probs) == len(step.tokens) for step in steps)
+    assert not any(call.log_probs for call in draft.calls)
+
+
+def test_the_last_token_is_never_drafted() -> None:
+    _, target, draft = run(request(1))
+    assert not draft.calls and target.calls[0].max_tokens == 1
+
+
+def test_logits_are_asked_for_only_if_they_are_used() -> None:
+    _, target, draft = run(request(9))
+    assert not any(c.wants_logits for c in draft.calls)
+    assert all(c.draft_logits is None for c in target.calls)
+    _, target, draft = run(request(9, use_draft_logits=True))
+    assert all(c.wants_logits for c in draft.calls)
+    assert all(len(c.draft_logits) == len(c.draft) for c in target.calls if c.draft)
+
+
+def test_a_request_may_ask_for_fewer_guesses_but_not_for_more() -> None:
+    _, _, draft = run(request(9, num_draft_tokens=1))
+    assert {call.max_tokens for call in draft.calls} == {1}
+    assert not run(request(9, num_draft_tokens=0))[2].calls
+    for number in (-1, 4):
+        with pytest.raises(ConfigError, match=f"num_draft_tokens is {number}: must be from 0 to 3"):
+            run(request(9, num_draft_tokens=number))
+
+
+def test_leaving_the_loop_calls_no_engine_again() -> None:
+    target, draft = ScriptedEngine(WORLD.target), ScriptedEngine(WORLD.target)
+    with closing(draft_and_verify(target, draft, request(50), 3)) as steps:
+        next(steps)
+    assert len(target.calls) == len(draft.calls) == 1
+
+
+def test_an_engines_error_is_handed_on() -> None:
+    class Failing:
+        def infer(self, call: Call) -> Iterator[Reply]:
+            raise EngineError("INTERNAL", "out of blocks")
+            yield
+
+    with pytest.raises(EngineError, match="out of blocks"):
+        list(draft_and_verify(ScriptedEngine(WORLD.target), Failing(), request(9), 2))  # type: ignore[arg-type]
+
+
+def test_an_engine_of_its_own_is_followed_to_its_end() -> None:
+    engine = TellingEngine([Reply((1, 2), (-1.0, -2.0), drafted=3, accepted=1), Reply((0,))])
+    steps = list(follow_engine(engine, request(3, log_probs=True), 3))
+    assert [step.tokens for step in steps] == [(1, 2), (0,), ()]
+    assert steps[-1].finish == "length" and steps[0].log_probs == (-1.0, -2.0)
+    last = steps[-1].counters
+    assert (last.draft_tokens, last.accepted_draft_tokens, last.output_tokens) == (3, 1, 3)
+    assert engine.calls[0].max_tokens == 3 and engine.calls[0].log_probs
+
+
+def test_an_engine_that_ends_early_has_met_its_end_token() -> None:
+    *_, last = follow_engine(TellingEngine([Reply((1,))]), request(9), 3)
+    assert last.finish == "end_id"
+
+
+def test_leaving_an_engine_closes_its_call() -> None:
+    engine = TellingEngine([Reply((1,)), Reply((2,)), Reply((0,))])
+    with closing(follow_engine(engine, request(9), 3)) as steps:
+        next(steps)
+    assert engine.closed_early and engine.taken == 1
+
+
+def test_an_engine_that_drafts_by_itself_cannot_draft_less() -> None:
+    with pytest.raises(Unsupported, match="drafts 3 tokens a step, or none with 0"):
+        list(follow_engine(TellingEngine([]), request(9, num_draft_tokens=1), 3))
+    engine = TellingEngine([Reply((1,))])
+    list(follow_engine(engine, request(9, num_draft_tokens=0), 3))
+    assert not engine.calls[0].speculates
