@@ -36,6 +36,7 @@ DRAFT, LOOKAHEAD = (
     read_config(Path(f"model_configs/{name}.yaml"))
     for name in ("llama70b_draft7b", "llama8b_lookahead")
 )
+LOOKAHEAD = replace(LOOKAHEAD, engine=replace(LOOKAHEAD.engine, tp_size=1, pp_size=1))
 Write = Callable[..., Path]
 
 
