@@ -22,6 +22,7 @@ from specpipe.speculate.vocabulary import in_vocabulary
 BACKENDS: dict[str, str] = {
     "openvino": "specpipe.engine.openvino.backend:OpenVinoBackend",
     "tensorrt": "specpipe.engine.tensorrt.backend:TensorRtBackend",
+    "llmapi": "specpipe.engine.llmapi.backend:LlmApiBackend",
 }
 
 PROPOSERS: dict[str, str] = {  # method -> build(options, runners) -> Proposer

@@ -208,6 +208,9 @@ class BuildRequest:
     sm: int | None = None  # compute capability of `gpu`, without the dot; None: not known
     release: str | None = None  # of TensorRT-LLM; None: the default one
     sources: Mapping[Role, str] = field(default_factory=dict)  # the Hugging Face models
+    ngram_size: int = 0  # longest match that prompt lookup tries
+    max_concurrency: int | None = None  # above so many sequences nothing is guessed
+    streams: bool = True  # whether answers are served piece by piece
 
 
 @dataclass(frozen=True)
@@ -271,6 +274,13 @@ class Backend(Protocol):
         """Whether checkpoints hold Medusa heads in full, in upstream's layout."""
         ...
 
+    @property
+    def serves_sources(self) -> bool:
+        """Whether Hugging Face models are served as they are: none is converted, and of a run only
+        the target is built, which knows its draft.
+        """
+        ...
+
     def check(self, request: BuildRequest) -> list[Rejection]:
         """Return every reason why `request` cannot be built; empty means that it can."""
         ...
@@ -294,6 +304,10 @@ class Backend(Protocol):
 
     def commands(self, request: BuildRequest, checkpoint: Path, out: Path) -> list[Command]:
         """Return the programs that `build` would start; empty if it runs in this process."""
+        ...
+
+    def files(self, request: BuildRequest) -> Mapping[str, str]:
+        """Return the text files that `build` would write, where they are known beforehand."""
         ...
 
     def footprint(self, request: BuildRequest) -> Footprint:

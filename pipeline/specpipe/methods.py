@@ -128,7 +128,36 @@ class Medusa:
     max_concurrency: int | None = field(default=None, metadata=at_least(1))
 
 
+@dataclass(frozen=True)
+class Eagle3:
+    """Guesses of a one-layer model that reads the target's hidden states; for `llmapi` only."""
+
+    method: Literal["eagle3"]
+    draft: DraftOptions  # an EAGLE-3 checkpoint that was trained for this target
+    num_draft_tokens: int = field(default=3, metadata=between(1, 64))
+    max_concurrency: int | None = field(default=None, metadata=at_least(1))
+
+
+@dataclass(frozen=True)
+class MultiToken:
+    """Guesses of layers that come with the target (multi-token prediction); for `llmapi` only."""
+
+    method: Literal["mtp"]
+    num_nextn_predict_layers: int = field(default=1, metadata=between(1, 8))
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Each layer guesses one token."""
+        return self.num_nextn_predict_layers
+
+    @property
+    def max_concurrency(self) -> None:
+        """Upstream always speculates."""
+        return None
+
+
 AnyLength = PromptLookup | DraftModel | Hybrid | Medusa  # a request may ask for fewer tokens
-Speculation = NoSpeculation | AnyLength | Lookahead
+Speculation = NoSpeculation | AnyLength | Lookahead | Eagle3 | MultiToken
 
 PLAIN = NoSpeculation()
+UPSTREAM_ONLY = ("eagle3", "mtp")  # methods without a proposer of ours

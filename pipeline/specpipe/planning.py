@@ -15,10 +15,11 @@ from specpipe.checkpoint.tokenizer import read_vocabulary, special_ids
 from specpipe.config import RunConfig, find_file, require_file
 from specpipe.contracts import Backend, BuildRequest, Command, ModelConfig, Rejection, Role
 from specpipe.errors import Unsupported
-from specpipe.methods import DraftModel, Hybrid, Medusa, PromptLookup
+from specpipe.methods import Hybrid, Medusa
 from specpipe.plan.compatibility import Difference, Vocabulary, differences, notes, refusals
 from specpipe.plan.gpus import Gpu, find_gpu, unknown_gpu
 from specpipe.plan.memory import Memory
+from specpipe.plan.options import check_options
 from specpipe.plan.outlook import engine_notes, outlook
 from specpipe.plan.plan import (
     Plan,
@@ -69,7 +70,7 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
             for reason in check_heads(config, role, models[role], own.hidden_size)
         ),
         *refusals(found, own_loop=own_loop),
-        *_check_draft_lengths(config),
+        *check_options(config),
         *_check_memory(memory, sizing),
         *([unknown_gpu(config.engine.gpu)] if config.engine.gpu and gpu is None else []),
     ]
@@ -171,25 +172,6 @@ def _vocabulary(source: Source | None, model: ModelConfig) -> Vocabulary:
     if source is None:
         return Vocabulary(model.vocab_size)
     return Vocabulary(model.vocab_size, read_vocabulary(source), special_ids(source))
-
-
-def _check_draft_lengths(config: RunConfig) -> list[Rejection]:
-    """Return the options that only a loop of ours can follow, where the backend has its own."""
-    options = config.speculation
-    if config.engine.backend != "tensorrt":
-        return []
-    asked = ["max_concurrency"] if options.max_concurrency is not None else []
-    if isinstance(options, PromptLookup | DraftModel | Hybrid) and options.draft_length != "fixed":
-        asked.append("draft_length")
-    if config.heads("draft"):
-        asked.append("draft.heads")
-    return [
-        Rejection(
-            f"backend tensorrt drafts by its own rules and ignores speculation.{key}",
-            "remove the key, or use backend: openvino",
-        )
-        for key in asked
-    ]
 
 
 def _gaps(config: RunConfig) -> list[Rejection]:

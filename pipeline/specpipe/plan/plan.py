@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from specpipe.config import RunConfig
+from specpipe.config import RunConfig, find_file
 from specpipe.contracts import BuildRequest, Command, ModelConfig, Rejection, Role
+from specpipe.methods import Eagle3, PromptLookup
 from specpipe.plan.gpus import find_gpu
 from specpipe.plan.memory import Memory
 from specpipe.plan.roofline import Estimate
@@ -48,10 +49,23 @@ def make_requests(
             kv_cache_quantization=engine.kv_cache_quantization,
             sm=gpu.sm if gpu else None,
             release=engine.tensorrt_llm,
-            sources=config.models(),
+            sources=_sources(config),
+            ngram_size=speculation.max_matching_ngram_size
+            if isinstance(speculation, PromptLookup)
+            else 0,
+            max_concurrency=speculation.max_concurrency,
+            streams=config.serving.decoupled,
         )
         for role, model in models.items()
     }
+
+
+def _sources(config: RunConfig) -> dict[Role, str]:
+    """Return where the models are; a Hugging Face id stays one unless there is such a folder."""
+    options, named = config.speculation, config.models()
+    if isinstance(options, Eagle3):
+        named["draft"] = options.draft.model
+    return {role: str(find_file(model, config) or model) for role, model in named.items()}
 
 
 def check_models(requests: Mapping[Role, BuildRequest]) -> list[Rejection]:

@@ -112,6 +112,7 @@ class OpenVinoBackend:
     """See `Backend`."""
 
     whole_heads = False
+    serves_sources = False
 
     def check(self, request: BuildRequest) -> list[Rejection]:
         """Return every reason why this CPU engine cannot be built."""
@@ -163,6 +164,10 @@ class OpenVinoBackend:
     def commands(self, request: BuildRequest, checkpoint: Path, out: Path) -> list[Command]:
         """Nothing is started: the graph is built in this process."""
         return []
+
+    def files(self, request: BuildRequest) -> Mapping[str, str]:
+        """Nothing of an engine is known beforehand."""
+        return {}
 
     def footprint(self, request: BuildRequest) -> Footprint:
         """Estimate the memory of the served engine, from above."""

@@ -26,6 +26,7 @@ class TensorRtBackend:
     """See `Backend`."""
 
     whole_heads = True
+    serves_sources = False
 
     def check(self, request: BuildRequest) -> list[Rejection]:
         """Return every reason why the asked release cannot build this engine."""
@@ -57,6 +58,10 @@ class TensorRtBackend:
             return []
         profile = profile_of(request.release)
         return [Command("compile", build_flags(request, checkpoint, out, profile))]
+
+    def files(self, request: BuildRequest) -> Mapping[str, str]:
+        """Nothing of an engine is known beforehand."""
+        return {}
 
     def footprint(self, request: BuildRequest) -> Footprint:
         """Estimate what the engine takes on each GPU."""

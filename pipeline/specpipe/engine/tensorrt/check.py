@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from specpipe.contracts import BuildRequest, Rejection
 from specpipe.engine.tensorrt.lower import METHODS, reads_blocks, takes_drafts
 from specpipe.engine.tensorrt.profiles import DEFAULT, ENGINES_END, Profile
+from specpipe.methods import UPSTREAM_ONLY
 
 _WEIGHTS_ONLY = ("int8", "int4")
 _NEEDS_SM = {"fp8": 89, "nvfp4": 100}
@@ -38,7 +39,7 @@ def check_release(request: BuildRequest, profile: Profile) -> Iterator[Rejection
 def elsewhere(method: str) -> str:
     """Name the nearest thing that works for a method that engines do not have."""
     if method in DEFAULT.llmapi_methods:
-        cpu = " or backend: openvino" if method not in ("eagle3", "mtp") else ""
+        cpu = "" if method in UPSTREAM_ONLY else " or backend: openvino"
         return f"use backend: llmapi{cpu}, or one of the engines' methods: {_ENGINES}"
     return f"use backend: openvino, or one of the engines' methods: {_ENGINES}"
 

@@ -1,0 +1,118 @@
+"""The `llmapi` backend: no engine is compiled; building writes the `model.yaml` that serves it."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from specpipe.contracts import (
+    HERE,
+    BuildRequest,
+    Command,
+    Facts,
+    Footprint,
+    LoadedEngine,
+    Rejection,
+    Workshop,
+)
+from specpipe.engine.llmapi.model_yaml import FILE, model_yaml
+from specpipe.engine.tensorrt import check
+from specpipe.engine.tensorrt.backend import profile_of
+from specpipe.engine.tensorrt.footprint import footprint
+from specpipe.engine.tensorrt.profiles import DEFAULT, Profile, find_profile, unknown_release
+from specpipe.errors import Unsupported
+
+
+class LlmApiBackend:
+    """See `Backend`."""
+
+    whole_heads = True
+    serves_sources = True
+
+    def check(self, request: BuildRequest) -> list[Rejection]:
+        """Return every reason why the asked release cannot serve this."""
+        profile = find_profile(request.release)
+        unknown = [] if profile else [unknown_release(request.release or "")]
+        profile = profile or DEFAULT
+        return [
+            *unknown,
+            *_check_release(request, profile),
+            *check.check_gpu(request, profile),
+            *_check_formats(request),
+            *check.check_ranks(request),
+        ]
+
+    def versions(self, release: str | None = None) -> Mapping[str, str]:
+        """Name what serves the model."""
+        profile = profile_of(release)
+        return {"tensorrt_llm": profile.tensorrt_llm, "container": profile.container}
+
+    def commands(self, request: BuildRequest, checkpoint: Path, out: Path) -> list[Command]:
+        """Nothing is started."""
+        return []
+
+    def files(self, request: BuildRequest) -> Mapping[str, str]:
+        """Return model.yaml; nothing where the release or the method has none."""
+        profile = profile_of(request.release)
+        if profile.llmapi is None or request.method not in profile.llmapi_methods:
+            return {}
+        return {FILE: model_yaml(request, profile)}
+
+    def footprint(self, request: BuildRequest) -> Footprint:
+        """Estimate what the model takes on each GPU, as an engine of these sizes does."""
+        return footprint(request, profile_of(request.release))
+
+    def build(
+        self, request: BuildRequest, checkpoint: Path, out: Path, shop: Workshop = HERE
+    ) -> Facts:
+        """Write model.yaml into `out`; `checkpoint` is not read."""
+        for name, text in self.files(request).items():
+            (out / name).write_text(text, encoding="utf-8")
+        return {"container": profile_of(request.release).container}
+
+    def load(self, engine: Path) -> LoadedEngine:
+        """Refuse: upstream's own loop drives the model."""
+        raise Unsupported("Triton's llmapi model drives what it serves, not we")
+
+
+def _check_release(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
+    if profile.llmapi is None:
+        yield Rejection(
+            f"specpipe has no profile of the LLM API of TensorRT-LLM {profile.tensorrt_llm}",
+            f"leave engine.tensorrt_llm out for {DEFAULT.tensorrt_llm}, or use backend: tensorrt",
+        )
+        return
+    if not profile.container:
+        yield Rejection(
+            f"no Triton container is known that carries TensorRT-LLM {profile.tensorrt_llm}",
+            f"leave engine.tensorrt_llm out for {DEFAULT.tensorrt_llm}",
+        )
+    if request.method not in profile.llmapi_methods:
+        engines = request.method in DEFAULT.methods
+        tags = f"{DEFAULT.tags[0]}-{DEFAULT.tags[-1]}"
+        yield Rejection(
+            f"method {request.method} needs engines, which the LLM API does not have"
+            if engines
+            else f"the LLM API has no method {request.method}",
+            f"use backend: tensorrt (TensorRT-LLM up to {DEFAULT.tensorrt_llm}, container {tags}), "
+            "or backend: openvino"
+            if engines
+            else f"use backend: openvino, or one of {', '.join(profile.llmapi_methods)}",
+        )
+
+
+def _check_formats(request: BuildRequest) -> Iterator[Rejection]:
+    if request.quantization != "none":
+        yield Rejection(
+            "the LLM API serves a Hugging Face model as it is and does not quantise it to "
+            f"{request.quantization}",
+            "set engine.quantization: none and give target.model a quantised export of ModelOpt",
+        )
+    if request.kv_cache_quantization == "int8":
+        yield Rejection(
+            "the LLM API has no int8 KV cache", "use kv_cache_quantization: fp8 or none"
+        )
+    if request.kv_cache_quantization == "fp8" and request.sm is not None and request.sm < 89:
+        yield Rejection(
+            f"{request.gpu} (compute capability {request.sm / 10:.1f}) has no fp8, which the KV "
+            "cache asked for",
+            "use kv_cache_quantization: none",
+        )

@@ -1,0 +1,74 @@
+"""`model.yaml`: what Triton's `llmapi` model hands to `tensorrt_llm.LLM`, as upstream spells it.
+
+The keys follow upstream's `llmapi/llm_args.py` and the `model.yaml` of its Triton backend; how
+`speculative_config` is spelt depends on the release, see `profiles.LlmApi`. Nothing here was run on
+a GPU.
+"""
+
+import yaml
+
+from specpipe.contracts import BuildRequest
+from specpipe.engine.tensorrt.lower import num_tokens
+from specpipe.engine.tensorrt.profiles import LlmApi, Profile
+
+FILE = "model.yaml"
+Value = str | int | float | bool
+Section = dict[str, Value]
+
+
+def model_yaml(request: BuildRequest, profile: Profile) -> str:
+    """Return the text of model.yaml for a target; the profile must have an LLM API."""
+    if profile.llmapi is None:
+        raise ValueError(f"TensorRT-LLM {profile.tensorrt_llm} has no profile of its LLM API")
+    speculation = _speculative_config(request, profile.llmapi)
+    values: dict[str, Value | Section] = {
+        "model": request.sources["target"],
+        "backend": "pytorch",
+        "dtype": request.dtype,
+        "tensor_parallel_size": request.tp_size,
+        "pipeline_parallel_size": request.pp_size,
+        "max_batch_size": request.max_batch_size,
+        "max_input_len": request.max_input_len,
+        "max_seq_len": request.max_seq_len,
+        "max_num_tokens": num_tokens(request, profile),
+        "kv_cache_config": _kv_cache_config(request),
+        **({"speculative_config": speculation} if speculation else {}),
+        **({"disable_overlap_scheduler": True} if _two_models(request) else {}),
+        "triton_config": {"max_batch_size": 0, "decoupled": request.streams},
+    }
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def _two_models(request: BuildRequest) -> bool:
+    """Tell whether guesses are made beside the target's own graph; upstream then wants it alone."""
+    return request.method in ("draft_model", "prompt_lookup")
+
+
+def _kv_cache_config(request: BuildRequest) -> Section:
+    """Return the cache's share of free memory and its type; upstream's drafts reuse no blocks."""
+    cache = request.kv_cache_quantization
+    return {
+        "free_gpu_memory_fraction": 0.9,
+        "enable_block_reuse": request.method != "draft_model",
+        "dtype": "auto" if cache == "none" else cache,
+    }
+
+
+def _speculative_config(request: BuildRequest, spelling: LlmApi) -> Section:
+    """Return the section of a method; empty for plain decoding."""
+    limit: Section = {"max_draft_len": request.draft_nodes}
+    if request.max_concurrency is not None:
+        limit["max_concurrency"] = request.max_concurrency
+    draft: Section = {spelling.draft_key: request.sources.get("draft", "")}
+    sections: dict[str, Section] = {
+        "none": {},
+        "draft_model": {"decoding_type": spelling.draft_target, **limit, **draft},
+        "prompt_lookup": {
+            "decoding_type": "NGram",
+            **limit,
+            "max_matching_ngram_size": request.ngram_size,
+        },
+        "eagle3": {"decoding_type": spelling.eagle3, **limit, **draft},
+        "mtp": {"decoding_type": "MTP", "num_nextn_predict_layers": request.draft_nodes},
+    }
+    return sections[request.method]

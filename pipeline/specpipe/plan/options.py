@@ -1,0 +1,39 @@
+"""Options of a method that only our own loop follows, and methods that only upstream's has."""
+
+from collections.abc import Iterator
+
+from specpipe.config import RunConfig
+from specpipe.contracts import Rejection
+from specpipe.methods import DraftModel, Eagle3, Hybrid, Medusa, MultiToken, PromptLookup
+
+
+def check_options(config: RunConfig) -> Iterator[Rejection]:
+    """Refuse what the backend would ignore, and what it cannot do at all."""
+    backend, options = config.engine.backend, config.speculation
+    if backend == "openvino":
+        if isinstance(options, Eagle3 | MultiToken):
+            yield Rejection(
+                f"method {options.method} runs in TensorRT-LLM's LLM API only",
+                "use backend: llmapi, or one of medusa, draft_model, prompt_lookup",
+            )
+        return
+    for key in _ignored(config):
+        yield Rejection(
+            f"backend {backend} drafts by its own rules and ignores speculation.{key}",
+            "remove the key, or use backend: openvino",
+        )
+
+
+def _ignored(config: RunConfig) -> Iterator[str]:
+    """Yield the given keys of `speculation` that have no counterpart upstream."""
+    options, engines = config.speculation, config.engine.backend == "tensorrt"
+    if options.max_concurrency is not None and engines:
+        yield "max_concurrency"
+    if isinstance(options, PromptLookup | DraftModel | Hybrid) and options.draft_length != "fixed":
+        yield "draft_length"
+    if config.heads("draft"):
+        yield "draft.heads"
+    if isinstance(options, Medusa | PromptLookup) and options.tree == "dynamic":
+        yield "tree: dynamic"
+    if isinstance(options, Medusa) and options.acceptance == "typical":
+        yield "acceptance: typical"
