@@ -21,7 +21,7 @@ LAYERS = [
     {"serve"},
     {"html", "prompts"},
     {"validate", "tune", "train"},
-    {"planning", "run", "deploying", "doctor"},
+    {"locate", "planning", "run", "deploying", "doctor"},
     {"present"},
     {"cli"},
 ]

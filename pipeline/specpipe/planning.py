@@ -6,15 +6,14 @@ from dataclasses import replace
 
 from specpipe.artifacts import Workspace
 from specpipe.assembly import load_backend
-from specpipe.checkpoint.convert import read_model
-from specpipe.checkpoint.families import find_family
-from specpipe.checkpoint.medusa import HeadsSource, open_heads, with_heads
+from specpipe.checkpoint.medusa import HeadsSource
 from specpipe.checkpoint.quantize import check_calibration, check_quantization
-from specpipe.checkpoint.source import Source, known_model, locate_model, open_source
+from specpipe.checkpoint.source import Source
 from specpipe.checkpoint.tokenizer import read_vocabulary, special_ids
-from specpipe.config import RunConfig, find_file, require_file
+from specpipe.config import RunConfig
 from specpipe.contracts import Backend, BuildRequest, Command, ModelConfig, Rejection, Role
 from specpipe.errors import Unsupported
+from specpipe.locate import Located, locate
 from specpipe.methods import Hybrid, Medusa
 from specpipe.plan.compatibility import Difference, Vocabulary, differences, notes, refusals
 from specpipe.plan.gpus import Gpu, find_gpu, unknown_gpu
@@ -31,62 +30,57 @@ from specpipe.plan.plan import (
 from specpipe.plan.sizing import Sizing, choose_ranks, measure, ways_to_fit
 from specpipe.trees import assumed_accuracy, grow_tree
 
-KEYS: dict[Role, str] = {"target": "target.model", "draft": "speculation.draft.model"}
-HEADS_KEYS: dict[Role, str] = {"target": "speculation.heads", "draft": "speculation.draft.heads"}
-
 
 def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
     """Return what `build` would do and why it may not; reads no weights, needs no GPU.
 
     The plan's config has a tree in the place of `tree: auto`, and the tensor-parallel ranks that
-    were chosen if none were given. Raises ConfigError if a model cannot be found, Unsupported if
-    its architecture is unknown.
+    were chosen if none were given. Raises what `locate` raises.
     """
-    sources = {role: _source(config, role) for role in config.models()}
-    all_heads = {role: one for role in sources if (one := locate_heads(config, role))}
-    heads = all_heads.get("target")
-    config = plan_tree(config, heads)
-    models = {role: _model(config, role, source) for role, source in sources.items()}
-    models |= {role: with_heads(models[role], own) for role, own in all_heads.items()}
     backend = load_backend(config.engine.backend)
+    found = locate(config, backend)
+    heads = found.heads.get("target")
+    config = plan_tree(config, heads)
     gpu = find_gpu(config.engine.gpu) if config.engine.gpu else None
-    sizing = Sizing(config, models, backend, _memory_of(gpu))
+    sizing = Sizing(config, found.models, backend, _memory_of(gpu))
     config = _with_ranks(config, sizing, gpu)
     sizing = sizing.with_engine(config.engine)
-    requests = make_requests(config, models)
-    memory = None if config.engine.gpu and gpu is None else measure(sizing)
-    found, own_loop = _compare_draft(sources, models), config.engine.backend == "openvino"
+    requests = make_requests(config, found.models)
+    sized = not found.outlined and (gpu is not None or config.engine.gpu is None)
+    memory = measure(sizing) if sized else None
+    differing, own_loop = _compare_draft(found), config.engine.backend == "openvino"
     rejections = [
         *(r for request in requests.values() for r in backend.check(request)),
         *check_models(requests),
-        *(
-            rejection
-            for role, source in sources.items()
-            for rejection in check_quantization(config.engine, models[role], source)
-        ),
-        *(
-            reason
-            for role, own in all_heads.items()
-            for reason in check_heads(config, role, models[role], own.hidden_size)
-        ),
-        *refusals(found, own_loop=own_loop),
-        *check_options(config),
+        *_check_parts(config, found),
+        *refusals(differing, own_loop=own_loop),
+        *check_options(config, found.next_token_layers),
         *_check_memory(memory, sizing),
         *([unknown_gpu(config.engine.gpu)] if config.engine.gpu and gpu is None else []),
     ]
+    built = {r: q for r, q in requests.items() if r == "target" or not backend.serves_sources}
     return Plan(
         config,
-        requests,
+        built,
         memory,
-        tuple(_commands(backend, requests, workspace)),
+        tuple(_commands(backend, built, workspace)),
         backend.versions(config.engine.tensorrt_llm),
         tuple(dict.fromkeys(rejections)),
-        (*_gaps(config), *check_calibration(config.engine, sources.values())),
-        (*notes(found, own_loop=own_loop), *engine_notes(config, gpu)),
+        (*_gaps(config), *check_calibration(config.engine, found.sources.values())),
+        (*found.notes, *notes(differing, own_loop=own_loop), *engine_notes(config, gpu)),
         outlook(config, requests, memory.footprints, gpu, heads.accuracy if heads else None)
         if gpu and memory
         else None,
+        dict(_files(backend, built, workspace)),
     )
+
+
+def _check_parts(config: RunConfig, found: Located) -> Iterator[Rejection]:
+    """Check every model by itself: its number formats, and its heads."""
+    for role, source in found.sources.items():
+        yield from check_quantization(config.engine, found.models[role], source)
+    for role, own in found.heads.items():
+        yield from check_heads(config, role, found.models[role], own.hidden_size)
 
 
 def _with_ranks(config: RunConfig, sizing: Sizing, gpu: Gpu | None) -> RunConfig:
@@ -104,6 +98,14 @@ def _commands(
         yield from backend.commands(request, workspace.checkpoint(role), workspace.engine(role))
 
 
+def _files(
+    backend: Backend, requests: Mapping[Role, BuildRequest], workspace: Workspace
+) -> Iterator[tuple[str, str]]:
+    for role, request in requests.items():
+        for name, text in backend.files(request).items():
+            yield str(workspace.engine(role) / name), text
+
+
 def _memory_of(gpu: Gpu | None) -> int:
     """Return the memory of a GPU, or of this machine, in bytes."""
     return gpu.memory_bytes if gpu else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -113,16 +115,6 @@ def _check_memory(memory: Memory | None, sizing: Sizing) -> list[Rejection]:
     if memory is None or memory.fits:
         return []
     return check_memory(memory, sizing.config, ways_to_fit(sizing, memory))
-
-
-def locate_heads(config: RunConfig, role: Role) -> HeadsSource | None:
-    """Find a model's Medusa heads; raises ConfigError if there are none where the run says."""
-    path = config.heads(role)
-    if path is None:
-        return None
-    heads = open_heads(require_file(path, config, HEADS_KEYS[role]))
-    whole = load_backend(config.engine.backend).whole_heads
-    return heads.in_full(config.speculation.num_draft_tokens) if whole else heads
 
 
 def plan_tree(config: RunConfig, heads: HeadsSource | None) -> RunConfig:
@@ -143,28 +135,12 @@ def require_buildable(plan: Plan) -> None:
         raise Unsupported(f"{plan.config.path}: this run cannot be built:\n{listed}")
 
 
-def _source(config: RunConfig, role: Role) -> Source | None:
-    """Find a model on disk; None for a well-known one that is not there."""
-    model = config.models()[role]
-    if find_file(model, config) is None and known_model(model) is not None:
-        return None
-    return open_source(locate_model(model, config, KEYS[role]))
-
-
-def _model(config: RunConfig, role: Role, source: Source | None) -> ModelConfig:
-    if source is not None:
-        return read_model(source, config.engine.dtype)
-    facts = known_model(config.models()[role]) or {}
-    return find_family(facts).read_config(facts, config.engine.dtype)
-
-
-def _compare_draft(
-    sources: Mapping[Role, Source | None], models: Mapping[Role, ModelConfig]
-) -> list[Difference]:
+def _compare_draft(found: Located) -> list[Difference]:
     """Return what the draft's vocabulary has that the target's has not, and the reverse."""
-    if "draft" not in sources:
+    if "draft" not in found.sources:
         return []
-    target, draft = (_vocabulary(sources[r], models[r]) for r in ("target", "draft"))
+    roles: tuple[Role, Role] = ("target", "draft")
+    target, draft = (_vocabulary(found.sources[r], found.models[r]) for r in roles)
     return differences(target, draft)
 
 

@@ -30,8 +30,9 @@ from specpipe.checkpoint.source import locate_model, open_source
 from specpipe.config import RunConfig, require_file
 from specpipe.contracts import HERE, BuildRequest, Command, Facts, Role, Workshop
 from specpipe.errors import ConfigError, Unsupported
+from specpipe.locate import KEYS, locate_heads
 from specpipe.plan.plan import Plan
-from specpipe.planning import KEYS, locate_heads, make_plan, require_buildable
+from specpipe.planning import make_plan, require_buildable
 from specpipe.prompts import read_prompts
 from specpipe.repository.write import FORMAT, RepositoryPlan, repository_options, write_repository
 from specpipe.serve.tritonserver import free_address, start_server
@@ -124,8 +125,9 @@ def status(config: RunConfig, workspace: Workspace) -> list[StageResult]:
 def plan_work(plan: Plan, workspace: Workspace, shop: Workshop = HERE) -> list[Work]:
     """Return every artifact of the run, in the order in which they must be made."""
     config, roles = plan.config, list(plan.requests)
+    converted = [] if load_backend(config.engine.backend).serves_sources else roles
     return [
-        *(_convert(config, workspace, role) for role in roles),
+        *(_convert(config, workspace, role) for role in converted),
         *(_compile(config, workspace, request, shop) for request in plan.requests.values()),
         _package(plan, workspace),
     ]
@@ -172,7 +174,8 @@ def _compile(
 
     def inputs() -> dict[str, str]:
         return {
-            "checkpoint": _key(checkpoint, "convert"),
+            **backend.files(request),
+            **({} if backend.serves_sources else {"checkpoint": _key(checkpoint, "convert")}),
             "quantization": request.quantization,
             "kv_cache_quantization": request.kv_cache_quantization,
             "max_batch_size": str(request.max_batch_size),

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
-from specpipe.checkpoint.source import TensorReader, read_tensors, weight_files
+from specpipe.checkpoint.source import TensorReader, read_json, read_tensors, weight_files
 from specpipe.contracts import ModelConfig
 from specpipe.errors import ConfigError
 
@@ -78,6 +78,23 @@ def open_heads(path: Path) -> HeadsSource:
         (hidden,) = reader.shape(names["medusa_heads.0.medusa_layers.0.linear.bias"])
     accuracy = _accuracy(path if path.is_dir() else path.parent, heads)
     return HeadsSource(path, weights, names, heads, layers, hidden, shares, accuracy)
+
+
+def known_heads(name: str) -> HeadsSource | None:
+    """Return the facts of well-known heads, for planning without a download; None of others."""
+    known = read_json(Path(__file__).with_name("known_heads.json")).get(name)
+    if known is None:
+        return None
+    return HeadsSource(
+        Path(name),
+        weights=(),
+        names={},
+        num_heads=known["num_heads"],
+        num_layers=known["num_layers"],
+        hidden_size=known["hidden_size"],
+        shares_output=False,
+        accuracy=None,
+    )
 
 
 def canonical(name: str) -> str | None:

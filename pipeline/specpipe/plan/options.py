@@ -7,9 +7,18 @@ from specpipe.contracts import Rejection
 from specpipe.methods import DraftModel, Eagle3, Hybrid, Medusa, MultiToken, PromptLookup
 
 
-def check_options(config: RunConfig) -> Iterator[Rejection]:
-    """Refuse what the backend would ignore, and what it cannot do at all."""
+def check_options(config: RunConfig, next_token_layers: int = 0) -> Iterator[Rejection]:
+    """Refuse what the backend would ignore, and what it cannot do at all.
+
+    `next_token_layers` is what the target has for multi-token prediction.
+    """
     backend, options = config.engine.backend, config.speculation
+    if isinstance(options, MultiToken) and not next_token_layers:
+        yield Rejection(
+            f"{config.target.model} has no layers for multi-token prediction "
+            "(num_nextn_predict_layers in config.json)",
+            "use method: eagle3, draft_model or prompt_lookup",
+        )
     if backend == "openvino":
         if isinstance(options, Eagle3 | MultiToken):
             yield Rejection(

@@ -1,7 +1,7 @@
 """The plan of a run: engines, memory, commands, and every reason why it cannot be built."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from specpipe.config import RunConfig, find_file
 from specpipe.contracts import BuildRequest, Command, ModelConfig, Rejection, Role
@@ -24,6 +24,7 @@ class Plan:
     gaps: tuple[Rejection, ...]  # this could work, but not with this release of specpipe
     notes: tuple[str, ...] = ()  # what is worth knowing, and hinders nothing
     estimate: Estimate | None = None  # step times, on a known GPU
+    files: Mapping[str, str] = field(default_factory=dict)  # path -> text that is known beforehand
 
 
 def make_requests(

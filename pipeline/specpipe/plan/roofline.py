@@ -10,6 +10,7 @@ acceptance a for every one of K chained guesses, a step emits (1 - a^(K+1)) / (1
 (2211.17192, equation 1), and the speed-up is tokens t(1) / (t(K+1) + drafting).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,7 +49,8 @@ def step_ms(engine: Placed, rows: float, sequences: int = 1) -> float:
     request, gpu = engine.request, engine.gpu
     tp, pp, tokens = request.tp_size, request.pp_size, rows * sequences
     cache = engine.footprint.kv_per_token * engine.context * sequences
-    moved = engine.footprint.weights - engine.footprint.looked_up - engine.heads_bytes + cache
+    weights = engine.footprint.weights - engine.footprint.looked_up - engine.heads_bytes
+    moved = weights * touched(request.model, tokens) + cache
     memory = moved / (gpu.bandwidth_gbs * 1e9 * BANDWIDTH_SHARE)
     work = 2 * multiplied(request.model) * tokens / (tp * pp)
     compute = work / (throughput(gpu, request.quantization) * FLOPS_SHARE)
@@ -66,9 +68,32 @@ def _all_reduce_s(gpu: Gpu, request: BuildRequest, tokens: float) -> float:
 
 
 def multiplied(model: ModelConfig) -> int:
-    """Return the parameters that a token is multiplied with: all but the embedding."""
-    tied = model.tie_word_embeddings
-    return model.num_parameters - (0 if tied else model.vocab_size * model.hidden_size)
+    """Return the parameters that a token is multiplied with: no embedding, its own experts only."""
+    tables = 0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size
+    idle = 0.0
+    if model.moe:
+        idle = expert_parameters(model) * (1 - model.moe.top_k / model.moe.num_experts)
+    return int(model.num_parameters - tables - idle)
+
+
+def expert_parameters(model: ModelConfig) -> int:
+    """Return the parameters of all experts."""
+    if model.moe is None:
+        return 0
+    matrices = 3 if model.arithmetic.gated_mlp else 2
+    one = matrices * model.expert_size * model.hidden_size
+    return model.num_hidden_layers * model.moe.num_experts * one
+
+
+def touched(model: ModelConfig, tokens: float) -> float:
+    """Return the share of the weights that a step of so many tokens reads.
+
+    Every token picks `top_k` of the experts; evenly spread picks leave (1 - k/E)^n of them idle.
+    """
+    if model.moe is None:
+        return 1.0
+    idle = math.pow(1 - model.moe.top_k / model.moe.num_experts, tokens)
+    return 1 - idle * expert_parameters(model) / model.num_parameters
 
 
 def throughput(gpu: Gpu, quantization: str) -> float:

@@ -30,7 +30,9 @@ def model_yaml(request: BuildRequest, profile: Profile) -> str:
         "max_batch_size": request.max_batch_size,
         "max_input_len": request.max_input_len,
         "max_seq_len": request.max_seq_len,
-        "max_num_tokens": num_tokens(request, profile),
+        "max_num_tokens": max(
+            num_tokens(request, profile), request.max_batch_size * (request.draft_nodes + 1)
+        ),
         "kv_cache_config": _kv_cache_config(request),
         **({"speculative_config": speculation} if speculation else {}),
         **({"disable_overlap_scheduler": True} if _two_models(request) else {}),

@@ -7,6 +7,7 @@ from specpipe.engine.tensorrt.lower import METHODS, reads_blocks, takes_drafts
 from specpipe.engine.tensorrt.profiles import DEFAULT, ENGINES_END, Profile
 from specpipe.methods import UPSTREAM_ONLY
 
+_REWINDING = ("medusa", "lookahead")  # methods whose engines take rows of the KV cache back
 _WEIGHTS_ONLY = ("int8", "int4")
 _NEEDS_SM = {"fp8": 89, "nvfp4": 100}
 _ENGINES = ", ".join(METHODS)
@@ -100,6 +101,12 @@ def check_method(request: BuildRequest) -> Iterator[Rejection]:
             f"cache with {request.quantization} weights cannot",
             "use kv_cache_quantization: none, or fp8 together with quantization: fp8",
         )
+    if request.method in _REWINDING and request.model.sliding_window is not None:
+        yield Rejection(
+            f"method {request.method} takes rows of the KV cache back, which TensorRT-LLM does not "
+            f"do for layers with a sliding window ({request.model.sliding_window} tokens)",
+            "use method: draft_model or none",
+        )
     if request.method == "medusa" and request.quantization == "int8_sq":
         yield Rejection(
             "Medusa engines have no SmoothQuant weights", "use quantization: fp8, int8 or none"
@@ -123,9 +130,10 @@ def check_ranks(request: BuildRequest) -> Iterator[Rejection]:
             f"tp_size {tp}",
             "change engine.tp_size",
         )
-    if model.intermediate_size % tp:
+    inner = model.expert_size if model.moe else model.intermediate_size
+    if inner % tp:
         yield Rejection(
-            f"{request.role}: an MLP of {model.intermediate_size} does not divide by tp_size {tp}",
+            f"{request.role}: an MLP of {inner} does not divide by tp_size {tp}",
             "change engine.tp_size",
         )
     if model.num_hidden_layers % pp:

@@ -54,6 +54,7 @@ def _weights(request: BuildRequest) -> int:
     table = model.vocab_size * model.hidden_size
     tables = table if model.tie_word_embeddings else 2 * table
     inner = (model.num_parameters - tables) * WEIGHT_BYTES[request.quantization]
+    inner *= 1 + guessing_layers(request) / model.num_hidden_layers
     layers = (inner + _duplicated(request)) / (tp * pp)
     head = padded(model.vocab_size, tp) // tp * model.hidden_size * _HALF
     first, last = table * _HALF, head + _heads(model, tp)
@@ -61,6 +62,11 @@ def _weights(request: BuildRequest) -> int:
         return int(layers + max(first, last))
     shared = model.tie_word_embeddings and tp == 1
     return int(layers + first + last - (head if shared else 0))
+
+
+def guessing_layers(request: BuildRequest) -> int:
+    """Return the layers, each as large as one of the target's, that guess beside it."""
+    return {"eagle3": 1, "mtp": request.draft_nodes}.get(request.method, 0)
 
 
 def _heads(model: ModelConfig, tp: int) -> int:
@@ -82,7 +88,8 @@ def _kv_per_token(request: BuildRequest) -> int:
     model, tp = request.model, request.tp_size
     size = _HALF if request.kv_cache_quantization == "none" else 1
     share = max(model.num_key_value_heads / tp, 1) / model.num_key_value_heads
-    return math.ceil(model.kv_bytes(1, bytes_per_value=size) * share / request.pp_size)
+    layers = 1 + guessing_layers(request) / model.num_hidden_layers
+    return math.ceil(model.kv_bytes(1, bytes_per_value=size) * share * layers / request.pp_size)
 
 
 def _activations(request: BuildRequest, tokens: int) -> int:
@@ -93,7 +100,9 @@ def _activations(request: BuildRequest, tokens: int) -> int:
     """
     model, tp = request.model, request.tp_size
     attention = (model.num_attention_heads + 2 * model.num_key_value_heads) * model.head_size
-    row = 4 * model.hidden_size + (attention + 2 * model.intermediate_size) / tp
+    inner = model.moe.top_k * model.expert_size if model.moe else model.intermediate_size
+    inner += model.moe_shared_expert_intermediate_size
+    row = 4 * model.hidden_size + (attention + 2 * inner) / tp
     logits = step_tokens(request) * padded(model.vocab_size, tp) * 4
     heads = 1 + model.num_medusa_heads
     return int(tokens * row * _HALF) + int(logits * heads * (1 + 1 / tp))

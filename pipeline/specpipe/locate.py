@@ -1,0 +1,132 @@
+"""Finding a run's models and heads, on disk or, for planning, among the well-known ones."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from specpipe.assembly import load_backend
+from specpipe.checkpoint.convert import read_model
+from specpipe.checkpoint.families import FAMILIES, HfConfig, find_family
+from specpipe.checkpoint.families.hf import rms_decoder
+from specpipe.checkpoint.medusa import HeadsSource, known_heads, open_heads, with_heads
+from specpipe.checkpoint.source import Source, known_model, locate_model, open_source
+from specpipe.config import RunConfig, find_file, require_file
+from specpipe.contracts import Backend, ModelConfig, Role
+from specpipe.errors import ConfigError
+
+KEYS: dict[Role, str] = {"target": "target.model", "draft": "speculation.draft.model"}
+HEADS_KEYS: dict[Role, str] = {"target": "speculation.heads", "draft": "speculation.draft.heads"}
+
+
+@dataclass(frozen=True)
+class Located:
+    """What a plan goes by."""
+
+    sources: Mapping[Role, Source | None]  # None: well-known, and not on disk
+    models: Mapping[Role, ModelConfig]  # with their heads
+    heads: Mapping[Role, HeadsSource]
+    outlined: bool = False  # an architecture is unknown here, so sizes are not to be had from it
+    next_token_layers: int = 0  # layers for multi-token prediction that the target has
+    notes: tuple[str, ...] = ()
+
+
+def locate(config: RunConfig, backend: Backend) -> Located:
+    """Find the models of a run and their facts; reads no weights.
+
+    Raises ConfigError if one cannot be found, Unsupported if its architecture is unknown and it
+    would have to be converted.
+    """
+    sources = {role: _source(config, role) for role in config.models()}
+    facts = {role: _facts(config, role, source) for role, source in sources.items()}
+    known = all(_architecture(f) in FAMILIES for f in facts.values())
+    outlined = backend.serves_sources and not known
+    models = {
+        role: _outline(facts[role], config) if outlined else _model(config, source, facts[role])
+        for role, source in sources.items()
+    }
+    found = {role: _heads(config, role, models[role], sources[role]) for role in sources}
+    heads = {role: own for role, own in found.items() if own}
+    models |= {role: with_heads(models[role], own) for role, own in heads.items()}
+    return Located(
+        sources,
+        models,
+        heads,
+        outlined,
+        int(facts["target"].get("num_nextn_predict_layers") or 0),
+        tuple(
+            f"{HEADS_KEYS[role]} {own.path} is not there: planned as {own.num_heads} heads of "
+            f"{own.num_layers} layer{'s' if own.num_layers > 1 else ''}"
+            for role, own in heads.items()
+            if not own.weights
+        ),
+    )
+
+
+def _source(config: RunConfig, role: Role) -> Source | None:
+    model = config.models()[role]
+    if find_file(model, config) is None and known_model(model) is not None:
+        return None
+    return open_source(locate_model(model, config, KEYS[role]))
+
+
+def _facts(config: RunConfig, role: Role, source: Source | None) -> HfConfig:
+    return source.hf_config if source else known_model(config.models()[role]) or {}
+
+
+def _architecture(facts: HfConfig) -> str:
+    return str((facts.get("architectures") or ["(none named)"])[0])
+
+
+def _model(config: RunConfig, source: Source | None, facts: HfConfig) -> ModelConfig:
+    if source is not None:
+        return read_model(source, config.engine.dtype)
+    return find_family(facts).read_config(facts, config.engine.dtype)
+
+
+def _outline(facts: HfConfig, config: RunConfig) -> ModelConfig:
+    """Return the facts that most architectures spell alike, enough to refuse impossible cuts."""
+    return rms_decoder(facts, config.engine.dtype, _architecture(facts))
+
+
+def _heads(
+    config: RunConfig, role: Role, model: ModelConfig, source: Source | None
+) -> HeadsSource | None:
+    """Find a model's heads; of a model that is not there, heads need not be there either."""
+    name = config.heads(role)
+    if name is None or source is not None or find_file(name, config) is not None:
+        return locate_heads(config, role)
+    return _in_layout(config, known_heads(name) or _trained_heads(config, name, model))
+
+
+def _trained_heads(config: RunConfig, name: str, model: ModelConfig) -> HeadsSource:
+    """Return heads as `specpipe train medusa` would make them."""
+    made = config.train.medusa
+    return HeadsSource(
+        Path(name),
+        weights=(),
+        names={},
+        num_heads=made.num_heads,
+        num_layers=made.num_layers,
+        hidden_size=model.hidden_size,
+        shares_output=made.share_output,
+        accuracy=None,
+    )
+
+
+def locate_heads(config: RunConfig, role: Role) -> HeadsSource | None:
+    """Find a model's Medusa heads; raises ConfigError if there are none where the run says."""
+    path = config.heads(role)
+    if path is None:
+        return None
+    try:
+        file = require_file(path, config, HEADS_KEYS[role])
+    except ConfigError as error:
+        if known_heads(path) is None:
+            raise
+        raise ConfigError(str(error), hint=f"download {path} and give the folder") from error
+    return _in_layout(config, open_heads(file))
+
+
+def _in_layout(config: RunConfig, heads: HeadsSource) -> HeadsSource:
+    whole = load_backend(config.engine.backend).whole_heads
+    return heads.in_full(config.speculation.num_draft_tokens) if whole else heads
