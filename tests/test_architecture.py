@@ -21,7 +21,7 @@ LAYERS = [
     {"serve"},
     {"html", "prompts"},
     {"validate", "tune", "train"},
-    {"locate", "planning", "run", "deploying", "doctor"},
+    {"locate", "planning", "run", "tuning", "deploying", "doctor"},
     {"present"},
     {"cli"},
 ]

@@ -42,6 +42,10 @@ class EngineOptions:
     max_input_len: int = field(default=1024, metadata=at_least(1))
     max_seq_len: int = field(default=2048, metadata=at_least(2))
 
+    def sized(self, batch: int, input_len: int, seq_len: int) -> "EngineOptions":
+        """Return these options for so many sequences of such lengths."""
+        return replace(self, max_batch_size=batch, max_input_len=input_len, max_seq_len=seq_len)
+
 
 @dataclass(frozen=True)
 class ServingOptions:

@@ -190,7 +190,9 @@ def tuning_text(tuning: Tuning) -> str:
             "",
             f"best        {settings_text(tuning.best)}",
             f"held out    {held.tokens_a_step:.2f} tokens/step; predicted {held.speedup:.2f}x, "
-            f"measured {tuning.measured_speedup:.2f}x, without the reading of the prompt",
+            "priced for another machine, not measured"
+            if tuning.measured_speedup is None
+            else f"measured {tuning.measured_speedup:.2f}x, without the reading of the prompt",
             f"break-even  batch {tuning.break_even_batch}, on an engine of these step costs that "
             "scores a batch at once; openvino takes turns, where a batch changes nothing",
         ]

@@ -21,7 +21,7 @@ from specpipe.artifacts import (
     why_stale,
     write_publish,
 )
-from specpipe.assembly import load_backend, open_deployment
+from specpipe.assembly import load_backend
 from specpipe.checkpoint.convert import checkpoint_inputs, write_checkpoint
 from specpipe.checkpoint.medusa import HeadsSource
 from specpipe.checkpoint.quantize import quantizing_of
@@ -39,7 +39,6 @@ from specpipe.serve.tritonserver import free_address, start_server
 from specpipe.validate.gates import check_gates_known
 
 if TYPE_CHECKING:
-    from specpipe.tune.tune import Observed, Prediction, Tuning
     from specpipe.validate.report import Report
 
 StageName = Literal["convert", "compile", "package"]
@@ -352,52 +351,3 @@ def validate_run(
             stack.enter_context(start_server(workspace.repository, address, log))
             url = address.grpc
         return validate(config, workspace, url, model, versions, progress=progress)
-
-
-def tune_run(
-    config: RunConfig,
-    workspace: Workspace,
-    *,
-    costs: Path | None = None,
-    notify: Notify = lambda text: None,
-    progress: Progress = lambda done, total: None,
-) -> "Tuning":
-    """Choose the settings of the run's method for its prompts, on this machine.
-
-    Builds what is not fresh first. `costs` is a file with the costs of another machine. Raises what
-    `build` raises, and Unsupported if the engine cannot be driven from here.
-    """
-    from specpipe.tune.tune import tune
-
-    return tune(_observe_run(config, workspace, costs, notify, progress))
-
-
-def recommend_run(
-    config: RunConfig,
-    workspace: Workspace,
-    *,
-    costs: Path | None = None,
-    notify: Notify = lambda text: None,
-    progress: Progress = lambda done, total: None,
-) -> "list[Prediction]":
-    """Compare the methods that the run's models allow; see `tune_run` and `tune.recommend`."""
-    from specpipe.tune.tune import recommend
-
-    return recommend(_observe_run(config, workspace, costs, notify, progress))
-
-
-def _observe_run(
-    config: RunConfig, workspace: Workspace, costs: Path | None, notify: Notify, progress: Progress
-) -> "Observed":
-    """Build a run if need be, load its engines and record its answers."""
-    from specpipe.tune.cost import read_costs
-    from specpipe.tune.tune import observe
-    from specpipe.validate.validate import load_prompts
-
-    known = read_costs(costs) if costs else None
-    plan = make_plan(config, workspace)
-    build(config, workspace, notify=notify, progress=progress)
-    prompts, end_id = load_prompts(config, workspace.repository / "preprocessing/1/tokenizer")
-    engines = {role: workspace.engine(role) for role in plan.requests}
-    deployment = open_deployment(plan.config, engines)
-    return observe(plan.config, deployment, prompts, end_id, costs=known, progress=progress)

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from specpipe.cli.options import config_option, costs_option, json_option, workspace_option
+from specpipe.cli.options import (
+    config_option,
+    costs_option,
+    gpu_option,
+    json_option,
+    workspace_option,
+)
 from specpipe.cli.output import load, plain, say, show_progress
 
 if TYPE_CHECKING:
@@ -77,25 +83,32 @@ def _train(
     help="Write the run's YAML with the chosen settings here; without it nothing is written.",
 )
 @costs_option
+@gpu_option
 @json_option
 def tune(
-    config_path: Path, workspace: Path, out: Path | None, costs: Path | None, as_json: bool
+    config_path: Path,
+    workspace: Path,
+    out: Path | None,
+    costs: Path | None,
+    gpu: str | None,
+    as_json: bool,
 ) -> None:
     """Choose the settings of the run's method for this machine and the run's prompts.
 
     Answers to the prompts of `validate:` are recorded once; every setting is then replayed against
-    them and priced with the step costs measured here; the best one is run for real.
+    them and priced with the step costs measured here; the best one is run for real. A run for a GPU
+    is recorded with the CPU engine and priced by the plan's estimate for the GPU.
 
     \b
     Example:  specpipe tune --config model_configs/smollm2-135m_prompt-lookup.yaml --out tuned.yaml
     """
     from specpipe.present import tuning_json, tuning_text
-    from specpipe.run import tune_run
     from specpipe.tune.settings import write_settings
+    from specpipe.tuning import Prices, tune_run
 
     config, place = load(config_path, workspace)
     with show_progress("prompts") as progress:
-        tuning = tune_run(config, place, costs=costs, notify=say, progress=progress)
+        tuning = tune_run(config, place, Prices(costs, gpu), notify=say, progress=progress)
     click.echo(json.dumps(tuning_json(tuning), indent=2) if as_json else tuning_text(tuning))
     if out is not None:
         write_settings(config_path, out, tuning)
@@ -106,8 +119,11 @@ def tune(
 @config_option
 @workspace_option
 @costs_option
+@gpu_option
 @json_option
-def recommend(config_path: Path, workspace: Path, costs: Path | None, as_json: bool) -> None:
+def recommend(
+    config_path: Path, workspace: Path, costs: Path | None, gpu: str | None, as_json: bool
+) -> None:
     """Compare the speculation methods that the run's models allow, each at its best.
 
     Prompt lookup and lookahead need nothing; a draft or heads are tried if the run names them.
@@ -116,10 +132,10 @@ def recommend(config_path: Path, workspace: Path, costs: Path | None, as_json: b
     Example:  specpipe recommend --config model_configs/smollm2-135m_medusa.yaml
     """
     from specpipe.present import prediction_json, predictions_text
-    from specpipe.run import recommend_run
+    from specpipe.tuning import Prices, recommend_run
 
     config, place = load(config_path, workspace)
     with show_progress("prompts") as progress:
-        found = recommend_run(config, place, costs=costs, notify=say, progress=progress)
+        found = recommend_run(config, place, Prices(costs, gpu), notify=say, progress=progress)
     as_text = json.dumps([prediction_json(p) for p in found], indent=2)
     click.echo(as_text if as_json else predictions_text(found))

@@ -34,6 +34,13 @@ costs_option = click.option(
 )
 
 
+gpu_option = click.option(
+    "--gpu",
+    metavar="NAME",
+    help="Price steps by an estimate for this GPU, e.g. H100-SXM; a run for a GPU has its own.",
+)
+
+
 def port_options(command: Command) -> Command:
     """Add the options that say where a server listens."""
     for flag, default in (("metrics", 8002), ("http", 8000), ("grpc", 8001)):

@@ -51,6 +51,7 @@ class Costs:
     step: CostCurve  # of the target
     heads_ms: float = 0.0  # the heads, once
     draft_ms: float = 0.0  # one token of the draft model
+    handover_ms: float = 0.0  # between two engines, a step that drafts with the draft model
     pads_steps: bool = False  # see `LoadedEngine.pads_steps`
 
 

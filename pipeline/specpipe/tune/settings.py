@@ -13,10 +13,12 @@ from specpipe.tune.tune import Tuning
 
 def write_settings(config: Path, out: Path, tuning: Tuning) -> None:
     """Write the YAML of `config` with the tuned settings to `out`, which may be the same file."""
+    measured = tuning.measured_speedup
     notes = [
         f"Tuned by `specpipe tune`: {tuning.holdout.tokens_a_step:.2f} tokens a step on held-out "
         "prompts,",
-        f"{tuning.holdout.speedup:.2f}x predicted, {tuning.measured_speedup:.2f}x measured.",
+        f"{tuning.holdout.speedup:.2f}x predicted, "
+        + (f"{measured:.2f}x measured." if measured else "priced for another machine."),
     ]
     text = config.read_text(encoding="utf-8")
     write_text(out, replace_speculation(text, tuning.best, notes))

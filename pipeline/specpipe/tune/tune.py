@@ -10,7 +10,7 @@ from specpipe.config import RunConfig
 from specpipe.contracts import Role, Runner, Sampling
 from specpipe.methods import PLAIN, Lookahead, NoSpeculation, Speculation
 from specpipe.speculate.decode import Limits
-from specpipe.tune.candidates import candidates, possible_methods
+from specpipe.tune.candidates import candidates
 from specpipe.tune.cost import CostCurve, Costs, measure_costs
 from specpipe.tune.replay import ReplayedStep, replay
 from specpipe.tune.trace import Trace, head_accuracy, record
@@ -36,7 +36,7 @@ class Tuning:
     best: Speculation  # NoSpeculation: do not speculate
     tried: tuple[Prediction, ...]  # on the fitting half of the prompts, the best first
     holdout: Prediction  # the best one on the other half
-    measured_speedup: float  # of the best one on the other half, in this process; 1 for plain
+    measured_speedup: float | None  # of the best one on the other half; None: priced elsewhere
     cost: CostCurve
     break_even_batch: int  # for an engine that batches; see `CostCurve.break_even_batch`
     accuracy: tuple[tuple[float, ...], ...]  # of the heads, [heads, ranks]; empty without heads
@@ -52,6 +52,7 @@ class Observed:
     fit: list[Trace]  # settings are chosen on these
     held: list[Trace]  # and checked on these
     costs: Costs
+    elsewhere: bool  # the costs are not those of this machine
 
 
 def observe(
@@ -70,11 +71,12 @@ def observe(
     runners = {role: engine.runner() for role, engine in deployment.engines.items()}
     traces = _record_all(config, runners, prompts, end_id, progress)
     fit, held = traces[::2], traces[1::2] or traces
-    if costs is None:
-        costs = measure_costs(
-            deployment.engines, runners, fit[0].prompt, has_heads=bool(fit[0].guesses)
-        )
-    return Observed(config.speculation, deployment, end_id, fit, held, costs)
+    here = costs or measure_costs(
+        deployment.engines, runners, fit[0].prompt, has_heads=bool(fit[0].guesses)
+    )
+    return Observed(
+        config.speculation, deployment, end_id, fit, held, here, elsewhere=costs is not None
+    )
 
 
 def tune(seen: Observed) -> Tuning:
@@ -89,23 +91,20 @@ def tune(seen: Observed) -> Tuning:
         best,
         tuple(tried),
         holdout,
-        measure_speedup(seen.deployment, best, seen.held, seen.end_id),
+        None if seen.elsewhere else measure_speedup(seen.deployment, best, seen.held, seen.end_id),
         step,
         step.break_even_batch(1 + best.num_draft_tokens, holdout.tokens_a_step),
         tuple(map(tuple, accuracy)),
     )
 
 
-def recommend(seen: Observed) -> list[Prediction]:
-    """Return every method that the run's models allow at its best, the fastest first.
+def recommend(seen: Observed, methods: Sequence[Speculation]) -> list[Prediction]:
+    """Return plain decoding and every method at its best, the fastest first.
 
     Settings are chosen on one half of the prompts, the figures are those of the other.
     """
     accuracy = head_accuracy(seen.fit)
-    best = [
-        _predict_all(seen, candidates(method, accuracy))[0].options
-        for method in possible_methods(seen.speculation)
-    ]
+    best = [_predict_all(seen, candidates(method, accuracy))[0].options for method in methods]
     found = [_predict(seen, options, seen.held) for options in (PLAIN, *best)]
     return sorted(found, key=lambda p: -p.speedup)
 
@@ -163,6 +162,7 @@ def _price(costs: Costs, options: Speculation, steps: Sequence[ReplayedStep]) ->
             width = 1 + options.num_draft_tokens
         total += costs.step(max(step.rows, width)) + step.propose_ms
         total += step.head_calls * costs.heads_ms + step.draft_calls * costs.draft_ms
+        total += costs.handover_ms if step.draft_calls else 0.0
     return total
 
 

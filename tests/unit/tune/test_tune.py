@@ -11,7 +11,7 @@ from specpipe.artifacts import Workspace
 from specpipe.assembly import Deployment
 from specpipe.config import read_config
 from specpipe.contracts import Guesses, Sampling, Scores
-from specpipe.errors import ConfigError
+from specpipe.errors import ConfigError, Unsupported
 from specpipe.methods import (
     DraftModel,
     DraftOptions,
@@ -21,7 +21,6 @@ from specpipe.methods import (
     PromptLookup,
     Speculation,
 )
-from specpipe.run import recommend_run, tune_run
 from specpipe.speculate.decode import Limits
 from specpipe.trees import complete_tree
 from specpipe.tune.candidates import candidates, possible_methods
@@ -29,6 +28,7 @@ from specpipe.tune.cost import CostCurve, measure_cost, read_costs, rising
 from specpipe.tune.replay import replay
 from specpipe.tune.settings import replace_speculation
 from specpipe.tune.trace import Trace, head_accuracy, record
+from specpipe.tuning import Prices, on_this_machine, recommend_run, tune_run
 from tests.models import make_heads
 
 PROMPT = [5, 9, 40, 41, 42, 9, 40, 41, 5, 9]
@@ -196,13 +196,41 @@ def test_a_run_is_tuned_from_its_config(write_config, tmp_path: Path) -> None:
             validate={"prompts": str(prompts), "num_prompts": 4, "max_tokens": 40},
         )
     )
-    tuning = tune_run(config, Workspace(tmp_path, config.name))
+    tuning = tune_run(config, Workspace(tmp_path, config.name), Prices())
     speedups = [p.speedup for p in tuning.tried]
     assert len(tuning.tried) > 20 and speedups == sorted(speedups, reverse=True)
     assert tuning.best in [NoSpeculation(), tuning.tried[0].options]
-    assert tuning.measured_speedup > 0
+    assert tuning.measured_speedup and tuning.measured_speedup > 0
     dear = tmp_path / "dear.json"
     dear.write_text(json.dumps({"step_ms": {"1": 1.0, "2": 100.0}}))
-    found = recommend_run(config, Workspace(tmp_path, config.name), costs=dear)
+    found = recommend_run(config, Workspace(tmp_path, config.name), Prices(dear))
     assert found[0].options == NoSpeculation() and found[0].speedup == pytest.approx(1, rel=0.01)
     assert {p.options.method for p in found} == {"none", "prompt_lookup", "lookahead"}
+
+
+def test_a_run_for_a_gpu_is_tuned_with_the_cpu_engine_and_the_gpus_prices(
+    write_config, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"fox {n} fox {n}"}) + "\n" for n in (1, 2)))
+    validate = {"prompts": str(prompts), "num_prompts": 2, "max_tokens": 20}
+    config = read_config(write_config(validate=validate))
+    workspace, said = Workspace(tmp_path, config.name), []
+    found = recommend_run(config, workspace, Prices(gpu="L4"), notify=said.append)
+    assert {p.options.method for p in found} == {"none", "lookahead"}
+    assert any("left out: prompt_lookup" in line for line in said)
+    assert any("estimate" in line for line in said)
+    assert found[0].ms_a_token < 1  # a tiny model on a GPU
+    with pytest.raises(Unsupported, match="which is not known"):
+        recommend_run(config, workspace, Prices(gpu="H1000"))
+
+
+def test_the_run_on_this_machine_keeps_its_lengths_and_takes_a_name_of_its_own(
+    write_config,
+) -> None:
+    config = read_config(write_config())
+    assert on_this_machine(config) is config
+    gpu = replace(config, engine=replace(config.engine, backend="tensorrt", gpu="L4"))
+    here = on_this_machine(gpu)
+    assert here.name == f"{config.name}.cpu" and here.engine.backend == "openvino"
+    assert here.engine.max_seq_len == config.engine.max_seq_len
