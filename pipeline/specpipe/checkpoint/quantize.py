@@ -59,10 +59,9 @@ def quantize(
     foreign = find_foreign(source)
     if foreign is not None:
         excluded = left_out(plans, foreign, reader.names())
-        found = _foreign_quantizing(quantizing, foreign)
-        return foreign_plans(plans, foreign, model, reader.names()), replace(
-            found, exclude_modules=excluded
-        )
+        found = replace(_foreign_quantizing(quantizing, foreign), exclude_modules=excluded)
+        foreign = replace(foreign, kv_cache=found.kv_cache)
+        return foreign_plans(plans, foreign, model, reader.names()), found
     calibration = NOTHING
     if quantizing.calibrated:
         calibration = read_calibration(out) or _calibrate(source, plans, model, quantizing, out)
@@ -73,7 +72,7 @@ def _foreign_quantizing(quantizing: Quantizing, foreign: Foreign) -> Quantizing:
     return replace(
         quantizing,
         weights=foreign.weights,
-        kv_cache=foreign.kv_cache,
+        kv_cache=quantizing.kv_cache if foreign.kv_cache == "none" else foreign.kv_cache,
         group=foreign.group or None,
         zero_point=foreign.weights == "int4_awq",
     )
@@ -128,7 +127,10 @@ def check_quantization(
     foreign = find_foreign(source) if source else None
     if foreign is not None:
         asked = (engine.quantization, engine.kv_cache_quantization)
-        if asked != (foreign.weights, foreign.kv_cache):
+        readable = [(foreign.weights, foreign.kv_cache)]
+        if foreign.kv_cache == "none":
+            readable.append((foreign.weights, "fp8"))  # which needs no calibration
+        if asked not in readable:
             return [
                 Rejection(
                     f"the checkpoint is quantised already ({foreign.method}), but "

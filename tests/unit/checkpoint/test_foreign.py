@@ -1,0 +1,172 @@
+"""Checkpoints that others quantised: every number is read as its layout says, and kept."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from specpipe.artifacts import read_model_config
+from specpipe.checkpoint.convert import write_checkpoint
+from specpipe.checkpoint.quantize import check_quantization
+from specpipe.checkpoint.quantized.foreign import find_foreign
+from specpipe.checkpoint.source import open_source
+from specpipe.config import EngineOptions
+from specpipe.contracts import chain
+from specpipe.engine.openvino.weights import Weights, map_weights
+from specpipe.errors import Unsupported
+from tests.unit.checkpoint.packers import pack_model
+from tests.unit.checkpoint.test_quantize import engine_of
+
+AT, THEIRS = "transformer.layers.1.", "model.layers.1."
+LAYERS = {
+    "attention.qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    "attention.dense": ["self_attn.o_proj"], "mlp.fc": ["mlp.gate_proj"],
+    "mlp.gate": ["mlp.up_proj"], "mlp.proj": ["mlp.down_proj"],
+}  # fmt: skip
+Packed = tuple[Path, Path, dict[str, torch.Tensor]]  # as found, as converted, what it means
+
+
+@pytest.fixture(scope="module")
+def packed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Packed]:
+    """Return the tiny model, quantised by every method and converted."""
+    folder, found = tmp_path_factory.mktemp("packed"), {}
+    for method in ("awq", "gptq", "modelopt_fp8"):
+        meant = pack_model(tiny, folder / method, method)
+        out = folder / f"{method}.out"
+        out.mkdir()
+        source = open_source(folder / method)
+        write_checkpoint(source, out, "float32", lambda done, total: None)
+        found[method] = (folder / method, out, meant)
+    return found
+
+
+def meant_by(layer: str, meant: dict[str, torch.Tensor]) -> np.ndarray:
+    parts = [meant[f"{THEIRS}{name}.weight"] for name in LAYERS[layer]]
+    return torch.cat(parts).numpy()
+
+
+def read(out: Path) -> Weights:
+    return map_weights(out / "rank0.safetensors")
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_int4_weights_keep_every_bit(method: str, layer: str, packed: dict[str, Packed]) -> None:
+    _, out, meant = packed[method]
+    assert np.array_equal(read(out).float32(f"{AT}{layer}.weight"), meant_by(layer, meant))
+
+
+@pytest.mark.parametrize("layer", [layer for layer in LAYERS if layer != "attention.qkv"])
+def test_fp8_weights_of_their_own_keep_every_bit(layer: str, packed: dict[str, Packed]) -> None:
+    _, out, meant = packed["modelopt_fp8"]
+    assert np.array_equal(read(out).float32(f"{AT}{layer}.weight"), meant_by(layer, meant))
+
+
+def test_fp8_weights_of_a_fused_layer_come_under_their_largest_scale(
+    packed: dict[str, Packed],
+) -> None:
+    folder, out, meant = packed["modelopt_fp8"]
+    theirs = load_file(folder / "model.safetensors")
+    scales = [float(theirs[f"{THEIRS}{n}.weight_scale"]) for n in LAYERS["attention.qkv"]]
+    tensors = load_file(out / "rank0.safetensors")
+    assert tensors[f"{AT}attention.qkv.weights_scaling_factor"].tolist() == [max(scales)]
+    inputs = tensors[f"{AT}attention.qkv.activation_scaling_factor"].tolist()
+    assert inputs == pytest.approx([0.01 * 65])
+    expected = meant_by("attention.qkv", meant)
+    error = np.abs(read(out).float32(f"{AT}attention.qkv.weight") - expected)
+    assert (error <= np.abs(expected) / 16 + max(scales) / 1024).all() and error.any()
+    assert tensors[f"{AT}attention.kv_cache_scaling_factor"].tolist() == [2.5]
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("awq", {"quant_algo": "W4A16_AWQ", "kv_cache_quant_algo": None, "group_size": 64,
+                 "has_zero_point": True, "pre_quant_scale": False}),
+        ("gptq", {"quant_algo": "W4A16_AWQ", "kv_cache_quant_algo": None, "group_size": 64,
+                  "has_zero_point": True, "pre_quant_scale": False}),
+        ("modelopt_fp8", {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}),
+    ],
+)  # fmt: skip
+def test_config_json_says_how_in_upstreams_words(
+    method: str, said: dict[str, Any], packed: dict[str, Packed]
+) -> None:
+    config = json.loads((packed[method][1] / "config.json").read_text())["quantization"]
+    assert "*lm_head" in config.pop("exclude_modules")
+    assert config == said
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_the_cpu_engine_answers_as_the_model_whose_weights_they_mean(
+    method: str, packed: dict[str, Packed], tiny: Path, tmp_path: Path
+) -> None:
+    _, out, meant = packed[method]
+    model = AutoModelForCausalLM.from_pretrained(tiny).float().eval()
+    model.load_state_dict(meant, strict=False)
+    sequence = np.random.default_rng(0).integers(3, 300, 40).tolist()
+    with torch.no_grad():
+        expected = model(torch.tensor([sequence])).logits[0, 19:].numpy()
+    runner = engine_of(out, tmp_path / "engine", "int4_awq").runner()
+    runner.start(sequence[:20])
+    assert np.abs(runner.score(chain(sequence[20:])).logits - expected).max() < 1e-3
+
+
+def test_a_bias_that_is_not_zero_is_not_dropped(
+    packed: dict[str, Packed], tmp_path: Path, tiny: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    pack_model(tiny, tmp_path / "gptq", "gptq")
+    file = tmp_path / "gptq" / "model.safetensors"
+    tensors = load_file(file)
+    tensors[f"{THEIRS}mlp.up_proj.bias"][3] = 1
+    save_file(tensors, file)
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(Exception, match=r"unexpected: model.layers.1.mlp.up_proj.bias"):
+        write_checkpoint(open_source(tmp_path / "gptq"), out, "float32", lambda done, total: None)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"quant_method": "bitsandbytes"}, "quantised by 'bitsandbytes'"),
+        ({"quant_method": "awq", "version": "gemv"}, "awq with version"),
+        ({"quant_method": "gptq", "desc_act": True, "bits": 3}, "gptq with bits, desc_act"),
+        ({"quant_method": "gptq", "checkpoint_format": "gptq_v2"}, "gptq with version"),
+        ({"quant_method": "gptq", "group_size": -1}, "gptq with group_size"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "NVFP4 with KV cache None"),
+    ],
+)
+def test_layouts_that_cannot_be_read_are_named(
+    facts: dict[str, Any], said: str, tiny: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    shutil.copytree(tiny, tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "quantization_config": facts}))
+    with pytest.raises(Unsupported, match=said):
+        find_foreign(open_source(tmp_path / "model"))
+
+
+def test_the_config_must_say_what_the_checkpoint_is(packed: dict[str, Packed]) -> None:
+    folder, out, _ = packed["gptq"]
+    model = read_model_config(out)
+
+    def said(**engine: Any) -> list[str]:
+        options = EngineOptions("tensorrt", **engine)
+        return [str(r) for r in check_quantization(options, model, open_source(folder))]
+
+    assert said(quantization="int4_awq") == []
+    (reason,) = said(quantization="fp8")
+    assert "quantised already (gptq)" in reason and "set engine.quantization: int4_awq" in reason
+    assert said(quantization="int4_awq", kv_cache_quantization="fp8") == []
+    assert "already" in said(quantization="int4_awq", kv_cache_quantization="int8")[0]
+    assert "64 times tp_size 4" in said(quantization="int4_awq", tp_size=4)[0]
