@@ -271,3 +271,18 @@ def test_sixteen_bit_scales_are_those_that_the_weights_were_divided_by(tmp_path:
     inputs = tensors.float32(f"{name}.prequant_scaling_factor")
     error = np.abs(tensors.float32(f"{name}.weight") / inputs - original / inputs)
     assert (error.reshape(len(error), -1, 64) <= scale[:, :, None] * 0.502).all()
+
+
+@pytest.mark.parametrize("weights_in", ["fp8", "nvfp4"])
+def test_both_halves_of_a_gated_mlp_have_one_scale(
+    weights_in: Quantization, quantised: dict[Quantization, Path], tiny: Path
+) -> None:
+    kind = {"fp8": "weights_scaling_factor", "nvfp4": "weights_scaling_factor_2"}[weights_in]
+    tensors = load_file(quantised[weights_in] / "rank0.safetensors")
+    at = "transformer.layers.1.mlp."
+    assert torch.equal(tensors[f"{at}fc.{kind}"], tensors[f"{at}gate.{kind}"])
+    state = AutoModelForCausalLM.from_pretrained(tiny).state_dict()
+    halves = [state[f"model.layers.1.mlp.{n}_proj.weight"].abs().max() for n in ("gate", "up")]
+    assert halves[0] != halves[1]
+    top = {"fp8": 448, "nvfp4": 448 * 6}[weights_in]
+    assert float(tensors[f"{at}fc.{kind}"]) == pytest.approx(float(max(halves)) / top)

@@ -5,11 +5,11 @@ any other. Fused tensors (q, k, v) are quantised after they are joined, which un
 as upstream's fused layers need it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from specpipe.checkpoint.families import Join, Shard, StoredDtype, TensorPlan
+from specpipe.checkpoint.families import Shard, StoredDtype, TensorPlan
 from specpipe.checkpoint.quantized import arithmetic as bits
 from specpipe.checkpoint.quantized.calibration import Calibration
 from specpipe.checkpoint.quantized.formats import GROUPS, Quantizing, group_size
@@ -18,7 +18,10 @@ from specpipe.contracts import ModelConfig, Quantization
 if TYPE_CHECKING:
     import torch
 
+PARTNERS = {"mlp.fc": "mlp.gate", "mlp.gate": "mlp.fc"}  # upstream may fuse them: one scale
 Function = Callable[["torch.Tensor"], "torch.Tensor"]  # of the joined weights [n, k]
+# Of the joined weights, and the largest magnitude in them and in their partner's.
+Scaled = Callable[["torch.Tensor", float], "torch.Tensor"]
 
 
 def quantized_plans(
@@ -28,16 +31,25 @@ def quantized_plans(
 
     Weight-only formats change nothing: `trtllm-build` quantises 16-bit weights by itself.
     """
-    planned = []
+    planned, weights = [], {plan.name: plan for plan in plans}
     for plan in plans:
         module = plan.name.removesuffix(".weight")
         if quantizing.weights in FORMATS and quantizing.includes(module, model):
-            planned += FORMATS[quantizing.weights](_Layer(plan, model, quantizing, found))
+            planned += FORMATS[quantizing.weights](
+                _Layer(plan, _partner(plan, weights), model, quantizing, found)
+            )
         else:
             planned.append(plan)
         if quantizing.kv_cache != "none" and plan.name.endswith("attention.qkv.weight"):
             planned.append(_kv_cache(plan, quantizing, found))
     return planned
+
+
+def _partner(plan: TensorPlan, weights: Mapping[str, TensorPlan]) -> TensorPlan | None:
+    for ours, theirs in PARTNERS.items():
+        if plan.name.endswith(f"{ours}.weight"):
+            return weights.get(plan.name.replace(f"{ours}.weight", f"{theirs}.weight"))
+    return None
 
 
 def modules_of(plan: TensorPlan) -> list[str]:
@@ -46,21 +58,25 @@ def modules_of(plan: TensorPlan) -> list[str]:
 
 
 def _fp8(w: "_Layer") -> list[TensorPlan]:
-    def scale(weight: "torch.Tensor") -> float:
-        return bits.fp8_scale(bits.largest(weight))
+    def stored(weight: "torch.Tensor", amax: float) -> "torch.Tensor":
+        return bits.to_fp8(weight, bits.fp8_scale(amax))
 
     return [
-        w.weight(w.plan.shape, "float8_e4m3fn", lambda x: bits.to_fp8(x, scale(x))),
-        w.number("weights_scaling_factor", scale),
+        w.weight(w.plan.shape, "float8_e4m3fn", w.with_largest(stored)),
+        w.number("weights_scaling_factor", lambda weight, amax: bits.fp8_scale(amax)),
         w.constant("activation_scaling_factor", w.largest_input / bits.FP8_MAX),
     ]
 
 
 def _int8_sq(w: "_Layer") -> list[TensorPlan]:
     rows, _ = w.plan.shape
+
+    def rounded(weight: "torch.Tensor") -> "torch.Tensor":
+        return bits.to_int8(w.smooth(weight), w.row_scale(weight))
+
     return [
-        w.weight(w.plan.shape, "int8", lambda x: bits.to_int8(w.smooth(x), w.row_scale(x))),
-        w.by_row("weights_scaling_factor", (rows,), "float32", w.row_scale),
+        w.weight(w.plan.shape, "int8", alone(rounded)),
+        w.by_row("weights_scaling_factor", (rows,), "float32", alone(w.row_scale)),
         w.constant("activation_scaling_factor", w.largest_input / bits.INT8_MAX),
         w.input_scale(),
     ]
@@ -77,8 +93,8 @@ def _int4_awq(w: "_Layer") -> list[TensorPlan]:
         return bits.to_int4(w.smooth(weight), scale(weight))
 
     return [
-        w.weight((rows // 2, columns), "int8", packed),
-        w.by_row("weights_scaling_factor", (rows, columns // group), w.model.dtype, scale),
+        w.weight((rows // 2, columns), "int8", alone(packed)),
+        w.by_row("weights_scaling_factor", (rows, columns // group), w.model.dtype, alone(scale)),
         w.input_scale(),
     ]
 
@@ -87,16 +103,19 @@ def _nvfp4(w: "_Layer") -> list[TensorPlan]:
     rows, columns = w.plan.shape
     largest_scale = bits.FP8_MAX * bits.FP4_MAX
 
-    def whole(weight: "torch.Tensor") -> float:
-        return bits.largest(weight) / largest_scale or 1.0
+    def whole(weight: "torch.Tensor", amax: float) -> float:
+        return amax / largest_scale or 1.0
 
-    def packed(weight: "torch.Tensor") -> "torch.Tensor":
-        return bits.to_fp4(weight, bits.fp4_scale(weight, whole(weight)), whole(weight))
+    def scales(weight: "torch.Tensor", amax: float) -> "torch.Tensor":
+        return bits.fp4_scale(weight, whole(weight, amax))
+
+    def packed(weight: "torch.Tensor", amax: float) -> "torch.Tensor":
+        return bits.to_fp4(weight, scales(weight, amax), whole(weight, amax))
 
     return [
-        w.weight((rows, columns // 2), "uint8", packed),
+        w.weight((rows, columns // 2), "uint8", w.with_largest(packed)),
         w.by_row("weights_scaling_factor", (rows, columns // bits.FP4_GROUP), "float8_e4m3fn",
-                 lambda x: bits.fp4_scale(x, whole(x))),
+                 w.with_largest(scales)),
         w.number("weights_scaling_factor_2", whole),
         w.constant("activation_scaling_factor", w.largest_input / largest_scale),
     ]  # fmt: skip
@@ -111,10 +130,24 @@ FORMATS: dict[Quantization, Callable[["_Layer"], list[TensorPlan]]] = {
 
 
 @dataclass(frozen=True)
+class Made:
+    """How a tensor is made of the weights of a layer, and of those of others if it takes them."""
+
+    function: "Callable[[Sequence[torch.Tensor]], torch.Tensor]"
+    others: tuple[TensorPlan, ...] = ()
+
+
+def alone(function: Function) -> Made:
+    """Make a tensor of a layer's own weights."""
+    return Made(lambda weights: function(weights[0]))
+
+
+@dataclass(frozen=True)
 class _Layer:
     """One linear layer that is quantised, and makers of the plans of its tensors."""
 
     plan: TensorPlan  # of its weights [n, k]
+    partner: TensorPlan | None  # of the layer that must have the same scale
     model: ModelConfig
     quantizing: Quantizing
     found: Calibration
@@ -144,25 +177,35 @@ class _Layer:
         """Return the int8 scale of every row of the smoothed weights."""
         return bits.row_scale(self.smooth(weight))
 
-    def weight(self, shape: tuple[int, ...], dtype: StoredDtype, function: Function) -> TensorPlan:
+    def weight(self, shape: tuple[int, ...], dtype: StoredDtype, made: Made) -> TensorPlan:
         """Plan the weights themselves."""
-        return replace(self.plan, shape=shape, dtype=dtype, join=self._then(function))
+        return self._then(replace(self.plan, shape=shape, dtype=dtype), made)
 
     def by_row(
-        self, kind: str, shape: tuple[int, ...], dtype: StoredDtype, function: Function
+        self, kind: str, shape: tuple[int, ...], dtype: StoredDtype, made: Made
     ) -> TensorPlan:
         """Plan scales with a row, or a number, for every row of the weights."""
-        return replace(
-            self.plan, name=self._name(kind), shape=shape, dtype=dtype, join=self._then(function),
-            shard=scale_shard(self.plan.shard, len(shape)),
-        )  # fmt: skip
+        shard = scale_shard(self.plan.shard, len(shape))
+        name = self._name(kind)
+        return self._then(
+            replace(self.plan, name=name, shape=shape, dtype=dtype, shard=shard), made
+        )
 
-    def number(self, kind: str, function: "Callable[[torch.Tensor], float]") -> TensorPlan:
-        """Plan one float32 that follows from the weights; every rank has it."""
-        return replace(
-            self.plan, name=self._name(kind), shape=(1,), dtype="float32", shard=Shard.REPLICATED,
-            join=self._then(lambda weight: _one(function(weight))),
-        )  # fmt: skip
+    def number(self, kind: str, function: "Callable[[torch.Tensor, float], float]") -> TensorPlan:
+        """Plan one float32 that follows from the weights and their partner's; all ranks have it."""
+        plan = replace(
+            self.plan, name=self._name(kind), shape=(1,), dtype="float32", shard=Shard.REPLICATED
+        )
+        return self._then(plan, self.with_largest(lambda x, amax: _one(function(x, amax))))
+
+    def with_largest(self, function: Scaled) -> Made:
+        """Apply a function to the weights and the largest magnitude in both partners."""
+        partner = self.partner
+        if partner is None:
+            return Made(lambda weights: function(weights[0], bits.largest(weights[0])))
+        return Made(
+            lambda weights: function(weights[0], max(map(bits.largest, weights))), (partner,)
+        )
 
     def constant(self, kind: str, value: float) -> TensorPlan:
         """Plan one float32 that is known."""
@@ -177,9 +220,24 @@ class _Layer:
     def _name(self, kind: str) -> str:
         return f"{self.plan.name.removesuffix('.weight')}.{kind}"
 
-    def _then(self, function: Function) -> Join:
-        plan = self.plan
-        return lambda sources: function(assembled(plan, sources))
+    def _then(self, plan: TensorPlan, made: Made) -> TensorPlan:
+        """Return `plan` with what it is made of: its own sources, and those of others."""
+        plans = (self.plan, *made.others)
+        counts = [len(p.sources) for p in plans]
+        begins = [sum(counts[:i]) for i in range(len(plans))]
+
+        def join(sources: "Sequence[torch.Tensor]") -> "torch.Tensor":
+            return made.function(
+                [
+                    assembled(p, sources[begin : begin + count])
+                    for p, begin, count in zip(plans, begins, counts, strict=True)
+                ]
+            )
+
+        return replace(
+            plan, join=join, sources=tuple(s for p in plans for s in p.sources),
+            source_shapes=tuple(s for p in plans for s in p.source_shapes),
+        )  # fmt: skip
 
 
 def assembled(plan: TensorPlan, sources: "Sequence[torch.Tensor]") -> "torch.Tensor":
