@@ -234,6 +234,7 @@ _ACCEPT = "specpipe.speculate.accept"
 _LOOP = "specpipe.speculate.decode"
 _DRAFT = "specpipe.speculate.draft_model:DraftModelProposer"
 _RUNNER = "specpipe.engine.openvino.runner"
+_VISIBILITY = "specpipe.engine.openvino.visibility"
 
 MUTANTS: dict[str, Mutant] = {
     "resamples from p": Mutant(f"{_ACCEPT}:_residual", lambda honest: lambda p, q: p, _ENUMERATED),
@@ -282,8 +283,8 @@ MUTANTS: dict[str, Mutant] = {
         puts_the_window_before_the_ngrams,
         ("tests/unit/speculate",),
     ),
-    "mask shows siblings": Mutant(f"{_RUNNER}:_ancestors", sees_its_siblings, _ENGINE),
-    "tree positions off": Mutant(f"{_RUNNER}:_depths", counts_nodes_for_positions, _ENGINE),
+    "mask shows siblings": Mutant(f"{_VISIBILITY}:ancestors", sees_its_siblings, _ENGINE),
+    "tree positions off": Mutant(f"{_RUNNER}:depths", counts_nodes_for_positions, _ENGINE),
     "parents off by one": Mutant(f"{_RUNNER}:_shift", hangs_nodes_one_too_high, _ENGINE),
     "first rows kept, not the path": Mutant(
         f"{_RUNNER}:OpenVinoRunner._keep", keeps_the_first_rows_instead_of_the_path, _ENGINE

@@ -35,6 +35,7 @@ class Arithmetic:
     head_bias: bool = False  # of lm_head
     residual: Residual = "sequential"  # parallel: attention and MLP read the same input
     post_norms: bool = False  # attention's and the MLP's output are normed too
+    mlp_norm: str = "post_layernorm"  # what the norm before the MLP is called
     embedding_scale: float = 1.0
     shared_expert_gate: bool = False  # a sigmoid gate weighs the shared expert
     sliding_windows: tuple[int, ...] = ()  # of every layer, 0: sees all; empty: no layer has one
@@ -94,6 +95,11 @@ class ModelConfig:
     def expert_size(self) -> int:
         """Return the inner width of one expert."""
         return self.moe_intermediate_size or self.intermediate_size
+
+    @property
+    def num_experts(self) -> int:
+        """Return how many experts a layer has; 0 for plain MLPs."""
+        return self.moe.num_experts if self.moe else 0
 
     @property
     def sliding_window(self) -> int | None:

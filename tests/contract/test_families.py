@@ -1,7 +1,7 @@
 """Every family in the table: converted, run through the CPU engine, logits as in transformers."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,52 +9,65 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from specpipe.checkpoint.families import FAMILIES
-from specpipe.contracts import chain
-from tests.models import make_llama
+from specpipe.contracts import ROOT, Draft, Verdict, chain
+from specpipe.engine.openvino.backend import OpenVinoEngine
+from tests.families import WORLDS, make_family
 
-LLAMA3 = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}  # fmt: skip
+CASES = [(name, variant) for name, world in WORLDS.items() for variant in world.variants]
+TREE = [ROOT, 0, ROOT, 1, 0]  # parents of five nodes
+TOLERANCE = 1e-3
 
-VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "LlamaForCausalLM": [
-        {},
-        {"tie_word_embeddings": False},
-        {"num_key_value_heads": 4},  # as many KV heads as heads, like Llama 2 and Vicuna
-        {"num_key_value_heads": 1},
-        {"head_dim": 32},  # heads wider than hidden / heads
-        {"rope_theta": 500000.0, "rope_scaling": LLAMA3},
-        {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
-    ],
-}
-MAKERS = {"LlamaForCausalLM": make_llama}
-CASES = [(name, i) for name in VARIANTS for i in range(len(VARIANTS[name]))]
+Logits = Callable[[list[int]], np.ndarray]
 
 
 def test_every_family_has_a_model_here() -> None:
-    assert set(VARIANTS) == set(MAKERS) == set(FAMILIES)
+    assert set(WORLDS) == set(FAMILIES)
 
 
-def expected_logits(folder: Path, sequence: list[int]) -> np.ndarray:
+def reference(folder: Path) -> Logits:
+    """Return a function from a sequence to transformers' logits of all its places."""
     model = AutoModelForCausalLM.from_pretrained(folder).float().eval()
-    with torch.no_grad():
-        return model(torch.tensor([sequence])).logits[0].numpy()
+
+    def logits(sequence: list[int]) -> np.ndarray:
+        with torch.no_grad():
+            return model(torch.tensor([sequence]), use_cache=False).logits[0].numpy()
+
+    return logits
 
 
-@pytest.mark.parametrize(("name", "variant"), CASES)
-def test_logits_are_those_of_transformers(
-    name: str, variant: int, tmp_path: Path, make_engine
-) -> None:
-    folder = MAKERS[name](tmp_path / "model", seed=3, **VARIANTS[name][variant])
-    engine = make_engine(folder)
-    sequence = np.random.default_rng(0).integers(3, engine.vocab_size, 150).tolist()
-    expected = expected_logits(folder, sequence)
+@pytest.fixture(scope="module")
+def case(request, tmp_path_factory, make_engine) -> tuple[OpenVinoEngine, Logits]:
+    name, variant = request.param
+    folder = make_family(tmp_path_factory.mktemp("family") / "model", name, variant)
+    expected = reference(folder)
+    if WORLDS[name].rewrite:
+        WORLDS[name].rewrite(folder)
+    return make_engine(folder), expected
+
+
+@pytest.mark.parametrize("case", CASES, indirect=True, ids=" ".join)
+def test_logits_are_those_of_transformers(case) -> None:
+    engine, expected = case
+    sequence = np.random.default_rng(0).integers(3, engine.vocab_size, 110).tolist()
+    wanted = expected(sequence)
     runner = engine.runner()
-    runner.start(sequence[:100])  # crosses a block of the cache
-    worst = 0.0
-    for begin in range(99, 150, 4):
+    runner.start(sequence[:90])  # crosses a block of the cache
+    for begin in range(89, 110, 4):
         runner.follow(sequence[: begin + 1])
         logits = runner.score(chain(sequence[begin + 1 : begin + 4])).logits
-        worst = max(worst, float(np.abs(logits - expected[begin : begin + len(logits)]).max()))
-    assert worst < 1e-3
+        assert np.abs(logits - wanted[begin : begin + len(logits)]).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("case", CASES, indirect=True, ids=" ".join)
+def test_logits_of_a_tree_are_those_of_its_paths(case) -> None:
+    engine, expected = case
+    *prompt, a, b, c, d, e = np.random.default_rng(1).integers(3, engine.vocab_size, 35).tolist()
+    draft = Draft(np.array([a, b, c, d, e]), np.array(TREE))
+    runner = engine.runner(len(TREE) + 1)
+    runner.start(prompt)
+    paths = [[], [a], [a, b], [c], [a, b, d], [a, e]]
+    wanted = [expected([*prompt, *path])[-1] for path in paths]
+    assert np.abs(runner.score(draft).logits - wanted).max() < TOLERANCE
+    runner.commit(draft, Verdict((0, 4), c))  # keeps rows that do not follow each other
+    after = runner.score(chain([d])).logits
+    assert np.abs(after - expected([*prompt, a, e, c, d])[-2:]).max() < TOLERANCE

@@ -20,13 +20,13 @@ from specpipe.checkpoint.medusa import (
 from specpipe.checkpoint.quantize import quantization_inputs, quantize
 from specpipe.checkpoint.quantized.foreign import is_left_over
 from specpipe.checkpoint.quantized.formats import PLAIN, Quantizing, metadata
-from specpipe.checkpoint.source import Source, TensorReader, read_tensors
+from specpipe.checkpoint.source import Source, TensorReader, read_tensors, with_prefix
 from specpipe.checkpoint.tokenizer import write_tokenizer
 from specpipe.checkpoint.transfer import Progress, write_tensors
 from specpipe.contracts import Dtype, ModelConfig
 from specpipe.errors import ConfigError
 
-FORMAT = "2"  # raise it when the same source must give other bytes
+FORMAT = "3"  # raise it when the same source must give other bytes
 
 
 def read_model(source: Source, dtype: Dtype, heads: HeadsSource | None = None) -> ModelConfig:
@@ -75,6 +75,7 @@ def write_checkpoint(
     plans += shared_outputs(plans, heads) if heads else []
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(read_tensors(source.weights))
+        reader = with_prefix(reader, family.base_prefix)
         plans, quantizing = quantize(source, plans, model, quantizing, reader, out)
         _account(reader, plans, family, model, source)
         work = [(reader, plan) for plan in plans]

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
-from specpipe.checkpoint.source import TensorReader, read_json, read_tensors, weight_files
+from specpipe.checkpoint.source import Renamed, TensorReader, read_json, read_tensors, weight_files
 from specpipe.contracts import ModelConfig
 from specpipe.errors import ConfigError
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 WEIGHTS = "medusa_lm_head.safetensors"
 FILES = (WEIGHTS, "medusa_lm_head.pt")
@@ -208,31 +208,8 @@ def full_config(heads: HeadsSource, hf: HfConfig) -> dict[str, str | int]:
     }
 
 
-@dataclass(frozen=True)
-class _Renamed:
-    """The heads' tensors under TensorRT-LLM's names."""
-
-    reader: TensorReader
-    theirs: Mapping[str, str]
-
-    def names(self) -> set[str]:
-        return set(self.theirs)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.reader.shape(self.theirs[name])
-
-    def dtype(self, name: str) -> str:
-        return self.reader.dtype(self.theirs[name])
-
-    def read(self, name: str) -> "torch.Tensor":
-        return self.reader.read(self.theirs[name])
-
-    def rows(self, name: str, begin: int, end: int) -> "torch.Tensor":
-        return self.reader.rows(self.theirs[name], begin, end)
-
-
 @contextmanager
 def read_heads(heads: HeadsSource) -> Iterator[TensorReader]:
     """Open the heads for reading under TensorRT-LLM's names."""
     with read_tensors(heads.weights) as reader:
-        yield _Renamed(reader, heads.names)
+        yield Renamed(reader, heads.names)

@@ -45,6 +45,43 @@ class TensorReader(Protocol):
 
 
 @dataclass(frozen=True)
+class Renamed:
+    """The tensors of a reader under other names."""
+
+    reader: TensorReader
+    theirs: Mapping[str, str]  # new name -> name in the reader
+
+    def names(self) -> set[str]:
+        """See `TensorReader`."""
+        return set(self.theirs)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """See `TensorReader`."""
+        return self.reader.shape(self.theirs[name])
+
+    def dtype(self, name: str) -> str:
+        """See `TensorReader`."""
+        return self.reader.dtype(self.theirs[name])
+
+    def read(self, name: str) -> "torch.Tensor":
+        """See `TensorReader`."""
+        return self.reader.read(self.theirs[name])
+
+    def rows(self, name: str, begin: int, end: int) -> "torch.Tensor":
+        """See `TensorReader`."""
+        return self.reader.rows(self.theirs[name], begin, end)
+
+
+def with_prefix(reader: TensorReader, prefix: str) -> TensorReader:
+    """Put `prefix` before the names of a checkpoint that was saved without its head; if any was."""
+    names = reader.names()
+    if not prefix or any(name.startswith(prefix) for name in names):
+        return reader
+    heads = ("lm_head.", "medusa_head")
+    return Renamed(reader, {n if n.startswith(heads) else f"{prefix}{n}": n for n in names})
+
+
+@dataclass(frozen=True)
 class Source:
     """A checkpoint on disk that has been found, but not read."""
 

@@ -162,7 +162,7 @@ def test_a_folder_without_weights_says_what_was_expected(copy: Path) -> None:
     [
         ({"architectures": ["MambaForCausalLM"]}, Unsupported, "MambaForCausalLM has no converter"),
         ({"architectures": None}, Unsupported, "no converter"),
-        ({"attention_bias": True}, Unsupported, "attention_bias"),
+        ({"architectures": ["PhiForCausalLM"], "qk_layernorm": True}, Unsupported, "qk_layernorm"),
         ({"hidden_act": "gelu"}, Unsupported, "gelu"),
         ({"hidden_size": "big"}, ConfigError, "'hidden_size' is 'big'"),
         ({"num_key_value_heads": 3}, ConfigError, "4 heads do not divide by 3"),

@@ -17,6 +17,20 @@ if TYPE_CHECKING:
 
 FAMILIES: dict[str, str] = {  # HF `architectures[0]` -> module:attribute
     "LlamaForCausalLM": "specpipe.checkpoint.families.llama:FAMILY",
+    "MistralForCausalLM": "specpipe.checkpoint.families.mistral:FAMILY",
+    "MixtralForCausalLM": "specpipe.checkpoint.families.mixtral:FAMILY",
+    "Qwen2ForCausalLM": "specpipe.checkpoint.families.qwen2:FAMILY",
+    "Qwen2MoeForCausalLM": "specpipe.checkpoint.families.qwen2_moe:FAMILY",
+    "Qwen3ForCausalLM": "specpipe.checkpoint.families.qwen3:FAMILY",
+    "GemmaForCausalLM": "specpipe.checkpoint.families.gemma:FAMILY",
+    "Gemma2ForCausalLM": "specpipe.checkpoint.families.gemma2:FAMILY",
+    "PhiForCausalLM": "specpipe.checkpoint.families.phi:FAMILY",
+    "Phi3ForCausalLM": "specpipe.checkpoint.families.phi3:FAMILY",
+    "GPT2LMHeadModel": "specpipe.checkpoint.families.gpt2:FAMILY",
+    "GPTNeoXForCausalLM": "specpipe.checkpoint.families.gpt_neox:FAMILY",
+    "Starcoder2ForCausalLM": "specpipe.checkpoint.families.starcoder2:FAMILY",
+    "FalconForCausalLM": "specpipe.checkpoint.families.falcon:FAMILY",
+    "InternLM2ForCausalLM": "specpipe.checkpoint.families.internlm2:FAMILY",
 }
 
 # Element types as torch spells them; quantised checkpoints have more than the three of Dtype.
@@ -69,6 +83,7 @@ class Family:
     tensors: Callable[[ModelConfig], list[TensorPlan]]
     extra_config: Callable[[ModelConfig], dict[str, Any]]  # further keys of config.json
     ignored: Callable[[str, ModelConfig], bool]  # source tensors that may be left out
+    base_prefix: str = ""  # of the names without the head; some releases leave it out
 
 
 def find_family(config: HfConfig) -> Family:

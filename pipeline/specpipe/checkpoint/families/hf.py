@@ -1,12 +1,13 @@
 """Reading Hugging Face's config.json: what most architectures spell alike."""
 
+from collections.abc import Callable
 from typing import Any
 
 from specpipe.checkpoint.families import HfConfig
 from specpipe.contracts import Dtype, ModelConfig
 from specpipe.errors import ConfigError, Unsupported
 
-ROPE_TYPES = ("default", "linear", "llama3")
+ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "longrope")
 
 
 def need(hf: HfConfig, key: str) -> int:
@@ -29,18 +30,56 @@ def rope(hf: HfConfig) -> tuple[float, dict[str, Any] | None]:
     """Return the base and HF's whole `rope_scaling` (None if plain).
 
     transformers 5 writes both into `rope_parameters`, older releases write `rope_theta` and
-    `rope_scaling`, with `type` before `rope_type`. Raises Unsupported for unknown kinds.
+    `rope_scaling`, with `type` before `rope_type`. Dynamic NTK scaling begins behind
+    `max_position_embeddings`, where no engine goes, so it is plain. Raises Unsupported for unknown
+    kinds.
     """
     new = dict(hf.get("rope_parameters") or {})
-    theta = float(new.pop("rope_theta", hf.get("rope_theta") or 10000.0))
+    old_base = hf.get("rope_theta") or hf.get("rotary_emb_base") or 10000.0
+    theta = float(new.pop("rope_theta", old_base))
     new.pop("partial_rotary_factor", None)
     scaling = new or dict(hf.get("rope_scaling") or {})
     kind = scaling.get("rope_type", scaling.get("type", "default"))
+    kind = "longrope" if kind == "su" else kind
     if kind not in ROPE_TYPES:
         raise Unsupported(
             f"config.json has rope scaling of type {kind!r}", hint=f"known: {', '.join(ROPE_TYPES)}"
         )
-    return theta, None if kind == "default" else {**scaling, "rope_type": kind}
+    return theta, None if kind in ("default", "dynamic") else {**scaling, "rope_type": kind}
+
+
+def rotary_width(hf: HfConfig, head_size: int, default: float) -> int:
+    """Return how many values of every head are rotated; `default` is a share of the head."""
+    new = hf.get("rope_parameters") or {}
+    share = new.get("partial_rotary_factor", hf.get("partial_rotary_factor", hf.get("rotary_pct")))
+    return int(head_size * float(default if share is None else share))
+
+
+def layer_windows(hf: HfConfig, sliding: Callable[[int], bool]) -> tuple[int, ...]:
+    """Return the sliding window of every layer, 0 for none; empty if no layer has one that cuts.
+
+    `layer_types` says which layers slide; before transformers had it, `sliding` said so.
+    """
+    size, layers = hf.get("sliding_window"), need(hf, "num_hidden_layers")
+    if not size or size >= need(hf, "max_position_embeddings"):
+        return ()
+    kinds = hf.get("layer_types")
+    slides = [k == "sliding_attention" for k in kinds] if kinds else map(sliding, range(layers))
+    found = tuple(size if slide else 0 for slide in slides)
+    return found if any(found) else ()
+
+
+def all_layers(index: int) -> bool:
+    """Say that every layer slides."""
+    return True
+
+
+def share_heads(hf: HfConfig, key: str, hidden: int) -> tuple[int, int]:
+    """Return the number of heads and their size; raises ConfigError if `hidden` does not divide."""
+    heads = need(hf, key)
+    if hidden % heads:
+        raise ConfigError(f"config.json: {hidden} hidden values do not divide by {heads} heads")
+    return heads, hidden // heads
 
 
 def rms_decoder(hf: HfConfig, dtype: Dtype, architecture: str) -> ModelConfig:
@@ -49,6 +88,7 @@ def rms_decoder(hf: HfConfig, dtype: Dtype, architecture: str) -> ModelConfig:
     Raises ConfigError for a missing key or head counts that do not divide.
     """
     theta, scaling = rope(hf)
+    hidden = need(hf, "hidden_size")
     heads = need(hf, "num_attention_heads")
     kv_heads = hf.get("num_key_value_heads") or heads
     if heads % kv_heads:
@@ -56,11 +96,11 @@ def rms_decoder(hf: HfConfig, dtype: Dtype, architecture: str) -> ModelConfig:
     return ModelConfig(
         architecture=architecture,
         dtype=dtype,
-        hidden_size=need(hf, "hidden_size"),
+        hidden_size=hidden,
         num_hidden_layers=need(hf, "num_hidden_layers"),
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        head_size=hf.get("head_dim") or need(hf, "hidden_size") // heads,
+        head_size=hf.get("head_dim") or hidden // heads,
         intermediate_size=need(hf, "intermediate_size"),
         vocab_size=need(hf, "vocab_size"),
         max_position_embeddings=need(hf, "max_position_embeddings"),

@@ -11,6 +11,8 @@ G = H / K, head size h, L layers.
     query_cos, query_sin  [1, M, 1, h], times 1 / sqrt(h): they carry the softmax's scale
     key_cos, key_sin      [1, M, 1, h]
     mask       [1, 1, M * G, P + M], 0 or a large negative number
+    mask.W     the same for layers that see W tokens; with ALiBi both are [1, K, M * G, P + M]
+    positions  [M] int32, where there is a table of positions and no rotation
     key.i      [1, P, K * h]       value.i    [1, P, K * h]
  -> logits     [R, V]              hidden     [R, D], after the final norm
     kv         [2 * L, M, K * h]   new keys and values: layer 0's keys, its values, layer 1's ...
@@ -19,107 +21,101 @@ OpenVINO's CPU plugin decides by pattern what it runs fast; what is fused depend
 below. docs/performance.md has the measurements, scripts/bench-engine makes them.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-import numpy as np
 import openvino as ov
 from openvino import Type
 from openvino import opset13 as op
 from openvino.op.util import Variable, VariableInfo
-from openvino.utils.node_factory import NodeFactory
 
 from specpipe.contracts import ModelConfig
-from specpipe.engine.openvino.weights import Weights, int4, int8, plain, rounded
+from specpipe.engine.openvino.attention import Position, attention, window
+from specpipe.engine.openvino.mlp import mlp
+from specpipe.engine.openvino.ops import Builder, integer, ints, scalar, softcap
+from specpipe.engine.openvino.weights import Weights, int8, plain
 
 ROTARY = ("query_cos", "query_sin", "key_cos", "key_sin")
-
-
-@dataclass(frozen=True)
-class _Builder:
-    """What every layer needs; `linear` turns weights [n, k] into a node."""
-
-    model: ModelConfig
-    weights: Weights
-    quantization: str
-    cache_type: Type
-
-    def linear(self, x: ov.Node, name: str, order: "Reorder | None" = None) -> ov.Node:
-        """Multiply `x` with the transposed weights `name`, reordered first if asked."""
-        array, dtype = self.weights.raw(name)
-        if order is not None:
-            array = order(array)
-        if self.quantization == "none":
-            node = plain(array, dtype)
-        else:
-            wide = (
-                self.weights.float32(name) if order is None else order(self.weights.float32(name))
-            )
-            node = {"int8": int8, "int4": int4}[self.quantization](wide)
-        return op.matmul(self._rounded(x, name, order), node, False, True)
-
-    def _rounded(self, x: ov.Node, name: str, order: "Reorder | None") -> ov.Node:
-        """Round the inputs of a layer that was quantised for a GPU, as it does."""
-        how = self.weights.rounding(name)
-        if how is None:
-            return x
-        scale = how.scale
-        if scale is not None and order is not None:  # what moves columns moves their scales
-            rows = self.weights.raw(name)[0].shape[0]
-            scale = order(np.broadcast_to(scale, (rows, len(scale))))[0]
-        return rounded(x, how, scale)
-
-
-Reorder = Callable[[np.ndarray], np.ndarray]  # type: ignore[type-arg]
 
 
 def build_network(
     model: ModelConfig, weights: Weights, quantization: str, cache_type: ov.Type
 ) -> ov.Model:
     """Return the graph of the checkpoint. Equal inputs give equal graphs, names included."""
-    build = _Builder(model, weights, quantization, cache_type)
+    build = Builder(model, weights, quantization, cache_type)
     inputs = _inputs(model)
-    tokens, rows, *position = inputs
-    table = _embedding(build)
-    x = op.unsqueeze(op.gather(table, tokens, _int(0)), _ints(0))  # [1, M, D]
+    position = Position(
+        tuple(inputs[name] for name in ROTARY if name in inputs),
+        {w: inputs[mask_name(w)] for w in windows(model)},
+    )
+    table = _table(build, "vocab_embedding")
+    x = _embed(build, table, inputs)  # [1, M, D]
     caches, new_rows = [], []
     for i in range(model.num_hidden_layers):
         cache = [_cache_input(build, f"{kind}.{i}") for kind in ("key", "value")]
         x, fresh = _layer(build, i, x, cache, position)
         caches += cache
         new_rows += fresh
-    picked = op.gather(op.squeeze(x, _ints(0)), rows, _int(0))  # [R, D]
-    hidden = _norm(build, op.unsqueeze(picked, _ints(0)), "transformer.ln_f.weight")
-    logits = op.matmul(hidden, _head(build, table), False, True)
+    picked = op.gather(op.squeeze(x, ints(0)), inputs["rows"], integer(0))  # [R, D]
+    hidden = build.norm(op.unsqueeze(picked, ints(0)), "transformer.ln_f")
     outputs = {
-        "logits": op.squeeze(logits, _ints(0)),
-        "hidden": op.squeeze(hidden, _ints(0)),
+        "logits": op.squeeze(_logits(build, hidden, table), ints(0)),
+        "hidden": op.squeeze(hidden, ints(0)),
         "kv": op.convert(op.concat(new_rows, 0), cache_type),
     }
-    return _model(outputs, [*inputs, *caches])
+    return _model(outputs, [*inputs.values(), *caches])
 
 
-def _inputs(model: ModelConfig) -> list[ov.Node]:
-    h = model.head_size
-    return [
-        op.parameter([-1], Type.i32, name="tokens"),
-        op.parameter([-1], Type.i32, name="rows"),
-        *(op.parameter([1, -1, 1, h], Type.f32, name=name) for name in ROTARY),
-        op.parameter([1, 1, -1, -1], Type.f32, name="mask"),
-    ]
+def windows(model: ModelConfig) -> list[int]:
+    """Return the sliding windows that the layers have, without repetition; 0: sees everything."""
+    return sorted({window(model, i) for i in range(model.num_hidden_layers)})
 
 
-def _cache_input(build: _Builder, name: str) -> ov.Node:
+def mask_name(sliding_window: int) -> str:
+    """Return the name of the input that says what layers of this window may see."""
+    return f"mask.{sliding_window}" if sliding_window else "mask"
+
+
+def _inputs(model: ModelConfig) -> dict[str, ov.Node]:
+    """Return the inputs by name, in their order; the caches apart."""
+    found = {name: op.parameter([-1], Type.i32, name=name) for name in ("tokens", "rows")}
+    if model.rotary_dim:
+        shape = [1, -1, 1, model.head_size]
+        found |= {name: op.parameter(shape, Type.f32, name=name) for name in ROTARY}
+    if model.position_embedding_type == "learned_absolute":
+        found["positions"] = op.parameter([-1], Type.i32, name="positions")
+    heads = -1 if model.position_embedding_type == "alibi_with_scale" else 1
+    for name in map(mask_name, windows(model)):
+        found[name] = op.parameter([1, heads, -1, -1], Type.f32, name=name)
+    return found
+
+
+def _cache_input(build: Builder, name: str) -> ov.Node:
     width = build.model.num_key_value_heads * build.model.head_size
     return op.parameter([1, -1, width], build.cache_type, name=name)
 
 
-def _embedding(build: _Builder) -> ov.Node:
-    array, dtype = build.weights.raw("transformer.vocab_embedding.weight")
-    return plain(array, dtype)
+def _table(build: Builder, name: str) -> ov.Node:
+    return plain(*build.weights.raw(f"transformer.{name}.weight"))
 
 
-def _head(build: _Builder, table: ov.Node) -> ov.Node:
+def _embed(build: Builder, table: ov.Node, inputs: dict[str, ov.Node]) -> ov.Node:
+    """Return [1, M, D]: the embeddings of the new tokens, and of their positions."""
+    x = op.unsqueeze(op.gather(table, inputs["tokens"], integer(0)), ints(0))
+    scale = build.model.arithmetic.embedding_scale
+    if scale != 1:
+        x = op.multiply(x, scalar(scale, (1, 1, 1)))
+    if "positions" not in inputs:
+        return x
+    rows = op.gather(_table(build, "position_embedding"), inputs["positions"], integer(0))
+    return op.add(x, op.unsqueeze(rows, ints(0)))
+
+
+def _logits(build: Builder, hidden: ov.Node, table: ov.Node) -> ov.Node:
+    logits = op.matmul(hidden, _head(build, table), False, True)
+    if build.model.arithmetic.head_bias:
+        logits = build.add_bias(logits, "lm_head.bias")
+    return softcap(logits, build.model.final_logit_softcapping)
+
+
+def _head(build: Builder, table: ov.Node) -> ov.Node:
     """Return the output weights; a tied head shares the embedding's constant."""
     tied = build.model.tie_word_embeddings
     if build.quantization == "none":
@@ -129,103 +125,24 @@ def _head(build: _Builder, table: ov.Node) -> ov.Node:
 
 
 def _layer(
-    build: _Builder,
-    i: int,
-    x: ov.Node,
-    cache: list[ov.Node],
-    position: list[ov.Node],
+    build: Builder, i: int, x: ov.Node, cache: list[ov.Node], position: Position
 ) -> tuple[ov.Node, list[ov.Node]]:
-    at = f"transformer.layers.{i}."
-    attended, fresh = _attention(
-        build, at, _norm(build, x, f"{at}input_layernorm.weight"), cache, position
-    )
-    x = op.add(x, attended)
-    normed = _norm(build, x, f"{at}post_layernorm.weight")
-    gate = _swish(build.linear(normed, f"{at}mlp.fc.weight"))  # HF's gate_proj
-    up = build.linear(normed, f"{at}mlp.gate.weight")  # HF's up_proj
-    return op.add(x, build.linear(op.multiply(gate, up), f"{at}mlp.proj.weight")), fresh
-
-
-def _attention(
-    build: _Builder,
-    at: str,
-    x: ov.Node,
-    cache: list[ov.Node],
-    position: list[ov.Node],
-) -> tuple[ov.Node, list[ov.Node]]:
-    """Grouped-query attention of the new tokens over the cache and each other.
-
-    The G queries of a KV head are laid out as G rows of one sequence, so that keys and values are
-    never repeated; the query weights are reordered at build time to make that layout free.
-    """
-    model, (*query_rotary, key_cos, key_sin, mask) = build.model, position
-    heads, kv_heads, size = model.num_attention_heads, model.num_key_value_heads, model.head_size
-    qkv = build.linear(x, f"{at}attention.qkv.weight", lambda w: _groups_first(w, model))
-    widths = _ints(heads * size, kv_heads * size, kv_heads * size)
-    query, key, value = op.variadic_split(qkv, _int(-1), widths).outputs()
-    query = _rotate(op.reshape(query, _ints(1, -1, heads, size), False), *query_rotary)
-    key = _rotate(op.reshape(key, _ints(1, -1, kv_heads, size), False), key_cos, key_sin)
-    key = op.reshape(key, _ints(1, -1, kv_heads * size), False)
-    past = [op.convert(c, "f32") if build.cache_type != Type.f32 else c for c in cache]
-    keys, values = op.concat([past[0], key], 1), op.concat([past[1], value], 1)
-
-    def by_head(t: ov.Node) -> ov.Node:  # [1, n, K, h] -> [1, K, n, h]
-        return op.transpose(op.reshape(t, _ints(1, -1, kv_heads, size), False), _ints(0, 2, 1, 3))
-
-    scores = op.add(op.matmul(by_head(query), by_head(keys), False, True), mask)
-    mixed = op.matmul(op.softmax(scores, -1), by_head(values), False, False)
-    mixed = op.reshape(op.transpose(mixed, _ints(0, 2, 1, 3)), _ints(1, -1, heads * size), False)
-    out = build.linear(mixed, f"{at}attention.dense.weight", lambda w: _columns(w, model))
-    return out, [key, value]
-
-
-def _groups_first(qkv: np.ndarray, model: ModelConfig) -> np.ndarray:  # type: ignore[type-arg]
-    """Reorder the query rows of [(H + 2K) * h, D] from (K, G, h) to (G, K, h)."""
-    kv_heads, size = model.num_key_value_heads, model.head_size
-    rows = model.num_attention_heads * size
-    query = qkv[:rows].reshape(kv_heads, -1, size, qkv.shape[1]).swapaxes(0, 1)
-    return np.concatenate([query.reshape(rows, -1), qkv[rows:]])
-
-
-def _columns(dense: np.ndarray, model: ModelConfig) -> np.ndarray:  # type: ignore[type-arg]
-    """Reorder the columns of the output projection [D, H * h] likewise."""
-    split = dense.reshape(dense.shape[0], model.num_key_value_heads, -1, model.head_size)
-    return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(dense.shape)
-
-
-def _rotate(x: ov.Node, cos: ov.Node, sin: ov.Node) -> ov.Node:
-    """Apply rotary positions to [1, M, n, h]; these very ops are fused into one by the plugin."""
-    half = int(x.get_output_partial_shape(0)[3].get_length()) // 2
-    low = op.slice(x, _ints(0), _ints(half), _ints(1), _ints(3))
-    high = op.slice(x, _ints(half), _ints(2**31 - 1), _ints(1), _ints(3))
-    turned = op.concat([op.multiply(high, _float(-1, (1, 1, 1, 1))), low], -1)
-    return op.add(op.multiply(x, cos), op.multiply(turned, sin))
-
-
-def _norm(build: _Builder, x: ov.Node, name: str) -> ov.Node:
-    """RMSNorm over the last dimension of [1, n, D]."""
-    one = (1, 1, 1)
-    mean = op.reduce_mean(op.power(x, _float(2, one)), _ints(-1), True)
-    root = op.sqrt(op.add(mean, _float(build.model.norm_epsilon, one)))
-    normed = op.multiply(x, op.divide(_float(1, one), root))
-    return op.multiply(op.constant(build.weights.float32(name).reshape(1, 1, -1)), normed)
-
-
-def _swish(x: ov.Node) -> ov.Node:
-    # The helper in opset13 adds a beta input, which keeps the plugin from fusing the MLP.
-    return NodeFactory("opset4").create("Swish", [x.output(0)], {})
-
-
-def _ints(*values: int) -> ov.Node:
-    return op.constant(np.array(values, np.int64))
-
-
-def _int(value: int) -> ov.Node:
-    return op.constant(np.int64(value))
-
-
-def _float(value: float, shape: tuple[int, ...]) -> ov.Node:
-    return op.constant(np.full(shape, value, np.float32))
+    how, at = build.model.arithmetic, f"transformer.layers.{i}."
+    normed = build.norm(x, f"{at}input_layernorm")
+    attended, fresh = attention(build, i, normed, cache, position)
+    if how.post_norms:
+        attended = build.norm(attended, f"{at}post_layernorm")
+    if how.residual == "sequential":
+        x = op.add(x, attended)
+        normed = build.norm(x, f"{at}{how.mlp_norm}")
+    elif how.residual == "parallel":
+        normed = build.norm(x, f"{at}{how.mlp_norm}")
+    out = mlp(build, f"{at}mlp.", normed)
+    if how.post_norms:
+        out = build.norm(out, f"{at}post_feedforward_layernorm")
+    if how.residual != "sequential":
+        out = op.add(out, attended)
+    return op.add(x, out), fresh
 
 
 def _model(outputs: dict[str, ov.Node], inputs: list[ov.Node]) -> ov.Model:
@@ -261,7 +178,7 @@ def _language_model_mark() -> ov.Node:
         "mark",
     )
     Variable(info)
-    zero = _float(0, (1, 1, 1, 1))
+    zero = scalar(0, (1, 1, 1, 1))
     state = op.read_value(zero, "mark", Type.f32, ov.PartialShape([1, 1, 1, 1]))
-    attended = op.scaled_dot_product_attention(state, state, state, zero, _float(1, ()))
+    attended = op.scaled_dot_product_attention(state, state, state, zero, scalar(1, ()))
     return op.assign(attended, "mark")

@@ -5,6 +5,7 @@ Computed in float32 in transformers' order of operations, so that both agree to 
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,24 +21,47 @@ class RopeTable:
 
 
 def rope_table(model: ModelConfig, positions: int) -> RopeTable:
-    """Return the table for positions 0 .. `positions` - 1."""
-    exponent = np.arange(0, model.head_size, 2, dtype=np.float32) / np.float32(model.head_size)
+    """Return the table for positions 0 .. `positions` - 1.
+
+    Of heads that are rotated in part, the rest has a cosine of 1 and a sine of 0.
+    """
+    width = model.rotary_dim
+    exponent = np.arange(0, width, 2, dtype=np.float32) / np.float32(max(width, 1))
     inverse = (1.0 / np.float32(model.rotary_base) ** exponent).astype(np.float32)
-    inverse = _scale(inverse, dict(model.rotary_scaling or {}))
+    rule = dict(model.rotary_scaling or {})
+    inverse = _scale(inverse, rule)
     angles = np.arange(positions, dtype=np.float32)[:, None] * inverse[None, :]
     angles = np.concatenate([angles, angles], axis=1)
-    return RopeTable(np.cos(angles), np.sin(angles))
+    factor = _attention_factor(rule, model.max_position_embeddings)
+    rest = ((0, 0), (0, model.head_size - width))
+    return RopeTable(
+        np.pad(np.cos(angles) * factor, rest, constant_values=1),
+        np.pad(np.sin(angles) * factor, rest),
+    )
 
 
-def _scale(inverse: Logits, scaling: dict[str, str | float]) -> Logits:
+def _scale(inverse: Logits, scaling: dict[str, Any]) -> Logits:
     kind = scaling.get("rope_type", "default")
     if kind == "linear":
         return inverse / np.float32(scaling["factor"])
+    if kind == "longrope":
+        return inverse / np.array(scaling["short_factor"], np.float32)
     if kind == "llama3":
         return _llama3(
             inverse, {k: float(v) for k, v in scaling.items() if k != "rope_type" and k != "type"}
         )
     return inverse
+
+
+def _attention_factor(scaling: dict[str, Any], longest: int) -> np.float32:
+    """Return what LongRoPE (2402.13753) multiplies cosines and sines with; 1 for other kinds."""
+    if scaling.get("rope_type") != "longrope":
+        return np.float32(1)
+    if scaling.get("attention_factor") is not None:
+        return np.float32(scaling["attention_factor"])
+    original = scaling["original_max_position_embeddings"]
+    factor = scaling.get("factor") or longest / original
+    return np.float32(math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1)
 
 
 def _llama3(inverse: Logits, rule: dict[str, float]) -> Logits:

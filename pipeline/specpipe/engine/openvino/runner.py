@@ -18,12 +18,13 @@ from specpipe.contracts import (
     Scores,
     Verdict,
 )
+from specpipe.engine.openvino.network import mask_name, windows
 from specpipe.engine.openvino.rope import RopeTable
+from specpipe.engine.openvino.visibility import Step, depths, mask
 from specpipe.errors import Unsupported
 
 BLOCK = 64  # cached rows are handed over in blocks, since every new shape costs the plugin time
 CHUNK = 256  # prompt tokens a call
-HIDDEN = np.float32(-3.0e38)  # added to a score, it leaves no weight
 
 
 @dataclass
@@ -61,10 +62,9 @@ class OpenVinoRunner:
         self.max_seq_len = graph.max_seq_len
         self._graph = graph
         self._table = graph.table
-        self._scale = np.float32(model.head_size**-0.5)
+        self._scale = np.float32(model.attention_scale)
         self._step_width = step_width
         self._width = model.num_key_value_heads * model.head_size
-        self._groups = model.num_attention_heads // model.num_key_value_heads
         rows = -(-graph.max_seq_len // BLOCK) * BLOCK
         kind = np.uint16 if graph.bfloat16 else np.float32
         # Zeros, not garbage: masked rows are multiplied by a weight of 0, and 0 * NaN is NaN.
@@ -135,7 +135,7 @@ class OpenVinoRunner:
         """Run new tokens; `parents` are indices among them, -1: the end of the cache."""
         pads = self._speculates and len(rows) == len(tokens)
         count = max(len(tokens), self._step_width if pads else 0)
-        depth = _depths(parents)
+        depth = depths(parents)
         positions = np.zeros(count, np.int64)
         # Only scratch nodes can lie beyond the end of the sequence; where they stand is no matter.
         positions[: len(tokens)] = np.minimum(self._cached + depth, self.max_seq_len - 1)
@@ -146,8 +146,7 @@ class OpenVinoRunner:
         inputs = {
             "tokens": padded,
             "rows": _pad(rows, count if count > len(tokens) else len(rows)),
-            **self._rotary(positions),
-            "mask": self._mask(parents, past, count),
+            **self._where(Step(parents, positions, self._cached, past)),
         }
         for name, array in inputs.items():
             graph.set(name, array)
@@ -157,6 +156,18 @@ class OpenVinoRunner:
         self._fresh = raw.data.view(self._cache.dtype).reshape(self._cache.shape[0], count, -1)
         logits, hidden = (out.get_tensor(name).data[: len(rows)] for name in ("logits", "hidden"))
         return Scores(logits, hidden)
+
+    def _where(self, step: Step) -> dict[str, NDArray[Any]]:
+        """Say where the new tokens stand and what they see, as far as the graph asks."""
+        model, ports = self._graph.model, self._graph.ports
+        found: dict[str, NDArray[Any]] = {
+            mask_name(window): mask(step, model, window) for window in windows(model)
+        }
+        if "positions" in ports:
+            found["positions"] = step.positions.astype(np.int32)
+        if "key_cos" in ports:
+            found |= self._rotary(step.positions)
+        return found
 
     def _rotary(self, positions: Ints) -> dict[str, NDArray[np.float32]]:
         cos, sin = (t[positions][None, :, None] for t in (self._table.cos, self._table.sin))
@@ -180,16 +191,6 @@ class OpenVinoRunner:
             graph.bound = (self, past)
         return past
 
-    def _mask(self, parents: Ints, past: int, count: int) -> NDArray[np.float32]:
-        """Return [1, 1, count * G, past + count]: the cache, one's ancestors and oneself."""
-        seen = np.zeros((count, past + count), np.bool_)
-        seen[:, : self._cached] = True
-        own = seen[:, past:]
-        own[: len(parents), : len(parents)] = _ancestors(parents)
-        np.fill_diagonal(own, True)
-        mask = np.where(seen, np.float32(0), HIDDEN)
-        return np.repeat(mask, self._groups, axis=0)[None, None]
-
 
 def _shift(parents: Ints, by: int) -> Ints:
     """Turn indices into the draft into indices among the new tokens."""
@@ -204,28 +205,3 @@ def _pad(rows: Ints, count: int) -> NDArray[np.int32]:
     out = np.zeros(count, np.int32)
     out[: len(rows)] = rows
     return out
-
-
-def _is_chain(parents: Ints) -> bool:
-    return bool((parents == np.arange(-1, len(parents) - 1)).all())
-
-
-def _depths(parents: Ints) -> Ints:
-    if _is_chain(parents):
-        return np.arange(len(parents))
-    depth = np.zeros(len(parents), np.int64)
-    for node, parent in enumerate(parents):
-        depth[node] = 0 if parent < 0 else depth[parent] + 1
-    return depth
-
-
-def _ancestors(parents: Ints) -> NDArray[np.bool_]:
-    """Return [n, n]: row i marks i and everything above it."""
-    n = len(parents)
-    if _is_chain(parents):
-        return np.tri(n, dtype=np.bool_)
-    seen = np.eye(n, dtype=np.bool_)
-    for node, parent in enumerate(parents):
-        if parent >= 0:
-            seen[node] |= seen[parent]
-    return seen

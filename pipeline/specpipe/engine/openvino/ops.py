@@ -1,0 +1,132 @@
+"""The small pieces of a graph: weights as nodes, norms, activations, constants."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import openvino as ov
+from openvino import Type
+from openvino import opset13 as op
+from openvino.utils.node_factory import NodeFactory
+
+from specpipe.contracts import ModelConfig
+from specpipe.engine.openvino.weights import Array, Weights, int4, int8, plain, rounded
+
+Reorder = Callable[[Array], Array]
+Activation = Callable[[ov.Node], ov.Node]
+
+
+@dataclass(frozen=True)
+class Builder:
+    """What every layer needs; `linear` turns weights [n, k] into a node."""
+
+    model: ModelConfig
+    weights: Weights
+    quantization: str
+    cache_type: Type
+
+    def linear(self, x: ov.Node, name: str, order: Reorder | None = None) -> ov.Node:
+        """Multiply `x` with the transposed weights `name`, reordered first if asked."""
+        return op.matmul(self._rounded(x, name, order), self.matrix(name, order), False, True)
+
+    def _rounded(self, x: ov.Node, name: str, order: Reorder | None) -> ov.Node:
+        """Round the inputs of a layer that was quantised for a GPU, as it does."""
+        how = self.weights.rounding(name)
+        if how is None:
+            return x
+        scale = how.scale
+        if scale is not None and order is not None:  # what moves columns moves their scales
+            rows = self.weights.raw(name)[0].shape[0]
+            scale = order(np.broadcast_to(scale, (rows, len(scale))))[0]
+        return rounded(x, how, scale)
+
+    def add_bias(self, x: ov.Node, name: str, order: Reorder | None = None) -> ov.Node:
+        """Add the bias `name`, reordered like a column of weights, to [1, M, n]."""
+        column = self.weights.float32(name)[:, None]
+        column = column if order is None else order(column)
+        return op.add(x, op.constant(column.reshape(1, 1, -1)))
+
+    def matrix(self, name: str, order: Reorder | None = None) -> ov.Node:
+        """Return weights [n, k] in the engine's precision."""
+        array, dtype = self.weights.raw(name)
+        if order is not None:
+            array = order(array)
+        if self.quantization == "none":
+            return plain(array, dtype)
+        wide = self.weights.float32(name) if order is None else order(self.weights.float32(name))
+        return {"int8": int8, "int4": int4}[self.quantization](wide)
+
+    def plain_linear(self, x: ov.Node, name: str) -> ov.Node:
+        """Multiply with weights that are never quantised."""
+        return op.matmul(x, plain(*self.weights.raw(name)), False, True)
+
+    def norm(self, x: ov.Node, name: str) -> ov.Node:
+        """Norm the last dimension of [1, n, D] as the model norms."""
+        if self.model.arithmetic.layer_norm:
+            return self._layer_norm(x, name)
+        return self.rms_norm(x, name)
+
+    def rms_norm(self, x: ov.Node, name: str) -> ov.Node:
+        """RMSNorm over the last dimension, of [1, n, D] or of [1, n, heads, h]."""
+        one = (1,) * len(x.get_output_partial_shape(0))
+        mean = op.reduce_mean(op.power(x, scalar(2, one)), ints(-1), True)
+        root = op.sqrt(op.add(mean, scalar(self.model.norm_epsilon, one)))
+        normed = op.multiply(x, op.divide(scalar(1, one), root))
+        weight = self.weights.float32(f"{name}.weight").reshape(*one[1:], -1)
+        return op.multiply(op.constant(weight), normed)
+
+    def _layer_norm(self, x: ov.Node, name: str) -> ov.Node:
+        epsilon = self.model.norm_epsilon
+        normed = op.mvn(x, op.constant(np.array([-1], np.int64)), True, epsilon, "inside_sqrt")
+        weight, bias = (self.weights.float32(f"{name}.{end}") for end in ("weight", "bias"))
+        scaled = op.multiply(normed, op.constant(weight.reshape(1, 1, -1)))
+        return op.add(scaled, op.constant(bias.reshape(1, 1, -1)))
+
+
+def swish(x: ov.Node) -> ov.Node:
+    """Return x * sigmoid(x)."""
+    # The helper in opset13 adds a beta input, which keeps the plugin from fusing the MLP.
+    port = x.output(0) if isinstance(x, ov.Node) else x
+    return NodeFactory("opset4").create("Swish", [port], {})
+
+
+def _gelu(x: ov.Node) -> ov.Node:
+    return op.gelu(x, "erf")
+
+
+def _gelu_tanh(x: ov.Node) -> ov.Node:
+    return op.gelu(x, "tanh")
+
+
+ACTIVATIONS: dict[str, Activation] = {  # upstream's `hidden_act`, as transformers computes it
+    "silu": swish,
+    "swiglu": swish,
+    "gelu": _gelu,
+    "gelu_new": _gelu_tanh,
+    "gelu_fast": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "geglu": _gelu_tanh,
+}
+FUSED = ("swiglu", "geglu")  # one matrix [2 * I, D] holds what is gated, then the gate
+
+
+def softcap(x: ov.Node, cap: float | None) -> ov.Node:
+    """Bend values smoothly into (-cap, cap)."""
+    if cap is None:
+        return x
+    return op.multiply(op.tanh(op.divide(x, scalar(cap, ()))), scalar(cap, ()))
+
+
+def ints(*values: int) -> ov.Node:
+    """Return a constant list of indices."""
+    return op.constant(np.array(values, np.int64))
+
+
+def integer(value: int) -> ov.Node:
+    """Return a constant index."""
+    return op.constant(np.int64(value))
+
+
+def scalar(value: float, shape: tuple[int, ...]) -> ov.Node:
+    """Return a constant of one value."""
+    return op.constant(np.full(shape, value, np.float32))
