@@ -125,7 +125,7 @@ WORLDS: dict[str, World] = {
                 "max_window_layers": 1,
             },
         },
-    ),  # fmt: skip
+    ),
     "Qwen2MoeForCausalLM": World(
         "Qwen2Moe", {**GROUPED, **QWEN_MOE}, {"plain": {}, "normed": {"norm_topk_prob": True}}
     ),
