@@ -12,7 +12,7 @@ LAYERS = [
     {"errors"},
     {"model"},
     {"contracts"},
-    {"records", "trees", "methods", "recipe", "config"},
+    {"divide", "records", "trees", "methods", "recipe", "config"},
     {"artifacts", "processes"},
     {"checkpoint", "engine", "speculate", "plan"},
     {"assembly"},

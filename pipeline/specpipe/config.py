@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from specpipe.contracts import CacheQuantization, Dtype, Quantization, Role
+from specpipe.contracts import CacheQuantization, Dtype, Parallel, Quantization, Role
 from specpipe.errors import ConfigError
 from specpipe.methods import PLAIN, DraftModel, Hybrid, Lookahead, Medusa, PromptLookup, Speculation
 from specpipe.recipe import TrainOptions
@@ -38,6 +38,9 @@ class EngineOptions:
     tensorrt_llm: str | None = None  # the release, e.g. "1.2.1"; see engine/tensorrt/profiles.py
     tp_size: int = field(default=0, metadata=at_least(1))  # 0, if left out: the plan chooses
     pp_size: int = field(default=1, metadata=at_least(1))
+    moe_ep_size: int = field(default=1, metadata=at_least(1))  # ranks that share out the experts
+    use_parallel_embedding: bool = False  # cut the embedding instead of having it on every rank
+    embedding_sharding_dim: Literal[0, 1] = 0  # along the vocabulary, or the hidden size
     max_batch_size: int = field(default=4, metadata=between(1, 4096))
     max_input_len: int = field(default=1024, metadata=at_least(1))
     max_seq_len: int = field(default=2048, metadata=at_least(2))
@@ -45,6 +48,17 @@ class EngineOptions:
     def sized(self, batch: int, input_len: int, seq_len: int) -> "EngineOptions":
         """Return these options for so many sequences of such lengths."""
         return replace(self, max_batch_size=batch, max_input_len=input_len, max_seq_len=seq_len)
+
+    @property
+    def parallel(self) -> Parallel:
+        """How every model of the run is spread over GPUs."""
+        return Parallel(
+            self.tp_size,
+            self.pp_size,
+            self.moe_ep_size,
+            self.use_parallel_embedding,
+            self.embedding_sharding_dim,
+        )
 
 
 @dataclass(frozen=True)

@@ -189,6 +189,34 @@ class Rejection:
 
 
 @dataclass(frozen=True)
+class Parallel:
+    """How one model is spread over GPUs: every layer over `tp_size`, the layers over `pp_size`.
+
+    Of the `tp_size` ranks, groups of `moe_ep_size` share out the experts. The embedding is on every
+    rank unless `use_parallel_embedding` cuts it, along the vocabulary (0) or the hidden size (1).
+    """
+
+    tp_size: int = 1
+    pp_size: int = 1
+    moe_ep_size: int = 1
+    use_parallel_embedding: bool = False
+    embedding_sharding_dim: int = 0
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.tp_size * self.pp_size
+
+    @property
+    def moe_tp_size(self) -> int:
+        """Over how many ranks each expert is spread."""
+        return self.tp_size // self.moe_ep_size
+
+
+ONE_RANK = Parallel()
+
+
+@dataclass(frozen=True)
 class BuildRequest:
     """Everything a backend may know when it is asked whether, and then to, build one engine."""
 
@@ -211,6 +239,20 @@ class BuildRequest:
     ngram_size: int = 0  # longest match that prompt lookup tries
     max_concurrency: int | None = None  # above so many sequences nothing is guessed
     streams: bool = True  # whether answers are served piece by piece
+    moe_ep_size: int = 1
+    use_parallel_embedding: bool = False
+    embedding_sharding_dim: int = 0
+
+    @property
+    def parallel(self) -> Parallel:
+        """How the model is spread over GPUs."""
+        return Parallel(
+            self.tp_size,
+            self.pp_size,
+            self.moe_ep_size,
+            self.use_parallel_embedding,
+            self.embedding_sharding_dim,
+        )
 
 
 @dataclass(frozen=True)

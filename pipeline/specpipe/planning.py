@@ -66,7 +66,7 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
         tuple(_commands(backend, built, workspace)),
         backend.versions(config.engine.tensorrt_llm),
         tuple(dict.fromkeys(rejections)),
-        (*_gaps(config), *check_calibration(config.engine, found.sources.values())),
+        tuple(check_calibration(config.engine, found.sources.values())),
         (*found.notes, *notes(differing, own_loop=own_loop), *engine_notes(config, gpu)),
         outlook(config, requests, memory.footprints, gpu, heads.accuracy if heads else None)
         if gpu and memory
@@ -148,16 +148,3 @@ def _vocabulary(source: Source | None, model: ModelConfig) -> Vocabulary:
     if source is None:
         return Vocabulary(model.vocab_size)
     return Vocabulary(model.vocab_size, read_vocabulary(source), special_ids(source))
-
-
-def _gaps(config: RunConfig) -> list[Rejection]:
-    """Return what the config may ask for, but this release does not do yet."""
-    found = []
-    if config.engine.tp_size * config.engine.pp_size > 1:
-        found.append(
-            Rejection(
-                "this release converts checkpoints for one rank",
-                "set engine.tp_size and engine.pp_size to 1 to build",
-            )
-        )
-    return found

@@ -146,14 +146,19 @@ def _convert(config: RunConfig, workspace: Workspace, role: Role) -> Work:
         return quantizing_of(config.engine, calibration_prompts(config))
 
     def write(out: Path, progress: Progress) -> None:
-        write_checkpoint(open_source(source_path()), out, dtype, progress, heads(), quantizing())
+        source, parallel = open_source(source_path()), config.engine.parallel
+        write_checkpoint(source, out, dtype, progress, heads(), quantizing(), parallel)
+
+    def inputs() -> dict[str, str]:
+        source, parallel = open_source(source_path()), config.engine.parallel
+        return checkpoint_inputs(source, dtype, memory, heads(), quantizing(), parallel)
 
     return Work(
         "convert",
         role,
         "checkpoint",
         workspace.checkpoint(role),
-        lambda: checkpoint_inputs(open_source(source_path()), dtype, memory, heads(), quantizing()),
+        inputs,
         write,
         resumable=True,
     )

@@ -56,7 +56,6 @@ def test_help_imports_neither_torch_nor_transformers_nor_openvino() -> None:
         (["build", "--config", "nothing.yaml"], 2, "nothing.yaml: no such file"),
         (["plan", "--config", "README.md"], 2, "README.md:"),
         (["generate", "--url", "127.0.0.1:1", "hi"], 4, "no server answers at 127.0.0.1:1"),
-        (["build", "--config", "model_configs/llama70b_draft7b.yaml"], 3, "cannot be built"),
         (["serve", "--config", "model_configs/llama70b_draft7b.yaml", "--http-port", "0"], 2, "0"),
     ],
 )
@@ -64,6 +63,12 @@ def test_exit_codes(args: list[str], code: int, words: str) -> None:
     result = run(*args)
     assert result.exit_code == code, result.output
     assert words in result.output
+
+
+def test_a_run_that_cannot_be_built_exits_with_3(write_config) -> None:
+    path = write_config(engine={"backend": "openvino", "tp_size": 2})
+    result = run("build", "--config", str(path))
+    assert result.exit_code == 3 and "cannot be built" in result.output
 
 
 def test_build_status_and_plan_speak_json(write_config, tmp_path: Path) -> None:

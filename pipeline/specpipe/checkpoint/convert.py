@@ -1,8 +1,9 @@
-"""`specpipe convert`: a Hugging Face checkpoint into TensorRT-LLM checkpoint format, one rank."""
+"""`specpipe convert`: a Hugging Face checkpoint into TensorRT-LLM checkpoint format."""
 
 import contextlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from specpipe.checkpoint.quantized.formats import PLAIN, Quantizing, metadata
 from specpipe.checkpoint.source import Source, TensorReader, read_tensors, with_prefix
 from specpipe.checkpoint.tokenizer import write_tokenizer
 from specpipe.checkpoint.transfer import Progress, write_tensors
-from specpipe.contracts import Dtype, ModelConfig
+from specpipe.contracts import ONE_RANK, Dtype, ModelConfig, Parallel
+from specpipe.divide import require_divisible
 from specpipe.errors import ConfigError
 
 FORMAT = "3"  # raise it when the same source must give other bytes
@@ -44,13 +46,16 @@ def checkpoint_inputs(
     memory: Path | None,
     heads: HeadsSource | None = None,
     quantizing: Quantizing = PLAIN,
+    parallel: Parallel = ONE_RANK,
 ) -> dict[str, str]:
     """Name everything that decides the bytes of the converted checkpoint, by digest."""
     inputs = {f"source {f.name}": digest_file(f, memory) for f in source.files()}
     if heads is not None:
         inputs |= {f"heads {f.name}": digest_file(f, memory) for f in heads.weights}
         inputs |= {"max_draft_len": str(heads.max_draft_len)} if heads.max_draft_len else {}
-    return {**inputs, **quantization_inputs(quantizing), "dtype": dtype, "format": FORMAT}
+    spread = {name: str(value) for name, value in asdict(parallel).items()}
+    inputs |= quantization_inputs(quantizing)
+    return {**inputs, **spread, "dtype": dtype, "format": FORMAT}
 
 
 def write_checkpoint(
@@ -60,17 +65,20 @@ def write_checkpoint(
     progress: Progress,
     heads: HeadsSource | None = None,
     quantizing: Quantizing = PLAIN,
+    parallel: Parallel = ONE_RANK,
 ) -> ModelConfig:
-    """Convert `source` into the folder `out`: config.json, rank0.safetensors, tokenizer/, and
-    digests.json with the sha256 of every tensor's bytes.
+    """Convert `source` into the folder `out`: config.json, a rankN.safetensors for every rank,
+    tokenizer/, and digests.json with the sha256 of every tensor's bytes.
 
     The folder is empty, or holds what a killed conversion of the same inputs left; then it is gone
-    on with. Medusa heads go into the same file. Raises ConfigError naming every tensor that is
-    missing, unexpected or of the wrong shape, StageFailed if the disk is too small, both before
-    anything is written.
+    on with. Medusa heads go into the same files. Raises Unsupported if the model does not divide
+    by the ranks, ConfigError naming every tensor that is missing, unexpected or of the wrong shape,
+    StageFailed if the disk is too small, all before anything is written.
     """
     family = find_family(source.hf_config)
     model = read_model(source, dtype, heads)
+    parallel = effective(parallel, family)
+    require_divisible(model, parallel)
     plans = family.tensors(model)
     plans += shared_outputs(plans, heads) if heads else []
     with contextlib.ExitStack() as stack:
@@ -82,13 +90,20 @@ def write_checkpoint(
         if heads is not None:
             extra = stack.enter_context(read_heads(heads))
             work += [(extra, plan) for plan in head_tensors(model, heads)]
-        write_tensors(work, out, dtype, progress)
-    config = dict(_config_json(family, model), quantization=metadata(quantizing, model))
+        write_tensors(work, model, parallel, out, progress)
+    config = dict(_config_json(family, model, parallel))
+    config |= {"quantization": metadata(quantizing, model)}
     config |= full_config(heads, source.hf_config) if heads else {}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (out / "config.json").write_text(text, encoding="utf-8")
     write_tokenizer(source, model, out / "tokenizer")
     return model
+
+
+def effective(parallel: Parallel, family: Family) -> Parallel:
+    """Return how a family is spread: some of upstream's classes insist on a cut embedding."""
+    insists = family.cuts_embedding and parallel.tp_size > 1
+    return replace(parallel, use_parallel_embedding=parallel.use_parallel_embedding or insists)
 
 
 def _account(
@@ -119,22 +134,25 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _config_json(family: Family, model: ModelConfig) -> Mapping[str, Any]:
-    """Return config.json with upstream's `PretrainedConfig` keys, for one rank."""
-    one_rank = {
-        "world_size": 1,
+def _config_json(family: Family, model: ModelConfig, parallel: Parallel) -> Mapping[str, Any]:
+    """Return config.json with upstream's `PretrainedConfig` keys.
+
+    Its `mapping` wants moe_tp_size * moe_ep_size to be tp_size, with experts or without.
+    """
+    mapping = {
+        "world_size": parallel.world_size,
         "gpus_per_node": 8,
         "cp_size": 1,
-        "tp_size": 1,
-        "pp_size": 1,
-        "moe_tp_size": 1,
-        "moe_ep_size": 1,
+        "tp_size": parallel.tp_size,
+        "pp_size": parallel.pp_size,
+        "moe_tp_size": parallel.moe_tp_size,
+        "moe_ep_size": parallel.moe_ep_size,
     }
     return {
         **model.to_json(),
         "logits_dtype": "float32",
-        "mapping": one_rank,
-        "use_parallel_embedding": False,
-        "embedding_sharding_dim": 0,
+        "mapping": mapping,
+        "use_parallel_embedding": parallel.use_parallel_embedding,
+        "embedding_sharding_dim": parallel.embedding_sharding_dim,
         **family.extra_config(model),
     }

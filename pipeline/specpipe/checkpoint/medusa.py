@@ -166,16 +166,19 @@ def with_heads(model: ModelConfig, heads: HeadsSource) -> ModelConfig:
 
 
 def head_tensors(model: ModelConfig, heads: HeadsSource) -> list[TensorPlan]:
-    """List the heads' tensors, in the order in which they are written."""
+    """List the heads' tensors, in the order in which they are written.
+
+    Every pipeline stage holds them, though only the last uses them: upstream's model declares them
+    on every rank (tensorrt_llm/models/medusa/model.py) and refuses a file without them.
+    """
     hidden = model.hidden_size
     shapes = {"bias": (hidden,), "weight": (hidden, hidden)}
     plans = []
     for name in _tensor_names(heads.num_heads, heads.num_layers, heads.shares_output):
         output = name.endswith("lm_head.weight")
         shape = (model.vocab_size, hidden) if output else shapes[name.rsplit(".", 1)[1]]
-        plans.append(
-            TensorPlan(name, shape, (name,), (shape,), Shard.HEAD if output else Shard.ROWS)
-        )
+        shard = Shard.HEAD if output else Shard.ROWS
+        plans.append(TensorPlan(name, shape, (name,), (shape,), shard, stage="every"))
     return plans
 
 
@@ -188,7 +191,7 @@ def shared_outputs(plans: list[TensorPlan], heads: HeadsSource) -> list[TensorPl
         return []
     output = next(plan for plan in plans if plan.name == "lm_head.weight")
     names = (f"medusa_heads.{head}.lm_head.weight" for head in range(heads.num_heads))
-    return [replace(output, name=name) for name in names]
+    return [replace(output, name=name, stage="every") for name in names]
 
 
 def full_config(heads: HeadsSource, hf: HfConfig) -> dict[str, str | int]:

@@ -25,6 +25,8 @@ def write_parts(
     import torch
 
     kind: torch.dtype = getattr(torch, dtype)
+    if _is_stacked(plan):
+        parts = [(cut.flat(plan.shape), sink) for cut, sink in parts]
     row = 0
     for block in _blocks(reader, plan):
         cast = block.to(kind)
@@ -39,22 +41,25 @@ def write_parts(
 
 def _blocks(reader: TensorReader, plan: TensorPlan) -> "Iterator[torch.Tensor]":
     """Yield the rows of the joined tensor from first to last."""
-    if plan.join or len(plan.shape) != len(plan.source_shapes[0]):
-        yield _whole(reader, plan)
+    if plan.join:
+        joined = plan.join([reader.read(name) for name in plan.sources]).reshape(plan.shape)
+        for begin, end in _steps(plan.shape):
+            yield joined[begin:end]
         return
     for name in plan.sources:
-        shape = reader.shape(name)
-        step = _rows_a_block(shape)
-        for begin in range(0, shape[0], step):
-            yield reader.rows(name, begin, min(begin + step, shape[0]))
+        for begin, end in _steps(reader.shape(name)):
+            yield reader.rows(name, begin, end)
 
 
-def _whole(reader: TensorReader, plan: TensorPlan) -> "torch.Tensor":
-    import torch
+def _is_stacked(plan: TensorPlan) -> bool:
+    """Tell whether the sources are slices of the tensor: their rows are its second index."""
+    return not plan.join and len(plan.shape) > len(plan.source_shapes[0])
 
-    parts = [reader.read(name) for name in plan.sources]
-    joined = plan.join(parts) if plan.join else torch.cat(parts)
-    return joined.reshape(plan.shape)
+
+def _steps(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    step = _rows_a_block(shape)
+    for begin in range(0, shape[0], step):
+        yield begin, min(begin + step, shape[0])
 
 
 def _rows_a_block(shape: tuple[int, ...]) -> int:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from specpipe.checkpoint.families import TensorPlan
 from specpipe.checkpoint.journal import Journal
-from specpipe.checkpoint.shard import Cut, whole
+from specpipe.checkpoint.shard import Cut, cut, local_name, ranks
 from specpipe.checkpoint.source import TensorReader
 from specpipe.checkpoint.stream import write_parts
 from specpipe.checkpoint.writer import Announced, SafetensorsWriter
-from specpipe.contracts import Dtype
+from specpipe.contracts import ModelConfig, Parallel
 from specpipe.errors import ConfigError, StageFailed
 
 DIGESTS, JOURNAL = "digests.json", "finished.jsonl"
@@ -50,13 +50,15 @@ class Task:
         return sum(self.announced(file).size for file in self.parts)
 
 
-def write_tensors(work: Work, out: Path, dtype: Dtype, progress: Progress) -> None:
+def write_tensors(
+    work: Work, model: ModelConfig, parallel: Parallel, out: Path, progress: Progress
+) -> None:
     """Write every planned tensor into the rank files of `out`, and digests.json when all are whole.
 
     Raises ConfigError if a source tensor has the wrong shape or type, StageFailed if the disk is
     too small; both before the first byte.
     """
-    tasks = [_task(reader, plan, dtype) for reader, plan in work]
+    tasks = [_task(reader, plan, model, parallel) for reader, plan in work]
     for task in tasks:
         _require_fit(task.reader, task.plan)
     files: dict[str, dict[str, Announced]] = {}
@@ -74,10 +76,13 @@ def write_tensors(work: Work, out: Path, dtype: Dtype, progress: Progress) -> No
     _write_digests(out, files, journal)
 
 
-def _task(reader: TensorReader, plan: TensorPlan, dtype: Dtype) -> Task:
-    return Task(
-        reader, plan, plan.dtype or dtype, {"rank0.safetensors": (plan.name, whole(plan.shape))}
-    )
+def _task(reader: TensorReader, plan: TensorPlan, model: ModelConfig, parallel: Parallel) -> Task:
+    parts = {}
+    for rank in ranks(parallel):
+        name = local_name(plan, rank, model)
+        if name is not None:
+            parts[rank.file] = (name, cut(plan, rank, model))
+    return Task(reader, plan, plan.dtype or model.dtype, parts)
 
 
 def _perform(

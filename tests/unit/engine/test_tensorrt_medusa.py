@@ -49,7 +49,3 @@ def test_without_heads_any_base_is_fine() -> None:
 def test_qwen2_needs_a_release_that_reads_its_config(release: str, refused: bool) -> None:
     text = said(replace(LLAMA, architecture="Qwen2ForCausalLM"), release)
     assert ("reads the config of Qwen2" in text) is refused
-
-
-def test_heads_must_divide_among_the_ranks() -> None:
-    assert "64 rows of the heads' layers do not divide by tp_size 3" in said(LLAMA, tp_size=3)

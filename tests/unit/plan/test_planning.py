@@ -105,10 +105,16 @@ def test_every_flag_is_one_that_trtllm_build_knows(tmp_path: Path) -> None:
         parse(command.argv, "1.2.1")
 
 
-def test_what_this_release_cannot_build_is_said_and_refused(tmp_path: Path) -> None:
+def test_a_model_that_divides_by_its_ranks_can_be_built(tmp_path: Path) -> None:
     plan = plan_of(LLAMA, tmp_path)
-    assert len(plan.gaps) == 1
-    with pytest.raises(Unsupported, match="checkpoints for one rank"):
+    assert plan.config.engine.parallel.world_size == 4
+    require_buildable(plan)
+
+
+def test_a_model_that_does_not_divide_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    path = changed(LLAMA, tmp_path, ("tp_size: 4", "tp_size: 4\n  pp_size: 3"))
+    plan = plan_of(path, tmp_path)
+    with pytest.raises(Unsupported, match="80 layers do not divide by engine.pp_size(.|\n)*draft"):
         require_buildable(plan)
 
 
@@ -118,7 +124,7 @@ def test_what_this_release_cannot_build_is_said_and_refused(tmp_path: Path) -> N
         ((("gpu: H100-SXM", "gpu: H100"),), "did you mean H100-PCIe or H100-SXM"),
         ((("  gpu: H100-SXM\n", ""),), "engine.gpu is not given"),
         ((("tp_size: 4", "tp_size: 1"),), "GiB on each H100-SXM"),
-        ((("tp_size: 4", "tp_size: 3"),), "64 heads do not divide by tp_size 3"),
+        ((("tp_size: 4", "tp_size: 3"),), "64 attention heads do not divide by engine.tp_size"),
         ((("max_seq_len: 4096", "max_seq_len: 9000"),), "made for 4096 positions"),
         ((("bfloat16", "float32"),), "float32 engines are not served"),
         ((("Llama-2-7b-chat-hf", "Llama-3.1-8B-Instruct"),), "vocabulary of 128256"),

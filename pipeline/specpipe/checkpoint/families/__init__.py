@@ -38,6 +38,9 @@ StoredDtype = Literal["float32", "float16", "bfloat16", "float8_e4m3fn", "int8",
 HfConfig = Mapping[str, Any]  # config.json as parsed; read only by `Family.read_config`
 
 
+Stage = Literal["first", "last", "every"]
+
+
 class Shard(Enum):
     """How tensor parallelism cuts a tensor; T ranks, dimension 0 is that of the rows."""
 
@@ -70,7 +73,7 @@ class TensorPlan:
     source_shapes: tuple[tuple[int, ...], ...]
     shard: Shard = Shard.REPLICATED
     layer: int | None = None  # None: before all layers, or behind them
-    is_last: bool = False  # of those without a layer: on the last pipeline stage, not the first
+    stage: Stage = "first"  # of the pipeline; for tensors without a layer
     join: Join | None = None  # pure; for what is more than concatenation
     dtype: StoredDtype | None = None  # None: that of the checkpoint
 
@@ -84,6 +87,7 @@ class Family:
     extra_config: Callable[[ModelConfig], dict[str, Any]]  # further keys of config.json
     ignored: Callable[[str, ModelConfig], bool]  # source tensors that may be left out
     base_prefix: str = ""  # of the names without the head; some releases leave it out
+    cuts_embedding: bool = False  # upstream's class insists on it wherever tp_size > 1
 
 
 def find_family(config: HfConfig) -> Family:

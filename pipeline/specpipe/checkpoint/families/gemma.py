@@ -50,4 +50,4 @@ def extra_config(model: ModelConfig) -> dict[str, Any]:
     return {"inter_layernorms": False}
 
 
-FAMILY = Family(read_config, tensors, extra_config, ignored)
+FAMILY = Family(read_config, tensors, extra_config, ignored, cuts_embedding=True)

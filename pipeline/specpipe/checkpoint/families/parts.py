@@ -150,7 +150,7 @@ def embedding(source: str, model: ModelConfig) -> TensorPlan:
 
 def last(plans: Sequence[TensorPlan]) -> list[TensorPlan]:
     """Place tensors behind all layers."""
-    return [replace(plan, is_last=True) for plan in plans]
+    return [replace(plan, stage="last") for plan in plans]
 
 
 def head(source: str, tied_to: str, model: ModelConfig) -> list[TensorPlan]:

@@ -14,6 +14,7 @@ from openvino import opset13 as op
 from specpipe.artifacts import read_model_config
 from specpipe.contracts import (
     HERE,
+    ONE_RANK,
     BuildRequest,
     Command,
     Facts,
@@ -124,10 +125,12 @@ class OpenVinoBackend:
                     "remove engine.gpu or set backend: tensorrt",
                 )
             )
-        if request.tp_size * request.pp_size > 1:
+        if request.parallel != ONE_RANK:
             found.append(
                 Rejection(
-                    "backend openvino uses one rank", "set engine.tp_size and engine.pp_size to 1"
+                    "backend openvino uses one rank",
+                    "remove engine.tp_size, engine.pp_size, engine.moe_ep_size and the keys of "
+                    "a parallel embedding",
                 )
             )
         if request.dtype == "float16":

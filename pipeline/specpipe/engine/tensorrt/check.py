@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from specpipe.contracts import BuildRequest, Rejection
+from specpipe.divide import check_parallel
 from specpipe.engine.tensorrt.lower import METHODS, reads_blocks, takes_drafts
 from specpipe.engine.tensorrt.profiles import DEFAULT, ENGINES_END, Profile
 from specpipe.methods import UPSTREAM_ONLY
@@ -115,32 +116,10 @@ def check_method(request: BuildRequest) -> Iterator[Rejection]:
 
 def check_ranks(request: BuildRequest) -> Iterator[Rejection]:
     """Refuse cuts that do not come out even."""
-    model, tp, pp = request.model, request.tp_size, request.pp_size
+    tp, pp = request.tp_size, request.pp_size
     if tp < 1 or pp < 1:
         return
-    kv = model.num_key_value_heads
-    if model.num_attention_heads % tp:
-        yield Rejection(
-            f"{request.role}: {model.num_attention_heads} heads do not divide by tp_size {tp}",
-            "change engine.tp_size",
-        )
-    elif kv % tp and tp % kv:
-        yield Rejection(
-            f"{request.role}: {kv} KV heads can neither be shared out nor repeated evenly over "
-            f"tp_size {tp}",
-            "change engine.tp_size",
-        )
-    inner = model.expert_size if model.moe else model.intermediate_size
-    if inner % tp:
-        yield Rejection(
-            f"{request.role}: an MLP of {inner} does not divide by tp_size {tp}",
-            "change engine.tp_size",
-        )
-    if model.num_hidden_layers % pp:
-        yield Rejection(
-            f"{request.role}: {model.num_hidden_layers} layers do not divide by pp_size {pp}",
-            "change engine.pp_size",
-        )
+    yield from check_parallel(request.model, request.parallel, request.role)
     if tp * pp > 16:
         yield Rejection(
             f"{tp * pp} ranks are more than two machines of 8 GPUs",
