@@ -311,6 +311,29 @@ def test_prometheus_has_acceptance_by_model_and_method(server: Served) -> None:
     )
 
 
+def test_prometheus_has_the_requests_in_flight_while_they_are(server: Served) -> None:
+    url = f"http://{server.endpoint.address.metrics}/metrics"
+
+    def in_flight() -> str:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        name = 'specpipe_requests_in_flight{model="ensemble"} '
+        return next(line for line in lines if line.startswith(name)).removeprefix(name)
+
+    def await_value(value: str) -> None:
+        deadline = time.monotonic() + 20
+        while in_flight() != value:
+            assert time.monotonic() < deadline, f"{in_flight()} requests in flight, not {value}"
+
+    values = asked(max_tokens=3000, stream=True, end_id=-1)
+    client = threading.Thread(target=raw.stream, args=(server.url, "ensemble", values))
+    await_value("0")
+    client.start()
+    await_value("1")
+    client.join()
+    await_value("0")
+
+
 def test_tokens_in_tokens_out(server: Served) -> None:
     ids = server.tokenizer.encode(PROMPT, 100)
     base = {"input_ids": np.array([ids], np.int32), "input_lengths": len(ids),

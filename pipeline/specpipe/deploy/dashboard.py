@@ -22,12 +22,6 @@ def _rate(metric: str, labels: str = "") -> str:
     return f"sum(rate({metric}{{{labels}}}[$__rate_interval]))"
 
 
-def _per_request(metric: str) -> str:
-    """Mean milliseconds a request, from a counter of microseconds."""
-    done = _rate("nv_inference_request_success", _ENTRY)
-    return f"{_rate(metric, _ENTRY)} / {done} / 1000"
-
-
 PANELS = (
     Panel(
         "Draft tokens accepted",
@@ -47,24 +41,21 @@ PANELS = (
         "Requests in flight",
         "none",
         {
-            "mean": f"{_rate('nv_inference_request_duration_us', _ENTRY)} / 1e6",
-            "engine, {{request_type}}": "sum by (request_type) (nv_trt_llm_request_metrics"
+            "clients'": "sum(specpipe_requests_in_flight)",
+            "engine's, {{request_type}}": "sum by (request_type) (nv_trt_llm_request_metrics"
             '{request_type=~"active|waiting"})',
         },
     ),
     Panel(
-        "Time a request",
-        "ms",
-        {
-            "whole": _per_request("nv_inference_request_duration_us"),
-            "in Triton's queue": _per_request("nv_inference_queue_duration_us"),
-        },
+        "Seconds a request",
+        "s",
+        {"mean": f"{_rate('specpipe_request_seconds_total')} / {_rate('specpipe_requests_total')}"},
     ),
     Panel(
         "Requests a second",
         "reqps",
         {
-            "answered": _rate("nv_inference_request_success", _ENTRY),
+            "all": _rate("specpipe_requests_total"),
             "failed, {{reason}}": "sum by (reason) (rate(nv_inference_request_failure"
             f"{{{_ENTRY}}}[$__rate_interval]))",
         },

@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from specpipe.deploy.dashboard import dashboard
-from specpipe.deploy.deployment import ENTRY_MODELS, GRPC, HTTP, METRICS, REPOSITORY, Deployment
+from specpipe.deploy.deployment import GRPC, HTTP, METRICS, REPOSITORY, Deployment
 from specpipe.deploy.pods import labels, leader_pod, single_pod, worker_pod
 
 Yaml = dict[str, Any]
 
-IN_FLIGHT = "specpipe_requests_in_flight"  # what the autoscaler sees, a value a pod
+# What the autoscaler sees, a value a pod: our own gauge. Triton's queue stays empty while engines
+# batch in flight, and its request durations end early for models that answer in pieces.
+IN_FLIGHT = "specpipe_requests_in_flight"
 
 
 def manifests(deployment: Deployment) -> Mapping[str, Yaml]:
@@ -154,27 +156,24 @@ def _pod_monitor(deployment: Deployment) -> Yaml:
     return _object("monitoring.coreos.com/v1", "PodMonitor", deployment, spec)
 
 
-def in_flight(deployment: Deployment) -> str:
-    """Return the query for requests in flight, a value a pod.
-
-    Triton's queue stays empty while engines batch in flight, so its length says nothing. TensorRT-
-    LLM counts its active requests. Without it: seconds of requests finished in a second (Little).
-    """
-    if deployment.gpus:
-        return 'sum by (namespace, pod) (nv_trt_llm_request_metrics{request_type="active"})'
-    counter = f'nv_inference_request_duration_us{{model=~"{ENTRY_MODELS}"}}'
-    return f"sum by (namespace, pod) (rate({counter}[1m])) / 1e6"
-
-
 def _rules(deployment: Deployment) -> Yaml:
-    """Return what Prometheus precomputes for the autoscaler (see prometheus-adapter.yaml)."""
-    rules = [{"record": IN_FLIGHT, "expr": in_flight(deployment)}]
-    return _object(
-        "monitoring.coreos.com/v1",
-        "PrometheusRule",
-        deployment,
-        {"groups": [{"name": deployment.name, "rules": rules}]},
+    """Return the alerts: what a person should look at, not what a probe can mend."""
+    one = f'pod=~"{deployment.name}-.*"'
+    tokens, steps = (
+        f"sum(rate(specpipe_{what}_total{{{one}}}[30m]))" for what in ("output_tokens", "steps")
     )
+    failures = f'sum(rate(nv_inference_request_failure{{{one},reason!="CANCELED"}}[5m]))'
+    alerts = [
+        ("SpecpipeSpeculationDoesNotPay", f"{tokens} / {steps} < 1.1", "1h",
+         "Fewer than 1.1 tokens a step: guesses are rarely accepted, plain decoding is as fast"),
+        ("SpecpipeRequestsFail", f"{failures} > 0.1", "10m", "More than one request in 10 s fails"),
+    ]  # fmt: skip
+    rules = [
+        {"alert": name, "expr": expr, "for": time, "annotations": {"summary": summary}}
+        for name, expr, time, summary in alerts
+    ]
+    groups = [{"name": deployment.name, "rules": rules}]
+    return _object("monitoring.coreos.com/v1", "PrometheusRule", deployment, {"groups": groups})
 
 
 def adapter_values() -> Yaml:

@@ -21,6 +21,7 @@ from specpipe.errors import ConfigError
 from specpipe.run import build
 
 GOLDEN = Path(__file__).parents[2] / "golden/deploy"
+MODELS = Path(__file__).parents[3] / "pipeline/specpipe/repository/models"
 
 GPU = Deployment(
     run="llama70b_draft7b",
@@ -133,16 +134,13 @@ def test_a_large_model_is_given_time_to_load() -> None:
     assert str(GPU.startup_s) in GPU.command()
 
 
-def test_the_autoscaler_watches_what_prometheus_and_the_adapter_offer() -> None:
+def test_the_autoscaler_watches_a_metric_that_the_server_exports_and_the_adapter_offers() -> None:
     objects = manifests(GPU)
     (metric,) = objects["autoscaler.yaml"]["spec"]["metrics"]
-    (rule,) = objects["rules.yaml"]["spec"]["groups"][0]["rules"]
-    assert metric["pods"]["metric"]["name"] == rule["record"] == IN_FLIGHT
+    assert metric["pods"]["metric"]["name"] == IN_FLIGHT
     assert metric["pods"]["target"]["averageValue"] == "6"  # of 8 sequences
     assert IN_FLIGHT in adapter_values()["rules"]["custom"][0]["seriesQuery"]
-    assert "nv_trt_llm_request_metrics" in rule["expr"]
-    (rule,) = manifests(CPU)["rules.yaml"]["spec"]["groups"][0]["rules"]
-    assert "nv_inference_request_duration_us" in rule["expr"]
+    assert f'"{IN_FLIGHT}"' in (MODELS / "traffic.py").read_text()
 
 
 def test_the_hosts_of_a_group_are_written_as_open_mpi_reads_them(tmp_path: Path) -> None:
@@ -158,10 +156,11 @@ def test_the_hosts_of_a_group_are_written_as_open_mpi_reads_them(tmp_path: Path)
 
 def test_the_dashboard_shows_our_metrics_and_upstreams_under_their_names() -> None:
     queries = " ".join(query for panel in PANELS for query in panel.queries.values())
-    source = Path("pipeline/specpipe/repository/models/metrics.py").read_text()
-    for name in re.findall(r"specpipe_(\w+?)(?:_total)?\{", queries):
-        assert f'"{name}"' in source, f"{name} is not exported"
-    for name in ("nv_trt_llm_kv_cache_block_metrics", "nv_inference_request_duration_us",
+    source = "".join((MODELS / name).read_text() for name in ("metrics.py", "traffic.py"))
+    for name in re.findall(r"specpipe_(\w+)", queries):
+        ours = (f'"specpipe_{name}"', f'"{name.removesuffix("_total")}"')
+        assert any(text in source for text in ours), f"{name} is not exported"
+    for name in ("nv_trt_llm_kv_cache_block_metrics", "nv_inference_request_failure",
                  "nv_trt_llm_request_metrics", "nv_gpu_utilization"):  # fmt: skip
         assert name in queries
     made = dashboard("specpipe-x")

@@ -21,6 +21,7 @@ from specpipe.repository.models.responses import perf_tensors, text_tensor
 from specpipe.repository.models.sources import open_source
 from specpipe.repository.models.tensors import newest_names
 from specpipe.repository.models.tokens import TextStream, TextTokenizer, load_tokenizer
+from specpipe.repository.models.traffic import Traffic
 from specpipe.speculate.decode import Limits
 from specpipe.speculate.sampling import check_sampling
 
@@ -37,6 +38,7 @@ class TritonPythonModel:
         self._max_seq_len = int(options["max_seq_len"])
         self._decoupled = triton.is_decoupled(args)
         self._source = open_source(options, args["model_name"])
+        self._traffic = Traffic(args["model_name"])
         triton.trim_memory()
 
     def execute(self, batch: list[Any]) -> None:
@@ -53,10 +55,11 @@ class TritonPythonModel:
         del self._source
 
     def _serve(self, call: Any, responder: triton.Responder) -> None:
-        try:
-            self._answer(call, responder)
-        except Exception as error:
-            responder.fail(error)
+        with self._traffic.request():
+            try:
+                self._answer(call, responder)
+            except Exception as error:
+                responder.fail(error)
 
     def _answer(self, call: Any, responder: triton.Responder) -> None:
         tensors = newest_names(triton.input_tensors(call))
