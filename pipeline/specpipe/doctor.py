@@ -1,27 +1,22 @@
-"""`specpipe doctor`: what this machine has, and what a run would miss."""
+"""`specpipe doctor`: what this machine has, and what a run would miss, step by step.
 
-import importlib.metadata
-import os
-import platform
-import shutil
-import subprocess
-import sys
+`inventory.look` gathers the facts; everything here is a pure function of them.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from specpipe.artifacts import Workspace
 from specpipe.config import RunConfig
-from specpipe.serve.tritonserver import find_server
+from specpipe.engine.tensorrt.profiles import Profile, find_profile
+from specpipe.errors import SpecpipeError
+from specpipe.inventory import Machine, look
+from specpipe.plan.gpus import find_gpu
+from specpipe.planning import make_plan
 
-_PACKAGES = (
-    "torch",
-    "transformers",
-    "numpy",
-    "tritonclient",
-    "tokenizers",
-    "openvino",
-    "nvidia-pytriton",
-    "tensorrt-llm",
-)
+_LEAST_DRIVER = {"12": 525, "13": 580}  # branch of the driver by CUDA's major version
+_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -33,92 +28,173 @@ class Finding:
     problem: str | None = None  # why the run cannot work, and what to do
 
 
-def examine(config: RunConfig | None) -> list[Finding]:
+@dataclass(frozen=True)
+class Needs:
+    """What a run asks of a machine."""
+
+    backend: str
+    gpu: str | None = None
+    ranks: int = 1
+    disk_bytes: int = 0  # checkpoints and engines
+    profile: Profile | None = None  # of TensorRT-LLM, where the run uses it
+
+    @property
+    def sm(self) -> int | None:
+        """Compute capability of the GPU that the run is for; None if it is not known."""
+        gpu = find_gpu(self.gpu) if self.gpu else None
+        return gpu.sm if gpu else None
+
+
+def examine(config: RunConfig | None, workspace: Path = Path()) -> list[Finding]:
     """Look at this machine; with a config, name what that run needs and does not have."""
-    backend = config.engine.backend if config else None
-    findings = [_python(), *(_package(name, backend) for name in _PACKAGES)]
-    findings += [
-        _server(backend),
-        _numpy(backend),
-        _cpu(),
-        _shared_memory(),
-        _disk(),
-        _gpu(backend),
-    ]
-    return findings
+    needs = needs_of(config, workspace) if config else None
+    return judge(look(workspace), needs)
 
 
-def _python() -> Finding:
-    good = (3, 10) <= sys.version_info[:2] <= (3, 13)
-    problem = None if good else "specpipe needs Python 3.10 to 3.13"
-    return Finding("python", platform.python_version(), problem)
-
-
-def _package(name: str, backend: str | None) -> Finding:
-    needed_by = {"openvino": "openvino", "tensorrt-llm": "tensorrt"}
+def needs_of(config: RunConfig, workspace: Path) -> Needs:
+    """Return what a run asks of a machine; the disk only if its models are known."""
+    engine = config.engine
+    profile = find_profile(engine.tensorrt_llm) if engine.gpu else None
     try:
-        return Finding(name, importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError:
-        needed = name not in needed_by and name != "nvidia-pytriton"
-        needed = needed or (backend is not None and needed_by.get(name) == backend)
-        return Finding(name, "missing", f"pip install {name}" if needed else None)
+        requests = make_plan(config, Workspace(workspace, config.name)).requests
+    except SpecpipeError:  # `plan` says what is wrong; this command is about the machine
+        return Needs(engine.backend, engine.gpu, 1, 0, profile)
+    target = requests["target"]
+    weights = sum(request.model.num_parameters for request in requests.values())
+    ranks = target.tp_size * target.pp_size
+    return Needs(engine.backend, engine.gpu, ranks, 4 * weights, profile)
 
 
-def _server(backend: str | None) -> Finding:
-    server = find_server()
-    problem = (
-        "pip install 'specpipe-trtllm[cpu]'" if server is None and backend == "openvino" else None
-    )
-    return Finding("tritonserver", server or "missing", problem)
+def judge(machine: Machine, needs: Needs | None) -> list[Finding]:
+    """Return everything that is there, and what of it is a problem for `needs`."""
+    compiles = needs is not None and needs.backend == "tensorrt"
+    return [
+        _python(machine),
+        *_packages(machine, needs),
+        _server(machine, needs),
+        _numpy(machine, needs),
+        Finding("cpu", f"{machine.cpus} CPUs, {' '.join(machine.cpu_kinds)}"),
+        Finding("memory", _size(machine.memory_bytes)),
+        _shared_memory(machine),
+        _disk(machine, needs),
+        _ports(machine, needs),
+        *_gpus(machine, needs),
+        _runtime(machine, needs if compiles else None),
+        _compiler(machine, needs if compiles else None),
+    ]
 
 
-def _numpy(backend: str | None) -> Finding:
-    version = importlib.metadata.version("numpy")
-    old = int(version.split(".")[0]) < 2
-    bad = not old and backend == "openvino"
+def _python(machine: Machine) -> Finding:
+    good = (3, 10) <= machine.python[:2] <= (3, 13)
+    problem = None if good else "specpipe needs Python 3.10 to 3.13"
+    return Finding("python", ".".join(map(str, machine.python)), problem)
+
+
+def _packages(machine: Machine, needs: Needs | None) -> Iterator[Finding]:
+    for name, version in machine.packages.items():
+        needed = name not in ("openvino", "nvidia-pytriton")
+        needed = needed or (needs is not None and needs.backend == "openvino")
+        missing = f"pip install {name}" if needed else None
+        yield Finding(name, version or "missing", None if version else missing)
+
+
+def _server(machine: Machine, needs: Needs | None) -> Finding:
+    problem = None
+    if machine.server is None and needs is not None:
+        problem = "pip install 'specpipe-trtllm[cpu]'"
+        if needs.profile:
+            problem = f"serve in {needs.profile.container}, or with `specpipe package --deploy`"
+    return Finding("tritonserver", machine.server or "missing", problem)
+
+
+def _numpy(machine: Machine, needs: Needs | None) -> Finding:
+    version = machine.packages.get("numpy")
+    old = version is not None and int(version.split(".")[0]) < 2
+    bad = version is not None and not old and needs is not None and needs.backend == "openvino"
     return Finding(
         "numpy for Triton's Python backend",
-        "ok" if old else f"{version} is too new",
+        "ok" if old else f"{version or 'missing'}, must be below 2",
         "pip install 'numpy<2': with numpy 2 answers arrive empty" if bad else None,
     )
 
 
-def _cpu() -> Finding:
-    flags = _read("/proc/cpuinfo")
-    kinds = [
-        name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "avx_vnni") if name in flags
-    ]
-    return Finding("cpu", f"{os.cpu_count()} CPUs, {' '.join(kinds) or platform.machine()}")
+def _shared_memory(machine: Machine) -> Finding:
+    good = machine.shared_memory_bytes > 64 * 2**20
+    problem = None if good else "Triton needs shared memory: docker run --shm-size=2g"
+    return Finding("/dev/shm", f"{_size(machine.shared_memory_bytes)} free", problem)
 
 
-def _shared_memory() -> Finding:
-    free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
-    problem = None if free > 64 * 2**20 else "Triton needs shared memory: docker run --shm-size=1g"
-    return Finding("/dev/shm", _size(free), problem)
+def _disk(machine: Machine, needs: Needs | None) -> Finding:
+    wanted = needs.disk_bytes if needs else 0
+    problem = None
+    if machine.disk_bytes < wanted:
+        problem = f"checkpoints and engines may take {_size(wanted)}: use another --workspace"
+    return Finding("disk", f"{_size(machine.disk_bytes)} free", problem)
 
 
-def _disk() -> Finding:
-    return Finding("free disk here", _size(shutil.disk_usage(Path.cwd()).free))
+def _ports(machine: Machine, needs: Needs | None) -> Finding:
+    if not machine.busy_ports:
+        return Finding("ports 8000 to 8002", "free")
+    busy = ", ".join(map(str, machine.busy_ports))
+    problem = "stop what listens there, or give --http-port, --grpc-port, --metrics-port"
+    return Finding("ports 8000 to 8002", f"taken: {busy}", problem if needs else None)
 
 
-def _gpu(backend: str | None) -> Finding:
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
-        return Finding("gpu", "; ".join(done.stdout.strip().splitlines()))
-    except (OSError, subprocess.SubprocessError):
-        problem = (
-            "backend tensorrt needs an NVIDIA GPU and its driver" if backend == "tensorrt" else None
-        )
-        return Finding("gpu", "none", problem)
+def _gpus(machine: Machine, needs: Needs | None) -> Iterator[Finding]:
+    wanted = f"{needs.ranks} x {needs.gpu}" if needs and needs.gpu else None
+    if not machine.gpus:
+        problem = f"the run needs {wanted}, and nvidia-smi finds no GPU" if wanted else None
+        yield Finding("gpu", "none", problem)
+        return
+    first = machine.gpus[0]
+    found = f"{len(machine.gpus)} x {first.name} (SM {first.sm}, {first.memory_mib} MiB)"
+    problem = None
+    if wanted and needs and needs.sm not in (None, first.sm):
+        problem = f"the run is for {needs.gpu} (SM {needs.sm}): change engine.gpu"
+    elif needs and needs.gpu and len(machine.gpus) < needs.ranks:
+        problem = f"the run needs {wanted}: lower engine.tp_size or engine.pp_size"
+    yield Finding("gpu", found, problem)
+    yield _driver(first.driver, needs)
 
 
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
+def _driver(version: str, needs: Needs | None) -> Finding:
+    if needs is None or needs.profile is None:
+        return Finding("driver", version)
+    least = _LEAST_DRIVER.get(needs.profile.cuda.split(".")[0], 0)
+    branch = version.split(".")[0]
+    old = branch.isdigit() and int(branch) < least
+    problem = (
+        f"CUDA {needs.profile.cuda} of TensorRT-LLM {needs.profile.tensorrt_llm} needs driver "
+        f"{least} or newer (data centre GPUs may do with the container's compatibility package)"
+    )
+    return Finding("driver", version, problem if old else None)
+
+
+def _runtime(machine: Machine, needs: Needs | None) -> Finding:
+    """A container is one of two ways to compile; it is a problem only where the other is shut."""
+    runtime, elsewhere = machine.runtime, machine.compiler is not None
+    if runtime is None:
+        found, problem = "missing", "install docker and NVIDIA's container toolkit"
+    elif not runtime.answers:
+        found = f"{runtime.name} does not answer"
+        problem = "start the daemon, and let this user use it"
+    elif not runtime.knows_nvidia:
+        found = f"{runtime.name}, without NVIDIA's runtime"
+        problem = "nvidia-ctk runtime configure --runtime=docker, then restart docker"
+    else:
+        return Finding("containers", f"{runtime.name}, with NVIDIA's runtime")
+    return Finding("containers", found, problem if needs and not elsewhere else None)
+
+
+def _compiler(machine: Machine, needs: Needs | None) -> Finding:
+    if machine.compiler is None:
+        return Finding("trtllm-build", "missing; --in-container has it")
+    version = machine.compiler_versions.get("tensorrt_llm", "of an unknown release")
+    problem = None
+    if needs and needs.profile and version != needs.profile.tensorrt_llm:
+        problem = f"the run is for TensorRT-LLM {needs.profile.tensorrt_llm}: use --in-container"
+    return Finding("trtllm-build", f"{version}, {machine.compiler}", problem)
 
 
 def _size(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB"
+    return f"{count / _GIB:.1f} GiB"

@@ -43,8 +43,9 @@ def validate(config_path: Path, workspace: Path, url: str | None, as_json: bool)
     type=click.Path(path_type=Path),
     help="Also say what this run misses.",
 )
+@workspace_option
 @json_option
-def doctor(config_path: Path | None, as_json: bool) -> None:
+def doctor(config_path: Path | None, workspace: Path, as_json: bool) -> None:
     """Say what this machine has, and what a run would miss.
 
     \b
@@ -53,8 +54,8 @@ def doctor(config_path: Path | None, as_json: bool) -> None:
     from specpipe.doctor import examine
     from specpipe.present import findings_text
 
-    config = load(config_path, Path())[0] if config_path else None
-    findings = examine(config)
+    config = load(config_path, workspace)[0] if config_path else None
+    findings = examine(config, workspace)
     as_text = json.dumps(plain(findings), indent=2) if as_json else findings_text(findings)
     click.echo(as_text)
     if any(finding.problem for finding in findings):

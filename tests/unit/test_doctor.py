@@ -1,0 +1,113 @@
+"""`doctor`: one machine, many runs; every verdict is a pure function of what was found."""
+
+import dataclasses
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from specpipe.config import read_config
+from specpipe.doctor import Needs, examine, judge, needs_of
+from specpipe.engine.tensorrt.machine import FoundGpu
+from specpipe.engine.tensorrt.profiles import DEFAULT
+from specpipe.inventory import Machine, Runtime, find_container_runtime, look
+
+H100 = FoundGpu("NVIDIA H100 80GB HBM3", 90, 81559, "580.65.06")
+PACKAGES = {"torch": "2.10", "numpy": "1.26.4", "openvino": None, "nvidia-pytriton": None}
+GOOD = Machine(
+    python=(3, 12, 3), packages=PACKAGES, server="/opt/tritonserver", cpus=64,
+    cpu_kinds=("avx2",), memory_bytes=2**40, shared_memory_bytes=2**33, disk_bytes=10**12,
+    busy_ports=(), gpus=(H100,) * 4, runtime=Runtime("docker", True, True),
+    compiler=Path("/usr/bin/trtllm-build"), compiler_versions={"tensorrt_llm": "1.2.1"},
+)  # fmt: skip
+NEEDS = Needs("tensorrt", "H100-SXM", ranks=4, disk_bytes=3 * 10**11, profile=DEFAULT)
+
+
+def problems(machine: Machine, needs: Needs | None) -> dict[str, str]:
+    return {f.name: f.problem for f in judge(machine, needs) if f.problem}
+
+
+def changed(**fields: object) -> Machine:
+    return dataclasses.replace(GOOD, **fields)
+
+
+def test_a_machine_with_everything_has_no_problem() -> None:
+    assert problems(GOOD, NEEDS) == {}
+    assert problems(GOOD, None) == {}
+
+
+@pytest.mark.parametrize(
+    ("machine", "name", "words"),
+    [
+        (changed(gpus=()), "gpu", "needs 4 x H100-SXM, and nvidia-smi finds no GPU"),
+        (changed(gpus=(H100,)), "gpu", "needs 4 x H100-SXM: lower engine.tp_size"),
+        (changed(gpus=(FoundGpu("NVIDIA L4", 89, 23034, "580.1"),) * 4), "gpu",
+         "for H100-SXM (SM 90): change engine.gpu"),
+        (changed(gpus=(dataclasses.replace(H100, driver="550.54"),) * 4), "driver",
+         "needs driver 580 or newer"),
+        (changed(disk_bytes=10**10), "disk", "may take 279.4 GiB"),
+        (changed(busy_ports=(8001,)), "ports 8000 to 8002", "--grpc-port"),
+        (changed(shared_memory_bytes=2**26), "/dev/shm", "--shm-size=2g"),
+        (changed(compiler_versions={"tensorrt_llm": "1.1.0"}), "trtllm-build", "--in-container"),
+        (changed(compiler=None, runtime=None), "containers", "install docker and NVIDIA's"),
+        (changed(compiler=None, runtime=Runtime("docker", False, False)), "containers", "daemon"),
+        (changed(compiler=None, runtime=Runtime("docker", True, False)), "containers", "nvidia-ct"),
+        (changed(server=None), "tritonserver", "specpipe package --deploy"),
+        (changed(python=(3, 9, 1)), "python", "3.10 to 3.13"),
+        (changed(packages={**PACKAGES, "torch": None}), "torch", "pip install torch"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_named_with_what_to_do(machine: Machine, name: str, words: str) -> None:
+    found = problems(machine, NEEDS)
+    assert list(found) == [name] and words in found[name]
+
+
+def test_either_way_to_compile_will_do() -> None:
+    assert problems(changed(runtime=None), NEEDS) == {}
+    assert problems(changed(compiler=None), NEEDS) == {}
+
+
+def test_a_cpu_run_asks_for_other_things() -> None:
+    needs = Needs("openvino")
+    bare = changed(gpus=(), runtime=None, compiler=None, server=None,
+                   packages={**PACKAGES, "numpy": "2.4.0"})  # fmt: skip
+    found = problems(bare, needs)
+    assert set(found) == {
+        "openvino", "nvidia-pytriton", "tritonserver", "numpy for Triton's Python backend",
+    }  # fmt: skip
+
+
+def test_the_needs_of_a_config_come_from_its_plan(tmp_path: Path) -> None:
+    needs = needs_of(read_config(Path("model_configs/llama70b_draft7b.yaml")), tmp_path)
+    assert (needs.gpu, needs.ranks, needs.sm) == ("H100-SXM", 4, 90)
+    assert needs.disk_bytes > 4 * 75e9
+
+
+def test_this_machine_is_looked_at_without_harm(gpu_machine: Path, tmp_path: Path) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        machine = look(tmp_path, (port,))
+    assert machine.busy_ports == (port,) and machine.gpus[0].sm == 90
+    assert machine.compiler_versions == {"tensorrt_llm": "1.2.1"}
+    assert machine.disk_bytes > 0 and machine.cpus > 0
+    assert {"gpu", "driver", "trtllm-build"} <= {f.name for f in examine(None, tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ('echo \'{"Runtimes": {"nvidia": {}, "runc": {}}}\'', (True, True)),
+        ('echo \'{"Runtimes": {"runc": {}}}\'', (True, False)),
+        ('echo \'{"ServerErrors": ["Cannot connect"]}\'', (False, False)),
+        ("exit 1", (False, False)),
+    ],
+)
+def test_the_container_runtime_is_asked(script: str, expected, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "docker").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    runtime = find_container_runtime()
+    assert runtime is not None and (runtime.answers, runtime.knows_nvidia) == expected
