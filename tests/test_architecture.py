@@ -22,7 +22,7 @@ LAYERS = [
     {"html", "prompts"},
     {"validate", "tune", "train"},
     {"locate", "planning", "run", "tuning", "deploying", "inventory", "doctor"},
-    {"present"},
+    {"present", "present_plan"},
     {"cli"},
 ]
 SIBLINGS_APART = [{"checkpoint", "engine", "speculate", "plan"}, {"validate", "train"}]

@@ -265,6 +265,7 @@ class Footprint:
     activations: int  # work buffers of the largest step
     runtime: int  # libraries, contexts, communication
     looked_up: int = 0  # the part of the weights that steps only pick rows from
+    guesser: int = 0  # the part that is read for every guessed token and for no other
 
     @property
     def fixed(self) -> int:

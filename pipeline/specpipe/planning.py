@@ -61,6 +61,7 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
     built = {r: q for r, q in requests.items() if r == "target" or not backend.serves_sources}
     return Plan(
         config,
+        found.models,
         built,
         memory,
         tuple(_commands(backend, built, workspace)),

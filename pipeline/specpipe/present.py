@@ -1,13 +1,11 @@
 """Results into text and plain values for the command line; no decisions are made here."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from specpipe.doctor import Finding
 from specpipe.methods import Speculation
-from specpipe.plan.plan import Plan
 from specpipe.run import StageResult
 from specpipe.serve.client import Generation
 from specpipe.tune.tune import Prediction, Tuning
@@ -26,67 +24,6 @@ def results_text(results: Sequence[StageResult]) -> str:
             state = f"stale: {result.reason}"
         lines.append(f"{what:<16} {state:<30} {result.path}")
     return "\n".join(lines)
-
-
-def plan_text(plan: Plan) -> str:
-    """Return a plan for people."""
-    config = plan.config
-    lines = [
-        f"run        {config.name}",
-        f"method     {config.speculation.method}, {config.speculation.num_draft_tokens} draft "
-        f"tokens{'' if config.lossless else '; LOSSY where tokens are sampled'}",
-        f"backend    {config.engine.backend}, {config.engine.dtype}, quantization "
-        f"{config.engine.quantization}",
-        f"versions   {', '.join(f'{k} {v}' for k, v in plan.versions.items())}",
-    ]
-    for role, request in plan.requests.items():
-        model = request.model
-        lines.append(
-            f"{role:<10} {model.num_parameters / 1e9:.2f} B parameters, {model.num_hidden_layers} "
-            f"layers, vocabulary {model.vocab_size}, {request.max_batch_size} sequences of "
-            f"{request.max_seq_len} tokens"
-        )
-    if plan.memory is not None:
-        parts = ", ".join(f"{r} {b / 2**30:.1f}" for r, b in plan.memory.needed.items())
-        where = f"each {config.engine.gpu}" if config.engine.gpu else "this machine"
-        lines.append(
-            f"memory     {plan.memory.total / 2**30:.1f} GiB ({parts}) of "
-            f"{plan.memory.available / 2**30:.1f} GiB on {where}; an estimate"
-        )
-    lines += [f"run        {shlex.join(command.argv)}" for command in plan.commands]
-    lines += [f"refused    {rejection}" for rejection in plan.rejections]
-    lines += [f"not yet    {gap}" for gap in plan.gaps]
-    lines += [f"note       {note}" for note in plan.notes]
-    if not plan.rejections and not plan.gaps:
-        lines.append("ok         `specpipe build` can run this")
-    return "\n".join(lines)
-
-
-def plan_json(plan: Plan) -> dict[str, Any]:
-    """Return a plan as plain values."""
-    return {
-        "name": plan.config.name,
-        "buildable": not plan.rejections and not plan.gaps,
-        "method": plan.config.speculation.method,
-        "num_draft_tokens": plan.config.speculation.num_draft_tokens,
-        "lossless": plan.config.lossless,
-        "backend": plan.config.engine.backend,
-        "versions": dict(plan.versions),
-        "engines": {role: asdict(request) for role, request in plan.requests.items()},
-        "memory": None
-        if plan.memory is None
-        else {
-            "needed_bytes": dict(plan.memory.needed),
-            "available_bytes": plan.memory.available,
-            "estimate": True,
-        },
-        "commands": [
-            {"stage": c.stage, "argv": list(c.argv), "env": dict(c.env)} for c in plan.commands
-        ],
-        "rejections": [asdict(rejection) for rejection in plan.rejections],
-        "not_yet": [asdict(gap) for gap in plan.gaps],
-        "notes": list(plan.notes),
-    }
 
 
 def generation_text(answer: Generation) -> str:

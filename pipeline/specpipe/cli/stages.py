@@ -149,7 +149,7 @@ def plan(config_path: Path, workspace: Path, as_json: bool) -> None:
     Example:  specpipe plan --config model_configs/llama70b_draft7b.yaml
     """
     from specpipe.planning import make_plan
-    from specpipe.present import plan_json, plan_text
+    from specpipe.present_plan import plan_json, plan_text
 
     made = make_plan(*load(config_path, workspace))
     click.echo(json.dumps(plan_json(made), indent=2) if as_json else plan_text(made))

@@ -16,7 +16,8 @@ class Plan:
     """Everything that `build` would do; the config has what was left to the plan filled in."""
 
     config: RunConfig
-    requests: Mapping[Role, BuildRequest]
+    models: Mapping[Role, ModelConfig]
+    requests: Mapping[Role, BuildRequest]  # of the engines that are built
     memory: Memory | None  # None: the GPU or the model is not known
     commands: tuple[Command, ...]
     versions: Mapping[str, str]

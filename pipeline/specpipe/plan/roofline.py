@@ -49,7 +49,8 @@ def step_ms(engine: Placed, rows: float, sequences: int = 1) -> float:
     request, gpu = engine.request, engine.gpu
     tp, pp, tokens = request.tp_size, request.pp_size, rows * sequences
     cache = engine.footprint.kv_per_token * engine.context * sequences
-    weights = engine.footprint.weights - engine.footprint.looked_up - engine.heads_bytes
+    part = engine.footprint
+    weights = part.weights - part.looked_up - part.guesser - engine.heads_bytes
     moved = weights * touched(request.model, tokens) + cache
     memory = moved / (gpu.bandwidth_gbs * 1e9 * BANDWIDTH_SHARE)
     work = 2 * multiplied(request.model) * tokens / (tp * pp)
@@ -102,9 +103,17 @@ def throughput(gpu: Gpu, quantization: str) -> float:
     return (fast.get(quantization) or gpu.fp16_tflops) * 1e12
 
 
-def heads_ms(engine: Placed) -> float:
-    """Estimate the milliseconds of the heads of one step."""
-    return 1000 * engine.heads_bytes / (engine.gpu.bandwidth_gbs * 1e9 * BANDWIDTH_SHARE)
+def guess_ms(engine: Placed) -> float:
+    """Estimate the milliseconds in which a step's tokens are guessed beside the target.
+
+    Medusa's heads guess all at once; a guessing layer goes once, with the output layer, for each.
+    """
+    model, nodes = engine.request.model, engine.request.draft_nodes
+    output = 2 * model.vocab_size * model.hidden_size // engine.request.tp_size
+    one = engine.footprint.guesser + output if engine.footprint.guesser else 0
+    moved = engine.heads_bytes + nodes * one
+    launches = nodes * LAUNCH_S if one else 0.0
+    return 1000 * (moved / (engine.gpu.bandwidth_gbs * 1e9 * BANDWIDTH_SHARE) + launches)
 
 
 def gpu_costs(engine: Placed) -> dict[int, float]:
@@ -146,7 +155,7 @@ class Estimate:
     plain_ms: float  # one sequence, one row
     verify_ms: float  # one sequence, root and drafts
     draft_ms: float  # one token of the draft model
-    heads_ms: float
+    heads_ms: float  # guessing beside the target
     handover_ms: float  # of a speculative step
     break_even_tokens: float  # tokens a step must emit to pay, for one sequence
     cases: tuple[Case, ...]
@@ -176,7 +185,7 @@ def estimate(
         plain_ms=step_ms(target, 1),
         verify_ms=step_ms(target, nodes + 1),
         draft_ms=step_ms(draft, 1) if draft else 0.0,
-        heads_ms=heads_ms(target),
+        heads_ms=guess_ms(target),
         handover_ms=2 * HANDOVER_MS if draft else 0.0,
         break_even_tokens=_price(target, draft, nodes, 1),
         cases=cases,
@@ -186,7 +195,7 @@ def estimate(
 
 def _price(target: Placed, draft: Placed | None, nodes: int, batch: int) -> float:
     """Return what a speculative step costs, in plain steps."""
-    step = step_ms(target, nodes + 1, batch) + heads_ms(target)
+    step = step_ms(target, nodes + 1, batch) + guess_ms(target)
     if draft:
         step += nodes * step_ms(draft, 1, batch) + 2 * HANDOVER_MS
     return step / step_ms(target, 1, batch)

@@ -12,7 +12,7 @@ from specpipe.config import read_config
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.plan.gpus import GPUS
 from specpipe.planning import make_plan, require_buildable
-from specpipe.present import plan_json, plan_text
+from specpipe.present_plan import plan_json, plan_text
 from tests.models import make_heads, make_llama
 from tests.unit.engine.commands import parse
 

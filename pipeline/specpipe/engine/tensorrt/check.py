@@ -31,6 +31,12 @@ def check_release(request: BuildRequest, profile: Profile) -> Iterator[Rejection
         yield Rejection(
             f"backend tensorrt has no engine for method {request.method}", elsewhere(request.method)
         )
+    elif profile.methods and request.method not in profile.methods:
+        yield Rejection(
+            f"Triton cannot configure method {request.method} with TensorRT-LLM "
+            f"{profile.tensorrt_llm}",
+            f"leave engine.tensorrt_llm out for {DEFAULT.tensorrt_llm}",
+        )
     elif takes_drafts(request) and request.draft_nodes == 0:
         yield Rejection(
             f"method {request.method} drafts no token, and trtllm-build needs at least one",

@@ -42,7 +42,18 @@ def footprint(request: BuildRequest, profile: Profile = DEFAULT) -> Footprint:
         activations=_activations(request, num_tokens(request, profile)),
         runtime=CONTEXT_BYTES + (COMMUNICATION_BYTES if ranks > 1 else 0),
         looked_up=request.model.vocab_size * request.model.hidden_size * _HALF,
+        guesser=_guesser(request),
     )
+
+
+def _guesser(request: BuildRequest) -> int:
+    """Return the bytes of the layer that guesses one token."""
+    if not guessing_layers(request):
+        return 0
+    model = request.model
+    tables = model.vocab_size * model.hidden_size * (1 if model.tie_word_embeddings else 2)
+    layer = (model.num_parameters - tables) / model.num_hidden_layers
+    return int(layer * WEIGHT_BYTES[request.quantization] / request.tp_size)
 
 
 def _weights(request: BuildRequest) -> int:
