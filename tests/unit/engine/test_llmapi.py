@@ -88,7 +88,7 @@ def test_building_writes_the_planned_file_and_nothing_else(tmp_path: Path) -> No
         ({"kv_cache_quantization": "int8"}, "no int8 KV cache", "fp8 or none"),
         ({"kv_cache_quantization": "fp8", "gpu": "A10", "sm": 86}, "has no fp8", "none"),
         ({"gpu": None, "sm": None}, "engine.gpu is not given", "H100-SXM"),
-        ({"tp_size": 3}, "do not divide by tp_size 3", "tp_size"),
+        ({"tp_size": 3}, "do not divide by engine.tp_size, which is 3", "tp_size"),
     ],
 )
 def test_refused(changes: dict[str, object], reason: str, hint: str) -> None:

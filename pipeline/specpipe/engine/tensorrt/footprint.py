@@ -35,13 +35,14 @@ def footprint(request: BuildRequest, profile: Profile = DEFAULT) -> Footprint:
     """Return what an engine takes on the fullest of its GPUs."""
     ranks = request.tp_size * request.pp_size
     blocks = math.ceil(engine_seq_len(request) / profile.tokens_per_block)
+    weights, looked_up = _weights(request)
     return Footprint(
-        weights=_weights(request),
+        weights=weights,
         kv_per_token=_kv_per_token(request),
         kv_tokens=request.max_batch_size * blocks * profile.tokens_per_block,
         activations=_activations(request, num_tokens(request, profile)),
         runtime=CONTEXT_BYTES + (COMMUNICATION_BYTES if ranks > 1 else 0),
-        looked_up=request.model.vocab_size * request.model.hidden_size * _HALF,
+        looked_up=looked_up,
         guesser=_guesser(request),
     )
 
@@ -56,10 +57,11 @@ def _guesser(request: BuildRequest) -> int:
     return int(layer * WEIGHT_BYTES[request.quantization] / request.tp_size)
 
 
-def _weights(request: BuildRequest) -> int:
-    """Return the bytes of the fullest rank: embedding and head stay in 16 bits, rows are padded.
+def _weights(request: BuildRequest) -> tuple[int, int]:
+    """Return the bytes of the fullest rank, and those that steps only pick rows from.
 
-    The embedding is on every rank of the first stage; a tied head is stored again if it is cut.
+    Embedding and head stay in 16 bits, the head's rows are padded. The embedding is on every rank
+    of the first stage unless it is cut as well; a tied head is stored again if it is cut.
     """
     model, tp, pp = request.model, request.tp_size, request.pp_size
     table = model.vocab_size * model.hidden_size
@@ -68,11 +70,13 @@ def _weights(request: BuildRequest) -> int:
     inner *= 1 + guessing_layers(request) / model.num_hidden_layers
     layers = (inner + _duplicated(request)) / (tp * pp)
     head = padded(model.vocab_size, tp) // tp * model.hidden_size * _HALF
-    first, last = table * _HALF, head + _heads(model, tp)
-    if pp > 1:
-        return int(layers + max(first, last))
-    shared = model.tie_word_embeddings and tp == 1
-    return int(layers + first + last - (head if shared else 0))
+    first = table * _HALF // (tp if request.use_parallel_embedding else 1)
+    last = head + _heads(model, tp)
+    if pp > 1:  # every stage is as full as the fullest; a step reads the last one's head once
+        return int(layers + max(first, last)), max(first, last) - last // pp
+    if model.tie_word_embeddings and tp == 1:
+        return int(layers + last), 0
+    return int(layers + first + last), first
 
 
 def guessing_layers(request: BuildRequest) -> int:
