@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from specpipe.contracts import Logits
+
 
 @dataclass(frozen=True)
 class ReferenceAnswer:
@@ -35,6 +37,12 @@ class Reference:
         else:
             self._model = AutoModelForCausalLM.from_pretrained(model).float()
         self._model.eval()
+
+    @torch.no_grad()
+    def logits(self, tokens: Sequence[int]) -> Logits:
+        """Return what the model expects after every one of `tokens`: [n, V]."""
+        found: Logits = self._model(input_ids=torch.tensor([list(tokens)])).logits[0].numpy()
+        return found
 
     @torch.no_grad()
     def generate(self, prompt: Sequence[int], max_tokens: int, end_id: int) -> ReferenceAnswer:

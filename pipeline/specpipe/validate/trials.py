@@ -35,11 +35,27 @@ class Divergence:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How one model reads a prompt and the reference's answer, each token with all before it."""
+
+    prompt: int
+    arm: Arm  # the served arms share one engine: plain stands for both
+    log_likelihoods: tuple[float, ...]  # of every token but the first
+    chosen: tuple[bool, ...]  # of every token of the answer: whether it is the likeliest
+
+
+@dataclass(frozen=True)
 class Trials:
-    """All trials of a run, and the divergences found in them."""
+    """All trials of a run, and what was found in them."""
 
     trials: tuple[Trial, ...]
     divergences: tuple[Divergence, ...]
+    readings: tuple[Reading, ...] = ()  # none where the engine cannot be driven from here
+
+    def read_by(self, arm: Arm) -> list[Reading]:
+        """Return how the model behind an arm reads; nothing for an arm without trials."""
+        reader: Arm = "reference" if arm == "reference" else "plain"
+        return [r for r in self.readings if r.arm == reader] if self.of(arm) else []
 
     def of(self, arm: Arm) -> list[Trial]:
         """Return the trials of one arm, in order."""

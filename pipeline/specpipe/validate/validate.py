@@ -1,21 +1,24 @@
 """`specpipe validate`: measure, judge, report."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from specpipe.artifacts import Workspace
+from specpipe.assembly import load_backend
 from specpipe.config import RunConfig, require_file
-from specpipe.errors import ConfigError, GateFailed
+from specpipe.errors import ConfigError, GateFailed, Unsupported
 from specpipe.prompts import read_prompts
 from specpipe.repository.models.tokens import load_tokenizer
 from specpipe.serve.client import Client
+from specpipe.validate.accuracy import Text, read_by_engine, read_by_reference
 from specpipe.validate.gates import check_gates_known, judge
 from specpipe.validate.measure import measure
 from specpipe.validate.metrics import load_metrics
 from specpipe.validate.reference import Reference
 from specpipe.validate.report import Report, write_report
-from specpipe.validate.trials import Arm
+from specpipe.validate.trials import Arm, Reading
 
 Progress = Callable[[int, int], None]
 
@@ -60,10 +63,11 @@ def validate(
     check_gates_known(config.validate.gates, config.path)
     prompts, end_id = load_prompts(config, workspace.repository / "preprocessing/1/tokenizer")
     speculates = config.speculation.num_draft_tokens > 0
+    reference = Reference(model)
     with Client(url) as client:
         trials = measure(
             client,
-            Reference(model),
+            reference,
             prompts,
             max_tokens=config.validate.max_tokens,
             end_id=end_id,
@@ -71,6 +75,11 @@ def validate(
             speculates=speculates,
             progress=progress,
         )
+    texts = {t.prompt: (prompts[t.prompt], t.tokens) for t in trials.of("reference")}
+    readings = read_by_reference(reference, texts)
+    del reference  # before the engine is loaded: there may not be room for both
+    readings += _read_by_engine(config, workspace, texts)
+    trials = replace(trials, readings=tuple(readings))
     metrics = load_metrics()
     figures = {metric.name: metric.compute(trials) for metric in metrics}
     judged: Arm = "speculative" if speculates else "plain"
@@ -78,6 +87,17 @@ def validate(
     report = Report(config, len(prompts), metrics, figures, trials, gates, versions)
     write_report(report, workspace.reports)
     return report
+
+
+def _read_by_engine(
+    config: RunConfig, workspace: Workspace, texts: Mapping[int, Text]
+) -> list[Reading]:
+    """Let the run's engine read the texts; nothing if it cannot be driven from here."""
+    try:
+        engine = load_backend(config.engine.backend).load(workspace.engine("target"))
+    except Unsupported:
+        return []
+    return read_by_engine(engine.runner(), texts)
 
 
 def require_passed(report: Report) -> None:

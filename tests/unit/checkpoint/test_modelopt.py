@@ -86,7 +86,7 @@ def quantization(folder: Path, key: str) -> Any:
 def test_nothing_is_printed_to_standard_output(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    convert(model, Quantizing("int4_awq", prompts=PROMPTS), tmp_path / "out")
+    convert(model, Quantizing("int8_sq", prompts=PROMPTS), tmp_path / "out")
     assert capsys.readouterr().out == ""
 
 

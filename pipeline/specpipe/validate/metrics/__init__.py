@@ -9,6 +9,8 @@ from specpipe.validate.trials import Arm, Trials
 
 METRICS: dict[str, str] = {
     "exact_match": "specpipe.validate.metrics.exact_match:METRIC",
+    "greedy_agreement": "specpipe.validate.metrics.greedy_agreement:METRIC",
+    "perplexity": "specpipe.validate.metrics.perplexity:METRIC",
     "ttft_ms": "specpipe.validate.metrics.ttft:METRIC",
     "time_per_token_ms": "specpipe.validate.metrics.time_per_token:METRIC",
     "tokens_per_second": "specpipe.validate.metrics.tokens_per_second:METRIC",

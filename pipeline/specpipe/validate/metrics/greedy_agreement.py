@@ -1,0 +1,24 @@
+"""How often a model would choose the reference's token, given the reference's text so far."""
+
+from specpipe.validate.metrics import Figure, Metric
+from specpipe.validate.trials import ARMS, Arm, Trials
+
+
+def compute(trials: Trials) -> dict[Arm, Figure]:
+    """greedy_agreement = tokens of the reference's answers that are the likeliest / tokens."""
+    found: dict[Arm, Figure] = {}
+    for arm in ARMS:
+        chosen = [yes for reading in trials.read_by(arm) for yes in reading.chosen]
+        if chosen:
+            share = sum(chosen) / len(chosen)
+            found[arm] = Figure(share, share, share, len(chosen))
+    return found
+
+
+METRIC = Metric(
+    "greedy_agreement",
+    "share",
+    True,
+    "Share of the tokens of transformers' answers that the model would choose at the same place.",
+    compute,
+)

@@ -1,0 +1,73 @@
+"""Accuracy is read off likelihoods: equal models read alike, coarser ones worse."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from specpipe.validate.accuracy import read_by_engine, read_by_reference
+from specpipe.validate.metrics import load_metrics
+from specpipe.validate.reference import Reference
+from specpipe.validate.trials import Arm, Reading, Trial, Trials
+
+ARMS: tuple[Arm, ...] = ("reference", "plain", "speculative")
+
+
+@pytest.fixture(scope="module")
+def texts(tiny: Path) -> dict[int, tuple[list[int], tuple[int, ...]]]:
+    """Return two prompts, one longer than a block, with the reference's answers."""
+    rng, reference = np.random.default_rng(4), Reference(tiny)
+    prompts = [rng.integers(3, 300, size).tolist() for size in (5, 150)]
+    return {i: (p, reference.generate(p, 20, -1).tokens) for i, p in enumerate(prompts)}
+
+
+def trials(*readings: Reading) -> Trials:
+    return Trials(tuple(Trial(0, arm, (1,), 0.1, 0.2) for arm in ARMS), (), readings)
+
+
+def metric(name: str, found: Trials) -> dict[Arm, float]:
+    compute = next(m for m in load_metrics() if m.name == name).compute
+    return {arm: figure.median for arm, figure in compute(found).items()}
+
+
+def test_a_float32_engine_reads_as_the_reference_does(tiny: Path, texts, tiny_engine) -> None:
+    theirs = read_by_reference(Reference(tiny), texts)
+    ours = read_by_engine(tiny_engine.runner(), texts)
+    for left, right in zip(theirs, ours, strict=True):
+        assert left.prompt == right.prompt and (left.arm, right.arm) == ("reference", "plain")
+        assert left.log_likelihoods == pytest.approx(right.log_likelihoods, abs=1e-3)
+        assert all(left.chosen) and all(right.chosen) and len(left.chosen) == 20
+
+
+def test_likelihoods_are_those_of_the_softmax(tiny: Path, texts) -> None:
+    prompt, answer = texts[0]
+    reading = read_by_reference(Reference(tiny), texts)[0]
+    tokens = torch.tensor([*prompt, *answer])
+    logits = torch.tensor(Reference(tiny).logits(tokens[:-1].tolist()))
+    loss = torch.nn.functional.cross_entropy(logits, tokens[1:])
+    assert -np.mean(reading.log_likelihoods) == pytest.approx(float(loss), rel=1e-4)
+
+
+def test_four_bits_read_worse_than_thirty_two(tiny: Path, texts, make_engine) -> None:
+    coarse = read_by_engine(make_engine(tiny, quantization="int4").runner(), texts)
+    found = trials(*read_by_reference(Reference(tiny), texts), *coarse)
+    assert metric("greedy_agreement", found)["reference"] == 1
+    assert 0 < metric("greedy_agreement", found)["plain"] < 1
+    surprise = metric("perplexity", found)
+    assert surprise["reference"] != surprise["plain"]
+
+
+def test_perplexity_of_one_in_four_everywhere_is_four_for_both_served_arms() -> None:
+    quarter = Reading(0, "plain", (math.log(0.25),) * 3, (True, False))
+    assert metric("perplexity", trials(quarter)) == pytest.approx({"plain": 4, "speculative": 4})
+    assert metric("greedy_agreement", trials(quarter)) == {"plain": 0.5, "speculative": 0.5}
+
+
+def test_every_token_weighs_the_same_whatever_its_text() -> None:
+    long = Reading(0, "reference", (math.log(0.5),) * 3, (True,) * 3)
+    short = Reading(1, "reference", (math.log(0.125),), (False,))
+    found = trials(long, short)
+    assert metric("perplexity", found)["reference"] == pytest.approx(2**1.5)
+    assert metric("greedy_agreement", found)["reference"] == 0.75
