@@ -1,21 +1,49 @@
-"""The GPU repository's loop over draft and target, in a real tritonserver, with CPU engines."""
+"""The GPU repository's loop over draft and target, in a real tritonserver, with CPU engines.
 
+Everything is as it is packaged for GPUs but for `tensorrt_llm` and `tensorrt_llm_draft`: the same
+tensors, answered by the CPU engine.
+"""
+
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
 import pytest
 
+from specpipe.serve.client import Options, collect
 from tests.e2e import raw
 from tests.e2e.conftest import Served
 
 pytestmark = pytest.mark.e2e
 
 PROMPT = "The quick brown fox jumps over the lazy dog. The quick brown"
+TEXT_MODELS = pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
 
 
 @pytest.fixture(scope="module")
-def server(serve, tiny_draft):
-    speculation = {"method": "draft_model", "draft": {"model": str(tiny_draft)},
-                   "num_draft_tokens": 3}  # fmt: skip
-    with serve(speculation=speculation, serving={"loop": "bls", "max_queue_size": 3}) as served:
+def server(serve, tiny_draft: Path) -> Iterator[Served]:
+    """Return a server whose draft is mostly wrong, with two processes of each text model."""
+    with serve(
+        speculation=draft_options(tiny_draft), serving={"loop": "bls", "max_queue_size": 3}
+    ) as served:
         yield served
+
+
+@pytest.fixture(scope="module")
+def twin(serve, tiny: Path) -> Iterator[Served]:
+    """Return a server whose draft is the target itself, and which answers in one piece."""
+    with serve(
+        speculation=draft_options(tiny),
+        serving={"loop": "bls", "decoupled": False, "instances": 1},
+    ) as served:
+        yield served
+
+
+def draft_options(model: Path) -> dict[str, object]:
+    return {"method": "draft_model", "draft": {"model": str(model)}, "num_draft_tokens": 3}
 
 
 def asked(**more: object) -> dict[str, object]:
@@ -26,7 +54,283 @@ def expected(server: Served, max_tokens: int = 40, **sampling: object) -> str:
     return server.tokenizer.decode(server.plain(PROMPT, max_tokens, **sampling))
 
 
-@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
-def test_a_stream_is_plain_decoding(model, server):
-    results = raw.stream(server.url, model, asked(stream=True))
+def metrics(server: Served, name: str) -> dict[str, float]:
+    """Return the values of one metric by the model that they are of."""
+    url = f"http://{server.endpoint.address.metrics}/metrics"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    found = [line for line in lines if line.startswith(name + "{")]
+    return {line.split('model="')[1].split('"')[0]: float(line.split()[-1]) for line in found}
+
+
+@TEXT_MODELS
+@pytest.mark.parametrize("stream", [True, False, None])
+def test_the_answer_is_that_of_plain_decoding(
+    model: str, stream: bool | None, server: Served
+) -> None:
+    values = asked() if stream is None else asked(stream=stream)
+    results = raw.stream(server.url, model, values)
     assert raw.text(results) == expected(server)
+    assert (len(results) > 1) == bool(stream)
+
+
+@TEXT_MODELS
+def test_the_prompt_is_repeated_unless_it_is_excluded(model: str, server: Served) -> None:
+    values = {"text_input": PROMPT, "max_tokens": 10, "num_draft_tokens": 3}
+    if model == "ensemble":
+        del values["num_draft_tokens"]
+    (whole,) = raw.stream(server.url, model, values)
+    assert raw.text([whole]) == PROMPT + expected(server, 10)
+
+
+def test_a_request_may_draft_less(server: Served) -> None:
+    for count in (0, 1, 3):
+        values = asked(num_draft_tokens=count, return_perf_metrics=True)
+        results = raw.stream(server.url, "tensorrt_llm_bls", values)
+        assert raw.text(results) == expected(server)
+        assert (raw.value(results[-1], "total_draft_tokens") > 0) == (count > 0)
+
+
+@TEXT_MODELS
+def test_figures_are_those_of_the_whole_request(model: str, server: Served) -> None:
+    results = raw.stream(server.url, model, asked(stream=True, return_perf_metrics=True,
+                         return_num_input_tokens=True, return_num_output_tokens=True))  # fmt: skip
+    last, tokens = results[-1], server.plain(PROMPT, 40)
+    drafted, accepted = (raw.value(last, f"total_{n}draft_tokens") for n in ("", "accepted_"))
+    assert drafted > 3 and raw.value(last, "acceptance_rate") == pytest.approx(accepted / drafted)
+    assert len(results) <= len(tokens) - accepted  # at most one response a call of the target
+    assert raw.value(last, "num_output_tokens") == len(tokens)
+    assert raw.value(last, "num_input_tokens") == len(server.tokenizer.encode(PROMPT, 100))
+    times = [raw.value(last, f"{n}_time_ns")
+             for n in ("arrival", "first_scheduled", "first_token", "last_token")]  # fmt: skip
+    assert times == sorted(times) and times[0] > 0
+
+
+def test_log_probabilities_are_the_targets(server: Served) -> None:
+    (whole,) = raw.stream(server.url, "ensemble", asked(return_log_probs=True))
+    scores = whole.as_numpy("output_log_probs")
+    assert scores.shape == (1, 1, len(server.plain(PROMPT, 40))) and (scores <= 0).all()
+
+
+@TEXT_MODELS
+def test_stop_words_of_several_tokens_end_the_answer(model: str, server: Served) -> None:
+    answer = expected(server)
+    word = next(answer[i : i + 4] for i in range(8, 30) if answer.find(answer[i : i + 4]) == i)
+    assert len(server.tokenizer.words([word])[0]) > 1
+    until = answer[: answer.index(word) + 4]
+    for stream in (True, False):
+        got = raw.stream(server.url, model, asked(stop_words=["never", word], stream=stream))
+        assert raw.text(got) == until
+
+
+def test_options_hold_in_every_step(server: Served) -> None:
+    tokens = server.plain(PROMPT, 40)
+    end = tokens[5]
+    for options in (
+        {"end_id": end}, {"end_id": end, "min_tokens": 20}, {"repetition_penalty": 1.5},
+        {"presence_penalty": 2.0}, {"frequency_penalty": 1.0},
+    ):  # fmt: skip
+        got = raw.stream(server.url, "ensemble", asked(**options))
+        assert raw.text(got) == expected(server, **options), options
+    word = server.tokenizer.decode([tokens[0]])
+    banned = server.tokenizer.words([word])
+    got = raw.stream(server.url, "ensemble", asked(bad_words=[word]))
+    assert raw.text(got) == expected(server, bad_words=banned)
+
+
+def test_an_embedding_bias_holds_in_every_step(server: Served) -> None:
+    weights = np.array([[100.0]], np.float32)
+    values = asked(embedding_bias_words=["z"], embedding_bias_weights=weights, max_tokens=12)
+    assert raw.text(raw.stream(server.url, "tensorrt_llm_bls", values)) == "z" * 12
+
+
+def test_a_seed_makes_sampling_repeatable(server: Served) -> None:
+    def answer(seed: int, *, logits: bool) -> str:
+        values = asked(top_p=0.95, temperature=1.5, seed=np.array([[seed]], np.uint64),
+                       use_draft_logits=logits)  # fmt: skip
+        return raw.text(raw.stream(server.url, "tensorrt_llm_bls", values))
+
+    for logits in (True, False):
+        assert answer(1, logits=logits) == answer(1, logits=logits) != answer(2, logits=logits)
+
+
+@pytest.mark.parametrize(
+    ("values", "code", "words"),
+    [
+        ({"text_input": ""}, "INVALID_ARGUMENT", "the prompt is empty"),
+        ({"max_tokens": 5000}, "INVALID_ARGUMENT", "max_tokens is 5000: with a prompt of"),
+        ({"top_p": 7.0}, "INVALID_ARGUMENT", "top_p is 7.0: must be above 0 and at most 1"),
+        ({"num_draft_tokens": 9}, "INVALID_ARGUMENT", "must be from 0 to 3"),
+        ({"embedding_bias_words": ["x"]}, "INVALID_ARGUMENT", "each word needs one"),
+        ({"beam_width": 4}, "UNIMPLEMENTED", "beam search is not supported"),
+        ({"lora_task_id": np.array([[1]], np.uint64)}, "UNIMPLEMENTED", "LoRA"),
+    ],
+)  # fmt: skip
+def test_a_bad_request_is_refused_in_one_sentence(
+    values: dict, code: str, words: str, server: Served
+) -> None:
+    error = raw.stream(server.url, "tensorrt_llm_bls", asked(**values))[-1]
+    assert isinstance(error, Exception) and error.status() == f"StatusCode.{code}"
+    assert words in error.message() and "\n" not in error.message()
+
+
+def together(count: int, run) -> None:
+    """Run a function in several threads, to their end."""
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_answers_do_not_mix_under_load(server: Served) -> None:
+    texts = [f"{PROMPT} {n}" for n in range(5)]
+    alone = [server.client.generate(t, Options(max_tokens=30)).text for t in texts]
+    crowded: dict[int, str] = {}
+
+    def one(n: int) -> None:
+        crowded[n] = collect(server.client.stream(texts[n], Options(max_tokens=30))).text
+
+    together(5, one)
+    assert [crowded[n] for n in range(5)] == alone
+
+
+def test_a_full_queue_answers_unavailable_and_recovers(server: Served) -> None:
+    outcomes: list[str] = []
+    start = threading.Barrier(12)
+
+    def one(_: int) -> None:
+        values = asked(max_tokens=200, end_id=-1)
+        last = raw.stream(server.url, "tensorrt_llm_bls", values, ready=start.wait)[-1]
+        outcomes.append(last.message() if isinstance(last, Exception) else "ok")
+
+    together(12, one)
+    assert outcomes.count("ok") >= 5  # two processes and three places in the queue
+    assert sum("queue size" in o for o in outcomes) == 12 - outcomes.count("ok") > 0, outcomes
+    assert raw.text(raw.stream(server.url, "ensemble", asked())) == expected(server)
+
+
+@TEXT_MODELS
+def test_a_client_that_leaves_stops_both_engines(model: str, server: Served) -> None:
+    calls = "nv_inference_request_success"
+    raw.stream(server.url, model, asked(max_tokens=3000, stream=True, end_id=-1), take=3)
+    time.sleep(0.3)
+    before = metrics(server, calls)
+    time.sleep(0.5)
+    after = metrics(server, calls)
+    for engine in ("tensorrt_llm", "tensorrt_llm_draft"):
+        assert after[engine] == before[engine], engine
+
+
+def test_clients_that_leave_leave_the_server_whole(server: Served) -> None:
+    deadline = time.monotonic() + 3
+
+    def one(n: int) -> None:
+        model = ("ensemble", "tensorrt_llm_bls")[n % 2]
+        while time.monotonic() < deadline:
+            values = asked(max_tokens=3000, stream=True, end_id=-1)
+            raw.stream(server.url, model, values, take=1 + n // 2)
+
+    together(8, one)
+    assert raw.text(raw.stream(server.url, "ensemble", asked())) == expected(server)
+
+
+def test_prometheus_adds_up_what_all_processes_counted(server: Served) -> None:
+    names = ("steps", "output_tokens", "draft_tokens", "accepted_draft_tokens")
+
+    def totals() -> list[float]:
+        return [metrics(server, f"specpipe_{n}_total")["tensorrt_llm_bls"] for n in names]
+
+    raw.stream(server.url, "tensorrt_llm_bls", asked())
+    before = totals()
+    figures = []
+
+    def one(_: int) -> None:
+        values = asked(return_perf_metrics=True)
+        figures.extend(raw.stream(server.url, "tensorrt_llm_bls", values))
+
+    together(4, one)
+    gained = [after - old for after, old in zip(totals(), before, strict=True)]
+    assert gained[1] == 4 * len(server.plain(PROMPT, 40))
+    assert gained[2] == sum(raw.value(f, "total_draft_tokens") for f in figures)
+    assert gained[3] == sum(raw.value(f, "total_accepted_draft_tokens") for f in figures)
+    steps, output, drafted, accepted = totals()
+    rate, length = (
+        metrics(server, f"specpipe_acceptance_{n}")["tensorrt_llm_bls"] for n in ("rate", "length")
+    )
+    assert rate == pytest.approx(accepted / drafted) and length == pytest.approx(output / steps)
+
+
+def test_a_twin_of_the_target_is_always_right(twin: Served) -> None:
+    for more in ({}, {"top_p": 0.9, "temperature": 1.3, "use_draft_logits": True}):
+        values = asked(return_perf_metrics=True, **more)
+        result = raw.unary(twin.url, "tensorrt_llm_bls", values)
+        assert raw.value(result, "acceptance_rate") == 1.0
+        assert raw.value(result, "total_draft_tokens") > 20
+        if not more:
+            assert raw.text([result]) == expected(twin)
+
+
+def test_a_server_that_answers_in_one_piece_refuses_to_stream(twin: Served) -> None:
+    error = raw.stream(twin.url, "ensemble", asked(stream=True))[-1]
+    assert "serving.decoupled" in error.message()
+
+
+def drive(server: Served, model: str, tokens: list[int], count: int, draft: list[int]) -> list[int]:
+    """Call an engine as upstream's speculative client does; return prompt and new tokens."""
+    values = {
+        "input_ids": np.array([tokens], np.int32), "input_lengths": len(tokens),
+        "request_output_len": count, "beam_width": 1, "temperature": 1.0, "pad_id": 0,
+        "end_id": server.tokenizer.end_id,
+        "bad_words_list": np.zeros((1, 2, 0), np.int32),
+        "stop_words_list": np.zeros((1, 2, 0), np.int32),
+    }  # fmt: skip
+    if draft:
+        values["draft_input_ids"] = np.array([draft], np.int32)
+    result = raw.unary(server.url, model, values)
+    assert {"cum_log_probs", "output_log_probs"} <= {o.name for o in result.get_response().outputs}
+    found: list[int] = result.as_numpy("output_ids")[0][0].tolist()
+    return found[: result.as_numpy("sequence_length")[0][0]]
+
+
+def test_a_client_that_drives_both_engines_itself_gets_the_same_answer(server: Served) -> None:
+    """The loop of upstream's e2e_grpc_speculative_decoding_client.py, without its texts."""
+    prompt = server.tokenizer.encode(PROMPT, 100)
+    tokens, end = list(prompt), len(prompt) + 20
+    while len(tokens) < end:
+        count = min(3, end - len(tokens) - 1)
+        draft = drive(server, "tensorrt_llm_draft", tokens, count, []) if count else tokens
+        tokens = drive(server, "tensorrt_llm", tokens, len(draft[len(tokens) :]) + 1,
+                       draft[len(tokens) :])  # fmt: skip
+    assert tokens[len(prompt) :] == server.plain(PROMPT, 20)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"draft_input_ids": np.array([[5, 10**6]], np.int32)}, "draft_input_ids has 1000000"),
+        ({"draft_input_ids": np.array([[5]], np.int32), "runtime_top_p": 0.9,
+          "draft_logits": np.zeros((1, 2, 7), np.float32)}, "draft_logits is [2, 7]: must be [1,"),
+        ({"return_context_logits": True}, "context logits are not supported"),
+    ],
+)  # fmt: skip
+def test_an_engine_refuses_in_one_sentence(values: dict, words: str, server: Served) -> None:
+    base = {"input_ids": np.array([[5, 6]], np.int32), "input_lengths": 2, "request_output_len": 4}
+    error = raw.stream(server.url, "tensorrt_llm", {**base, **values})[-1]
+    assert isinstance(error, Exception) and words in error.message()
+
+
+def test_an_engine_that_guesses_by_itself_streams_through_the_text_models(serve) -> None:
+    with serve(serving={"loop": "bls"}) as server:
+        for model in ("ensemble", "tensorrt_llm_bls"):
+            values = asked(stream=True, return_perf_metrics=True)
+            results = raw.stream(server.url, model, values)
+            assert raw.text(results) == expected(server) and len(results) > 1
+            assert raw.value(results[-1], "total_draft_tokens") > 0
+        answer = expected(server)
+        until = answer[: answer.index(answer[10:14]) + 4]
+        got = raw.stream(server.url, "ensemble", asked(stop_words=[answer[10:14]], max_tokens=3000))
+        assert raw.text(got) == until  # and the engine was told to stop:
+        produced = metrics(server, "specpipe_output_tokens_total")["tensorrt_llm"]
+        time.sleep(0.3)
+        assert metrics(server, "specpipe_output_tokens_total")["tensorrt_llm"] == produced < 2000

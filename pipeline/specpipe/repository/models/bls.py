@@ -43,15 +43,18 @@ class TritonEngine:
         if not self.decoupled:
             yield _reply(request.exec())
             return
+        responses = iter(request.exec(decoupled=True))
         ended = False
         try:
-            for response in request.exec(decoupled=True):
+            for response in responses:
                 if response.has_error() or response.output_tensors():
                     yield _reply(response)
             ended = True
         finally:
             if not ended:
                 self._stop(request_id)
+                for _ in responses:  # Triton keeps what nobody takes, and waits for it at its end
+                    pass
 
     def _outputs(self, call: Call, tensors: Arrays) -> list[str]:
         return [
