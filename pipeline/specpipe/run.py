@@ -35,7 +35,8 @@ from specpipe.plan.plan import Plan
 from specpipe.planning import make_plan, require_buildable
 from specpipe.prompts import read_prompts
 from specpipe.repository.write import FORMAT, RepositoryPlan, repository_options, write_repository
-from specpipe.serve.tritonserver import free_address, start_server
+from specpipe.serve.address import free_address
+from specpipe.serve.tritonserver import start_server
 from specpipe.validate.gates import check_gates_known
 
 if TYPE_CHECKING:
@@ -210,7 +211,8 @@ def _options(commands: list[Command]) -> dict[str, str]:
 def _package(plan: Plan, workspace: Workspace) -> Work:
     config, roles = plan.config, list(plan.requests)
     engines = {role: workspace.engine(role) for role in roles}
-    tokenizer = workspace.checkpoint("target") / "tokenizer"
+    serves_sources = load_backend(config.engine.backend).serves_sources
+    tokenizer = None if serves_sources else workspace.checkpoint("target") / "tokenizer"
     repository = RepositoryPlan(
         config=config,
         engines=engines,
@@ -221,12 +223,13 @@ def _package(plan: Plan, workspace: Workspace) -> Work:
     )
 
     def inputs() -> dict[str, str]:
-        for role in roles:
+        for role in [] if serves_sources else roles:
             _require_same_weights(workspace, role)
+        files = sorted(tokenizer.iterdir()) if tokenizer is not None else []
         return {
             **{f"engine {role}": _key(path, "compile") for role, path in engines.items()},
             **repository_options(config),
-            **{f"tokenizer {f.name}": digest_file(f) for f in sorted(tokenizer.iterdir())},
+            **{f"tokenizer {f.name}": digest_file(f) for f in files},
             "format": FORMAT,
         }
 
@@ -271,7 +274,8 @@ def _require_planned_engines(works: list[Work]) -> None:
         if engine is None:
             continue
         built, asked = ({**engine.manifest.inputs}, {**work.inputs()})
-        built["checkpoint"] = asked["checkpoint"]
+        for values in (built, asked):  # the LLM API has no checkpoint
+            values.pop("checkpoint", None)
         changes = describe_changes(built, asked)
         if changes:
             raise ConfigError(

@@ -13,8 +13,9 @@ from specpipe.config import RunConfig, read_config
 from specpipe.contracts import Sampling
 from specpipe.repository.models.tokens import TextTokenizer, load_tokenizer
 from specpipe.run import build
+from specpipe.serve.address import free_address
 from specpipe.serve.client import Client
-from specpipe.serve.tritonserver import Endpoint, free_address, start_server
+from specpipe.serve.tritonserver import Endpoint, start_server
 from specpipe.speculate.decode import Limits
 
 ENGINE = {"backend": "openvino", "max_batch_size": 2, "max_input_len": 100, "max_seq_len": 4000}

@@ -487,7 +487,8 @@ def test_a_server_that_dies_is_a_sentence(serve) -> None:
 def test_a_damaged_repository_does_not_start_and_says_why(serve, tmp_path: Path) -> None:
     import shutil
 
-    from specpipe.serve.tritonserver import free_address, start_server
+    from specpipe.serve.address import free_address
+    from specpipe.serve.tritonserver import start_server
 
     with serve() as server:
         copy = tmp_path / "repository"

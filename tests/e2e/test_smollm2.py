@@ -8,8 +8,9 @@ import pytest
 from specpipe.artifacts import Workspace
 from specpipe.config import RunConfig, read_config
 from specpipe.run import build
+from specpipe.serve.address import free_address
 from specpipe.serve.client import Client, Options, collect
-from specpipe.serve.tritonserver import free_address, start_server
+from specpipe.serve.tritonserver import start_server
 from specpipe.validate.reference import Reference
 from specpipe.validate.validate import load_prompts
 from tests.conftest import SMOLLM2

@@ -63,7 +63,8 @@ def serve(
     \b
     Example:  specpipe serve --config model_configs/smollm2-135m_prompt-lookup.yaml
     """
-    from specpipe.serve.tritonserver import Address, start_server
+    from specpipe.serve.address import Address
+    from specpipe.serve.tritonserver import start_server
 
     models, log = _find_repository(config_path, workspace, repository)
     address = Address(host, grpc_port, http_port, metrics_port)

@@ -25,11 +25,10 @@ class Placement:
     gpus: int
     orchestrator: bool
     spawns: bool  # the orchestrator starts its workers by itself
-    release: str = ""  # of TensorRT-LLM
-    needs_gpu: bool = True
+    release: str  # of TensorRT-LLM
 
 
-def place(ranks: Mapping[Role, int], *, spawns: bool = True, release: str = "") -> Placement:
+def place(ranks: Mapping[Role, int], *, spawns: bool = True, release: str) -> Placement:
     """Return how to start a server for engines of so many ranks each; they share the GPUs."""
     several = len(ranks) > 1 and max(ranks.values()) > 1
     if several and not spawns:

@@ -14,7 +14,7 @@ from specpipe.methods import DraftModel
 from specpipe.repository.engine_parameters import EnginePlan, engine_parameters
 from specpipe.repository.placement import ENGINE_MODELS, Placement, place
 from specpipe.repository.render import ServedModel
-from specpipe.repository.signature import NEWEST, served_signature, table_of
+from specpipe.repository.signature import LLMAPI, NEWEST, served_signature, table_of
 
 _TOKENIZER = "../../preprocessing/1/tokenizer"  # seen from a model's version folder
 MOST_INSTANCES = 16  # processes of a text model, unless serving.instances says otherwise
@@ -26,7 +26,7 @@ class RepositoryPlan:
 
     config: RunConfig
     engines: Mapping[Role, Path]
-    tokenizer: Path
+    tokenizer: Path | None  # None: upstream's own model brings the tokenizer
     requests: Mapping[Role, BuildRequest] = field(default_factory=dict)
     release: str = ""  # of TensorRT-LLM; empty for other backends
     home: Path = Path()  # where the server will see the repository
@@ -35,6 +35,11 @@ class RepositoryPlan:
     def drives_engines(self) -> bool:
         """Whether the text models call the engines through Triton (BLS)."""
         return drives_engines(self.config)
+
+    @property
+    def serves_sources(self) -> bool:
+        """Whether upstream's LLM API serves the model, without engines of ours."""
+        return self.tokenizer is None
 
     @property
     def drafts(self) -> bool:
@@ -53,7 +58,10 @@ class RepositoryPlan:
 
     @property
     def placement(self) -> Placement:
-        """How the server of TensorRT-LLM engines is started."""
+        """How the server of TensorRT-LLM engines is started; the LLM API starts its own ranks."""
+        if self.serves_sources:
+            gpus = max(self.ranks.values())
+            return Placement((ENGINE_MODELS["target"],), 1, gpus, False, True, self.release)
         return place(self.ranks, spawns=self.config.serving.spawn_processes, release=self.release)
 
 
@@ -73,6 +81,8 @@ class Entry:
 
 def entries(plan: RepositoryPlan) -> list[Entry]:
     """Return the models of a repository; raises Unsupported if a method cannot be configured."""
+    if plan.serves_sources:
+        return [_llm_api(plan)]
     if not plan.drives_engines:
         return [*_text_models(plan), _cpu_engine(plan), *_helpers(plan)]
     return [*_text_models(plan), *_engine_models(plan), *_helpers(plan)]
@@ -192,6 +202,14 @@ def _engine_models(plan: RepositoryPlan) -> list[Entry]:
     return [_cpu_engine(plan)]
 
 
+def _llm_api(plan: RepositoryPlan) -> Entry:
+    """Return the model around `model.yaml`; its code is upstream's, in the container."""
+    signature = served_signature(LLMAPI, plan.table)
+    decoupled = plan.config.serving.decoupled
+    model = ServedModel("tensorrt_llm", signature, decoupled=decoupled, max_batch_size=0)
+    return Entry(model, "llm_api", "target")
+
+
 def _cpp_engine(plan: RepositoryPlan, role: Role) -> Entry:
     name, config = ENGINE_MODELS[role], plan.config
     engine = EnginePlan(
@@ -199,7 +217,7 @@ def _cpp_engine(plan: RepositoryPlan, role: Role) -> Entry:
         ranks=plan.ranks,
         placement=plan.placement,
         speculation=config.speculation,
-        engine_dir=plan.home / name / "1" / "engine",
+        engine_dir=plan.home / name / "1" / role,
         table=plan.table,
     )
     model = ServedModel(
@@ -222,7 +240,7 @@ def _stand_in(plan: RepositoryPlan, role: Role) -> Entry:
         "backend": config.engine.backend,
         "max_batch_size": str(config.engine.max_batch_size),
         "num_draft_tokens": str(config.speculation.num_draft_tokens if role == "target" else 0),
-        "engine": "engine",
+        "engine": role,
     }
     signature = served_signature("tensorrt_llm")
     model = ServedModel(ENGINE_MODELS[role], signature, parameters)

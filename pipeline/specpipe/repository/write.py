@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 from specpipe.config import RunConfig
@@ -54,11 +53,12 @@ def write_repository(plan: RepositoryPlan, out: Path) -> None:
     models = entries(plan)
     for entry in models:
         _write_model(entry, plan, out)
-    _link(plan.tokenizer, out / "preprocessing/1/tokenizer")
+    if plan.tokenizer is not None:
+        _link(plan.tokenizer, out / "preprocessing/1/tokenizer")
     if plan.drives_engines:
         write_library(out / LIBRARY)
-        placement = plan.placement
-        write_placement(replace(placement, needs_gpu=bool(plan.release)), out)
+    if plan.release:
+        write_placement(plan.placement, out)
 
 
 def _write_model(entry: Entry, plan: RepositoryPlan, out: Path) -> None:
@@ -66,14 +66,40 @@ def _write_model(entry: Entry, plan: RepositoryPlan, out: Path) -> None:
     version = out / name / "1"
     version.mkdir(parents=True)
     (out / name / "config.pbtxt").write_text(render(entry.model), encoding="utf-8")
+    if entry.module == "llm_api":
+        (version / "model.py").write_text(LLM_API, encoding="utf-8")
+        _link(plan.engines["target"], version)
+        return
     if entry.module is not None:
         own = plan.drives_engines and entry.module not in ("engine", "stand_in")
         (version / "model.py").write_text(_shim(name, entry.module, own), encoding="utf-8")
     if entry.role is not None:
-        _link(plan.engines[entry.role], version / "engine")
+        _link(plan.engines[entry.role], version / entry.role)
     elif entry.module == "engine":
         for role, engine in plan.engines.items():
             _link(engine, version / "engines" / role)
+
+
+LLM_API = '''"""Triton's entry to upstream's LLM API model, which the container brings."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+FOLDER = Path(os.environ.get("LLMAPI_MODEL_DIR", "/app/all_models/llmapi/tensorrt_llm/1"))
+if not (FOLDER / "model.py").exists():
+    raise FileNotFoundError(
+        f"{FOLDER} has no model.py: serve this repository in a Triton container with TensorRT-LLM, "
+        "or set LLMAPI_MODEL_DIR"
+    )
+sys.path.insert(0, str(FOLDER))  # model.py imports its neighbour helpers.py
+spec = importlib.util.spec_from_file_location("upstream_llmapi_model", FOLDER / "model.py")
+module = importlib.util.module_from_spec(spec)
+sys.modules[spec.name] = module
+spec.loader.exec_module(module)
+TritonPythonModel = module.TritonPythonModel
+'''
 
 
 def _shim(model: str, name: str, own_library: bool) -> str:

@@ -20,7 +20,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from specpipe.errors import ConfigError, SpecpipeError, StageFailed, Unsupported
 
-BUSY = "the server is busy"  # how the answer of a full queue begins
+BUSY = ("the server is busy", "maximum queue size")  # what the answers of full queues say
 
 
 @dataclass(frozen=True)
@@ -276,12 +276,12 @@ def _refusal(error: InferenceServerException, url: str) -> SpecpipeError:
     What Triton itself refuses, an unknown model or tensor, comes without a status.
     """
     status, message = str(error.status()).removeprefix("StatusCode."), error.message()
+    if any(words in message for words in BUSY):
+        return StageFailed(message, hint="try again later, or raise serving.max_queue_size")
     if status in ("INVALID_ARGUMENT", "NOT_FOUND", "None"):
         return ConfigError(f"the server refused the request: {message}")
     if status == "UNIMPLEMENTED":
         return Unsupported(f"the server refused the request: {message}")
-    if status == "UNAVAILABLE" and BUSY in message:
-        return StageFailed(message, hint="try again later, or raise serving.max_queue_size")
     if status == "UNAVAILABLE":
         return StageFailed(
             f"no server answers at {url}: {message}",

@@ -8,7 +8,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -20,36 +19,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specpipe.errors import ConfigError, StageFailed, Unsupported
+from specpipe.errors import StageFailed, Unsupported
 from specpipe.repository.models.channel import socket_path
+from specpipe.repository.placement import read_placement
+from specpipe.serve.address import Address, require_free_ports
+from specpipe.serve.launch import (
+    LOADING_SECONDS,
+    Launch,
+    gpu_launch,
+    require_gpu_server,
+    whole_environment,
+)
 from specpipe.serve.machine import require_same_machine
 
+STARTING_SECONDS = 120.0
 _PR_SET_PDEATHSIG = 1
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where the server listens."""
-
-    host: str = "127.0.0.1"
-    grpc_port: int = 8001
-    http_port: int = 8000
-    metrics_port: int = 8002
-
-    @property
-    def grpc(self) -> str:
-        """The gRPC endpoint as host:port."""
-        return f"{self.host}:{self.grpc_port}"
-
-    @property
-    def http(self) -> str:
-        """The HTTP endpoint as host:port."""
-        return f"{self.host}:{self.http_port}"
-
-    @property
-    def metrics(self) -> str:
-        """The Prometheus endpoint as host:port."""
-        return f"{self.host}:{self.metrics_port}"
 
 
 @dataclass(frozen=True)
@@ -67,23 +51,28 @@ class Endpoint:
 
 @contextlib.contextmanager
 def start_server(
-    repository: Path, address: Address, log: Path, *, timeout_s: float = 120
+    repository: Path, address: Address, log: Path, *, timeout_s: float | None = None
 ) -> Iterator[Endpoint]:
     """Serve `repository` until the block ends; nothing of the server is left afterwards.
 
     Raises ConfigError if a port is taken, Unsupported if no server is installed or the engines are
-    for another machine, StageFailed with
-    the server's own words if it does not become ready.
+    for another machine, StageFailed with the server's own words if it does not become ready.
     """
     require_same_machine(repository)
     require_free_ports(address)
+    placement = read_placement(repository)
+    if placement is not None:
+        require_gpu_server(repository, placement)
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="specpipe-") as folder, log.open("wb") as output:
-        home = _server_home(Path(folder))
         region = f"specpipe{os.getpid()}_{Path(folder).name[-8:]}_"
+        if placement is None:
+            launch = _cpu_launch(Path(folder), repository, address, region)
+        else:
+            launch = gpu_launch(repository.resolve(), placement, address, region)
         process = subprocess.Popen(
-            _command(home, repository.resolve(), address, region),
-            env=_environment(home),
+            launch.argv,
+            env=whole_environment(launch),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -92,42 +81,12 @@ def start_server(
         )
         endpoint = Endpoint(address, process, log)
         try:
-            _await_ready(endpoint, timeout_s)
+            waits = LOADING_SECONDS if placement is not None else STARTING_SECONDS
+            _await_ready(endpoint, waits if timeout_s is None else timeout_s)
             yield endpoint
         finally:
             _stop(process)
             _remove_shared_memory(region)
-
-
-def require_free_ports(address: Address) -> None:
-    """Raise ConfigError naming the first port that another program listens on."""
-    ports = {
-        "--grpc-port": address.grpc_port,
-        "--http-port": address.http_port,
-        "--metrics-port": address.metrics_port,
-    }
-    if len(set(ports.values())) < len(ports):
-        raise ConfigError(f"the three ports must differ: {', '.join(map(str, ports.values()))}")
-    for flag, port in ports.items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((address.host, port))
-            except OSError as error:
-                raise ConfigError(
-                    f"port {port} on {address.host} cannot be used: {error.strerror}",
-                    hint=f"stop the other program or give another {flag}",
-                ) from error
-
-
-def free_address() -> Address:
-    """Return a loopback address with three ports that are free now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        ports = [sock.getsockname()[1] for sock in sockets]
-    return Address("127.0.0.1", *ports)
 
 
 @dataclass(frozen=True)
@@ -190,32 +149,31 @@ def _require_libpython(version: str) -> None:
         )
 
 
-def _command(home: _Home, repository: Path, address: Address, region: str) -> list[str]:
-    return [
+def _cpu_launch(folder: Path, repository: Path, address: Address, region: str) -> Launch:
+    """Return how to start the server of nvidia-pytriton."""
+    home = _server_home(folder)
+    argv = (
         str(home.binary),
-        f"--model-repository={repository}",
+        f"--model-repository={repository.resolve()}",
         f"--backend-directory={home.backends}",
         f"--cache-directory={home.caches}",
-        *(f"--{kind}-address={address.host}" for kind in ("http", "grpc", "metrics")),
-        f"--http-port={address.http_port}",
-        f"--grpc-port={address.grpc_port}",
-        f"--metrics-port={address.metrics_port}",
+        *address.flags(),
         "--disable-auto-complete-config",
         "--exit-timeout-secs=10",
         f"--backend-config=python,shm-region-prefix-name={region}",
-    ]
+    )
+    return Launch(argv, _environment(home))
 
 
-def _environment(home: _Home) -> dict[str, str]:
+def _environment(home: _Home) -> tuple[tuple[str, str], ...]:
     # The stub runs isolated: its environment is that of the first `python` on the path.
     python = str(Path(sys.executable).parent)
     inherited = os.environ.get("LD_LIBRARY_PATH", "")
-    return {
-        **os.environ,
-        "LD_LIBRARY_PATH": f"{home.libraries}:{inherited}".rstrip(":"),
-        "PATH": f"{python}:{os.environ.get('PATH', '')}",
-        "VIRTUAL_ENV": sys.prefix,
-    }
+    return (
+        ("LD_LIBRARY_PATH", f"{home.libraries}:{inherited}".rstrip(":")),
+        ("PATH", f"{python}:{os.environ.get('PATH', '')}"),
+        ("VIRTUAL_ENV", sys.prefix),
+    )
 
 
 def _die_with_parent() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tritonclient.grpc import model_config_pb2 as pb
 
+from specpipe.artifacts import Workspace
 from specpipe.config import RunConfig, read_config
 from specpipe.contracts import ModelConfig, Role
 from specpipe.errors import Unsupported
@@ -20,8 +21,15 @@ from specpipe.plan.plan import make_requests
 from specpipe.repository.library import LIBRARY, library_files
 from specpipe.repository.placement import read_placement
 from specpipe.repository.render import parse
-from specpipe.repository.signature import MODELS, served_signature, signatures, table_of
-from specpipe.repository.write import RepositoryPlan, write_repository
+from specpipe.repository.signature import (
+    LLMAPI,
+    MODELS,
+    served_signature,
+    signatures,
+    table_of,
+)
+from specpipe.repository.write import LLM_API, RepositoryPlan, write_repository
+from specpipe.run import build
 
 # From upstream's own config.pbtxt of each release: how many inputs, outputs and parameters a model
 # has, and the digest of all of them, marks included.
@@ -214,9 +222,9 @@ def test_one_engine_of_several_ranks_is_led_by_its_first(write: Write) -> None:
 
 def test_engines_lie_where_the_server_sees_them(write: Write) -> None:
     repository = write(DRAFT)
-    for model in ("tensorrt_llm", "tensorrt_llm_draft"):
-        assert value(repository, "gpt_model_path", model) == f"/models/{model}/1/engine"
-        assert (repository / model / "1/engine/rank0.engine").exists()
+    for model, role in (("tensorrt_llm", "target"), ("tensorrt_llm_draft", "draft")):
+        assert value(repository, "gpt_model_path", model) == f"/models/{model}/1/{role}"
+        assert (repository / model / "1" / role / "rank0.engine").exists()
         assert not (repository / model / "1/model.py").exists()  # the backend is C++
 
 
@@ -263,3 +271,50 @@ def test_the_library_has_no_module_of_an_engine() -> None:
     names = {str(file) for file in library_files()}
     assert "repository/models/loops.py" in names
     assert not any(name.startswith(("engine", "checkpoint", "assembly")) for name in names)
+
+
+def test_the_llm_api_is_packaged_around_its_model_yaml(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Built the whole way: no weights are converted, and the code is upstream's."""
+    config = read_config(
+        write_config(
+            engine={"backend": "llmapi", "gpu": "H100-SXM", "dtype": "bfloat16", "tp_size": 1,
+                    "max_input_len": 100, "max_seq_len": 200},
+            speculation={"method": "prompt_lookup"},
+        )
+    )  # fmt: skip
+    workspace = Workspace(tmp_path / "work", config.name)
+    build(config, workspace)
+    repository = workspace.repository
+    model = read(repository)
+    table = signatures()[LLMAPI]
+    assert [t.name for t in model.input] == [t.name for t in table.inputs]
+    assert (model.backend, model.max_batch_size) == ("python", 0)
+    assert model.model_transaction_policy.decoupled
+    assert "NGram" in (repository / "tensorrt_llm/1/model.yaml").read_text()
+    assert [p.name for p in repository.iterdir() if p.is_dir()] == ["tensorrt_llm"]
+    placement = read_placement(repository)
+    assert placement is not None and (placement.world_size, placement.gpus) == (1, 1)
+    assert build(config, workspace)[-1].fresh
+
+
+def test_the_llm_apis_code_is_found_in_the_container(tmp_path: Path) -> None:
+    upstream = tmp_path / "upstream"
+    upstream.mkdir()
+    (upstream / "helpers.py").write_text("NAME = 'theirs'")
+    (upstream / "model.py").write_text(
+        "from helpers import NAME\nclass TritonPythonModel:\n    name = NAME\n"
+    )
+    shim = tmp_path / "model.py"
+    shim.write_text(LLM_API)
+    program = "import runpy, sys; print(runpy.run_path(sys.argv[1])['TritonPythonModel'].name)"
+
+    def run(folder: Path) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-c", program, str(shim)],
+            env={"LLMAPI_MODEL_DIR": str(folder)}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    assert run(upstream).stdout == "theirs\n"
+    assert "serve this repository in a Triton container" in run(tmp_path / "none").stderr

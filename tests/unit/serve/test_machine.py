@@ -9,8 +9,9 @@ import pytest
 from specpipe.artifacts import Artifact, Manifest, write_publish
 from specpipe.engine.tensorrt.machine import FoundGpu
 from specpipe.errors import Unsupported
+from specpipe.serve.address import Address
 from specpipe.serve.machine import check_engine, find_engines, require_same_machine
-from specpipe.serve.tritonserver import Address, start_server
+from specpipe.serve.tritonserver import start_server
 
 H100 = FoundGpu("NVIDIA H100 80GB HBM3", 90, 81559, "550")
 INPUTS = {"tensorrt_llm": "1.2.1", "container": "nvcr.io/x:26.04"}

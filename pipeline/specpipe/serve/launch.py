@@ -1,0 +1,133 @@
+"""Starting Triton for TensorRT-LLM's engines, in upstream's container, as its own launcher does.
+
+One process, or mpirun with one a rank: see `repository.placement`. Follows upstream's
+`scripts/launch_triton_server.py`; nothing here was run on a GPU.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from specpipe.engine.tensorrt.machine import find_gpus
+from specpipe.errors import ConfigError, Unsupported
+from specpipe.repository.placement import Placement
+from specpipe.repository.render import parse
+from specpipe.serve.address import Address
+
+SERVER = Path("/opt/tritonserver/bin/tritonserver")  # in the container
+LOADING_SECONDS = 1800.0  # engines of a hundred gigabytes come from a disk
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A program and what its environment has beside ours."""
+
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...] = ()
+
+
+def gpu_launch(repository: Path, placement: Placement, address: Address, region: str) -> Launch:
+    """Return how to serve a repository of TensorRT-LLM engines on this machine.
+
+    Raises Unsupported without a GPU or without Triton's tensorrtllm backend, ConfigError if there
+    are too few GPUs or the engines do not lie where the repository says.
+    """
+    server = require_gpu_server(repository, placement)
+    require_engines(repository, placement)
+    return Launch(
+        launch_command(server, repository, placement, address, region), environment(placement)
+    )
+
+
+def require_gpu_server(repository: Path, placement: Placement) -> Path:
+    """Return the tritonserver that can serve the repository; raises as `gpu_launch`."""
+    found = shutil.which("tritonserver")
+    server = Path(found) if found else SERVER
+    backend = server.resolve().parents[1] / "backends/tensorrtllm"
+    gpus = len(find_gpus())
+    if gpus == 0 or not backend.is_dir():
+        missing = "this machine has no NVIDIA GPU" if gpus == 0 else "Triton's backend is not here"
+        raise Unsupported(
+            f"{repository} is for GPUs with TensorRT-LLM {placement.release}, and {missing}",
+            hint="run `specpipe serve` on a GPU machine in the container that `specpipe plan` "
+            "names, or use backend: openvino here",
+        )
+    if gpus < placement.gpus:
+        raise ConfigError(
+            f"{repository} needs {placement.gpus} GPUs, and this machine has {gpus}",
+            hint="lower engine.tp_size or engine.pp_size, and build again",
+        )
+    if _needs_mpi(placement) and shutil.which("mpirun") is None:
+        raise Unsupported(
+            "mpirun is not installed, which engines of several ranks are started with",
+            hint="run `specpipe serve` in the container that `specpipe plan` names",
+        )
+    return server
+
+
+def require_engines(repository: Path, placement: Placement) -> None:
+    """Raise ConfigError if the engines are not where the repository's models look for them."""
+    for model in placement.models:
+        file = repository / model / "config.pbtxt"
+        path = parse(file.read_text(encoding="utf-8")).parameters["gpt_model_path"].string_value
+        if path and not Path(path).is_dir():
+            raise ConfigError(
+                f"{file} looks for its engine in {path}, where nothing is",
+                hint="set serving.repository_path to where the server sees the repository, and "
+                "run `specpipe package`",
+            )
+
+
+def _needs_mpi(placement: Placement) -> bool:
+    return placement.orchestrator or placement.world_size > 1
+
+
+def launch_command(
+    server: Path, repository: Path, placement: Placement, address: Address, region: str
+) -> tuple[str, ...]:
+    """Return the command line: a tritonserver, or mpirun with one for every rank."""
+    ranks = [
+        (str(server), *_server_flags(repository, placement, address, region, rank))
+        for rank in range(placement.world_size)
+    ]
+    if not _needs_mpi(placement):
+        return ranks[0]
+    parts: list[str] = ["mpirun", "--allow-run-as-root"]
+    for number, rank in enumerate(ranks):
+        parts += [":"] if number else []
+        parts += ["-n", "1", *rank]
+    return tuple(parts)
+
+
+def _server_flags(
+    repository: Path, placement: Placement, address: Address, region: str, rank: int
+) -> list[str]:
+    """Return the flags of one rank; all but the first load the engines' models only."""
+    flags = [
+        f"--model-repository={repository}",
+        *address.flags(),
+        "--disable-auto-complete-config",
+        "--exit-timeout-secs=10",
+        f"--backend-config=python,shm-region-prefix-name={region}{rank}_",
+    ]
+    if rank:
+        flags += ["--model-control-mode=explicit"]
+        flags += [f"--load-model={model}" for model in placement.models]
+    if placement.orchestrator and placement.spawns:  # its workers need the memory
+        flags += ["--pinned-memory-pool-byte-size=0", "--enable-peer-access=false"]
+        flags += [f"--cuda-memory-pool-byte-size={gpu}:0" for gpu in range(placement.gpus)]
+    return flags
+
+
+def environment(placement: Placement) -> tuple[tuple[str, str], ...]:
+    """Return the variables that tell the backend which mode it is in."""
+    if not placement.orchestrator:
+        return ()
+    spawns = "1" if placement.spawns else "0"
+    return (("TRTLLM_ORCHESTRATOR", "1"), ("TRTLLM_ORCHESTRATOR_SPAWN_PROCESSES", spawns))
+
+
+def whole_environment(launch: Launch) -> dict[str, str]:
+    """Return the environment of the program."""
+    return {**os.environ, **dict(launch.env)}
