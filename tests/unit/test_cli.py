@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from specpipe.cli import main
 
-COMMANDS = ["build", "compile", "convert", "doctor", "generate", "package", "plan",
+COMMANDS = ["build", "compile", "convert", "doctor", "generate", "inspect", "package", "plan",
             "recommend", "serve",
             "status", "train", "tune", "validate"]  # fmt: skip
 TRAINING = ["train draft", "train medusa"]

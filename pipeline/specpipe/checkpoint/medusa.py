@@ -32,6 +32,13 @@ if TYPE_CHECKING:
 WEIGHTS = "medusa_lm_head.safetensors"
 FILES = (WEIGHTS, "medusa_lm_head.pt")
 CALIBRATION = "calibration.json"
+# model_type in the config of a checkpoint with heads -> the architecture of the target
+BASES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+}
 _NAME = re.compile(
     r"(?:medusa_heads?\.)?(?P<head>\d+)\.(?:medusa_layers\.)?"
     r"(?:(?P<layer>\d+)\.linear\.(?P<part>weight|bias)|(?:lm_head|(?P<output>\d+))\.weight)"
@@ -166,7 +173,12 @@ def with_heads(model: ModelConfig, heads: HeadsSource) -> ModelConfig:
 
 
 def head_tensors(model: ModelConfig, heads: HeadsSource) -> list[TensorPlan]:
-    """List the heads' tensors, in the order in which they are written.
+    """List the heads' tensors, in the order in which they are written."""
+    return planned_heads(model, shares_output=heads.shares_output)
+
+
+def planned_heads(model: ModelConfig, *, shares_output: bool) -> list[TensorPlan]:
+    """List the tensors of the heads that `model` counts.
 
     Every pipeline stage holds them, though only the last uses them: upstream's model declares them
     on every rank (tensorrt_llm/models/medusa/model.py) and refuses a file without them.
@@ -174,7 +186,7 @@ def head_tensors(model: ModelConfig, heads: HeadsSource) -> list[TensorPlan]:
     hidden = model.hidden_size
     shapes = {"bias": (hidden,), "weight": (hidden, hidden)}
     plans = []
-    for name in _tensor_names(heads.num_heads, heads.num_layers, heads.shares_output):
+    for name in _tensor_names(model.num_medusa_heads, model.num_medusa_layers, shares_output):
         output = name.endswith("lm_head.weight")
         shape = (model.vocab_size, hidden) if output else shapes[name.rsplit(".", 1)[1]]
         shard = Shard.HEAD if output else Shard.ROWS

@@ -10,7 +10,7 @@ import click
 
 from specpipe import __version__
 from specpipe.cli.improve import recommend, train, tune
-from specpipe.cli.judge import doctor, validate
+from specpipe.cli.judge import doctor, inspect, validate
 from specpipe.cli.server import generate, serve
 from specpipe.cli.stages import build, compile_, convert, package, plan, status
 from specpipe.errors import SpecpipeError
@@ -25,6 +25,7 @@ COMMANDS = (
     serve,
     generate,
     validate,
+    inspect,
     doctor,
     train,
     tune,

@@ -1,4 +1,4 @@
-"""Is it right, and what is missing: `validate doctor`."""
+"""Is it right, and what is missing: `validate inspect doctor`."""
 
 import json
 import sys
@@ -33,6 +33,32 @@ def validate(config_path: Path, workspace: Path, url: str | None, as_json: bool)
     click.echo(json.dumps(to_json(report)) if as_json else to_markdown(report), nl=as_json)
     say(f"report: {place.reports / 'report.html'}")
     require_passed(report)
+
+
+@click.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--tensors", is_flag=True, help="Read every value, not the headers alone.")
+@json_option
+def inspect(folder: Path, tensors: bool, as_json: bool) -> None:
+    """Say what a TensorRT-LLM checkpoint or engine is, and what is wrong with it.
+
+    Takes those of any converter, and OpenVINO engines. Exits with 5 if there are defects.
+
+    \b
+    Example:  specpipe inspect engines/demo/checkpoints/target --tensors
+    """
+    from specpipe.checkpoint.inspection.describe import inspection_text
+    from specpipe.checkpoint.inspection.inspect import inspect_folder
+    from specpipe.errors import GateFailed
+
+    if tensors:
+        with show_progress("bytes") as progress:
+            found = inspect_folder(folder, progress)
+    else:
+        found = inspect_folder(folder)
+    click.echo(json.dumps(plain(found), indent=2) if as_json else inspection_text(found))
+    if found.defects:
+        raise GateFailed(f"{folder}: {len(found.defects)} defects were found")
 
 
 @click.command()

@@ -1,0 +1,140 @@
+"""TensorRT-LLM engines: config.json with `pretrained_config` and `build_config`, rankN.engine.
+
+The rules are those of the builder (tensorrt_llm/builder.py) and of the runtime that loads engines
+(gptJsonConfig.cpp, trtGptModelInflightBatching.cpp). The plans themselves are opaque.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from specpipe.checkpoint.inspection.config import Json, table, text, whole
+from specpipe.checkpoint.inspection.records import File, Finding, Limits, Ranks, Speculation
+
+# `SpeculativeDecodingMode`, an IntFlag
+_MODES = {
+    1: "none",
+    2: "draft_tokens_external",
+    4: "medusa",
+    8: "lookahead_decoding",
+    16: "explicit_draft_tokens",
+    32: "eagle",
+}
+_BUILD = "build the engine again"
+
+
+def mode(build: Json) -> str | None:
+    """Return upstream's name of the speculative decoding mode; None if it is not legible."""
+    value = build.get("speculative_decoding_mode", 1)
+    if isinstance(value, str):
+        return value.lower().removeprefix("speculativedecodingmode.")
+    return _MODES.get(value) if isinstance(value, int) else None
+
+
+def describe_limits(build: Json) -> Limits:
+    """Return what the engine was built for."""
+    paged = table(build, "plugin_config").get("use_paged_context_fmha")
+    return Limits(
+        max_batch_size=whole(build, "max_batch_size"),
+        max_input_len=whole(build, "max_input_len"),
+        max_seq_len=whole(build, "max_seq_len"),
+        max_num_tokens=whole(build, "max_num_tokens"),
+        max_beam_width=whole(build, "max_beam_width"),
+        kv_cache_type=text(build, "kv_cache_type"),
+        paged_context_fmha=paged if isinstance(paged, bool) else None,
+    )
+
+
+def engine_files(folder: Path, ranks: Ranks) -> tuple[list[File], list[Finding]]:
+    """Return the engines of all ranks, and what is wrong with them as files."""
+    paths = [folder / f"rank{index}.engine" for index in range(ranks.count)]
+    files = [File(path.name, path.stat().st_size) for path in paths if path.is_file()]
+    missing = [path.name for path in paths if not path.is_file()]
+    found = [Finding(f"{file.name} is empty", _BUILD) for file in files if not file.size]
+    if missing:
+        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+        found.append(
+            Finding(
+                f"{', '.join(missing[:4])}{more}: not there, but mapping has {ranks.count} ranks",
+                _BUILD,
+            )
+        )
+    return files, found
+
+
+def check_engine(raw: Json, speculation: Speculation) -> Iterator[Finding]:
+    """Yield every reason why the runtime would refuse the engine, or serve it badly."""
+    build, limits = table(raw, "build_config"), describe_limits(table(raw, "build_config"))
+    name = speculation.mode
+    if name is None:
+        yield Finding(
+            f"build_config: 'speculative_decoding_mode' is "
+            f"{build.get('speculative_decoding_mode')!r}",
+            _BUILD,
+        )
+        return
+    yield from _check_mode(table(raw, "pretrained_config"), build, speculation)
+    if name == "none":
+        return
+    if limits.max_beam_width not in (1, None):
+        yield Finding(
+            f"max_beam_width is {limits.max_beam_width}: there is no speculation with beams",
+            "build with --max_beam_width 1",
+        )
+    if limits.kv_cache_type not in ("PAGED", "paged", None):
+        yield Finding(
+            f"the KV cache is {limits.kv_cache_type}: {name} needs a paged one",
+            "build with --kv_cache_type paged",
+        )
+    yield from _check_room(limits, build, name)
+    yield from _check_reuse(limits, build, name)
+
+
+def _check_mode(pretrained: Json, build: Json, speculation: Speculation) -> Iterator[Finding]:
+    name, architecture = speculation.mode, pretrained.get("architecture")
+    wanted = {"MedusaForCausalLM": "medusa", "EagleForCausalLM": "eagle",
+              "ReDrafterForCausalLM": "explicit_draft_tokens"}.get(str(architecture))  # fmt: skip
+    if wanted is not None and name != wanted:
+        yield Finding(
+            f"{architecture} was built in the mode {name}: its drafts are computed and never used",
+            f"build with --speculative_decoding_mode {wanted}",
+        )
+    if name in ("medusa", "eagle") and name != wanted:
+        yield Finding(
+            f"the mode is {name}, but {architecture} has nothing to draft with", "use its own mode"
+        )
+    length, fixed = whole(build, "max_draft_len"), whole(pretrained, "max_draft_len")
+    if name in ("draft_tokens_external", "lookahead_decoding", "medusa", "eagle") and not length:
+        yield Finding(f"{name} was built without room for drafts", "build with --max_draft_len")
+    if fixed is not None and length is not None and fixed != length:
+        yield Finding(
+            f"max_draft_len is {length} in build_config and {fixed} in pretrained_config", _BUILD
+        )
+
+
+def _check_room(limits: Limits, build: Json, name: str) -> Iterator[Finding]:
+    length, batch = whole(build, "max_draft_len"), limits.max_batch_size
+    if length is None or batch is None or limits.max_num_tokens is None:
+        return
+    needed = batch * (length + 1)
+    if limits.max_num_tokens < needed:
+        yield Finding(
+            f"max_num_tokens is {limits.max_num_tokens}, but {batch} sequences of {length} drafted "
+            f"tokens take {needed} a step",
+            "build with a larger --max_num_tokens or a smaller --max_batch_size",
+        )
+
+
+def _check_reuse(limits: Limits, build: Json, name: str) -> Iterator[Finding]:
+    """A target of external drafts sends its prefix again and relies on the reuse of KV blocks."""
+    if name not in ("draft_tokens_external", "eagle"):
+        return
+    if limits.paged_context_fmha is False:
+        yield Finding(
+            f"{name} needs paged context attention", "build with --use_paged_context_fmha enable"
+        )
+    if name == "draft_tokens_external" and build.get("gather_context_logits"):
+        yield Finding(
+            "gather_context_logits switches the reuse of KV blocks off, without which the target "
+            "of a draft model is not loaded",
+            "build without --gather_context_logits",
+        )

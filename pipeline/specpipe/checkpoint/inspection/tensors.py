@@ -1,0 +1,243 @@
+"""The tensors of every rank against those that config.json asks for: names, shapes, padding."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from specpipe.checkpoint.families import Shard, TensorPlan, find_family
+from specpipe.checkpoint.inspection.config import Json, complete, is_legible, table, text
+from specpipe.checkpoint.inspection.records import File, Finding, Ranks
+from specpipe.checkpoint.medusa import BASES, planned_heads
+from specpipe.checkpoint.safetensors_file import SafetensorsFile
+from specpipe.checkpoint.shard import Rank, cut, local_name
+from specpipe.contracts import ModelConfig, Parallel
+from specpipe.divide import check_parallel
+from specpipe.errors import ConfigError, Unsupported
+from specpipe.model import model_from_json
+
+# What quantisation adds beside the weights; upstream's names of all its ways.
+_SCALES = (
+    "scaling_factor", "scaling_factor_interleaved", "block_scaling_factor", "global_scale",
+    "per_channel_scale", "act_scale", "smoother", "scale_to_int", "zero", "alpha",
+    "fp8_scale", "weights_scaling_factor_2",
+)  # fmt: skip
+_WEIGHT_BITS = {"W4A16": 4, "W4A8": 4, "NVFP4": 4, "W8A16": 8, "W8A8": 8, "FP8": 8}
+_FLOATS = {"float32": 32, "float16": 16, "bfloat16": 16}
+_AS_LLAMA = ("LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Qwen2ForCausalLM")
+_CONVERT = "convert the model again"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor in a file."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One tensor that a rank must hold."""
+
+    plan: TensorPlan
+    shape: tuple[int, ...]
+
+
+Header = Mapping[str, Stored]
+
+
+def read_headers(folder: Path, ranks: Ranks) -> tuple[list[File], dict[int, Header], list[Finding]]:
+    """Return the rank files, the headers of those that are whole, and what is wrong with others."""
+    files, headers, found = [], {}, list(_strays(folder, ranks))
+    paths = [folder / f"rank{index}.safetensors" for index in range(ranks.count)]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        found.append(
+            Finding(
+                f"{_some(missing)}: not there, but mapping has {ranks.count} ranks",
+                "copy all the rank files, or convert the model again",
+            )
+        )
+    for index, path in enumerate(paths):
+        if path.name in missing:
+            continue
+        try:
+            headers[index] = _header(path)
+        except ConfigError as error:
+            found.append(
+                Finding(error.args[0].replace(f"{path.parent}/", ""), "copy or convert it again")
+            )
+        files.append(_file(path, headers.get(index)))
+    return files, headers, found
+
+
+def _strays(folder: Path, ranks: Ranks) -> Iterator[Finding]:
+    wanted = {f"rank{index}.safetensors" for index in range(ranks.count)}
+    more = sorted(p.name for p in folder.glob("rank*.safetensors") if p.name not in wanted)
+    if more:
+        yield Finding(
+            f"{_some(more)}: mapping has {ranks.count} ranks only",
+            "remove what belongs to another checkpoint, or correct 'mapping'",
+        )
+
+
+def _header(path: Path) -> Header:
+    file = SafetensorsFile(path)
+    try:
+        return {name: Stored(file.shape(name), file.dtype(name)) for name in file.names()}
+    finally:
+        file.close()
+
+
+def _file(path: Path, header: Header | None) -> File:
+    size = path.stat().st_size
+    if header is None:
+        return File(path.name, size)
+    kinds = tuple(sorted({stored.dtype for stored in header.values()}))
+    return File(path.name, size, len(header), kinds)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which tensors there must be, and how they are spread."""
+
+    model: ModelConfig
+    plans: tuple[TensorPlan, ...]
+    parallel: Parallel
+
+    def indivisible(self) -> list[Finding]:
+        """Return every reason why the model cannot be spread like this."""
+        found = check_parallel(self.model, self.parallel, "model")
+        return [Finding(rejection.reason, rejection.hint) for rejection in found]
+
+    def of_rank(self, index: int) -> dict[str, Expected]:
+        """Return what a rank must hold, by name; `indivisible` must have found nothing."""
+        return _of_rank(self.plans, Rank(self.parallel, index), self.model)
+
+
+def read_layout(raw: Json, ranks: Ranks, headers: Mapping[int, Header]) -> Layout:
+    """Return which tensors config.json asks for.
+
+    Raises Unsupported, with the reason, if that cannot be told.
+    """
+    parallel = Parallel(
+        ranks.tp_size,
+        ranks.pp_size,
+        ranks.moe_ep_size,
+        bool(raw.get("use_parallel_embedding")),
+        1 if raw.get("embedding_sharding_dim") == 1 else 0,
+    )
+    model, plans = _plans(raw, headers)
+    return Layout(model, tuple(plans), parallel)
+
+
+def _of_rank(plans: Iterable[TensorPlan], rank: Rank, model: ModelConfig) -> dict[str, Expected]:
+    named = ((local_name(plan, rank, model), plan) for plan in plans)
+    return {name: Expected(plan, cut(plan, rank, model).shape) for name, plan in named if name}
+
+
+def _plans(raw: Json, headers: Mapping[int, Header]) -> tuple[ModelConfig, list[TensorPlan]]:
+    if not is_legible(raw):
+        raise Unsupported("names and shapes of tensors: config.json does not describe a model")
+    architecture = text(raw, "architecture") or ""
+    if architecture == "MedusaForCausalLM":
+        architecture = BASES.get(text(raw, "model_type") or "llama", "")
+    if "arithmetic" not in raw and architecture not in _AS_LLAMA:
+        raise Unsupported(
+            f"names and shapes of tensors: {architecture or 'this architecture'} of another "
+            "converter is not known here"
+        )
+    try:
+        family = find_family({"architectures": [architecture]})
+        model = model_from_json({**complete(raw), "architecture": architecture})
+        plans = family.tensors(model)
+    except Unsupported as error:
+        raise Unsupported(f"names and shapes of tensors: {error.args[0]}") from error
+    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+        raise Unsupported(
+            f"names and shapes of tensors: config.json does not describe a model ({error})"
+        ) from error
+    if model.num_medusa_heads:
+        names = {name for header in headers.values() for name in header}
+        shares = not any(n.startswith("medusa_heads.") and "lm_head" in n for n in names)
+        whole = raw.get("architecture") == "MedusaForCausalLM"
+        plans += planned_heads(model, shares_output=shares and not whole)
+    return model, plans
+
+
+def compare(
+    rank: int, header: Header, expected: Mapping[str, Expected], raw: Json
+) -> Iterator[Finding]:
+    """Yield what one rank lacks, has too much, or has in the wrong shape or type."""
+    missing = sorted(expected.keys() - header.keys() - _may_lack(header))
+    unexpected = sorted(n for n in header.keys() - expected.keys() if not n.endswith(_SCALES))
+    if missing:
+        yield Finding(f"rank {rank} lacks {_some(missing)}", _hint(missing, unexpected))
+    if unexpected:
+        yield Finding(
+            f"rank {rank} has {_some(unexpected)}, which the config does not ask for",
+            _hint(missing, unexpected),
+        )
+    wrong = [
+        sentence
+        for name in sorted(expected.keys() & header.keys())
+        if (sentence := _wrong(name, header[name], expected[name], raw))
+    ]
+    for sentence in wrong[:4]:
+        yield Finding(f"rank {rank}: {sentence}", _CONVERT)
+    if len(wrong) > 4:
+        yield Finding(f"rank {rank}: {len(wrong) - 4} more tensors like these", _CONVERT)
+
+
+def _may_lack(header: Header) -> set[str]:
+    """Return what upstream takes from elsewhere: a head from an embedding in the same file."""
+    return {"lm_head.weight"} if "transformer.vocab_embedding.weight" in header else set()
+
+
+def _hint(missing: list[str], unexpected: list[str]) -> str:
+    if missing and unexpected and all(".layers." in name for name in missing + unexpected):
+        return "layers count from 0 in the file of every pipeline stage"
+    return _CONVERT
+
+
+def _wrong(name: str, stored: Stored, expected: Expected, raw: Json) -> str | None:
+    algorithm = text(table(raw, "quantization"), "quant_algo")
+    if stored.dtype not in _FLOATS or (algorithm and stored.shape != expected.shape):
+        return _wrong_size(name, stored, expected, algorithm)
+    if stored.shape != expected.shape:
+        return _wrong_shape(name, stored, expected)
+    dtype = expected.plan.dtype or text(raw, "dtype")
+    if stored.dtype != dtype:
+        return f"{name} is {stored.dtype}, its config says {dtype}"
+    return None
+
+
+def _wrong_shape(name: str, stored: Stored, expected: Expected) -> str:
+    whole = expected.plan.shape
+    text = f"{name} is {_size(stored.shape)}, must be {_size(expected.shape)}"
+    if expected.plan.shard is Shard.HEAD and stored.shape[1:] == expected.shape[1:]:
+        return f"{text}: the vocabulary of {whole[0]} is not padded to a multiple of tp_size"
+    return f"{text}, and {_size(whole)} before it is cut" if whole != expected.shape else text
+
+
+def _wrong_size(name: str, stored: Stored, expected: Expected, algorithm: str | None) -> str | None:
+    """Quantised weights are packed and turned in many ways; what they must keep is their size."""
+    if algorithm is None:
+        return f"{name} is {stored.dtype}, but config.json names no quantisation"
+    bits = next((b for key, b in _WEIGHT_BITS.items() if algorithm.startswith(key)), None)
+    width = {"int32": 32, **_FLOATS}.get(stored.dtype, 8)
+    if bits is None or prod(stored.shape) * width == prod(expected.shape) * bits:
+        return None
+    return (
+        f"{name} is {_size(stored.shape)} of {stored.dtype}, which is not {_size(expected.shape)} "
+        f"in the {bits} bits of {algorithm}"
+    )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a single value"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,117 @@
+"""Every value of a checkpoint: is it finite, is padding zero, is it what was written?"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specpipe.checkpoint.families import Shard
+from specpipe.checkpoint.inspection.records import Finding
+from specpipe.checkpoint.inspection.tensors import Expected, Header, Stored
+from specpipe.checkpoint.safetensors_file import SafetensorsFile
+from specpipe.checkpoint.transfer import DIGESTS
+
+if TYPE_CHECKING:
+    import torch
+
+_PIECE = 4 << 20  # bytes that are looked at at a time
+_CONVERT = "convert the model again"
+EMBEDDING, HEAD = "transformer.vocab_embedding.weight", "lm_head.weight"
+
+
+def check_values(
+    folder: Path,
+    headers: Mapping[int, Header],
+    expected: Mapping[int, Mapping[str, Expected]],
+    tp_size: int,
+    progress: Callable[[int, int], None],
+) -> tuple[list[Finding], list[str]]:
+    """Read all tensors of the ranks with whole headers; return defects and remarks.
+
+    Memory holds a few megabytes at a time. Digests are compared where conversion left some.
+    """
+    total = sum((folder / _file(rank)).stat().st_size for rank in headers)
+    known, found, remarks, done = _read_digests(folder), [], [], 0
+    for rank, header in headers.items():
+        file, digests = SafetensorsFile(folder / _file(rank)), {}
+        try:
+            for name, stored in sorted(header.items()):
+                wanted = expected.get(rank, {}).get(name)
+                padded = _first_padding(stored, wanted, rank % tp_size) if wanted else None
+                sentences, digests[name], size = _look(file, name, stored, padded)
+                found += [Finding(f"rank {rank}: {name} {s}", _CONVERT) for s in sentences]
+                done += size
+                progress(min(done, total), total)
+        finally:
+            file.close()
+        found += _changed(rank, digests, known.get(_file(rank), {}))
+        if EMBEDDING in digests and digests[EMBEDDING] == digests.get(HEAD):
+            remarks.append(f"rank {rank}: lm_head is a copy of the embedding (they are tied)")
+    progress(total, total)
+    return found, remarks
+
+
+def _file(rank: int) -> str:
+    return f"rank{rank}.safetensors"
+
+
+def _first_padding(stored: Stored, wanted: Expected, tp_rank: int) -> int | None:
+    """Return the first row of a tensor that is padding of the vocabulary; None if none is."""
+    if wanted.plan.shard is not Shard.HEAD or stored.shape != wanted.shape:
+        return None
+    rows = wanted.shape[0]
+    first = wanted.plan.shape[0] - tp_rank * rows
+    return max(0, first) if first < rows else None
+
+
+def _look(
+    file: SafetensorsFile, name: str, stored: Stored, padded: int | None
+) -> tuple[list[str], str, int]:
+    """Return what is wrong with one tensor's values, their sha256, and their size in bytes."""
+    import torch
+
+    bad, size, at, sha, stains = 0, 0, 0, hashlib.sha256(), 0
+    for piece in _pieces(file, name, stored):
+        sha.update(piece.contiguous().view(-1).view(torch.uint8).numpy().data)
+        size += piece.numel() * piece.element_size()
+        if piece.is_floating_point():
+            values = piece.float()
+            bad += int((~torch.isfinite(values)).sum())
+            if padded is not None and at + len(piece) > padded:
+                stains += int((values[max(0, padded - at) :] != 0).any())
+        at += len(piece)
+    found = [f"has {bad} values that are not finite"] if bad else []
+    if stains:
+        found.append("has padding that is not zero")
+    return found, sha.hexdigest(), size
+
+
+def _pieces(file: SafetensorsFile, name: str, stored: Stored) -> Iterator["torch.Tensor"]:
+    if not stored.shape:
+        yield file.read(name).view(1)
+        return
+    row = 8  # bytes an element, at most
+    for dim in stored.shape[1:]:
+        row *= dim
+    step = max(1, _PIECE // max(1, row))
+    for begin in range(0, stored.shape[0], step):
+        yield file.rows(name, begin, min(begin + step, stored.shape[0]))
+
+
+def _read_digests(folder: Path) -> dict[str, dict[str, str]]:
+    """Return the digests that a conversion of ours left; empty if it was not ours."""
+    try:
+        known = json.loads((folder / DIGESTS).read_text())
+    except (OSError, ValueError):
+        return {}
+    tables = known.items() if isinstance(known, dict) else ()
+    return {file: digests for file, digests in tables if isinstance(digests, dict)}
+
+
+def _changed(rank: int, digests: Mapping[str, str], known: Mapping[str, str]) -> list[Finding]:
+    changed = sorted(n for n in digests if n in known and digests[n] != known[n])
+    if not changed:
+        return []
+    some = ", ".join(changed[:3]) + (" and more" if len(changed) > 3 else "")
+    return [Finding(f"rank {rank}: {some} is not what was written", _CONVERT)]
