@@ -46,9 +46,9 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
     config = _with_ranks(config, sizing, gpu)
     sizing = sizing.with_engine(config.engine)
     requests = make_requests(config, found.models)
-    sized = not found.outlined and (gpu is not None or config.engine.gpu is None)
-    memory = measure(sizing) if sized else None
     differing, own_loop = _compare_draft(found), config.engine.backend == "openvino"
+    placed = config.engine.gpu is None if own_loop else gpu is not None
+    memory = measure(sizing) if placed and not found.outlined else None
     rejections = [
         *(r for request in requests.values() for r in backend.check(request)),
         *check_models(requests),
@@ -61,7 +61,7 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
     built = {r: q for r, q in requests.items() if r == "target" or not backend.serves_sources}
     return Plan(
         config,
-        found.models,
+        {} if found.outlined else found.models,
         built,
         memory,
         tuple(_commands(backend, built, workspace)),

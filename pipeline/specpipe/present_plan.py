@@ -35,7 +35,7 @@ def _summary(plan: Plan) -> Iterator[str]:
     config, engine = plan.config, plan.config.engine
     nodes = config.speculation.num_draft_tokens
     lossy = "" if config.lossless else "; LOSSY where tokens are sampled"
-    drafts = f", {nodes} draft tokens a step" if nodes else ""
+    drafts = f", {nodes} draft token{'s' * (nodes > 1)} a step" if nodes else ""
     yield _row("run", f"{config.name}: {config.speculation.method}{drafts}{lossy}")
     versions = ", ".join(f"{k} {v}" for k, v in plan.versions.items() if k != "container")
     yield _row("backend", f"{engine.backend} ({versions})")
@@ -54,13 +54,20 @@ def _summary(plan: Plan) -> Iterator[str]:
     yield _row("on", f"{where}; {formats}")
     yield _row(
         "for",
-        f"{engine.max_batch_size} sequences of {engine.max_seq_len} tokens, prompts of up to "
+        f"{_sequences(engine.max_batch_size)} of {engine.max_seq_len} tokens, prompts of up to "
         f"{engine.max_input_len}",
     )
 
 
+def _sequences(number: int) -> str:
+    return f"{number} sequence{'s' * (number != 1)}"
+
+
 def _sizes(plan: Plan) -> Iterator[str]:
     """Yield a line an engine, and what is left."""
+    if not plan.models:
+        yield _row("memory", "not estimated: specpipe does not know this architecture")
+        return
     heading = f"{'parameters':>11}{'layers':>8}{'vocabulary':>12}"
     if plan.memory is not None:
         heading += f"{'weights':>10}{'KV cache':>10}{'buffers':>9}{'total':>8}"
@@ -73,7 +80,7 @@ def _sizes(plan: Plan) -> Iterator[str]:
         facts += f"{model.vocab_size:>12}"
         yield _row(role, facts + (_cells(plan.memory.footprints[role]) if plan.memory else ""))
     if plan.memory is None:
-        yield _row("memory", "not estimated: the GPU or the architecture is not known here")
+        yield _row("memory", "not estimated: no known machine to hold it against")
     else:
         yield from _room(plan.memory, plan)
 
@@ -96,7 +103,7 @@ def _room(memory: Memory, plan: Plan) -> Iterator[str]:
         engine = plan.config.engine
         yield _row(
             "room for",
-            f"{memory.largest.batch_size} sequences of {engine.max_seq_len} tokens, or "
+            f"{_sequences(memory.largest.batch_size)} of {engine.max_seq_len} tokens, or "
             f"{engine.max_batch_size} of {memory.largest.seq_len}",
         )
     if plan.config.engine.gpu and memory.fits:
@@ -123,13 +130,20 @@ def _speed(guess: Estimate, plan: Plan) -> Iterator[str]:
     if guess.cases:
         yield _row("pays from", f"{guess.break_even_tokens:.2f} tokens a step, for one sequence")
     for case in guess.cases:
-        batch = f"{case.break_even_batch}{'+' if case.break_even_batch == MOST_BATCH else ''}"
-        until = f"pays up to batch {batch}" if case.break_even_batch else "does not pay"
         yield _row(
             "",
             f"{case.assumed.label:<20} {case.assumed.tokens:>5.2f} tokens a step: "
-            f"{case.speedup:.2f}x for one, {case.speedup_full:.2f}x for {guess.batch}; {until}",
+            f"{case.speedup:.2f}x for one, {case.speedup_full:.2f}x for {guess.batch}; "
+            f"{_paying(case.pays)}",
         )
+
+
+def _paying(batches: tuple[int, int] | None) -> str:
+    if batches is None:
+        return "does not pay"
+    first, last = batches
+    start = f"from batch {first} " if first > 1 else ""
+    return f"pays {start}up to {'batch ' if first == 1 else ''}{last}{'+' * (last == MOST_BATCH)}"
 
 
 def _file(path: str, text: str) -> list[str]:
@@ -227,7 +241,7 @@ def _estimate_json(guess: Estimate) -> dict[str, Any]:
                 "tokens_a_step": case.assumed.tokens,
                 "speedup": case.speedup,
                 f"speedup_at_batch_{guess.batch}": case.speedup_full,
-                "break_even_batch": case.break_even_batch,
+                "pays_at_batches": case.pays,
             }
             for case in guess.cases
         ],

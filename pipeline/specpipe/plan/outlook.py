@@ -40,7 +40,7 @@ def assumptions(config: RunConfig, accuracy: Accuracy | None) -> list[Assumed]:
         tokens = expected_tokens(accuracy or assumed_accuracy(heads), options.tree)
         return [Assumed("as calibrated" if accuracy else "as usual heads guess", tokens)]
     if isinstance(options, Lookahead):
-        return [Assumed(f"{tokens} tokens a step", tokens) for tokens in _TOKENS]
+        return [Assumed("supposed", tokens) for tokens in _TOKENS]
     drafted = options.num_draft_tokens
     return [Assumed(f"{rate:.0%} accepted", chained_tokens(rate, drafted)) for rate in _RATES]
 

@@ -16,7 +16,7 @@ class Plan:
     """Everything that `build` would do; the config has what was left to the plan filled in."""
 
     config: RunConfig
-    models: Mapping[Role, ModelConfig]
+    models: Mapping[Role, ModelConfig]  # none if an architecture is not known here
     requests: Mapping[Role, BuildRequest]  # of the engines that are built
     memory: Memory | None  # None: the GPU or the model is not known
     commands: tuple[Command, ...]
@@ -123,7 +123,9 @@ def check_memory(memory: Memory, config: RunConfig, ways: Sequence[str]) -> list
         return []
     where = f"each {config.engine.gpu}" if config.engine.gpu else "this machine"
     parts = ", ".join(f"{role} {size / 2**30:.1f}" for role, size in memory.needed.items())
-    known = f"each of these fits: {'; '.join(ways)}" if ways else ""
+    known = (
+        f"{'each of these' if len(ways) > 1 else 'this'} fits: {'; '.join(ways)}" if ways else ""
+    )
     return [
         Rejection(
             f"the engines need {memory.total / 2**30:.1f} GiB on {where} ({parts}), "

@@ -143,7 +143,7 @@ class Case:
     assumed: Assumed
     speedup: float  # one sequence
     speedup_full: float  # a full batch
-    break_even_batch: int  # the largest batch at which it still pays; 0: it never does
+    pays: tuple[int, int] | None  # the smallest and the largest batch at which it pays
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def estimate(
             a,
             a.tokens / _price(target, draft, nodes, 1),
             a.tokens / _price(target, draft, nodes, batch),
-            _break_even(target, draft, nodes, a.tokens),
+            _paying(target, draft, nodes, a.tokens),
         )
         for a in assumed
     )
@@ -201,7 +201,13 @@ def _price(target: Placed, draft: Placed | None, nodes: int, batch: int) -> floa
     return step / step_ms(target, 1, batch)
 
 
-def _break_even(target: Placed, draft: Placed | None, nodes: int, tokens: float) -> int:
+def _paying(
+    target: Placed, draft: Placed | None, nodes: int, tokens: float
+) -> tuple[int, int] | None:
+    """Return between which batches steps of so many tokens are worth their price.
+
+    One sequence may be too few: where a single row reads few of the experts, drafts read more.
+    """
     batches = range(1, MOST_BATCH + 1)
-    loses = (b for b in batches if tokens <= _price(target, draft, nodes, b))
-    return next(loses, MOST_BATCH + 1) - 1
+    pays = [b for b in batches if tokens > _price(target, draft, nodes, b)]
+    return (pays[0], pays[-1]) if pays else None

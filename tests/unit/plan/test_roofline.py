@@ -109,15 +109,16 @@ def test_the_speedup_is_tokens_for_the_price_of_a_step() -> None:
 def test_the_break_even_batch_is_where_the_speedup_falls_below_one() -> None:
     target = placed(method="lookahead", draft_nodes=83)
     (case,) = estimate(target, None, 83, [Assumed("so", 2.0)]).cases
-    batch = case.break_even_batch
-    assert 0 < batch < 512
+    assert case.pays is not None
+    first, batch = case.pays
+    assert first == 1 and batch < 512
     for b, pays in ((batch, True), (batch + 1, False)):
         assert (2.0 * step_ms(target, 1, b) > step_ms(target, 84, b)) == pays
 
 
 def test_speculation_that_gains_nothing_never_pays() -> None:
     (case,) = estimate(placed(), placed(role="draft"), 4, [Assumed("never right", 1.0)]).cases
-    assert case.speedup < 1 and case.break_even_batch == 0
+    assert case.speedup < 1 and case.pays is None
 
 
 def test_costs_are_a_file_that_tune_reads(tmp_path) -> None:

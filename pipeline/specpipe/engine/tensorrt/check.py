@@ -16,6 +16,11 @@ _ENGINES = ", ".join(METHODS)
 
 def check_release(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
     """Refuse releases without engines, and methods that no engine has."""
+    if request.model.architecture in profile.lacks:
+        yield Rejection(
+            f"TensorRT-LLM {profile.tensorrt_llm} does not know {request.model.architecture}",
+            f"leave engine.tensorrt_llm out for {DEFAULT.tensorrt_llm}",
+        )
     if not profile.methods:
         what = (
             f"TensorRT-LLM {profile.tensorrt_llm} has no engines; upstream removed them in "
@@ -87,7 +92,7 @@ def check_quantization(request: BuildRequest, profile: Profile) -> Iterator[Reje
             yield Rejection(
                 f"{request.gpu} (compute capability {sm / 10:.1f}) has no {what}, which the "
                 f"{name} asked for",
-                f"{what} needs {least / 10:.1f} or more; use int8, or int4_awq for the weights"
+                f"{what} needs {least / 10:.1f} or more; use {_instead(sm)}"
                 if name == "weights"
                 else "use kv_cache_quantization: none, or int8 without draft_model",
             )
@@ -97,6 +102,11 @@ def check_quantization(request: BuildRequest, profile: Profile) -> Iterator[Reje
             f"trtllm-build refuses {what} on {request.gpu} (compute capability {sm / 10:.1f})",
             "use fp8 or nvfp4, with kv_cache_quantization: fp8",
         )
+
+
+def _instead(sm: int) -> str:
+    """Name weights that a GPU multiplies with, or at least holds, in fewer bits."""
+    return "fp8" if sm >= _NEEDS_SM["fp8"] else "int8 or int4_awq"
 
 
 def check_method(request: BuildRequest) -> Iterator[Rejection]:
