@@ -7,10 +7,12 @@ from pathlib import Path
 from specpipe import __version__
 from specpipe.artifacts import Workspace, read_artifact
 from specpipe.config import RunConfig
-from specpipe.deploy.deployment import Deployment
+from specpipe.deploy.deployment import REPOSITORY, Deployment
 from specpipe.deploy.write import CPU_IMAGE, Kind, requirements, write_deployment
+from specpipe.errors import Unsupported
 from specpipe.plan.plan import Plan
 from specpipe.planning import make_plan
+from specpipe.repository.placement import read_placement
 from specpipe.run import require_repository
 
 _GIB = 2**30
@@ -29,7 +31,8 @@ def deploy_run(
 ) -> list[Path]:
     """Write what serves the packaged repository of a run with docker or Kubernetes.
 
-    Raises ConfigError if the repository is missing or older than the config.
+    Raises ConfigError if the repository is missing or older than the config, Unsupported if its
+    engines cannot be spread as the cluster wants.
     """
     require_repository(config, workspace)
     deployment = describe(make_plan(config, workspace), workspace, options)
@@ -38,21 +41,33 @@ def deploy_run(
 
 def describe(plan: Plan, workspace: Workspace, options: DeployOptions) -> Deployment:
     """Collect what the files of a deployment need of a run whose repository is there."""
-    config, target = plan.config, plan.requests["target"]
+    config, placement = plan.config, read_placement(workspace.repository)
     engine = read_artifact(workspace.engine("target"))
     gpu = engine.manifest.facts.get("gpu") if engine else None
-    on_gpus = config.engine.gpu is not None
+    on_gpus = placement is not None
     repository = sum(f.stat().st_size for f in workspace.repository.rglob("*") if f.is_file())
     in_memory = plan.memory.total if plan.memory and not on_gpus else repository
-    return Deployment(
+    deployment = Deployment(
         run=config.name,
         image=options.image or f"specpipe-{config.name.lower()}:{__version__}",
         base=plan.versions.get("container", CPU_IMAGE),
-        gpus=target.tp_size * target.pp_size if on_gpus else 0,
+        gpus=placement.gpus if placement else 0,
         gpus_per_node=options.gpus_per_node,
         gpu_product=str(gpu) if gpu else None,
         host_memory_gib=ceil(in_memory / _GIB * 1.25) + (16 if on_gpus else 1),
         repository_gib=ceil(repository / _GIB),
         sequences=config.engine.max_batch_size,
+        repository=_seen_at(config, workspace) if on_gpus else REPOSITORY,
         requirements=requirements(gpu=on_gpus),
     )
+    if placement and placement.orchestrator and deployment.nodes > 1:
+        raise Unsupported(
+            f"{deployment.gpus} GPUs span {deployment.nodes} nodes of {options.gpus_per_node}, and "
+            "TensorRT-LLM serves several engines from one node only",
+            hint="raise --gpus-per-node, lower engine.tp_size, or use a method without a draft",
+        )
+    return deployment
+
+
+def _seen_at(config: RunConfig, workspace: Workspace) -> str:
+    return config.serving.repository_path or str(workspace.repository.resolve())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 HTTP, GRPC, METRICS, SSH = 8000, 8001, 8002, 2222
 UID = 1000  # of the server: `triton-server` in NVIDIA's images
-REPOSITORY = "/models"  # where the repository lies inside a container
+REPOSITORY = "/models"  # where a repository lies inside a container that does not care
 PACKAGE = "/opt/specpipe"  # where specpipe lies inside the image
 ENTRY_MODELS = "ensemble|tensorrt_llm_bls"  # whose requests are the clients'
 
@@ -23,6 +23,7 @@ class Deployment:
     host_memory_gib: int
     repository_gib: int
     sequences: int  # that are decoded at a time
+    repository: str  # where the server sees it; paths to GPU engines are written into it
     requirements: tuple[str, ...]  # Python packages that the image needs beside `base`
 
     @property
@@ -55,7 +56,7 @@ class Deployment:
         """Return what the container runs."""
         return [
             *("python3", "-m", "specpipe", "serve"),
-            *("--repository", REPOSITORY),
+            *("--repository", self.repository),
             *("--host", "0.0.0.0"),
             *("--timeout", str(self.startup_s)),
             "--log-to-stderr",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from specpipe.deploy.deployment import GRPC, HTTP, METRICS, PACKAGE, REPOSITORY, UID, Deployment
+from specpipe.deploy.deployment import GRPC, HTTP, METRICS, PACKAGE, UID, Deployment
 
 Yaml = dict[str, Any]
 
@@ -78,7 +78,7 @@ def _triton(deployment: Deployment) -> Yaml:
             {
                 "type": "bind",
                 "source": f"../../../triton_repo/{deployment.run}",
-                "target": REPOSITORY,
+                "target": deployment.repository,
                 "read_only": True,
             }
         ],

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from specpipe.deploy.dashboard import dashboard
-from specpipe.deploy.deployment import GRPC, HTTP, METRICS, REPOSITORY, Deployment
+from specpipe.deploy.deployment import GRPC, HTTP, METRICS, Deployment
 from specpipe.deploy.pods import labels, leader_pod, single_pod, worker_pod
 
 Yaml = dict[str, Any]
@@ -90,7 +90,7 @@ def _loader(deployment: Deployment) -> Yaml:
         "name": "loader",
         "image": "busybox:1.37",
         "command": ["sleep", "infinity"],
-        "volumeMounts": [{"name": "models", "mountPath": REPOSITORY}],
+        "volumeMounts": [{"name": "models", "mountPath": deployment.repository}],
     }
     spec = {
         "automountServiceAccountToken": False,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from specpipe.deploy.deployment import GRPC, HTTP, METRICS, REPOSITORY, SSH, UID, Deployment
+from specpipe.deploy.deployment import GRPC, HTTP, METRICS, SSH, UID, Deployment
 
 Yaml = dict[str, Any]
 
@@ -117,7 +117,7 @@ def _container(deployment: Deployment, command: list[str]) -> Yaml:
             "capabilities": {"drop": ["ALL"]},
         },
         "volumeMounts": [
-            {"name": "models", "mountPath": REPOSITORY, "readOnly": True},
+            {"name": "models", "mountPath": deployment.repository, "readOnly": True},
             {"name": "shared-memory", "mountPath": "/dev/shm"},
             {"name": "temporary", "mountPath": "/tmp"},
         ],

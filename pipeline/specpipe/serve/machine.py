@@ -36,24 +36,24 @@ def check_engine(
     engine: Artifact, gpus: Sequence[FoundGpu], release: str | None
 ) -> list[Rejection]:
     """Return every reason why these GPUs, with this release, cannot run an engine."""
-    facts, name = engine.manifest.facts, engine.path.name
+    facts, name = engine.manifest.facts, f"the engine of {engine.path.parents[1].name}"
     ranks = sum(file.endswith(".engine") for file in engine.manifest.files)
     if not gpus:
-        reason = f"the {name} engine needs {ranks} {facts['gpu']}, and nvidia-smi finds no GPU"
+        reason = f"{name} needs {ranks} {facts['gpu']}, and nvidia-smi finds no GPU"
         return [Rejection(reason, "serve it on a machine with that GPU")]
     found = []
     if gpus[0].sm != facts["sm"]:
         reason = (
-            f"the {name} engine was built on {facts['gpu']} (SM {facts['sm']}), this machine has "
+            f"{name} was built on {facts['gpu']} (SM {facts['sm']}), this machine has "
             f"{gpus[0].name} (SM {gpus[0].sm})"
         )
         found.append(Rejection(reason, "set engine.gpu to what is here and build again"))
     if len(gpus) < ranks:
-        reason = f"the {name} engine has {ranks} ranks, this machine {len(gpus)} GPUs"
+        reason = f"{name} has {ranks} ranks, this machine {len(gpus)} GPUs"
         found.append(Rejection(reason, "use a larger machine, or a lower engine.tp_size"))
     built_by = engine.manifest.inputs.get("tensorrt_llm")
     if release is not None and release != built_by:
-        reason = f"the {name} engine was built by TensorRT-LLM {built_by}, {release} is installed"
+        reason = f"{name} was built by TensorRT-LLM {built_by}, {release} is installed"
         found.append(Rejection(reason, f"serve it in {engine.manifest.inputs.get('container')}"))
     return found
 

@@ -17,7 +17,7 @@ from specpipe.deploy.deployment import Deployment
 from specpipe.deploy.kubernetes import IN_FLIGHT, adapter_values, manifests
 from specpipe.deploy.write import docker_files, kubernetes_files, write_deployment
 from specpipe.deploying import DeployOptions, deploy_run
-from specpipe.errors import ConfigError
+from specpipe.errors import ConfigError, Unsupported
 from specpipe.run import build
 
 GOLDEN = Path(__file__).parents[2] / "golden/deploy"
@@ -33,13 +33,14 @@ GPU = Deployment(
     host_memory_gib=198,
     repository_gib=145,
     sequences=8,
+    repository="/models",
     requirements=("click", "pyyaml", "tokenizers"),
 )
 NODES = dataclasses.replace(GPU, gpus_per_node=2)
 CPU = Deployment(
     run="smollm2-135m_none", image="specpipe-smollm2:1", base="python:3.12-slim", gpus=0,
     gpus_per_node=8, gpu_product=None, host_memory_gib=2, repository_gib=1, sequences=4,
-    requirements=("numpy==1.26.4", "openvino==2026.4.1"),
+    repository="/models", requirements=("numpy==1.26.4", "openvino==2026.4.1"),
 )  # fmt: skip
 
 
@@ -194,6 +195,32 @@ def test_a_packaged_run_is_deployed_from_the_command_line(write_config, tmp_path
     assert not (tmp_path / "w/deploy/tiny/kubernetes").exists()
     needed = (tmp_path / "w/deploy/tiny/docker/requirements.txt").read_text()
     assert "numpy==1." in needed and "openvino==" in needed and "torch" not in needed
+
+
+def test_a_gpu_run_is_deployed_at_the_path_that_its_repository_names(
+    write_config, tiny_draft: Path, gpu_machine: Path, monkeypatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("STANDIN_GPUS", "\n".join(["NVIDIA H100 80GB HBM3, 9.0, 81559, 580.1"] * 2))
+    engine = {"backend": "tensorrt", "gpu": "H100-SXM", "dtype": "bfloat16", "max_batch_size": 2,
+              "max_input_len": 100, "max_seq_len": 200, "tp_size": 2}  # fmt: skip
+    speculation = {"method": "draft_model", "draft": {"model": str(tiny_draft)}}
+    config = read_config(write_config(engine=engine, speculation=speculation))
+    place = Workspace(tmp_path / "w", "tiny")
+    build(config, place)
+    deploy_run(config, place, "kubernetes", DeployOptions())
+    workload = yaml.safe_load((place.deployment / "kubernetes/workload.yaml").read_text())
+    pod = workload["spec"]["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 2
+    assert pod["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
+    seen = pod["containers"][0]["volumeMounts"][0]["mountPath"]
+    assert (
+        f'"{seen}/tensorrt_llm/1/engine"'
+        in (place.repository / "tensorrt_llm/config.pbtxt").read_text()
+    )
+    dockerfile = (place.deployment / "docker/Dockerfile").read_text()
+    assert dockerfile.startswith("FROM nvcr.io/nvidia/tritonserver:26.04-trtllm-python-py3\n")
+    with pytest.raises(Unsupported, match="2 GPUs span 2 nodes of 1"):
+        deploy_run(config, place, "kubernetes", DeployOptions(gpus_per_node=1))
 
 
 def test_what_is_not_packaged_cannot_be_deployed(write_config, tmp_path: Path) -> None:

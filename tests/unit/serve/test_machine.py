@@ -19,7 +19,10 @@ INPUTS = {"tensorrt_llm": "1.2.1", "container": "nvcr.io/x:26.04"}
 
 def engine(ranks: int = 1) -> Artifact:
     files = {f"rank{rank}.engine": 10 for rank in range(ranks)}
-    return Artifact(Path("target"), Manifest("engine", INPUTS, {"sm": 90, "gpu": H100.name}, files))
+    return Artifact(
+        Path("tensorrt_llm/1/engine"),
+        Manifest("engine", INPUTS, {"sm": 90, "gpu": H100.name}, files),
+    )
 
 
 def test_an_engine_runs_where_it_was_built() -> None:
@@ -30,7 +33,11 @@ def test_an_engine_runs_where_it_was_built() -> None:
 @pytest.mark.parametrize(
     ("gpus", "release", "words"),
     [
-        ([], None, "needs 2 NVIDIA H100 80GB HBM3, and nvidia-smi finds no GPU"),
+        (
+            [],
+            None,
+            "the engine of tensorrt_llm needs 2 NVIDIA H100 80GB HBM3, and nvidia-smi",
+        ),
         ([FoundGpu("NVIDIA A10", 86, 1, "5")] * 2, None, r"\(SM 90\), this machine has NVIDIA A10"),
         ([H100], None, "has 2 ranks, this machine 1 GPUs"),
         (
