@@ -44,14 +44,15 @@ def describe(plan: Plan, workspace: Workspace, options: DeployOptions) -> Deploy
     config, placement = plan.config, read_placement(workspace.repository)
     engine = read_artifact(workspace.engine("target"))
     gpu = engine.manifest.facts.get("gpu") if engine else None
-    on_gpus = placement is not None
+    on_gpus = config.engine.gpu is not None
+    ranks = plan.requests["target"].tp_size * plan.requests["target"].pp_size
     repository = sum(f.stat().st_size for f in workspace.repository.rglob("*") if f.is_file())
     in_memory = plan.memory.total if plan.memory and not on_gpus else repository
     deployment = Deployment(
         run=config.name,
         image=options.image or f"specpipe-{config.name.lower()}:{__version__}",
         base=plan.versions.get("container", CPU_IMAGE),
-        gpus=placement.gpus if placement else 0,
+        gpus=placement.gpus if placement else ranks * on_gpus,
         gpus_per_node=options.gpus_per_node,
         gpu_product=str(gpu) if gpu else None,
         host_memory_gib=ceil(in_memory / _GIB * 1.25) + (16 if on_gpus else 1),
