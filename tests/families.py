@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ WORLDS: dict[str, World] = {
         {
             "plain": {},
             "window": WINDOW,
-            "long rope": rope(**LONG),
+            "long rope": {**rope(**LONG), "original_max_position_embeddings": 256},
             "share": rope(partial_rotary_factor=0.5),
         },
     ),
@@ -195,6 +196,31 @@ WORLDS: dict[str, World] = {
 }
 
 
+def _config(architecture: str, variant: str) -> Any:
+    """Return transformers' config object; `variant` is a key of the world's variants."""
+    import transformers
+
+    world, tokenizer = WORLDS[architecture], make_tokenizer()
+    values = {
+        "vocab_size": len(tokenizer) + 8, "bos_token_id": None, "pad_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id, **world.sizes, **world.variants[variant],
+    }  # fmt: skip
+    return getattr(transformers, f"{world.model}Config")(**values)
+
+
+@cache
+def _config_json(architecture: str, variant: str) -> str:
+    config = json.loads(_config(architecture, variant).to_json_string(use_diff=False))
+    return json.dumps({**config, "architectures": [architecture]})
+
+
+def config_of(architecture: str, variant: str | None = None) -> dict[str, Any]:
+    """Return a parsed config.json of a variant, or of the first one; the model is not made."""
+    first = next(iter(WORLDS[architecture].variants))
+    config: dict[str, Any] = json.loads(_config_json(architecture, variant or first))
+    return config
+
+
 def make_family(folder: Path, architecture: str, variant: str) -> Path:
     """Write a random model with a tokenizer into `folder`, as transformers saves it.
 
@@ -203,19 +229,15 @@ def make_family(folder: Path, architecture: str, variant: str) -> Path:
     import torch
     import transformers
 
-    world, tokenizer = WORLDS[architecture], make_tokenizer()
-    values = {
-        "vocab_size": len(tokenizer) + 8, "bos_token_id": None, "pad_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id, **world.sizes, **world.variants[variant],
-    }  # fmt: skip
+    world = WORLDS[architecture]
     ends = "LMHeadModel" if world.model == "GPT2" else "ForCausalLM"
     torch.manual_seed(3)
-    config = getattr(transformers, f"{world.model}Config")(**values)
+    config = _config(architecture, variant)
     model = getattr(transformers, f"{world.model}{ends}")(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter += torch.randn_like(parameter) * 0.2
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
     return folder

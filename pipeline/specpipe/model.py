@@ -78,6 +78,8 @@ class ModelConfig:
     moe_intermediate_size: int = 0  # of one expert; 0: intermediate_size
     moe_shared_expert_intermediate_size: int = 0  # 0: there is none
     arithmetic: Arithmetic = Arithmetic()
+    upstream_limits: tuple[str, ...] = ()  # what TensorRT-LLM's class would compute otherwise
+    upstream_since: tuple[int, int] = (0, 0)  # the first release that has the class
 
     @property
     def rotary_dim(self) -> int:
@@ -145,7 +147,8 @@ class ModelConfig:
         """Return the facts under the keys that `model_from_json` and upstream read."""
         facts = asdict(self)
         facts["rotary_embedding_dim"] = self.rotary_dim
-        absent = [name for name in ("moe", "query_pre_attn_scalar") if facts[name] is None]
+        absent = ["upstream_limits", "upstream_since"]
+        absent += [name for name in ("moe", "query_pre_attn_scalar") if facts[name] is None]
         absent += [n for n in facts if n.startswith(("num_medusa", "moe_")) and not facts[n]]
         absent += [n for n in facts if n.endswith("softcapping") and facts[n] is None]
         return {name: value for name, value in facts.items() if name not in absent}
@@ -153,6 +156,8 @@ class ModelConfig:
 
 def model_from_json(raw: Mapping[str, Any]) -> ModelConfig:
     """Return the facts in a parsed config.json; further keys are left alone.
+
+    What upstream cannot do is not among them: that is a fact for those who plan a checkpoint.
 
     Raises TypeError if a key without a default is missing.
     """

@@ -7,7 +7,7 @@ norms once; RW has ALiBi, a KV head for every head, and attention before the MLP
 from typing import Any, Literal
 
 from specpipe.checkpoint.families import Family, HfConfig, TensorPlan
-from specpipe.checkpoint.families.hf import need, require_act, rope, share_heads
+from specpipe.checkpoint.families.hf import need, require_act, rope, share_heads, unmet
 from specpipe.checkpoint.families.parts import (
     Names,
     decoder,
@@ -53,6 +53,7 @@ def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:
         attn_bias=bias,
         mlp_bias=bias,
         arithmetic=_arithmetic(hf, bias),
+        upstream_limits=unmet(scaling=scaling is not None),
     )
 
 

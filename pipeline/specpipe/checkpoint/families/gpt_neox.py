@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from specpipe.checkpoint.families import Family, HfConfig, TensorPlan
-from specpipe.checkpoint.families.hf import require_act, rms_decoder, rotary_width
+from specpipe.checkpoint.families.hf import require_act, rms_decoder, rotary_width, unmet
 from specpipe.checkpoint.families.parts import (
     Names,
     decoder,
@@ -30,6 +30,13 @@ def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:
         hidden_act=require_act(hf, "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"),
         norm_epsilon=float(hf.get("layer_norm_eps", 1e-5)),
         rotary_embedding_dim=rotary_width(hf, model.head_size, 0.25),
+        upstream_limits=unmet(
+            epsilon=hf.get("layer_norm_eps", 1e-5) != 1e-5,
+            inner=model.intermediate_size != 4 * model.hidden_size,
+            in_turn=not side_by_side,
+            no_bias=not bias,
+            scaling=model.rotary_scaling is not None,
+        ),
         attn_bias=bias,
         mlp_bias=True,
         arithmetic=Arithmetic(

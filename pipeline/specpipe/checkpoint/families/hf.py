@@ -1,12 +1,21 @@
 """Reading Hugging Face's config.json: what most architectures spell alike."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from specpipe.checkpoint.families import HfConfig
 from specpipe.contracts import Dtype, ModelConfig
 from specpipe.errors import ConfigError, Unsupported
 
+LIMITS = {  # each the rest of a sentence that begins with the name of the class
+    "groups": "has a KV head for every head, this model shares them",
+    "epsilon": "norms with an epsilon of 1e-5, this model has another",
+    "scaling": "does not scale its rotary positions, this model does",
+    "inner": "has an MLP of four times the hidden size, this model another",
+    "in_turn": "computes attention and MLP side by side, this model in turn",
+    "no_bias": "has biases in attention, this model has none",
+    "heads": "divides the hidden size among its heads, this model does not",
+}
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "longrope")
 
 
@@ -45,7 +54,17 @@ def rope(hf: HfConfig) -> tuple[float, dict[str, Any] | None]:
         raise Unsupported(
             f"config.json has rope scaling of type {kind!r}", hint=f"known: {', '.join(ROPE_TYPES)}"
         )
-    return theta, None if kind in ("default", "dynamic") else {**scaling, "rope_type": kind}
+    return theta, None if kind in ("default", "dynamic") else {**scaling, **_kinds(scaling, kind)}
+
+
+def _kinds(scaling: Mapping[str, Any], kind: str) -> dict[str, str]:
+    """Return both spellings of the kind, as far as they are there: upstream reads `type` first."""
+    return {"rope_type": kind, **({"type": kind} if "type" in scaling else {})}
+
+
+def unmet(**limits: bool) -> tuple[str, ...]:
+    """Return what upstream's class cannot do, of what is known to be missing in some class."""
+    return tuple(LIMITS[name] for name, holds in limits.items() if holds)
 
 
 def rotary_width(hf: HfConfig, head_size: int, default: float) -> int:

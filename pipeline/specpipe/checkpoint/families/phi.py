@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from specpipe.checkpoint.families import Family, HfConfig, TensorPlan
-from specpipe.checkpoint.families.hf import require_act, rms_decoder, rotary_width
+from specpipe.checkpoint.families.hf import require_act, rms_decoder, rotary_width, unmet
 from specpipe.checkpoint.families.parts import (
     Names,
     attention,
@@ -30,6 +30,10 @@ def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:
         hidden_act=require_act(hf, *GELU),
         norm_epsilon=float(hf.get("layer_norm_eps", 1e-5)),
         rotary_embedding_dim=rotary_width(hf, model.head_size, 0.5),
+        upstream_limits=unmet(
+            groups=model.num_key_value_heads != model.num_attention_heads,
+            epsilon=hf.get("layer_norm_eps", 1e-5) != 1e-5,
+        ),
         attn_bias=True,
         mlp_bias=True,
         arithmetic=Arithmetic(

@@ -10,6 +10,7 @@ from specpipe.checkpoint.families.hf import (
     require_act,
     rms_decoder,
     rotary_width,
+    unmet,
 )
 from specpipe.checkpoint.families.parts import (
     decoder,
@@ -28,13 +29,17 @@ def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:
     """Return the facts; LongRoPE's `original_max_position_embeddings` goes with its factors."""
     require_act(hf, "silu")
     model = rms_decoder(hf, dtype, "Phi3ForCausalLM")
+    heads_width = model.head_size * model.num_attention_heads
+    width = rotary_width(hf, model.head_size, 1.0)
     long = (model.rotary_scaling or {}).get("rope_type") == "longrope"
     return replace(
         model,
         hidden_act="swiglu",
         position_embedding_type="long_rope" if long else "rope_gpt_neox",
         rotary_scaling=_long_rope(hf, model) if long else model.rotary_scaling,
-        rotary_embedding_dim=rotary_width(hf, model.head_size, 1.0),
+        rotary_embedding_dim=width,
+        upstream_since=(1, 0) if width < model.head_size else (0, 0),
+        upstream_limits=unmet(heads=heads_width != model.hidden_size),
         arithmetic=Arithmetic(sliding_windows=layer_windows(hf, all_layers)),
     )
 
@@ -75,9 +80,11 @@ def _fused_mlp(ours: str, theirs: str, model: ModelConfig) -> list[TensorPlan]:
 def extra_config(model: ModelConfig) -> dict[str, Any]:
     """Return the keys of upstream's `Phi3Config`, which takes LongRoPE's factors one by one."""
     scaling = model.rotary_scaling
+    share = {"rotary_pct": model.rotary_dim / model.head_size}
     if scaling is None or model.position_embedding_type != "long_rope":
-        return {}
+        return share
     return {
+        **share,
         "original_max_position_embeddings": scaling["original_max_position_embeddings"],
         "longrope_scaling_short_factors": list(scaling["short_factor"]),
         "longrope_scaling_long_factors": list(scaling["long_factor"]),

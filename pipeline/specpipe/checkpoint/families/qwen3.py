@@ -21,6 +21,7 @@ def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:
     return replace(
         rms_decoder({"head_dim": 128, **hf}, dtype, "Qwen3ForCausalLM"),
         qk_layernorm=True,
+        upstream_since=(0, 20),
         arithmetic=Arithmetic(sliding_windows=windows(hf)),
     )
 

@@ -25,8 +25,8 @@ from specpipe.contracts import (
 )
 from specpipe.engine.openvino.heads import build_heads
 from specpipe.engine.openvino.memory import drop_mapped_pages
-from specpipe.engine.openvino.network import build_network
-from specpipe.engine.openvino.rope import rope_table
+from specpipe.engine.openvino.network import build_network, columns
+from specpipe.engine.openvino.rope import exact_positions, rope_table
 from specpipe.engine.openvino.runner import Graph, OpenVinoRunner
 from specpipe.engine.openvino.weights import GROUP, map_weights
 from specpipe.errors import ConfigError
@@ -139,11 +139,6 @@ class OpenVinoBackend:
                     "CPUs compute in float32 or bfloat16, not float16", "set engine.dtype: bfloat16"
                 )
             )
-        widths = (
-            model.hidden_size,
-            model.intermediate_size,
-            model.num_attention_heads * model.head_size,
-        )
         if request.kv_cache_quantization != "none":
             found.append(
                 Rejection(
@@ -151,11 +146,21 @@ class OpenVinoBackend:
                     "remove engine.kv_cache_quantization, or use backend: tensorrt",
                 )
             )
+        widths = columns(model)
         if request.quantization == "int4" and any(w % GROUP for w in widths):
             found.append(
                 Rejection(
                     f"int4 needs widths that divide by {GROUP}, {request.role} has {widths}",
                     "set engine.quantization: int8",
+                )
+            )
+        longest = exact_positions(model)
+        if longest is not None and request.max_seq_len > longest:
+            found.append(
+                Rejection(
+                    f"the {request.role} turns its positions otherwise from {longest} tokens on "
+                    "(LongRoPE), which the CPU engine does not do",
+                    f"set engine.max_seq_len to {longest} or less",
                 )
             )
         return found

@@ -63,6 +63,14 @@ def build_network(
     return _model(outputs, [*inputs.values(), *caches])
 
 
+def columns(model: ModelConfig) -> tuple[int, ...]:
+    """Return the widths of the inputs of all layers that are quantised."""
+    inner = model.num_experts * model.expert_size or model.intermediate_size
+    shared = model.moe_shared_expert_intermediate_size
+    attended = model.num_attention_heads * model.head_size
+    return (model.hidden_size, inner, attended, *((shared,) if shared else ()))
+
+
 def windows(model: ModelConfig) -> list[int]:
     """Return the sliding windows that the layers have, without repetition; 0: sees everything."""
     return sorted({window(model, i) for i in range(model.num_hidden_layers)})

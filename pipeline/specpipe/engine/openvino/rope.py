@@ -40,6 +40,14 @@ def rope_table(model: ModelConfig, positions: int) -> RopeTable:
     )
 
 
+def exact_positions(model: ModelConfig) -> int | None:
+    """Return how many positions have one rule; None: all. LongRoPE has two, ours is the first."""
+    rule = dict(model.rotary_scaling or {})
+    if rule.get("rope_type") != "longrope":
+        return None
+    return int(rule["original_max_position_embeddings"])
+
+
 def _scale(inverse: Logits, scaling: dict[str, Any]) -> Logits:
     kind = scaling.get("rope_type", "default")
     if kind == "linear":

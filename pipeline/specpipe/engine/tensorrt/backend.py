@@ -38,6 +38,7 @@ class TensorRtBackend:
             *check.check_release(request, profile),
             *check.check_gpu(request, profile),
             *check.check_quantization(request, profile),
+            *check.check_model(request, profile),
             *check.check_method(request),
             *check_medusa(request, profile.tensorrt_llm),
             *check.check_ranks(request),

@@ -1,5 +1,6 @@
 """Why a TensorRT-LLM engine cannot be built: one function a subject, every reason at once."""
 
+import re
 from collections.abc import Iterator
 
 from specpipe.contracts import BuildRequest, Rejection
@@ -118,15 +119,35 @@ def check_method(request: BuildRequest) -> Iterator[Rejection]:
             f"cache with {request.quantization} weights cannot",
             "use kv_cache_quantization: none, or fp8 together with quantization: fp8",
         )
-    if request.method in _REWINDING and request.model.sliding_window is not None:
-        yield Rejection(
-            f"method {request.method} takes rows of the KV cache back, which TensorRT-LLM does not "
-            f"do for layers with a sliding window ({request.model.sliding_window} tokens)",
-            "use method: draft_model or none",
-        )
     if request.method == "medusa" and request.quantization == "int8_sq":
         yield Rejection(
             "Medusa engines have no SmoothQuant weights", "use quantization: fp8, int8 or none"
+        )
+
+
+def check_model(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
+    """Refuse models that the release has no class for, or whose class computes something else."""
+    model, role = request.model, request.role
+    release = tuple(int(n) for n in re.findall(r"\d+", profile.tensorrt_llm)[:2])
+    if release < model.upstream_since:
+        first = ".".join(map(str, model.upstream_since))
+        yield Rejection(
+            f"{role}: TensorRT-LLM has {model.architecture} from {first} on, not in "
+            f"{profile.tensorrt_llm}",
+            f"leave engine.tensorrt_llm out for {DEFAULT.tensorrt_llm}, or use backend: openvino",
+        )
+    for limit in model.upstream_limits:
+        yield Rejection(
+            f"{role}: TensorRT-LLM's {model.architecture} {limit}", "use backend: openvino"
+        )
+    window = model.sliding_window
+    if window is not None and request.max_seq_len > window:
+        rewinds = " and never if rows are taken back" if request.method in _REWINDING else ""
+        yield Rejection(
+            f"{role}: layers see the last {window} tokens, but engine.max_seq_len is "
+            f"{request.max_seq_len}; an engine sees all of them unless its server is told "
+            f"otherwise, which this release does not do{rewinds}",
+            f"set engine.max_seq_len to {window} or less, or use backend: openvino",
         )
 
 

@@ -1,0 +1,218 @@
+"""The facts of every family: how much it weighs, what config.json says, what cannot be had."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from specpipe.artifacts import read_model_config
+from specpipe.checkpoint.convert import write_checkpoint
+from specpipe.checkpoint.families import FAMILIES, Shard, find_family
+from specpipe.checkpoint.source import open_source
+from specpipe.contracts import BuildRequest, ModelConfig
+from specpipe.engine.openvino.backend import OpenVinoBackend
+from specpipe.engine.tensorrt.backend import TensorRtBackend
+from specpipe.errors import Unsupported
+from tests.families import WORLDS, config_of, make_family
+
+CASES = [(name, variant) for name, world in WORLDS.items() for variant in world.variants]
+
+
+def facts(name: str, variant: str, **changes: Any) -> ModelConfig:
+    config = {**config_of(name, variant), **changes}
+    return find_family(config).read_config(config, "float32")
+
+
+@pytest.mark.parametrize(("name", "variant"), CASES)
+def test_parameters_are_counted_as_they_are_written(name: str, variant: str) -> None:
+    model = facts(name, variant)
+    plans = find_family(config_of(name, variant)).tensors(model)
+    written = sum(math.prod(plan.shape) for plan in plans)
+    twice = model.vocab_size * model.hidden_size if model.tie_word_embeddings else 0
+    assert model.num_parameters == written - twice
+
+
+@pytest.mark.parametrize(("name", "variant"), CASES)
+def test_facts_survive_config_json(name: str, variant: str) -> None:
+    model = facts(name, variant)
+    plans = replace(model, upstream_limits=(), upstream_since=(0, 0))
+    raw = json.loads(json.dumps(model.to_json()))
+    back = read_back(raw)
+    assert back == replace(plans, rotary_embedding_dim=model.rotary_dim)
+
+
+def read_back(raw: dict[str, Any]) -> ModelConfig:
+    from specpipe.model import model_from_json
+
+    return model_from_json({**raw, "mapping": {}, "logits_dtype": "float32"})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_tensor_has_a_place_and_shapes_that_fit_its_cut(name: str) -> None:
+    model = facts(name, next(iter(WORLDS[name].variants)))
+    plans = find_family(config_of(name)).tensors(model)
+    assert len({plan.name for plan in plans}) == len(plans)
+    for plan in plans:
+        assert (plan.layer is not None) == plan.name.startswith("transformer.layers.")
+        assert plan.layer is None or plan.name.split(".")[2] == str(plan.layer)
+        size = sum(math.prod(shape) for shape in plan.source_shapes)
+        assert size == math.prod(plan.shape)
+        if plan.shard is Shard.QKV:
+            heads = model.num_attention_heads + 2 * model.num_key_value_heads
+            assert plan.shape[0] == heads * model.head_size
+        if plan.shard in (Shard.GATED, Shard.EXPERT_GATED):
+            assert plan.shape[-2] % 2 == 0
+    first = {plan.name for plan in plans if plan.layer is None and plan.stage == "first"}
+    tables = {f"transformer.{kind}_embedding.weight" for kind in ("vocab", "position")}
+    assert first == tables & {plan.name for plan in plans}
+
+
+UPSTREAM_KEYS = {  # what upstream's config and model classes read beside the common keys
+    "LlamaForCausalLM": {"attn_bias", "mlp_bias", "rotary_base", "residual_mlp"},
+    "MistralForCausalLM": {"attn_bias", "mlp_bias", "rotary_base", "residual_mlp"},
+    "MixtralForCausalLM": {"moe", "rotary_base", "residual_mlp"},
+    "Qwen2ForCausalLM": {"qwen_type", "seq_length", "use_logn_attn", "attn_bias"},
+    "Qwen2MoeForCausalLM": {
+        "qwen_type", "seq_length", "moe", "moe_intermediate_size",
+        "moe_shared_expert_intermediate_size",
+    },
+    "Qwen3ForCausalLM": {"qwen_type", "qk_layernorm", "attn_bias"},
+    "GemmaForCausalLM": {"inter_layernorms", "rotary_base", "rotary_scaling"},
+    "Gemma2ForCausalLM": {
+        "inter_layernorms", "query_pre_attn_scalar", "attn_logit_softcapping",
+        "final_logit_softcapping",
+    },
+    "PhiForCausalLM": {"rotary_pct", "rotary_base", "rotary_scaling"},
+    "Phi3ForCausalLM": {"rotary_pct", "rotary_base", "rotary_scaling"},
+    "GPT2LMHeadModel": {"gpt_variant", "bias", "q_scaling", "inner_layernorm"},
+    "GPTNeoXForCausalLM": {"rotary_pct", "rotary_emb_base"},
+    "Starcoder2ForCausalLM": {"gpt_variant", "bias", "rotary_base", "rotary_pct"},
+    "FalconForCausalLM": {
+        "bias", "parallel_attention", "num_ln_in_parallel_attn", "new_decoder_architecture",
+        "rotary_base",
+    },
+    "InternLM2ForCausalLM": {"attn_bias", "rotary_base", "rotary_scaling"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_config_json_has_every_key_of_upstreams_classes(name: str, tmp_path: Path) -> None:
+    folder = make_family(tmp_path / "model", name, next(iter(WORLDS[name].variants)))
+    if rewrite := WORLDS[name].rewrite:
+        rewrite(folder)
+    out = tmp_path / "out"
+    out.mkdir()
+    write_checkpoint(open_source(folder), out, "bfloat16", lambda done, total: None)
+    config = json.loads((out / "config.json").read_text())
+    assert config["architecture"] == name
+    assert UPSTREAM_KEYS[name] <= set(config)
+    assert config["position_embedding_type"] and config["head_size"]
+    model = read_model_config(out)
+    stored = load_file(out / "rank0.safetensors")
+    shapes = {plan.name: plan.shape for plan in find_family(config_of(name)).tensors(model)}
+    assert {name: tuple(t.shape) for name, t in stored.items()} == shapes
+    kinds = {str(t.dtype) for n, t in stored.items() if "router" not in n}
+    assert kinds == {"torch.bfloat16"}
+
+
+def test_the_router_of_experts_is_kept_in_float32(tmp_path: Path) -> None:
+    folder = make_family(tmp_path / "model", "MixtralForCausalLM", "plain")
+    (tmp_path / "out").mkdir()
+    write_checkpoint(open_source(folder), tmp_path / "out", "bfloat16", lambda *at: None)
+    stored = load_file(tmp_path / "out/rank0.safetensors")
+    router = stored["transformer.layers.0.mlp.router.weight"]
+    theirs = load_file(folder / "model.safetensors")["model.layers.0.block_sparse_moe.gate.weight"]
+    assert router.equal(theirs)
+
+
+def test_a_gpt2_that_was_saved_without_its_head_has_the_same_checkpoint(tmp_path: Path) -> None:
+    folder = make_family(tmp_path / "model", "GPT2LMHeadModel", "plain")
+    expected, got = tmp_path / "a", tmp_path / "b"
+    for out in (expected, got):
+        out.mkdir()
+        write_checkpoint(open_source(folder), out, "float32", lambda *at: None)
+        file = folder / "model.safetensors"
+        tensors = {k.removeprefix("transformer."): v for k, v in load_file(file).items()}
+        tensors["h.0.attn.bias"] = tensors["wte.weight"][
+            :1
+        ].clone()  # a buffer of the first release
+        save_file(tensors, file, metadata={"format": "pt"})
+    for name in ("rank0.safetensors", "config.json"):
+        assert (expected / name).read_bytes() == (got / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("LlamaForCausalLM", {"hidden_act": "gelu"}, "hidden_act 'gelu'; known here: silu"),
+        ("Qwen3ForCausalLM", {"attention_bias": True}, "attention_bias"),
+        ("Qwen2MoeForCausalLM", {"mlp_only_layers": [1]}, "layers without experts"),
+        ("Qwen2MoeForCausalLM", {"decoder_sparse_step": 2}, "layers without experts"),
+        ("GemmaForCausalLM", {"attention_bias": True}, "no Gemma has biases"),
+        ("PhiForCausalLM", {"qk_layernorm": True}, "no released Phi has it"),
+        ("GPT2LMHeadModel", {"scale_attn_weights": False}, "how attention is scaled"),
+        ("Phi3ForCausalLM", {"rope_parameters": {"rope_type": "yarn"}}, "of type 'yarn'"),
+    ],
+)
+def test_what_cannot_be_converted_is_refused(name: str, changes: dict, words: str) -> None:
+    with pytest.raises(Unsupported, match=words):
+        facts(name, next(iter(WORLDS[name].variants)), **changes)
+
+
+def reasons(backend, model: ModelConfig, **changes: Any) -> str:
+    request = BuildRequest("target", model, "bfloat16", "none", "none", 0, 1, 15, 16, "H100-SXM")
+    return " ".join(r.reason for r in backend.check(replace(request, **changes)))
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "changes", "words"),
+    [
+        ("GPTNeoXForCausalLM", "in turn", {}, "side by side, this model in turn"),
+        ("GPTNeoXForCausalLM", "no bias", {}, "biases in attention"),
+        ("GPTNeoXForCausalLM", "plain", {"intermediate_size": 96}, "four times the hidden size"),
+        ("PhiForCausalLM", "plain", {"num_key_value_heads": 2}, "a KV head for every head"),
+        ("PhiForCausalLM", "plain", {"layer_norm_eps": 1e-6}, "an epsilon of 1e-5"),
+    ],
+)
+def test_plan_says_what_upstreams_class_would_compute_otherwise(
+    name: str, variant: str, changes: dict, words: str
+) -> None:
+    assert words in reasons(TensorRtBackend(), facts(name, variant, **changes))
+
+
+def test_plan_says_from_which_release_on_a_family_is_there() -> None:
+    qwen3 = facts("Qwen3ForCausalLM", "plain")
+    old = reasons(TensorRtBackend(), qwen3, release="0.18.2")
+    assert "from 0.20 on, not in 0.18.2" in old
+    assert "from 0.20" not in reasons(TensorRtBackend(), qwen3, release="1.2.1")
+
+
+def test_plan_keeps_engines_within_the_sliding_window() -> None:
+    model = facts("MistralForCausalLM", "window")
+    assert "see the last 20 tokens" in reasons(TensorRtBackend(), model, max_seq_len=21)
+    assert "tokens" not in reasons(TensorRtBackend(), model, max_seq_len=20, max_input_len=10)
+    cpu = reasons(OpenVinoBackend(), model, max_seq_len=400, gpu=None)
+    assert "tokens" not in cpu  # its masks know the window
+
+
+def test_plan_keeps_the_cpu_engine_where_long_rope_has_one_rule() -> None:
+    model = facts("Phi3ForCausalLM", "long rope")
+    assert "from 256 tokens on" in reasons(OpenVinoBackend(), model, max_seq_len=257, gpu=None)
+    assert "LongRoPE" not in reasons(OpenVinoBackend(), model, max_seq_len=256, gpu=None)
+
+
+def test_windows_as_long_as_the_model_are_none() -> None:
+    assert facts("MistralForCausalLM", "window", sliding_window=512).sliding_window is None
+    assert facts("Gemma2ForCausalLM", "window").arithmetic.sliding_windows == (20, 0)
+
+
+def test_first_releases_of_falcon_and_gemma_are_read() -> None:
+    old = {"architectures": ["FalconForCausalLM"], "model_type": "RefinedWeb", "n_layer": 2,
+           "n_head": 8, "n_head_kv": 2, "hidden_size": 64, "vocab_size": 100}  # fmt: skip
+    model = find_family(old).read_config(old, "float16")
+    assert (model.num_key_value_heads, model.arithmetic.residual) == (2, "parallel")
+    assert facts("GemmaForCausalLM", "plain", hidden_act="gelu").hidden_act == "gelu_pytorch_tanh"
