@@ -48,6 +48,7 @@ def rope(**rule: Any) -> dict[str, Any]:
         return theta
     if rule["rope_type"] == "longrope":
         theta["original_max_position_embeddings"] = rule.pop("original_max_position_embeddings")
+        rule["type"] = rule.pop("rope_type")
     return {**theta, "rope_scaling": rule}
 
 

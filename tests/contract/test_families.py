@@ -25,8 +25,12 @@ def test_every_family_has_a_model_here() -> None:
 
 
 def reference(folder: Path) -> Logits:
-    """Return a function from a sequence to transformers' logits of all its places."""
-    model = AutoModelForCausalLM.from_pretrained(folder).float().eval()
+    """Return a function from a sequence to transformers' logits of all its places.
+
+    Other attention than "eager" may leave soft caps out, as transformers 4 does.
+    """
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    model = model.float().eval()
 
     def logits(sequence: list[int]) -> np.ndarray:
         with torch.no_grad():

@@ -36,6 +36,8 @@ class Reference:
             ).float()
         else:
             self._model = AutoModelForCausalLM.from_pretrained(model).float()
+        if getattr(self._model.config, "attn_logit_softcapping", None):
+            self._model.set_attn_implementation("eager")  # transformers 4's default drops the cap
         self._model.eval()
 
     @torch.no_grad()
