@@ -114,7 +114,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     (MEDUSA, MIXTRAL_HEADS | {"engine.dtype": "bfloat16", "speculation.heads": "heads/mixtral"}),
     ("vicuna13b_medusa_trtllm018", {"target.model": "Qwen/Qwen2-7B-Instruct",
                                     "speculation.heads": "heads/qwen2"}),
-    (LOOKAHEAD, {"target.model": "mistralai/Mistral-7B-v0.1"}),
+    (LOOKAHEAD, {"target.model": "mistralai/Mistral-7B-v0.1", "engine.max_seq_len": 6144}),
     (LOOKAHEAD, {"engine.tensorrt_llm": "0.18.2"}),
     (LOOKAHEAD, {"speculation.window_size": 1, "speculation.ngram_size": 1,
                  "speculation.verification_set_size": 0}),

@@ -142,11 +142,16 @@ def check_model(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
         )
     window = model.sliding_window
     if window is not None and request.max_seq_len > window:
-        rewinds = " and never if rows are taken back" if request.method in _REWINDING else ""
+        why = (
+            f"method {request.method} takes rows of the KV cache back, which TensorRT-LLM does not "
+            "do for such layers"
+            if request.method in _REWINDING
+            else "an engine sees all of them unless its server is told otherwise, which this "
+            "release does not do"
+        )
         yield Rejection(
             f"{role}: layers see the last {window} tokens, but engine.max_seq_len is "
-            f"{request.max_seq_len}; an engine sees all of them unless its server is told "
-            f"otherwise, which this release does not do{rewinds}",
+            f"{request.max_seq_len}; {why}",
             f"set engine.max_seq_len to {window} or less, or use backend: openvino",
         )
 
