@@ -24,6 +24,7 @@ from specpipe.checkpoint.quantized.plans import modules_of, quantized_plans
 from specpipe.checkpoint.source import Source, TensorReader
 from specpipe.config import EngineOptions
 from specpipe.contracts import ModelConfig, Rejection
+from specpipe.errors import Unsupported
 
 NOTHING = Calibration({}, {}, {})
 
@@ -62,10 +63,23 @@ def quantize(
         found = replace(_foreign_quantizing(quantizing, foreign), exclude_modules=excluded)
         foreign = replace(foreign, kv_cache=found.kv_cache)
         return foreign_plans(plans, foreign, model, reader.names()), found
+    if quantizing.weights in CALIBRATED:
+        require_matrices(plans, quantizing, model)
     calibration = NOTHING
     if quantizing.calibrated:
         calibration = read_calibration(out) or _calibrate(source, plans, model, quantizing, out)
     return quantized_plans(plans, quantizing, model, calibration), quantizing
+
+
+def require_matrices(plans: list[TensorPlan], quantizing: Quantizing, model: ModelConfig) -> None:
+    """Raise Unsupported if one of the layers to be quantised is a stack of experts."""
+    for plan in plans:
+        module = plan.name.removesuffix(".weight")
+        if quantizing.includes(module, model) and len(plan.shape) != 2:
+            raise Unsupported(
+                f"{plan.name}: this release does not quantise experts to {quantizing.weights}",
+                hint="set engine.quantization: int8 or int4",
+            )
 
 
 def _foreign_quantizing(quantizing: Quantizing, foreign: Foreign) -> Quantizing:
@@ -84,7 +98,8 @@ def _calibrate(
     linears = [
         module
         for plan in plans
-        if quantizing.includes(plan.name.removesuffix(".weight"), model)
+        if quantizing.weights in CALIBRATED
+        and quantizing.includes(plan.name.removesuffix(".weight"), model)
         for module in modules_of(plan)
     ]
     caches = [

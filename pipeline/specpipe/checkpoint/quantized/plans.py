@@ -14,7 +14,6 @@ from specpipe.checkpoint.quantized import arithmetic as bits
 from specpipe.checkpoint.quantized.calibration import Calibration
 from specpipe.checkpoint.quantized.formats import GROUPS, Quantizing, group_size
 from specpipe.contracts import ModelConfig, Quantization
-from specpipe.errors import Unsupported
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +35,6 @@ def quantized_plans(
     for plan in plans:
         module = plan.name.removesuffix(".weight")
         if quantizing.weights in FORMATS and quantizing.includes(module, model):
-            _require_matrix(plan, quantizing)
             planned += FORMATS[quantizing.weights](
                 _Layer(plan, _partner(plan, weights), model, quantizing, found)
             )
@@ -45,14 +43,6 @@ def quantized_plans(
         if quantizing.kv_cache != "none" and plan.name.endswith("attention.qkv.weight"):
             planned.append(_kv_cache(plan, quantizing, found))
     return planned
-
-
-def _require_matrix(plan: TensorPlan, quantizing: Quantizing) -> None:
-    if len(plan.shape) != 2:
-        raise Unsupported(
-            f"{plan.name}: this release does not quantise experts to {quantizing.weights}",
-            hint="set engine.quantization: int8 or int4",
-        )
 
 
 def _partner(plan: TensorPlan, weights: Mapping[str, TensorPlan]) -> TensorPlan | None:
