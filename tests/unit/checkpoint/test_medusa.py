@@ -1,6 +1,7 @@
 """Medusa heads: three layouts, counted from the tensors, in one checkpoint with their target."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from specpipe.artifacts import read_model_config
+from specpipe.artifacts import Workspace, read_model_config
 from specpipe.checkpoint.convert import checkpoint_inputs, write_checkpoint
+from specpipe.checkpoint.inspection.inspect import inspect_folder
 from specpipe.checkpoint.medusa import full_config, open_heads
 from specpipe.checkpoint.source import open_source
+from specpipe.config import read_config
 from specpipe.errors import ConfigError
+from specpipe.run import build
 from tests.models import make_heads, make_llama
 
 
@@ -217,3 +221,20 @@ def test_a_target_that_does_not_say_what_it_is_gets_no_heads_in_full(
     nameless = {**open_source(tiny).hf_config, "model_type": ""}
     with pytest.raises(ConfigError, match="no model_type"):
         full_config(open_heads(heads).in_full(7), nameless)
+
+
+def test_the_convert_stage_writes_heads_in_full_where_the_backend_wants_them(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    make_heads(tmp_path / "heads", seed=3, heads=2)
+    engine = {"backend": "tensorrt", "gpu": "L4", "dtype": "float16", "tp_size": 2}
+    path = write_config(
+        engine={**engine, "max_input_len": 100, "max_seq_len": 200},
+        speculation={"method": "medusa", "heads": str(tmp_path / "heads"), "tree": [[0, 0], [1]]},
+    )
+    config = read_config(path)
+    build(config, Workspace(tmp_path, config.name), ("convert",))
+    found = inspect_folder(tmp_path / "engines/tiny/checkpoints/target")
+    assert found.defects == () and found.model.architecture == "MedusaForCausalLM"
+    assert found.speculation.max_draft_len == 3  # [0], [0, 0], [1]
+    assert found.ranks is not None and found.ranks.tp_size == 2
