@@ -32,9 +32,9 @@ class Gpu:
         return int(self.memory_gb * 1e9)
 
 
-_A100 = "A100 data sheet, nvidia-us-2188504"
-_H100 = "H100 data sheet, nvidia-h100-datasheet-2430615"
-_ADA = "Ada GPU architecture white paper, v2"
+_A100 = "A100 data sheet"
+_H100 = "H100 data sheet"
+_ADA = "Ada GPU architecture white paper"
 _HGX = "HGX B200 data sheet, at 1000 W"
 
 # fmt: off

@@ -123,13 +123,11 @@ def check_memory(memory: Memory, config: RunConfig, ways: Sequence[str]) -> list
         return []
     where = f"each {config.engine.gpu}" if config.engine.gpu else "this machine"
     parts = ", ".join(f"{role} {size / 2**30:.1f}" for role, size in memory.needed.items())
-    known = (
-        f"{'each of these' if len(ways) > 1 else 'this'} fits: {'; '.join(ways)}" if ways else ""
-    )
+    these = "each of these fits" if len(ways) > 1 else "this fits"
     return [
         Rejection(
             f"the engines need {memory.total / 2**30:.1f} GiB on {where} ({parts}), "
             f"{memory.usable / 2**30:.1f} GiB can be used",
-            known or "take larger GPUs, or a smaller model",
+            f"{these}: {'; '.join(ways)}" if ways else "take larger GPUs, or a smaller model",
         )
     ]

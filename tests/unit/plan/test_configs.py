@@ -13,6 +13,7 @@ import yaml
 
 from specpipe.artifacts import Workspace
 from specpipe.config import read_config
+from specpipe.plan.gpus import GPUS, Gpu
 from specpipe.plan.plan import Plan
 from specpipe.planning import make_plan
 from specpipe.present_plan import plan_text
@@ -59,12 +60,16 @@ def test_its_commands_are_ones_that_its_release_can_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ON_GPUS)
-def test_it_fits_and_one_size_more_does_not(name: str) -> None:
+def test_it_fits_and_above_its_largest_batch_it_does_not(name: str, tmp_path: Path) -> None:
     memory = plan_of(CONFIGS / f"{name}.yaml").memory
     if memory is None:  # an architecture that is only known upstream
         return
     assert memory.fits and memory.largest is not None
-    assert memory.largest.batch_size >= 1 and memory.largest.seq_len >= 2048
+    for more, fits in ((0, True), (1, False)):
+        size = {"engine.max_batch_size": memory.largest.batch_size + more}
+        ranks = {"engine.tp_size": plan_of(CONFIGS / f"{name}.yaml").config.engine.tp_size}
+        changed_memory = plan_of(changed(name, size | ranks, tmp_path)).memory
+        assert changed_memory is not None and changed_memory.fits == fits
 
 
 def test_planning_takes_less_than_two_seconds_of_work_and_no_weights() -> None:
@@ -171,3 +176,22 @@ def test_these_are_at_least_twenty_five_different_reasons(tmp_path: Path) -> Non
         for rejection in plan_of(changed(name, changes, tmp_path)).rejections
     }
     assert len(kinds) >= 25
+
+
+def test_the_table_of_gpus_in_the_documentation_is_that_of_the_plan() -> None:
+    file = Path("docs/gpu.md")
+    text = file.read_text()
+    begin = text.index("| A10 |")
+    end = text.index("\n\n", begin)
+    rows = "\n".join(_documented(gpu) for gpu in GPUS.values())
+    if os.environ.get("UPDATE_GOLDEN"):
+        file.write_text(text[:begin] + rows + text[end:])
+        return
+    assert text[begin:end] == rows, "UPDATE_GOLDEN=1 writes it"
+
+
+def _documented(gpu: Gpu) -> str:
+    throughput = (gpu.fp16_tflops, gpu.int8_tops, gpu.fp8_tflops, gpu.fp4_tflops)
+    cells = [gpu.name, f"{gpu.sm / 10:.1f}", gpu.memory_gb, gpu.bandwidth_gbs]
+    cells += ["-" if value is None else value for value in throughput]
+    return "| " + " | ".join(str(c) for c in (*cells, gpu.nvlink_gbs, gpu.power_w)) + " |"
