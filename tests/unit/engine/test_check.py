@@ -11,7 +11,7 @@ from tests.unit.engine.commands import LLAMA_8B, request
 QWEN = dataclasses.replace(LLAMA_8B, architecture="Qwen2ForCausalLM", num_medusa_heads=4)
 
 
-QWEN3 = dataclasses.replace(LLAMA_8B, architecture="Qwen3ForCausalLM")
+QWEN3 = dataclasses.replace(LLAMA_8B, architecture="Qwen3ForCausalLM", upstream_since=(1, 0))
 WINDOWED = dataclasses.replace(LLAMA_8B, arithmetic=Arithmetic(sliding_windows=(4096, 0) * 16))
 FEW_HEADS = dataclasses.replace(LLAMA_8B, num_attention_heads=36, num_key_value_heads=6)
 ODD_MLP = dataclasses.replace(LLAMA_8B, intermediate_size=11007)
@@ -39,7 +39,7 @@ def cache(name: str) -> dict[str, object]:
         ({"release": "9.9"}, "engine.tensorrt_llm is '9.9'", "known: 1.2.1, 0.18.2"),
         ({"release": "1.3.0rc22"}, "1.3.0rc22 has no engines; upstream removed them", "for 1.2.1"),
         ({"release": "1.1.0"}, "builds no engines with TensorRT-LLM 1.1.0", "backend: llmapi"),
-        ({"release": "0.18.2", "model": QWEN3}, "does not know Qwen3ForCausalLM", "for 1.2.1"),
+        ({"release": "0.18.2", "model": QWEN3}, "has Qwen3ForCausalLM from 1.0 on", "for 1.2.1"),
         ({"method": "lookahead"}, "drafts no token", "raise the sizes"),
         ({"method": "lookahead", "draft_nodes": 83, "release": "0.18.2"},
          "cannot configure method lookahead", "for 1.2.1"),
@@ -56,7 +56,8 @@ def cache(name: str) -> dict[str, object]:
         ({**DRAFT, **cache("int8")}, "behind cached blocks, which an int8", "fp8 together"),
         ({**DRAFT, **cache("fp8")}, "an fp8 KV cache with none weights", "quantization: fp8"),
         ({**MEDUSA, **weights("int8_sq")}, "no SmoothQuant", "fp8"),
-        ({**MEDUSA, "model": WINDOWED}, "sliding window (4096 tokens)", "method: draft_model"),
+        ({**MEDUSA, "model": WINDOWED, "max_seq_len": 8192}, "takes rows of the KV cache back",
+         "engine.max_seq_len to 4096"),
         ({**MEDUSA, "release": "0.18.2", "model": QWEN}, "with Medusa heads as Llama's", "1.2.1"),
         ({"tp_size": 3}, "32 attention heads do not divide by engine.tp_size", "8 or 16"),
         ({"tp_size": 2, "model": ODD_MLP}, "inner width of 11007", "tp_size"),

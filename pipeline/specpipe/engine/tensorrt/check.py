@@ -17,11 +17,6 @@ _ENGINES = ", ".join(METHODS)
 
 def check_release(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
     """Refuse releases without engines, and methods that no engine has."""
-    if request.model.architecture in profile.lacks:
-        yield Rejection(
-            f"TensorRT-LLM {profile.tensorrt_llm} does not know {request.model.architecture}",
-            f"leave engine.tensorrt_llm out for {DEFAULT.tensorrt_llm}",
-        )
     if not profile.methods:
         what = (
             f"TensorRT-LLM {profile.tensorrt_llm} has no engines; upstream removed them in "

@@ -41,7 +41,6 @@ class Profile:
     tokens_per_block: int = 32
     gathers_logits_at_runtime: bool = True  # else a flag of `trtllm-build`
     quantizations: tuple[str, ...] = ("none", "int8", "int4", "fp8", "int4_awq", "int8_sq", "nvfp4")
-    lacks: tuple[str, ...] = ()  # architectures of later releases
     llmapi: LlmApi | None = None
     llmapi_methods: tuple[str, ...] = ()
 
@@ -72,7 +71,6 @@ PROFILES = (
         tokens_per_block=64,
         gathers_logits_at_runtime=False,
         quantizations=("none", "int8", "int4", "fp8", "int4_awq", "int8_sq"),
-        lacks=("Qwen3ForCausalLM",),
     ),
     Profile(
         tensorrt_llm="1.1.0",
