@@ -20,14 +20,12 @@ KINDS: tuple[Kind, ...] = ("docker", "kubernetes")
 
 CPU_IMAGE = "python:3.12-slim"
 _CPU_PACKAGES = ("click", "numpy", "nvidia-pytriton", "openvino", "pyyaml", "tokenizers")
-_GPU_PACKAGES = ("click", "pyyaml", "tokenizers")  # the container has them; a range, so they stay
+# The container has all but the last; without versions, so what is there stays.
+_GPU_PACKAGES = ("click", "pyyaml", "tokenizers", "tritonclient[grpc]")
 
 
 def requirements(*, gpu: bool) -> tuple[str, ...]:
-    """Return what the image installs: on CPUs the versions of this very environment.
-
-    The release's container has what a GPU run needs; there only the presence is made sure.
-    """
+    """Return what the image installs: on CPUs the versions of this very environment."""
     if gpu:
         return _GPU_PACKAGES
     return tuple(f"{name}=={importlib.metadata.version(name)}" for name in _CPU_PACKAGES)

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,12 @@ from specpipe.config import read_config
 from specpipe.deploy.dashboard import PANELS, dashboard
 from specpipe.deploy.deployment import Deployment
 from specpipe.deploy.kubernetes import IN_FLIGHT, adapter_values, manifests
-from specpipe.deploy.write import docker_files, kubernetes_files, write_deployment
+from specpipe.deploy.write import (
+    docker_files,
+    kubernetes_files,
+    requirements,
+    write_deployment,
+)
 from specpipe.deploying import DeployOptions, deploy_run
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.run import build
@@ -34,7 +41,7 @@ GPU = Deployment(
     repository_gib=145,
     sequences=8,
     repository="/models",
-    requirements=("click", "pyyaml", "tokenizers"),
+    requirements=requirements(gpu=True),
 )
 NODES = dataclasses.replace(GPU, gpus_per_node=2)
 CPU = Deployment(
@@ -225,3 +232,14 @@ def test_what_is_not_packaged_cannot_be_deployed(write_config, tmp_path: Path) -
     config = read_config(write_config())
     with pytest.raises(ConfigError, match="is not built"):
         deploy_run(config, Workspace(tmp_path / "w", "tiny"), "docker", DeployOptions())
+
+
+def test_serving_a_repository_needs_no_more_than_the_image_has() -> None:
+    absent = ("torch", "transformers", "safetensors")
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
+        "import specpipe.serve.tritonserver, specpipe.assembly, specpipe.cli.server\n"
+        "import specpipe.repository.models.scheduler, specpipe.repository.models.tokens\n"
+        "import specpipe.engine.openvino.backend\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
