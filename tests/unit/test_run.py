@@ -14,6 +14,7 @@ from specpipe.artifacts import Workspace
 from specpipe.config import read_config
 from specpipe.errors import ConfigError, StageFailed, Unsupported
 from specpipe.run import build, require_repository, status
+from tests.unit.checkpoint.packers import pack_model
 
 
 def setup(path: Path, root: Path):
@@ -29,6 +30,23 @@ def test_a_second_build_finds_everything_fresh(write_config, tmp_path: Path) -> 
     ]  # fmt: skip
     assert all(result.fresh for result in second)
     assert (run[1].repository / "tensorrt_llm/1/engines/target/openvino_model.xml").is_file()
+
+
+@pytest.mark.parametrize(("method", "weights"), [("gptq", "int4_awq"), ("modelopt_fp8", "fp8")])
+def test_a_model_that_others_quantised_is_built_like_any_other(
+    method: str, weights: str, write_config, tiny: Path, tmp_path: Path
+) -> None:
+    pack_model(tiny, tmp_path / "packed", method)
+    target = {"model": str(tmp_path / "packed")}
+    engine = {"backend": "openvino", "max_input_len": 100, "max_seq_len": 200}
+    with pytest.raises(Unsupported, match=f"set engine.quantization: {weights}"):
+        build(*setup(write_config(target=target, engine=engine), tmp_path))
+    engine["quantization"] = weights
+    run = setup(write_config(target=target, engine=engine), tmp_path)
+    build(*run)
+    assert all(result.fresh for result in build(*run))
+    inputs = json.loads((run[1].checkpoint("target") / "specpipe.json").read_text())["inputs"]
+    assert inputs["weights in"] == weights and "calibration prompts" not in inputs
 
 
 def test_stages_can_be_run_alone_and_name_the_one_before(write_config, tmp_path: Path) -> None:

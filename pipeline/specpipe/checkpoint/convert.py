@@ -54,7 +54,7 @@ def checkpoint_inputs(
         inputs |= {f"heads {f.name}": digest_file(f, memory) for f in heads.weights}
         inputs |= {"max_draft_len": str(heads.max_draft_len)} if heads.max_draft_len else {}
     spread = {name: str(value) for name, value in asdict(parallel).items()}
-    inputs |= quantization_inputs(quantizing)
+    inputs |= quantization_inputs(source, quantizing)
     return {**inputs, **spread, "dtype": dtype, "format": FORMAT}
 
 

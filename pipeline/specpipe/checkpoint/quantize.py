@@ -116,7 +116,7 @@ def _calibrate(
     return found
 
 
-def quantization_inputs(quantizing: Quantizing) -> dict[str, str]:
+def quantization_inputs(source: Source, quantizing: Quantizing) -> dict[str, str]:
     """Name what decides the bytes of a quantised checkpoint beside the model; empty if plain."""
     if (quantizing.weights, quantizing.kv_cache) == ("none", "none"):
         return {}
@@ -125,7 +125,7 @@ def quantization_inputs(quantizing: Quantizing) -> dict[str, str]:
         "KV cache in": quantizing.kv_cache,
         "exclude_modules": repr(quantizing.exclude_modules),
     }
-    if quantizing.calibrated:
+    if quantizing.calibrated and find_foreign(source) is None:
         inputs["calibration prompts"] = digest_json(list(quantizing.prompts))
         inputs["nvidia-modelopt"] = modelopt_version() or "not installed"
     return inputs
@@ -145,6 +145,8 @@ def check_quantization(
         readable = [(foreign.weights, foreign.kv_cache)]
         if foreign.kv_cache == "none":
             readable.append((foreign.weights, "fp8"))  # which needs no calibration
+        if engine.backend == "openvino":
+            readable.append((foreign.weights, "none"))  # a CPU keeps its cache as it is
         if asked not in readable:
             return [
                 Rejection(

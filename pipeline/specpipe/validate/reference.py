@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from specpipe.checkpoint.quantized.foreign import find_foreign
+from specpipe.checkpoint.quantized.widen import load_widened
+from specpipe.checkpoint.source import open_source
 from specpipe.contracts import Logits
 
 
@@ -25,7 +28,7 @@ class Reference:
     """A loaded model."""
 
     def __init__(self, model: Path) -> None:
-        """Load a checkpoint folder or a .gguf file in float32."""
+        """Load a checkpoint folder or a .gguf file in float32, whatever it is quantised to."""
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
@@ -34,6 +37,8 @@ class Reference:
             self._model: Any = AutoModelForCausalLM.from_pretrained(
                 model.parent, gguf_file=model.name
             ).float()
+        elif foreign := find_foreign(source := open_source(model)):
+            self._model = load_widened(source, foreign)
         else:
             self._model = AutoModelForCausalLM.from_pretrained(model).float()
         if getattr(self._model.config, "attn_logit_softcapping", None):

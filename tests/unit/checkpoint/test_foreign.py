@@ -19,6 +19,7 @@ from specpipe.config import EngineOptions
 from specpipe.contracts import chain
 from specpipe.engine.openvino.weights import Weights, map_weights
 from specpipe.errors import Unsupported
+from specpipe.validate.reference import Reference
 from tests.unit.checkpoint.packers import pack_model
 from tests.unit.checkpoint.test_quantize import engine_of
 
@@ -114,6 +115,18 @@ def test_the_cpu_engine_answers_as_the_model_whose_weights_they_mean(
     runner = engine_of(out, tmp_path / "engine", "int4_awq").runner()
     runner.start(sequence[:20])
     assert np.abs(runner.score(chain(sequence[20:])).logits - expected).max() < 1e-3
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "modelopt_fp8"])
+def test_the_reference_is_the_model_whose_weights_they_mean(
+    method: str, packed: dict[str, Packed], tiny: Path
+) -> None:
+    folder, _, meant = packed[method]
+    model = AutoModelForCausalLM.from_pretrained(tiny).float().eval()
+    model.load_state_dict(meant, strict=False)
+    with torch.no_grad():
+        expected = model(torch.tensor([[5, 6, 7]])).logits[0].numpy()
+    assert np.array_equal(Reference(folder).logits([5, 6, 7]), expected)
 
 
 def test_a_bias_that_is_not_zero_is_not_dropped(

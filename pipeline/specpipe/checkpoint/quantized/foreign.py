@@ -206,7 +206,7 @@ def _int4(plan: TensorPlan, foreign: Foreign, model: ModelConfig) -> list[Tensor
     rows, columns = plan.shape
     groups = columns // foreign.group
     module = plan.name.removesuffix(".weight")
-    layout = _LAYOUTS[foreign.method]
+    layout = LAYOUTS[foreign.method]
 
     def of(kind: str, shape: Callable[[int], tuple[int, int]]) -> TensorPlan:
         return replace(
@@ -255,7 +255,7 @@ def _turned(weights: Shard) -> Shard:
 
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
     """How one method packs int4 levels [k, n] and zero points [groups, n]."""
 
     levels: "Callable[[torch.Tensor], torch.Tensor]"
@@ -284,9 +284,9 @@ def _gptq_zeros(words: "torch.Tensor") -> "torch.Tensor":
     return nibbles(words).reshape(len(words), -1) + 1
 
 
-_LAYOUTS: dict[Method, _Layout] = {
-    "awq": _Layout(_awq_columns, _awq_columns, lambda n, k: (k, n // 8)),
-    "gptq": _Layout(_gptq_rows, _gptq_zeros, lambda n, k: (k // 8, n)),
+LAYOUTS: dict[Method, Layout] = {
+    "awq": Layout(_awq_columns, _awq_columns, lambda n, k: (k, n // 8)),
+    "gptq": Layout(_gptq_rows, _gptq_zeros, lambda n, k: (k // 8, n)),
 }
 _MAKERS: dict[Method, Callable[[TensorPlan, Foreign, ModelConfig], list[TensorPlan]]] = {
     "awq": _int4,
