@@ -12,7 +12,16 @@ from typing import Literal
 
 from specpipe.contracts import CacheQuantization, Dtype, Parallel, Quantization, Role
 from specpipe.errors import ConfigError
-from specpipe.methods import PLAIN, DraftModel, Hybrid, Lookahead, Medusa, PromptLookup, Speculation
+from specpipe.methods import (
+    ELSEWHERE,
+    PLAIN,
+    DraftModel,
+    Hybrid,
+    Lookahead,
+    Medusa,
+    PromptLookup,
+    Speculation,
+)
 from specpipe.recipe import TrainOptions
 from specpipe.records import Place, at_least, between, matching, read_record
 from specpipe.trees import complete_tree
@@ -126,7 +135,7 @@ def read_config(path: Path) -> RunConfig:
 
     Raises ConfigError with file:line for anything unknown, mistyped, impossible or missing.
     """
-    config, places = read_record(path, RunConfig)
+    config, places = read_record(path, RunConfig, elsewhere=ELSEWHERE)
     if "path" in places:
         raise places["path"].error("unknown key 'path'")
     _check_lengths(config, places)

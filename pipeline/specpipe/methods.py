@@ -160,4 +160,12 @@ AnyLength = PromptLookup | DraftModel | Hybrid | Medusa  # a request may ask for
 Speculation = NoSpeculation | AnyLength | Lookahead | Eagle3 | MultiToken
 
 PLAIN = NoSpeculation()
+# Methods of TensorRT-LLM's engines that this release does not serve -> the way to them.
+ELSEWHERE = {
+    "eagle": "EAGLE-1 and EAGLE-2: TensorRT-LLM's examples/eagle/convert_checkpoint.py and "
+    "trtllm-build make an engine (up to 1.2.1), and `specpipe inspect` looks at both; "
+    "EAGLE-3: method: eagle3",
+    "redrafter": "TensorRT-LLM's examples/redrafter/convert_checkpoint.py and trtllm-build make an "
+    "engine (up to 1.2.1), and `specpipe inspect` looks at both",
+}
 UPSTREAM_ONLY = ("eagle3", "mtp")  # methods without a proposer of ours

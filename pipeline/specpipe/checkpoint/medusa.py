@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from specpipe.checkpoint.drafters import refuse_drafter
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
 from specpipe.checkpoint.source import Renamed, TensorReader, read_json, read_tensors, weight_files
 from specpipe.contracts import ModelConfig
@@ -71,10 +72,12 @@ class HeadsSource:
 def open_heads(path: Path) -> HeadsSource:
     """Find the heads in a folder or file; reads names only.
 
-    Raises ConfigError if there are none, or if heads differ in their layers.
+    Raises ConfigError if there are none, or if heads differ in their layers, Unsupported if they
+    are a drafter of another method.
     """
     weights = _find(path)
     with read_tensors(weights) as reader:
+        refuse_drafter(path, reader.names())
         names = {ours: theirs for theirs in reader.names() if (ours := canonical(theirs))}
         if not names:
             raise ConfigError(

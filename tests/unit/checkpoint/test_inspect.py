@@ -310,6 +310,43 @@ def test_quantised_weights_are_checked_by_their_size(make: Make) -> None:
     assert "which is not 128 x 64 in the 4 bits of W4A16_AWQ" in defects(folder)[0]
 
 
+EAGLE = {
+    "architecture": "EagleForCausalLM", "num_eagle_layers": 4, "max_non_leaves_per_layer": 10,
+    "max_draft_len": 63, "eagle_net_config": {"architecture": "LlamaForCausalLM"},
+}  # fmt: skip
+REDRAFTER = {
+    "architecture": "ReDrafterForCausalLM", "redrafter_num_layers": 2, "redrafter_hidden_size": 64,
+    "redrafter_exit_dim": 128, "redrafter_num_beams": 5, "redrafter_draft_len_per_beam": 5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keys", "tensor"),
+    [(EAGLE, "eagle_nets.0.drafter.fc.weight"), (REDRAFTER, "drafter.lm_head.weight")],
+    ids=["EAGLE", "ReDrafter"],
+)
+def test_other_drafters_are_looked_at_as_far_as_they_are_known(
+    make: Make, keys: dict[str, object], tensor: str
+) -> None:
+    folder = make()
+    change_config(folder, **keys)
+    assert "has no tensor of the drafter" in defects(folder)[0]
+    change_tensors(folder, lambda t: t.update({tensor: torch.zeros(2, 2)}))
+    found = inspect_folder(folder)
+    assert found.defects == () and "drafter's tensors" in " ".join(found.unchecked)
+    change_tensors(folder, lambda t: t.pop("transformer.layers.0.mlp.fc.weight"))
+    assert "rank 0 lacks transformer.layers.0.mlp.fc.weight" in defects(folder)[0]
+    lost = list(keys)[1]
+    change_config(folder, **{lost: None})
+    assert f"needs {lost} in config.json" in defects(folder)[0]
+
+
+def test_an_eagle_checkpoint_with_stages_is_a_defect(make: Make) -> None:
+    folder = make(RANKS[2])
+    change_config(folder, **EAGLE)
+    assert "EAGLE has no pipeline stages, but pp_size is 2" in " ".join(defects(folder))
+
+
 # --- engines -------------------------------------------------------------------------------------
 
 

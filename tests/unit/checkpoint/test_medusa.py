@@ -15,7 +15,7 @@ from specpipe.checkpoint.inspection.inspect import inspect_folder
 from specpipe.checkpoint.medusa import full_config, open_heads
 from specpipe.checkpoint.source import open_source
 from specpipe.config import read_config
-from specpipe.errors import ConfigError
+from specpipe.errors import ConfigError, Unsupported
 from specpipe.run import build
 from tests.models import make_heads, make_llama
 
@@ -238,3 +238,23 @@ def test_the_convert_stage_writes_heads_in_full_where_the_backend_wants_them(
     assert found.defects == () and found.model.architecture == "MedusaForCausalLM"
     assert found.speculation.max_draft_len == 3  # [0], [0, 0], [1]
     assert found.ranks is not None and found.ranks.tp_size == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "config", "words"),
+    [
+        (("fc.weight", "layers.0.mlp.up_proj.weight"), {}, "an EAGLE drafter(.|\n)*examples/eagle"),
+        (("fc.weight", "midlayer.mlp.up_proj.weight"), {}, "EAGLE-3: method: eagle3"),
+        (("rnn_u.weight", "lm_head.0.linear.weight"), {}, "a ReDrafter(.|\n)*examples/redrafter"),
+        (("0.0.linear.weight", "0.1.weight"), {"exit_dim": 4, "num_draft_layers": 1},
+         "a ReDrafter"),
+    ],
+    ids=["EAGLE", "EAGLE-3", "ReDrafter", "ReDrafter that looks like a head"],
+)  # fmt: skip
+def test_drafters_of_other_methods_are_refused_with_the_way_to_them(
+    names: tuple[str, ...], config: dict[str, int], words: str, tmp_path: Path
+) -> None:
+    save_file({name: torch.zeros(2, 2) for name in names}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Unsupported, match=words):
+        open_heads(tmp_path)

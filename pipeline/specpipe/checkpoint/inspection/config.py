@@ -129,6 +129,7 @@ def check_config(raw: Json) -> Iterator[Finding]:
     yield from _check_mapping(raw)
     yield from _check_rope(raw)
     yield from _check_medusa(raw)
+    yield from _check_drafter(raw)
 
 
 def is_legible(raw: Json) -> bool:
@@ -208,6 +209,36 @@ def _check_medusa(raw: Json) -> Iterator[Finding]:
             "config.json has no model_type, so TensorRT-LLM takes the base for a Llama",
             "add the model_type of the target's own config.json",
         )
+
+
+# architecture -> the keys that its upstream class and the runtime cannot do without
+_DRAFTERS = {
+    "EagleForCausalLM": ("num_eagle_layers", "max_non_leaves_per_layer", "max_draft_len"),
+    "ReDrafterForCausalLM": (
+        "redrafter_num_layers",
+        "redrafter_hidden_size",
+        "redrafter_exit_dim",
+        "redrafter_num_beams",
+        "redrafter_draft_len_per_beam",
+    ),
+}
+
+
+def _check_drafter(raw: Json) -> Iterator[Finding]:
+    architecture = text(raw, "architecture") or ""
+    lacks = [key for key in _DRAFTERS.get(architecture, ()) if whole(raw, key) is None]
+    if architecture == "EagleForCausalLM" and not table(raw, "eagle_net_config"):
+        lacks.append("eagle_net_config")
+    if lacks:
+        yield Finding(f"{architecture} needs {', '.join(lacks)} in config.json", _CONVERT)
+    if architecture == "EagleForCausalLM" and (ranks := describe_ranks(raw)):
+        if ranks.pp_size > 1:
+            yield Finding(
+                f"EAGLE has no pipeline stages, but pp_size is {ranks.pp_size}",
+                "convert the model with pp_size 1",
+            )
+        if (whole(raw, "max_draft_len") or 0) > 256:
+            yield Finding("EAGLE drafts at most 256 tokens a step", "lower max_draft_len")
 
 
 def remark_config(raw: Json) -> Iterator[str]:

@@ -17,6 +17,7 @@ from specpipe.checkpoint.inspection.config import (
 from specpipe.checkpoint.inspection.engine import check_engine, describe_limits, engine_files, mode
 from specpipe.checkpoint.inspection.records import File, Finding, Inspection, Ranks
 from specpipe.checkpoint.inspection.tensors import (
+    DRAFTERS,
     Expected,
     Header,
     compare,
@@ -111,7 +112,8 @@ def _compare(
         for rank, header in headers.items()
         for finding in compare(rank, header, expected[rank], raw)
     ]
-    return expected, found, []
+    drafter = DRAFTERS.get(text(raw, "architecture") or "")
+    return expected, found, [f"shapes of the drafter's tensors ({drafter}*)"] if drafter else []
 
 
 def _inspect_engine(folder: Path, raw: Json) -> Inspection:

@@ -25,6 +25,8 @@ _SCALES = (
 _WEIGHT_BITS = {"W4A16": 4, "W4A8": 4, "NVFP4": 4, "W8A16": 8, "W8A8": 8, "FP8": 8}
 _FLOATS = {"float32": 32, "float16": 16, "bfloat16": 16}
 _AS_LLAMA = ("LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Qwen2ForCausalLM")
+# What these have beside a Llama; upstream builds them on nothing else.
+DRAFTERS = {"EagleForCausalLM": "eagle_nets.", "ReDrafterForCausalLM": "drafter."}
 _CONVERT = "convert the model again"
 
 
@@ -143,6 +145,8 @@ def _plans(raw: Json, headers: Mapping[int, Header]) -> tuple[ModelConfig, list[
     architecture = text(raw, "architecture") or ""
     if architecture == "MedusaForCausalLM":
         architecture = BASES.get(text(raw, "model_type") or "llama", "")
+    elif architecture in DRAFTERS:
+        architecture = "LlamaForCausalLM"
     if "arithmetic" not in raw and architecture not in _AS_LLAMA:
         raise Unsupported(
             f"names and shapes of tensors: {architecture or 'this architecture'} of another "
@@ -171,7 +175,14 @@ def compare(
 ) -> Iterator[Finding]:
     """Yield what one rank lacks, has too much, or has in the wrong shape or type."""
     missing = sorted(expected.keys() - header.keys() - _may_lack(header))
-    unexpected = sorted(n for n in header.keys() - expected.keys() if not n.endswith(_SCALES))
+    drafter = DRAFTERS.get(text(raw, "architecture") or "")
+    unexpected = sorted(
+        name
+        for name in header.keys() - expected.keys()
+        if not name.endswith(_SCALES) and not (drafter and name.startswith(drafter))
+    )
+    if drafter and not any(name.startswith(drafter) for name in header):
+        yield Finding(f"rank {rank} has no tensor of the drafter ({drafter}*)", _CONVERT)
     if missing:
         yield Finding(f"rank {rank} lacks {_some(missing)}", _hint(missing, unexpected))
     if unexpected:
