@@ -10,14 +10,13 @@ from transformers import AutoModelForCausalLM
 
 from specpipe.checkpoint.families import FAMILIES
 from specpipe.contracts import ROOT, Draft, Verdict, chain
-from specpipe.engine.openvino.backend import OpenVinoEngine
 from tests.families import WORLDS, make_family
 
 CASES = [(name, variant) for name, world in WORLDS.items() for variant in world.variants]
 TREE = [ROOT, 0, ROOT, 1, 0]  # parents of five nodes
 TOLERANCE = 1e-3
 
-Logits = Callable[[list[int]], np.ndarray]
+Logits = Callable[[list[list[int]]], list[np.ndarray]]
 
 
 def test_every_family_has_a_model_here() -> None:
@@ -25,53 +24,45 @@ def test_every_family_has_a_model_here() -> None:
 
 
 def reference(folder: Path) -> Logits:
-    """Return a function from a sequence to transformers' logits of all its places.
+    """Return a function from sequences to transformers' logits of all their places."""
+    model = AutoModelForCausalLM.from_pretrained(folder).float().eval()
+    if getattr(model.config, "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")  # transformers 4's default drops the cap
 
-    Other attention than "eager" may leave soft caps out, as transformers 4 does.
-    """
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
-    model = model.float().eval()
-
-    def logits(sequence: list[int]) -> np.ndarray:
+    def logits(sequences: list[list[int]]) -> list[np.ndarray]:
+        longest = max(map(len, sequences))
+        padded = [[*s, *[3] * (longest - len(s))] for s in sequences]  # behind: not seen
         with torch.no_grad():
-            return model(torch.tensor([sequence]), use_cache=False).logits[0].numpy()
+            found = model(torch.tensor(padded), use_cache=False).logits.numpy()
+        return [row[: len(s)] for row, s in zip(found, sequences, strict=True)]
 
     return logits
 
 
-@pytest.fixture(scope="module")
-def case(request, tmp_path_factory, make_engine) -> tuple[OpenVinoEngine, Logits]:
-    name, variant = request.param
-    folder = make_family(tmp_path_factory.mktemp("family") / "model", name, variant)
+def differ(ours: np.ndarray, theirs: list[np.ndarray] | np.ndarray) -> float:
+    return float(np.abs(ours - np.stack(list(theirs))).max())
+
+
+@pytest.mark.parametrize(("name", "variant"), CASES)
+def test_prompts_later_steps_and_trees_have_the_logits_of_transformers(
+    name: str, variant: str, tmp_path: Path, make_engine
+) -> None:
+    folder = make_family(tmp_path / "model", name, variant)
     expected = reference(folder)
     if WORLDS[name].rewrite:
         WORLDS[name].rewrite(folder)
-    return make_engine(folder), expected
-
-
-@pytest.mark.parametrize("case", CASES, indirect=True, ids=" ".join)
-def test_logits_are_those_of_transformers(case) -> None:
-    engine, expected = case
-    sequence = np.random.default_rng(0).integers(3, engine.vocab_size, 110).tolist()
-    wanted = expected(sequence)
-    runner = engine.runner()
-    runner.start(sequence[:90])  # crosses a block of the cache
-    for begin in range(89, 110, 4):
-        runner.follow(sequence[: begin + 1])
-        logits = runner.score(chain(sequence[begin + 1 : begin + 4])).logits
-        assert np.abs(logits - wanted[begin : begin + len(logits)]).max() < TOLERANCE
-
-
-@pytest.mark.parametrize("case", CASES, indirect=True, ids=" ".join)
-def test_logits_of_a_tree_are_those_of_its_paths(case) -> None:
-    engine, expected = case
-    *prompt, a, b, c, d, e = np.random.default_rng(1).integers(3, engine.vocab_size, 35).tolist()
-    draft = Draft(np.array([a, b, c, d, e]), np.array(TREE))
-    runner = engine.runner(len(TREE) + 1)
-    runner.start(prompt)
+    engine = make_engine(folder)
+    rng = np.random.default_rng(0)
+    text = rng.integers(3, engine.vocab_size, 80).tolist()
+    a, b, c, d, e = rng.integers(3, engine.vocab_size, 5).tolist()
+    tree = Draft(np.array([a, b, c, d, e]), np.array(TREE))
     paths = [[], [a], [a, b], [c], [a, b, d], [a, e]]
-    wanted = [expected([*prompt, *path])[-1] for path in paths]
-    assert np.abs(runner.score(draft).logits - wanted).max() < TOLERANCE
-    runner.commit(draft, Verdict((0, 4), c))  # keeps rows that do not follow each other
-    after = runner.score(chain([d])).logits
-    assert np.abs(after - expected([*prompt, a, e, c, d])[-2:]).max() < TOLERANCE
+    whole, *ends = expected([text, *([*text, *path] for path in paths), [*text, a, e, c, d]])
+
+    runner = engine.runner(len(TREE) + 1)
+    runner.start(text[:71])
+    assert differ(runner.score(chain(text[71:79])).logits, whole[70:79]) < TOLERANCE
+    runner.commit(chain(text[71:79]), Verdict(tuple(range(8)), text[79]))  # fills a cache block
+    assert differ(runner.score(tree).logits, [end[-1] for end in ends[:-1]]) < TOLERANCE
+    runner.commit(tree, Verdict((0, 4), c))  # keeps rows that do not follow each other
+    assert differ(runner.score(chain([d])).logits, ends[-1][-2:]) < TOLERANCE
