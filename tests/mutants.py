@@ -205,6 +205,22 @@ def counts_nodes_for_positions(honest: Any) -> Any:
     return lambda parents: np.arange(len(parents))
 
 
+def sees_beyond_its_window(honest: Any) -> Any:
+    return lambda step, model, sliding_window=0: honest(step, model)
+
+
+def gives_heads_each_others_slopes(honest: Any) -> Any:
+    return lambda heads: honest(heads)[::-1]
+
+
+def turns_heads_by_their_size(honest: Any) -> Any:
+    def table(model: Any, positions: int) -> Any:
+        wide = replace(model, rotary_embedding_dim=model.head_size)
+        return honest(wide if model.rotary_dim else model, positions)
+
+    return table
+
+
 def hangs_nodes_one_too_high(honest: Any) -> Any:
     return lambda parents, by: np.where(parents == ROOT, by, parents + by)
 
@@ -230,6 +246,7 @@ _ENUMERATED = (_LAWS, "-k", "exactly_the_targets")
 _DRAWN = (_LAWS, "-k", "fifty_thousand and draft_model")
 _GREEDY = ("tests/contract/test_proposers.py",)
 _ENGINE = ("tests/unit/engine/test_openvino.py",)
+_FAMILIES = "tests/contract/test_families.py"
 _ACCEPT = "specpipe.speculate.accept"
 _LOOP = "specpipe.speculate.decode"
 _DRAFT = "specpipe.speculate.draft_model:DraftModelProposer"
@@ -285,6 +302,17 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "mask shows siblings": Mutant(f"{_VISIBILITY}:ancestors", sees_its_siblings, _ENGINE),
     "tree positions off": Mutant(f"{_RUNNER}:depths", counts_nodes_for_positions, _ENGINE),
+    "sliding window ignored": Mutant(
+        f"{_RUNNER}:mask", sees_beyond_its_window, (_FAMILIES, "-k", "window")
+    ),
+    "slopes of ALiBi reversed": Mutant(
+        f"{_VISIBILITY}:slopes_of", gives_heads_each_others_slopes, (_FAMILIES, "-k", "rw")
+    ),
+    "whole heads rotated": Mutant(
+        "specpipe.engine.openvino.backend:rope_table",
+        turns_heads_by_their_size,
+        (_FAMILIES, "-k", "share"),
+    ),
     "parents off by one": Mutant(f"{_RUNNER}:_shift", hangs_nodes_one_too_high, _ENGINE),
     "first rows kept, not the path": Mutant(
         f"{_RUNNER}:OpenVinoRunner._keep", keeps_the_first_rows_instead_of_the_path, _ENGINE

@@ -66,3 +66,28 @@ def test_prompts_later_steps_and_trees_have_the_logits_of_transformers(
     assert differ(runner.score(tree).logits, [end[-1] for end in ends[:-1]]) < TOLERANCE
     runner.commit(tree, Verdict((0, 4), c))  # keeps rows that do not follow each other
     assert differ(runner.score(chain([d])).logits, ends[-1][-2:]) < TOLERANCE
+
+
+NEAR = [
+    ("MixtralForCausalLM", "plain", "float32", "int8"),
+    ("MixtralForCausalLM", "plain", "bfloat16", "none"),
+    ("Qwen2MoeForCausalLM", "plain", "float32", "int8"),
+    ("GPT2LMHeadModel", "plain", "float32", "int8"),
+    ("PhiForCausalLM", "plain", "bfloat16", "none"),
+    ("FalconForCausalLM", "40b", "float32", "int4"),
+    ("FalconForCausalLM", "rw", "bfloat16", "none"),
+    ("Gemma2ForCausalLM", "window", "bfloat16", "none"),
+]
+
+
+@pytest.mark.parametrize(("name", "variant", "dtype", "quantization"), NEAR)
+def test_smaller_numbers_stay_near(
+    name: str, variant: str, dtype: str, quantization: str, tmp_path: Path, make_engine
+) -> None:
+    folder = make_family(tmp_path / "model", name, variant)
+    engine = make_engine(folder, dtype, quantization)
+    text = np.random.default_rng(0).integers(3, engine.vocab_size, 40).tolist()
+    runner = engine.runner()
+    runner.start(text[:1])
+    ours, theirs = runner.score(chain(text[1:])).logits, reference(folder)([text])[0]
+    assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.97
