@@ -36,10 +36,9 @@ from specpipe.cli.output import load, say
 @click.option(
     "--timeout",
     "timeout_s",
-    default=120,
-    show_default=True,
+    metavar="S",
     type=click.IntRange(min=1),
-    help="Seconds that the models may take to load.",
+    help="Seconds that the models may take to load; 120 on CPUs and 1800 on GPUs if not given.",
 )
 @click.option("--log-to-stderr", is_flag=True, help="Show the server's output too; for containers.")
 @json_option
@@ -48,7 +47,7 @@ def serve(
     config_path: Path | None,
     workspace: Path,
     repository: Path | None,
-    timeout_s: int,
+    timeout_s: int | None,
     log_to_stderr: bool,
     as_json: bool,
     host: str,

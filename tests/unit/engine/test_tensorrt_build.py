@@ -162,6 +162,31 @@ def test_an_engine_of_another_release_is_not_published(run, gpu_machine: Path, m
         build(*run(), COMPILE)
 
 
+def test_an_older_release_is_built_with_its_own_flags_in_its_own_container(
+    run, container_machine: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("STANDIN_VERSION", "0.18.2")
+    config, place = run(tensorrt_llm="0.18.2")
+    build(config, place, COMPILE, runtime="docker")
+    calls = (container_machine / "docker.log").read_text()
+    assert "25.04-trtllm-python-py3" in calls and "26.04" not in calls
+    assert (place.root / "engines/.timing/0.18.2_NVIDIA-H100-80GB-HBM3.cache").is_file()
+
+
+@pytest.mark.parametrize(("tp_size", "pp_size"), [(2, 1), (1, 2)])
+def test_every_rank_of_an_engine_is_built_and_counted(
+    tp_size: int, pp_size: int, write_config, gpu_machine: Path, monkeypatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("STANDIN_GPUS", "NVIDIA H100 80GB HBM3, 9.0, 81559, 580.1\n" * 2)
+    engine = {**ENGINE, "tp_size": tp_size, "pp_size": pp_size}
+    config = read_config(write_config(engine=engine))
+    place = Workspace(tmp_path / "work", config.name)
+    build(config, place, COMPILE)
+    manifest = json.loads((place.engine("target") / "specpipe.json").read_text())
+    assert {"rank0.engine", "rank1.engine"} <= set(manifest["files"])
+    assert "--workers 2" in manifest["facts"]["command"]
+
+
 def start_build(config, place: Workspace, *more: str) -> ForkProcess:
     """Run the command line in a process of its own, which a test may signal."""
     args = ["build", "--config", config.path, "--workspace", str(place.root), *more]
@@ -312,8 +337,10 @@ def test_exits_are_told_in_words_and_progress_in_few() -> None:
 
 FLAGS = {"--max_seq_len": "200", "--max_batch_size": "2", "--max_input_len": "100",
          "--gemm_plugin": "bfloat16", "--use_paged_context_fmha": "enable",
-         "--tokens_per_block": "32", "--max_num_tokens": "8192"}  # fmt: skip
-MODEL = {"architecture": "LlamaForCausalLM", "dtype": "bfloat16", "vocab_size": 320,
+         "--tokens_per_block": "32", "--logits_dtype": "float32",
+         "--max_num_tokens": "8192"}  # fmt: skip
+MODEL = {"architecture": "LlamaForCausalLM", "dtype": "bfloat16", "logits_dtype": "float32",
+         "vocab_size": 320,
          "mapping": {"world_size": 1, "tp_size": 1, "pp_size": 1},
          "quantization": {"quant_algo": None, "kv_cache_quant_algo": None}}  # fmt: skip
 BUILT = {"max_seq_len": 200, "max_batch_size": 2, "max_input_len": 100, "max_num_tokens": 400,
@@ -330,6 +357,7 @@ def test_an_engine_as_planned_differs_in_nothing() -> None:
 @pytest.mark.parametrize(
     ("section", "change", "words"),
     [
+        ("pretrained_config", {"logits_dtype": "float16"}, "logits_dtype is float16, planned was"),
         ("pretrained_config", {"dtype": "float16"}, "dtype is float16, planned was bfloat16"),
         ("pretrained_config", {"mapping": {"world_size": 2, "tp_size": 2, "pp_size": 1}},
          "mapping.tp_size is 2, planned was 1"),

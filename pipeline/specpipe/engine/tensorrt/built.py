@@ -74,7 +74,10 @@ def compare(
 ) -> list[Difference]:
     """Return what differs between a built config.json and its plan: flags, checkpoint, release."""
     found = [Difference("version", release, built.get("version"))]
-    found += _compare_model(checkpoint, built.get("pretrained_config") or {})
+    model = built.get("pretrained_config") or {}
+    found += _compare_model(checkpoint, model)
+    if "--logits_dtype" in flags:  # Triton's tensors of logits are of this type
+        found.append(Difference("logits_dtype", flags["--logits_dtype"], model.get("logits_dtype")))
     found += _compare_sizes(flags, built.get("build_config") or {})
     found += _compare_plugins(flags, (built.get("build_config") or {}).get("plugin_config") or {})
     return [difference for difference in found if difference.planned != difference.built]

@@ -1,0 +1,70 @@
+"""Child programs: what they say is kept, signs of life come, and nothing of them outlives us."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from specpipe.processes import Launch, last_lines, run_logged
+
+
+class Interrupt(BaseException):
+    """Stands for Ctrl-C."""
+
+
+def shell(script: str, abort: tuple[str, ...] = ()) -> Launch:
+    return Launch(("sh", "-c", script), abort)
+
+
+def ends(pid_file: Path) -> bool:
+    """Tell whether the process of that id is gone within five seconds."""
+    stat = Path(f"/proc/{int(pid_file.read_text())}/stat")
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+    return False
+
+
+def test_output_is_kept_and_the_exit_code_told(tmp_path: Path) -> None:
+    assert run_logged(shell("echo out; echo err >&2; exit 3"), tmp_path / "deep/log") == 3
+    assert last_lines(tmp_path / "deep/log") == ["out", "err"]
+    assert run_logged(shell("kill -9 $$"), tmp_path / "log") == -9
+
+
+def test_a_long_program_gives_signs_of_life(tmp_path: Path) -> None:
+    beats: list[float] = []
+    run_logged(shell("sleep 0.4"), tmp_path / "log", on_heartbeat=beats.append, heartbeat_s=0.1)
+    assert len(beats) >= 2 and beats == sorted(beats)
+
+
+def test_an_interrupted_wait_ends_the_whole_group_and_aborts_the_rest(tmp_path: Path) -> None:
+    def interrupt(seconds: float) -> None:
+        if (tmp_path / "child").exists():
+            raise Interrupt
+
+    abort = ("touch", str(tmp_path / "aborted"))
+    launch = shell(f"sleep 600 & echo $! > {tmp_path}/child; wait", abort)
+    with pytest.raises(Interrupt):
+        run_logged(launch, tmp_path / "log", on_heartbeat=interrupt, heartbeat_s=0.05)
+    assert ends(tmp_path / "child")
+    assert (tmp_path / "aborted").exists()
+
+
+def test_a_program_that_ends_well_is_not_aborted_and_leaves_no_workers(tmp_path: Path) -> None:
+    abort = ("touch", str(tmp_path / "aborted"))
+    script = f"sleep 600 & echo $! > {tmp_path}/worker"
+    assert run_logged(shell(script, abort), tmp_path / "log") == 0
+    assert ends(tmp_path / "worker")
+    assert not (tmp_path / "aborted").exists()
+
+
+def test_a_missing_program_and_a_missing_log_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        run_logged(Launch(("no-such-program",)), tmp_path / "log")
+    assert last_lines(tmp_path / "nothing") == []
+
+
+def test_last_lines_are_few_and_not_empty(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("a\n\n" + "\n".join(map(str, range(20))) + "\n\n")
+    assert last_lines(tmp_path / "log", 3) == ["17", "18", "19"]
