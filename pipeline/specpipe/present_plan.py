@@ -94,7 +94,7 @@ def _cells(part: Footprint) -> str:
 
 def _room(memory: Memory, plan: Plan) -> Iterator[str]:
     free = memory.usable - memory.total
-    state = f"{free / _GIB:.1f} free" if memory.fits else f"{-free / _GIB:.1f} TOO MUCH"
+    state = f"{free / _GIB:.1f} free" if free >= 0 else f"{-free / _GIB:.1f} TOO MUCH"
     yield _row(
         "memory",
         f"{memory.total / _GIB:.1f} of {memory.usable / _GIB:.1f} GiB, {state}; an estimate",
@@ -106,7 +106,7 @@ def _room(memory: Memory, plan: Plan) -> Iterator[str]:
             f"{_sequences(memory.largest.batch_size)} of {engine.max_seq_len} tokens, or "
             f"{engine.max_batch_size} of {memory.largest.seq_len}",
         )
-    if plan.config.engine.gpu and memory.fits:
+    if memory.kv and memory.fits:
         tokens = next(iter(memory.kv.values())).tokens
         each = " in each engine" if len(memory.kv) > 1 else ""
         yield _row("KV cache", f"{tokens} tokens{each}, with all that is left")

@@ -38,7 +38,7 @@ class Memory:
 
     footprints: Mapping[Role, Footprint]
     available: int
-    kv: Mapping[Role, KvBudget]
+    kv: Mapping[Role, KvBudget]  # on GPUs; a CPU's caches are allocated one by one
     largest: Largest | None = None
 
     @property
@@ -58,15 +58,22 @@ class Memory:
 
     @property
     def fits(self) -> bool:
-        """Whether everything has room."""
-        return self.total <= self.usable
+        """Whether everything has room, on a GPU in the caches' share of what the engines leave."""
+        parts = self.footprints.values()
+        share = KV_SHARE if self.kv else 1.0
+        caches = sum(part.kv_per_token * part.kv_tokens for part in parts)
+        return sum(part.fixed for part in parts) + caches / share <= self.usable
 
 
-def plan_memory(footprints: Mapping[Role, Footprint], available: int) -> Memory:
-    """Return the memory of a deployment, with its KV caches given what the engines leave.
+def plan_memory(
+    footprints: Mapping[Role, Footprint], available: int, *, on_gpu: bool = True
+) -> Memory:
+    """Return the memory of a deployment, on GPUs with its KV caches given what the engines leave.
 
     Engines of one run cache the same sequences, so each gets room for as many tokens.
     """
+    if not on_gpu:
+        return Memory(footprints, available, {})
     free = available * (1 - RESERVE) - sum(f.fixed for f in footprints.values())
     row = sum(f.kv_per_token for f in footprints.values())
     tokens = max(0, int(KV_SHARE * free / row)) if row else 0

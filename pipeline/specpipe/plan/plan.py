@@ -124,10 +124,11 @@ def check_memory(memory: Memory, config: RunConfig, ways: Sequence[str]) -> list
     where = f"each {config.engine.gpu}" if config.engine.gpu else "this machine"
     parts = ", ".join(f"{role} {size / 2**30:.1f}" for role, size in memory.needed.items())
     these = "each of these fits" if len(ways) > 1 else "this fits"
+    narrow = ", of which caches take nine tenths at most" if memory.total <= memory.usable else ""
     return [
         Rejection(
             f"the engines need {memory.total / 2**30:.1f} GiB on {where} ({parts}), "
-            f"{memory.usable / 2**30:.1f} GiB can be used",
+            f"{memory.usable / 2**30:.1f} GiB can be used{narrow}",
             f"{these}: {'; '.join(ways)}" if ways else "take larger GPUs, or a smaller model",
         )
     ]

@@ -35,7 +35,8 @@ class Sizing:
         """Return what the run takes."""
         requests = make_requests(self.config, self.models)
         footprints = {role: self.backend.footprint(r) for role, r in requests.items()}
-        return plan_memory(footprints, self.available)
+        on_gpu = self.config.engine.gpu is not None
+        return plan_memory(footprints, self.available, on_gpu=on_gpu)
 
     def rejections(self) -> set[Rejection]:
         """Return what the backend refuses."""

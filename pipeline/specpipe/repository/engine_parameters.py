@@ -17,7 +17,7 @@ from specpipe.trees import TreePath
 
 WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
 _DECODING_MODES = {"medusa": "medusa", "lookahead": "lookahead"}
-_ONE_ENGINE, _TWO_ENGINES = "0.9", "0.5"  # of the memory that is free when the model loads
+_FREE_SHARE = "0.9"  # of the memory that is free when the model has loaded
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,16 @@ def _cache(plan: EnginePlan) -> dict[str, str]:
     """Two engines on the same GPUs get token budgets, so that neither depends on who loads first.
 
     The budget holds every slot's longest sequence and the draft under verification, in whole
-    blocks; the fraction bounds it where that is more than half of the free memory.
+    blocks; where the plan fits, the share binds neither engine, whichever loads first.
     """
     request = plan.request
     shared = len(plan.ranks) > 1
     row = -(-(request.max_seq_len + request.draft_nodes + 1) // 64) * 64
     return {
         "enable_kv_cache_reuse": "true",  # the loop resends the whole sequence at every step
-        "kv_cache_free_gpu_mem_fraction": _TWO_ENGINES if shared else _ONE_ENGINE,
+        "kv_cache_free_gpu_mem_fraction": _FREE_SHARE,
         "max_tokens_in_paged_kv_cache": str(request.max_batch_size * row) if shared else "",
-        "max_attention_window_size": str(request.max_seq_len),
+        "max_attention_window_size": "",  # the engine's own length, which has room for the drafts
     }
 
 

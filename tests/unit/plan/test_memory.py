@@ -128,6 +128,15 @@ def test_what_is_too_large_has_no_room() -> None:
     assert not memory.fits and memory.kv["target"].tokens == 0
 
 
+def test_a_tenth_of_what_engines_leave_is_not_for_their_caches() -> None:
+    usable = 80 * GIB * (1 - RESERVE)
+    for share, fits in ((0.89, True), (0.91, False)):
+        cache = int((usable - 40 * GIB) * share)
+        footprints = {"target": Footprint(40 * GIB, 1, cache, 0, 0)}
+        assert plan_memory(footprints, 80 * GIB).fits == fits  # type: ignore[arg-type]
+        assert plan_memory(footprints, 80 * GIB, on_gpu=False).fits  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("limit", [0, 1, 7, 99, 100])
 def test_the_largest_that_fits_is_found(limit: int) -> None:
     assert largest(lambda n: n <= limit, 100) == limit

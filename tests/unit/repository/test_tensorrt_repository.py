@@ -157,7 +157,7 @@ def test_two_engines_share_the_kv_cache_by_tokens(write: Write) -> None:
     for model in ("tensorrt_llm", "tensorrt_llm_draft"):
         # 8 sequences of 4096 tokens and 6 under verification, in blocks of 64
         assert value(repository, "max_tokens_in_paged_kv_cache", model) == str(8 * 4160)
-        assert value(repository, "kv_cache_free_gpu_mem_fraction", model) == "0.5"
+        assert value(repository, "kv_cache_free_gpu_mem_fraction", model) == "0.9"
     alone = write(LOOKAHEAD, "1.2.0")
     assert value(alone, "max_tokens_in_paged_kv_cache") == ""
     assert value(alone, "kv_cache_free_gpu_mem_fraction") == "0.9"
