@@ -52,7 +52,7 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
     rejections = [
         *(r for request in requests.values() for r in backend.check(request)),
         *check_models(requests),
-        *_check_parts(config, found),
+        *_check_parts(config, found, serves_sources=backend.serves_sources),
         *refusals(differing, own_loop=own_loop),
         *check_options(config, found.next_token_layers),
         *_check_memory(memory, sizing),
@@ -76,10 +76,11 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
     )
 
 
-def _check_parts(config: RunConfig, found: Located) -> Iterator[Rejection]:
+def _check_parts(config: RunConfig, found: Located, *, serves_sources: bool) -> Iterator[Rejection]:
     """Check every model by itself: its number formats, and its heads."""
     for role, source in found.sources.items():
-        yield from check_quantization(config.engine, found.models[role], source)
+        if not serves_sources:  # then what they are quantised to is upstream's affair
+            yield from check_quantization(config.engine, found.models[role], source)
     for role, own in found.heads.items():
         yield from check_heads(config, role, found.models[role], own.hidden_size)
 

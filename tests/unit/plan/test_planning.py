@@ -69,6 +69,21 @@ def test_a_lookahead_that_drafts_nothing_cannot_be_an_engine(tmp_path: Path) -> 
     assert "drafts no token" in " ".join(map(str, plan_of(path, tmp_path).rejections))
 
 
+def test_the_llm_api_takes_models_that_others_quantised_in_any_way(
+    write_config, tiny: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(tiny, tmp_path / "nvfp4"))
+    facts = json.dumps({"quantization": {"quant_algo": "NVFP4"}})
+    (model / "hf_quant_config.json").write_text(facts)
+    engine = {"backend": "llmapi", "gpu": "B200", "dtype": "bfloat16", "max_input_len": 100,
+              "max_seq_len": 200}  # fmt: skip
+    target = {"model": str(model)}
+    plan = plan_of(write_config(target=target, engine=engine), tmp_path)
+    assert not [r for r in plan.rejections if "quantis" in str(r)]
+    with pytest.raises(Unsupported, match="NVFP4 with KV cache None cannot be read"):
+        plan_of(write_config(target=target, engine={**engine, "backend": "tensorrt"}), tmp_path)
+
+
 def test_the_cpu_engine_has_no_quantised_kv_cache(write_config, tmp_path: Path) -> None:
     engine = {"backend": "openvino", "max_input_len": 100, "max_seq_len": 200,
               "kv_cache_quantization": "fp8"}  # fmt: skip
