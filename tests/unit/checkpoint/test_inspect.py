@@ -116,6 +116,22 @@ def test_every_family_is_checked_by_names_and_shapes(architecture: str, tmp_path
     assert "lacks transformer.layers.1.attention.dense.weight" in defects(tmp_path / "out")[0]
 
 
+def test_scales_that_are_missing_are_a_defect(tmp_path: Path) -> None:
+    source = make_llama(tmp_path / "hf", seed=1, hidden_size=128, head_dim=32)
+    folder = write_quantised(source, tmp_path / "out", Quantizing("fp8", "fp8"))
+    assert defects(folder) == []
+    at = "transformer.layers.1."
+    change_tensors(folder, lambda t: t.pop(f"{at}attention.kv_cache_scaling_factor"))
+    assert f"{at}attention: the KV cache is quantised, but has no scale" in defects(folder)[0]
+
+    def drop(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [n for n in tensors if n.startswith(f"{at}mlp.proj.") and "scaling" in n]:
+            del tensors[name]
+
+    change_tensors(folder, drop)
+    assert f"{at}mlp.proj: quantised weights without scales" in defects(folder)[0]
+
+
 @pytest.mark.parametrize("weights", ["fp8", "int4_awq", "int8_sq", "nvfp4"])
 def test_quantised_checkpoints_of_ours_have_no_defect(weights: Any, tmp_path: Path) -> None:
     sizes = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}

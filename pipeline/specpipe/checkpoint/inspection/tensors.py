@@ -190,6 +190,7 @@ def compare(
             f"rank {rank} has {_some(unexpected)}, which the config does not ask for",
             _hint(missing, unexpected),
         )
+    yield from _check_scales(rank, header, raw)
     wrong = [
         sentence
         for name in sorted(expected.keys() & header.keys())
@@ -199,6 +200,24 @@ def compare(
         yield Finding(f"rank {rank}: {sentence}", _CONVERT)
     if len(wrong) > 4:
         yield Finding(f"rank {rank}: {len(wrong) - 4} more tensors like these", _CONVERT)
+
+
+def _check_scales(rank: int, header: Header, raw: Json) -> Iterator[Finding]:
+    """Quantised weights need scales beside them, a quantised KV cache one in every layer."""
+    scaled = {name.rpartition(".")[0] for name in header if name.endswith(_SCALES)}
+    packed = (name for name, stored in header.items() if stored.dtype not in _FLOATS)
+    modules = {name.removesuffix(".weight") for name in packed if name.endswith(".weight")}
+    if bare := sorted(modules - scaled):
+        yield Finding(f"rank {rank}: {_some(bare)}: quantised weights without scales", _CONVERT)
+    if text(table(raw, "quantization"), "kv_cache_quant_algo"):
+        layers = {name.removesuffix(".qkv.weight") for name in header if "attention.qkv.w" in name}
+        bare = sorted(n for n in layers if f"{n}.kv_cache_scaling_factor" not in header)
+        bare = [name for name in bare if name.endswith("attention")]
+        if bare:
+            yield Finding(
+                f"rank {rank}: {_some(bare)}: the KV cache is quantised, but has no scale here",
+                _CONVERT,
+            )
 
 
 def _may_lack(header: Header) -> set[str]:
