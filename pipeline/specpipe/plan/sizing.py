@@ -50,11 +50,11 @@ class Sizing:
 
 
 def choose_ranks(sizing: Sizing) -> int:
-    """Return the fewest tensor-parallel ranks of one machine that fit; 8 if none do."""
-    engine = sizing.config.engine
-    known = sizing.with_engine(replace(engine, tp_size=1)).rejections()
-    fitting = (n for n in _RANKS if sizing.fits(replace(engine, tp_size=n), known))
-    return next(fitting, _RANKS[-1])
+    """Return the fewest tensor-parallel ranks of one machine that fit; the most if none do."""
+    tried = {n: sizing.with_engine(replace(sizing.config.engine, tp_size=n)) for n in _RANKS}
+    known = tried[1].rejections()
+    possible = [n for n, other in tried.items() if other.rejections() <= known]
+    return next((n for n in possible if tried[n].memory().fits), possible[-1])
 
 
 def measure(sizing: Sizing) -> Memory:

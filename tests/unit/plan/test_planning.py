@@ -13,6 +13,7 @@ from specpipe.errors import ConfigError, Unsupported
 from specpipe.plan.gpus import GPUS
 from specpipe.planning import make_plan, require_buildable
 from specpipe.present_plan import plan_json, plan_text
+from specpipe.tune.cost import read_costs
 from tests.models import make_heads, make_llama
 from tests.unit.engine.commands import parse
 
@@ -263,3 +264,75 @@ def test_a_draft_with_less_padding_is_noted_and_one_with_more_is_refused_for_gpu
     assert "padding alone" in note and note in plan_text(plan(padded, tiny))
     assert plan(padded, tiny).rejections == ()
     assert "ids 320-383" in str(plan(tiny, padded).rejections)
+
+
+def test_ranks_that_are_not_given_are_the_fewest_that_fit(tmp_path: Path) -> None:
+    plan = plan_of(changed(LLAMA, tmp_path, ("  tp_size: 4\n", "")), tmp_path)
+    assert plan.config.engine.tp_size == plan.requests["target"].tp_size == 4
+    half = plan_of(changed(LLAMA, tmp_path, ("tp_size: 4", "tp_size: 2")), tmp_path)
+    assert half.memory is not None and not half.memory.fits
+
+
+@pytest.mark.parametrize(("batch", "ranks"), [(8, 1), (64, 2), (4096, 4)])
+def test_ranks_are_chosen_among_those_that_divide(batch: int, ranks: int, tmp_path: Path) -> None:
+    """Qwen2-7B has 28 heads, which eight ranks cannot share, even where four are too few."""
+    qwen = ("meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen2-7B-Instruct")
+    size = ("batch_size: 8", f"batch_size: {batch}")
+    path = changed(LOOKAHEAD, tmp_path, qwen, ("H100-SXM", "L4"), ("size: 7", "size: 2"), size)
+    plan = plan_of(path, tmp_path)
+    assert plan.config.engine.tp_size == ranks
+    assert not any("divide" in rejection.reason for rejection in plan.rejections)
+
+
+def test_a_run_for_the_cpu_has_one_rank(write_config, tmp_path: Path) -> None:
+    assert plan_of(write_config(), tmp_path).config.engine.tp_size == 1
+
+
+def test_heads_that_are_still_to_be_trained_are_planned_as_training_makes_them(
+    tmp_path: Path,
+) -> None:
+    plan = plan_of(Path("model_configs/qwen2_medusa.yaml"), tmp_path)
+    model = plan.models["target"]
+    assert (model.num_medusa_heads, model.num_medusa_layers) == (4, 1)
+    assert any("heads/qwen2-7b is not there" in note for note in plan.notes)
+
+
+def test_an_architecture_that_is_known_upstream_only_is_served_without_estimates(
+    tmp_path: Path,
+) -> None:
+    plan = plan_of(Path("model_configs/deepseek-v3_mtp_llmapi.yaml"), tmp_path)
+    assert plan.memory is None and plan.estimate is None and plan.rejections == ()
+    assert "does not know this architecture" in plan_text(plan)
+    (text,) = plan.files.values()
+    assert "decoding_type: MTP" in text
+
+
+def test_the_json_of_a_plan_carries_everything(tmp_path: Path) -> None:
+    made = json.loads(json.dumps(plan_json(plan_of(LLAMA, tmp_path))))
+    assert made["buildable"] and made["tp_size"] == 4 and len(made["commands"]) == 2
+    assert made["memory"]["fits"] and made["memory"]["kv_cache"]["draft"]["tokens"] % 64 == 0
+    parts = made["memory"]["parts"]["target"]
+    assert parts["total"] == made["memory"]["needed_bytes"]["target"] > parts["weights"]
+    assert made["estimate"]["measured"] is False
+    file = tmp_path / "costs.json"
+    file.write_text(json.dumps(made["estimate"]["costs"]))
+    costs = read_costs(file)
+    assert costs.step(1) == pytest.approx(made["estimate"]["plain_ms"], abs=1e-3)
+    assert costs.draft_ms > 0 and costs.handover_ms == 2
+
+
+def test_a_refusal_names_sizes_that_fit_and_they_do(tmp_path: Path) -> None:
+    full = (("tp_size: 4", "tp_size: 2"), ("batch_size: 8", "batch_size: 16"))
+    (rejection,) = plan_of(changed(LLAMA, tmp_path, *full), tmp_path).rejections
+    ways = [way.split(": ") for way in rejection.hint.split("fits: ")[1].split("; ")]
+    assert len(ways) >= 2
+    for key, value in ways:
+        name = key.removeprefix("engine.")
+        line = {"tp_size": ("tp_size: 2", f"tp_size: {value}"),
+                "quantization": ("dtype:", f"quantization: {value}\n  dtype:"),
+                "max_batch_size": ("batch_size: 16", f"batch_size: {value}")}  # fmt: skip
+        text = changed(LLAMA, tmp_path, *full).read_text()
+        old, new = line[name]
+        file = tmp_path / "fits.yaml"
+        file.write_text(text.replace(old, new))
+        assert plan_of(file, tmp_path).rejections == (), (key, value)
