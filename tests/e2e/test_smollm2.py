@@ -7,6 +7,7 @@ import pytest
 
 from specpipe.artifacts import Workspace
 from specpipe.config import RunConfig, read_config
+from specpipe.repository.models.tokens import load_tokenizer
 from specpipe.run import build
 from specpipe.serve.address import free_address
 from specpipe.serve.client import Client, Options, collect
@@ -61,3 +62,29 @@ def test_greedy_answers_are_those_of_transformers(name: str, root: Path, answers
             answer = collect(client.stream_tokens(prompt, options))
             assert list(answer.tokens) == expected, f"prompt {number}"
     assert len(answers) == 20
+
+
+QUESTIONS = (
+    "The capital of France is",
+    "Once upon a time there was a small robot who",
+    "Water boils at 100 degrees, and it freezes at",
+    "def fibonacci(n):\n    ",
+    "List three colours: red, blue and",
+)
+
+
+def test_the_loop_over_draft_and_target_in_triton_answers_as_transformers(root: Path) -> None:
+    """The repository for GPUs with a real draft and target; only the engines are the CPU's."""
+    config = read_config(Path("model_configs/smollm2-135m_draft-model_bls.yaml"))
+    config = replace(config, engine=replace(config.engine, dtype="float32"))
+    workspace = Workspace(root, config.name)
+    build(config, workspace)
+    tokenizer = load_tokenizer(workspace.repository / "preprocessing/1/tokenizer")
+    reference = Reference(SMOLLM2)
+    with start_server(workspace.repository, free_address(), root / "bls.log") as endpoint:
+        client = Client(endpoint.address.grpc)
+        for text in QUESTIONS:
+            tokens = reference.generate(tokenizer.encode(text, 100), TOKENS, 2).tokens
+            answer = collect(client.stream(text, Options(max_tokens=TOKENS, end_id=2)))
+            assert answer.text == tokenizer.decode(list(tokens)), text
+            assert answer.acceptance.draft_tokens > 0

@@ -39,6 +39,11 @@ def render(model: ServedModel) -> str:
     )
     for key, value in sorted(model.parameters.items()):
         config.parameters[key].string_value = value
+    return to_text(config)
+
+
+def to_text(config: pb.ModelConfig) -> str:
+    """Return a config.pbtxt; the inverse of `parse`."""
     text: str = text_format.MessageToString(config)
     return text
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from specpipe.engine.tensorrt.machine import find_gpus
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.repository.placement import Placement
-from specpipe.repository.render import parse
+from specpipe.repository.render import parse, to_text
 from specpipe.serve.address import Address
 
 SERVER = Path("/opt/tritonserver/bin/tritonserver")  # in the container
@@ -27,16 +27,18 @@ class Launch:
     env: tuple[tuple[str, str], ...] = ()
 
 
-def gpu_launch(repository: Path, placement: Placement, address: Address, region: str) -> Launch:
+def gpu_launch(
+    repository: Path, placement: Placement, address: Address, region: str, folder: Path
+) -> Launch:
     """Return how to serve a repository of TensorRT-LLM engines on this machine.
 
-    Raises Unsupported without a GPU or without Triton's tensorrtllm backend, ConfigError if there
-    are too few GPUs or the engines do not lie where the repository says.
+    `folder` is for files that live as long as the server. Raises Unsupported without a GPU or
+    without Triton's tensorrtllm backend, ConfigError if there are too few GPUs or no engines.
     """
     server = require_gpu_server(repository, placement)
-    require_engines(repository, placement)
+    served = write_view(repository, placement, folder / "repository")
     return Launch(
-        launch_command(server, repository, placement, address, region), environment(placement)
+        launch_command(server, served, placement, address, region), environment(placement)
     )
 
 
@@ -66,17 +68,35 @@ def require_gpu_server(repository: Path, placement: Placement) -> Path:
     return server
 
 
-def require_engines(repository: Path, placement: Placement) -> None:
-    """Raise ConfigError if the engines are not where the repository's models look for them."""
+def write_view(repository: Path, placement: Placement, view: Path) -> Path:
+    """Return the repository to serve: itself, or a view of it if it was moved.
+
+    Models name their engine by an absolute path. Where that is another than the repository's own,
+    the view has the same models with the right path. Raises ConfigError if an engine is missing.
+    """
+    moved = {}
     for model in placement.models:
         file = repository / model / "config.pbtxt"
-        path = parse(file.read_text(encoding="utf-8")).parameters["gpt_model_path"].string_value
-        if path and not Path(path).is_dir():
+        config = parse(file.read_text(encoding="utf-8"))
+        named = config.parameters["gpt_model_path"].string_value
+        engine = repository / model / "1" / Path(named).name
+        if named and not engine.is_dir():
             raise ConfigError(
-                f"{file} looks for its engine in {path}, where nothing is",
-                hint="set serving.repository_path to where the server sees the repository, and "
-                "run `specpipe package`",
+                f"{file} names the engine {named}, and {engine} is not there",
+                hint="run `specpipe package` again, and copy the whole repository",
             )
+        if named and Path(named) != engine:
+            config.parameters["gpt_model_path"].string_value = str(engine)
+            moved[model] = to_text(config)
+    if not moved:
+        return repository
+    for file in sorted(repository.glob("*/config.pbtxt")):
+        model = file.parent.name
+        (view / model).mkdir(parents=True)
+        (view / model / "1").symlink_to(file.parent / "1", target_is_directory=True)
+        text = moved.get(model) or file.read_text(encoding="utf-8")
+        (view / model / "config.pbtxt").write_text(text, encoding="utf-8")
+    return view
 
 
 def _needs_mpi(placement: Placement) -> bool:

@@ -69,7 +69,7 @@ def start_server(
         if placement is None:
             launch = _cpu_launch(Path(folder), repository, address, region)
         else:
-            launch = gpu_launch(repository.resolve(), placement, address, region)
+            launch = gpu_launch(repository.resolve(), placement, address, region, Path(folder))
         process = subprocess.Popen(
             launch.argv,
             env=whole_environment(launch),

@@ -14,10 +14,10 @@ from specpipe.repository.placement import (
     read_placement,
     write_placement,
 )
-from specpipe.repository.render import ServedModel, render
+from specpipe.repository.render import ServedModel, parse, render
 from specpipe.repository.signature import Signature
 from specpipe.serve.address import Address, free_address
-from specpipe.serve.launch import environment, launch_command, require_engines
+from specpipe.serve.launch import environment, launch_command, write_view
 from specpipe.serve.tritonserver import start_server
 
 STANDINS = Path(__file__).parents[2] / "standins"
@@ -92,20 +92,41 @@ def test_a_placement_is_read_as_it_was_written(tmp_path: Path) -> None:
             read_placement(tmp_path)
 
 
-def repository(folder: Path, placement: Placement, engine: str) -> Path:
-    """Write as much of a repository as starting a server looks at."""
-    for name in placement.models:
-        (folder / name).mkdir(parents=True)
-        model = ServedModel(name, Signature((), ()), {"gpt_model_path": engine}, "tensorrtllm")
+def repository(folder: Path, placement: Placement, home: Path | None = None) -> Path:
+    """Write as much of a repository as starting a server looks at, to be served from `home`."""
+    for name in (*placement.models, "ensemble"):
+        (folder / name / "1" / "target").mkdir(parents=True)
+        engine = str((home or folder) / name / "1" / "target")
+        parameters = {"gpt_model_path": engine} if name != "ensemble" else {}
+        model = ServedModel(name, Signature((), ()), parameters, "tensorrtllm")
         (folder / name / "config.pbtxt").write_text(render(model))
     write_placement(placement, folder)
     return folder
 
 
-def test_an_engine_that_is_elsewhere_is_missed_before_the_start(tmp_path: Path) -> None:
-    folder = repository(tmp_path / "r", ONE, "/nowhere/engine")
-    with pytest.raises(ConfigError, match="looks for its engine in /nowhere/engine"):
-        require_engines(folder, ONE)
+def test_a_repository_that_lies_where_it_was_made_for_is_served_as_it_is(tmp_path: Path) -> None:
+    folder = repository(tmp_path / "r", ONE)
+    assert write_view(folder, ONE, tmp_path / "view") == folder
+    assert not (tmp_path / "view").exists()
+
+
+def test_a_repository_that_was_moved_is_served_through_a_view(tmp_path: Path) -> None:
+    folder = repository(tmp_path / "r", ONE, Path("/elsewhere"))
+    view = write_view(folder, ONE, tmp_path / "view")
+    config = parse((view / "tensorrt_llm/config.pbtxt").read_text())
+    engine = Path(config.parameters["gpt_model_path"].string_value)
+    assert engine == folder / "tensorrt_llm/1/target" and engine.is_dir()
+    assert (view / "ensemble/1").resolve() == folder / "ensemble/1"
+    assert (view / "ensemble/config.pbtxt").read_text() == (
+        folder / "ensemble/config.pbtxt"
+    ).read_text()
+
+
+def test_an_engine_that_was_not_copied_is_missed_before_the_start(tmp_path: Path) -> None:
+    folder = repository(tmp_path / "r", ONE, Path("/elsewhere"))
+    (folder / "tensorrt_llm/1/target").rmdir()
+    with pytest.raises(ConfigError, match="names the engine /elsewhere/tensorrt_llm/1/target"):
+        write_view(folder, ONE, tmp_path / "view")
 
 
 @pytest.fixture
@@ -130,7 +151,7 @@ def test_every_rank_is_started_and_none_is_left(
     ranks: dict, container: Path, tmp_path: Path
 ) -> None:
     placement = place(ranks, release="1.2.1")
-    folder = repository(tmp_path / "r", placement, str(tmp_path))
+    folder = repository(tmp_path / "r", placement)
     start(folder, tmp_path)
     notes = [json.loads(file.read_text()) for file in sorted(container.iterdir())]
     assert len(notes) == placement.world_size
@@ -142,7 +163,7 @@ def test_every_rank_is_started_and_none_is_left(
 
 def test_too_few_gpus_are_counted(container: Path, tmp_path: Path) -> None:
     placement = place({"target": 4}, release="1.2.1")
-    folder = repository(tmp_path / "r", placement, str(tmp_path))
+    folder = repository(tmp_path / "r", placement)
     with pytest.raises(ConfigError, match="needs 4 GPUs, and this machine has 2"):
         start(folder, tmp_path)
     assert not list(container.iterdir())
@@ -152,7 +173,7 @@ def test_a_machine_without_a_gpu_refuses_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    folder = repository(tmp_path / "r", ONE, str(tmp_path))
+    folder = repository(tmp_path / "r", ONE)
     with pytest.raises(Unsupported, match="this machine has no NVIDIA GPU") as caught:
         start(folder, tmp_path)
     assert "TensorRT-LLM 1.2.1" in str(caught.value)
@@ -163,6 +184,6 @@ def test_a_triton_without_the_backend_is_refused(
     container: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", f"{STANDINS}:/usr/bin:/bin")
-    folder = repository(tmp_path / "r", replace(ONE), str(tmp_path))
+    folder = repository(tmp_path / "r", replace(ONE))
     with pytest.raises(Unsupported, match="Triton's backend is not here"):
         start(folder, tmp_path)
