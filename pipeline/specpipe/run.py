@@ -34,7 +34,13 @@ from specpipe.locate import KEYS, locate_heads
 from specpipe.plan.plan import Plan
 from specpipe.planning import make_plan, require_buildable
 from specpipe.prompts import read_prompts
-from specpipe.repository.write import FORMAT, RepositoryPlan, repository_options, write_repository
+from specpipe.repository.write import (
+    FORMAT,
+    RepositoryPlan,
+    budget_options,
+    repository_options,
+    write_repository,
+)
 from specpipe.serve.address import free_address
 from specpipe.serve.tritonserver import start_server
 from specpipe.validate.gates import check_gates_known
@@ -220,6 +226,7 @@ def _package(plan: Plan, workspace: Workspace) -> Work:
         requests=plan.requests,
         release=plan.versions.get("tensorrt_llm", ""),
         home=Path(config.serving.repository_path or workspace.repository.resolve()),
+        budgets=plan.memory.kv if plan.memory else {},
     )
 
     def inputs() -> dict[str, str]:
@@ -229,6 +236,7 @@ def _package(plan: Plan, workspace: Workspace) -> Work:
         return {
             **{f"engine {role}": _key(path, "compile") for role, path in engines.items()},
             **repository_options(config),
+            **budget_options(repository),
             **{f"tokenizer {f.name}": digest_file(f) for f in files},
             "format": FORMAT,
         }

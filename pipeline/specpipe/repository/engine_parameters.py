@@ -11,13 +11,13 @@ from pathlib import Path
 from specpipe.contracts import BuildRequest, Role
 from specpipe.errors import Unsupported
 from specpipe.methods import Lookahead, Medusa, Speculation
+from specpipe.plan.memory import KV_SHARE, KvBudget
 from specpipe.repository.placement import Placement, gpu_device_ids, participant_ids
 from specpipe.repository.signature import signatures
 from specpipe.trees import TreePath
 
 WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
 _DECODING_MODES = {"medusa": "medusa", "lookahead": "lookahead"}
-_FREE_SHARE = "0.9"  # of the memory that is free when the model has loaded
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class EnginePlan:
     speculation: Speculation
     engine_dir: Path  # as the server sees it
     table: str
+    budget: KvBudget | None = None  # None: the plan knows nothing of the GPU's memory
 
 
 def engine_parameters(plan: EnginePlan) -> dict[str, str]:
@@ -88,16 +89,17 @@ _FIXED = {
 def _cache(plan: EnginePlan) -> dict[str, str]:
     """Two engines on the same GPUs get token budgets, so that neither depends on who loads first.
 
-    The budget holds every slot's longest sequence and the draft under verification, in whole
-    blocks; where the plan fits, the share binds neither engine, whichever loads first.
+    A budget that the plan does not know holds every slot's longest sequence, the draft under
+    verification included, in whole blocks. Where the plan fits, the share binds neither engine.
     """
-    request = plan.request
+    request, budget = plan.request, plan.budget
     shared = len(plan.ranks) > 1
     row = -(-(request.max_seq_len + request.draft_nodes + 1) // 64) * 64
+    tokens = budget.tokens if budget else request.max_batch_size * row
     return {
         "enable_kv_cache_reuse": "true",  # the loop resends the whole sequence at every step
-        "kv_cache_free_gpu_mem_fraction": _FREE_SHARE,
-        "max_tokens_in_paged_kv_cache": str(request.max_batch_size * row) if shared else "",
+        "kv_cache_free_gpu_mem_fraction": str(budget.fraction if budget else KV_SHARE),
+        "max_tokens_in_paged_kv_cache": str(tokens) if shared else "",
         "max_attention_window_size": "",  # the engine's own length, which has room for the drafts
     }
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from specpipe.config import RunConfig
 from specpipe.contracts import BuildRequest, Role
 from specpipe.methods import DraftModel
+from specpipe.plan.memory import KvBudget
 from specpipe.repository.engine_parameters import EnginePlan, engine_parameters
 from specpipe.repository.placement import ENGINE_MODELS, Placement, place
 from specpipe.repository.render import ServedModel
@@ -30,6 +31,7 @@ class RepositoryPlan:
     requests: Mapping[Role, BuildRequest] = field(default_factory=dict)
     release: str = ""  # of TensorRT-LLM; empty for other backends
     home: Path = Path()  # where the server will see the repository
+    budgets: Mapping[Role, KvBudget] = field(default_factory=dict)  # as far as they are known
 
     @property
     def drives_engines(self) -> bool:
@@ -219,6 +221,7 @@ def _cpp_engine(plan: RepositoryPlan, role: Role) -> Entry:
         speculation=config.speculation,
         engine_dir=plan.home / name / "1" / role,
         table=plan.table,
+        budget=plan.budgets.get(role),
     )
     model = ServedModel(
         name=name,

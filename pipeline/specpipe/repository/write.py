@@ -16,7 +16,13 @@ from specpipe.repository.shapes import (
     entries,
 )
 
-__all__ = ["FORMAT", "RepositoryPlan", "repository_options", "write_repository"]
+__all__ = [
+    "FORMAT",
+    "RepositoryPlan",
+    "budget_options",
+    "repository_options",
+    "write_repository",
+]
 
 FORMAT = "2"  # raise it when the same engines must give another repository
 
@@ -32,6 +38,13 @@ def repository_options(config: RunConfig) -> dict[str, str]:
         "loop": serving.loop,
         **(_driving_options(config) if drives_engines(config) else {}),
     }
+
+
+def budget_options(plan: RepositoryPlan) -> dict[str, str]:
+    """Return what the plan decided for GPU engines, as options like those of the config."""
+    if plan.config.engine.backend != "tensorrt":
+        return {}
+    return {f"kv tokens {role}": str(budget.tokens) for role, budget in plan.budgets.items()}
 
 
 def _driving_options(config: RunConfig) -> dict[str, str]:

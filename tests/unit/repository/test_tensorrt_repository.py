@@ -4,7 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from specpipe.config import RunConfig, read_config
 from specpipe.contracts import ModelConfig, Role
 from specpipe.errors import Unsupported
 from specpipe.methods import Medusa, Speculation
+from specpipe.plan.memory import KvBudget
 from specpipe.plan.plan import make_requests
 from specpipe.repository.library import LIBRARY, library_files
 from specpipe.repository.placement import read_placement
@@ -52,7 +53,12 @@ Write = Callable[..., Path]
 def write(tmp_path: Path) -> Write:
     """Return a function that writes the repository of a config and returns its folder."""
 
-    def make(config: RunConfig, release: str = "1.2.1", **engine: Any) -> Path:
+    def make(
+        config: RunConfig,
+        release: str = "1.2.1",
+        budgets: Mapping[Role, KvBudget] | None = None,
+        **engine: Any,
+    ) -> Path:
         config = replace(config, engine=replace(config.engine, **engine))
         roles: list[Role] = list(config.models())
         folders = {role: tmp_path / role for role in roles}
@@ -64,6 +70,7 @@ def write(tmp_path: Path) -> Write:
         plan = RepositoryPlan(
             config, folders, tmp_path / "tokenizer",
             make_requests(config, dict.fromkeys(roles, LLAMA)), release, Path("/models"),
+            budgets or {},
         )  # fmt: skip
         write_repository(plan, out)
         return out
@@ -161,6 +168,8 @@ def test_two_engines_share_the_kv_cache_by_tokens(write: Write) -> None:
     alone = write(LOOKAHEAD, "1.2.0")
     assert value(alone, "max_tokens_in_paged_kv_cache") == ""
     assert value(alone, "kv_cache_free_gpu_mem_fraction") == "0.9"
+    planned = write(DRAFT, "1.1.0", budgets={"target": KvBudget(640, 0.9)})
+    assert value(planned, "max_tokens_in_paged_kv_cache") == "640"
 
 
 def test_an_engine_that_guesses_by_itself_streams(write: Write) -> None:

@@ -52,7 +52,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Drop the metrics; those that outlive this call crash the process."""
-        del self._source
+        del self._source, self._traffic
 
     def _serve(self, call: Any, responder: triton.Responder) -> None:
         with self._traffic.request():
