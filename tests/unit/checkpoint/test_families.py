@@ -216,3 +216,59 @@ def test_first_releases_of_falcon_and_gemma_are_read() -> None:
     model = find_family(old).read_config(old, "float16")
     assert (model.num_key_value_heads, model.arithmetic.residual) == (2, "parallel")
     assert facts("GemmaForCausalLM", "plain", hidden_act="gelu").hidden_act == "gelu_pytorch_tanh"
+
+
+def llama_like(layers: int, hidden: int, heads: int, kv: int, inner: int, vocab: int) -> dict:
+    return {
+        "num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads,
+        "num_key_value_heads": kv, "intermediate_size": inner, "vocab_size": vocab,
+        "max_position_embeddings": 32768,
+    }  # fmt: skip
+
+
+PUBLISHED = [  # models as their owners published them, and how many parameters theirs have
+    ("LlamaForCausalLM", llama_like(32, 4096, 32, 8, 14336, 128256), 8_030_261_248),
+    ("MistralForCausalLM", llama_like(32, 4096, 32, 8, 14336, 32000), 7_241_732_096),
+    (
+        "MixtralForCausalLM",
+        {**llama_like(32, 4096, 32, 8, 14336, 32000), "num_local_experts": 8,
+         "num_experts_per_tok": 2},
+        46_702_792_704,
+    ),
+    ("Qwen2ForCausalLM", llama_like(28, 3584, 28, 4, 18944, 152064), 7_615_616_512),
+    (
+        "Qwen2MoeForCausalLM",
+        {**llama_like(24, 2048, 16, 16, 5632, 151936), "num_experts": 60,
+         "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
+         "shared_expert_intermediate_size": 5632},
+        14_315_784_192,
+    ),
+    ("Qwen3ForCausalLM", llama_like(36, 4096, 32, 8, 12288, 151936), 8_190_735_360),
+    ("GemmaForCausalLM", llama_like(18, 2048, 8, 1, 16384, 256000), 2_506_172_416),
+    ("Gemma2ForCausalLM", {**llama_like(42, 3584, 16, 8, 14336, 256000), "head_dim": 256},
+     9_241_705_984),
+    ("PhiForCausalLM", llama_like(32, 2560, 32, 32, 10240, 51200), 2_779_683_840),
+    ("Phi3ForCausalLM", llama_like(32, 3072, 32, 32, 8192, 32064), 3_821_079_552),
+    (
+        "GPT2LMHeadModel",
+        {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 1024, "vocab_size": 50257},
+        124_439_808,
+    ),
+    ("GPTNeoXForCausalLM", llama_like(32, 4096, 32, 32, 16384, 50432), 6_857_302_016),
+    ("Starcoder2ForCausalLM", llama_like(30, 3072, 24, 2, 12288, 49152), 3_030_371_328),
+    (
+        "FalconForCausalLM",
+        {"num_hidden_layers": 32, "hidden_size": 4544, "num_attention_heads": 71,
+         "vocab_size": 65024, "multi_query": True, "parallel_attn": True},
+        6_921_720_704,
+    ),
+    ("InternLM2ForCausalLM", llama_like(32, 4096, 32, 8, 14336, 92544), 7_737_708_544),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "config", "parameters"), PUBLISHED, ids=[p[0] for p in PUBLISHED])
+def test_released_models_have_as_many_parameters_as_were_published(
+    name: str, config: dict, parameters: int
+) -> None:
+    hf = {"architectures": [name], **config}
+    assert find_family(hf).read_config(hf, "bfloat16").num_parameters == parameters
