@@ -89,7 +89,8 @@ def _as_internlm2(folder: Path) -> None:
                 name = name.replace(theirs, ours)
             new[name] = tensor.clone()
     save_file(new, file, metadata={"format": "pt"})
-    config["architectures"] = ["InternLM2ForCausalLM"]
+    config |= {"architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2"}
+    config["auto_map"] = {"AutoConfig": "configuration_internlm2.InternLM2Config"}  # code, not run
     (folder / "config.json").write_text(json.dumps(config))
 
 
