@@ -127,7 +127,8 @@ def quantization_inputs(source: Source, quantizing: Quantizing) -> dict[str, str
     }
     if quantizing.calibrated and find_foreign(source) is None:
         inputs["calibration prompts"] = digest_json(list(quantizing.prompts))
-        inputs["nvidia-modelopt"] = modelopt_version() or "not installed"
+        if quantizing.weights in CALIBRATED:
+            inputs["nvidia-modelopt"] = modelopt_version() or "not installed"
     return inputs
 
 
