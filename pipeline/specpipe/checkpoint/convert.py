@@ -91,7 +91,7 @@ def write_checkpoint(
             extra = stack.enter_context(read_heads(heads))
             work += [(extra, plan) for plan in head_tensors(model, heads)]
         write_tensors(work, model, parallel, out, progress)
-    config = dict(_config_json(family, model, parallel))
+    config = dict(config_json(family, model, parallel))
     config |= {"quantization": metadata(quantizing, model)}
     config |= full_config(heads, source.hf_config) if heads else {}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
@@ -134,7 +134,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _config_json(family: Family, model: ModelConfig, parallel: Parallel) -> Mapping[str, Any]:
+def config_json(family: Family, model: ModelConfig, parallel: Parallel) -> Mapping[str, Any]:
     """Return config.json with upstream's `PretrainedConfig` keys.
 
     Its `mapping` wants moe_tp_size * moe_ep_size to be tp_size, with experts or without.

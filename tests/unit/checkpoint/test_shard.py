@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from specpipe.checkpoint.convert import write_checkpoint
 from specpipe.checkpoint.families import Shard, TensorPlan
-from specpipe.checkpoint.shard import Cut, Rank, cut, local_name, ranks
+from specpipe.checkpoint.shard import Rank, cut, local_name, ranks
 from specpipe.checkpoint.source import open_source
 from specpipe.contracts import Parallel
 from specpipe.divide import check_parallel
 from specpipe.errors import Unsupported
 from specpipe.model import Experts, ModelConfig
 from tests.models import make_heads, make_llama
+from tests.sharding import merge, put, read_ranks, take
 
 MODEL = ModelConfig(
     "LlamaForCausalLM", "float32", 32, 8, 16, 4, 2, 48, 50, 64, 1e-5, 1e4,
@@ -42,32 +42,6 @@ LAYOUTS = [
     )
     if tp % ep == 0
 ]
-
-
-def take(tensor: torch.Tensor, part: Cut) -> torch.Tensor:
-    """Return what a cut says, the slow way: by index, with zeros for what is not there."""
-    for dim, ranges in enumerate(part.ranges):
-        index = torch.tensor([i for begin, end in ranges for i in range(begin, end)])
-        missing = max(int(index.max()) + 1 - tensor.shape[dim], 0)
-        if missing:
-            zeros = torch.zeros(missing, *tensor.shape[1:], dtype=tensor.dtype)
-            tensor = torch.cat([tensor, zeros])
-        tensor = tensor.index_select(dim, index)
-    return tensor
-
-
-def put(whole: torch.Tensor, seen: torch.Tensor, part: Cut, held: torch.Tensor) -> None:
-    """Put a rank's part where it belongs; what two ranks hold must be equal, padding zero."""
-    grid = [[i for begin, end in ranges for i in range(begin, end)] for ranges in part.ranges]
-    real = sum(i < whole.shape[0] for i in grid[0])
-    assert not held[real:].any(), "padding holds something else than zeros"
-    if not real:
-        return
-    at = torch.meshgrid(*(torch.tensor(g) for g in [grid[0][:real], *grid[1:]]), indexing="ij")
-    value = held[:real]
-    assert torch.equal(whole[at][seen[at]], value[seen[at]]), "two ranks differ"
-    whole[at] = value
-    seen[at] = True
 
 
 @pytest.mark.parametrize("shard", list(Shard))
@@ -155,9 +129,9 @@ def convert(source: Path, out: Path, parallel: Parallel, heads: Path | None = No
     write_checkpoint(
         open_source(source), out, "float32", lambda *at: None, found, parallel=parallel
     )
-    files = sorted(out.glob("rank*.safetensors"), key=lambda f: int(f.stem[4:]))
+    files = read_ranks(out)
     assert len(files) == parallel.world_size
-    return [load_file(file) for file in files]
+    return files
 
 
 def layouts() -> Iterator[Parallel]:
@@ -176,13 +150,10 @@ def test_a_sharded_checkpoint_holds_the_whole_model(
     (expected,) = convert(wide, tmp_path / "one", Parallel())
     files = convert(wide, tmp_path / "many", parallel)
     model = read_model(source, "float32")
-    for plan in find_family(source.hf_config).tensors(model):
-        whole, seen = torch.zeros(plan.shape), torch.zeros(plan.shape, dtype=torch.bool)
-        for rank in ranks(parallel):
-            name = local_name(plan, rank, model)
-            if name is not None:
-                put(whole, seen, cut(plan, rank, model), files[rank.index].pop(name))
-        assert seen.all() and torch.equal(whole, expected[plan.name]), plan.name
+    plans = find_family(source.hf_config).tensors(model)
+    merged = merge(plans, model, parallel, files)
+    assert merged.keys() == expected.keys()
+    assert all(torch.equal(merged[name], expected[name]) for name in merged)
     assert not any(files), "tensors that no plan names"
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from specpipe.checkpoint.families import Family, HfConfig, TensorPlan
+from specpipe.checkpoint.families import Family, HfConfig, Shard, TensorPlan
 from specpipe.checkpoint.families.hf import need, require_act, share_heads
 from specpipe.checkpoint.families.parts import (
     Names,
@@ -59,6 +59,7 @@ def tensors(model: ModelConfig) -> list[TensorPlan]:
         "transformer.wpe.weight",
         model.max_position_embeddings,
         model.hidden_size,
+        shard=Shard.EMBEDDING,  # a parallel embedding cuts every table, in upstream's loader too
     )
     return [first, positions, *rest]
 
