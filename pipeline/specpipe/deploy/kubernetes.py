@@ -6,7 +6,14 @@ from typing import Any
 
 from specpipe.deploy.dashboard import dashboard
 from specpipe.deploy.deployment import GRPC, HTTP, METRICS, Deployment
-from specpipe.deploy.pods import labels, leader_pod, single_pod, worker_pod
+from specpipe.deploy.pods import (
+    AS_USER,
+    UNPRIVILEGED,
+    labels,
+    leader_pod,
+    single_pod,
+    worker_pod,
+)
 
 Yaml = dict[str, Any]
 
@@ -59,7 +66,6 @@ def _deployment(deployment: Deployment) -> Yaml:
 def leader_worker_set(deployment: Deployment) -> Yaml:
     """Return the set whose groups of pods span `deployment.nodes` nodes."""
     spec = {
-        "replicas": 1,
         "startupPolicy": "LeaderCreated",
         "leaderWorkerTemplate": {
             "size": deployment.nodes,
@@ -91,9 +97,11 @@ def _loader(deployment: Deployment) -> Yaml:
         "image": "busybox:1.37",
         "command": ["sleep", "infinity"],
         "volumeMounts": [{"name": "models", "mountPath": deployment.repository}],
+        "securityContext": UNPRIVILEGED,
     }
     spec = {
         "automountServiceAccountToken": False,
+        "securityContext": AS_USER,
         "containers": [container],
         "volumes": [{"name": "models", "persistentVolumeClaim": claim}],
     }

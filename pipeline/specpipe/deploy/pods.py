@@ -8,6 +8,16 @@ Yaml = dict[str, Any]
 
 _HOSTS = "/tmp/hosts"
 
+# What Kubernetes' "restricted" policy asks of a pod, and of a container.
+AS_USER: Yaml = {
+    "runAsNonRoot": True,
+    "runAsUser": UID,
+    "runAsGroup": UID,
+    "fsGroup": UID,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+UNPRIVILEGED: Yaml = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
 
 def labels(deployment: Deployment) -> Yaml:
     """Return what selects the pods that answer clients."""
@@ -111,11 +121,7 @@ def _container(deployment: Deployment, command: list[str]) -> Yaml:
             "requests": {"cpu": str(4 * max(1, deployment.gpus_a_node)), "memory": memory},
             "limits": limits,
         },
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": {**UNPRIVILEGED, "readOnlyRootFilesystem": True},
         "volumeMounts": [
             {"name": "models", "mountPath": deployment.repository, "readOnly": True},
             {"name": "shared-memory", "mountPath": "/dev/shm"},
@@ -129,13 +135,7 @@ def _pod(deployment: Deployment, container: Yaml) -> Yaml:
     spec: Yaml = {
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": 90,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": UID,
-            "runAsGroup": UID,
-            "fsGroup": UID,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": AS_USER,
         "containers": [container],
         "volumes": [
             {"name": "models", "persistentVolumeClaim": claim},
