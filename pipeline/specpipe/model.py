@@ -157,18 +157,16 @@ class ModelConfig:
 def model_from_json(raw: Mapping[str, Any]) -> ModelConfig:
     """Return the facts in a parsed config.json; further keys are left alone.
 
-    What upstream cannot do is not among them: that is a fact for those who plan a checkpoint.
-
-    Raises TypeError if a key without a default is missing.
+    What upstream cannot do is not among them: that is for those who plan a checkpoint. Raises
+    TypeError if a key without a default is missing.
     """
     known = _known(ModelConfig, raw)
     if known.get("moe") is not None:
         known["moe"] = Experts(**_known(Experts, known["moe"]))
     if "arithmetic" in known:
-        how = dict(known["arithmetic"])
-        known["arithmetic"] = Arithmetic(
-            **{**how, "sliding_windows": tuple(how["sliding_windows"])}
-        )
+        how = _known(Arithmetic, known["arithmetic"])
+        how["sliding_windows"] = tuple(how.get("sliding_windows", ()))
+        known["arithmetic"] = Arithmetic(**how)
     return ModelConfig(**known)
 
 

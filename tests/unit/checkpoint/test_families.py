@@ -156,6 +156,7 @@ def test_a_gpt2_that_was_saved_without_its_head_has_the_same_checkpoint(tmp_path
         ("PhiForCausalLM", {"qk_layernorm": True}, "no released Phi has it"),
         ("GPT2LMHeadModel", {"scale_attn_weights": False}, "how attention is scaled"),
         ("Phi3ForCausalLM", {"rope_parameters": {"rope_type": "yarn"}}, "of type 'yarn'"),
+        ("LlamaForCausalLM", {"rope_parameters": {"rope_type": "longrope"}}, "type 'longrope'"),
     ],
 )
 def test_what_cannot_be_converted_is_refused(name: str, changes: dict, words: str) -> None:

@@ -1,6 +1,6 @@
 """Reading Hugging Face's config.json: what most architectures spell alike."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from specpipe.checkpoint.families import HfConfig
@@ -16,7 +16,7 @@ LIMITS = {  # each the rest of a sentence that begins with the name of the class
     "no_bias": "has biases in attention, this model has none",
     "heads": "divides the hidden size among its heads, this model does not",
 }
-ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "longrope")
+ROPE_TYPES = ("default", "linear", "dynamic", "llama3")
 
 
 def need(hf: HfConfig, key: str) -> int:
@@ -35,24 +35,24 @@ def require_act(hf: HfConfig, *known: str, key: str = "hidden_act") -> str:
     return act
 
 
-def rope(hf: HfConfig) -> tuple[float, dict[str, Any] | None]:
+def rope(hf: HfConfig, kinds: Sequence[str] = ROPE_TYPES) -> tuple[float, dict[str, Any] | None]:
     """Return the base and HF's whole `rope_scaling` (None if plain).
 
     transformers 5 writes both into `rope_parameters`, older releases write `rope_theta` and
     `rope_scaling`, with `type` before `rope_type`. Dynamic NTK scaling begins behind
-    `max_position_embeddings`, where no engine goes, so it is plain. Raises Unsupported for unknown
-    kinds.
+    `max_position_embeddings`, where no engine goes, so it is plain. Raises Unsupported for other
+    kinds than `kinds`.
     """
     new = dict(hf.get("rope_parameters") or {})
     old_base = hf.get("rope_theta") or hf.get("rotary_emb_base") or 10000.0
     theta = float(new.pop("rope_theta", old_base))
     new.pop("partial_rotary_factor", None)
     scaling = new or dict(hf.get("rope_scaling") or {})
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    kind = str(scaling.get("rope_type", scaling.get("type", "default")))
     kind = "longrope" if kind == "su" else kind
-    if kind not in ROPE_TYPES:
+    if kind not in kinds:
         raise Unsupported(
-            f"config.json has rope scaling of type {kind!r}", hint=f"known: {', '.join(ROPE_TYPES)}"
+            f"config.json has rope scaling of type {kind!r}", hint=f"known: {', '.join(kinds)}"
         )
     return theta, None if kind in ("default", "dynamic") else {**scaling, **_kinds(scaling, kind)}
 
@@ -101,12 +101,14 @@ def share_heads(hf: HfConfig, key: str, hidden: int) -> tuple[int, int]:
     return heads, hidden // heads
 
 
-def rms_decoder(hf: HfConfig, dtype: Dtype, architecture: str) -> ModelConfig:
+def rms_decoder(
+    hf: HfConfig, dtype: Dtype, architecture: str, rope_types: Sequence[str] = ROPE_TYPES
+) -> ModelConfig:
     """Return the facts that Llama and its relatives spell alike; families replace what differs.
 
     Raises ConfigError for a missing key or head counts that do not divide.
     """
-    theta, scaling = rope(hf)
+    theta, scaling = rope(hf, rope_types)
     hidden = need(hf, "hidden_size")
     heads = need(hf, "num_attention_heads")
     kv_heads = hf.get("num_key_value_heads") or heads

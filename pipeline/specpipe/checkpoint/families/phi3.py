@@ -5,6 +5,7 @@ from typing import Any
 
 from specpipe.checkpoint.families import Family, HfConfig, Shard, TensorPlan
 from specpipe.checkpoint.families.hf import (
+    ROPE_TYPES,
     all_layers,
     layer_windows,
     require_act,
@@ -28,7 +29,7 @@ from specpipe.model import Arithmetic
 def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:
     """Return the facts; LongRoPE's `original_max_position_embeddings` goes with its factors."""
     require_act(hf, "silu")
-    model = rms_decoder(hf, dtype, "Phi3ForCausalLM")
+    model = rms_decoder(hf, dtype, "Phi3ForCausalLM", (*ROPE_TYPES, "longrope"))
     heads_width = model.head_size * model.num_attention_heads
     width = rotary_width(hf, model.head_size, 1.0)
     long = (model.rotary_scaling or {}).get("rope_type") == "longrope"
