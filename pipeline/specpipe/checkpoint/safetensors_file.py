@@ -51,7 +51,11 @@ class SafetensorsFile:
         self._path = path
         try:
             self._fd = os.open(path, os.O_RDONLY)
-            self._entries = _read_header(self._fd)
+            try:
+                self._entries = _read_header(self._fd)
+            except BaseException:
+                os.close(self._fd)
+                raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"{path}: not a whole safetensors file: {error}",

@@ -274,6 +274,14 @@ def test_a_file_cut_short_is_a_defect_and_the_others_are_still_read(make: Make) 
     assert inspect_folder(folder).files[1].tensors is not None
 
 
+def test_damaged_files_do_not_stay_open(make: Make) -> None:
+    folder = make()
+    (folder / "rank0.safetensors").write_bytes(b"\x04\0\0\0\0\0\0\0junk")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert "not a whole safetensors file" in defects(folder)[0]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 def test_every_value_is_read_if_asked(make: Make) -> None:
     folder = make(RANKS[1])
 
