@@ -50,30 +50,40 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
     placed = config.engine.gpu is None if own_loop else gpu is not None
     memory = measure(sizing) if placed and not found.outlined else None
     rejections = [
-        *(r for request in requests.values() for r in backend.check(request)),
-        *check_models(requests),
+        *_check_requests(config, requests, backend),
         *_check_parts(config, found, serves_sources=backend.serves_sources),
         *refusals(differing, own_loop=own_loop),
         *check_options(config, found.next_token_layers),
         *_check_memory(memory, sizing),
-        *([unknown_gpu(config.engine.gpu)] if config.engine.gpu and gpu is None else []),
     ]
     built = {r: q for r, q in requests.items() if r == "target" or not backend.serves_sources}
+    accuracy = heads.accuracy if heads else None
     return Plan(
-        config,
-        {} if found.outlined else found.models,
-        built,
-        memory,
-        tuple(_commands(backend, built, workspace)),
-        backend.versions(config.engine.tensorrt_llm),
-        tuple(dict.fromkeys(rejections)),
-        tuple(check_calibration(config.engine, found.sources.values())),
-        (*found.notes, *notes(differing, own_loop=own_loop), *engine_notes(config, gpu)),
-        outlook(config, requests, memory.footprints, gpu, heads.accuracy if heads else None)
+        config=config,
+        models={} if found.outlined else found.models,
+        requests=built,
+        memory=memory,
+        commands=tuple(_commands(backend, built, workspace)),
+        versions=backend.versions(config.engine.tensorrt_llm),
+        rejections=tuple(dict.fromkeys(rejections)),
+        gaps=tuple(check_calibration(config.engine, found.sources.values())),
+        notes=(*found.notes, *notes(differing, own_loop=own_loop), *engine_notes(config, gpu)),
+        estimate=outlook(config, requests, memory.footprints, gpu, accuracy)
         if gpu and memory
         else None,
-        dict(_files(backend, built, workspace)),
+        files=dict(_files(backend, built, workspace)),
     )
+
+
+def _check_requests(
+    config: RunConfig, requests: Mapping[Role, BuildRequest], backend: Backend
+) -> Iterator[Rejection]:
+    """Check every engine by itself and with the others, and that its GPU is known."""
+    for request in requests.values():
+        yield from backend.check(request)
+    yield from check_models(requests)
+    if config.engine.gpu and find_gpu(config.engine.gpu) is None:
+        yield unknown_gpu(config.engine.gpu)
 
 
 def _check_parts(config: RunConfig, found: Located, *, serves_sources: bool) -> Iterator[Rejection]:
