@@ -31,6 +31,7 @@ DTYPES = {
     "BOOL": ("bool", 1),
 }
 _LONGEST_HEADER = 100_000_000  # as in the safetensors library
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class SafetensorsFile:
             except BaseException:
                 os.close(self._fd)
                 raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except _DAMAGE as error:
             raise ConfigError(
                 f"{path}: not a whole safetensors file: {error}",
                 hint="fetch the file again; it may have been cut short",
@@ -111,7 +112,11 @@ def _read_header(fd: int) -> dict[str, Entry]:
     raw = json.loads(os.pread(fd, length, 8))
     raw.pop("__metadata__", None)
     entries = {name: _entry(name, value, 8 + length) for name, value in raw.items()}
-    end = max((e.end for e in entries.values()), default=8 + length)
+    end = 8 + length
+    for entry in sorted(entries.values(), key=lambda entry: (entry.begin, entry.end)):
+        if entry.begin != end:
+            raise ValueError("its tensors overlap or leave a hole")
+        end = entry.end
     if end != (size := os.fstat(fd).st_size):
         raise ValueError(f"it has {size} bytes, its header says {end}")
     return entries

@@ -274,6 +274,35 @@ def test_a_file_cut_short_is_a_defect_and_the_others_are_still_read(make: Make) 
     assert inspect_folder(folder).files[1].tensors is not None
 
 
+def header(**begins: int) -> bytes:
+    """Return a file of two tensors of one byte, which begin at the given places."""
+    entries = {
+        name: {"dtype": "U8", "shape": [1], "data_offsets": [at, at + 1]}
+        for name, at in begins.items()
+    }
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(max(begins.values()) + 1)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header(a=0, b=0),
+        header(a=0, b=2),
+        (200_000).to_bytes(8, "little") + b"[" * 200_000,
+        (2**63).to_bytes(8, "little"),
+    ],
+    ids=["overlap", "hole", "nested without end", "a header longer than the file"],
+)
+def test_a_header_that_cannot_be_is_a_defect(make: Make, content: bytes) -> None:
+    folder = make()
+    (folder / "rank0.safetensors").write_bytes(content)
+    assert "rank0.safetensors: not a whole safetensors file" in defects(folder)[0]
+    (folder / "config.json").write_text("[" * 200_000)
+    with pytest.raises(ConfigError, match="not valid JSON"):
+        inspect_folder(folder)
+
+
 def test_damaged_files_do_not_stay_open(make: Make) -> None:
     folder = make()
     (folder / "rank0.safetensors").write_bytes(b"\x04\0\0\0\0\0\0\0junk")
