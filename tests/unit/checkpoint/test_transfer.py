@@ -15,10 +15,14 @@ from specpipe.artifacts import Workspace
 from specpipe.checkpoint import stream
 from specpipe.checkpoint.convert import write_checkpoint
 from specpipe.checkpoint.journal import Journal
+from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.checkpoint.source import open_source
 from specpipe.checkpoint.writer import Announced, SafetensorsWriter
 from specpipe.config import read_config
+from specpipe.contracts import Parallel
 from specpipe.run import build
+from tests.modelopt import write_model
+from tests.sharding import convert_tensors
 
 SHAPES = {"a": Announced((4, 3), "bfloat16"), "b": Announced((5,), "float32")}
 
@@ -125,6 +129,26 @@ def test_blocks_of_any_size_give_the_same_files(
     monkeypatch.setattr(stream, "BLOCK_BYTES", 1000)
     assert convert(tiny, tmp_path / "small") == expected
     assert set(expected) == {"config.json", "digests.json", "rank0.safetensors"}
+
+
+def test_no_read_is_larger_than_a_block_however_large_the_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stacked experts, embeddings and heads included: what bounds the memory of a conversion."""
+    read: list[int] = []
+    plain = SafetensorsFile.rows
+
+    def rows(self: SafetensorsFile, name: str, begin: int, end: int) -> torch.Tensor:
+        block = plain(self, name, begin, end)
+        read.append(block.numel() * 4)
+        return block
+
+    source = write_model(tmp_path / "mixtral", "mixtral")
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(SafetensorsFile, "rows", rows)
+    monkeypatch.setattr(SafetensorsFile, "read", None)
+    convert_tensors(open_source(source), tmp_path / "out", Parallel(2))
+    assert max(read) <= 1000
 
 
 def test_digests_json_names_every_tensor(tiny: Path, tmp_path: Path) -> None:
