@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import time
-from multiprocessing.context import ForkProcess
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
@@ -187,15 +187,20 @@ def test_every_rank_of_an_engine_is_built_and_counted(
     assert "--workers 2" in manifest["facts"]["command"]
 
 
-def start_build(config, place: Workspace, *more: str) -> ForkProcess:
+def command_line(args: list[str]) -> None:
+    main(args)
+
+
+def start_build(config, place: Workspace, *more: str) -> SpawnProcess:
     """Run the command line in a process of its own, which a test may signal."""
-    args = ["build", "--config", config.path, "--workspace", str(place.root), *more]
-    process = multiprocessing.get_context("fork").Process(target=main, args=(args,))
+    args = ["build", "--config", str(config.path), "--workspace", str(place.root), *more]
+    # Not forked: a copy would have the engines of other tests without their threads, and crash.
+    process = multiprocessing.get_context("spawn").Process(target=command_line, args=(args,))
     process.start()
     return process
 
 
-def await_file(path: Path, process: ForkProcess) -> str:
+def await_file(path: Path, process: SpawnProcess) -> str:
     deadline = time.monotonic() + 60
     while not (path.is_file() and path.read_text()):
         assert process.is_alive(), "the build ended early"
