@@ -331,6 +331,7 @@ def test_an_engine_that_guesses_by_itself_streams_through_the_text_models(serve)
         until = answer[: answer.index(answer[10:14]) + 4]
         got = raw.stream(server.url, "ensemble", asked(stop_words=[answer[10:14]], max_tokens=3000))
         assert raw.text(got) == until  # and the engine was told to stop:
+        time.sleep(0.3)
         produced = metrics(server, "specpipe_output_tokens_total")["tensorrt_llm"]
         time.sleep(0.3)
         assert metrics(server, "specpipe_output_tokens_total")["tensorrt_llm"] == produced < 2000
