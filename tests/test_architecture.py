@@ -21,7 +21,7 @@ LAYERS = [
     {"serve"},
     {"html", "prompts"},
     {"validate", "tune", "train"},
-    {"locate", "planning", "run", "tuning", "deploying", "inventory", "doctor"},
+    {"locate", "planning", "work", "run", "tuning", "deploying", "inventory", "doctor"},
     {"present", "present_plan"},
     {"cli"},
 ]

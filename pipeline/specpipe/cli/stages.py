@@ -13,7 +13,7 @@ from specpipe.cli.output import load, print_results, say, show_progress
 
 if TYPE_CHECKING:
     from specpipe.deploy.write import Kind
-    from specpipe.run import StageName
+    from specpipe.work import StageName
 
 
 container_option = click.option(
