@@ -188,6 +188,7 @@ def test_every_rank_of_an_engine_is_built_and_counted(
 
 
 def command_line(args: list[str]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
     main(args)
 
 
