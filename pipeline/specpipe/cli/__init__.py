@@ -50,7 +50,7 @@ def main() -> None:
     """Turn a Hugging Face checkpoint into a Triton server that decodes speculatively.
 
     \b
-    Start here:  specpipe build --config model_configs/smollm2-135m_prompt-lookup.yaml
+    Start here:  specpipe build --config model_configs/smollm2-135m_hybrid.yaml
     Exit codes:  0 ok, 1 bug, 2 config or usage, 3 unsupported here, 4 stage failed, 5 gate failed
     """
 

@@ -100,7 +100,7 @@ def tune(
     is recorded with the CPU engine and priced by the plan's estimate for the GPU.
 
     \b
-    Example:  specpipe tune --config model_configs/smollm2-135m_prompt-lookup.yaml --out tuned.yaml
+    Example:  specpipe tune --config model_configs/smollm2-135m_hybrid.yaml --out tuned.yaml
     """
     from specpipe.present import tuning_json, tuning_text
     from specpipe.tune.settings import write_settings

@@ -21,7 +21,7 @@ def validate(config_path: Path, workspace: Path, url: str | None, as_json: bool)
     Exits with 5 if a gate of the config is not met.
 
     \b
-    Example:  specpipe validate --config model_configs/smollm2-135m_prompt-lookup.yaml
+    Example:  specpipe validate --config model_configs/smollm2-135m_hybrid.yaml
     """
     from specpipe.run import validate_run
     from specpipe.validate.report import to_json, to_markdown
@@ -75,7 +75,7 @@ def doctor(config_path: Path | None, workspace: Path, as_json: bool) -> None:
     """Say what this machine has, and what a run would miss.
 
     \b
-    Example:  specpipe doctor --config model_configs/smollm2-135m_prompt-lookup.yaml
+    Example:  specpipe doctor --config model_configs/smollm2-135m_hybrid.yaml
     """
     from specpipe.doctor import examine
     from specpipe.present import findings_text

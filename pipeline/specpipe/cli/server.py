@@ -60,7 +60,7 @@ def serve(
     Prints one JSON line on stdout when every model is ready.
 
     \b
-    Example:  specpipe serve --config model_configs/smollm2-135m_prompt-lookup.yaml
+    Example:  specpipe serve --config model_configs/smollm2-135m_hybrid.yaml
     """
     from specpipe.serve.address import Address
     from specpipe.serve.tritonserver import start_server

@@ -51,7 +51,7 @@ def build(config_path: Path, workspace: Path, in_container: bool, as_json: bool)
     """Run every stage that is not fresh: convert, compile, package.
 
     \b
-    Example:  specpipe build --config model_configs/smollm2-135m_prompt-lookup.yaml
+    Example:  specpipe build --config model_configs/smollm2-135m_hybrid.yaml
     """
     _build(("convert", "compile", "package"), config_path, workspace, as_json, in_container)
 
@@ -64,7 +64,7 @@ def convert(config_path: Path, workspace: Path, as_json: bool) -> None:
     """Convert the Hugging Face checkpoints to TensorRT-LLM checkpoints.
 
     \b
-    Example:  specpipe convert --config model_configs/smollm2-135m_prompt-lookup.yaml
+    Example:  specpipe convert --config model_configs/smollm2-135m_hybrid.yaml
     """
     _build(("convert",), config_path, workspace, as_json)
 
@@ -78,7 +78,7 @@ def compile_(config_path: Path, workspace: Path, in_container: bool, as_json: bo
     """Compile the converted checkpoints into engines.
 
     \b
-    Example:  specpipe compile --config model_configs/smollm2-135m_prompt-lookup.yaml
+    Example:  specpipe compile --config model_configs/smollm2-135m_hybrid.yaml
     """
     _build(("compile",), config_path, workspace, as_json, in_container)
 
@@ -112,7 +112,7 @@ def package(
     """Write the Triton model repository around the engines.
 
     \b
-    Example:  specpipe package --config model_configs/smollm2-135m_prompt-lookup.yaml
+    Example:  specpipe package --config model_configs/smollm2-135m_hybrid.yaml
     """
     _build(("package",), config_path, workspace, as_json)
     if kind is not None:
@@ -131,7 +131,7 @@ def status(config_path: Path, workspace: Path, as_json: bool) -> None:
     """Say which artifacts are fresh, and why the rest is not.
 
     \b
-    Example:  specpipe status --config model_configs/smollm2-135m_prompt-lookup.yaml
+    Example:  specpipe status --config model_configs/smollm2-135m_hybrid.yaml
     """
     from specpipe.run import status as run_status
 
