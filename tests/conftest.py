@@ -60,6 +60,7 @@ def make_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
         max_seq_len: int = 256,
         heads: Path | None = None,
         max_draft_len: int | None = None,
+        guess_vocabulary: int = 0,
     ) -> OpenVinoEngine:
         folder = tmp_path_factory.mktemp("engine")
         checkpoint, engine = folder / "checkpoint", folder / "engine"
@@ -73,7 +74,7 @@ def make_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
         )  # fmt: skip
         request = BuildRequest(
             "target", read_model_config(checkpoint), dtype, quantization, "none", 0, 1,
-            max_seq_len - 1, max_seq_len,
+            max_seq_len - 1, max_seq_len, guess_vocabulary=guess_vocabulary,
         )  # fmt: skip
         backend = OpenVinoBackend()
         backend.build(request, checkpoint, engine)

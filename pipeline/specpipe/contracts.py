@@ -238,6 +238,7 @@ class BuildRequest:
     sources: Mapping[Role, str] = field(default_factory=dict)  # the Hugging Face models
     ngram_size: int = 0  # longest match that prompt lookup tries
     max_concurrency: int | None = None  # above so many sequences nothing is guessed
+    guess_vocabulary: int = 0  # the first tokens, which alone Medusa heads guess; 0: all
     streams: bool = True  # whether answers are served piece by piece
     moe_ep_size: int = 1
     use_parallel_embedding: bool = False

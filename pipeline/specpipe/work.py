@@ -120,6 +120,11 @@ def _compile(
             "max_input_len": str(request.max_input_len),
             "max_seq_len": str(request.max_seq_len),
             **({"gpu": request.gpu} if request.gpu else {}),
+            **(
+                {"guess_vocabulary": str(request.guess_vocabulary)}
+                if request.guess_vocabulary
+                else {}
+            ),
             **_options(backend.commands(request, Path("checkpoint"), Path("engine"))),
             **backend.versions(request.release),
         }

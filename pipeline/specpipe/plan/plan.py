@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from specpipe.config import RunConfig, find_file
 from specpipe.contracts import BuildRequest, Command, ModelConfig, Rejection, Role
-from specpipe.methods import Eagle3, PromptLookup
+from specpipe.methods import Eagle3, Hybrid, Medusa, PromptLookup
 from specpipe.plan.gpus import find_gpu
 from specpipe.plan.memory import Memory
 from specpipe.plan.roofline import Estimate
@@ -59,6 +59,7 @@ def make_requests(
             if isinstance(speculation, PromptLookup)
             else 0,
             max_concurrency=speculation.max_concurrency,
+            guess_vocabulary=_guess_vocabulary(config, role),
             streams=config.serving.decoupled,
         )
         for role, model in models.items()
@@ -71,6 +72,13 @@ def _sources(config: RunConfig) -> dict[Role, str]:
     if isinstance(options, Eagle3):
         named["draft"] = options.draft.model
     return {role: str(find_file(model, config) or model) for role, model in named.items()}
+
+
+def _guess_vocabulary(config: RunConfig, role: Role) -> int:
+    options = config.speculation
+    if role == "target" and isinstance(options, Medusa | Hybrid):
+        return options.guess_vocabulary or 0
+    return 0
 
 
 def check_models(requests: Mapping[Role, BuildRequest]) -> list[Rejection]:

@@ -54,6 +54,22 @@ def test_guesses_are_those_of_the_formula(
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+def test_heads_guess_the_first_tokens_alone_if_told_to(
+    own: bool, tiny: Path, make_engine, tmp_path: Path
+) -> None:
+    tensors = make_heads(tmp_path, seed=5, vocab=320 if own else None)
+    runner = make_engine(tiny, heads=tmp_path, guess_vocabulary=64).runner()
+    runner.start(PROMPT)
+    hidden = runner.score(EMPTY).hidden[0].copy()
+    guesses = runner.guess(hidden)
+    first = expected(tensors, hidden, 1, None if own else embedding(tiny))[:, :64]
+    first /= first.sum(axis=1, keepdims=True)
+    for row, tokens, given in zip(first, guesses.tokens, guesses.probs, strict=True):
+        assert max(tokens) < 64
+        np.testing.assert_allclose(given, np.sort(row)[::-1][:WIDTH], atol=0.02)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
 def test_heads_in_full_guess_what_compact_heads_guess(
     own: bool, tiny: Path, make_engine, tmp_path: Path
 ) -> None:

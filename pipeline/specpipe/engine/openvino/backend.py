@@ -207,7 +207,7 @@ class OpenVinoBackend:
         network = build_network(request.model, weights, own, precision.cache_type)
         ov.save_model(network, out / NETWORK, compress_to_fp16=False)
         if request.model.num_medusa_heads:
-            heads = build_heads(request.model, weights)
+            heads = build_heads(request.model, weights, request.guess_vocabulary)
             ov.save_model(heads, out / HEADS, compress_to_fp16=False)
         shutil.copyfile(checkpoint / "config.json", out / "config.json")
         limits = {

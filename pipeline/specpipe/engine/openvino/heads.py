@@ -4,7 +4,9 @@
 
 K heads of residual blocks x + silu(W x + b) before an output layer (2401.10774, section 2.1.1),
 which all share the target's or each own. Guesses need not be exact, so the output layer, nearly all
-of the work, is kept in 8 bits whatever the engine's precision.
+of the work, is kept in 8 bits whatever the engine's precision, and may be cut to the first tokens
+of the vocabulary: where ids were given in the order of merges, those are the frequent ones. The
+idea is that of FR-Spec (2502.14856).
 """
 
 import openvino as ov
@@ -17,11 +19,15 @@ from specpipe.engine.openvino.weights import Weights, int8, plain
 from specpipe.trees import WIDTH
 
 
-def build_heads(model: ModelConfig, weights: Weights) -> ov.Model:
-    """Return the graph of the checkpoint's heads; raises ConfigError if a tensor is missing."""
+def build_heads(model: ModelConfig, weights: Weights, vocabulary: int = 0) -> ov.Model:
+    """Return the graph of the checkpoint's heads; they guess the first `vocabulary` tokens, 0: all.
+
+    Raises ConfigError if a tensor is missing.
+    """
     hidden = op.parameter([1, model.hidden_size], Type.f32, name="hidden")
     heads = range(model.num_medusa_heads)
-    logits = _output_layers([_blocks(hidden, model, weights, k) for k in heads], weights)
+    rows = [_blocks(hidden, model, weights, k) for k in heads]
+    logits = _output_layers(rows, weights, vocabulary or model.vocab_size)
     best = op.topk(logits, op.constant(WIDTH), 1, "max", "value", Type.i32)
     total = op.reduce_sum(op.exp(op.subtract(logits, _first(best))), op.constant([1]), True)
     probs = op.divide(op.exp(op.subtract(best.output(0), _first(best))), total)
@@ -44,15 +50,17 @@ def _blocks(x: ov.Node, model: ModelConfig, weights: Weights, head: int) -> ov.N
     return x
 
 
-def _output_layers(rows: list[ov.Node], weights: Weights) -> ov.Node:
-    """Return logits [K, V]; heads without an output layer of their own share the target's."""
+def _output_layers(rows: list[ov.Node], weights: Weights, vocabulary: int) -> ov.Node:
+    """Return logits [K, vocabulary]; heads without an output layer of their own share one."""
     own = [f"medusa_heads.{k}.lm_head.weight" for k in range(len(rows))]
     if own[0] in weights.tensors:
-        layers = [int8(weights.float32(name)) for name in own]
+        layers = [int8(weights.float32(name)[:vocabulary]) for name in own]
         return op.concat(
             [op.matmul(x, w, False, True) for x, w in zip(rows, layers, strict=True)], 0
         )
-    return op.matmul(op.concat(rows, 0), int8(weights.float32("lm_head.weight")), False, True)
+    return op.matmul(
+        op.concat(rows, 0), int8(weights.float32("lm_head.weight")[:vocabulary]), False, True
+    )
 
 
 def _first(best: ov.Node) -> ov.Node:
