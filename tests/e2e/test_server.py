@@ -300,7 +300,7 @@ def test_a_cancelled_stream_frees_the_engine(model: str, server: Served) -> None
 
 
 def test_prometheus_has_acceptance_by_model_and_method(server: Served) -> None:
-    raw.stream(server.url, "ensemble", asked())
+    raw.stream(server.url, "ensemble", asked(max_tokens=60))
     found = counters(server)
     assert found["specpipe_accepted_draft_tokens_total"] > 0
     assert found["specpipe_acceptance_rate"] == pytest.approx(
