@@ -116,7 +116,11 @@ class Runner(Protocol):
         """Forget the old sequence and take `prompt` (at least one token)."""
 
     def score(self, draft: Draft) -> Scores:
-        """Evaluate the root and the nodes of `draft`; commits nothing."""
+        """Evaluate the root and the nodes of `draft`; commits nothing.
+
+        The arrays may be views of the engine's memory: they are valid until the next call of any
+        runner of that engine.
+        """
 
     def commit(self, draft: Draft, verdict: Verdict) -> None:
         """Append the accepted path and the next token to the sequence; drop every other row."""
