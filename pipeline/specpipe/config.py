@@ -54,9 +54,14 @@ class EngineOptions:
     max_input_len: int = field(default=1024, metadata=at_least(1))
     max_seq_len: int = field(default=2048, metadata=at_least(2))
 
-    def sized(self, batch: int, input_len: int, seq_len: int) -> "EngineOptions":
-        """Return these options for so many sequences of such lengths."""
-        return replace(self, max_batch_size=batch, max_input_len=input_len, max_seq_len=seq_len)
+    def sized_like(self, other: "EngineOptions") -> "EngineOptions":
+        """Return these options for as many sequences of such lengths as `other` has."""
+        return replace(
+            self,
+            max_batch_size=other.max_batch_size,
+            max_input_len=other.max_input_len,
+            max_seq_len=other.max_seq_len,
+        )
 
     @property
     def parallel(self) -> Parallel:

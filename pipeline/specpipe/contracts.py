@@ -79,6 +79,10 @@ class Verdict:
     path: tuple[int, ...]  # indices into the draft
     next_token: int
 
+    def emitted(self, draft: Draft) -> list[int]:
+        """Return the tokens that the step commits: the accepted ones of `draft`, and the next."""
+        return [*(int(draft.tokens[node]) for node in self.path), self.next_token]
+
 
 @dataclass(frozen=True)
 class Sampling:

@@ -4,7 +4,7 @@ Which guesses are right follows from the models alone, so a run that is meant fo
 with the CPU engine and the GPU's step times: estimated (`plan/roofline.py`), or those of a file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,14 +70,9 @@ def recommend_run(
     from specpipe.tune.tune import recommend
 
     seen = _observe(config, workspace, prices, notify, progress)
-    allowed = []
-    for method in possible_methods(config.speculation):
-        reasons = _refusals(config, workspace, prices, method)
-        if reasons:
-            notify(f"left out: {method.method}: {reasons[0]}")
-        else:
-            allowed.append(method)
-    return recommend(seen, allowed)
+    gpu = prices.gpu or config.engine.gpu
+    methods = possible_methods(config.speculation)
+    return recommend(seen, _allowed(config, workspace, gpu, methods, notify) if gpu else methods)
 
 
 def _observe(
@@ -105,8 +100,7 @@ def on_this_machine(config: RunConfig) -> RunConfig:
     engine = config.engine
     if engine.backend == "openvino":
         return config
-    lengths = engine.max_batch_size, engine.max_input_len, engine.max_seq_len
-    cpu = EngineOptions("openvino", None, "float32", "none", tp_size=1).sized(*lengths)
+    cpu = EngineOptions("openvino", None, "float32", "none", tp_size=1).sized_like(engine)
     return replace(config, name=f"{config.name}.cpu", engine=cpu)
 
 
@@ -115,8 +109,7 @@ def on_gpu(config: RunConfig, gpu: str) -> RunConfig:
     engine = config.engine
     if engine.backend != "openvino":
         return replace(config, engine=replace(engine, gpu=gpu))
-    lengths = engine.max_batch_size, engine.max_input_len, engine.max_seq_len
-    return replace(config, engine=EngineOptions("tensorrt", gpu, "bfloat16").sized(*lengths))
+    return replace(config, engine=EngineOptions("tensorrt", gpu, "bfloat16").sized_like(engine))
 
 
 def _costs(config: RunConfig, workspace: Workspace, prices: Prices) -> Costs | None:
@@ -139,15 +132,23 @@ def estimated_costs(estimate: Estimate) -> Costs:
     return Costs(curve, estimate.heads_ms, estimate.draft_ms, handover_ms=estimate.handover_ms)
 
 
-def _refusals(
-    config: RunConfig, workspace: Workspace, prices: Prices, method: Speculation
-) -> list[Rejection]:
-    """Return what a GPU has against a method, beside what it has against plain decoding."""
-    gpu = prices.gpu or config.engine.gpu
-    if gpu is None:
-        return []
-    found = [
-        make_plan(on_gpu(replace(config, speculation=s), gpu), workspace).rejections
-        for s in (method, NoSpeculation())
-    ]
-    return [reason for reason in found[0] if reason not in found[1]]
+def _allowed(
+    config: RunConfig,
+    workspace: Workspace,
+    gpu: str,
+    methods: Sequence[Speculation],
+    notify: Notify,
+) -> list[Speculation]:
+    """Return the methods against which a GPU has no more than against plain decoding."""
+
+    def rejections(method: Speculation) -> tuple[Rejection, ...]:
+        return make_plan(on_gpu(replace(config, speculation=method), gpu), workspace).rejections
+
+    allowed, anyway = [], rejections(NoSpeculation())
+    for method in methods:
+        reason = next((reason for reason in rejections(method) if reason not in anyway), None)
+        if reason is None:
+            allowed.append(method)
+        else:
+            notify(f"left out: {method.method}: {reason}")
+    return allowed

@@ -6,7 +6,12 @@ from pathlib import Path
 
 import click
 
-from specpipe.cli.options import config_option, json_option, workspace_option
+from specpipe.cli.options import (
+    config_option,
+    json_option,
+    optional_config_option,
+    workspace_option,
+)
 from specpipe.cli.output import load, plain, say, show_progress
 
 
@@ -62,13 +67,7 @@ def inspect(folder: Path, tensors: bool, as_json: bool) -> None:
 
 
 @click.command()
-@click.option(
-    "--config",
-    "config_path",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Also say what this run misses.",
-)
+@optional_config_option("Also say what this run misses.")
 @workspace_option
 @json_option
 def doctor(config_path: Path | None, workspace: Path, as_json: bool) -> None:

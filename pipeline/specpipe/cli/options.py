@@ -15,6 +15,19 @@ config_option = click.option(
     type=click.Path(path_type=Path),
     help="The run's YAML file, e.g. one of model_configs/*.yaml.",
 )
+
+
+def optional_config_option(purpose: str) -> Callable[[Command], Command]:
+    """Return the option of a command that can do without a run; `purpose` is its help."""
+    return click.option(
+        "--config",
+        "config_path",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help=purpose,
+    )
+
+
 workspace_option = click.option(
     "--workspace",
     default=".",

@@ -14,18 +14,17 @@ from typing import Any, cast
 
 import click
 
-from specpipe.cli.options import json_option, port_options, workspace_option
+from specpipe.cli.options import (
+    json_option,
+    optional_config_option,
+    port_options,
+    workspace_option,
+)
 from specpipe.cli.output import load, say
 
 
 @click.command()
-@click.option(
-    "--config",
-    "config_path",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="The run's YAML file; its repository must be built and fresh.",
-)
+@optional_config_option("The run's YAML file; its repository must be built and fresh.")
 @workspace_option
 @click.option(
     "--repository",
@@ -136,13 +135,7 @@ def _shown(log: Path) -> Iterator[None]:
 
 @click.command()
 @click.argument("prompt", required=False)
-@click.option(
-    "--config",
-    "config_path",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Use this run's chat template; without it the prompt is sent as it is.",
-)
+@optional_config_option("Use this run's chat template; without it the prompt is sent as it is.")
 @workspace_option
 @click.option("--url", default="127.0.0.1:8001", show_default=True, help="The gRPC endpoint.")
 @click.option(

@@ -112,7 +112,7 @@ def _step(
     limits: Limits,
     log_probs: bool,
 ) -> Step:
-    emitted = [*(int(draft.tokens[n]) for n in verdict.path), verdict.next_token]
+    emitted = verdict.emitted(draft)
     kept, finish = _cut(emitted, sequence, sampling, limits)
     rows = [0, *(n + 1 for n in verdict.path)]
     return Step(

@@ -131,7 +131,7 @@ class DraftModelProposer:
         behind = [place(verdict.path[:depth]) for depth in range(len(verdict.path) + 1)]
         self._runner.commit(inner, verdict)
         self._inner.observe(inner, scores, verdict)
-        return self._while_sure([*_tokens_of(inner, verdict), verdict.next_token], behind)
+        return self._while_sure(verdict.emitted(inner), behind)
 
     def _while_sure(
         self, tokens: list[int], places: list[_Place]
@@ -143,11 +143,7 @@ class DraftModelProposer:
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
         """Append what the target committed."""
-        self._tokens += [*_tokens_of(draft, verdict), verdict.next_token]
-
-
-def _tokens_of(draft: Draft, verdict: Verdict) -> list[int]:
-    return [int(draft.tokens[n]) for n in verdict.path]
+        self._tokens += verdict.emitted(draft)
 
 
 def guided_by(options: DraftModel | Hybrid, runner: Runner) -> Proposer:

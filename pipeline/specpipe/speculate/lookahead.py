@@ -161,7 +161,7 @@ class LookaheadProposer:
             outputs = np.argmax(scores.logits[rows], axis=1).tolist()
             for ngram in self._window.advance(self._tokens[-1], outputs):
                 self._pool.add(ngram)
-        self._append([*(int(draft.tokens[n]) for n in verdict.path), verdict.next_token])
+        self._append(verdict.emitted(draft))
 
     def _append(self, tokens: Sequence[int]) -> None:
         size = self._options.ngram_size

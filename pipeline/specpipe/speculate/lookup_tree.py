@@ -133,7 +133,7 @@ class TreeLookup:
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
         """Append what was committed; keep what the heads will look at."""
-        self._tokens += [*(int(draft.tokens[n]) for n in verdict.path), verdict.next_token]
+        self._tokens += verdict.emitted(draft)
         if self._heads is not None:
             self._hidden = hidden_of_last(scores, verdict)
 

@@ -51,7 +51,7 @@ class PromptLookupProposer:
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
         """Append what was committed."""
-        self._tokens += [*(int(draft.tokens[n]) for n in verdict.path), verdict.next_token]
+        self._tokens += verdict.emitted(draft)
 
 
 def _continuation(tokens: Ints, n: int, wanted: int) -> int | None:

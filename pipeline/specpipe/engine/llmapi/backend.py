@@ -15,9 +15,8 @@ from specpipe.contracts import (
 )
 from specpipe.engine.llmapi.model_yaml import FILE, model_yaml
 from specpipe.engine.tensorrt import check
-from specpipe.engine.tensorrt.backend import profile_of
 from specpipe.engine.tensorrt.footprint import footprint
-from specpipe.engine.tensorrt.profiles import DEFAULT, Profile, find_profile, unknown_release
+from specpipe.engine.tensorrt.profiles import DEFAULT, Profile, profile_of
 from specpipe.errors import Unsupported
 
 
@@ -29,11 +28,9 @@ class LlmApiBackend:
 
     def check(self, request: BuildRequest) -> list[Rejection]:
         """Return every reason why the asked release cannot serve this."""
-        profile = find_profile(request.release)
-        unknown = [] if profile else [unknown_release(request.release or "")]
-        profile = profile or DEFAULT
+        profile = profile_of(request.release)
         return [
-            *unknown,
+            *check.check_known(request),
             *_check_release(request, profile),
             *check.check_gpu(request, profile),
             *_check_formats(request),

@@ -111,7 +111,7 @@ class OpenVinoRunner:
         first = len(self._tokens) - self._cached
         path = [first + n for n in verdict.path]
         self._keep(np.array([*range(first), *path], np.int64))
-        self._tokens += [*(int(draft.tokens[n]) for n in verdict.path), verdict.next_token]
+        self._tokens += verdict.emitted(draft)
 
     def guess(self, hidden: Logits) -> Guesses:
         """Run the heads on a hidden state [D]; raises Unsupported if there are none."""

@@ -18,7 +18,7 @@ from specpipe.engine.tensorrt.build import build_engine
 from specpipe.engine.tensorrt.footprint import footprint
 from specpipe.engine.tensorrt.lower import METHODS, build_flags
 from specpipe.engine.tensorrt.medusa import check_medusa
-from specpipe.engine.tensorrt.profiles import DEFAULT, Profile, find_profile, unknown_release
+from specpipe.engine.tensorrt.profiles import profile_of
 from specpipe.errors import Unsupported
 
 
@@ -30,11 +30,9 @@ class TensorRtBackend:
 
     def check(self, request: BuildRequest) -> list[Rejection]:
         """Return every reason why the asked release cannot build this engine."""
-        profile = find_profile(request.release)
-        unknown = [] if profile else [unknown_release(request.release or "")]
-        profile = profile or DEFAULT
+        profile = profile_of(request.release)
         return [
-            *unknown,
+            *check.check_known(request),
             *check.check_release(request, profile),
             *check.check_gpu(request, profile),
             *check.check_quantization(request, profile),
@@ -79,8 +77,3 @@ class TensorRtBackend:
     def load(self, engine: Path) -> LoadedEngine:
         """Refuse: TensorRT-LLM engines are driven by Triton's own backend, not from here."""
         raise Unsupported("a TensorRT-LLM engine is served by Triton's tensorrtllm backend")
-
-
-def profile_of(release: str | None) -> Profile:
-    """Return the profile of a release; that of the default one for a release without."""
-    return find_profile(release) or DEFAULT

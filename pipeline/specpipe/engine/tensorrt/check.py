@@ -6,13 +6,25 @@ from collections.abc import Iterator
 from specpipe.contracts import BuildRequest, Rejection
 from specpipe.divide import check_parallel
 from specpipe.engine.tensorrt.lower import METHODS, reads_blocks, takes_drafts
-from specpipe.engine.tensorrt.profiles import DEFAULT, ENGINES_END, Profile
+from specpipe.engine.tensorrt.profiles import (
+    DEFAULT,
+    ENGINES_END,
+    Profile,
+    find_profile,
+    unknown_release,
+)
 from specpipe.methods import UPSTREAM_ONLY
 
 _REWINDING = ("medusa", "lookahead")  # methods whose engines take rows of the KV cache back
 _WEIGHTS_ONLY = ("int8", "int4")
 _NEEDS_SM = {"fp8": 89, "nvfp4": 100}
 _ENGINES = ", ".join(METHODS)
+
+
+def check_known(request: BuildRequest) -> Iterator[Rejection]:
+    """Refuse releases that no profile describes; all else is judged by the default one then."""
+    if request.release is not None and find_profile(request.release) is None:
+        yield unknown_release(request.release)
 
 
 def check_release(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:

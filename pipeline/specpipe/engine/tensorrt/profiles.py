@@ -105,6 +105,11 @@ def find_profile(release: str | None) -> Profile | None:
     return next((p for p in PROFILES if p.tensorrt_llm == release), None)
 
 
+def profile_of(release: str | None) -> Profile:
+    """Return the profile of a release; that of the default one for a release without."""
+    return find_profile(release) or DEFAULT
+
+
 def unknown_release(release: str) -> Rejection:
     """Say that no profile describes a release."""
     known = ", ".join(p.tensorrt_llm for p in PROFILES)

@@ -108,7 +108,7 @@ class _Keeping:
 
     def commit(self, draft: Draft, verdict: Verdict) -> None:
         self.runner.commit(draft, verdict)
-        self.tokens += [*(int(draft.tokens[n]) for n in verdict.path), verdict.next_token]
+        self.tokens += verdict.emitted(draft)
 
     def guess(self, hidden: Logits) -> Guesses:
         return self.runner.guess(hidden)
