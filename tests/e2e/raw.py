@@ -1,6 +1,7 @@
 """Requests as any gRPC client sends them, tensor by tensor; nothing of specpipe's own client."""
 
 import queue
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -87,3 +88,12 @@ def value(result: Any, name: str) -> float:
     array = result.as_numpy(name)
     assert array.shape == (1, 1), (name, array.shape)
     return array[0][0].item()
+
+
+def together(count: int, run: Callable[[int], object]) -> None:
+    """Run a function in several threads, to their end."""
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

@@ -174,15 +174,6 @@ def test_a_bad_request_is_refused_in_one_sentence(
     assert words in error.message() and "\n" not in error.message()
 
 
-def together(count: int, run) -> None:
-    """Run a function in several threads, to their end."""
-    threads = [threading.Thread(target=run, args=(n,)) for n in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
 def test_answers_do_not_mix_under_load(server: Served) -> None:
     texts = [f"{PROMPT} {n}" for n in range(5)]
     alone = [server.client.generate(t, Options(max_tokens=30)).text for t in texts]
@@ -191,7 +182,7 @@ def test_answers_do_not_mix_under_load(server: Served) -> None:
     def one(n: int) -> None:
         crowded[n] = collect(server.client.stream(texts[n], Options(max_tokens=30))).text
 
-    together(5, one)
+    raw.together(5, one)
     assert [crowded[n] for n in range(5)] == alone
 
 
@@ -204,7 +195,7 @@ def test_a_full_queue_answers_unavailable_and_recovers(server: Served) -> None:
         last = raw.stream(server.url, "tensorrt_llm_bls", values, ready=start.wait)[-1]
         outcomes.append(last.message() if isinstance(last, Exception) else "ok")
 
-    together(12, one)
+    raw.together(12, one)
     assert outcomes.count("ok") >= 5  # two processes and three places in the queue
     assert sum("queue size" in o for o in outcomes) == 12 - outcomes.count("ok") > 0, outcomes
     assert raw.text(raw.stream(server.url, "ensemble", asked())) == expected(server)
@@ -231,7 +222,7 @@ def test_clients_that_leave_leave_the_server_whole(server: Served) -> None:
             values = asked(max_tokens=3000, stream=True, end_id=-1)
             raw.stream(server.url, model, values, take=1 + n // 2)
 
-    together(8, one)
+    raw.together(8, one)
     assert raw.text(raw.stream(server.url, "ensemble", asked())) == expected(server)
 
 
@@ -249,7 +240,7 @@ def test_prometheus_adds_up_what_all_processes_counted(server: Served) -> None:
         values = asked(return_perf_metrics=True)
         figures.extend(raw.stream(server.url, "tensorrt_llm_bls", values))
 
-    together(4, one)
+    raw.together(4, one)
     gained = [after - old for after, old in zip(totals(), before, strict=True)]
     assert gained[1] == 4 * len(server.plain(PROMPT, 40))
     assert gained[2] == sum(raw.value(f, "total_draft_tokens") for f in figures)

@@ -3,7 +3,6 @@
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -223,17 +222,8 @@ def test_answers_do_not_mix_under_load(server: Served) -> None:
     def one(n: int) -> None:
         crowded[n] = collect(server.client.stream(texts[n], Options(max_tokens=30))).text
 
-    together(5, one)
+    raw.together(5, one)
     assert [crowded[n] for n in range(5)] == alone
-
-
-def together(count: int, run: Callable[[int], object]) -> None:
-    """Run a function in several threads, to their end."""
-    threads = [threading.Thread(target=run, args=(n,)) for n in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
 
 def test_a_full_queue_answers_unavailable_and_recovers(server: Served) -> None:
@@ -245,7 +235,7 @@ def test_a_full_queue_answers_unavailable_and_recovers(server: Served) -> None:
         last = raw.stream(server.url, "tensorrt_llm_bls", values, ready=start.wait)[-1]
         outcomes.append(last.status() if isinstance(last, Exception) else "ok")
 
-    together(12, one)
+    raw.together(12, one)
     assert outcomes.count("ok") >= 5  # two slots and three places in the queue
     assert outcomes.count("StatusCode.UNAVAILABLE") == 12 - outcomes.count("ok") > 0
     assert raw.text(raw.stream(server.url, "ensemble", asked())) == expected(server)
@@ -262,7 +252,7 @@ def test_our_client_says_busy_when_the_queue_is_full(server: Served) -> None:
             except StageFailed as error:
                 refusals.append(error)
 
-    together(12, one)
+    raw.together(12, one)
     assert "busy: 3 requests are waiting" in str(refusals[0])
 
 
@@ -277,7 +267,7 @@ def test_clients_that_leave_in_the_middle_of_an_answer_leave_the_server_whole(
             values = asked(max_tokens=3000, stream=True, end_id=-1)
             raw.stream(server.url, model, values, take=1 + n // 2)
 
-    together(10, one)
+    raw.together(10, one)
     assert raw.text(raw.stream(server.url, "ensemble", asked())) == expected(server)
 
 
@@ -416,7 +406,7 @@ def test_without_decoupling_plain_unary_calls_work(serve) -> None:
         def one(_: int) -> None:
             answers.append(raw.text([raw.unary(server.url, "ensemble", asked())]))
 
-        together(5, one)
+        raw.together(5, one)
         assert answers == [expected(server)] * 5
         error = raw.stream(server.url, "ensemble", asked(stream=True))[-1]
         assert "serving.decoupled" in error.message()
