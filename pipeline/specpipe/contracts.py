@@ -238,8 +238,7 @@ class BuildRequest:
     max_input_len: int
     max_seq_len: int
     gpu: str | None = None
-    tp_size: int = 1
-    pp_size: int = 1
+    parallel: Parallel = ONE_RANK
     kv_cache_quantization: str = "none"
     sm: int | None = None  # compute capability of `gpu`, without the dot; None: not known
     release: str | None = None  # of TensorRT-LLM; None: the default one
@@ -248,20 +247,6 @@ class BuildRequest:
     max_concurrency: int | None = None  # above so many sequences nothing is guessed
     guess_vocabulary: int = 0  # the first tokens, which alone Medusa heads guess; 0: all
     streams: bool = True  # whether answers are served piece by piece
-    moe_ep_size: int = 1
-    use_parallel_embedding: bool = False
-    embedding_sharding_dim: int = 0
-
-    @property
-    def parallel(self) -> Parallel:
-        """How the model is spread over GPUs."""
-        return Parallel(
-            self.tp_size,
-            self.pp_size,
-            self.moe_ep_size,
-            self.use_parallel_embedding,
-            self.embedding_sharding_dim,
-        )
 
 
 @dataclass(frozen=True)

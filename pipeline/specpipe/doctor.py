@@ -61,7 +61,7 @@ def needs_of(config: RunConfig, workspace: Path) -> Needs:
         return Needs(engine.backend, engine.gpu, 1, 0, profile)
     target = requests["target"]
     weights = sum(request.model.num_parameters for request in requests.values())
-    ranks = target.tp_size * target.pp_size
+    ranks = target.parallel.world_size
     return Needs(engine.backend, engine.gpu, ranks, 4 * weights, profile)
 
 

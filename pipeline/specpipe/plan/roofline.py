@@ -41,13 +41,13 @@ class Placed:
         """What Medusa heads read, on each GPU."""
         model = self.request.model
         one = model.num_medusa_layers * model.hidden_size + model.vocab_size
-        return 2 * model.num_medusa_heads * one * model.hidden_size // self.request.tp_size
+        return 2 * model.num_medusa_heads * one * model.hidden_size // self.request.parallel.tp_size
 
 
 def step_ms(engine: Placed, rows: float, sequences: int = 1) -> float:
     """Estimate the milliseconds of a step, heads apart, over `rows` rows of every sequence."""
     request, gpu = engine.request, engine.gpu
-    tp, pp, tokens = request.tp_size, request.pp_size, rows * sequences
+    tp, pp, tokens = request.parallel.tp_size, request.parallel.pp_size, rows * sequences
     cache = engine.footprint.kv_per_token * engine.context * sequences
     part = engine.footprint
     weights = part.weights - part.looked_up - part.guesser - engine.heads_bytes
@@ -63,7 +63,7 @@ def step_ms(engine: Placed, rows: float, sequences: int = 1) -> float:
 
 def _all_reduce_s(gpu: Gpu, request: BuildRequest, tokens: float) -> float:
     """Return the seconds of a ring over the tensor-parallel ranks, in 16 bits."""
-    share = 2 * (request.tp_size - 1) / request.tp_size
+    share = 2 * (request.parallel.tp_size - 1) / request.parallel.tp_size
     size = share * tokens * request.model.hidden_size * 2
     return ALL_REDUCE_S + size / ((gpu.nvlink_gbs or PCIE_GBS) * 1e9 / 2)
 
@@ -109,7 +109,7 @@ def guess_ms(engine: Placed) -> float:
     Medusa's heads guess all at once; a guessing layer goes once, with the output layer, for each.
     """
     model, nodes = engine.request.model, engine.request.draft_nodes
-    output = 2 * model.vocab_size * model.hidden_size // engine.request.tp_size
+    output = 2 * model.vocab_size * model.hidden_size // engine.request.parallel.tp_size
     one = engine.footprint.guesser + output if engine.footprint.guesser else 0
     moved = engine.heads_bytes + nodes * one
     launches = nodes * LAUNCH_S if one else 0.0

@@ -56,7 +56,7 @@ class RepositoryPlan:
     @property
     def ranks(self) -> dict[Role, int]:
         """Count the GPUs of every engine."""
-        return {role: r.tp_size * r.pp_size for role, r in self.requests.items()}
+        return {role: r.parallel.world_size for role, r in self.requests.items()}
 
     @property
     def placement(self) -> Placement:
@@ -151,7 +151,7 @@ def _vocabulary(plan: RepositoryPlan) -> dict[str, str]:
     request = plan.requests.get("target")
     if request is None or not plan.drives_engines:
         return {}
-    tp = request.tp_size
+    tp = request.parallel.tp_size
     return {"padded_vocab_size": str(-(-request.model.vocab_size // tp) * tp)}
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from specpipe.contracts import Parallel
 from specpipe.engine.tensorrt.backend import TensorRtBackend
 from specpipe.model import Arithmetic
 from tests.unit.engine.commands import LLAMA_8B, request
@@ -24,6 +25,10 @@ B200 = {"gpu": "B200", "sm": 100}
 
 def weights(name: str) -> dict[str, object]:
     return {"quantization": name}
+
+
+def ranks(tp: int, pp: int = 1) -> dict[str, object]:
+    return {"parallel": Parallel(tp, pp)}
 
 
 def cache(name: str) -> dict[str, object]:
@@ -59,12 +64,12 @@ def cache(name: str) -> dict[str, object]:
         ({**MEDUSA, "model": WINDOWED, "max_seq_len": 8192}, "takes rows of the KV cache back",
          "engine.max_seq_len to 4096"),
         ({**MEDUSA, "release": "0.18.2", "model": QWEN}, "with Medusa heads as Llama's", "1.2.1"),
-        ({"tp_size": 3}, "32 attention heads do not divide by engine.tp_size", "8 or 16"),
-        ({"tp_size": 2, "model": ODD_MLP}, "inner width of 11007", "tp_size"),
-        ({"tp_size": 4, "model": FEW_HEADS}, "6 key-value heads can neither", "tp_size"),
-        ({"pp_size": 5}, "32 layers do not divide by engine.pp_size, which is 5", "pp_size"),
-        ({"tp_size": 32}, "more than two machines", "lower"),
-        ({"tp_size": 16}, "across machines of 8 GPUs", "tp_size: 8 and engine.pp_size: 2"),
+        (ranks(3), "32 attention heads do not divide by engine.tp_size", "8 or 16"),
+        ({**ranks(2), "model": ODD_MLP}, "inner width of 11007", "tp_size"),
+        ({**ranks(4), "model": FEW_HEADS}, "6 key-value heads can neither", "tp_size"),
+        (ranks(1, 5), "32 layers do not divide by engine.pp_size, which is 5", "pp_size"),
+        (ranks(32), "more than two machines", "lower"),
+        (ranks(16), "across machines of 8 GPUs", "tp_size: 8 and engine.pp_size: 2"),
     ],
 )  # fmt: skip
 def test_refused(changes: dict[str, object], reason: str, hint: str) -> None:
@@ -84,8 +89,8 @@ def test_refused(changes: dict[str, object], reason: str, hint: str) -> None:
         {**MEDUSA, "release": "0.18.2"},
         {**A100, **weights("int8_sq"), **cache("int8")},
         {**B200, **weights("nvfp4"), **cache("fp8")},
-        {"tp_size": 8},
-        {"tp_size": 8, "pp_size": 2},
+        ranks(8),
+        ranks(8, 2),
         {"gpu": "unheard-of", "sm": None},  # `plan` says that it is not known
     ],
 )
@@ -94,5 +99,5 @@ def test_not_refused(changes: dict[str, object]) -> None:
 
 
 def test_all_reasons_come_at_once() -> None:
-    asked = request(method="hybrid", dtype="float32", tp_size=3, pp_size=5, quantization="nvfp4")
+    asked = request(method="hybrid", dtype="float32", parallel=Parallel(3, 5), quantization="nvfp4")
     assert len(TensorRtBackend().check(asked)) == 6

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from specpipe.contracts import Parallel
 from specpipe.engine.llmapi.backend import LlmApiBackend
 from tests.unit.engine.commands import request
 
@@ -47,7 +48,9 @@ def test_plain_decoding_has_no_speculation() -> None:
 
 
 def test_sizes_ranks_and_cache_are_those_of_the_request() -> None:
-    values = model_yaml(tp_size=4, kv_cache_quantization="fp8", max_batch_size=64, draft_nodes=7)
+    values = model_yaml(
+        parallel=Parallel(4), kv_cache_quantization="fp8", max_batch_size=64, draft_nodes=7
+    )
     assert values["tensor_parallel_size"] == 4 and values["max_batch_size"] == 64
     assert (values["max_input_len"], values["max_seq_len"]) == (1024, 2048)
     assert values["kv_cache_config"]["dtype"] == "fp8"
@@ -88,7 +91,7 @@ def test_building_writes_the_planned_file_and_nothing_else(tmp_path: Path) -> No
         ({"kv_cache_quantization": "int8"}, "no int8 KV cache", "fp8 or none"),
         ({"kv_cache_quantization": "fp8", "gpu": "A10", "sm": 86}, "has no fp8", "none"),
         ({"gpu": None, "sm": None}, "engine.gpu is not given", "H100-SXM"),
-        ({"tp_size": 3}, "do not divide by engine.tp_size, which is 3", "tp_size"),
+        ({"parallel": Parallel(3)}, "do not divide by engine.tp_size, which is 3", "tp_size"),
     ],
 )
 def test_refused(changes: dict[str, object], reason: str, hint: str) -> None:

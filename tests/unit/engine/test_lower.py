@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.contracts import BuildRequest
+from specpipe.contracts import BuildRequest, Parallel
 from specpipe.engine.tensorrt.backend import TensorRtBackend
 from specpipe.engine.tensorrt.lower import METHODS, build_flags, engine_seq_len, takes_drafts
 from specpipe.engine.tensorrt.profiles import find_profile
@@ -34,7 +34,7 @@ def every_request() -> list[BuildRequest]:
                ("int4_awq", "none"), ("int8_sq", "int8"), ("none", "fp8")]  # fmt: skip
     return [
         request(method=m, role=r, draft_nodes=n, max_batch_size=b, max_input_len=i, max_seq_len=s,
-                quantization=q, kv_cache_quantization=kv, tp_size=tp)
+                quantization=q, kv_cache_quantization=kv, parallel=Parallel(tp))
         for (m, r, n), (b, i, s), (q, kv), tp in itertools.product(ENGINES, sizes, formats, (1, 4))
     ]  # fmt: skip
 
@@ -145,7 +145,7 @@ def test_the_gemm_plugin_follows_the_weights(weights: str, plugin: str) -> None:
 
 
 def test_ranks_are_built_side_by_side_and_talk_only_if_there_are_several() -> None:
-    one, many = flags_of(request()), flags_of(request(tp_size=2, pp_size=2))
+    one, many = flags_of(request()), flags_of(request(parallel=Parallel(2, 2)))
     assert (one["--workers"], one["--nccl_plugin"]) == ("1", "disable")
     assert (many["--workers"], many["--nccl_plugin"]) == ("4", "bfloat16")
 

@@ -15,6 +15,7 @@ from specpipe.contracts import (
     ROOT,
     BuildRequest,
     Draft,
+    Parallel,
     Proposer,
     Sampling,
     Verdict,
@@ -217,7 +218,7 @@ def request_for(model, **changes: object) -> BuildRequest:
     ("changes", "words"),
     [
         ({"gpu": "H100-SXM"}, "runs on the CPU"),
-        ({"tp_size": 2}, "one rank"),
+        ({"parallel": Parallel(2)}, "one rank"),
         ({"dtype": "float16"}, "not float16"),
     ],
 )

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from specpipe.contracts import BuildRequest, ModelConfig
+from specpipe.contracts import BuildRequest, ModelConfig, Parallel
 from specpipe.engine.tensorrt.medusa import BASES, check_medusa
 
 LLAMA = ModelConfig(
@@ -17,7 +17,7 @@ LLAMA = ModelConfig(
 
 def said(model: ModelConfig, release: str = "1.2.1", tp_size: int = 1) -> str:
     request = BuildRequest(
-        "target", model, "float16", "none", "medusa", 7, 4, 100, 200, "L4", tp_size
+        "target", model, "float16", "none", "medusa", 7, 4, 100, 200, "L4", Parallel(tp_size)
     )
     return " | ".join(str(rejection) for rejection in check_medusa(request, release))
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from specpipe.contracts import Footprint
+from specpipe.contracts import Footprint, Parallel
 from specpipe.engine.tensorrt.footprint import footprint, padded
 from specpipe.model import Experts
 from specpipe.plan.memory import KV_SHARE, RESERVE, largest, plan_memory
@@ -21,7 +21,7 @@ def test_one_rank_holds_every_weight_in_16_bits() -> None:
 
 def test_a_tied_table_is_stored_once_on_one_rank_and_again_where_the_head_is_cut() -> None:
     table = TIED.vocab_size * TIED.hidden_size * 2
-    one, two = footprint(request(model=TIED)), footprint(request(model=TIED, tp_size=2))
+    one, two = footprint(request(model=TIED)), footprint(request(model=TIED, parallel=Parallel(2)))
     assert one.weights == TIED.num_parameters * 2
     layers = TIED.num_parameters * 2 - table
     assert two.weights == layers // 2 + table + table // 2
@@ -30,23 +30,23 @@ def test_a_tied_table_is_stored_once_on_one_rank_and_again_where_the_head_is_cut
 def test_ranks_share_the_layers_and_the_padded_head_but_each_has_the_embedding() -> None:
     table = LLAMA_8B.vocab_size * LLAMA_8B.hidden_size * 2
     layers = LLAMA_8B.num_parameters * 2 - 2 * table
-    assert footprint(request(tp_size=4)).weights == layers // 4 + table + table // 4
+    assert footprint(request(parallel=Parallel(4))).weights == layers // 4 + table + table // 4
     odd = dataclasses.replace(LLAMA_8B, vocab_size=32001)
     head = padded(32001, 4) // 4 * 4096 * 2
     one = 32001 * 4096 * 2
     rest = odd.num_parameters * 2 - 2 * one
-    assert footprint(request(model=odd, tp_size=4)).weights == rest // 4 + one + head
+    assert footprint(request(model=odd, parallel=Parallel(4))).weights == rest // 4 + one + head
 
 
 def test_the_fullest_pipeline_stage_counts() -> None:
     table = LLAMA_8B.vocab_size * LLAMA_8B.hidden_size * 2
     layers = LLAMA_8B.num_parameters * 2 - 2 * table
-    assert footprint(request(pp_size=2)).weights == layers // 2 + table
+    assert footprint(request(parallel=Parallel(1, 2))).weights == layers // 2 + table
 
 
 def test_an_embedding_may_be_cut_as_well() -> None:
     table = LLAMA_8B.vocab_size * LLAMA_8B.hidden_size * 2
-    whole, cut = (request(tp_size=4, use_parallel_embedding=c) for c in (False, True))
+    whole, cut = (request(parallel=Parallel(4, use_parallel_embedding=c)) for c in (False, True))
     assert footprint(whole).weights - footprint(cut).weights == table * 3 // 4
 
 
@@ -75,7 +75,7 @@ def test_the_cache_holds_every_sequence_with_its_drafts_in_whole_blocks() -> Non
 
 def test_few_kv_heads_are_repeated_on_many_ranks() -> None:
     whole = 2 * 32 * 8 * 128 * 2
-    sizes = {tp: footprint(request(tp_size=tp)).kv_per_token for tp in (1, 2, 8, 16)}
+    sizes = {tp: footprint(request(parallel=Parallel(tp))).kv_per_token for tp in (1, 2, 8, 16)}
     assert sizes == {1: whole, 2: whole // 2, 8: whole // 8, 16: whole // 8}
 
 

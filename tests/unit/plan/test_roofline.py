@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from specpipe.contracts import Parallel
 from specpipe.engine.tensorrt.footprint import footprint
 from specpipe.model import Experts
 from specpipe.plan.gpus import GPUS
@@ -66,13 +67,13 @@ def test_steps_get_slower_with_rows_context_and_weaker_gpus() -> None:
 
 
 def test_ranks_share_the_work_and_pay_for_talking_more_without_nvlink() -> None:
-    assert step_ms(placed(tp_size=4), 1) < step_ms(placed(), 1)
-    with_link, without = placed(tp_size=4), placed("L40S", tp_size=4)
+    assert step_ms(placed(parallel=Parallel(4)), 1) < step_ms(placed(), 1)
+    with_link, without = placed(parallel=Parallel(4)), placed("L40S", parallel=Parallel(4))
     assert step_ms(without, 4096) > 5 * step_ms(with_link, 4096)
 
 
 def test_pipeline_stages_follow_each_other() -> None:
-    assert step_ms(placed(pp_size=2), 1) > 0.95 * step_ms(placed(), 1)
+    assert step_ms(placed(parallel=Parallel(1, 2)), 1) > 0.95 * step_ms(placed(), 1)
 
 
 def test_a_step_of_one_token_reads_its_own_experts_and_a_wide_one_reads_all() -> None:

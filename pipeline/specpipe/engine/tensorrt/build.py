@@ -95,7 +95,7 @@ def _require_gpu(request: BuildRequest, shop: Workshop) -> FoundGpu:
             f"(SM {request.sm}); an engine runs only on the kind that built it",
             hint="change engine.gpu, or build on the other machine",
         )
-    ranks = request.tp_size * request.pp_size
+    ranks = request.parallel.world_size
     if len(gpus) < ranks:
         shop.notify(f"compile: {ranks} ranks are built on {len(gpus)} GPU, one after another")
     return gpu

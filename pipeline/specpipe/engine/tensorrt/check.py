@@ -165,7 +165,7 @@ def check_model(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
 
 def check_ranks(request: BuildRequest) -> Iterator[Rejection]:
     """Refuse cuts that do not come out even."""
-    tp, pp = request.tp_size, request.pp_size
+    tp, pp = request.parallel.tp_size, request.parallel.pp_size
     if tp < 1 or pp < 1:
         return
     yield from check_parallel(request.model, request.parallel, request.role)

@@ -33,7 +33,7 @@ _HALF = 2  # bytes of float16 and bfloat16
 
 def footprint(request: BuildRequest, profile: Profile = DEFAULT) -> Footprint:
     """Return what an engine takes on the fullest of its GPUs."""
-    ranks = request.tp_size * request.pp_size
+    ranks = request.parallel.world_size
     blocks = math.ceil(engine_seq_len(request) / profile.tokens_per_block)
     weights, looked_up = _weights(request)
     return Footprint(
@@ -54,7 +54,7 @@ def _guesser(request: BuildRequest) -> int:
     model = request.model
     tables = model.vocab_size * model.hidden_size * (1 if model.tie_word_embeddings else 2)
     layer = (model.num_parameters - tables) / model.num_hidden_layers
-    return int(layer * WEIGHT_BYTES[request.quantization] / request.tp_size)
+    return int(layer * WEIGHT_BYTES[request.quantization] / request.parallel.tp_size)
 
 
 def _weights(request: BuildRequest) -> tuple[int, int]:
@@ -63,14 +63,14 @@ def _weights(request: BuildRequest) -> tuple[int, int]:
     Embedding and head stay in 16 bits, the head's rows are padded. The embedding is on every rank
     of the first stage unless it is cut as well; a tied head is stored again if it is cut.
     """
-    model, tp, pp = request.model, request.tp_size, request.pp_size
+    model, tp, pp = request.model, request.parallel.tp_size, request.parallel.pp_size
     table = model.vocab_size * model.hidden_size
     tables = table if model.tie_word_embeddings else 2 * table
     inner = (model.num_parameters - tables) * WEIGHT_BYTES[request.quantization]
     inner *= 1 + guessing_layers(request) / model.num_hidden_layers
     layers = (inner + _duplicated(request)) / (tp * pp)
     head = padded(model.vocab_size, tp) // tp * model.hidden_size * _HALF
-    first = table * _HALF // (tp if request.use_parallel_embedding else 1)
+    first = table * _HALF // (tp if request.parallel.use_parallel_embedding else 1)
     last = head + _heads(model, tp)
     if pp > 1:  # every stage is as full as the fullest; a step reads the last one's head once
         return int(layers + max(first, last)), max(first, last) - last // pp
@@ -94,17 +94,19 @@ def _heads(model: ModelConfig, tp: int) -> int:
 def _duplicated(request: BuildRequest) -> float:
     """Return the bytes that KV heads take more, all ranks together, where ranks outnumber them."""
     model = request.model
-    extra = max(0, request.tp_size - model.num_key_value_heads)
+    extra = max(0, request.parallel.tp_size - model.num_key_value_heads)
     rows = 2 * extra * model.head_size * model.num_hidden_layers
     return rows * model.hidden_size * WEIGHT_BYTES[request.quantization]
 
 
 def _kv_per_token(request: BuildRequest) -> int:
-    model, tp = request.model, request.tp_size
+    model, tp = request.model, request.parallel.tp_size
     size = _HALF if request.kv_cache_quantization == "none" else 1
     share = max(model.num_key_value_heads / tp, 1) / model.num_key_value_heads
     layers = 1 + guessing_layers(request) / model.num_hidden_layers
-    return math.ceil(model.kv_bytes(1, bytes_per_value=size) * share * layers / request.pp_size)
+    return math.ceil(
+        model.kv_bytes(1, bytes_per_value=size) * share * layers / request.parallel.pp_size
+    )
 
 
 def _activations(request: BuildRequest, tokens: int) -> int:
@@ -113,7 +115,7 @@ def _activations(request: BuildRequest, tokens: int) -> int:
     Residual, normed and attended states; queries, keys and values; both halves of the MLP; and the
     logits of every row that decodes, in 32 bits, before and after they are gathered.
     """
-    model, tp = request.model, request.tp_size
+    model, tp = request.model, request.parallel.tp_size
     attention = (model.num_attention_heads + 2 * model.num_key_value_heads) * model.head_size
     inner = model.moe.top_k * model.expert_size if model.moe else model.intermediate_size
     inner += model.moe_shared_expert_intermediate_size

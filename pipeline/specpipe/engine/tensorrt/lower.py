@@ -44,7 +44,7 @@ def build_flags(
         **dict.fromkeys(_OFF, "disable"),
         **_mode_flags(request),
         "--logits_dtype": "float32",
-        "--workers": str(request.tp_size * request.pp_size),
+        "--workers": str(request.parallel.world_size),
         "--log_level": "info",
     }
     gather = request.role == "draft" and not profile.gathers_logits_at_runtime
@@ -76,7 +76,7 @@ def _attention_flags(request: BuildRequest, profile: Profile) -> dict[str, str]:
 
 
 def _plugin_flags(request: BuildRequest) -> dict[str, str]:
-    ranks = request.tp_size * request.pp_size
+    ranks = request.parallel.world_size
     return {
         "--gpt_attention_plugin": request.dtype,
         "--gemm_plugin": _GEMM_PLUGINS.get(request.quantization, request.dtype),
