@@ -8,7 +8,8 @@ from specpipe.assembly import load_backend
 from specpipe.checkpoint.convert import read_model
 from specpipe.checkpoint.families import FAMILIES, HfConfig, find_family
 from specpipe.checkpoint.families.hf import rms_decoder
-from specpipe.checkpoint.medusa import HeadsSource, known_heads, open_heads, with_heads
+from specpipe.checkpoint.guesser import Guesser
+from specpipe.checkpoint.medusa import HeadsSource, known_heads, open_heads
 from specpipe.checkpoint.source import Source, known_model, locate_model, open_source
 from specpipe.config import RunConfig, find_file, require_file
 from specpipe.contracts import Backend, ModelConfig, Role
@@ -23,8 +24,8 @@ class Located:
     """What a plan goes by."""
 
     sources: Mapping[Role, Source | None]  # None: well-known, and not on disk
-    models: Mapping[Role, ModelConfig]  # with their heads
-    heads: Mapping[Role, HeadsSource]
+    models: Mapping[Role, ModelConfig]  # with what guesses beside them
+    guessers: Mapping[Role, Guesser]
     outlined: bool = False  # an architecture is unknown here, so sizes are not to be had from it
     next_token_layers: int = 0  # layers for multi-token prediction that the target has
     notes: tuple[str, ...] = ()
@@ -44,19 +45,18 @@ def locate(config: RunConfig, backend: Backend) -> Located:
         role: _outline(facts[role], config) if outlined else _model(config, source, facts[role])
         for role, source in sources.items()
     }
-    found = {role: _heads(config, role, models[role], sources[role]) for role in sources}
-    heads = {role: own for role, own in found.items() if own}
-    models |= {role: with_heads(models[role], own) for role, own in heads.items()}
+    found = {role: _guesser(config, role, models[role], sources[role]) for role in sources}
+    guessers = {role: own for role, own in found.items() if own}
+    models |= {role: own.joined(models[role]) for role, own in guessers.items()}
     return Located(
         sources,
         models,
-        heads,
+        guessers,
         outlined,
         int(facts["target"].get("num_nextn_predict_layers") or 0),
         tuple(
-            f"{HEADS_KEYS[role]} {own.path} is not there: planned as {own.num_heads} heads of "
-            f"{own.num_layers} layer{'s' if own.num_layers > 1 else ''}"
-            for role, own in heads.items()
+            f"{HEADS_KEYS[role]} {own.path} is not there: planned as {own.summary}"
+            for role, own in guessers.items()
             if not own.weights
         ),
     )
@@ -88,13 +88,13 @@ def _outline(facts: HfConfig, config: RunConfig) -> ModelConfig:
     return rms_decoder(facts, config.engine.dtype, _architecture(facts))
 
 
-def _heads(
+def _guesser(
     config: RunConfig, role: Role, model: ModelConfig, source: Source | None
-) -> HeadsSource | None:
-    """Find a model's heads; of a model that is not there, heads need not be there either."""
+) -> Guesser | None:
+    """Find what guesses beside a model; if the model is not there, it need not be there either."""
     name = config.heads(role)
     if name is None or source is not None or find_file(name, config) is not None:
-        return locate_heads(config, role)
+        return locate_guesser(config, role)
     return _in_layout(config, known_heads(name) or _trained_heads(config, name, model))
 
 
@@ -113,8 +113,8 @@ def _trained_heads(config: RunConfig, name: str, model: ModelConfig) -> HeadsSou
     )
 
 
-def locate_heads(config: RunConfig, role: Role) -> HeadsSource | None:
-    """Find a model's Medusa heads; raises ConfigError if there are none where the run says."""
+def locate_guesser(config: RunConfig, role: Role) -> Guesser | None:
+    """Find what guesses beside a model; raises ConfigError if it is not where the run says."""
     path = config.heads(role)
     if path is None:
         return None

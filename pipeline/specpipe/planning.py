@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from specpipe.artifacts import Workspace
 from specpipe.assembly import load_backend
-from specpipe.checkpoint.medusa import HeadsSource
 from specpipe.checkpoint.quantize import check_calibration, check_quantization
 from specpipe.checkpoint.source import Source
 from specpipe.checkpoint.tokenizer import read_vocabulary, special_ids
@@ -22,9 +21,9 @@ from specpipe.plan.options import check_options
 from specpipe.plan.outlook import engine_notes, outlook
 from specpipe.plan.plan import (
     Plan,
-    check_heads,
     check_memory,
     check_models,
+    check_tree,
     make_requests,
 )
 from specpipe.plan.sizing import Sizing, choose_ranks, measure, ways_to_fit
@@ -39,8 +38,7 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
     """
     backend = load_backend(config.engine.backend)
     found = locate(config, backend)
-    heads = found.heads.get("target")
-    config = plan_tree(config, heads)
+    config = plan_tree(config, found)
     gpu = find_gpu(config.engine.gpu) if config.engine.gpu else None
     sizing = Sizing(config, found.models, backend, _memory_of(gpu))
     config = _with_ranks(config, sizing, gpu)
@@ -57,7 +55,8 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
         *_check_memory(memory, sizing),
     ]
     built = {r: q for r, q in requests.items() if r == "target" or not backend.serves_sources}
-    accuracy = heads.accuracy if heads else None
+    guesser = found.guessers.get("target")
+    accuracy = guesser.accuracy if guesser else None
     return Plan(
         config=config,
         models={} if found.outlined else found.models,
@@ -87,12 +86,13 @@ def _check_requests(
 
 
 def _check_parts(config: RunConfig, found: Located, *, serves_sources: bool) -> Iterator[Rejection]:
-    """Check every model by itself: its number formats, and its heads."""
+    """Check every model by itself: its number formats, and what guesses beside it."""
     for role, source in found.sources.items():
         if not serves_sources:  # then what they are quantised to is upstream's affair
             yield from check_quantization(config.engine, found.models[role], source)
-    for role, own in found.heads.items():
-        yield from check_heads(config, role, found.models[role], own.hidden_size)
+    for role, own in found.guessers.items():
+        yield from own.check(role, found.models[role])
+    yield from check_tree(config, found.models["target"])
 
 
 def _with_ranks(config: RunConfig, sizing: Sizing, gpu: Gpu | None) -> RunConfig:
@@ -129,12 +129,12 @@ def _check_memory(memory: Memory | None, sizing: Sizing) -> list[Rejection]:
     return check_memory(memory, sizing.config, ways_to_fit(sizing, memory))
 
 
-def plan_tree(config: RunConfig, heads: HeadsSource | None) -> RunConfig:
+def plan_tree(config: RunConfig, found: Located) -> RunConfig:
     """Replace `tree: auto` by the best tree for the heads' calibration, or for usual heads."""
-    options = config.speculation
+    options, heads = config.speculation, found.guessers.get("target")
     if heads is None or not isinstance(options, Medusa | Hybrid) or options.tree != "auto":
         return config
-    accuracy = heads.accuracy or assumed_accuracy(heads.num_heads)
+    accuracy = heads.accuracy or assumed_accuracy(found.models["target"].num_medusa_heads)
     tree = grow_tree(accuracy, options.num_draft_tokens)
     return replace(config, speculation=replace(options, tree=tree, num_draft_tokens=len(tree)))
 

@@ -15,14 +15,14 @@ from specpipe.artifacts import (
 )
 from specpipe.assembly import load_backend
 from specpipe.checkpoint.convert import checkpoint_inputs, write_checkpoint
-from specpipe.checkpoint.medusa import HeadsSource
+from specpipe.checkpoint.guesser import Guesser
 from specpipe.checkpoint.quantize import quantizing_of
 from specpipe.checkpoint.quantized.formats import Quantizing
 from specpipe.checkpoint.source import locate_model, open_source
 from specpipe.config import RunConfig, require_file
 from specpipe.contracts import HERE, BuildRequest, Command, Facts, Role, Workshop
 from specpipe.errors import ConfigError
-from specpipe.locate import KEYS, locate_heads
+from specpipe.locate import KEYS, locate_guesser
 from specpipe.plan.plan import Plan
 from specpipe.prompts import read_prompts
 from specpipe.repository.write import (
@@ -73,19 +73,19 @@ def _convert(config: RunConfig, workspace: Workspace, role: Role) -> Work:
     def source_path() -> Path:
         return locate_model(config.models()[role], config, KEYS[role])
 
-    def heads() -> HeadsSource | None:
-        return locate_heads(config, role)
+    def guesser() -> Guesser | None:
+        return locate_guesser(config, role)
 
     def quantizing() -> Quantizing:
         return quantizing_of(config.engine, calibration_prompts(config))
 
     def write(out: Path, progress: Progress) -> None:
         source, parallel = open_source(source_path()), config.engine.parallel
-        write_checkpoint(source, out, dtype, progress, heads(), quantizing(), parallel)
+        write_checkpoint(source, out, dtype, progress, guesser(), quantizing(), parallel)
 
     def inputs() -> dict[str, str]:
         source, parallel = open_source(source_path()), config.engine.parallel
-        return checkpoint_inputs(source, dtype, memory, heads(), quantizing(), parallel)
+        return checkpoint_inputs(source, dtype, memory, guesser(), quantizing(), parallel)
 
     return Work(
         "convert",

@@ -9,15 +9,8 @@ from typing import Any
 
 from specpipe.artifacts import digest_file
 from specpipe.checkpoint.families import Family, TensorPlan, find_family
-from specpipe.checkpoint.medusa import (
-    HeadsSource,
-    full_config,
-    head_tensors,
-    is_inner_head,
-    read_heads,
-    shared_outputs,
-    with_heads,
-)
+from specpipe.checkpoint.guesser import Guesser
+from specpipe.checkpoint.medusa import is_inner_head
 from specpipe.checkpoint.quantize import quantization_inputs, quantize
 from specpipe.checkpoint.quantized.foreign import is_left_over
 from specpipe.checkpoint.quantized.formats import PLAIN, Quantizing, metadata
@@ -31,28 +24,28 @@ from specpipe.errors import ConfigError
 FORMAT = "3"  # raise it when the same source must give other bytes
 
 
-def read_model(source: Source, dtype: Dtype, heads: HeadsSource | None = None) -> ModelConfig:
+def read_model(source: Source, dtype: Dtype, guesser: Guesser | None = None) -> ModelConfig:
     """Return the facts of a checkpoint without reading a tensor.
 
     Raises Unsupported for an unknown architecture or option, ConfigError for a bad config.json.
     """
     model = find_family(source.hf_config).read_config(source.hf_config, dtype)
-    return model if heads is None else with_heads(model, heads)
+    return model if guesser is None else guesser.joined(model)
 
 
 def checkpoint_inputs(
     source: Source,
     dtype: Dtype,
     memory: Path | None,
-    heads: HeadsSource | None = None,
+    guesser: Guesser | None = None,
     quantizing: Quantizing = PLAIN,
     parallel: Parallel = ONE_RANK,
 ) -> dict[str, str]:
     """Name everything that decides the bytes of the converted checkpoint, by digest."""
     inputs = {f"source {f.name}": digest_file(f, memory) for f in source.files()}
-    if heads is not None:
-        inputs |= {f"heads {f.name}": digest_file(f, memory) for f in heads.weights}
-        inputs |= {"max_draft_len": str(heads.max_draft_len)} if heads.max_draft_len else {}
+    if guesser is not None:
+        inputs |= {f"heads {f.name}": digest_file(f, memory) for f in guesser.weights}
+        inputs |= guesser.options()
     spread = {name: str(value) for name, value in asdict(parallel).items()}
     inputs |= quantization_inputs(source, quantizing)
     return {**inputs, **spread, "dtype": dtype, "format": FORMAT}
@@ -63,7 +56,7 @@ def write_checkpoint(
     out: Path,
     dtype: Dtype,
     progress: Progress,
-    heads: HeadsSource | None = None,
+    guesser: Guesser | None = None,
     quantizing: Quantizing = PLAIN,
     parallel: Parallel = ONE_RANK,
 ) -> ModelConfig:
@@ -71,29 +64,29 @@ def write_checkpoint(
     tokenizer/, and digests.json with the sha256 of every tensor's bytes.
 
     The folder is empty, or holds what a killed conversion of the same inputs left; then it is gone
-    on with. Medusa heads go into the same files. Raises Unsupported if the model does not divide
-    by the ranks, ConfigError naming every tensor that is missing, unexpected or of the wrong shape,
-    StageFailed if the disk is too small, all before anything is written.
+    on with. What guesses for the model goes into the same files. Raises Unsupported if the model
+    does not divide by the ranks, ConfigError naming every tensor that is missing, unexpected or of
+    the wrong shape, StageFailed if the disk is too small, all before anything is written.
     """
     family = find_family(source.hf_config)
-    model = read_model(source, dtype, heads)
+    model = read_model(source, dtype, guesser)
     parallel = effective(parallel, family)
     require_divisible(model, parallel)
     plans = family.tensors(model)
-    plans += shared_outputs(plans, heads) if heads else []
+    plans += guesser.shared(plans) if guesser else []
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(read_tensors(source.weights))
         reader = with_prefix(reader, family.base_prefix)
         plans, quantizing = quantize(source, plans, model, quantizing, reader, out)
         _account(reader, plans, family, model, source)
         work = [(reader, plan) for plan in plans]
-        if heads is not None:
-            extra = stack.enter_context(read_heads(heads))
-            work += [(extra, plan) for plan in head_tensors(model, heads)]
+        if guesser is not None:
+            extra = stack.enter_context(guesser.read())
+            work += [(extra, plan) for plan in guesser.tensors(model)]
         write_tensors(work, model, parallel, out, progress)
     config = dict(config_json(family, model, parallel))
     config |= {"quantization": metadata(quantizing, model)}
-    config |= full_config(heads, source.hf_config) if heads else {}
+    config |= guesser.config(source.hf_config, config) if guesser else {}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (out / "config.json").write_text(text, encoding="utf-8")
     write_tokenizer(source, model, out / "tokenizer")

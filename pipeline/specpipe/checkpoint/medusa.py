@@ -19,16 +19,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from specpipe.checkpoint.drafters import refuse_drafter
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
 from specpipe.checkpoint.source import Renamed, TensorReader, read_json, read_tensors, weight_files
-from specpipe.contracts import ModelConfig
+from specpipe.contracts import ModelConfig, Rejection, Role
 from specpipe.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 WEIGHTS = "medusa_lm_head.safetensors"
 FILES = (WEIGHTS, "medusa_lm_head.pt")
@@ -48,7 +45,7 @@ _NAME = re.compile(
 
 @dataclass(frozen=True)
 class HeadsSource:
-    """Heads that were found, but not read, and how they are to be written."""
+    """Heads that were found, but not read, and how they are to be written; see `Guesser`."""
 
     path: Path
     weights: tuple[Path, ...]
@@ -60,13 +57,69 @@ class HeadsSource:
     accuracy: tuple[tuple[float, ...], ...] | None  # [heads, ranks], see `trees.grow_tree`
     max_draft_len: int | None = None  # in full, for trees of so many nodes; None: compact
 
-    def files(self) -> list[Path]:
-        """Return every file that decides what a conversion writes."""
-        return list(self.weights)
-
     def in_full(self, max_draft_len: int) -> "HeadsSource":
         """Return the heads for upstream's layout, for trees of exactly `max_draft_len` nodes."""
         return replace(self, max_draft_len=max_draft_len)
+
+    @property
+    def summary(self) -> str:
+        """Say how many heads of how many layers they are."""
+        return f"{self.num_heads} heads of {self.num_layers} layer{'s'[: self.num_layers > 1]}"
+
+    def options(self) -> dict[str, str]:
+        """Return the length of the drafts, where the layout fixes it."""
+        return {"max_draft_len": str(self.max_draft_len)} if self.max_draft_len else {}
+
+    def joined(self, model: ModelConfig) -> ModelConfig:
+        """Return the facts of a target and its heads in one checkpoint."""
+        return replace(model, num_medusa_heads=self.num_heads, num_medusa_layers=self.num_layers)
+
+    def check(self, role: Role, model: ModelConfig) -> list[Rejection]:
+        """Refuse heads that were trained for hidden states of another size."""
+        if self.hidden_size == model.hidden_size:
+            return []
+        reason = f"the heads read hidden states of {self.hidden_size} values, the {role} has "
+        hint = f"use heads that were trained for this {role}"
+        return [Rejection(f"{reason}{model.hidden_size}", hint)]
+
+    def tensors(self, model: ModelConfig) -> list[TensorPlan]:
+        """List the heads' tensors, in the order in which they are written."""
+        return planned_heads(model, shares_output=self.shares_output)
+
+    def shared(self, plans: list[TensorPlan]) -> list[TensorPlan]:
+        """List the copies of the target's output layer that heads in full need.
+
+        They are read from the target's files, and cut and padded as its own output layer is.
+        """
+        if self.max_draft_len is None or not self.shares_output:
+            return []
+        output = next(plan for plan in plans if plan.name == "lm_head.weight")
+        names = (f"medusa_heads.{head}.lm_head.weight" for head in range(self.num_heads))
+        return [replace(output, name=name, stage="every") for name in names]
+
+    def config(self, hf: HfConfig, written: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the keys that make a target's config one of upstream's `MedusaConfig`.
+
+        Nothing if the heads are compact. The `model_type` of the target's HF config tells upstream
+        which class the base is (tensorrt_llm/models/medusa/config.py); raises ConfigError without.
+        """
+        if self.max_draft_len is None:
+            return {}
+        if not hf.get("model_type"):
+            raise ConfigError(
+                "config.json of the target has no model_type, which Medusa heads need"
+            )
+        return {
+            "architecture": "MedusaForCausalLM",
+            "model_type": hf["model_type"],
+            "max_draft_len": self.max_draft_len,
+        }
+
+    @contextmanager
+    def read(self) -> Iterator[TensorReader]:
+        """Open the heads for reading under TensorRT-LLM's names."""
+        with read_tensors(self.weights) as reader:
+            yield Renamed(reader, self.names)
 
 
 def open_heads(path: Path) -> HeadsSource:
@@ -170,16 +223,6 @@ def _accuracy(folder: Path, heads: int) -> tuple[tuple[float, ...], ...] | None:
     return rows
 
 
-def with_heads(model: ModelConfig, heads: HeadsSource) -> ModelConfig:
-    """Return the facts of a target and its heads in one checkpoint."""
-    return replace(model, num_medusa_heads=heads.num_heads, num_medusa_layers=heads.num_layers)
-
-
-def head_tensors(model: ModelConfig, heads: HeadsSource) -> list[TensorPlan]:
-    """List the heads' tensors, in the order in which they are written."""
-    return planned_heads(model, shares_output=heads.shares_output)
-
-
 def planned_heads(model: ModelConfig, *, shares_output: bool) -> list[TensorPlan]:
     """List the tensors of the heads that `model` counts.
 
@@ -195,39 +238,3 @@ def planned_heads(model: ModelConfig, *, shares_output: bool) -> list[TensorPlan
         shard = Shard.HEAD if output else Shard.ROWS
         plans.append(TensorPlan(name, shape, (name,), (shape,), shard, stage="every"))
     return plans
-
-
-def shared_outputs(plans: list[TensorPlan], heads: HeadsSource) -> list[TensorPlan]:
-    """List the copies of the target's output layer that heads in full need; `plans`: the target's.
-
-    They are read from the target's files, and cut and padded as its own output layer is.
-    """
-    if heads.max_draft_len is None or not heads.shares_output:
-        return []
-    output = next(plan for plan in plans if plan.name == "lm_head.weight")
-    names = (f"medusa_heads.{head}.lm_head.weight" for head in range(heads.num_heads))
-    return [replace(output, name=name, stage="every") for name in names]
-
-
-def full_config(heads: HeadsSource, hf: HfConfig) -> dict[str, str | int]:
-    """Return the keys that make the config of a target one of upstream's `MedusaConfig`.
-
-    Nothing if the heads are compact. The `model_type` of the target's HF config tells upstream
-    which class the base is (tensorrt_llm/models/medusa/config.py); raises ConfigError without one.
-    """
-    if heads.max_draft_len is None:
-        return {}
-    if not hf.get("model_type"):
-        raise ConfigError("config.json of the target has no model_type, which Medusa heads need")
-    return {
-        "architecture": "MedusaForCausalLM",
-        "model_type": hf["model_type"],
-        "max_draft_len": heads.max_draft_len,
-    }
-
-
-@contextmanager
-def read_heads(heads: HeadsSource) -> Iterator[TensorReader]:
-    """Open the heads for reading under TensorRT-LLM's names."""
-    with read_tensors(heads.weights) as reader:
-        yield Renamed(reader, heads.names)

@@ -93,32 +93,19 @@ def check_models(requests: Mapping[Role, BuildRequest]) -> list[Rejection]:
     return found
 
 
-def check_heads(
-    config: RunConfig, role: Role, model: ModelConfig, hidden_size: int
-) -> list[Rejection]:
-    """Return what is wrong with Medusa heads for their model and for the tree of the run."""
-    found = []
-    if hidden_size != model.hidden_size:
-        found.append(
-            Rejection(
-                f"the heads read hidden states of {hidden_size} values, the {role} has "
-                f"{model.hidden_size}",
-                f"use heads that were trained for this {role}",
-            )
-        )
-    if role == "draft":  # its tree is grown at every step
-        return found
+def check_tree(config: RunConfig, target: ModelConfig) -> list[Rejection]:
+    """Return what is wrong with the listed tree of a run for the heads of its target."""
     tree = getattr(config.speculation, "tree", "")
     deepest = max((len(path) for path in tree), default=0) if not isinstance(tree, str) else 0
-    if deepest > model.num_medusa_heads:
-        found.append(
-            Rejection(
-                f"speculation.tree is {deepest} levels deep, but there are "
-                f"{model.num_medusa_heads} heads, and each guesses one level",
-                f"shorten the paths to {model.num_medusa_heads}, or set tree: auto",
-            )
+    if deepest <= target.num_medusa_heads:
+        return []
+    return [
+        Rejection(
+            f"speculation.tree is {deepest} levels deep, but there are "
+            f"{target.num_medusa_heads} heads, and each guesses one level",
+            f"shorten the paths to {target.num_medusa_heads}, or set tree: auto",
         )
-    return found
+    ]
 
 
 def check_memory(memory: Memory, config: RunConfig, ways: Sequence[str]) -> list[Rejection]:

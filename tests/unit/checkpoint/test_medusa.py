@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from specpipe.artifacts import Workspace, read_model_config
 from specpipe.checkpoint.convert import checkpoint_inputs, write_checkpoint
 from specpipe.checkpoint.inspection.inspect import inspect_folder
-from specpipe.checkpoint.medusa import full_config, open_heads
+from specpipe.checkpoint.medusa import open_heads
 from specpipe.checkpoint.source import open_source
 from specpipe.config import read_config
 from specpipe.errors import ConfigError, Unsupported
@@ -220,7 +220,7 @@ def test_a_target_that_does_not_say_what_it_is_gets_no_heads_in_full(
 ) -> None:
     nameless = {**open_source(tiny).hf_config, "model_type": ""}
     with pytest.raises(ConfigError, match="no model_type"):
-        full_config(open_heads(heads).in_full(7), nameless)
+        open_heads(heads).in_full(7).config(nameless, {})
 
 
 def test_the_convert_stage_writes_heads_in_full_where_the_backend_wants_them(

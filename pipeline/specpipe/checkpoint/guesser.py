@@ -1,0 +1,69 @@
+"""What a method adds to its target's checkpoint: Medusa heads, or a drafter of another kind.
+
+Upstream's engines of such methods hold target and guesser in one network, so conversion writes both
+into the same files, with a config.json that says what was added.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+from specpipe.checkpoint.families import HfConfig, TensorPlan
+from specpipe.checkpoint.source import TensorReader
+from specpipe.contracts import ModelConfig, Rejection, Role
+
+
+class Guesser(Protocol):
+    """A guesser that was found, but not read, and how it is to be written."""
+
+    @property
+    def path(self) -> Path:
+        """Where it was found, or what it is called."""
+        ...
+
+    @property
+    def weights(self) -> tuple[Path, ...]:
+        """The files with its tensors; none: it is well-known and not on disk."""
+        ...
+
+    @property
+    def accuracy(self) -> tuple[tuple[float, ...], ...] | None:
+        """How often guesses are right, as `trees.grow_tree` reads it; None: not measured."""
+        ...
+
+    @property
+    def summary(self) -> str:
+        """Say what it is planned as, for one that is not on disk: `4 heads of 1 layer`."""
+        ...
+
+    def options(self) -> dict[str, str]:
+        """Return what decides the bytes that are written, beside the files."""
+        ...
+
+    def joined(self, model: ModelConfig) -> ModelConfig:
+        """Return the facts of a target with this guesser in its checkpoint."""
+        ...
+
+    def check(self, role: Role, model: ModelConfig) -> list[Rejection]:
+        """Return every reason why it cannot guess for the joined `model`, which has `role`."""
+        ...
+
+    def tensors(self, model: ModelConfig) -> list[TensorPlan]:
+        """List what is written of its own tensors, in order; `model` is the joined one."""
+        ...
+
+    def shared(self, plans: list[TensorPlan]) -> list[TensorPlan]:
+        """List what it needs of the target's tensors, which are planned by `plans`, once more."""
+        ...
+
+    def config(self, hf: HfConfig, written: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the keys that the target's config.json gets; `written` are those that it has.
+
+        `hf` is the target's own config.json. Raises ConfigError if it lacks what is needed.
+        """
+        ...
+
+    def read(self) -> AbstractContextManager[TensorReader]:
+        """Open its tensors under the names that `tensors` gives as sources."""
+        ...
