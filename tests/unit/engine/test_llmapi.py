@@ -12,6 +12,22 @@ from tests.unit.engine.commands import request
 BACKEND = LlmApiBackend()
 MODELS = {"target": "/models/target", "draft": "/models/draft"}
 
+# What upstream's `llmapi/llm_args.py` takes; every other key is an error there (`extra: forbid`).
+# fmt: off
+_TABLE = {"MTP", "Medusa", "Eagle", "Lookahead", "NGram", "DraftTarget", "SaveState",
+          "UserProvided", "AUTO"}  # keys of the table in `from_dict`, which ends with 1.2
+_LITERALS = {"MTP", "Eagle", "Eagle3", "NGram", "Draft_Target", "SaveState", "User_Provided",
+             "PARD", "SA", "DFlash", "AUTO"}  # of the records of 1.3
+DECODING_TYPES = {"1.1.0": _TABLE, "1.2.1": _TABLE, "1.3.0rc22": _LITERALS}
+ARGUMENTS = {"model", "backend", "dtype", "tensor_parallel_size", "pipeline_parallel_size",
+             "max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "kv_cache_config",
+             "speculative_config", "disable_overlap_scheduler"}
+DRAFT_FIELDS = {"max_draft_len", "max_concurrency"}
+FIELDS = {"DraftTarget": {"speculative_model_dir"}, "Draft_Target": {"speculative_model"},
+          "Eagle": {"speculative_model_dir"}, "Eagle3": {"speculative_model"},
+          "NGram": {"max_matching_ngram_size"}, "MTP": {"num_nextn_predict_layers"}}
+# fmt: on
+
 
 def model_yaml(**changes: object) -> dict:
     """Return the parsed model.yaml of a request."""
@@ -22,14 +38,14 @@ def model_yaml(**changes: object) -> dict:
 @pytest.mark.parametrize(
     ("release", "method", "section"),
     [
-        ("1.2.1", "draft_model", {"decoding_type": "Draft_Target", "max_draft_len": 4,
-                                  "speculative_model": "/models/draft"}),
-        ("1.1.0", "draft_model", {"decoding_type": "DraftTarget", "max_draft_len": 4,
+        ("1.2.1", "draft_model", {"decoding_type": "DraftTarget", "max_draft_len": 4,
                                   "speculative_model_dir": "/models/draft"}),
-        ("1.2.1", "eagle3", {"decoding_type": "Eagle3", "max_draft_len": 4,
-                             "speculative_model": "/models/draft"}),
-        ("1.1.0", "eagle3", {"decoding_type": "Eagle", "max_draft_len": 4,
+        ("1.3.0rc22", "draft_model", {"decoding_type": "Draft_Target", "max_draft_len": 4,
+                                      "speculative_model": "/models/draft"}),
+        ("1.2.1", "eagle3", {"decoding_type": "Eagle", "max_draft_len": 4,
                              "speculative_model_dir": "/models/draft"}),
+        ("1.3.0rc22", "eagle3", {"decoding_type": "Eagle3", "max_draft_len": 4,
+                                 "speculative_model": "/models/draft"}),
         ("1.2.1", "prompt_lookup", {"decoding_type": "NGram", "max_draft_len": 4,
                                     "max_matching_ngram_size": 3}),
         ("1.2.1", "mtp", {"decoding_type": "MTP", "num_nextn_predict_layers": 4}),
@@ -41,6 +57,18 @@ def test_a_method_is_spelt_as_its_release_reads_it(
     values = model_yaml(release=release, method=method, draft_nodes=4, ngram_size=3)
     assert values["speculative_config"] == section
     assert values["model"] == "/models/target" and values["backend"] == "pytorch"
+
+
+@pytest.mark.parametrize("release", DECODING_TYPES)
+@pytest.mark.parametrize("method", ["none", "draft_model", "prompt_lookup", "eagle3", "mtp"])
+def test_upstream_knows_every_key_that_is_written(release: str, method: str) -> None:
+    values = model_yaml(release=release, method=method, draft_nodes=4, max_concurrency=8)
+    del values["triton_config"]  # read by the Triton model, not handed on
+    assert set(values) <= ARGUMENTS
+    section = values.get("speculative_config", {})
+    kind = section.pop("decoding_type", None)
+    assert kind is None or kind in DECODING_TYPES[release]
+    assert set(section) <= DRAFT_FIELDS | FIELDS.get(kind, set())
 
 
 def test_plain_decoding_has_no_speculation() -> None:

@@ -1,8 +1,9 @@
 """TensorRT-LLM releases as data: what belongs together, and what each can do.
 
 Engines run only in the release that built them, so a profile names the container as well. Sources:
-Triton's compatibility matrix, the packages' metadata, the release notes and, for the spelling of
-`model.yaml`, the two states of upstream's `llm_args.py`. Nothing here was run on a GPU.
+`docs/introduction/compatibility.md` of triton-inference-server/server (26.08) for containers,
+TensorRT and CUDA; `tensorrt_llm/llmapi/llm_args.py` of TensorRT-LLM for `model.yaml`; the release
+notes. Nothing here was run on a GPU.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ class LlmApi:
     draft_key: str  # the key that names the draft's folder
 
 
-# Up to 1.1 a table in `DecodingBaseConfig.from_dict`, from 1.2 on Literals of pydantic records.
+# Up to 1.2.1 the keys of a table in `DecodingBaseConfig.from_dict` (1.2.1 also reads the draft's
+# folder as `speculative_model`); on the 1.3 line Literals of pydantic records.
 _TABLE = LlmApi("DraftTarget", "Eagle", "speculative_model_dir")
 _LITERALS = LlmApi("Draft_Target", "Eagle3", "speculative_model")
 
@@ -58,7 +60,7 @@ PROFILES = (
         tags=("26.04", "26.05", "26.06", "26.07"),
         methods=("none", "draft_model", "medusa", "lookahead"),
         sms=(*_AMPERE_TO_HOPPER, 100, 103, 120),
-        llmapi=_LITERALS,
+        llmapi=_TABLE,
         llmapi_methods=_LLMAPI_METHODS,
     ),
     Profile(
