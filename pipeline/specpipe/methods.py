@@ -174,4 +174,5 @@ ELSEWHERE = {
     "redrafter": "TensorRT-LLM's examples/redrafter/convert_checkpoint.py and trtllm-build make an "
     "engine (up to 1.2.1), and `specpipe inspect` looks at both",
 }
+REWINDING = ("medusa", "lookahead")  # methods whose engines take rows of the KV cache back
 UPSTREAM_ONLY = ("eagle3", "mtp")  # methods without a proposer of ours

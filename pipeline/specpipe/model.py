@@ -110,7 +110,7 @@ class ModelConfig:
 
     @property
     def num_parameters(self) -> int:
-        """Count the weights and biases, Medusa heads apart (tied embeddings counted once)."""
+        """Count the weights and biases, guessers apart (tied embeddings counted once)."""
         how, hidden = self.arithmetic, self.hidden_size
         tables = self.vocab_size * (1 if self.tie_word_embeddings else 2)
         if self.position_embedding_type == "learned_absolute":
@@ -137,6 +137,16 @@ class ModelConfig:
         experts = self.moe.num_experts * (1 + (into + 1) * self.expert_size) * hidden
         shared = (into + 1) * self.moe_shared_expert_intermediate_size * hidden
         return experts + shared + hidden * self.arithmetic.shared_expert_gate
+
+    @property
+    def guesser_module(self) -> str:
+        """Return the module that guesses in the same checkpoint, by name; empty if none does."""
+        return "medusa_heads" if self.num_medusa_heads else ""
+
+    def guesser_parameters(self, vocab_size: int) -> int:
+        """Count the weights of that module, with output layers of `vocab_size` rows."""
+        residual = self.num_medusa_layers * self.hidden_size * (self.hidden_size + 1)
+        return self.num_medusa_heads * (residual + vocab_size * self.hidden_size)
 
     def kv_bytes(self, tokens: int, *, bytes_per_value: int) -> int:
         """Size of the KV cache of `tokens` tokens, in bytes; windowed layers keep all of them."""

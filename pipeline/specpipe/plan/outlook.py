@@ -4,14 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from specpipe.config import RunConfig
 from specpipe.contracts import BuildRequest, Footprint, Role
-from specpipe.methods import Lookahead, Medusa, NoSpeculation
+from specpipe.methods import REWINDING, Lookahead, Medusa, NoSpeculation
 from specpipe.plan.gpus import Gpu
 from specpipe.plan.roofline import Assumed, Estimate, Placed, chained_tokens, estimate
 from specpipe.trees import assumed_accuracy, expected_tokens
 
 _RATES = (0.6, 0.7, 0.8, 0.9)
 _TOKENS = (1.5, 2.0, 2.5)
-_REWINDING = ("medusa", "lookahead")
 
 Accuracy = Sequence[Sequence[float]]
 
@@ -59,7 +58,7 @@ def engine_notes(config: RunConfig, gpu: Gpu | None) -> Iterator[str]:
         yield f"upstream documents {method} with tensor parallelism, not with pipeline stages"
     if gpu is None:
         return
-    if gpu.sm >= 100 and method in _REWINDING:
+    if gpu.sm >= 100 and method in REWINDING:
         yield (
             f"on {gpu.name} users of earlier releases met missing attention kernels for {method} "
             "(TensorRT-LLM issues 6067, 6158); try a small model first"

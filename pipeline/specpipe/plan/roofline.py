@@ -38,10 +38,9 @@ class Placed:
 
     @property
     def heads_bytes(self) -> int:
-        """What Medusa heads read, on each GPU."""
-        model = self.request.model
-        one = model.num_medusa_layers * model.hidden_size + model.vocab_size
-        return 2 * model.num_medusa_heads * one * model.hidden_size // self.request.parallel.tp_size
+        """What the guesser in the checkpoint reads at once, on each GPU; in 16 bits."""
+        model, parallel = self.request.model, self.request.parallel
+        return 2 * model.guesser_parameters(model.vocab_size) // parallel.tp_size
 
 
 def step_ms(engine: Placed, rows: float, sequences: int = 1) -> float:

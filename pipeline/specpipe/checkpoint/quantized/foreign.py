@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from specpipe.checkpoint.families import Shard, TensorPlan
 from specpipe.checkpoint.quantized import arithmetic as bits
-from specpipe.checkpoint.quantized.formats import HEADS, LEFT_OUT, LINEARS
+from specpipe.checkpoint.quantized.formats import GUESSERS, LEFT_OUT, LINEARS
 from specpipe.checkpoint.quantized.plans import modules_of, scale_shard
 from specpipe.checkpoint.source import Source, TensorReader, read_json
 from specpipe.contracts import CacheQuantization, ModelConfig, Quantization
@@ -135,7 +135,7 @@ def left_out(plans: list[TensorPlan], foreign: Foreign, names: AbstractSet[str])
         if plan.name.endswith(tuple(f"{name}.weight" for name in LINEARS))
         and f"{modules_of(plan)[0]}{MARKS[foreign.method]}" not in names
     ]
-    return (*LEFT_OUT, HEADS, *plain)
+    return (*LEFT_OUT, *GUESSERS, *plain)
 
 
 def _kv_cache(plan: TensorPlan, names: AbstractSet[str]) -> TensorPlan:

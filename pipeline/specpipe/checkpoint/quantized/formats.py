@@ -39,7 +39,7 @@ LEFT_OUT = (
     "*block_embedding",
     "*shared_expert_gate",
 )
-HEADS = "*medusa_heads*"
+GUESSERS = ("*medusa_heads*",)  # what guesses in a checkpoint, of any method
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Quantizing:
         """Return the patterns of the modules that stay as they are."""
         if self.exclude_modules is not None:
             return self.exclude_modules
-        return (*LEFT_OUT, HEADS) if model.num_medusa_heads else LEFT_OUT
+        return (*LEFT_OUT, f"*{model.guesser_module}*") if model.guesser_module else LEFT_OUT
 
     def includes(self, module: str, model: ModelConfig) -> bool:
         """Tell whether a module's weights are quantised: a linear layer that no pattern names."""
@@ -158,15 +158,16 @@ def _check_patterns(
     quantizing: Quantizing, model: ModelConfig, engine: EngineOptions
 ) -> list[Rejection]:
     patterns, found = quantizing.excluded(model), []
-    kept = ["lm_head", "transformer.vocab_embedding"]
-    kept += ["medusa_heads.0.medusa_layers.0.linear"] if model.num_medusa_heads else []
-    for module in kept:
+    kept = {"lm_head": "lm_head", "vocab_embedding": "transformer.vocab_embedding"}
+    if model.guesser_module:
+        kept[model.guesser_module] = f"{model.guesser_module}.0.linear"
+    for name, module in kept.items():
         if not any(fnmatch.fnmatchcase(module, pattern) for pattern in patterns):
             found.append(
                 Rejection(
                     f"engine.exclude_modules replaces upstream's list and does not name {module}, "
                     "which is not quantised here",
-                    f"add '*{module.split('.')[0 if 'medusa' in module else -1]}*' to the list",
+                    f"add '*{name}*' to the list",
                 )
             )
     if engine.pp_size > 1 and any(re.search(r"layers\.\d", pattern) for pattern in patterns):

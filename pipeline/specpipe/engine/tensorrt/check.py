@@ -13,9 +13,8 @@ from specpipe.engine.tensorrt.profiles import (
     find_profile,
     unknown_release,
 )
-from specpipe.methods import UPSTREAM_ONLY
+from specpipe.methods import REWINDING, UPSTREAM_ONLY
 
-_REWINDING = ("medusa", "lookahead")  # methods whose engines take rows of the KV cache back
 _WEIGHTS_ONLY = ("int8", "int4")
 _NEEDS_SM = {"fp8": 89, "nvfp4": 100}
 _ENGINES = ", ".join(METHODS)
@@ -152,7 +151,7 @@ def check_model(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
         why = (
             f"method {request.method} takes rows of the KV cache back, which TensorRT-LLM does not "
             "do for such layers"
-            if request.method in _REWINDING
+            if request.method in REWINDING
             else "an engine sees all of them unless its server is told otherwise, which this "
             "release does not do"
         )

@@ -7,7 +7,7 @@ for libraries is a rule of thumb. None of it was measured on a GPU.
 import math
 from collections.abc import Mapping
 
-from specpipe.contracts import BuildRequest, Footprint, ModelConfig
+from specpipe.contracts import BuildRequest, Footprint
 from specpipe.engine.tensorrt.lower import (
     engine_seq_len,
     num_tokens,
@@ -71,7 +71,7 @@ def _weights(request: BuildRequest) -> tuple[int, int]:
     layers = (inner + _duplicated(request)) / (tp * pp)
     head = padded(model.vocab_size, tp) // tp * model.hidden_size * _HALF
     first = table * _HALF // (tp if request.parallel.use_parallel_embedding else 1)
-    last = head + _heads(model, tp)
+    last = head + model.guesser_parameters(padded(model.vocab_size, tp)) * _HALF // tp
     if pp > 1:  # every stage is as full as the fullest; a step reads the last one's head once
         return int(layers + max(first, last)), max(first, last) - last // pp
     if model.tie_word_embeddings and tp == 1:
@@ -82,13 +82,6 @@ def _weights(request: BuildRequest) -> tuple[int, int]:
 def guessing_layers(request: BuildRequest) -> int:
     """Return the layers, each as large as one of the target's, that guess beside it."""
     return {"eagle3": 1, "mtp": request.draft_nodes}.get(request.method, 0)
-
-
-def _heads(model: ModelConfig, tp: int) -> int:
-    """Return the bytes of Medusa heads on a rank: residual layers and an output layer each."""
-    residual = model.num_medusa_layers * model.hidden_size * (model.hidden_size + 1)
-    output = padded(model.vocab_size, tp) * model.hidden_size
-    return model.num_medusa_heads * (residual + output) * _HALF // tp
 
 
 def _duplicated(request: BuildRequest) -> float:
