@@ -30,7 +30,7 @@ class Deployment:
     def name(self) -> str:
         """The run's name as Kubernetes allows it: a DNS label."""
         label = re.sub(r"[^a-z0-9-]+", "-", self.run.lower()).strip("-")
-        return f"specpipe-{label}"[:52].rstrip("-")  # a suffix and a pod's number follow
+        return f"specpipe-{label}"[:44].rstrip("-")  # "-ranks", numbers and a hash follow: 63
 
     @property
     def nodes(self) -> int:

@@ -64,7 +64,11 @@ def _deployment(deployment: Deployment) -> Yaml:
 
 
 def leader_worker_set(deployment: Deployment) -> Yaml:
-    """Return the set whose groups of pods span `deployment.nodes` nodes."""
+    """Return the set whose groups of pods span `deployment.nodes` nodes.
+
+    Pods find each other by a headless service with the set's name, which LeaderWorkerSet makes
+    unless there is one (pkg/utils/controller/controller_utils.go); so clients' has another name.
+    """
     spec = {
         "startupPolicy": "LeaderCreated",
         "leaderWorkerTemplate": {
@@ -74,7 +78,7 @@ def leader_worker_set(deployment: Deployment) -> Yaml:
             "workerTemplate": worker_pod(deployment),
         },
     }
-    return _object("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", deployment, spec)
+    return _object("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", deployment, spec, "-ranks")
 
 
 def _service(deployment: Deployment) -> Yaml:
@@ -144,7 +148,7 @@ def _autoscaler(deployment: Deployment, workload: Yaml) -> Yaml:
     target = {
         "apiVersion": workload["apiVersion"],
         "kind": workload["kind"],
-        "name": deployment.name,
+        "name": workload["metadata"]["name"],
     }
     busy = {"type": "AverageValue", "averageValue": str(deployment.busy)}
     metric = {"type": "Pods", "pods": {"metric": {"name": IN_FLIGHT}, "target": busy}}

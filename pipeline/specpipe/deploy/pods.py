@@ -1,5 +1,6 @@
 """The pods of a deployment: one container with Triton, or a leader and its workers over nodes."""
 
+import re
 from typing import Any
 
 from specpipe.deploy.deployment import GRPC, HTTP, METRICS, SSH, UID, Deployment
@@ -34,7 +35,8 @@ def leader_pod(deployment: Deployment) -> Yaml:
     """Return the pod template that runs Triton and starts the ranks on the other nodes.
 
     Open MPI reads its host file and how to reach the hosts from the environment, so the command is
-    that of one node. LeaderWorkerSet gives the pods their addresses.
+    that of one node; the variables are those of 4.1, which NVIDIA's images have with HPC-X, not of
+    5. LeaderWorkerSet gives the pods their addresses.
     """
     script = (
         f"python3 -c '{_WRITE_HOSTS}' {deployment.gpus_a_node} > {_HOSTS} && "
@@ -143,9 +145,13 @@ def _pod(deployment: Deployment, container: Yaml) -> Yaml:
             {"name": "temporary", "emptyDir": {}},
         ],
     }
-    if deployment.gpu_product:  # as NVIDIA's GPU feature discovery labels the nodes
-        product = deployment.gpu_product.replace(" ", "-")
-        spec["nodeSelector"] = {"nvidia.com/gpu.product": product}
+    if deployment.gpu_product:
+        spec["nodeSelector"] = {"nvidia.com/gpu.product": _node_label(deployment.gpu_product)}
     if deployment.gpus:
         spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists"}]
     return spec
+
+
+def _node_label(product: str) -> str:
+    """Say a GPU's name as GPU feature discovery labels nodes (k8s-device-plugin internal/lm)."""
+    return "-".join(re.sub(r"[^A-Za-z0-9-_. ]", "", product).split())

@@ -105,6 +105,21 @@ def test_names_labels_and_volumes_fit_together(deployment: Deployment) -> None:
     assert "labels" not in objects["loader.yaml"]["metadata"]
 
 
+def test_the_set_of_pods_leaves_its_name_to_the_service_that_they_find_each_other_by() -> None:
+    objects = manifests(NODES)
+    name = objects["workload.yaml"]["metadata"]["name"]
+    assert name != objects["service.yaml"]["metadata"]["name"]
+    assert objects["autoscaler.yaml"]["spec"]["scaleTargetRef"]["name"] == name
+    longest = manifests(dataclasses.replace(NODES, run="x" * 99))["workload.yaml"]["metadata"]
+    assert len(f"{longest['name']}-0-0123456789") <= 63  # the label of a worker's revision
+
+
+def test_nodes_are_chosen_by_the_label_that_gpu_feature_discovery_gives_them() -> None:
+    odd = dataclasses.replace(GPU, gpu_product="NVIDIA  H100 (80GB)")
+    pod = manifests(odd)["workload.yaml"]["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB"}
+
+
 def test_no_pod_runs_as_root_or_may_write_its_image() -> None:
     for deployment in (GPU, NODES, CPU):
         spec = manifests(deployment)["workload.yaml"]["spec"]
