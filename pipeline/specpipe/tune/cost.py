@@ -12,7 +12,7 @@ import numpy as np
 from specpipe.contracts import EMPTY, LoadedEngine, Role, Runner, Verdict, chain
 from specpipe.errors import ConfigError
 
-ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # and the widest that there can be
 TURNS, STEPS = 5, 5
 MOST_ROWS = 65  # root and the widest tree that is tried
 

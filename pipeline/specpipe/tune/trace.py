@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specpipe.contracts import EMPTY, Guesses, Ints, Role, Runner, chain
+from specpipe.assembly import make_proposer
+from specpipe.contracts import Draft, Guesses, Ints, Role, Runner, Sampling, Scores, Verdict, chain
+from specpipe.methods import PromptLookup
+from specpipe.speculate import accept
 from specpipe.trees import WIDTH
-from specpipe.tune.cost import commit_one
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,21 +35,35 @@ def record(
     *,
     has_heads: bool,
 ) -> Trace:
-    """Decode `prompt` plainly and note what heads and draft model would have said."""
-    target = runners["target"]
+    """Decode `prompt` greedily and note what heads and draft model would have said.
+
+    Guesses copied from the text save steps here, and change nothing of what is recorded.
+    """
+    target, copies = runners["target"], make_proposer(PromptLookup("prompt_lookup"), {})
     target.start(prompt)
+    copies.start(prompt, Sampling())
     output: list[int] = []
     guesses: list[Guesses] = []
-    while len(output) < max_tokens and end_id not in output[-1:]:
-        scores = target.score(EMPTY)
-        token = int(np.argmax(scores.logits[0]))
+    while len(output) < max_tokens and end_id not in output:
+        draft = copies.propose(max_tokens - len(output) - 1)
+        scores = target.score(draft)
+        verdict = _verdict(draft, scores)
         if has_heads:
             assert scores.hidden is not None
-            guesses.append(target.guess(scores.hidden[0].copy()))
-        commit_one(target, token)
-        output.append(token)
-    draft = _draft_choices(runners["draft"], prompt, output) if "draft" in runners else None
-    return Trace(tuple(prompt), tuple(output), tuple(guesses), draft)
+            path = scores.hidden[[0, *(node + 1 for node in verdict.path)]]
+            guesses += [target.guess(hidden) for hidden in path]
+        target.commit(draft, verdict)
+        copies.observe(draft, scores, verdict)
+        output += verdict.emitted(draft)
+    if end_id in output:
+        output = output[: output.index(end_id) + 1]
+    draft_says = _draft_choices(runners["draft"], prompt, output) if "draft" in runners else None
+    return Trace(tuple(prompt), tuple(output), tuple(guesses[: len(output)]), draft_says)
+
+
+def _verdict(draft: Draft, scores: Scores) -> Verdict:
+    choices = scores.logits.argmax(-1)
+    return accept.greedy(draft, lambda path: int(choices[path[-1] + 1 if path else 0]))
 
 
 def _draft_choices(runner: Runner, prompt: Sequence[int], output: Sequence[int]) -> Ints:

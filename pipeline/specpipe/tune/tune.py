@@ -16,6 +16,7 @@ from specpipe.tune.replay import ReplayedStep, replay
 from specpipe.tune.trace import Trace, head_accuracy, record
 
 GAIN = 1.03  # a setting must promise this much, or plain decoding is chosen
+MEASURED = 4  # held-out prompts that the choice is run on: plain decoding of more takes too long
 Progress = Callable[[int, int], None]
 
 
@@ -36,7 +37,7 @@ class Tuning:
     best: Speculation  # NoSpeculation: do not speculate
     tried: tuple[Prediction, ...]  # on the fitting half of the prompts, the best first
     holdout: Prediction  # the best one on the other half
-    measured_speedup: float | None  # of the best one on the other half; None: priced elsewhere
+    measured_speedup: float | None  # of the best one on `MEASURED` of those; None: elsewhere
     cost: CostCurve
     break_even_batch: int  # for an engine that batches; see `CostCurve.break_even_batch`
     accuracy: tuple[tuple[float, ...], ...]  # of the heads, [heads, ranks]; empty without heads
@@ -91,7 +92,7 @@ def tune(seen: Observed) -> Tuning:
         best,
         tuple(tried),
         holdout,
-        None if seen.elsewhere else measure_speedup(seen.deployment, best, seen.held, seen.end_id),
+        None if seen.elsewhere else measure_speedup(seen, best),
         step,
         step.break_even_batch(1 + best.num_draft_tokens, holdout.tokens_a_step),
         tuple(map(tuple, accuracy)),
@@ -172,20 +173,18 @@ def _run_steps(deployment: Deployment, options: Speculation, trace: Trace) -> li
     return [ReplayedStep(1 + options.num_draft_tokens, 0, len(s.tokens), 0.0) for s in steps]
 
 
-def measure_speedup(
-    deployment: Deployment, options: Speculation, traces: Sequence[Trace], end_id: int
-) -> float:
+def measure_speedup(seen: Observed, options: Speculation) -> float:
     """Decode with and without `options` in turn; returns the ratio of the mean times per token."""
     if isinstance(options, NoSpeculation):
         return 1.0
     slots = {
-        fast: replace(deployment, speculation=chosen).slot()
+        fast: replace(seen.deployment, speculation=chosen).slot()
         for fast, chosen in ((True, options), (False, PLAIN))
     }
     spent: dict[bool, list[float]] = {True: [], False: []}
-    for turn, trace in enumerate(traces):
+    for turn, trace in enumerate(seen.held[:MEASURED]):
         for fast in (turn % 2 == 0, turn % 2 == 1):
-            spent[fast] += ms_a_token(slots[fast], trace.prompt, len(trace.output), end_id)
+            spent[fast] += ms_a_token(slots[fast], trace.prompt, len(trace.output), seen.end_id)
     return statistics.mean(spent[False]) / statistics.mean(spent[True])
 
 

@@ -71,6 +71,23 @@ def test_a_replay_takes_the_steps_of_serving(
     assert [step.depth for step in replayed] == [step.drafted for step in served]
 
 
+@pytest.mark.parametrize("length", [1, 2, 13, 60])
+def test_an_answer_is_recorded_as_plain_decoding_gives_it(
+    length: int, deployment: Deployment, trace: Trace
+) -> None:
+    """Its end lies inside what a step emits as well as at a step's end."""
+    runners = {role: engine.runner() for role, engine in deployment.engines.items()}
+    end_id = trace.output[length - 1]
+    until = trace.output[: trace.output.index(end_id) + 1]
+    for found, whole in (
+        (record(runners, PROMPT, 60, end_id, has_heads=True), until),
+        (record(runners, PROMPT, length, -1, has_heads=True), trace.output[:length]),
+    ):
+        assert found.output == whole and len(found.guesses) == len(whole)
+        for one, other in zip(found.guesses, trace.guesses, strict=False):
+            assert one.tokens.tolist() == other.tokens.tolist()
+
+
 def test_head_accuracy_by_hand() -> None:
     def guesses(*rows: list[int]) -> Guesses:
         tokens = np.array([row + [-1] * (10 - len(row)) for row in rows])
