@@ -1,7 +1,8 @@
 """NVIDIA GPUs as data, from NVIDIA's data sheets: the facts that a plan reckons with.
 
 Throughput is dense (the sheets' large print is with sparsity, which is twice as much) and, for the
-GeForce cards, with 32-bit accumulation, as TensorRT-LLM's kernels have it.
+GeForce cards, with 32-bit accumulation, as TensorRT-LLM's kernels have it. Every row was compared
+with copies of the sheets; docs/gpu.md says with which.
 """
 
 import difflib
