@@ -1,8 +1,9 @@
 """Real servers around tiny models, and what they should answer, computed in this process."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from specpipe.artifacts import Workspace
 from specpipe.assembly import open_deployment
 from specpipe.config import RunConfig, read_config
 from specpipe.contracts import Sampling
+from specpipe.processes import last_lines
 from specpipe.repository.models.tokens import TextTokenizer, load_tokenizer
 from specpipe.run import build
 from specpipe.serve.address import free_address
@@ -40,11 +42,54 @@ class Served:
         return [token for step in steps for token in step.tokens]
 
 
+@dataclass
+class Servers:
+    """The servers of this session that run, and what is to be said of those that died in a test."""
+
+    running: list[Endpoint] = field(default_factory=list)
+    obituaries: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def watch(self, endpoint: Endpoint) -> Iterator[None]:
+        self.running.append(endpoint)
+        try:
+            yield
+        finally:
+            self.running.remove(endpoint)
+            self.obituaries += self.obituary(endpoint)
+
+    def obituary(self, endpoint: Endpoint) -> list[str]:
+        failure = endpoint.failure()
+        return [] if failure is None else ["\n".join([failure, *last_lines(endpoint.log, 40)])]
+
+
+SERVERS = pytest.StashKey[Servers]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[SERVERS] = Servers()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport]:
+    """Show, with a test that fails, how its server died."""
+    report = yield
+    servers = item.config.stash[SERVERS]
+    if report.failed:
+        dead = [text for endpoint in servers.running for text in servers.obituary(endpoint)]
+        report.sections += [("tritonserver", text) for text in [*servers.obituaries, *dead]]
+    if report.when == "teardown":
+        servers.obituaries.clear()
+    return report
+
+
 ServeTiny = Callable[..., "contextmanager[Served]"]
 
 
 @pytest.fixture(scope="session")
-def serve(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., object]:
+def serve(
+    tiny: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Callable[..., object]:
     """Return a context manager that builds and serves the tiny model with the given sections."""
 
     @contextmanager
@@ -61,8 +106,10 @@ def serve(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
         config = read_config(path)
         workspace = Workspace(root, config.name)
         build(config, workspace)
-        with start_server(workspace.repository, free_address(), root / "server.log") as endpoint:
-            yield Served(config, workspace, endpoint)
+        log = root / "server.log"
+        with start_server(workspace.repository, free_address(), log) as endpoint:
+            with pytestconfig.stash[SERVERS].watch(endpoint):
+                yield Served(config, workspace, endpoint)
 
     return serving
 

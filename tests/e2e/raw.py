@@ -40,10 +40,12 @@ def stream(
     request_id: str = "",
     take: int | None = None,
     ready: Callable[[], object] = lambda: None,
+    on_result: Callable[[], object] = lambda: None,
 ) -> list[Any]:
     """Return the results of a streaming call, or the exception at its end.
 
-    `take` cancels after that many; `ready` is called between connecting and sending.
+    `take` cancels after that many; `ready` is called between connecting and sending,
+    `on_result` after every result.
     """
     answers: queue.Queue[Any] = queue.Queue()
     client = grpc.InferenceServerClient(url)
@@ -59,6 +61,7 @@ def stream(
         while take is None or len(results) < take:
             result = answers.get(timeout=60)
             results.append(result)
+            on_result()
             if isinstance(result, Exception):
                 break
             if result.get_response().parameters["triton_final_response"].bool_param:

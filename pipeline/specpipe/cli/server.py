@@ -8,9 +8,9 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -21,6 +21,9 @@ from specpipe.cli.options import (
     workspace_option,
 )
 from specpipe.cli.output import load, say
+
+if TYPE_CHECKING:
+    from specpipe.serve.tritonserver import Endpoint
 
 
 @click.command()
@@ -39,6 +42,23 @@ from specpipe.cli.output import load, say
     type=click.IntRange(min=1),
     help="Seconds that the models may take to load; 120 on CPUs and 1800 on GPUs if not given.",
 )
+@click.option(
+    "--drain",
+    "drain_s",
+    metavar="S",
+    type=click.IntRange(min=0),
+    default=60,
+    show_default=True,
+    help="Seconds that requests may take to end when the server is stopped.",
+)
+@click.option(
+    "--restarts",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Start a server that ends by itself again, N times an hour at most.",
+)
 @click.option("--log-to-stderr", is_flag=True, help="Show the server's output too; for containers.")
 @json_option
 @port_options
@@ -47,6 +67,8 @@ def serve(
     workspace: Path,
     repository: Path | None,
     timeout_s: int | None,
+    drain_s: int,
+    restarts: int,
     log_to_stderr: bool,
     as_json: bool,
     host: str,
@@ -56,38 +78,46 @@ def serve(
 ) -> None:
     """Serve the packaged repository with Triton until Ctrl-C.
 
-    Prints one JSON line on stdout when every model is ready.
+    Prints one JSON line on stdout when every model is ready, at every start. When it is stopped,
+    requests in hand are answered first; a second Ctrl-C does not wait for them.
 
     \b
     Example:  specpipe serve --config model_configs/smollm2-135m_hybrid.yaml
     """
     from specpipe.serve.address import Address
+    from specpipe.serve.keep import Budget, StopRequest, keep_serving
     from specpipe.serve.tritonserver import start_server
 
     models, log = _find_repository(config_path, workspace, repository)
     address = Address(host, grpc_port, http_port, metrics_port)
-    stop = _stop_event()
-    with (
-        _shown(log) if log_to_stderr else contextlib.nullcontext(),
-        start_server(models, address, log, timeout_s=timeout_s) as endpoint,
-    ):
-        ready = {
-            "ready": True,
-            "grpc": address.grpc,
-            "http": address.http,
-            "metrics": address.metrics,
-            "pid": endpoint.process.pid,
-            "log": str(log),
-        }
-        click.echo(json.dumps(ready))
-        while endpoint.is_alive() and not stop.wait(0.2):
-            pass
-        died = not endpoint.is_alive()
-    if died:
-        from specpipe.errors import StageFailed
-
-        raise StageFailed("serve: tritonserver ended by itself", hint=f"its output is in {log}")
+    stop = StopRequest()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: stop.repeat())
+    with _shown(log) if log_to_stderr else contextlib.nullcontext():
+        keep_serving(
+            partial(
+                start_server, models, address, log, timeout_s=timeout_s, give_up=stop.asked.is_set
+            ),
+            stop,
+            Budget(restarts),
+            drain_s,
+            on_ready=_print_ready,
+            report=say,
+        )
     say("stopped")
+
+
+def _print_ready(endpoint: "Endpoint") -> None:
+    address = endpoint.address
+    ready = {
+        "ready": True,
+        "grpc": address.grpc,
+        "http": address.http,
+        "metrics": address.metrics,
+        "pid": endpoint.process.pid,
+        "log": str(endpoint.log),
+    }
+    click.echo(json.dumps(ready))
 
 
 def _find_repository(
@@ -116,7 +146,7 @@ def _shown(log: Path) -> Iterator[None]:
             last = done.wait(0.2)
             if log.exists():
                 with log.open("rb") as file:
-                    file.seek(at)
+                    at = file.seek(0 if log.stat().st_size < at else at)  # of a new server
                     text = file.read()
                 at += len(text)
                 click.echo(text.decode(errors="replace"), nl=False, err=True)
@@ -215,15 +245,3 @@ def _echo(pieces: Iterator[Any], *, quiet: bool) -> Iterator[Any]:
         if not quiet:
             click.echo(piece.text, nl=False)
         yield piece
-
-
-def _stop_event() -> threading.Event:
-    """Return an event that Ctrl-C and a polite kill set."""
-    event = threading.Event()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        event.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
-    return event

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 HTTP, GRPC, METRICS, SSH = 8000, 8001, 8002, 2222
 UID = 1000  # of the server: `triton-server` in NVIDIA's images
 REPOSITORY = "/models"  # where a repository lies inside a container that does not care
+DRAIN_SECONDS = 60  # that answers may take to end when a container is stopped
+STOP_SECONDS = DRAIN_SECONDS + 20  # until nothing of the server is left
 PACKAGE = "/opt/specpipe"  # where specpipe lies inside the image
 ENTRY_MODELS = "ensemble|tensorrt_llm_bls"  # whose requests are the clients'
 
@@ -59,5 +61,6 @@ class Deployment:
             *("--repository", self.repository),
             *("--host", "0.0.0.0"),
             *("--timeout", str(self.startup_s)),
+            *("--drain", str(DRAIN_SECONDS)),
             "--log-to-stderr",
         ]

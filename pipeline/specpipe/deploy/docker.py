@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from specpipe.deploy.deployment import GRPC, HTTP, METRICS, PACKAGE, UID, Deployment
+from specpipe.deploy.deployment import GRPC, HTTP, METRICS, PACKAGE, STOP_SECONDS, UID, Deployment
 
 Yaml = dict[str, Any]
 
@@ -88,7 +88,7 @@ def _triton(deployment: Deployment) -> Yaml:
         "ulimits": {"memlock": -1, "stack": 67108864},
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
-        "stop_grace_period": "60s",
+        "stop_grace_period": f"{STOP_SECONDS}s",
         "healthcheck": {
             "test": ["CMD", "python3", "-c", _PROBE],
             "interval": "10s",

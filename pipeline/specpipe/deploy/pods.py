@@ -3,11 +3,12 @@
 import re
 from typing import Any
 
-from specpipe.deploy.deployment import GRPC, HTTP, METRICS, SSH, UID, Deployment
+from specpipe.deploy.deployment import GRPC, HTTP, METRICS, SSH, STOP_SECONDS, UID, Deployment
 
 Yaml = dict[str, Any]
 
 _HOSTS = "/tmp/hosts"
+LEAVING_SECONDS = 10  # until no client finds a pod that is to end
 
 # What Kubernetes' "restricted" policy asks of a pod, and of a container.
 AS_USER: Yaml = {
@@ -105,7 +106,7 @@ def _server(deployment: Deployment, command: list[str]) -> Yaml:
         "failureThreshold": 6,
     }
     # Clients learn of the end of a pod a little after the pod does.
-    container["lifecycle"] = {"preStop": {"exec": {"command": ["sleep", "10"]}}}
+    container["lifecycle"] = {"preStop": {"exec": {"command": ["sleep", str(LEAVING_SECONDS)]}}}
     return container
 
 
@@ -136,7 +137,7 @@ def _pod(deployment: Deployment, container: Yaml) -> Yaml:
     claim = {"claimName": f"{deployment.name}-models", "readOnly": True}
     spec: Yaml = {
         "automountServiceAccountToken": False,
-        "terminationGracePeriodSeconds": 90,
+        "terminationGracePeriodSeconds": LEAVING_SECONDS + STOP_SECONDS,
         "securityContext": AS_USER,
         "containers": [container],
         "volumes": [

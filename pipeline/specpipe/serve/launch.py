@@ -17,6 +17,9 @@ from specpipe.serve.address import Address
 
 SERVER = Path("/opt/tritonserver/bin/tritonserver")  # in the container
 LOADING_SECONDS = 1800.0  # engines of a hundred gigabytes come from a disk
+# For models to unload. Triton does not wait for the answers of decoupled models, `keep` does; and
+# Triton 2.51 waits in vain for a model of which a client left as its answer ended.
+EXIT_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def _server_flags(
         f"--model-repository={repository}",
         *address.flags(),
         "--disable-auto-complete-config",
-        "--exit-timeout-secs=10",
+        f"--exit-timeout-secs={EXIT_SECONDS}",
         f"--backend-config=python,shm-region-prefix-name={region}{rank}_",
     ]
     if rank:

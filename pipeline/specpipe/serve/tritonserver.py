@@ -14,8 +14,8 @@ import sysconfig
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from specpipe.repository.models.channel import socket_path
 from specpipe.repository.placement import read_placement
 from specpipe.serve.address import Address, require_free_ports
 from specpipe.serve.launch import (
+    EXIT_SECONDS,
     LOADING_SECONDS,
     Launch,
     gpu_launch,
@@ -31,6 +32,7 @@ from specpipe.serve.launch import (
     whole_environment,
 )
 from specpipe.serve.machine import require_same_machine
+from specpipe.serve.watch import children, describe_end, first_ended
 
 STARTING_SECONDS = 120.0
 _PR_SET_PDEATHSIG = 1
@@ -43,18 +45,36 @@ class Endpoint:
     address: Address
     process: "subprocess.Popen[bytes]"
     log: Path
+    models: Mapping[int, str] = field(default_factory=dict)  # the processes of its models
 
     def is_alive(self) -> bool:
         """Tell whether the process still runs."""
         return self.process.poll() is None
 
+    def failure(self) -> str | None:
+        """Say what has ended that nobody asked to end; None while the server is whole.
+
+        Triton says that it is ready, and answers with errors, when the process of a model is gone.
+        """
+        code = self.process.poll()
+        if code is not None:
+            return f"tritonserver {describe_end(code)}"
+        ended = first_ended(self.models)
+        return f"the process of the model {ended} ended by itself" if ended else None
+
 
 @contextlib.contextmanager
 def start_server(
-    repository: Path, address: Address, log: Path, *, timeout_s: float | None = None
+    repository: Path,
+    address: Address,
+    log: Path,
+    *,
+    timeout_s: float | None = None,
+    give_up: Callable[[], bool] = lambda: False,
 ) -> Iterator[Endpoint]:
     """Serve `repository` until the block ends; nothing of the server is left afterwards.
 
+    The block begins when every model is ready, or when `give_up()` says not to wait for that.
     Raises ConfigError if a port is taken, Unsupported if no server is installed or the engines are
     for another machine, StageFailed with the server's own words if it does not become ready.
     """
@@ -82,8 +102,8 @@ def start_server(
         endpoint = Endpoint(address, process, log)
         try:
             waits = LOADING_SECONDS if placement is not None else STARTING_SECONDS
-            _await_ready(endpoint, waits if timeout_s is None else timeout_s)
-            yield endpoint
+            _await_ready(endpoint, waits if timeout_s is None else timeout_s, give_up)
+            yield replace(endpoint, models=children(process.pid))
         finally:
             _stop(process)
             _remove_shared_memory(region)
@@ -159,7 +179,7 @@ def _cpu_launch(folder: Path, repository: Path, address: Address, region: str) -
         f"--cache-directory={home.caches}",
         *address.flags(),
         "--disable-auto-complete-config",
-        "--exit-timeout-secs=10",
+        f"--exit-timeout-secs={EXIT_SECONDS}",
         f"--backend-config=python,shm-region-prefix-name={region}",
     )
     return Launch(argv, _environment(home))
@@ -181,9 +201,11 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _await_ready(endpoint: Endpoint, timeout_s: float) -> None:
+def _await_ready(endpoint: Endpoint, timeout_s: float, give_up: Callable[[], bool]) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
+        if give_up():
+            return
         if not endpoint.is_alive():
             raise StageFailed(
                 f"serve: tritonserver ended while starting: {_last_error(endpoint.log)}",
@@ -221,7 +243,7 @@ def _stop(process: "subprocess.Popen[Any]") -> None:
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(15)
+        process.wait(EXIT_SECONDS + 10)
     with contextlib.suppress(ProcessLookupError):  # stubs that outlive it are of its session
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -32,7 +32,7 @@ FLAGS = (
     "--grpc-port=1",
     "--metrics-port=3",
     "--disable-auto-complete-config",
-    "--exit-timeout-secs=10",
+    "--exit-timeout-secs=5",
 )
 ONE = place({"target": 1}, release="1.2.1")
 
