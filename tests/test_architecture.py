@@ -13,7 +13,7 @@ LAYERS = [
     {"model"},
     {"contracts"},
     {"divide", "records", "trees", "methods", "recipe", "config"},
-    {"artifacts", "processes"},
+    {"artifacts", "digests", "processes"},
     {"checkpoint", "engine", "speculate", "plan"},
     {"assembly"},
     {"repository"},

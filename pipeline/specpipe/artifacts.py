@@ -97,33 +97,13 @@ def digest_json(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def digest_file(path: Path, memory: Path | None = None) -> str:
-    """Return the sha256 of a file's bytes.
-
-    With `memory`, a small JSON file, the digest of an unchanged file (same size, inode and
-    modification time) is remembered instead of computed again.
-    """
-    stat = path.stat()
-    stamp = f"{stat.st_size}:{stat.st_ino}:{stat.st_mtime_ns}"
-    known = _read_memory(memory)
-    if known.get(str(path), {}).get("stamp") == stamp:
-        return known[str(path)]["sha256"]
+def digest_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
     sha = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_CHUNK):
             sha.update(block)
-    if memory is not None:
-        known[str(path)] = {"stamp": stamp, "sha256": sha.hexdigest()}
-        write_text(memory, json.dumps(known, indent=1, sort_keys=True))
     return sha.hexdigest()
-
-
-def _read_memory(memory: Path | None) -> dict[str, dict[str, str]]:
-    try:
-        known = json.loads(memory.read_text()) if memory else {}
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -144,8 +124,11 @@ def read_artifact(path: Path) -> Artifact | None:
     return Artifact(path, manifest)
 
 
-def why_stale(path: Path, kind: Kind, inputs: Mapping[str, str]) -> str | None:
-    """Say why the artifact at `path` cannot be reused for `inputs`; None if it is fresh."""
+def why_stale(path: Path, kind: Kind, inputs: Callable[[], Mapping[str, str]]) -> str | None:
+    """Say why the artifact at `path` cannot be reused for `inputs`; None if it is fresh.
+
+    The inputs, which may take long to digest, are asked for only if there is a whole artifact.
+    """
     if not path.exists():
         return "not built yet"
     artifact = read_artifact(path)
@@ -157,7 +140,7 @@ def why_stale(path: Path, kind: Kind, inputs: Mapping[str, str]) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes, not {size}"
-    return describe_changes(artifact.manifest.inputs, inputs) or None
+    return describe_changes(artifact.manifest.inputs, inputs()) or None
 
 
 def describe_changes(old: Mapping[str, str], new: Mapping[str, str]) -> str:

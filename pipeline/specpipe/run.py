@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specpipe.artifacts import (
-    Manifest,
     Workspace,
     locked,
     remove_leftovers,
@@ -98,11 +97,10 @@ def _perform(work: Work, notify: Notify, progress: Progress) -> StageResult:
         return StageResult(work.stage, work.role, work.path, fresh=True, reason="")
     notify(f"{work.stage}{' ' + work.role if work.role else ''}: {reason}")
     began = time.perf_counter()
-    resume = Manifest(work.kind, work.inputs()).key if work.resumable else None
+    resume = work.begun() if work.begun else None
     remove_leftovers(work.path, resume)
     with staged(work.path, work.stage, resume) as temporary:
-        facts = work.write(temporary, progress) or {}
-        write_publish(temporary, work.path, Manifest(work.kind, work.inputs(), facts))
+        write_publish(temporary, work.path, work.write(temporary, progress))
     return StageResult(
         work.stage,
         work.role,

@@ -2,25 +2,35 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from specpipe.artifacts import (
     Kind,
+    Manifest,
     Workspace,
     describe_changes,
     digest_file,
+    digest_json,
     read_artifact,
     why_stale,
 )
 from specpipe.assembly import load_backend
-from specpipe.checkpoint.convert import checkpoint_inputs, write_checkpoint
+from specpipe.checkpoint.convert import (
+    checkpoint_inputs,
+    checkpoint_options,
+    found_state,
+    write_checkpoint,
+)
 from specpipe.checkpoint.guesser import Guesser
 from specpipe.checkpoint.quantize import quantizing_of
 from specpipe.checkpoint.quantized.formats import Quantizing
-from specpipe.checkpoint.source import locate_model, open_source
+from specpipe.checkpoint.reading import digest_content
+from specpipe.checkpoint.source import Source, locate_model, open_source
 from specpipe.config import RunConfig, require_file
-from specpipe.contracts import HERE, BuildRequest, Command, Facts, Role, Workshop
+from specpipe.contracts import HERE, BuildRequest, Command, Dtype, Parallel, Role, Workshop
+from specpipe.digests import Stamp, remember, remembered
 from specpipe.errors import ConfigError
 from specpipe.locate import KEYS, locate_guesser
 from specpipe.plan.plan import Plan
@@ -36,6 +46,7 @@ from specpipe.repository.write import (
 StageName = Literal["convert", "compile", "package"]
 STAGES: tuple[StageName, ...] = ("convert", "compile", "package")
 Progress = Callable[[int, int], None]
+Options = tuple[Source, Dtype, Guesser | None, Quantizing, Parallel]  # of a conversion
 
 
 @dataclass(frozen=True)
@@ -47,12 +58,12 @@ class Work:
     kind: Kind
     path: Path
     inputs: Callable[[], Mapping[str, str]]
-    write: Callable[[Path, Progress], Facts | None]  # what the manifest is to remember, if anything
-    resumable: bool = False  # `write` goes on with a folder that it left unfinished
+    write: Callable[[Path, Progress], Manifest]  # fills a folder and says from what
+    begun: Callable[[], str] | None = None  # key of a folder that `write` can go on with
 
     def stale(self) -> str | None:
         """Say why the artifact must be made; None if it is fresh."""
-        return why_stale(self.path, self.kind, self.inputs())
+        return why_stale(self.path, self.kind, self.inputs)
 
 
 def plan_work(plan: Plan, workspace: Workspace, shop: Workshop = HERE) -> list[Work]:
@@ -68,34 +79,34 @@ def plan_work(plan: Plan, workspace: Workspace, shop: Workshop = HERE) -> list[W
 
 def _convert(config: RunConfig, workspace: Workspace, role: Role) -> Work:
     memory = workspace.engines / ".digests.json"
-    dtype = config.engine.dtype
 
-    def source_path() -> Path:
-        return locate_model(config.models()[role], config, KEYS[role])
-
-    def guesser() -> Guesser | None:
-        return locate_guesser(config, role)
-
-    def quantizing() -> Quantizing:
-        return quantizing_of(config.engine, calibration_prompts(config))
-
-    def write(out: Path, progress: Progress) -> None:
-        source, parallel = open_source(source_path()), config.engine.parallel
-        write_checkpoint(source, out, dtype, progress, guesser(), quantizing(), parallel)
+    @cache  # so that what is begun, written and named was found once, in one state
+    def found() -> tuple[Options, Mapping[Path, Stamp]]:
+        source = open_source(locate_model(config.models()[role], config, KEYS[role]))
+        guesser = locate_guesser(config, role)
+        quantizing = quantizing_of(config.engine, calibration_prompts(config))
+        options = (source, config.engine.dtype, guesser, quantizing, config.engine.parallel)
+        return options, found_state(source, guesser)
 
     def inputs() -> dict[str, str]:
-        source, parallel = open_source(source_path()), config.engine.parallel
-        return checkpoint_inputs(source, dtype, memory, guesser(), quantizing(), parallel)
+        options, _ = found()
+        return checkpoint_inputs(*options, digest=lambda f: remembered(f, memory, digest_content))
 
-    return Work(
-        "convert",
-        role,
-        "checkpoint",
-        workspace.checkpoint(role),
-        inputs,
-        write,
-        resumable=True,
-    )
+    def begun() -> str:
+        options, state = found()
+        stamps = {str(path.absolute()): seen.text for path, seen in state.items()}
+        return digest_json([stamps, checkpoint_options(*options)])
+
+    def write(out: Path, progress: Progress) -> Manifest:
+        options, state = found()
+        source, dtype, guesser, quantizing, parallel = options
+        digests = write_checkpoint(
+            source, out, dtype, progress, guesser, quantizing, parallel, state=state
+        ).digests
+        remember(memory, state, digests)
+        return Manifest("checkpoint", checkpoint_inputs(*options, digest=digests.__getitem__))
+
+    return Work("convert", role, "checkpoint", workspace.checkpoint(role), inputs, write, begun)
 
 
 def calibration_prompts(config: RunConfig) -> list[str]:
@@ -129,13 +140,17 @@ def _compile(
             **backend.versions(request.release),
         }
 
+    def write(out: Path, progress: Progress) -> Manifest:
+        asked = inputs()
+        return Manifest("engine", asked, backend.build(request, checkpoint, out, shop))
+
     return Work(
         "compile",
         request.role,
         "engine",
         workspace.engine(request.role),
         inputs,
-        lambda out, progress: backend.build(request, checkpoint, out, shop),
+        write,
     )
 
 
@@ -173,13 +188,18 @@ def _package(plan: Plan, workspace: Workspace) -> Work:
             "format": FORMAT,
         }
 
+    def write(out: Path, progress: Progress) -> Manifest:
+        asked = inputs()
+        write_repository(repository, out)
+        return Manifest("repository", asked)
+
     return Work(
         "package",
         None,
         "repository",
         workspace.repository,
         inputs,
-        lambda out, progress: write_repository(repository, out),
+        write,
     )
 
 

@@ -2,22 +2,23 @@
 
 import contextlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from specpipe.artifacts import digest_file
 from specpipe.checkpoint.families import Family, TensorPlan, find_family
 from specpipe.checkpoint.guesser import Guesser
 from specpipe.checkpoint.medusa import is_inner_head
 from specpipe.checkpoint.quantize import quantization_inputs, quantize
 from specpipe.checkpoint.quantized.foreign import is_left_over
 from specpipe.checkpoint.quantized.formats import PLAIN, Quantizing, metadata
+from specpipe.checkpoint.reading import begin_reading, digest_content
 from specpipe.checkpoint.source import Source, TensorReader, read_tensors, with_prefix
 from specpipe.checkpoint.tokenizer import write_tokenizer
 from specpipe.checkpoint.transfer import Progress, write_tensors
 from specpipe.contracts import ONE_RANK, Dtype, ModelConfig, Parallel
+from specpipe.digests import Stamp, stamp
 from specpipe.divide import require_divisible
 from specpipe.errors import ConfigError
 
@@ -33,22 +34,48 @@ def read_model(source: Source, dtype: Dtype, guesser: Guesser | None = None) -> 
     return model if guesser is None else guesser.joined(model)
 
 
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion wrote, and from what."""
+
+    model: ModelConfig
+    digests: Mapping[Path, str]  # of every file that was read, as `digest_content` has them
+
+
 def checkpoint_inputs(
     source: Source,
     dtype: Dtype,
-    memory: Path | None,
+    guesser: Guesser | None = None,
+    quantizing: Quantizing = PLAIN,
+    parallel: Parallel = ONE_RANK,
+    *,
+    digest: Callable[[Path], str] = digest_content,
+) -> dict[str, str]:
+    """Name everything that decides the bytes of the converted checkpoint, files by `digest`."""
+    inputs = {f"source {file.name}": digest(file) for file in source.files()}
+    if guesser is not None:
+        inputs |= {f"heads {file.name}": digest(file) for file in guesser.weights}
+    return inputs | checkpoint_options(source, dtype, guesser, quantizing, parallel)
+
+
+def checkpoint_options(
+    source: Source,
+    dtype: Dtype,
     guesser: Guesser | None = None,
     quantizing: Quantizing = PLAIN,
     parallel: Parallel = ONE_RANK,
 ) -> dict[str, str]:
-    """Name everything that decides the bytes of the converted checkpoint, by digest."""
-    inputs = {f"source {f.name}": digest_file(f, memory) for f in source.files()}
-    if guesser is not None:
-        inputs |= {f"heads {f.name}": digest_file(f, memory) for f in guesser.weights}
-        inputs |= guesser.options()
-    spread = {name: str(value) for name, value in asdict(parallel).items()}
-    inputs |= quantization_inputs(source, quantizing)
-    return {**inputs, **spread, "dtype": dtype, "format": FORMAT}
+    """Name what decides the bytes of the converted checkpoint beside the contents of files."""
+    options = guesser.options() if guesser else {}
+    options |= {name: str(value) for name, value in asdict(parallel).items()}
+    options |= quantization_inputs(source, quantizing)
+    return {**options, "dtype": dtype, "format": FORMAT}
+
+
+def found_state(source: Source, guesser: Guesser | None = None) -> dict[Path, Stamp]:
+    """Return the stamps of all files that a conversion reads, those of `source` as it was found."""
+    own = guesser.weights if guesser else ()
+    return {**{file: stamp(file) for file in own}, **source.stamps}
 
 
 def write_checkpoint(
@@ -59,14 +86,18 @@ def write_checkpoint(
     guesser: Guesser | None = None,
     quantizing: Quantizing = PLAIN,
     parallel: Parallel = ONE_RANK,
-) -> ModelConfig:
+    *,
+    state: Mapping[Path, Stamp] | None = None,
+) -> Converted:
     """Convert `source` into the folder `out`: config.json, a rankN.safetensors for every rank,
     tokenizer/, and digests.json with the sha256 of every tensor's bytes.
 
-    The folder is empty, or holds what a killed conversion of the same inputs left; then it is gone
+    The folder is empty, or holds what a killed conversion with the same options and the same
+    `state` of the files (`found_state`, the present one if it is not given) left; then it is gone
     on with. What guesses for the model goes into the same files. Raises Unsupported if the model
     does not divide by the ranks, ConfigError naming every tensor that is missing, unexpected or of
-    the wrong shape, StageFailed if the disk is too small, all before anything is written.
+    the wrong shape, StageFailed if the disk is too small, all before anything is written; and
+    StageFailed if a file that was read is not what it was in that state.
     """
     family = find_family(source.hf_config)
     model = read_model(source, dtype, guesser)
@@ -74,23 +105,24 @@ def write_checkpoint(
     require_divisible(model, parallel)
     plans = family.tensors(model)
     plans += guesser.shared(plans) if guesser else []
-    with contextlib.ExitStack() as stack:
-        reader = stack.enter_context(read_tensors(source.weights))
-        reader = with_prefix(reader, family.base_prefix)
-        plans, quantizing = quantize(source, plans, model, quantizing, reader, out)
-        _account(reader, plans, family, model, source)
-        work = [(reader, plan) for plan in plans]
-        if guesser is not None:
-            extra = stack.enter_context(guesser.read())
-            work += [(extra, plan) for plan in guesser.tensors(model)]
-        write_tensors(work, model, parallel, out, progress)
-    config = dict(config_json(family, model, parallel))
-    config |= {"quantization": metadata(quantizing, model)}
-    config |= guesser.config(source.hf_config, config) if guesser else {}
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    (out / "config.json").write_text(text, encoding="utf-8")
-    write_tokenizer(source, model, out / "tokenizer")
-    return model
+    with begin_reading(state or found_state(source, guesser), out) as reading:
+        with contextlib.ExitStack() as stack:
+            reader = stack.enter_context(read_tensors(source.weights, reading.open))
+            reader = with_prefix(reader, family.base_prefix)
+            plans, quantizing = quantize(source, plans, model, quantizing, reader, out)
+            _account(reader, plans, family, model, source)
+            work = [(reader, plan) for plan in plans]
+            if guesser is not None:
+                extra = stack.enter_context(guesser.read(reading.open))
+                work += [(extra, plan) for plan in guesser.tensors(model)]
+            write_tensors(work, model, parallel, out, progress)
+        config = dict(config_json(family, model, parallel))
+        config |= {"quantization": metadata(quantizing, model)}
+        config |= guesser.config(source.hf_config, config) if guesser else {}
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (out / "config.json").write_text(text, encoding="utf-8")
+        write_tokenizer(source, model, out / "tokenizer")
+        return Converted(model, reading.digests())
 
 
 def effective(parallel: Parallel, family: Family) -> Parallel:

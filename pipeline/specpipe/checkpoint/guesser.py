@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from specpipe.checkpoint.families import HfConfig, TensorPlan
-from specpipe.checkpoint.source import TensorReader
+from specpipe.checkpoint.safetensors_file import SafetensorsFile
+from specpipe.checkpoint.source import Opening, TensorReader
 from specpipe.contracts import ModelConfig, Rejection, Role
 
 
@@ -64,6 +65,9 @@ class Guesser(Protocol):
         """
         ...
 
-    def read(self) -> AbstractContextManager[TensorReader]:
-        """Open its tensors under the names that `tensors` gives as sources."""
+    def read(self, opening: Opening = SafetensorsFile) -> AbstractContextManager[TensorReader]:
+        """Open its tensors under the names that `tensors` gives as sources.
+
+        `opening` is how safetensors files are opened, see `read_tensors`.
+        """
         ...

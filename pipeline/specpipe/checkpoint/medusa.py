@@ -23,7 +23,15 @@ from typing import Any
 
 from specpipe.checkpoint.drafters import refuse_drafter
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
-from specpipe.checkpoint.source import Renamed, TensorReader, read_json, read_tensors, weight_files
+from specpipe.checkpoint.safetensors_file import SafetensorsFile
+from specpipe.checkpoint.source import (
+    Opening,
+    Renamed,
+    TensorReader,
+    read_json,
+    read_tensors,
+    weight_files,
+)
 from specpipe.contracts import ModelConfig, Rejection, Role
 from specpipe.errors import ConfigError
 
@@ -116,9 +124,9 @@ class HeadsSource:
         }
 
     @contextmanager
-    def read(self) -> Iterator[TensorReader]:
+    def read(self, opening: Opening = SafetensorsFile) -> Iterator[TensorReader]:
         """Open the heads for reading under TensorRT-LLM's names."""
-        with read_tensors(self.weights) as reader:
+        with read_tensors(self.weights, opening) as reader:
             yield Renamed(reader, self.names)
 
 

@@ -4,12 +4,16 @@ A mapping would do as well, but every page of it that was touched counts as memo
 reading into a small buffer that stays in the processor's cache is not slower.
 """
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from specpipe.artifacts import digest_json
+from specpipe.digests import Stamp, stamp_of
 from specpipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +34,7 @@ DTYPES = {
     "U8": ("uint8", 1),
     "BOOL": ("bool", 1),
 }
+_BLOCK = 1 << 22
 _LONGEST_HEADER = 100_000_000  # as in the safetensors library
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
@@ -53,7 +58,7 @@ class SafetensorsFile:
         try:
             self._fd = os.open(path, os.O_RDONLY)
             try:
-                self._entries = _read_header(self._fd)
+                self._entries, self._header = _read_header(self._fd)
             except BaseException:
                 os.close(self._fd)
                 raise
@@ -66,6 +71,10 @@ class SafetensorsFile:
     def close(self) -> None:
         """Close the file; nothing can be read after that."""
         os.close(self._fd)
+
+    def stamp(self) -> Stamp:
+        """Return the present state of the file that is open, whatever its path names by now."""
+        return stamp_of(os.fstat(self._fd))
 
     def names(self) -> set[str]:
         """Return the name of every tensor."""
@@ -91,25 +100,55 @@ class SafetensorsFile:
         row_bytes = (entry.end - entry.begin) // max(entry.shape[0], 1)
         return self._read(entry, (end - begin, *entry.shape[1:]), entry.begin + begin * row_bytes)
 
+    def size(self, name: str) -> int:
+        """Return a tensor's size in bytes; raises KeyError if there is none."""
+        return self._entries[name].end - self._entries[name].begin
+
+    def digest(self, known: Mapping[str, str]) -> str:
+        """Return the digest of the whole file: of its header, and of every tensor's sha256.
+
+        They leave no hole, so that every byte counts. Tensors whose sha256 is `known` are not read.
+        """
+        tensors = {name: known.get(name) or self._digest(name) for name in self._entries}
+        return digest_json({"header": self._header, "tensors": tensors})
+
+    def _digest(self, name: str) -> str:
+        entry, sha = self._entries[name], hashlib.sha256()
+        for at in range(entry.begin, entry.end, _BLOCK):
+            block = bytearray(min(_BLOCK, entry.end - at))
+            self._fill(memoryview(block), at)
+            sha.update(block)
+        return sha.hexdigest()
+
     def _read(self, entry: Entry, shape: tuple[int, ...], at: int) -> "torch.Tensor":
         import torch
 
         tensor = torch.empty(shape, dtype=getattr(torch, DTYPES[entry.dtype][0]))
-        if tensor.numel():
-            view = tensor.view(-1).view(torch.uint8).numpy().data
-            while view:
-                count = os.preadv(self._fd, [view], at)
-                if count == 0:
-                    raise ConfigError(f"{self._path}: became shorter while it was read")
-                view, at = view[count:], at + count
+        self._fill(raw_bytes(tensor), at)
         return tensor
 
+    def _fill(self, view: memoryview, at: int) -> None:
+        while view:
+            count = os.preadv(self._fd, [view], at)
+            if count == 0:
+                raise ConfigError(f"{self._path}: became shorter while it was read")
+            view, at = view[count:], at + count
 
-def _read_header(fd: int) -> dict[str, Entry]:
+
+def raw_bytes(tensor: "torch.Tensor") -> memoryview:
+    """Return the bytes of a contiguous tensor, in row-major order, without a copy."""
+    import torch
+
+    return tensor.view(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
+
+
+def _read_header(fd: int) -> tuple[dict[str, Entry], str]:
+    """Return where every tensor lies, and the sha256 of all that comes before the first."""
     length = int.from_bytes(os.pread(fd, 8, 0), "little")
     if length > _LONGEST_HEADER:
         raise ValueError(f"a header of {length} bytes")
-    raw = json.loads(os.pread(fd, length, 8))
+    text = os.pread(fd, 8 + length, 0)
+    raw = json.loads(text[8:])
     raw.pop("__metadata__", None)
     entries = {name: _entry(name, value, 8 + length) for name, value in raw.items()}
     end = 8 + length
@@ -119,7 +158,7 @@ def _read_header(fd: int) -> dict[str, Entry]:
         end = entry.end
     if end != (size := os.fstat(fd).st_size):
         raise ValueError(f"it has {size} bytes, its header says {end}")
-    return entries
+    return entries, hashlib.sha256(text).hexdigest()
 
 
 def _entry(name: str, value: dict[str, object], start: int) -> Entry:

@@ -6,7 +6,7 @@ dequantises as a whole, needs memory for the whole model.
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,23 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.config import RunConfig, find_file
+from specpipe.digests import Stamp, stamp
 from specpipe.errors import ConfigError, Unsupported
 
 if TYPE_CHECKING:
     import torch
+
+
+# What decides a conversion beside the weights. The tokenizer is read by transformers.
+SMALL_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 
 
 class TensorReader(Protocol):
@@ -42,6 +55,17 @@ class TensorReader(Protocol):
     def rows(self, name: str, begin: int, end: int) -> "torch.Tensor":
         """Return the slices [begin, end) of a tensor's first dimension."""
         ...
+
+
+class TensorFile(TensorReader, Protocol):
+    """An open file of tensors."""
+
+    def close(self) -> None:
+        """Close the file; nothing can be read after that."""
+        ...
+
+
+Opening = Callable[[Path], TensorFile]
 
 
 @dataclass(frozen=True)
@@ -88,21 +112,11 @@ class Source:
     path: Path  # a folder, or a .gguf file
     weights: tuple[Path, ...]  # the files that hold tensors
     hf_config: Mapping[str, Any]  # config.json
+    stamps: Mapping[Path, Stamp]  # of all `files`, from before the first was read
 
     def files(self) -> list[Path]:
         """Return every file that decides what a conversion writes."""
-        if self.path.is_file():
-            return [self.path]
-        small = [
-            "config.json",
-            "tokenizer.json",
-            "tokenizer.model",
-            "tokenizer_config.json",
-            "special_tokens_map.json",
-            "chat_template.jinja",
-            "generation_config.json",
-        ]
-        return [*self.weights, *(self.path / n for n in small if (self.path / n).is_file())]
+        return list(self.stamps)
 
 
 def locate_model(model: str, config: RunConfig, key: str) -> Path:
@@ -141,10 +155,14 @@ def open_source(path: Path) -> Source:
     Raises ConfigError if something is missing or is not JSON.
     """
     if path.is_file() and path.suffix == ".gguf":
-        return Source(path, (path,), _gguf_config(path))
+        stamps = {path: stamp(path)}
+        return Source(path, (path,), _gguf_config(path), stamps)
     if not path.is_dir():
         raise ConfigError(f"{path}: neither a folder nor a .gguf file")
-    return Source(path, weight_files(path), read_json(path / "config.json"))
+    weights = weight_files(path)
+    small = [path / name for name in SMALL_FILES if (path / name).is_file()]
+    stamps = {file: stamp(file) for file in [*weights, *small]}
+    return Source(path, weights, read_json(path / "config.json"), stamps)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -185,8 +203,13 @@ def _shard(folder: Path, index: Path, shard: str) -> Path:
 
 
 @contextmanager
-def read_tensors(weights: tuple[Path, ...]) -> Iterator[TensorReader]:
-    """Open the weights of a source for reading, whatever their format."""
+def read_tensors(
+    weights: tuple[Path, ...], opening: Opening = SafetensorsFile
+) -> Iterator[TensorReader]:
+    """Open the weights of a source for reading, whatever their format.
+
+    `opening` is how safetensors files are opened.
+    """
     suffix = weights[0].suffix
     if suffix == ".gguf":
         yield _InMemory(_gguf_tensors(weights[0]))
@@ -194,7 +217,7 @@ def read_tensors(weights: tuple[Path, ...]) -> Iterator[TensorReader]:
         yield _Shards([_bin_tensors(path) for path in weights])
     else:
         with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(closing(SafetensorsFile(path))) for path in weights]
+            files = [stack.enter_context(closing(opening(path))) for path in weights]
             yield _Shards(files)
 
 

@@ -24,7 +24,7 @@ class TokenizerFacts:
 
 
 def write_tokenizer(source: Source, model: ModelConfig, out: Path) -> TokenizerFacts:
-    """Write tokenizer.json and tokenizer_facts.json into the new folder `out`.
+    """Write tokenizer.json and tokenizer_facts.json into the folder `out`.
 
     Raises ConfigError if there is no tokenizer or if it does not belong to the model.
     """
@@ -36,7 +36,7 @@ def write_tokenizer(source: Source, model: ModelConfig, out: Path) -> TokenizerF
             f"{facts.end_id}, but the model's vocabulary has {model.vocab_size}",
             hint="the tokenizer belongs to another model",
         )
-    out.mkdir()
+    out.mkdir(exist_ok=True)  # there already, if a conversion was killed behind this
     tokenizer.backend_tokenizer.save(str(out / "tokenizer.json"))
     text = json.dumps(asdict(facts), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     (out / "tokenizer_facts.json").write_text(text, encoding="utf-8")

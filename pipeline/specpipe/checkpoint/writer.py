@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from specpipe.checkpoint.safetensors_file import DTYPES
+from specpipe.checkpoint.safetensors_file import DTYPES, raw_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -127,7 +127,7 @@ class Sink:
             raise ValueError(f"{self._name} is longer than {self._announced.shape}")
         if not piece.nbytes:
             return
-        block = piece.contiguous().view(-1).view(torch.uint8).numpy().data
+        block = raw_bytes(piece.contiguous())
         self._sha.update(block)
         _write_all(self._fd, block, self._at)
         self._at += len(block)

@@ -103,7 +103,7 @@ def produce(
             "options": digest_json([kind, asdict(options), config.train.seed, target.dtype]),  # type: ignore[call-overload]
             "torch": torch.__version__,
         }
-        reason = why_stale(place, "trained", inputs)
+        reason = why_stale(place, "trained", lambda: inputs)
         if reason is None:
             return TrainResult(place, fresh=True, reason="")
         job = Job(config, target, text, work, inputs, notify, progress)

@@ -9,6 +9,7 @@ import torch
 from specpipe.artifacts import digest_file, digest_json
 from specpipe.checkpoint.source import open_source
 from specpipe.contracts import Dtype
+from specpipe.digests import remembered
 from specpipe.errors import ConfigError, Unsupported
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -71,5 +72,5 @@ def load_target(path: Path, dtype: Dtype, memory: Path) -> Target:
     model: Any = AutoModelForCausalLM.from_pretrained(
         path, dtype=DTYPES[dtype], attn_implementation="eager"
     )
-    digest = digest_json({file.name: digest_file(file, memory) for file in source.files()})
+    digest = digest_json({f.name: remembered(f, memory, digest_file) for f in source.files()})
     return Target(model.eval().requires_grad_(False), tokenizer, path, digest, dtype)

@@ -145,9 +145,9 @@ def test_the_calibration_is_read_and_checked(heads: Path) -> None:
 
 def test_the_checkpoint_is_stale_when_the_heads_change(tiny: Path, heads: Path) -> None:
     source = open_source(tiny)
-    before = checkpoint_inputs(source, "float32", None, open_heads(heads))
+    before = checkpoint_inputs(source, "float32", open_heads(heads))
     make_heads(heads, seed=4, heads=3, layers=2, vocab=320)
-    after = checkpoint_inputs(source, "float32", None, open_heads(heads))
+    after = checkpoint_inputs(source, "float32", open_heads(heads))
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"heads medusa_lm_head.safetensors"}
 
@@ -210,9 +210,9 @@ def test_another_draft_length_makes_a_checkpoint_in_full_stale_but_not_a_compact
     tiny: Path, heads: Path
 ) -> None:
     source, found = open_source(tiny), open_heads(heads)
-    inputs = [checkpoint_inputs(source, "float32", None, found.in_full(n)) for n in (7, 8)]
+    inputs = [checkpoint_inputs(source, "float32", found.in_full(n)) for n in (7, 8)]
     assert {key for key in inputs[0] if inputs[0][key] != inputs[1][key]} == {"max_draft_len"}
-    assert "max_draft_len" not in checkpoint_inputs(source, "float32", None, found)
+    assert "max_draft_len" not in checkpoint_inputs(source, "float32", found)
 
 
 def test_a_target_that_does_not_say_what_it_is_gets_no_heads_in_full(

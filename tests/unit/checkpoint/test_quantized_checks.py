@@ -82,9 +82,9 @@ def test_prompts_and_format_decide_a_quantised_checkpoint_and_nothing_a_plain_on
 ) -> None:
     def inputs(prompts: list[str], **engine: Any) -> dict[str, str]:
         quantizing = quantizing_of(EngineOptions(**{"backend": "tensorrt", **engine}), prompts)
-        return checkpoint_inputs(open_source(tiny), "bfloat16", None, None, quantizing)
+        return checkpoint_inputs(open_source(tiny), "bfloat16", None, quantizing)
 
-    plain = checkpoint_inputs(open_source(tiny), "bfloat16", None)
+    plain = checkpoint_inputs(open_source(tiny), "bfloat16")
     assert inputs(["a"]) == inputs(["b"]) == plain
     assert inputs(["a"], quantization="int8") == inputs(["b"], quantization="int8") != plain
     assert inputs(["a"], quantization="fp8") != inputs(["b"], quantization="fp8")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from specpipe.checkpoint.families import Shard
 from specpipe.checkpoint.inspection.records import Finding
 from specpipe.checkpoint.inspection.tensors import Expected, Header, Stored
-from specpipe.checkpoint.safetensors_file import SafetensorsFile
+from specpipe.checkpoint.safetensors_file import SafetensorsFile, raw_bytes
 from specpipe.checkpoint.transfer import DIGESTS
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _look(
 
     bad, size, at, sha, stains = 0, 0, 0, hashlib.sha256(), 0
     for piece in _pieces(file, name, stored):
-        sha.update(piece.contiguous().view(-1).view(torch.uint8).numpy().data)
+        sha.update(raw_bytes(piece.contiguous()))
         size += piece.numel() * piece.element_size()
         if piece.is_floating_point():
             values = piece if piece.element_size() > 1 else piece.float()
