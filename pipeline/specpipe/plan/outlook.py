@@ -58,10 +58,11 @@ def engine_notes(config: RunConfig, gpu: Gpu | None) -> Iterator[str]:
         yield f"upstream documents {method} with tensor parallelism, not with pipeline stages"
     if gpu is None:
         return
-    if gpu.sm >= 100 and method in REWINDING:
+    if gpu.sm // 10 == 10 and method in REWINDING:  # kernels/xqaDispatcher.cpp
         yield (
-            f"on {gpu.name} users of earlier releases met missing attention kernels for {method} "
-            "(TensorRT-LLM issues 6067, 6158); try a small model first"
+            f"on {gpu.name} engines of 0.20 stopped for want of an attention kernel for {method} "
+            "(TensorRT-LLM issue 6158), and upstream's sources had none in late 2025; whether "
+            "1.2.1 has is not known: try a small model first"
         )
     if engine.tp_size > 1 and not gpu.nvlink_gbs:
         yield f"{gpu.name} has no NVLink: each of {engine.tp_size} ranks talks over PCIe"

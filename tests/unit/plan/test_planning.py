@@ -11,6 +11,7 @@ from specpipe.artifacts import Workspace
 from specpipe.config import read_config
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.plan.gpus import GPUS
+from specpipe.plan.outlook import engine_notes
 from specpipe.planning import make_plan, require_buildable
 from specpipe.present_plan import plan_json, plan_text
 from specpipe.tune.cost import read_costs
@@ -34,6 +35,14 @@ def changed(path: Path, tmp_path: Path, *pairs: tuple[str, str]) -> Path:
     file = tmp_path / "changed.yaml"
     file.write_text(text)
     return file
+
+
+def test_a_tree_of_drafts_on_a_gpu_that_upstream_lacked_kernels_for_is_noted() -> None:
+    lookahead, draft = read_config(LOOKAHEAD), read_config(LLAMA)
+    assert any("issue 6158" in note for note in engine_notes(lookahead, GPUS["B200"]))
+    assert not any("6158" in note for note in engine_notes(draft, GPUS["B200"]))
+    for name in ("H200", "RTX-5090"):
+        assert not any("6158" in note for note in engine_notes(lookahead, GPUS[name]))
 
 
 def test_the_tiny_run_can_be_built(write_config, tmp_path: Path) -> None:
