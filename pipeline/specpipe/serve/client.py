@@ -1,8 +1,8 @@
 """A gRPC client for people: whole answers, streams, and tokens; works with upstream's server too.
 
 with Client("127.0.0.1:8001") as client:
-    print(client.generate("What is the capital of France?", max_tokens=32).text)
-    for piece in client.stream("Write a poem.", max_tokens=64):
+    print(client.generate("What is the capital of France?", Options(max_tokens=32)).text)
+    for piece in client.stream("Write a poem.", Options(max_tokens=64)):
         print(piece.text, end="", flush=True)
 """
 
@@ -13,33 +13,14 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import tritonclient.grpc as grpc
-from numpy.typing import NDArray
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException
 
 from specpipe.errors import ConfigError, SpecpipeError, StageFailed, Unsupported
+from specpipe.serve.inputs import Arrays, input_tensors, text_inputs, token_inputs
+from specpipe.serve.inputs import Options as Options
 
 BUSY = ("the server is busy", "maximum queue size")  # what the answers of full queues say
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a request may ask for, by upstream's tensor names; None leaves it to the server."""
-
-    max_tokens: int = 64
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    min_tokens: int | None = None
-    seed: int | None = None
-    end_id: int | None = None
-    stop_words: tuple[str, ...] = ()
-    bad_words: tuple[str, ...] = ()
-    num_draft_tokens: int | None = None  # only on tensorrt_llm_bls
 
 
 @dataclass(frozen=True)
@@ -106,13 +87,13 @@ class Client:
         Raises ConfigError or Unsupported if the server refuses the request, StageFailed if it
         cannot be reached or dies.
         """
-        return self._call(model, _text_inputs(text, options or Options(), stream=True))
+        return self._call(model, text_inputs(text, options or Options(), stream=True))
 
     def generate(
         self, text: str, options: Options | None = None, *, model: str = "tensorrt_llm_bls"
     ) -> Generation:
         """Return the whole answer to `text`; raises what `stream` raises."""
-        inputs = _text_inputs(text, options or Options(), stream=False)
+        inputs = text_inputs(text, options or Options(), stream=False)
         return collect(self._call(model, inputs))
 
     def stream_tokens(
@@ -122,15 +103,15 @@ class Client:
         parameters = {}
         if options.num_draft_tokens is not None:
             parameters["num_draft_tokens"] = options.num_draft_tokens
-        return self._call(model, _token_inputs(prompt, options), parameters)
+        return self._call(model, token_inputs(prompt, options), parameters)
 
     def _call(
         self,
         model: str,
-        inputs: Mapping[str, NDArray[Any]],
+        inputs: Arrays,
         parameters: Mapping[str, int] | None = None,
     ) -> Iterator[Piece]:
-        tensors = [_tensor(name, array) for name, array in inputs.items()]
+        tensors = input_tensors(inputs)
         connection = grpc.InferenceServerClient(self._url)
         try:
             if self._is_decoupled(connection, model):
@@ -213,65 +194,6 @@ def collect(pieces: Iterator[Piece]) -> Generation:
         total_s=last.at_s,
         step_tokens=tuple(len(piece.tokens) for piece in found),
     )
-
-
-_RETURNS = ("return_perf_metrics", "return_num_output_tokens")
-
-
-def _text_inputs(text: str, options: Options, *, stream: bool) -> dict[str, NDArray[Any]]:
-    inputs: dict[str, NDArray[Any]] = {
-        "text_input": np.array([[text.encode()]], object),
-        "max_tokens": np.array([[options.max_tokens]], np.int32),
-        "stream": np.array([[stream]]),
-        "exclude_input_in_output": np.array([[True]]),
-        **{name: np.array([[True]]) for name in _RETURNS},
-        **_sampling_inputs(options, ""),
-    }
-    for name in ("stop_words", "bad_words"):
-        words = getattr(options, name)
-        if words:
-            inputs[name] = np.array([[word.encode() for word in words]], object)
-    if options.num_draft_tokens is not None:
-        inputs["num_draft_tokens"] = np.array([[options.num_draft_tokens]], np.int32)
-    return inputs
-
-
-def _token_inputs(prompt: Sequence[int], options: Options) -> dict[str, NDArray[Any]]:
-    return {
-        "input_ids": np.array([prompt], np.int32),
-        "input_lengths": np.array([[len(prompt)]], np.int32),
-        "request_output_len": np.array([[options.max_tokens]], np.int32),
-        "streaming": np.array([[True]]),
-        **{name: np.array([[True]]) for name in _RETURNS},
-        **_sampling_inputs(options, "runtime_"),
-    }
-
-
-def _sampling_inputs(options: Options, prefix: str) -> dict[str, NDArray[Any]]:
-    names: dict[str, type] = {
-        "temperature": np.float32,
-        "repetition_penalty": np.float32,
-        "presence_penalty": np.float32,
-        "frequency_penalty": np.float32,
-        "top_k": np.int32,
-        "top_p": np.float32,
-        "min_tokens": np.int32,
-        "seed": np.uint64,
-        "end_id": np.int32,
-    }
-    inputs: dict[str, NDArray[Any]] = {}
-    for name, kind in names.items():
-        value = getattr(options, name)
-        if value is not None:
-            tensor = f"{prefix}{name}" if name in ("top_k", "top_p") else name
-            inputs[tensor] = np.array([[value]], kind)
-    return inputs
-
-
-def _tensor(name: str, array: NDArray[Any]) -> Any:
-    tensor = grpc.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-    tensor.set_data_from_numpy(array)
-    return tensor
 
 
 def _piece(result: Any, at_s: float) -> Piece:
