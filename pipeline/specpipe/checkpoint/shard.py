@@ -169,19 +169,31 @@ def _embedding(shape: tuple[int, ...], rank: Rank, model: ModelConfig) -> Cut:
     return (_columns if by_hidden else _head)(shape, rank, model)
 
 
-def _expert_gated(shape: tuple[int, ...], rank: Rank, model: ModelConfig) -> Cut:
-    experts = _share(shape[0], rank.parallel.moe_ep_size, rank.expert_group)
-    inner = _halves(shape[1], rank.parallel.moe_tp_size, rank.expert_part)
-    return Cut(((experts,), inner, *whole(shape[2:]).ranges))
+def _gated_columns(shape: tuple[int, ...], rank: Rank, model: ModelConfig) -> Cut:
+    return _along(shape, 1, *_halves(shape[1], rank.parallel.tp_size, rank.tp))
 
 
-def _expert_columns(shape: tuple[int, ...], rank: Rank, model: ModelConfig) -> Cut:
-    experts = _share(shape[0], rank.parallel.moe_ep_size, rank.expert_group)
-    inner = _share(shape[2], rank.parallel.moe_tp_size, rank.expert_part)
-    return Cut(((experts,), ((0, shape[1]),), (inner,)))
+def _sharing(rank: Rank) -> Rank:
+    """Return a rank's place among those that share each of its experts."""
+    return Rank(Parallel(rank.parallel.moe_tp_size), rank.expert_part)
 
 
-_CUTS: dict[Shard, Callable[[tuple[int, ...], Rank, ModelConfig], Cut]] = {
+def _of_experts(each: "Cutter") -> "Cutter":
+    """Share out the experts, and cut each of them among the ranks that hold it."""
+
+    def cut(shape: tuple[int, ...], rank: Rank, model: ModelConfig) -> Cut:
+        experts = _share(shape[0], rank.parallel.moe_ep_size, rank.expert_group)
+        return Cut(((experts,), *each(shape[1:], _sharing(rank), model).ranges))
+
+    return cut
+
+
+def _expert_inputs(shape: tuple[int, ...], rank: Rank, model: ModelConfig) -> Cut:
+    return _rows(shape, _sharing(rank), model)
+
+
+Cutter = Callable[[tuple[int, ...], Rank, ModelConfig], Cut]
+_CUTS: dict[Shard, Cutter] = {
     Shard.REPLICATED: _replicated,
     Shard.ROWS: _rows,
     Shard.COLUMNS: _columns,
@@ -190,6 +202,11 @@ _CUTS: dict[Shard, Callable[[tuple[int, ...], Rank, ModelConfig], Cut]] = {
     Shard.GATED: _gated,
     Shard.HEAD: _head,
     Shard.EMBEDDING: _embedding,
-    Shard.EXPERT_GATED: _expert_gated,
-    Shard.EXPERT_COLUMNS: _expert_columns,
+    Shard.GATED_COLUMNS: _gated_columns,
+    Shard.EXPERTS: _of_experts(_replicated),
+    Shard.EXPERT_ROWS: _of_experts(_rows),
+    Shard.EXPERT_COLUMNS: _of_experts(_columns),
+    Shard.EXPERT_GATED: _of_experts(_gated),
+    Shard.EXPERT_GATED_COLUMNS: _of_experts(_gated_columns),
+    Shard.EXPERT_INPUTS: _expert_inputs,
 }

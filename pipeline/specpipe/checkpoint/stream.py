@@ -1,7 +1,8 @@
 """One tensor of the output: read in blocks of rows, joined, cast, cut, and written to every rank.
 
 Memory holds one block and its parts, whatever the size of the tensor. Only a plan whose sources
-must be computed with as a whole (`TensorPlan.join`) needs room for all of them.
+must be computed with as a whole (`TensorPlan.join`) needs room for all of them; stacked experts are
+computed one by one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,19 +42,35 @@ def write_parts(
 
 def _blocks(reader: TensorReader, plan: TensorPlan) -> "Iterator[torch.Tensor]":
     """Yield the rows of the joined tensor from first to last."""
+    for part in plan.slices:
+        yield _joined(reader, part)[None]
     if plan.join:
-        joined = plan.join([reader.read(name) for name in plan.sources]).reshape(plan.shape)
+        joined = _joined(reader, plan)
         for begin, end in _steps(plan.shape):
             yield joined[begin:end]
+    if plan.join or plan.slices:
         return
     for name in plan.sources:
         for begin, end in _steps(reader.shape(name)):
             yield reader.rows(name, begin, end)
 
 
+def assembled(plan: TensorPlan, sources: "Sequence[torch.Tensor]") -> "torch.Tensor":
+    """Return the tensor that a plan without slices makes of all its sources at once."""
+    import torch
+
+    joined = plan.join(sources) if plan.join else torch.cat(list(sources))
+    return joined.reshape(plan.shape)
+
+
+def _joined(reader: TensorReader, plan: TensorPlan) -> "torch.Tensor":
+    return assembled(plan, [reader.read(name) for name in plan.sources])
+
+
 def _is_stacked(plan: TensorPlan) -> bool:
     """Tell whether the sources are slices of the tensor: their rows are its second index."""
-    return not plan.join and len(plan.shape) > len(plan.source_shapes[0])
+    made = plan.join or plan.slices
+    return not made and len(plan.shape) > len(plan.source_shapes[0])
 
 
 def _steps(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:

@@ -139,7 +139,7 @@ def _require_fit(reader: TensorReader, plan: TensorPlan) -> None:
                 f"{name} has shape {reader.shape(name)}, expected {shape}",
                 hint="config.json belongs to another model",
             )
-        if plan.join is None and reader.dtype(name) not in _READABLE:
+        if not (plan.join or plan.slices) and reader.dtype(name) not in _READABLE:
             raise ConfigError(
                 f"{name} has dtype {reader.dtype(name)}; expected float32, float16 or bfloat16",
                 hint="a quantised checkpoint must be dequantised first",

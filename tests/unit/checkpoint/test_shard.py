@@ -32,8 +32,13 @@ SHAPES = {
     Shard.GATED: (96, 3),
     Shard.HEAD: (50, 3),
     Shard.EMBEDDING: (50, 32),
-    Shard.EXPERT_GATED: (8, 32, 3),
+    Shard.GATED_COLUMNS: (3, 96),
+    Shard.EXPERTS: (8, 3),
+    Shard.EXPERT_ROWS: (8, 16, 3),
     Shard.EXPERT_COLUMNS: (8, 3, 16),
+    Shard.EXPERT_GATED: (8, 32, 3),
+    Shard.EXPERT_GATED_COLUMNS: (8, 3, 32),
+    Shard.EXPERT_INPUTS: (16,),
 }
 LAYOUTS = [
     Parallel(tp, pp, ep, embedding, dim)

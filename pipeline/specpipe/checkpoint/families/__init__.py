@@ -52,8 +52,13 @@ class Shard(Enum):
     HEAD = auto()  # rows of the vocabulary, padded with zeros to a multiple of T, in T parts
     EMBEDDING = auto()  # [V, D], held by all ranks unless parallel embedding is asked for
     QKV_COLUMNS = auto()  # dimension 1 as QKV cuts dimension 0
-    EXPERT_GATED = auto()  # [E, 2 * I, D]: experts over the expert ranks, each half of 2 * I cut
-    EXPERT_COLUMNS = auto()  # [E, D, I]: experts over the expert ranks, I cut
+    GATED_COLUMNS = auto()  # dimension 1 as GATED cuts dimension 0
+    EXPERTS = auto()  # [E, ..]: experts over the expert ranks, each of them whole
+    EXPERT_ROWS = auto()  # [E, I, ..]: experts over the expert ranks, I cut among those that share
+    EXPERT_COLUMNS = auto()  # [E, D, I]: the same
+    EXPERT_GATED = auto()  # [E, 2 * I, D]: the same, each half of 2 * I cut
+    EXPERT_GATED_COLUMNS = auto()  # [E, .., 2 * I]: the same
+    EXPERT_INPUTS = auto()  # [I], for all experts: cut as theirs
 
 
 Join = Callable[[Sequence["torch.Tensor"]], "torch.Tensor"]
@@ -65,6 +70,7 @@ class TensorPlan:
 
     Without a `join` the sources follow each other along dimension 0, and the result is viewed as
     `shape`: stacked experts are so made of their matrices. A join sees all the sources whole.
+    With `slices` the tensor is theirs, stacked along a new first dimension and made one by one.
     """
 
     name: str  # with the global index of its layer
@@ -75,6 +81,7 @@ class TensorPlan:
     layer: int | None = None  # None: before all layers, or behind them
     stage: Stage = "first"  # of the pipeline; for tensors without a layer
     join: Join | None = None  # pure; for what is more than concatenation
+    slices: tuple["TensorPlan", ...] = ()  # their sources are those of the whole
     dtype: StoredDtype | None = None  # None: that of the checkpoint
 
 
