@@ -198,14 +198,14 @@ WORLDS: dict[str, World] = {
 }
 
 
-def _config(architecture: str, variant: str) -> Any:
+def _config(architecture: str, variant: str, **changes: Any) -> Any:
     """Return transformers' config object; `variant` is a key of the world's variants."""
     import transformers
 
     world, tokenizer = WORLDS[architecture], make_tokenizer()
     values = {
         "vocab_size": len(tokenizer) + 8, "bos_token_id": None, "pad_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id, **world.sizes, **world.variants[variant],
+        "eos_token_id": tokenizer.eos_token_id, **world.sizes, **world.variants[variant], **changes,
     }  # fmt: skip
     return getattr(transformers, f"{world.model}Config")(**values)
 
@@ -223,10 +223,11 @@ def config_of(architecture: str, variant: str | None = None) -> dict[str, Any]:
     return config
 
 
-def make_family(folder: Path, architecture: str, variant: str) -> Path:
+def make_family(folder: Path, architecture: str, variant: str, **changes: Any) -> Path:
     """Write a random model with a tokenizer into `folder`, as transformers saves it.
 
-    The weights of norms and biases are random too, so that none of them can be forgotten.
+    `changes` are further keys of its config. The weights of norms and biases are random too, so
+    that none of them can be forgotten.
     """
     import torch
     import transformers
@@ -234,7 +235,7 @@ def make_family(folder: Path, architecture: str, variant: str) -> Path:
     world = WORLDS[architecture]
     ends = "LMHeadModel" if world.model == "GPT2" else "ForCausalLM"
     torch.manual_seed(3)
-    config = _config(architecture, variant)
+    config = _config(architecture, variant, **changes)
     model = getattr(transformers, f"{world.model}{ends}")(config)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -12,9 +12,11 @@ from specpipe.checkpoint.quantized.calibration import (
     read_calibration,
     write_calibration,
 )
+from specpipe.checkpoint.quantized.experts import is_stack
 from specpipe.checkpoint.quantized.foreign import Foreign, find_foreign, foreign_plans, left_out
 from specpipe.checkpoint.quantized.formats import (
     CALIBRATED,
+    NO_EXPERTS,
     WEIGHT_ONLY,
     Quantizing,
     check_quantizing,
@@ -40,6 +42,7 @@ def quantizing_of(engine: EngineOptions, prompts: Sequence[str] = ()) -> Quantiz
         engine.kv_cache_quantization,
         engine.exclude_modules,
         engine.tp_size or 1,
+        max(1, (engine.tp_size or 1) // engine.moe_ep_size),
         prompts=tuple(prompts),
     )
 
@@ -63,23 +66,21 @@ def quantize(
         found = replace(_foreign_quantizing(quantizing, foreign), exclude_modules=excluded)
         foreign = replace(foreign, kv_cache=found.kv_cache)
         return foreign_plans(plans, foreign, model, reader.names()), found
-    if quantizing.weights in CALIBRATED:
-        require_matrices(plans, quantizing, model)
+    require_experts_fit(plans, quantizing, model)
     calibration = NOTHING
     if quantizing.calibrated:
         calibration = read_calibration(out) or _calibrate(source, plans, model, quantizing, out)
     return quantized_plans(plans, quantizing, model, calibration), quantizing
 
 
-def require_matrices(plans: list[TensorPlan], quantizing: Quantizing, model: ModelConfig) -> None:
-    """Raise Unsupported if one of the layers to be quantised is a stack of experts."""
+def require_experts_fit(
+    plans: list[TensorPlan], quantizing: Quantizing, model: ModelConfig
+) -> None:
+    """Raise Unsupported if experts are to have a format that they cannot have."""
+    reason, hint = NO_EXPERTS.get(quantizing.weights, ("", ""))
     for plan in plans:
-        module = plan.name.removesuffix(".weight")
-        if quantizing.includes(module, model) and len(plan.shape) != 2:
-            raise Unsupported(
-                f"{plan.name}: this release does not quantise experts to {quantizing.weights}",
-                hint="set engine.quantization: int8 or int4",
-            )
+        if reason and is_stack(plan) and quantizing.includes(plan, model):
+            raise Unsupported(f"{plan.name}: {reason}", hint=hint)
 
 
 def _foreign_quantizing(quantizing: Quantizing, foreign: Foreign) -> Quantizing:
@@ -98,8 +99,7 @@ def _calibrate(
     linears = [
         module
         for plan in plans
-        if quantizing.weights in CALIBRATED
-        and quantizing.includes(plan.name.removesuffix(".weight"), model)
+        if quantizing.weights in CALIBRATED and quantizing.includes(plan, model)
         for module in modules_of(plan)
     ]
     caches = [

@@ -5,6 +5,7 @@ the float32 weights of every layer that the stored numbers stand for.
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 GROUP = 64
+LINEARS = r"(_proj|experts\.\d+\.w\d)\.weight$"
 AWQ_PLACES = (0, 2, 4, 6, 1, 3, 5, 7)  # nibble i of a word holds this one of its eight columns
 
 
@@ -61,13 +63,18 @@ def meaning(levels: torch.Tensor, zero: torch.Tensor, scale: torch.Tensor) -> to
     return ((levels - wide[0]) * wide[1]).T.contiguous()
 
 
+def expert_of(name: str) -> int:
+    found = re.search(r"experts\.(\d+)\.", name)
+    return int(found[1]) if found else 0
+
+
 def fp8(name: str, weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     scale = weight.abs().max() / 448
     stored = (weight / scale).to(torch.float8_e4m3fn)
     tensors = {
         f"{name}.weight": stored,
         f"{name}.weight_scale": scale,
-        f"{name}.input_scale": torch.tensor(0.01 * (1 + len(weight))),
+        f"{name}.input_scale": torch.tensor(0.01 * (1 + len(weight) + expert_of(name))),
     }
     if name.endswith(("k_proj", "v_proj")):
         tensors[f"{name}.{name[-6]}_scale"] = torch.tensor(2.5 if name[-6] == "v" else 0.5)
@@ -82,15 +89,21 @@ FACTS = {
 PACKERS = {"awq": awq, "gptq": gptq, "modelopt_fp8": fp8}
 
 
-def pack_model(source: Path, out: Path, method: str) -> dict[str, torch.Tensor]:
-    """Write `source` quantised by `method` into `out`; return what its weights now are."""
+def pack_model(
+    source: Path, out: Path, method: str, which: str = LINEARS
+) -> dict[str, torch.Tensor]:
+    """Write `source` quantised by `method` into `out`; return what its weights now are.
+
+    `which` is a pattern of the weights that are quantised.
+    """
     shutil.copytree(source, out)
     tensors, meant = {}, {}
-    for name, tensor in load_file(source / "model.safetensors").items():
-        if name.endswith("_proj.weight"):
+    plain = load_file(source / "model.safetensors")
+    for name, tensor in plain.items():
+        if re.search(which, name):
             module = name.removesuffix(".weight")
             packed, meant[name] = PACKERS[method](module, tensor.float())
-            tensors |= packed
+            tensors |= {n: t for n, t in packed.items() if n == name or n not in plain}
         else:
             tensors[name] = meant[name] = tensor
     save_file(tensors, out / "model.safetensors")

@@ -12,6 +12,7 @@ from specpipe.checkpoint.convert import write_checkpoint
 from specpipe.checkpoint.quantized.calibration import Calibration, write_calibration
 from specpipe.checkpoint.quantized.formats import Quantizing
 from specpipe.checkpoint.source import open_source
+from specpipe.engine.openvino.weights import Rounding
 
 PROMPT = torch.arange(3, 120)[None]
 
@@ -50,6 +51,15 @@ def calibrate_by_hand(folder: Path, *, smooth: bool) -> Calibration:
     scales = {n: (1 / amax.clamp(min=1e-3)).sqrt() for n, amax in seen.items()} if smooth else {}
     largest = {n: float((amax * scales.get(n, 1)).max()) for n, amax in seen.items()}
     return Calibration(largest, scales, outputs)
+
+
+def round_inputs(x: torch.Tensor, how: Rounding) -> torch.Tensor:
+    """Round the inputs of a layer as its quantised weights ask for."""
+    x = x if how.scale is None else x * torch.tensor(how.scale)
+    units = x / how.step
+    if how.kind == "int8":
+        return units.round().clamp(-128, 127) * how.step
+    return units.clamp(-448, 448).to(torch.float8_e4m3fn).float() * how.step
 
 
 def write_quantised(

@@ -20,7 +20,7 @@ from specpipe.engine.openvino.backend import OpenVinoBackend
 from specpipe.engine.openvino.weights import map_weights
 from specpipe.errors import StageFailed
 from tests.models import make_llama
-from tests.unit.checkpoint.quantised import linears, write_quantised
+from tests.unit.checkpoint.quantised import linears, round_inputs, write_quantised
 
 FORMATS: list[Quantization] = ["fp8", "int8_sq", "int4_awq", "nvfp4"]
 QKV = "transformer.layers.0.attention.qkv"
@@ -171,14 +171,6 @@ def fake_quantised(folder: Path, checkpoint: Path, weights_in: Quantization) -> 
         if how is not None:
             layer.register_forward_pre_hook(lambda _, x, how=how: (round_inputs(x[0], how),))
     return model
-
-
-def round_inputs(x: torch.Tensor, how: Any) -> torch.Tensor:
-    x = x if how.scale is None else x * torch.tensor(how.scale)
-    units = x / how.step
-    if how.kind == "int8":
-        return units.round().clamp(-128, 127) * how.step
-    return units.clamp(-448, 448).to(torch.float8_e4m3fn).float() * how.step
 
 
 def engine_of(checkpoint: Path, out: Path, quantization: Quantization):

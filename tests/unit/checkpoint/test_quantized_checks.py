@@ -45,10 +45,21 @@ def test_the_tiles_of_nvfp4_must_fit_every_rank(llama: ModelConfig) -> None:
     assert "divide by 128 times tp_size 4" in reasons(llama, quantization="nvfp4", tp_size=4)
 
 
-def test_experts_are_left_to_weight_only_formats(llama: ModelConfig) -> None:
+def test_experts_have_the_formats_that_upstream_loads(llama: ModelConfig) -> None:
     mixture = replace(llama, moe=Experts(8, 2))
-    assert reasons(mixture, quantization="int8") == ""
-    assert "does not quantise experts to fp8" in reasons(mixture, quantization="fp8")
+    for weights_in in ("int8", "int4", "fp8", "int4_awq"):
+        assert reasons(mixture, quantization=weights_in) == ""
+    said = reasons(mixture, quantization="int8_sq")
+    assert "no SmoothQuant for experts" in said and "engine.quantization: fp8, or int8" in said
+    said = reasons(mixture, quantization="nvfp4")
+    assert "not those of stacked experts" in said and "set engine.quantization: fp8" in said
+
+
+def test_groups_of_int4_must_fit_every_rank_that_shares_an_expert(llama: ModelConfig) -> None:
+    mixture = replace(llama, moe=Experts(8, 2), moe_intermediate_size=1408)  # 22 * 64
+    assert reasons(mixture, quantization="int4_awq", tp_size=2) == ""
+    assert "1408 over 4 ranks" in reasons(mixture, quantization="int4_awq", tp_size=4)
+    assert reasons(mixture, quantization="int4_awq", tp_size=4, moe_ep_size=2) == ""
 
 
 def test_a_list_of_excluded_modules_must_name_what_is_never_quantised(llama: ModelConfig) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from specpipe.contracts import Parallel
 from specpipe.engine.tensorrt.backend import TensorRtBackend
-from specpipe.model import Arithmetic
+from specpipe.model import Arithmetic, Experts
 from tests.unit.engine.commands import LLAMA_8B, request
 
 QWEN = dataclasses.replace(LLAMA_8B, architecture="Qwen2ForCausalLM", num_medusa_heads=4)
@@ -16,6 +16,8 @@ QWEN3 = dataclasses.replace(LLAMA_8B, architecture="Qwen3ForCausalLM", upstream_
 WINDOWED = dataclasses.replace(LLAMA_8B, arithmetic=Arithmetic(sliding_windows=(4096, 0) * 16))
 FEW_HEADS = dataclasses.replace(LLAMA_8B, num_attention_heads=36, num_key_value_heads=6)
 ODD_MLP = dataclasses.replace(LLAMA_8B, intermediate_size=11007)
+MIXTRAL = dataclasses.replace(LLAMA_8B, architecture="MixtralForCausalLM", moe=Experts(8, 2))
+QWEN_MOE = dataclasses.replace(MIXTRAL, moe_shared_expert_intermediate_size=5632)
 DRAFT = {"method": "draft_model", "draft_nodes": 4}
 MEDUSA = {"method": "medusa", "draft_nodes": 63}
 A10 = {"gpu": "A10", "sm": 86}
@@ -55,6 +57,9 @@ def cache(name: str) -> dict[str, object]:
         ({**A10, **cache("fp8")}, "has no fp8, which the KV cache", "kv_cache_quantization: none"),
         (weights("nvfp4"), "has no nvfp4", "10.0 or more"),
         ({**weights("nvfp4"), "release": "0.18.2"}, "knows no nvfp4", "use fp8"),
+        ({**weights("int4_awq"), "model": MIXTRAL, "release": "0.18.2"},
+         "0.18.2 has no experts in int4_awq", "for 1.2.1, or use fp8"),
+        ({**weights("int4_awq"), "model": QWEN_MOE}, "experts beside a shared one", "fp8 or int4"),
         ({**B200, **weights("int8")}, "refuses int8 weights on B200", "nvfp4"),
         ({**B200, **cache("int8")}, "refuses an int8 KV cache", "fp8"),
         ({**B200, **weights("int8_sq")}, "refuses int8_sq", "fp8"),
@@ -91,6 +96,8 @@ def test_refused(changes: dict[str, object], reason: str, hint: str) -> None:
         {**B200, **weights("nvfp4"), **cache("fp8")},
         ranks(8),
         ranks(8, 2),
+        {**weights("int4_awq"), "model": MIXTRAL},
+        {**weights("fp8"), "model": QWEN_MOE, "release": "0.18.2"},
         {"gpu": "unheard-of", "sm": None},  # `plan` says that it is not known
     ],
 )

@@ -7,6 +7,7 @@ finds out is kept: weights are quantised from the files, tensor by tensor, as th
 import contextlib
 import copy
 import importlib.metadata
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -67,14 +68,11 @@ def calibrate(
         model = _quantize(model, quantizing, group, tokens)
     else:
         _run(model, tokens)
-    quantizers = {name: _input_quantizer(model, name) for name in linears}
+    quantizers = {name: input_quantizer(model, name) for name in linears}
+    scales = {name: _input_scale(model, name, q) for name, q in quantizers.items()}
     return Calibration(
         {n: float(q.amax) for n, q in quantizers.items() if q is not None and _has(q, "amax")},
-        {
-            n: q.pre_quant_scale.detach().float().flatten().cpu()
-            for n, q in quantizers.items()
-            if q is not None and _has(q, "pre_quant_scale")
-        },
+        {name: scale for name, scale in scales.items() if scale is not None},
         outputs,
     )
 
@@ -145,8 +143,43 @@ def _modelopt() -> Iterator[Any]:
         yield mtq
 
 
-def _input_quantizer(model: Any, name: str) -> Any | None:
+def input_quantizer(model: Any, name: str) -> Any | None:
+    """Return what Model-Optimizer put before a module of the checkpoint; None if there is nothing.
+
+    transformers 5 keeps the experts of a layer as one module with two tensors, before each of which
+    all of them share a quantiser.
+    """
+    experts, part = _fused_experts(model, name)
+    if experts is not None:
+        return getattr(experts, f"{part}_input_quantizer", None)
     return getattr(model.get_submodule(name), "input_quantizer", None)
+
+
+def _fused_experts(model: Any, name: str) -> tuple[Any | None, str]:
+    """Return the module with all experts and the tensor that has the weights `name`, if it does."""
+    found = re.fullmatch(r"(.+)\.(?:block_sparse_moe|mlp)\.experts\.\d+\.(\w+)", name)
+    experts = found and getattr(
+        getattr(model.get_submodule(found[1]), "mlp", None), "experts", None
+    )
+    if not found or not hasattr(experts, "gate_up_proj"):
+        return None, ""
+    return experts, "down_proj" if found[2] in ("w2", "down_proj") else "gate_up_proj"
+
+
+def _input_scale(model: Any, name: str, quantizer: Any | None) -> "torch.Tensor | None":
+    """Return what the inputs [k] of a module are multiplied by, if anything.
+
+    Model-Optimizer looks for no such scale where experts are one module: theirs is 1.
+    """
+    import torch
+
+    experts, part = _fused_experts(model, name)
+    if experts is not None:
+        return torch.ones(getattr(experts, part).shape[-1])
+    if quantizer is None or not _has(quantizer, "pre_quant_scale"):
+        return None
+    scale: torch.Tensor = quantizer.pre_quant_scale.detach().float().flatten().cpu()
+    return scale
 
 
 def _has(quantizer: Any, attribute: str) -> bool:

@@ -27,17 +27,17 @@ class Calibration:
     output_amax: Mapping[str, float]  # largest output
 
     def largest_input(self, modules: Sequence[str]) -> float:
-        """Return the largest input of modules that share one; raises StageFailed if unknown."""
+        """Return the largest input of modules that share one; StageFailed if none is known."""
         return max(_of(self.input_amax, modules, "inputs"))
 
     def largest_output(self, modules: Sequence[str]) -> float:
-        """Return the largest output of some modules; raises StageFailed if unknown."""
+        """Return the largest output of some modules; raises StageFailed if none is known."""
         return max(_of(self.output_amax, modules, "outputs"))
 
     def scale(self, modules: Sequence[str]) -> "torch.Tensor":
         """Return the mean of the input scales [k] of modules that share their input.
 
-        Raises StageFailed if one is unknown.
+        Raises StageFailed if none is known.
         """
         import torch
 
@@ -45,13 +45,15 @@ class Calibration:
 
 
 def _of(table: Mapping[str, Value], modules: Sequence[str], what: str) -> list[Value]:
-    missing = [module for module in modules if module not in table]
-    if missing:
+    """Return what is known of some modules; experts that no prompt reached go by the others."""
+    known = [table[module] for module in modules if module in table]
+    if not known:
+        few = ", ".join(modules[:4]) + (f" and {len(modules) - 4} more" if modules[4:] else "")
         raise StageFailed(
-            f"convert: the calibration knows no {what} of {', '.join(missing)}",
+            f"convert: the calibration knows no {what} of {few}",
             hint="the prompts never reached these layers; leave them out by engine.exclude_modules",
         )
-    return [table[module] for module in modules]
+    return known
 
 
 def write_calibration(calibration: Calibration, folder: Path) -> None:

@@ -1,24 +1,15 @@
-"""Checkpoints that others quantised: what they say of themselves, and their tensors in our layout.
+"""Checkpoints that others quantised: what they say of themselves, and which tensors we make."""
 
-- AutoAWQ, `gemm`: `qweight` [k, n / 8] and `qzeros` [k / group, n / 8] int32, eight columns in a
-  word in the order 0 2 4 6 1 3 5 7; `scales` [k / group, n].
-- GPTQ, version 1: `qweight` [k / 8, n], eight rows in a word; `qzeros` [k / group, n / 8], eight
-  columns in a word, each zero point less one; `scales` [k / group, n]; `g_idx` [k].
-- Model-Optimizer, FP8: `weight` [n, k] e4m3, `weight_scale`, `input_scale`, `k_scale`, `v_scale`.
-
-An int4 weight is (level - zero) * scale. TensorRT-LLM wants level - 8, and (8 - zero) * scale as
-`zero` [k / group, n].
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from specpipe.checkpoint.families import Shard, TensorPlan
-from specpipe.checkpoint.quantized import arithmetic as bits
+from specpipe.checkpoint.quantized.experts import quantized_module
 from specpipe.checkpoint.quantized.formats import GUESSERS, LEFT_OUT, LINEARS
-from specpipe.checkpoint.quantized.plans import modules_of, scale_shard
+from specpipe.checkpoint.quantized.layouts import LAYOUTS, MARKS, Method, fp8_tensors, int4_tensors
+from specpipe.checkpoint.quantized.plans import modules_of
 from specpipe.checkpoint.source import Source, TensorReader, read_json
 from specpipe.contracts import CacheQuantization, ModelConfig, Quantization
 from specpipe.errors import Unsupported
@@ -26,11 +17,7 @@ from specpipe.errors import Unsupported
 if TYPE_CHECKING:
     import torch
 
-Method = Literal["awq", "gptq", "modelopt_fp8"]
 MEANS: dict[Method, Quantization] = {"awq": "int4_awq", "gptq": "int4_awq", "modelopt_fp8": "fp8"}
-# The tensor that tells that a module is quantised.
-MARKS: dict[Method, str] = {"awq": ".qweight", "gptq": ".qweight", "modelopt_fp8": ".weight_scale"}
-AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # nibble of the word that holds column 0, 1, 2 ...
 
 
 @dataclass(frozen=True)
@@ -100,26 +87,39 @@ def foreign_plans(
 ) -> list[TensorPlan]:
     """Return the plans of a model whose files hold the tensors `names`, quantised by others.
 
-    Raises Unsupported where the sources of a fused layer differ, or are not simply stacked.
+    Raises Unsupported where the sources of a fused layer differ, or are not simply stacked, and for
+    modules that upstream keeps in 16 bits: routers, embeddings, heads.
     """
-    mark = MARKS[foreign.method]
     planned = []
     for plan in plans:
-        modules = modules_of(plan)
-        marked = [f"{module}{mark}" in names for module in modules]
-        if not any(marked):
+        if not _is_quantized(plan, foreign, names):
             planned.append(plan)
-        elif not all(marked) or plan.join is not None or len(plan.shape) != 2:
-            raise Unsupported(
-                f"{plan.name}: quantised weights cannot be read into a layer that is made so from "
-                f"{', '.join(modules)}",
-                hint="use the 16-bit model and engine.quantization",
-            )
+        elif layout := LAYOUTS.get(foreign.method):
+            planned += int4_tensors(plan, layout, foreign.group, model)
         else:
-            planned += _MAKERS[foreign.method](plan, foreign, model)
+            planned += fp8_tensors(plan)
         if plan.name.endswith("attention.qkv.weight") and foreign.kv_cache != "none":
             planned.append(_kv_cache(plan, names))
     return planned
+
+
+def _is_quantized(plan: TensorPlan, foreign: Foreign, names: AbstractSet[str]) -> bool:
+    modules = modules_of(plan)
+    marked = [f"{module}{MARKS[foreign.method]}" in names for module in modules]
+    if not any(marked):
+        return False
+    if not all(marked) or plan.join is not None:
+        few = ", ".join(modules[:4]) + (f" and {len(modules) - 4} more" if modules[4:] else "")
+        raise Unsupported(
+            f"{plan.name}: quantised weights cannot be read into a layer made so from {few}",
+            hint="use the 16-bit model and engine.quantization",
+        )
+    if not plan.name.removesuffix(".weight").endswith(LINEARS):
+        raise Unsupported(
+            f"{modules[0]} is quantised, which TensorRT-LLM keeps in 16 or 32 bits",
+            hint="quantise the model again without it, or use the 16-bit model",
+        )
+    return True
 
 
 def is_left_over(name: str, reader: TensorReader) -> bool:
@@ -128,14 +128,20 @@ def is_left_over(name: str, reader: TensorReader) -> bool:
 
 
 def left_out(plans: list[TensorPlan], foreign: Foreign, names: AbstractSet[str]) -> tuple[str, ...]:
-    """Return the patterns of the modules that are not quantised: upstream's, and what is plain."""
-    plain = [
-        plan.name.removesuffix(".weight")
-        for plan in plans
-        if plan.name.endswith(tuple(f"{name}.weight" for name in LINEARS))
-        and f"{modules_of(plan)[0]}{MARKS[foreign.method]}" not in names
-    ]
-    return (*LEFT_OUT, *GUESSERS, *plain)
+    """Return the patterns of the modules that are not quantised: upstream's, and what is plain.
+
+    Raises Unsupported if of the two matrices of a layer's experts only one is quantised.
+    """
+    linears = [p for p in plans if p.name.removesuffix(".weight").endswith(LINEARS)]
+    plain = [p for p in linears if not _is_quantized(p, foreign, names)]
+    excluded = list(dict.fromkeys(map(quantized_module, plain)))
+    for plan in linears:
+        if plan not in plain and quantized_module(plan) in excluded:
+            raise Unsupported(
+                f"{plan.name} is quantised, its layer's other experts' weights are not",
+                hint="TensorRT-LLM's experts are quantised together or not at all",
+            )
+    return (*LEFT_OUT, *GUESSERS, *excluded)
 
 
 def _kv_cache(plan: TensorPlan, names: AbstractSet[str]) -> TensorPlan:
@@ -154,142 +160,3 @@ def _kv_cache(plan: TensorPlan, names: AbstractSet[str]) -> TensorPlan:
         plan, name=name, shape=(1,), sources=tuple(scales), source_shapes=shapes, dtype="float32",
         join=largest, shard=Shard.REPLICATED,
     )  # fmt: skip
-
-
-def _fp8(plan: TensorPlan, foreign: Foreign, model: ModelConfig) -> list[TensorPlan]:
-    """Bring the parts of a fused layer under one scale: the largest of theirs."""
-    modules = modules_of(plan)
-    scales = tuple(f"{module}.weight_scale" for module in modules)
-    numbers = tuple(() for _ in modules)
-
-    def largest(values: "Sequence[torch.Tensor]") -> "torch.Tensor":
-        import torch
-
-        return torch.stack([v.float().reshape(1) for v in values]).amax(dim=0)
-
-    def weights(sources: "Sequence[torch.Tensor]") -> "torch.Tensor":
-        import torch
-
-        parts, theirs = sources[: len(modules)], sources[len(modules) :]
-        ours = float(largest(theirs))
-        same = [
-            part if float(scale) == ours
-            else bits.by_rows(part.view(torch.uint8), _rescaled(float(scale), ours))
-            for part, scale in zip(parts, theirs, strict=True)
-        ]  # fmt: skip
-        return torch.cat([part.view(torch.uint8) for part in same]).view(torch.float8_e4m3fn)
-
-    module = plan.name.removesuffix(".weight")
-    one = replace(plan, shape=(1,), source_shapes=numbers, dtype="float32", join=largest,
-                  shard=Shard.REPLICATED)  # fmt: skip
-    inputs = tuple(f"{m}.input_scale" for m in modules)
-    return [
-        replace(plan, dtype="float8_e4m3fn", join=weights, sources=plan.sources + scales,
-                source_shapes=plan.source_shapes + numbers),
-        replace(one, name=f"{module}.weights_scaling_factor", sources=scales),
-        replace(one, name=f"{module}.activation_scaling_factor", sources=inputs),
-    ]  # fmt: skip
-
-
-def _rescaled(theirs: float, ours: float) -> "Callable[[torch.Tensor], torch.Tensor]":
-    import torch
-
-    def rows(part: "torch.Tensor") -> "torch.Tensor":
-        wide = part.view(torch.float8_e4m3fn).float() * theirs
-        return bits.to_fp8(wide, ours).view(torch.uint8)
-
-    return rows
-
-
-def _int4(plan: TensorPlan, foreign: Foreign, model: ModelConfig) -> list[TensorPlan]:
-    """Unpack, stack the parts of a fused layer, and pack as TensorRT-LLM does."""
-    rows, columns = plan.shape
-    groups = columns // foreign.group
-    module = plan.name.removesuffix(".weight")
-    layout = LAYOUTS[foreign.method]
-
-    def of(kind: str, shape: Callable[[int], tuple[int, int]]) -> TensorPlan:
-        return replace(
-            plan, sources=tuple(f"{m}.{kind}" for m in modules_of(plan)),
-            source_shapes=tuple(shape(n) for n, _ in plan.source_shapes),
-        )  # fmt: skip
-
-    def packed(sources: "Sequence[torch.Tensor]") -> "torch.Tensor":
-        import torch
-
-        levels = torch.cat([layout.levels(part) for part in sources], dim=1).T - 8
-        return bits.pack_int4(levels.contiguous())
-
-    def scales(sources: "Sequence[torch.Tensor]") -> "torch.Tensor":
-        import torch
-
-        return torch.cat(list(sources), dim=1).T.contiguous()
-
-    def zero(sources: "Sequence[torch.Tensor]") -> "torch.Tensor":
-        import torch
-
-        half = len(sources) // 2
-        zeros = torch.cat([layout.zeros(part) for part in sources[:half]], dim=1)
-        return (8 - zeros.float()) * torch.cat(list(sources[half:]), dim=1).float()
-
-    weight = of("qweight", lambda n: layout.weight_shape(n, columns))
-    scale = of("scales", lambda n: (groups, n))
-    zeros = of("qzeros", lambda n: (groups, n // 8))
-    return [
-        replace(weight, dtype="int8", shape=(rows // 2, columns), join=packed),
-        replace(scale, name=f"{module}.weights_scaling_factor", shape=(rows, groups), join=scales,
-                dtype=model.dtype, shard=scale_shard(plan.shard, 2)),
-        replace(zeros, name=f"{module}.zero", shape=(groups, rows), join=zero, dtype=model.dtype,
-                shard=_turned(plan.shard), sources=zeros.sources + scale.sources,
-                source_shapes=zeros.source_shapes + scale.source_shapes),
-    ]  # fmt: skip
-
-
-def _turned(weights: Shard) -> Shard:
-    """Return how a tensor [.., n] is cut whose columns belong to the rows of the weights."""
-    return {
-        Shard.ROWS: Shard.COLUMNS,
-        Shard.COLUMNS: Shard.ROWS,
-        Shard.QKV: Shard.QKV_COLUMNS,
-    }.get(weights, Shard.REPLICATED)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How one method packs int4 levels [k, n] and zero points [groups, n]."""
-
-    levels: "Callable[[torch.Tensor], torch.Tensor]"
-    zeros: "Callable[[torch.Tensor], torch.Tensor]"
-    weight_shape: Callable[[int, int], tuple[int, int]]  # of n rows and k columns of the weights
-
-
-def nibbles(words: "torch.Tensor") -> "torch.Tensor":
-    """Return the eight nibbles of every int32, lowest first: [a, b] -> [a, b, 8] int8."""
-    import torch
-
-    octets = words.contiguous().view(torch.uint8)
-    pairs = torch.stack([octets & 0x0F, octets >> 4], dim=-1)
-    return pairs.reshape(*words.shape, 8).view(torch.int8)
-
-
-def _awq_columns(words: "torch.Tensor") -> "torch.Tensor":
-    return nibbles(words)[..., list(AWQ_ORDER)].reshape(len(words), -1)
-
-
-def _gptq_rows(words: "torch.Tensor") -> "torch.Tensor":
-    return nibbles(words).transpose(1, 2).reshape(-1, words.shape[1])
-
-
-def _gptq_zeros(words: "torch.Tensor") -> "torch.Tensor":
-    return nibbles(words).reshape(len(words), -1) + 1
-
-
-LAYOUTS: dict[Method, Layout] = {
-    "awq": Layout(_awq_columns, _awq_columns, lambda n, k: (k, n // 8)),
-    "gptq": Layout(_gptq_rows, _gptq_zeros, lambda n, k: (k // 8, n)),
-}
-_MAKERS: dict[Method, Callable[[TensorPlan, Foreign, ModelConfig], list[TensorPlan]]] = {
-    "awq": _int4,
-    "gptq": _int4,
-    "modelopt_fp8": _fp8,
-}

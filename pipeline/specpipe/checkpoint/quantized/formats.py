@@ -8,7 +8,9 @@ import fnmatch
 import re
 from dataclasses import dataclass
 
+from specpipe.checkpoint.families import TensorPlan
 from specpipe.checkpoint.quantized.arithmetic import FP4_GROUP
+from specpipe.checkpoint.quantized.experts import quantized_module
 from specpipe.config import EngineOptions
 from specpipe.contracts import CacheQuantization, ModelConfig, Quantization, Rejection
 
@@ -29,7 +31,27 @@ CACHE_ALGORITHMS: dict[CacheQuantization, str | None] = {
 CALIBRATED: tuple[Quantization, ...] = ("fp8", "int4_awq", "int8_sq", "nvfp4")
 WEIGHT_ONLY: tuple[Quantization, ...] = ("int8", "int4")  # trtllm-build quantises, not we
 GROUPS = (128, 64)  # columns that share an int4 scale; what upstream's kernels take
-LINEARS = ("attention.qkv", "attention.dense", "mlp.fc", "mlp.gate", "mlp.proj")
+LINEARS = (
+    "attention.qkv",
+    "attention.dense",
+    "mlp.fc",
+    "mlp.gate",
+    "mlp.proj",
+    "mlp.shared_expert.fc",
+    "mlp.shared_expert.proj",
+)
+# Why experts have no such weights, and what they have instead.
+NO_EXPERTS: dict[Quantization, tuple[str, str]] = {
+    "int8_sq": (
+        "TensorRT-LLM has no SmoothQuant for experts: its quantize.py replaces linear layers only",
+        "set engine.quantization: fp8, or int8",
+    ),
+    "nvfp4": (
+        "TensorRT-LLM's loader reads the NVFP4 scales of matrices only, not those of stacked "
+        "experts",
+        "set engine.quantization: fp8",
+    ),
+}
 # What upstream's quantize_layers leaves out if it is told nothing.
 LEFT_OUT = (
     "*lm_head",
@@ -50,6 +72,7 @@ class Quantizing:
     kv_cache: CacheQuantization = "none"
     exclude_modules: tuple[str, ...] | None = None  # None: what upstream leaves out, and heads
     tp_size: int = 1
+    moe_tp_size: int = 1  # ranks that share each expert
     group: int | None = None  # columns that share an int4 scale; None: as many as fit
     zero_point: bool = False  # int4 weights that others made have one, ours an input scale
     prompts: tuple[str, ...] = ()  # run through the model where it is calibrated
@@ -65,9 +88,10 @@ class Quantizing:
             return self.exclude_modules
         return (*LEFT_OUT, f"*{model.guesser_module}*") if model.guesser_module else LEFT_OUT
 
-    def includes(self, module: str, model: ModelConfig) -> bool:
-        """Tell whether a module's weights are quantised: a linear layer that no pattern names."""
-        return module.endswith(LINEARS) and not any(
+    def includes(self, plan: TensorPlan, model: ModelConfig) -> bool:
+        """Tell whether weights are quantised: of a linear layer, or experts, that none excludes."""
+        module = quantized_module(plan)
+        return plan.name.removesuffix(".weight").endswith(LINEARS) and not any(
             fnmatch.fnmatchcase(module, pattern) for pattern in self.excluded(model)
         )
 
@@ -103,13 +127,23 @@ def group_size(quantizing: Quantizing, model: ModelConfig) -> int | None:
     """
     sizes = GROUPS if quantizing.group is None else (quantizing.group,)
     widths, tp = _widths(model), quantizing.tp_size
-    return next((g for g in sizes if all(w % (g * tp) == 0 for w in widths)), None)
+    each = model.expert_size if model.moe else 0
+    return next(
+        (
+            g
+            for g in sizes
+            if all(w % (g * tp) == 0 for w in widths) and each % (g * quantizing.moe_tp_size) == 0
+        ),
+        None,
+    )
 
 
 def _widths(model: ModelConfig) -> tuple[int, ...]:
+    """Return the widths of all layers that every rank has a part of; not those of experts."""
     queries = model.num_attention_heads * model.head_size
     keys = model.num_key_value_heads * model.head_size
-    return model.hidden_size, queries, queries + 2 * keys, model.intermediate_size
+    inner = model.moe_shared_expert_intermediate_size if model.moe else model.intermediate_size
+    return (model.hidden_size, queries, queries + 2 * keys, *([inner] if inner else []))
 
 
 def check_quantizing(
@@ -119,13 +153,8 @@ def check_quantizing(
     if quantizing.weights == "none":
         return []
     found = _check_patterns(quantizing, model, engine) + _check_widths(quantizing, model, engine)
-    if quantizing.weights in CALIBRATED and model.moe is not None:
-        found.append(
-            Rejection(
-                f"this release does not quantise experts to {quantizing.weights}",
-                "set engine.quantization: int8 or int4",
-            )
-        )
+    if quantizing.weights in NO_EXPERTS and model.moe is not None:
+        found.append(Rejection(*NO_EXPERTS[quantizing.weights]))
     return found
 
 
@@ -134,10 +163,13 @@ def _check_widths(
 ) -> list[Rejection]:
     tp, widths = quantizing.tp_size, _widths(model)
     if quantizing.weights == "int4_awq" and group_size(quantizing, model) is None:
+        unit, experts = quantizing.group or GROUPS[-1], ""
+        if model.moe:
+            experts = f", and experts of {model.expert_size} over {quantizing.moe_tp_size} ranks"
         return [
             Rejection(
-                f"int4_awq needs widths that divide by {quantizing.group or GROUPS[-1]} times "
-                f"tp_size {tp}, the model has {widths}",
+                f"int4_awq needs widths that divide by {unit} times tp_size {tp}, the model has "
+                f"{widths}{experts}",
                 "lower engine.tp_size, or set engine.quantization: int4",
             )
         ]

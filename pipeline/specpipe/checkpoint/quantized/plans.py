@@ -12,13 +12,18 @@ from typing import TYPE_CHECKING
 from specpipe.checkpoint.families import Shard, StoredDtype, TensorPlan
 from specpipe.checkpoint.quantized import arithmetic as bits
 from specpipe.checkpoint.quantized.calibration import Calibration
+from specpipe.checkpoint.quantized.experts import of_every_matrix
 from specpipe.checkpoint.quantized.formats import GROUPS, Quantizing, group_size
+from specpipe.checkpoint.stream import assembled
 from specpipe.contracts import ModelConfig, Quantization
 
 if TYPE_CHECKING:
     import torch
 
+_LARGEST_FP4 = bits.FP8_MAX * bits.FP4_MAX  # what a scale of 1 maps onto the largest numbers
 PARTNERS = {"mlp.fc": "mlp.gate", "mlp.gate": "mlp.fc"}  # upstream may fuse them: one scale
+# How the inputs [k] are cut of weights whose columns are.
+_INPUT_SHARDS = {Shard.COLUMNS: Shard.ROWS, Shard.EXPERT_COLUMNS: Shard.EXPERT_INPUTS}
 Function = Callable[["torch.Tensor"], "torch.Tensor"]  # of the joined weights [n, k]
 # Of the joined weights, and the largest magnitude in them and in their partner's.
 Scaled = Callable[["torch.Tensor", float], "torch.Tensor"]
@@ -33,16 +38,25 @@ def quantized_plans(
     """
     planned, weights = [], {plan.name: plan for plan in plans}
     for plan in plans:
-        module = plan.name.removesuffix(".weight")
-        if quantizing.weights in FORMATS and quantizing.includes(module, model):
-            planned += FORMATS[quantizing.weights](
-                _Layer(plan, _partner(plan, weights), model, quantizing, found)
+        if quantizing.weights in FORMATS and quantizing.includes(plan, model):
+            layer = _Layer(
+                plan, _partner(plan, weights), tuple(modules_of(plan)), model, quantizing, found
             )
+            planned += _layer(layer, FORMATS[quantizing.weights])
         else:
             planned.append(plan)
         if quantizing.kv_cache != "none" and plan.name.endswith("attention.qkv.weight"):
             planned.append(_kv_cache(plan, quantizing, found))
     return planned
+
+
+def _layer(layer: "_Layer", kind: "_Format") -> list[TensorPlan]:
+    """Plan the tensors of a layer, or of a stack of experts, whose inputs are rounded as one."""
+
+    def matrix(plan: TensorPlan) -> list[TensorPlan]:
+        return kind.of_weights(replace(layer, plan=plan))
+
+    return of_every_matrix(layer.plan, matrix) + kind.of_inputs(layer)
 
 
 def _partner(plan: TensorPlan, weights: Mapping[str, TensorPlan]) -> TensorPlan | None:
@@ -64,7 +78,6 @@ def _fp8(w: "_Layer") -> list[TensorPlan]:
     return [
         w.weight(w.plan.shape, "float8_e4m3fn", w.with_largest(stored)),
         w.number("weights_scaling_factor", lambda weight, amax: bits.fp8_scale(amax)),
-        w.constant("activation_scaling_factor", w.largest_input / bits.FP8_MAX),
     ]
 
 
@@ -77,8 +90,6 @@ def _int8_sq(w: "_Layer") -> list[TensorPlan]:
     return [
         w.weight(w.plan.shape, "int8", alone(rounded)),
         w.by_row("weights_scaling_factor", (rows,), "float32", alone(w.row_scale)),
-        w.constant("activation_scaling_factor", w.largest_input / bits.INT8_MAX),
-        w.input_scale(),
     ]
 
 
@@ -95,16 +106,14 @@ def _int4_awq(w: "_Layer") -> list[TensorPlan]:
     return [
         w.weight((rows // 2, columns), "int8", alone(packed)),
         w.by_row("weights_scaling_factor", (rows, columns // group), w.model.dtype, alone(scale)),
-        w.input_scale(),
     ]
 
 
 def _nvfp4(w: "_Layer") -> list[TensorPlan]:
     rows, columns = w.plan.shape
-    largest_scale = bits.FP8_MAX * bits.FP4_MAX
 
     def whole(weight: "torch.Tensor", amax: float) -> float:
-        return amax / largest_scale or 1.0
+        return amax / _LARGEST_FP4 or 1.0
 
     def scales(weight: "torch.Tensor", amax: float) -> "torch.Tensor":
         return bits.fp4_scale(weight, whole(weight, amax))
@@ -117,15 +126,22 @@ def _nvfp4(w: "_Layer") -> list[TensorPlan]:
         w.by_row("weights_scaling_factor", (rows, columns // bits.FP4_GROUP), "float8_e4m3fn",
                  w.with_largest(scales)),
         w.number("weights_scaling_factor_2", whole),
-        w.constant("activation_scaling_factor", w.largest_input / largest_scale),
     ]  # fmt: skip
 
 
-FORMATS: dict[Quantization, Callable[["_Layer"], list[TensorPlan]]] = {
-    "fp8": _fp8,
-    "int8_sq": _int8_sq,
-    "int4_awq": _int4_awq,
-    "nvfp4": _nvfp4,
+@dataclass(frozen=True)
+class _Format:
+    """Makers of the tensors of a matrix, and of those of its inputs."""
+
+    of_weights: Callable[["_Layer"], list[TensorPlan]]
+    of_inputs: Callable[["_Layer"], list[TensorPlan]]
+
+
+FORMATS: dict[Quantization, _Format] = {
+    "fp8": _Format(_fp8, lambda w: [w.input_step(bits.FP8_MAX)]),
+    "int8_sq": _Format(_int8_sq, lambda w: [w.input_step(bits.INT8_MAX), w.input_scale()]),
+    "int4_awq": _Format(_int4_awq, lambda w: [w.input_scale()]),
+    "nvfp4": _Format(_nvfp4, lambda w: [w.input_step(_LARGEST_FP4)]),
 }
 
 
@@ -148,6 +164,7 @@ class _Layer:
 
     plan: TensorPlan  # of its weights [n, k]
     partner: TensorPlan | None  # of the layer that must have the same scale
+    modules: tuple[str, ...]  # all that share its input: for an expert, those of the others too
     model: ModelConfig
     quantizing: Quantizing
     found: Calibration
@@ -162,11 +179,12 @@ class _Layer:
 
     @property
     def largest_input(self) -> float:
-        return self.found.largest_input(modules_of(self.plan))
+        """The largest magnitude that goes into it."""
+        return self.found.largest_input(self.modules)
 
     def scale_of_inputs(self) -> "torch.Tensor":
         """Return the input scale [k] as it is written: the weights must be divided by that."""
-        return self.found.scale(modules_of(self.plan)).to(self.dtype)
+        return self.found.scale(self.modules).to(self.dtype)
 
     def smooth(self, weight: "torch.Tensor") -> "torch.Tensor":
         """Divide the weights by the input scale, in float32."""
@@ -207,13 +225,14 @@ class _Layer:
             lambda weights: function(weights[0], max(map(bits.largest, weights))), (partner,)
         )
 
-    def constant(self, kind: str, value: float) -> TensorPlan:
-        """Plan one float32 that is known."""
-        return constant(self.plan, self._name(kind), _one(value), "float32", Shard.REPLICATED)
+    def input_step(self, most: float) -> TensorPlan:
+        """Plan what one unit of the rounded inputs is worth, if the largest of them is `most`."""
+        step, name = _one(self.largest_input / most), self._name("activation_scaling_factor")
+        return constant(self.plan, name, step, "float32", Shard.REPLICATED)
 
     def input_scale(self) -> TensorPlan:
         """Plan the input scale [k]; ranks that hold some columns need it for those."""
-        shard = Shard.ROWS if self.plan.shard is Shard.COLUMNS else Shard.REPLICATED
+        shard = _INPUT_SHARDS.get(self.plan.shard, Shard.REPLICATED)
         name = self._name("prequant_scaling_factor")
         return constant(self.plan, name, self.scale_of_inputs(), self.model.dtype, shard)
 
@@ -229,7 +248,7 @@ class _Layer:
         def join(sources: "Sequence[torch.Tensor]") -> "torch.Tensor":
             return made.function(
                 [
-                    assembled(p, sources[begin : begin + count])
+                    assembled(p, sources[begin : begin + count]).contiguous()
                     for p, begin, count in zip(plans, begins, counts, strict=True)
                 ]
             )
@@ -238,15 +257,6 @@ class _Layer:
             plan, join=join, sources=tuple(s for p in plans for s in p.sources),
             source_shapes=tuple(s for p in plans for s in p.source_shapes),
         )  # fmt: skip
-
-
-def assembled(plan: TensorPlan, sources: "Sequence[torch.Tensor]") -> "torch.Tensor":
-    """Return the tensor that a plan makes of its sources."""
-    import torch
-
-    if plan.join is not None:
-        return plan.join(sources).contiguous()
-    return torch.cat(list(sources)).reshape(plan.shape)
 
 
 def constant(

@@ -6,7 +6,8 @@ So that it can be judged without the packages that quantised it, on any machine.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from specpipe.checkpoint.quantized.foreign import LAYOUTS, MARKS, Foreign
+from specpipe.checkpoint.quantized.foreign import Foreign
+from specpipe.checkpoint.quantized.layouts import LAYOUTS, MARKS
 from specpipe.checkpoint.source import Source, TensorReader, read_tensors
 
 if TYPE_CHECKING:
@@ -21,20 +22,20 @@ def load_widened(source: Source, foreign: Foreign) -> Any:
     config = AutoConfig.from_pretrained(source.path)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, torch_dtype=torch.float32)
+    with torch.device("meta"):
+        kind = type(AutoModelForCausalLM.from_config(config))
     with read_tensors(source.weights) as reader:
         state = dict(_weights(reader, foreign))
-    model.load_state_dict(state, strict=False)
-    model.tie_weights()
-    return model
+    # unlike load_state_dict, this knows what transformers renamed and which experts it stacks
+    return kind.from_pretrained(None, config=config, state_dict=state, torch_dtype=torch.float32)
 
 
 def _weights(reader: TensorReader, foreign: Foreign) -> "Iterator[tuple[str, torch.Tensor]]":
     mark = MARKS[foreign.method]
     modules = {n.removesuffix(mark) for n in reader.names() if n.endswith(mark)}
     for name in reader.names():
-        module = name.rpartition(".")[0]
-        if module not in modules:
+        module, _, kind = name.rpartition(".")
+        if module not in modules or kind == "bias":
             yield name, reader.read(name).float()
     for module in modules:
         yield f"{module}.weight", _widen(reader, module, foreign)

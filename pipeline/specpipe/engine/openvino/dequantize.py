@@ -1,7 +1,8 @@
 """Quantised tensors of a checkpoint as float32, in numpy: how a CPU checks what a GPU will compute.
 
 The layouts are those that `checkpoint.quantized.arithmetic` writes, whose docstring describes them;
-`zero` is that of AWQ and GPTQ checkpoints, [k / group, n].
+`zero` is that of AWQ and GPTQ checkpoints, [k / group, n]. Stacked experts have one more dimension
+in front everywhere.
 """
 
 from typing import Any
@@ -32,8 +33,8 @@ FP8 = _fp8_table()
 
 
 def from_fp8(stored: Array, scale: Logits) -> Logits:
-    """Return bytes [..] of e4m3 times one scale [1]."""
-    return FP8[stored] * scale
+    """Return bytes [n, k] of e4m3 times one scale [1]; of experts [E, n, k] times theirs [E, 1]."""
+    return FP8[stored] * (scale[:, :, None] if stored.ndim > 2 else scale)
 
 
 def from_int8(stored: Array, scale: Logits) -> Logits:
@@ -43,6 +44,9 @@ def from_int8(stored: Array, scale: Logits) -> Logits:
 
 def from_int4(packed: Array, scale: Logits, zero: Logits | None) -> Logits:
     """Return packed int4 [n / 2, k] times group scales [n, k / group], plus `zero`."""
+    if packed.ndim > 2:
+        zeros = [None] * len(packed) if zero is None else list(zero)
+        return np.stack([from_int4(*expert) for expert in zip(packed, scale, zeros, strict=True)])
     wide = packed.astype(np.int8)
     halves = np.stack([(wide << 4) >> 4, wide >> 4], axis=1)  # shifts extend the sign
     rows, groups = scale.shape

@@ -51,9 +51,13 @@ def _experts(build: Builder, moe: Experts, at: str, x: ov.Node) -> ov.Node:
     inner = op.reshape(inner, ints(-1, moe.num_experts, 2 * build.model.expert_size), False)
     up, gate = op.split(inner, integer(-1), 2).outputs()
     inner = op.multiply(ACTIVATIONS[build.model.hidden_act](gate), up)
+    inner = build.rounded(
+        inner, f"{at}proj.weight"
+    )  # before the gates, which upstream applies last
     inner = op.multiply(inner, op.unsqueeze(_gates(build, moe, at, x), ints(2)))  # [M, E, I]
     inner = op.reshape(inner, ints(1, -1, moe.num_experts * build.model.expert_size), False)
-    return build.linear(inner, f"{at}proj.weight", _columns_together)
+    matrix = build.matrix(f"{at}proj.weight", _columns_together)
+    return op.matmul(inner, matrix, False, True)
 
 
 def _rows_together(weights: Array) -> Array:

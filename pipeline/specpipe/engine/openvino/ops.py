@@ -27,9 +27,9 @@ class Builder:
 
     def linear(self, x: ov.Node, name: str, order: Reorder | None = None) -> ov.Node:
         """Multiply `x` with the transposed weights `name`, reordered first if asked."""
-        return op.matmul(self._rounded(x, name, order), self.matrix(name, order), False, True)
+        return op.matmul(self.rounded(x, name, order), self.matrix(name, order), False, True)
 
-    def _rounded(self, x: ov.Node, name: str, order: Reorder | None) -> ov.Node:
+    def rounded(self, x: ov.Node, name: str, order: Reorder | None = None) -> ov.Node:
         """Round the inputs of a layer that was quantised for a GPU, as it does."""
         how = self.weights.rounding(name)
         if how is None:

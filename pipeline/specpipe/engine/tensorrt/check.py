@@ -91,6 +91,8 @@ def check_quantization(request: BuildRequest, profile: Profile) -> Iterator[Reje
             f"trtllm-build {profile.tensorrt_llm} knows no {weights} weights",
             f"leave engine.tensorrt_llm out for {DEFAULT.tensorrt_llm}, or use fp8",
         )
+    elif weights == "int4_awq" and request.model.moe is not None:
+        yield from _check_int4_experts(request, profile)
     if sm is None:
         return
     for what, name in ((weights, "weights"), (cache, "KV cache")):
@@ -108,6 +110,21 @@ def check_quantization(request: BuildRequest, profile: Profile) -> Iterator[Reje
         yield Rejection(
             f"trtllm-build refuses {what} on {request.gpu} (compute capability {sm / 10:.1f})",
             "use fp8 or nvfp4, with kv_cache_quantization: fp8",
+        )
+
+
+def _check_int4_experts(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
+    """Refuse int4_awq where the release has it for matrices, but not for experts like these."""
+    if not profile.int4_awq_experts:
+        yield Rejection(
+            f"TensorRT-LLM {profile.tensorrt_llm} has no experts in int4_awq",
+            f"leave engine.tensorrt_llm out for {DEFAULT.tensorrt_llm}, or use fp8",
+        )
+    if request.model.moe_shared_expert_intermediate_size:
+        yield Rejection(
+            "trtllm-build cannot make int4_awq experts beside a shared one: upstream's SharedMoE "
+            "takes no group size (layers/moe.py)",
+            "use engine.quantization: fp8 or int4, with a model that is not in int4 yet",
         )
 
 

@@ -43,6 +43,7 @@ class Profile:
     tokens_per_block: int = 32
     gathers_logits_at_runtime: bool = True  # else a flag of `trtllm-build`
     quantizations: tuple[str, ...] = ("none", "int8", "int4", "fp8", "int4_awq", "int8_sq", "nvfp4")
+    int4_awq_experts: bool = True
     llmapi: LlmApi | None = None
     llmapi_methods: tuple[str, ...] = ()
 
@@ -73,6 +74,7 @@ PROFILES = (
         tokens_per_block=64,
         gathers_logits_at_runtime=False,
         quantizations=("none", "int8", "int4", "fp8", "int4_awq", "int8_sq"),
+        int4_awq_experts=False,  # they came with 0.19
     ),
     Profile(
         tensorrt_llm="1.1.0",
