@@ -49,27 +49,27 @@ def stream(
     """
     answers: queue.Queue[Any] = queue.Queue()
     client = grpc.InferenceServerClient(url)
-    client.start_stream(
-        lambda result, error: answers.put(error or result), headers={"triton_grpc_error": "true"}
-    )
+    client.start_stream(lambda result, error: answers.put(error or result))
     ready()
     client.async_stream_infer(
         model, tensors(values), request_id=request_id, enable_empty_final_response=True
     )
-    results = []
+    results: list[Any] = []
+    ended = False
     try:
-        while take is None or len(results) < take:
+        while not ended and (take is None or len(results) < take):
             result = answers.get(timeout=60)
             results.append(result)
             on_result()
-            if isinstance(result, Exception):
-                break
-            if result.get_response().parameters["triton_final_response"].bool_param:
-                break
+            ended = isinstance(result, Exception) or _is_final(result)
     finally:
-        client.stop_stream(cancel_requests=take is not None)
+        client.stop_stream(cancel_requests=not ended)
         client.close()
     return results
+
+
+def _is_final(result: Any) -> bool:
+    return bool(result.get_response().parameters["triton_final_response"].bool_param)
 
 
 def unary(url: str, model: str, values: Mapping[str, Any]) -> Any:

@@ -160,20 +160,20 @@ def test_a_seed_makes_sampling_repeatable(server: Served) -> None:
 @pytest.mark.parametrize(
     ("values", "code", "words"),
     [
-        ({"text_input": ""}, "INVALID_ARGUMENT", "the prompt is empty"),
-        ({"max_tokens": 5000}, "INVALID_ARGUMENT", "max_tokens is 5000: with a prompt of"),
-        ({"top_p": 7.0}, "INVALID_ARGUMENT", "top_p is 7.0: must be above 0 and at most 1"),
-        ({"num_draft_tokens": 9}, "INVALID_ARGUMENT", "must be from 0 to 3"),
-        ({"embedding_bias_words": ["x"]}, "INVALID_ARGUMENT", "each word needs one"),
-        ({"beam_width": 4}, "UNIMPLEMENTED", "beam search is not supported"),
-        ({"lora_task_id": np.array([[1]], np.uint64)}, "UNIMPLEMENTED", "LoRA"),
+        ({"text_input": ""}, "INVALID_ARG", "the prompt is empty"),
+        ({"max_tokens": 5000}, "INVALID_ARG", "max_tokens is 5000: with a prompt of"),
+        ({"top_p": 7.0}, "INVALID_ARG", "top_p is 7.0: must be above 0 and at most 1"),
+        ({"num_draft_tokens": 9}, "INVALID_ARG", "must be from 0 to 3"),
+        ({"embedding_bias_words": ["x"]}, "INVALID_ARG", "each word needs one"),
+        ({"beam_width": 4}, "UNSUPPORTED", "beam search is not supported"),
+        ({"lora_task_id": np.array([[1]], np.uint64)}, "UNSUPPORTED", "LoRA"),
     ],
 )  # fmt: skip
 def test_a_bad_request_is_refused_in_one_sentence(
     values: dict, code: str, words: str, server: Served
 ) -> None:
     error = raw.stream(server.url, "tensorrt_llm_bls", asked(**values))[-1]
-    assert isinstance(error, Exception) and error.status() == f"StatusCode.{code}"
+    assert isinstance(error, Exception) and error.message().startswith(f"{code}: ")
     assert words in error.message() and "\n" not in error.message()
 
 

@@ -17,6 +17,7 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from specpipe.errors import ConfigError, SpecpipeError, StageFailed, Unsupported
+from specpipe.repository.models.failures import read_message
 from specpipe.serve.inputs import Arrays, input_tensors, text_inputs, token_inputs
 from specpipe.serve.inputs import Options as Options
 
@@ -146,6 +147,7 @@ class Client:
             while not finished:
                 result, error = answers.get(timeout=self._timeout_s)
                 if error is not None:
+                    finished = True
                     raise error
                 piece = _piece(result, time.perf_counter() - began)
                 finished = piece.final
@@ -167,10 +169,8 @@ def _send(
     answers: Answers,
 ) -> None:
     """Send one request; whatever comes back, errors included, arrives in `answers`."""
-    connection.start_stream(
-        lambda result, error: answers.put((result, error)),
-        headers={"triton_grpc_error": "true"},  # errors with their gRPC codes
-    )
+    # Never with the header triton_grpc_error, which asks for codes: Triton 2.51 crashes of it.
+    connection.start_stream(lambda result, error: answers.put((result, error)))
     try:
         connection.async_stream_infer(
             model, tensors, enable_empty_final_response=True, parameters=parameters
@@ -220,14 +220,16 @@ def _piece(result: Any, at_s: float) -> Piece:
 def _refusal(error: InferenceServerException, url: str) -> SpecpipeError:
     """Return the error of ours that says what the server's means.
 
-    What Triton itself refuses, an unknown model or tensor, comes without a status.
+    In a stream, errors come without a status; our models put theirs before the message. What has
+    neither was refused by Triton itself: an unknown model or tensor.
     """
-    status, message = str(error.status()).removeprefix("StatusCode."), error.message()
+    code, message = read_message(error.message())
+    status = code or str(error.status()).removeprefix("StatusCode.")
     if any(words in message for words in BUSY):
         return StageFailed(message, hint="try again later, or raise serving.max_queue_size")
-    if status in ("INVALID_ARGUMENT", "NOT_FOUND", "None"):
+    if status in ("INVALID_ARG", "INVALID_ARGUMENT", "NOT_FOUND", "None"):
         return ConfigError(f"the server refused the request: {message}")
-    if status == "UNIMPLEMENTED":
+    if status in ("UNSUPPORTED", "UNIMPLEMENTED"):
         return Unsupported(f"the server refused the request: {message}")
     if status == "UNAVAILABLE":
         return StageFailed(

@@ -8,6 +8,9 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
+from specpipe.errors import ConfigError
+from specpipe.repository.models.failures import read_message
+
 FINAL = 1
 
 
@@ -16,6 +19,7 @@ class Sender:
 
     def __init__(self) -> None:
         self.flags: list[int] = []
+        self.errors: list = []
 
     def _require_open(self) -> None:
         assert FINAL not in self.flags, "used after the final response"
@@ -23,6 +27,7 @@ class Sender:
     def send(self, answer: object = None, flags: int = 0) -> None:
         self._require_open()
         self.flags.append(flags)
+        self.errors += [answer] if isinstance(answer, Error) else []
 
     def is_cancelled(self) -> bool:
         self._require_open()
@@ -68,6 +73,23 @@ def test_an_answer_ends_once_whatever_follows(triton: ModuleType) -> None:
 def test_an_error_ends_the_answer(triton: ModuleType) -> None:
     sender = Sender()
     responder = triton.Responder(SimpleNamespace(get_response_sender=lambda: sender))
-    responder.fail(ValueError("bad"))
+    responder.fail(ConfigError("max_tokens is 0: must be at least 1"))
     responder.send({"x": np.zeros(1)}, final=True)
     assert sender.flags == [FINAL]
+    assert sender.errors[0].code == Error.INVALID_ARG
+    assert sender.errors[0].message == "INVALID_ARG: max_tokens is 0: must be at least 1"
+
+
+@pytest.mark.parametrize(
+    ("message", "read"),
+    [
+        (
+            "INVALID_ARG: max_tokens is 0: at least 1",
+            ("INVALID_ARG", "max_tokens is 0: at least 1"),
+        ),
+        ("max_tokens is 0: must be at least 1", (None, "max_tokens is 0: must be at least 1")),
+        ("unknown model", (None, "unknown model")),
+    ],
+)
+def test_code_and_sentence_of_a_message_are_told_apart(message: str, read: tuple) -> None:
+    assert read_message(message) == read

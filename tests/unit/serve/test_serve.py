@@ -1,5 +1,6 @@
 """The server's surroundings that need no server: ports, messages, the client's tensors."""
 
+import re
 import socket
 from pathlib import Path
 
@@ -57,11 +58,18 @@ def test_the_cause_is_found_in_the_servers_log(tmp_path: Path) -> None:
         ("StatusCode.UNAVAILABLE", "the server is busy: 64 wait", StageFailed),
         ("StatusCode.UNAVAILABLE", "connection refused", StageFailed),
         ("StatusCode.INTERNAL", "internal error", StageFailed),
+        (None, "INVALID_ARG: max_tokens is 0", ConfigError),
+        (None, "UNSUPPORTED: beam_width is 4: beam search is not supported", Unsupported),
+        (None, "UNAVAILABLE: the server is busy: 64 requests are waiting", StageFailed),
+        (None, "UNAVAILABLE: the engine is not running", StageFailed),
+        (None, "INTERNAL: internal error: KeyError", StageFailed),
     ],
 )
 def test_the_servers_errors_become_ours(status, message: str, kind: type[Exception]) -> None:
     error = _refusal(InferenceServerException(message, status), "127.0.0.1:1")
-    assert type(error) is kind and message in str(error)
+    sentence = message.partition(": ")[2] if message[:2].isupper() else message
+    assert type(error) is kind and sentence in str(error)
+    assert not re.search(r"\b[A-Z]+_?[A-Z]+: ", str(error))
 
 
 def test_an_absent_server_is_a_sentence_with_a_hint() -> None:

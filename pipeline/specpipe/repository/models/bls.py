@@ -9,21 +9,11 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from specpipe.repository.models.calls import Call, Reply
-from specpipe.repository.models.failures import EngineError
+from specpipe.repository.models.failures import CODES, EngineError, read_message
 from specpipe.repository.models.tensors import Arrays, call_tensors, read_reply
 
 _OUTPUTS = ("output_ids", "sequence_length")
 _METRICS = ("total_draft_tokens", "total_accepted_draft_tokens")
-_CODES = (
-    "UNKNOWN",
-    "INTERNAL",
-    "NOT_FOUND",
-    "INVALID_ARG",
-    "UNAVAILABLE",
-    "UNSUPPORTED",
-    "ALREADY_EXISTS",
-    "CANCELLED",
-)
 
 
 @dataclass(frozen=True)
@@ -91,8 +81,8 @@ def _reply(response: Any) -> Reply:
 
 
 def _error(error: Any) -> EngineError:
-    """Return an engine's error with its code and its first line."""
-    codes = {getattr(pb_utils.TritonError, name): name for name in _CODES}
+    """Return an engine's error with its code and its first line; ours has the code in there too."""
+    codes = {getattr(pb_utils.TritonError, name): name for name in CODES}
     message = str(error.message()).strip()
     first = message.splitlines()[0] if message else "the engine failed and did not say why"
-    return EngineError(codes.get(error.code(), "INTERNAL"), first)
+    return EngineError(codes.get(error.code(), "INTERNAL"), read_message(first)[1])

@@ -6,6 +6,19 @@ from specpipe.errors import ConfigError, Unsupported
 
 log = logging.getLogger("specpipe")
 
+CODES = frozenset(  # Triton's names of them
+    (
+        "UNKNOWN",
+        "INTERNAL",
+        "NOT_FOUND",
+        "INVALID_ARG",
+        "UNAVAILABLE",
+        "UNSUPPORTED",
+        "ALREADY_EXISTS",
+        "CANCELLED",
+    )
+)
+
 
 class Cancelled(Exception):
     """Nobody waits for the answer any more."""
@@ -29,7 +42,7 @@ class EngineError(Exception):
         self.code = code
 
 
-_CODES = {
+_KINDS = {
     ConfigError: "INVALID_ARG",
     Unsupported: "UNSUPPORTED",
     QueueFull: "UNAVAILABLE",
@@ -44,8 +57,19 @@ def describe(error: Exception) -> tuple[str, str]:
     """
     if isinstance(error, EngineError):
         return error.code, str(error)
-    for kind, code in _CODES.items():
+    for kind, code in _KINDS.items():
         if isinstance(error, kind):
             return code, str(error)
     log.error("unexpected error", exc_info=error)
     return "INTERNAL", f"internal error: {type(error).__name__}: {error}"
+
+
+def spell(code: str, sentence: str) -> str:
+    """Return the message of an error: streams carry no code beside it."""
+    return f"{code}: {sentence}"
+
+
+def read_message(message: str) -> tuple[str | None, str]:
+    """Return code and sentence of a message that `spell` made; of others no code, and all of it."""
+    code, colon, sentence = message.partition(": ")
+    return (code, sentence) if colon and code in CODES else (None, message)

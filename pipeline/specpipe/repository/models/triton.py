@@ -11,7 +11,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-from specpipe.repository.models.failures import describe
+from specpipe.repository.models.failures import describe, spell
 from specpipe.repository.models.requests import Tensors
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -98,8 +98,8 @@ class Responder:
 
 
 def error_response(error: Exception) -> Any:
-    """Return the response that tells a client what was wrong, in one sentence."""
-    code, message = describe(error)
+    """Return the response that tells a client what was wrong: a code and one sentence."""
+    code, sentence = describe(error)
     return pb_utils.InferenceResponse(
-        error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
+        error=pb_utils.TritonError(spell(code, sentence), getattr(pb_utils.TritonError, code))
     )
