@@ -183,6 +183,7 @@ def _staged_name(path: Path, resume: str | None) -> str:
 
 def write_publish(temporary: Path, path: Path, manifest: Manifest) -> Artifact:
     """Write the manifest into `temporary` and make it the artifact at `path`."""
+    (temporary / MANIFEST).unlink(missing_ok=True)  # of a process that was killed behind this
     files = {str(f.relative_to(temporary)): f.stat().st_size for f in _files(temporary)}
     whole = Manifest(manifest.kind, manifest.inputs, manifest.facts, files)
     (temporary / MANIFEST).write_text(whole.to_json(), encoding="utf-8")

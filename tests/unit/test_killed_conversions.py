@@ -1,0 +1,123 @@
+"""Conversions that are killed anywhere, again and again, or run out of disk half-way."""
+
+import errno
+import itertools
+import multiprocessing
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from specpipe.artifacts import Workspace
+from specpipe.checkpoint import writer
+from specpipe.config import read_config
+from specpipe.errors import StageFailed
+from specpipe.run import build
+
+CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}  # audited by Python
+POINTS = 12
+
+
+def run_of(config: Path, root: Path):
+    found = read_config(config)
+    return found, Workspace(root / "work", found.name)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def call_at_every_step(step: Callable[[], None]) -> None:
+    """Call `step` before each change that this process makes to the file system, from now on."""
+
+    def audited(event: str, arguments: tuple[object, ...]) -> None:
+        opened = event == "open" and isinstance(arguments[2], int)
+        if event in CHANGES or (opened and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+            step()
+
+    def stepping(plain: Callable[..., int]) -> Callable[..., int]:
+        def call(*arguments: object) -> int:
+            step()
+            return plain(*arguments)
+
+        return call
+
+    sys.addaudithook(audited)
+    os.pwrite, os.write = stepping(os.pwrite), stepping(os.write)
+
+
+def convert_in_child(run, steps: int) -> tuple[int, int]:
+    """Convert in another process, which dies at a step; return its exit code and steps taken."""
+    context = multiprocessing.get_context("fork")
+    taken = context.Value("i", 0)
+
+    def convert() -> None:
+        count = itertools.count()
+
+        def step() -> None:
+            taken.value = now = next(count)
+            if now >= steps:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        call_at_every_step(step)
+        build(*run, ("convert",))
+
+    child = context.Process(target=convert)
+    child.start()
+    child.join()
+    return child.exitcode or 0, taken.value
+
+
+@pytest.fixture
+def expected(write_config, tmp_path: Path) -> dict[str, bytes]:
+    run = run_of(write_config(), tmp_path / "expected")
+    build(*run, ("convert",))
+    return files_of(run[1].checkpoint("target"))
+
+
+def test_wherever_a_conversion_is_killed_the_next_one_ends_as_if_nothing_had_been(
+    write_config, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    code, steps = convert_in_child(run_of(write_config(), tmp_path / "count"), sys.maxsize)
+    assert code == 0 and steps > 30
+    for point in {*random.Random(0).sample(range(steps), POINTS), steps - 1, steps}:
+        run = run_of(write_config(), tmp_path / str(point))
+        code, _ = convert_in_child(run, point)
+        assert code == -signal.SIGKILL, f"step {point} was not reached"
+        build(*run, ("convert",))
+        assert files_of(run[1].checkpoint("target")) == expected, f"killed at step {point}"
+        assert not list(run[1].engines.glob("checkpoints/.*"))
+
+
+def test_a_conversion_that_is_killed_over_and_over_ends_at_last(
+    write_config, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    run = run_of(write_config(), tmp_path)
+    codes = list(itertools.takewhile(bool, (convert_in_child(run, 40)[0] for _ in range(20))))
+    assert 1 < len(codes) < 20 and set(codes) == {-signal.SIGKILL}
+    assert files_of(run[1].checkpoint("target")) == expected
+
+
+def test_a_disk_that_fills_up_half_way_is_a_sentence_and_leaves_nothing(
+    write_config, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files have their size from the start, so it is a later write that finds no block."""
+    run, plain = run_of(write_config(), tmp_path), os.pwrite
+    room = itertools.accumulate(itertools.repeat(-1), initial=10)
+
+    def full(fd: int, block: memoryview, at: int) -> int:
+        if next(room) <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return plain(fd, block, at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.os, "pwrite", full)
+        with pytest.raises(StageFailed, match="convert: the disk is full(.|\n)*free some space"):
+            build(*run, ("convert",))
+    assert files_of(run[1].engines / "checkpoints") == {}
+    build(*run, ("convert",))
+    assert files_of(run[1].checkpoint("target")) == expected
