@@ -73,7 +73,7 @@ def check_gpu(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
         )
     elif request.sm is not None and request.sm not in profile.sms:
         yield Rejection(
-            f"TensorRT-LLM {profile.tensorrt_llm} has no kernels for {request.gpu} "
+            f"TensorRT-LLM {profile.tensorrt_llm} is not known to run on {request.gpu} "
             f"(compute capability {request.sm / 10:.1f})",
             f"leave engine.tensorrt_llm out for {DEFAULT.tensorrt_llm}, or take another GPU",
         )
@@ -88,7 +88,7 @@ def check_quantization(request: BuildRequest, profile: Profile) -> Iterator[Reje
     weights, cache, sm = request.quantization, request.kv_cache_quantization, request.sm
     if weights not in profile.quantizations:
         yield Rejection(
-            f"trtllm-build {profile.tensorrt_llm} knows no {weights} weights",
+            f"specpipe builds no {weights} engines with TensorRT-LLM {profile.tensorrt_llm}",
             f"leave engine.tensorrt_llm out for {DEFAULT.tensorrt_llm}, or use fp8",
         )
     elif weights == "int4_awq" and request.model.moe is not None:

@@ -73,6 +73,7 @@ PROFILES = (
         sms=(*_AMPERE_TO_HOPPER, 100),
         tokens_per_block=64,
         gathers_logits_at_runtime=False,
+        # By its notes 0.17 began with nvfp4, and with 12.0 for some models; both are untried here.
         quantizations=("none", "int8", "int4", "fp8", "int4_awq", "int8_sq"),
         int4_awq_experts=False,  # they came with 0.19
     ),
