@@ -89,9 +89,11 @@ def _clashes(ours: Mapping[str, int], theirs: Mapping[str, int]) -> list[str]:
 
 
 def _clash(ours: Mapping[str, int], theirs: Mapping[str, int], tokens: list[str]) -> Difference:
-    some = ", ".join(f"{t!r}: {ours.get(t)} and {theirs.get(t)}" for t in tokens[:3])
+    of_target = [t for t in tokens if t in ours]  # never empty: a clash has two sides
+    some = ", ".join(f"{t!r}: {ours[t]} and {theirs.get(t)}" for t in of_target[:3])
     return Difference(
-        f"target and draft differ in {len(tokens)} of {len(ours)} tokens ({some})", "everything"
+        f"target and draft differ in {len(of_target)} of the target's {len(ours)} tokens ({some})",
+        "everything",
     )
 
 

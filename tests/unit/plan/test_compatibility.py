@@ -29,9 +29,12 @@ def test_equal_vocabularies_are_not_worth_a_word(own_loop: bool) -> None:
 @pytest.mark.parametrize(
     ("theirs", "words"),
     [
-        ({"a": 1, "b": 0, "c": 2}, "differ in 2 of 3 tokens ('a': 0 and 1, 'b': 1 and 0)"),
-        ({"a": 0, "b": 1, "x": 2}, "differ in 2 of 3 tokens ('c': 2 and None, 'x': None and 2)"),
-        ({"a": 0, "b": 1, "c": 3}, "differ in 1 of 3 tokens ('c': 2 and 3)"),
+        (
+            {"a": 1, "b": 0, "c": 2},
+            "differ in 2 of the target's 3 tokens ('a': 0 and 1, 'b': 1 and 0)",
+        ),
+        ({"a": 0, "b": 1, "x": 2}, "differ in 1 of the target's 3 tokens ('c': 2 and None)"),
+        ({"a": 0, "b": 1, "c": 3}, "differ in 1 of the target's 3 tokens ('c': 2 and 3)"),
     ],
     ids=["swapped", "another token at an id", "a token at another id"],
 )

@@ -186,7 +186,7 @@ def test_a_draft_with_another_vocabulary_is_refused_with_the_difference(
     file.write_text(json.dumps(tokenizer))
     speculation = {"method": method, "draft": {"model": str(other)}}
     plan = plan_of(write_config(speculation=speculation), tmp_path)
-    assert re.search(r"differ in 2 of \d+ tokens", " ".join(map(str, plan.rejections)))
+    assert re.search(r"differ in 2 of the target's \d+ tokens", " ".join(map(str, plan.rejections)))
 
 
 def test_an_unknown_model_says_where_it_was_looked_for(write_config, tmp_path: Path) -> None:
