@@ -104,7 +104,12 @@ class ValidateOptions:
 class RunConfig:
     """One run: what to convert, how to speculate, where it runs, how it is judged."""
 
-    name: str = field(metadata=matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"))
+    name: str = field(
+        metadata=matching(
+            r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}",
+            "at most 100 letters, digits, dots, hyphens and underscores, first a letter or digit",
+        )
+    )
     target: TargetOptions
     engine: EngineOptions
     speculation: Speculation = PLAIN

@@ -35,11 +35,12 @@ class Bound:
     low: float | None = None
     high: float | None = None
     pattern: str | None = None
+    meaning: str = ""  # the pattern in words
 
     def problem(self, value: object) -> str | None:
         """Say what is wrong with `value`, or None."""
         if self.pattern is not None and not re.fullmatch(self.pattern, str(value)):
-            return f"must match {self.pattern}"
+            return f"must be {self.meaning}"
         if self.low is not None and isinstance(value, (int, float)) and not value >= self.low:
             return f"must be at least {self.low:g}"
         if self.high is not None and isinstance(value, (int, float)) and not value <= self.high:
@@ -57,9 +58,9 @@ def between(low: float, high: float) -> dict[str, Bound]:
     return {"bound": Bound(low=low, high=high)}
 
 
-def matching(pattern: str) -> dict[str, Bound]:
-    """Field metadata: the whole text matches the regular expression."""
-    return {"bound": Bound(pattern=pattern)}
+def matching(pattern: str, meaning: str) -> dict[str, Bound]:
+    """Field metadata: the whole text matches the pattern, which `meaning` puts in words."""
+    return {"bound": Bound(pattern=pattern, meaning=meaning)}
 
 
 @dataclass(frozen=True)
@@ -125,13 +126,14 @@ class _Reader:
 
     def record(self, node: yaml.Node, record: type[T], prefix: str) -> T:
         pairs = self._pairs(node, prefix)
+        members = get_args(record)
         record = self._choose(node, pairs, record, prefix)
         hints = get_type_hints(record)
         fields = {field.name: field for field in dataclasses.fields(record)}  # type: ignore[arg-type]
         for key, (key_node, _) in pairs.items():
             if key not in fields:
                 raise self.place(key_node).error(
-                    f"unknown key '{prefix}{key}'{_suggest(key, fields)}"
+                    f"unknown key '{prefix}{key}'{_suggest(key, fields)}", _owners(key, members)
                 )
         values = {}
         for name, field in fields.items():
@@ -192,7 +194,7 @@ class _Reader:
         members = [m for m in get_args(record) if m is not type(None)]
         if not members:
             return record
-        by_method = {get_args(get_type_hints(m)["method"])[0]: m for m in members}
+        by_method = {_method(m): m for m in members}
         if "method" not in pairs:
             raise self.place(node).error(f"missing key '{prefix}method'", _known(by_method))
         value = pairs["method"][1]
@@ -222,8 +224,10 @@ class _Reader:
         tag, words = _SCALARS[kind]
         tags = {tag, _SCALARS[int][0]} if kind is float else {tag}
         if not isinstance(node, yaml.ScalarNode) or node.tag not in tags:
-            seen = repr(node.value) if isinstance(node, yaml.ScalarNode) else "a list or mapping"
-            raise self.place(node).error(f"'{key}' is {seen}: must be {words}")
+            scalar = isinstance(node, yaml.ScalarNode)
+            seen = repr(node.value) if scalar else "a list or mapping"
+            quotes = "; put it in quotes" if scalar and kind is str else ""
+            raise self.place(node).error(f"'{key}' is {seen}: must be {words}{quotes}")
         value = yaml.SafeLoader("").construct_object(node)
         return float(value) if kind is float else value
 
@@ -240,6 +244,17 @@ def _is_record(hint: Any) -> bool:
     if get_origin(hint) in (Union, types.UnionType):
         return all(dataclasses.is_dataclass(m) for m in get_args(hint))
     return dataclasses.is_dataclass(hint)
+
+
+def _method(record: Any) -> str:
+    return str(get_args(get_type_hints(record)["method"])[0])
+
+
+def _owners(key: str, members: tuple[Any, ...]) -> str | None:
+    """Name the methods that do have `key`, if any has."""
+    records = [member for member in members if dataclasses.is_dataclass(member)]
+    owners = [_method(r) for r in records if key in {f.name for f in dataclasses.fields(r)}]
+    return f"it is a key of method {', '.join(owners)}" if owners else None
 
 
 def _suggest(word: str, known: typing.Iterable[Any]) -> str:

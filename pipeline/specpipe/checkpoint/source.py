@@ -131,7 +131,16 @@ def locate_model(model: str, config: RunConfig, key: str) -> Path:
         return _download(model, config, key)
     raise ConfigError(
         f"{config.path}: '{key}' is {model!r}: no such folder or file",
-        hint="for SmolLM2 run `scripts/fetch-model`; a Hugging Face id has the form owner/name",
+        hint=_where_from(model),
+    )
+
+
+def _where_from(model: str) -> str:
+    if ".cache/specpipe/models/" in model:
+        return "run `scripts/fetch-model` (and `scripts/prune-draft` for the pruned one)"
+    return (
+        "give a folder, a .gguf file or a Hugging Face id (owner/name); paths are relative to the "
+        "working directory or to the config file"
     )
 
 
