@@ -100,6 +100,10 @@ def read_record(
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise Place(path, line).error(f"not valid YAML: {error.problem}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        message = f"not valid YAML: the character #x{error.character:02x} may not stand in it"
+        raise Place(path, line).error(message) from error
     if root is None:
         raise Place(path, 1).error("the file is empty")
     reader = _Reader(path, {}, elsewhere or {})

@@ -140,6 +140,7 @@ def test_draft_lengths_are_read_and_a_bound_without_effect_is_refused(tmp_path: 
         ("exact_match: 1", "exact_match: yes", 14, "'validate.gates.exact_match' is 'yes'"),
         ("name: demo", "name: demo\nname: other", 2, "'name' is given twice"),
         ("name: demo", "name: [demo", 2, "not valid YAML"),
+        ("name: demo", 'name: "\x01"', 1, "not valid YAML: the character #x01"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_line(
