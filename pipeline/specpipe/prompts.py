@@ -11,11 +11,18 @@ DEFAULT = Path(__file__).with_name("prompts.jsonl")
 def read_prompts(path: Path | None) -> list[str]:
     """Return the prompts of a file, or the 20 mixed ones that come with specpipe.
 
-    Raises ConfigError naming the line that is not an object with a "prompt" text.
+    Raises ConfigError for a file that cannot be read, or naming the line that is not an object
+    with a "prompt" text.
     """
     file = path or DEFAULT
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")  # U+2028 may stand in a JSON text
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{file}: cannot be read: {error}", hint="give a file of JSON lines in UTF-8"
+        ) from error
     prompts = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:

@@ -1,5 +1,6 @@
 """The command line: help that matches the golden files, exit codes, JSON on stdout."""
 
+import errno
 import json
 import os
 import subprocess
@@ -95,3 +96,45 @@ def test_serving_what_is_not_built_says_what_to_run(write_config, tmp_path: Path
 def test_doctor_reports_json_and_needs_no_config() -> None:
     result = run("doctor", "--json")
     assert {"python", "torch", "gpu"} <= {f["name"] for f in json.loads(result.stdout)}
+
+
+def test_ctrl_c_is_no_bug(write_config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("specpipe.run.build", interrupt)
+    result = run("build", "--config", str(write_config()))
+    assert result.exit_code == 130 and "interrupted" in result.output
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [(errno.EACCES, 4), (errno.ENOENT, 1)])
+def test_what_the_machine_refuses_is_a_sentence_and_a_bug_keeps_its_traceback(
+    code: int, exit_code: int, write_config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(code, os.strerror(code), "engines/tiny")
+
+    monkeypatch.setattr("specpipe.run.build", refuse)
+    result = run("build", "--config", str(write_config()))
+    assert result.exit_code == exit_code
+    assert ("error: engines/tiny: Permission denied" in result.output) == (exit_code == 4)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--url", "http://127.0.0.1:8001", "hi"], "is not HOST:PORT of a gRPC endpoint"),
+        (["--url", "localhost", "hi"], "is not HOST:PORT of a gRPC endpoint"),
+        (["caf\udce9"], "the prompt is not UTF-8"),
+        ([""], "the prompt is empty"),
+        ([], "the prompt is not UTF-8"),
+    ],
+)
+def test_generate_refuses_what_is_no_prompt_or_no_endpoint(args: list[str], words: str) -> None:
+    result = CliRunner().invoke(main, ["generate", *args], input=b"caf\xe9")
+    assert result.exit_code == 2 and words in result.output
+
+
+def test_tune_refuses_a_folder_as_its_output_before_it_works(write_config, tmp_path: Path) -> None:
+    result = run("tune", "--config", str(write_config()), "--out", str(tmp_path))
+    assert result.exit_code == 2 and "is a directory" in result.output

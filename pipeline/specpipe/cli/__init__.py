@@ -4,6 +4,7 @@ One file a group of commands; a new command is a function there and a place in `
 stay inside the commands, so that `--help` is instant and needs neither torch nor openvino.
 """
 
+import errno
 from typing import Any
 
 import click
@@ -13,7 +14,7 @@ from specpipe.cli.improve import recommend, train, tune
 from specpipe.cli.judge import doctor, inspect, validate
 from specpipe.cli.server import generate, serve
 from specpipe.cli.stages import build, compile_, convert, package, plan, status
-from specpipe.errors import SpecpipeError
+from specpipe.errors import SpecpipeError, StageFailed
 
 COMMANDS = (
     build,
@@ -33,8 +34,13 @@ COMMANDS = (
 )
 
 
+INTERRUPTED = 130  # as shells say it of SIGINT
+# What the machine refuses; any other OSError is a bug of ours and keeps its traceback.
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+
+
 class _Group(click.Group):
-    """Turns our errors into a sentence and an exit code."""
+    """Turns our errors, Ctrl-C and what the machine refuses into a sentence and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -42,6 +48,14 @@ class _Group(click.Group):
         except SpecpipeError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("\ninterrupted", err=True)
+            ctx.exit(INTERRUPTED)
+        except OSError as error:
+            if error.errno not in _REFUSALS:
+                raise
+            click.echo(f"error: {error.filename}: {error.strerror}", err=True)
+            ctx.exit(StageFailed.exit_code)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -79,7 +79,7 @@ def _train(
 @click.option(
     "--out",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
     help="Write the run's YAML with the chosen settings here; without it nothing is written.",
 )
 @costs_option

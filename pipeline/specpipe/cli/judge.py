@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from specpipe.cli.options import (
+    HOST_AND_PORT,
     config_option,
     json_option,
     optional_config_option,
@@ -18,7 +19,11 @@ from specpipe.cli.output import load, plain, say, show_progress
 @click.command()
 @config_option
 @workspace_option
-@click.option("--url", help="A server's gRPC endpoint; without it, one is started for the time.")
+@click.option(
+    "--url",
+    type=HOST_AND_PORT,
+    help="A server's gRPC endpoint; without it, one is started for the time.",
+)
 @json_option
 def validate(config_path: Path, workspace: Path, url: str | None, as_json: bool) -> None:
     """Compare the server with transformers: same tokens? how much faster? Writes a report.

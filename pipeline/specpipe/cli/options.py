@@ -54,6 +54,21 @@ gpu_option = click.option(
 )
 
 
+class _HostAndPort(click.ParamType):
+    """A gRPC endpoint, which has no scheme."""
+
+    name = "HOST:PORT"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        host, _, port = value.rpartition(":")
+        if not host or "/" in value or not port.isdecimal():
+            self.fail(f"{value!r} is not HOST:PORT of a gRPC endpoint, e.g. 127.0.0.1:8001")
+        return value
+
+
+HOST_AND_PORT = _HostAndPort()
+
+
 def port_options(command: Command) -> Command:
     """Add the options that say where a server listens."""
     for flag, default in (("metrics", 8002), ("http", 8000), ("grpc", 8001)):

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from specpipe.cli.options import (
+    HOST_AND_PORT,
     json_option,
     optional_config_option,
     port_options,
     workspace_option,
 )
 from specpipe.cli.output import load, say
+from specpipe.errors import ConfigError
 
 if TYPE_CHECKING:
     from specpipe.serve.tritonserver import Endpoint
@@ -167,7 +169,13 @@ def _shown(log: Path) -> Iterator[None]:
 @click.argument("prompt", required=False)
 @optional_config_option("Use this run's chat template; without it the prompt is sent as it is.")
 @workspace_option
-@click.option("--url", default="127.0.0.1:8001", show_default=True, help="The gRPC endpoint.")
+@click.option(
+    "--url",
+    default="127.0.0.1:8001",
+    show_default=True,
+    type=HOST_AND_PORT,
+    help="The gRPC endpoint.",
+)
 @click.option(
     "--model",
     default="tensorrt_llm_bls",
@@ -209,7 +217,7 @@ def generate(
     from specpipe.present import generation_json, generation_text
     from specpipe.serve.client import Client, Options, collect
 
-    text = prompt if prompt is not None else sys.stdin.read()
+    text = _text(prompt)
     if config_path is not None:
         text = _in_template(text, config_path, workspace)
     options = Options(
@@ -231,6 +239,19 @@ def generate(
         return
     click.echo("" if stream else answer.text)
     say(generation_text(answer))
+
+
+def _text(prompt: str | None) -> str:
+    """Return the prompt, or stdin; raises ConfigError if its bytes are no text."""
+    # What the shell gives in bytes that are no UTF-8 comes as lone surrogates.
+    raw = sys.stdin.buffer.read() if prompt is None else prompt.encode(errors="surrogateescape")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the prompt is not UTF-8: {error}") from error
+    if not text:
+        raise ConfigError("the prompt is empty", hint="give PROMPT, or a text on stdin")
+    return text
 
 
 def _in_template(text: str, config_path: Path, workspace: Path) -> str:

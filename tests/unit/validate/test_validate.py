@@ -191,8 +191,15 @@ def test_a_trial_of_the_reference_has_no_steps() -> None:
 def test_prompts_come_from_a_file_or_with_us(tmp_path: Path) -> None:
     assert len(read_prompts(None)) == 20
     file = tmp_path / "p.jsonl"
-    file.write_text('{"prompt": "a"}\n\n{"prompt": "b"}\n')
-    assert read_prompts(file) == ["a", "b"]
+    file.write_text('{"prompt": "a\u2028a"}\n\n{"prompt": "b"}\r\n')
+    assert read_prompts(file) == ["a\u2028a", "b"]
+
+
+def test_a_prompt_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(b'{"prompt": "caf\xe9"}')
+    for path in (tmp_path / "latin", tmp_path):
+        with pytest.raises(ConfigError, match="give a file of JSON lines in UTF-8"):
+            read_prompts(path)
 
 
 @pytest.mark.parametrize(
