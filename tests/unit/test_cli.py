@@ -38,6 +38,12 @@ def test_help_is_the_golden_one(command: str) -> None:
     assert not command or "Example:  specpipe" in result.output
 
 
+@pytest.mark.parametrize("group", ["", "train"])
+def test_no_command_is_cut_short_in_the_list(group: str) -> None:
+    commands = run(*group.split(), "--help").output.split("Commands:")[1]
+    assert "..." not in commands
+
+
 def test_help_imports_neither_torch_nor_transformers_nor_openvino() -> None:
     code = (
         "import sys, specpipe.cli\n"
@@ -56,6 +62,7 @@ def test_help_imports_neither_torch_nor_transformers_nor_openvino() -> None:
         (["bild"], 2, "No such command 'bild'"),
         (["build", "--config", "nothing.yaml"], 2, "nothing.yaml: no such file"),
         (["plan", "--config", "README.md"], 2, "README.md:"),
+        (["plan", "--config", "f", "--workspace", "README.md"], 2, "'README.md' is a file"),
         (["generate", "--url", "127.0.0.1:1", "hi"], 4, "no server answers at 127.0.0.1:1"),
         (["serve", "--config", "model_configs/llama70b_draft7b.yaml", "--http-port", "0"], 2, "0"),
     ],

@@ -34,7 +34,9 @@ def train() -> None:
 @workspace_option
 @json_option
 def medusa(config_path: Path, workspace: Path, as_json: bool) -> None:
-    """Train Medusa heads on text or on the target's own answers; resumes where it was killed.
+    """Train Medusa heads on text or on the target's own answers.
+
+    Resumes where it was killed.
 
     \b
     Example:  specpipe train medusa --config model_configs/smollm2-135m_train-medusa.yaml
@@ -49,7 +51,9 @@ def medusa(config_path: Path, workspace: Path, as_json: bool) -> None:
 @workspace_option
 @json_option
 def draft(config_path: Path, workspace: Path, as_json: bool) -> None:
-    """Distil the target into a copy of itself with fewer layers; resumes where it was killed.
+    """Distil the target into a copy of itself with fewer layers.
+
+    Resumes where it was killed.
 
     \b
     Example:  specpipe train draft --config model_configs/smollm2-135m_train-medusa.yaml
@@ -93,7 +97,7 @@ def tune(
     gpu: str | None,
     as_json: bool,
 ) -> None:
-    """Choose the settings of the run's method for this machine and the run's prompts.
+    """Choose the method's settings for this machine and the prompts.
 
     Answers to the prompts of `validate:` are recorded once; every setting is then replayed against
     them and priced with the step costs measured here; the best one is run for real. A run for a GPU
@@ -124,7 +128,7 @@ def tune(
 def recommend(
     config_path: Path, workspace: Path, costs: Path | None, gpu: str | None, as_json: bool
 ) -> None:
-    """Compare the speculation methods that the run's models allow, each at its best.
+    """Compare the methods that the run's models allow, at their best.
 
     Prompt lookup and lookahead need nothing; a draft or heads are tried if the run names them.
 

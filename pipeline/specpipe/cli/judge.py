@@ -26,9 +26,9 @@ from specpipe.cli.output import load, plain, say, show_progress
 )
 @json_option
 def validate(config_path: Path, workspace: Path, url: str | None, as_json: bool) -> None:
-    """Compare the server with transformers: same tokens? how much faster? Writes a report.
+    """Compare with transformers: same tokens? how much faster?
 
-    Exits with 5 if a gate of the config is not met.
+    Writes a report. Exits with 5 if a gate of the config is not met.
 
     \b
     Example:  specpipe validate --config model_configs/smollm2-135m_hybrid.yaml
@@ -50,9 +50,9 @@ def validate(config_path: Path, workspace: Path, url: str | None, as_json: bool)
 @click.option("--tensors", is_flag=True, help="Read every value, not the headers alone.")
 @json_option
 def inspect(folder: Path, tensors: bool, as_json: bool) -> None:
-    """Say what a TensorRT-LLM checkpoint or engine is, and what is wrong with it.
+    """Say what a checkpoint or engine is, and what is wrong with it.
 
-    Takes those of any converter, and OpenVINO engines. Exits with 5 if there are defects.
+    Takes TensorRT-LLM's, of any converter, and OpenVINO engines. Exits with 5 if there are defects.
 
     \b
     Example:  specpipe inspect engines/demo/checkpoints/target --tensors

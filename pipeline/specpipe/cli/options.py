@@ -32,7 +32,7 @@ workspace_option = click.option(
     "--workspace",
     default=".",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, file_okay=False),
     help="Where engines/, triton_repo/ and reports/ are; the working directory if not given.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")

@@ -207,7 +207,7 @@ def generate(
     num_draft_tokens: int | None,
     as_json: bool,
 ) -> None:
-    """Send PROMPT (or stdin) to a running server and print the answer.
+    """Send PROMPT, or stdin, to a server and print the answer.
 
     Without --top-k or --top-p the most likely tokens are taken.
 

@@ -61,7 +61,7 @@ def build(config_path: Path, workspace: Path, in_container: bool, as_json: bool)
 @workspace_option
 @json_option
 def convert(config_path: Path, workspace: Path, as_json: bool) -> None:
-    """Convert the Hugging Face checkpoints to TensorRT-LLM checkpoints.
+    """Convert the Hugging Face checkpoints to TensorRT-LLM's format.
 
     \b
     Example:  specpipe convert --config model_configs/smollm2-135m_hybrid.yaml
@@ -143,7 +143,9 @@ def status(config_path: Path, workspace: Path, as_json: bool) -> None:
 @workspace_option
 @json_option
 def plan(config_path: Path, workspace: Path, as_json: bool) -> None:
-    """Show what would be built, whether it fits, and every reason why not; reads no weights.
+    """Show what would be built, if it fits, and every reason why not.
+
+    Reads no weights.
 
     \b
     Example:  specpipe plan --config model_configs/llama70b_draft7b.yaml
