@@ -4,21 +4,30 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c2733; max-width: 60rem; margin: 2rem auto;
-       padding: 0 1rem; }
+:root { color-scheme: light dark; --text: #1c2733; --quiet: #5a6b7b; --line: #d9e0e7;
+        --page: #ffffff; --blue: #2f6f9f; --red: #a8201a; --green: #10693f; --amber: #8a5a00;
+        --violet: #6b3fa0; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #dfe6ee; --quiet: #9aa9b8; --line: #35414d; --page: #14191f; --blue: #6aaede;
+          --red: #ff8a80; --green: #62c795; --amber: #e0b050; --violet: #b794f6; }
+}
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page);
+       max-width: 60rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 0.2rem; }
-p.note { color: #5a6b7b; margin: 0 0 0.6rem; }
-table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; padding: 0.35rem 0.6rem; border-bottom: 1px solid #d9e0e7;
+p.note { color: var(--quiet); margin: 0 0 0.6rem; }
+.scroll { overflow-x: auto; overflow-wrap: normal; }
+table { border-collapse: collapse; width: 100%; min-width: 40rem; }
+th, td { text-align: left; padding: 0.35rem 0.6rem; border-bottom: 1px solid var(--line);
          vertical-align: top; }
 th { font-weight: 600; } td:first-child { white-space: nowrap; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.1rem 1rem; }
-dt { color: #5a6b7b; } dd { margin: 0; }
-.ok { color: #10693f; } .bad { color: #a8201a; }
-svg { max-width: 100%; height: auto; } svg text { font: 13px system-ui, sans-serif; fill: #1c2733; }
+dt { color: var(--quiet); } dd { margin: 0; }
+.ok { color: var(--green); } .bad { color: var(--red); }
+svg { max-width: 100%; height: auto; }
+svg text { font: 13px system-ui, sans-serif; fill: var(--text); }
 """
-_COLOUR = "#2f6f9f"
-_COLOURS = (_COLOUR, "#a8201a", "#10693f", "#8a5a00", "#6b3fa0", "#1c2733")
+_COLOUR = "var(--blue)"
+_COLOURS = (_COLOUR, *(f"var(--{name})" for name in ("red", "green", "amber", "violet", "text")))
 
 
 def page(title: str, parts: Sequence[str]) -> str:
@@ -26,6 +35,7 @@ def page(title: str, parts: Sequence[str]) -> str:
     body = "\n".join(parts)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
         f"<body>\n{body}\n</body>\n</html>\n"
     )
@@ -54,7 +64,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
-    return f"<table><tr>{top}</tr>{body}</table>"
+    return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
 
 
 def items(texts: Sequence[str]) -> str:
@@ -69,7 +79,9 @@ def bars(values: Mapping[str, float], unit: str) -> str:
     for i, (name, value) in enumerate(values.items()):
         y, width = 8 + 32 * i, 420 * value / most
         shapes.append(f'<text x="0" y="{y + 16}">{escape(name)}</text>')
-        shapes.append(f'<rect x="190" y="{y}" width="{width:.1f}" height="22" fill="{_COLOUR}"/>')
+        shapes.append(
+            f'<rect x="190" y="{y}" width="{width:.1f}" height="22" style="fill:{_COLOUR}"/>'
+        )
         shapes.append(f'<text x="{196 + width:.1f}" y="{y + 16}">{value:.3g} {escape(unit)}</text>')
     return _svg(720, 16 + 32 * len(values), shapes)
 
@@ -83,7 +95,7 @@ def columns(values: Mapping[str, float], across: str, up: str, mark: float | Non
         x, height = 30 + step * i, 140 * value / most
         shapes.append(
             f'<rect x="{x:.1f}" y="{180 - height:.1f}" width="{step * 0.7:.1f}" '
-            f'height="{height:.1f}" fill="{_COLOUR}"/>'
+            f'height="{height:.1f}" style="fill:{_COLOUR}"/>'
         )
         middle = x + step * 0.35
         shapes.append(_label(middle, 174 - height, f"{value:.3g}"))
@@ -91,8 +103,8 @@ def columns(values: Mapping[str, float], across: str, up: str, mark: float | Non
     if mark is not None:
         y = 180 - 140 * mark / most
         shapes.append(
-            f'<line x1="24" x2="700" y1="{y:.1f}" y2="{y:.1f}" stroke="#a8201a" '
-            'stroke-dasharray="4 3"/>'
+            f'<line x1="24" x2="700" y1="{y:.1f}" y2="{y:.1f}" '
+            'style="stroke:var(--red)" stroke-dasharray="4 3"/>'
         )
     shapes.append(f'<text x="30" y="216">{escape(across)}</text>')
     return _svg(720, 224, shapes)
@@ -107,12 +119,13 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], across: str, up: 
     for i, (name, curve) in enumerate(series.items()):
         colour = _COLOURS[i % len(_COLOURS)]
         path = " ".join(f"{30 + 520 * x / right:.1f},{220 - 190 * y / top:.1f}" for x, y in curve)
-        shapes.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        style = f"fill:none;stroke:{colour};stroke-width:2"
+        shapes.append(f'<polyline points="{path}" style="{style}"/>')
         last = f" {curve[-1][1]:.3g}" if curve else ""
         shapes.append(
             f'<text x="570" y="{36 + 20 * i}" style="fill:{colour}">{escape(name)}{last}</text>'
         )
-    shapes.append('<path d="M30 30 V220 H550" fill="none" stroke="#5a6b7b"/>')
+    shapes.append('<path d="M30 30 V220 H550" style="fill:none;stroke:var(--quiet)"/>')
     shapes.append(f'<text x="30" y="240">{escape(across)}, up to {right:.4g}</text>')
     return _svg(720, 250, shapes)
 

@@ -129,8 +129,13 @@ def format_figure(metric: Metric, figure: Figure | None) -> str:
     if figure is None:
         return "-"
     if figure.p10 == figure.p90:
-        return f"{figure.median:.3g}"
-    return f"{figure.median:.3g} [{figure.p10:.3g}, {figure.p90:.3g}]"
+        return _three_digits(figure.median)
+    spread = f"{_three_digits(figure.p10)}, {_three_digits(figure.p90)}"
+    return f"{_three_digits(figure.median)} [{spread}]"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
 
 
 def divergence_lines(report: Report) -> list[str]:
@@ -156,9 +161,12 @@ def to_html(report: Report) -> str:
     speeds = report.figures["tokens_per_second"]
     histogram = {str(n): float(count) for n, count in report.histogram().items()}
     ratios = _ratios(report)
+    gates = [f"{'met' if g.passed else 'FAILED'}: {g}" for g in report.gates]
     parts = [
         html.verdict(report.passed, report.config.name),
         html.facts(report.conditions()),
+        html.heading("Gates", ""),
+        html.items(gates or ["none configured"]),
         html.heading("Figures", "Medians, in brackets the 10th and 90th percentile."),
         html.table(["", *(LABELS[arm] for arm in arms), "meaning"], rows),
         html.heading("Tokens per second", "One request at a time; larger is better."),
@@ -180,8 +188,6 @@ def to_html(report: Report) -> str:
             ),
             html.columns(ratios, "prompt", "speed-up", mark=1.0),
         ]
-    gates = [f"{'met' if g.passed else 'FAILED'}: {g}" for g in report.gates]
-    parts += [html.heading("Gates", ""), html.items(gates or ["none configured"])]
     parts += [
         html.heading("Divergences from the reference", ""),
         html.items(divergence_lines(report) or ["none"]),

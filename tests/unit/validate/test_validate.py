@@ -158,6 +158,12 @@ def test_the_html_page_stands_alone_and_escapes(report: Report) -> None:
     page = to_html(evil)
     assert "<script>" not in page and "&lt;script&gt;" in page
     assert "http://" not in page and "https://" not in page and "src=" not in page
+    assert page.index("FAILED: exact_match") < page.index("<h2>Figures</h2>")
+
+
+def test_thousands_are_written_out(report: Report) -> None:
+    text = to_markdown(report)
+    assert "| ttft_ms (ms) | 1000 | 500 |" in text and "e+03" not in to_html(report)
 
 
 def test_conditions_come_with_the_figures(report: Report) -> None:
