@@ -16,10 +16,11 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 0.2rem; }
 p.note { color: var(--quiet); margin: 0 0 0.6rem; }
 .scroll { overflow-x: auto; overflow-wrap: normal; }
-table { border-collapse: collapse; width: 100%; min-width: 40rem; }
+table { border-collapse: collapse; width: 100%; min-width: 46rem; }
 th, td { text-align: left; padding: 0.35rem 0.6rem; border-bottom: 1px solid var(--line);
          vertical-align: top; }
 th { font-weight: 600; } td:first-child { white-space: nowrap; }
+td:last-child { min-width: 14rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.1rem 1rem; }
 dt { color: var(--quiet); } dd { margin: 0; }
 .ok { color: var(--green); } .bad { color: var(--red); }

@@ -151,10 +151,11 @@ def validate_run(
 
     Raises what `validate` and `start_server` raise.
     """
-    from specpipe.validate.validate import validate
+    from specpipe.validate.validate import load_prompts, validate
 
     check_gates_known(config.validate.gates, config.path)
     require_repository(config, workspace)
+    prompts = load_prompts(config, workspace.repository / "preprocessing/1/tokenizer")
     model = locate_model(config.target.model, config, KEYS["target"])
     backend = load_backend(config.engine.backend)
     versions = dict(backend.versions(config.engine.tensorrt_llm))
@@ -165,4 +166,4 @@ def validate_run(
             address = free_address()
             stack.enter_context(start_server(workspace.repository, address, log))
             url = address.grpc
-        return validate(config, workspace, url, model, versions, progress=progress)
+        return validate(config, workspace, url, model, prompts, versions, progress=progress)

@@ -13,7 +13,7 @@ import pytest
 from specpipe.artifacts import Workspace
 from specpipe.config import read_config
 from specpipe.errors import ConfigError, StageFailed, Unsupported
-from specpipe.run import build, require_repository, status
+from specpipe.run import build, require_repository, status, validate_run
 from tests.unit.checkpoint.packers import pack_model
 
 
@@ -193,3 +193,15 @@ def test_the_manifest_says_what_the_engine_was_made_from(write_config, tmp_path:
     build(*run)
     manifest = json.loads((run[1].engine("target") / "specpipe.json").read_text())
     assert {"checkpoint", "openvino", "max_seq_len", "quantization"} <= set(manifest["inputs"])
+
+
+def test_bad_prompts_are_refused_before_a_server_is_started(
+    write_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specpipe.run.start_server", lambda *given: pytest.fail("a server started"))
+    (tmp_path / "empty.jsonl").write_text("")
+    validate = {"prompts": str(tmp_path / "empty.jsonl")}
+    run = setup(write_config(validate=validate), tmp_path)
+    build(*run)
+    with pytest.raises(ConfigError, match="no prompts"):
+        validate_run(*run, url=None)

@@ -23,7 +23,10 @@ from specpipe.validate.trials import Arm, Reading
 Progress = Callable[[int, int], None]
 
 
-def load_prompts(config: RunConfig, tokenizer_folder: Path) -> tuple[list[list[int]], int]:
+Prompts = tuple[list[list[int]], int]  # as tokens, in the chat template; the end token
+
+
+def load_prompts(config: RunConfig, tokenizer_folder: Path) -> Prompts:
     """Return the run's prompts as tokens, in the model's chat template, and the end token.
 
     Raises ConfigError if there are none or one is too long for the engine.
@@ -51,40 +54,41 @@ def validate(
     workspace: Workspace,
     url: str,
     model: Path,
+    prompts: Prompts,
     versions: dict[str, str],
     *,
     progress: Progress = lambda done, total: None,
 ) -> Report:
     """Compare the server at `url` with transformers and write the report into the workspace.
 
-    Raises ConfigError for unknown gates or bad prompts, StageFailed if the server fails. Whether
-    the gates were met is in the report; `require_passed` raises.
+    `prompts` are what `load_prompts` returned. Raises ConfigError for unknown gates, StageFailed if
+    the server fails. Whether the gates were met is in the report; `require_passed` raises.
     """
     check_gates_known(config.validate.gates, config.path)
-    prompts, end_id = load_prompts(config, workspace.repository / "preprocessing/1/tokenizer")
+    texts, end_id = prompts
     speculates = config.speculation.num_draft_tokens > 0
     reference = Reference(model)
     with Client(url) as client:
         trials = measure(
             client,
             reference,
-            prompts,
+            texts,
             max_tokens=config.validate.max_tokens,
             end_id=end_id,
             repeats=config.validate.repeats,
             speculates=speculates,
             progress=progress,
         )
-    texts = {t.prompt: (prompts[t.prompt], t.tokens) for t in trials.of("reference")}
-    readings = read_by_reference(reference, texts)
+    answered = {t.prompt: (texts[t.prompt], t.tokens) for t in trials.of("reference")}
+    readings = read_by_reference(reference, answered)
     del reference  # before the engine is loaded: there may not be room for both
-    readings += _read_by_engine(config, workspace, texts)
+    readings += _read_by_engine(config, workspace, answered)
     trials = replace(trials, readings=tuple(readings))
     metrics = load_metrics()
     figures = {metric.name: metric.compute(trials) for metric in metrics}
     judged: Arm = "speculative" if speculates else "plain"
     gates = judge(config.validate.gates, metrics, figures, judged)
-    report = Report(config, len(prompts), metrics, figures, trials, gates, versions)
+    report = Report(config, len(texts), metrics, figures, trials, gates, versions)
     write_report(report, workspace.reports)
     return report
 
