@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from specpipe.cli.options import (
-    HOST_AND_PORT,
     config_option,
     json_option,
     optional_config_option,
+    require_host_and_port,
     workspace_option,
 )
 from specpipe.cli.output import load, plain, say, show_progress
@@ -21,7 +21,8 @@ from specpipe.cli.output import load, plain, say, show_progress
 @workspace_option
 @click.option(
     "--url",
-    type=HOST_AND_PORT,
+    metavar="HOST:PORT",
+    callback=require_host_and_port,
     help="A server's gRPC endpoint; without it, one is started for the time.",
 )
 @json_option

@@ -54,19 +54,16 @@ gpu_option = click.option(
 )
 
 
-class _HostAndPort(click.ParamType):
-    """A gRPC endpoint, which has no scheme."""
-
-    name = "HOST:PORT"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        host, _, port = value.rpartition(":")
-        if not host or "/" in value or not port.isdecimal():
-            self.fail(f"{value!r} is not HOST:PORT of a gRPC endpoint, e.g. 127.0.0.1:8001")
-        return value
-
-
-HOST_AND_PORT = _HostAndPort()
+def require_host_and_port(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> str | None:
+    """Refuse what is not HOST:PORT: a gRPC endpoint has no scheme."""
+    host, _, port = (value or "").rpartition(":")
+    if value is not None and (not host or "/" in host or not port.isdecimal()):
+        raise click.BadParameter(
+            f"{value!r} is not HOST:PORT of a gRPC endpoint, e.g. 127.0.0.1:8001"
+        )
+    return value
 
 
 def port_options(command: Command) -> Command:

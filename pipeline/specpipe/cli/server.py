@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from specpipe.cli.options import (
-    HOST_AND_PORT,
     json_option,
     optional_config_option,
     port_options,
+    require_host_and_port,
     workspace_option,
 )
 from specpipe.cli.output import load, say
@@ -173,7 +173,8 @@ def _shown(log: Path) -> Iterator[None]:
     "--url",
     default="127.0.0.1:8001",
     show_default=True,
-    type=HOST_AND_PORT,
+    metavar="HOST:PORT",
+    callback=require_host_and_port,
     help="The gRPC endpoint.",
 )
 @click.option(
