@@ -199,9 +199,9 @@ def test_bad_prompts_are_refused_before_a_server_is_started(
     write_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("specpipe.run.start_server", lambda *given: pytest.fail("a server started"))
-    (tmp_path / "empty.jsonl").write_text("")
-    validate = {"prompts": str(tmp_path / "empty.jsonl")}
-    run = setup(write_config(validate=validate), tmp_path)
+    texts = ["short", "word " * 200]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": t}) + "\n" for t in texts))
+    run = setup(write_config(validate={"prompts": str(tmp_path / "p.jsonl")}), tmp_path)
     build(*run)
-    with pytest.raises(ConfigError, match="no prompts"):
+    with pytest.raises(ConfigError, match=r"prompt 2 of .*p.jsonl: .* 100 .*\n  hint: shorten it"):
         validate_run(*run, url=None)

@@ -42,10 +42,17 @@ def load_prompts(config: RunConfig, tokenizer_folder: Path) -> Prompts:
             f"{config.path}: 'validate.max_tokens' is {options.max_tokens}: leaves no "
             f"room for a prompt in engine.max_seq_len {config.engine.max_seq_len}"
         )
-    prompts = [
-        tokenizer.encode(facts["chat_prefix"] + text + facts["chat_suffix"], limit)
-        for text in texts
-    ]
+    prompts = []
+    for number, text in enumerate(texts, 1):
+        try:
+            asked = facts["chat_prefix"] + text + facts["chat_suffix"]
+            prompts.append(tokenizer.encode(asked, limit))
+        except ConfigError as error:
+            place = f"prompt {number} of {path or 'those that come with specpipe'}"
+            raise ConfigError(
+                f"{place}: {error}",
+                hint="shorten it, or raise engine.max_input_len and max_seq_len and build again",
+            ) from error
     return prompts, tokenizer.end_id
 
 
