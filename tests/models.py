@@ -1,5 +1,6 @@
 """Tiny models for tests: random weights, real formats."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -74,4 +75,40 @@ def make_heads(folder: Path, *, seed: int, heads: int = 3, layers: int = 1,
             tensors[f"{head}.{layers}.weight"] = torch.randn(vocab, hidden) * 0.2
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "medusa_lm_head.safetensors")
+    return tensors
+
+
+def make_redrafter(
+    folder: Path,
+    *,
+    seed: int,
+    layers: int = 2,
+    hidden: int = 64,
+    exit_dim: int = 128,
+    vocab: int = 320,
+    rnn: bool = True,
+) -> Any:
+    """Return a random ReDrafter in Apple's names and write it, with its config, into `folder`."""
+    import torch
+    from safetensors.torch import save_file
+
+    def matrix(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape) * 0.1
+
+    torch.manual_seed(seed)
+    tensors = {f"lm_head.{layers}.weight": matrix(vocab, exit_dim)}
+    for layer in range(layers):
+        tensors[f"lm_head.{layer}.linear.weight"] = matrix(exit_dim, exit_dim)
+        tensors[f"lm_head.{layer}.linear.bias"] = matrix(exit_dim)
+    if exit_dim != 2 * hidden:
+        tensors |= {"input_proj.weight": matrix(exit_dim, 2 * hidden)}
+        tensors |= {"input_proj.bias": matrix(exit_dim)}
+    if rnn:
+        tensors |= {"rnn_u.weight": matrix(hidden, hidden), "rnn_u.bias": matrix(hidden)}
+        tensors |= {"rnn_w.weight": matrix(hidden, hidden)}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors")
+    facts = {"vocab_size": vocab, "hidden_size": hidden, "exit_dim": exit_dim,
+             "num_draft_layers": layers, "rnn": rnn}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(facts))
     return tensors

@@ -20,6 +20,7 @@ from specpipe.methods import (
     Lookahead,
     Medusa,
     PromptLookup,
+    ReDrafter,
     Speculation,
 )
 from specpipe.recipe import TrainOptions
@@ -125,12 +126,12 @@ class RunConfig:
         return {"target": self.target.model, **({"draft": draft.model} if draft else {})}
 
     def heads(self, role: Role = "target") -> str | None:
-        """Return the source of the Medusa heads that belong to a model, if any."""
+        """Return the source of what guesses in a model's own checkpoint, if anything does."""
         options = self.speculation
         if role == "draft":
             draft = options.draft if isinstance(options, DraftModel | Hybrid) else None
             return draft.heads if draft else None
-        return options.heads if isinstance(options, Medusa | Hybrid) else None
+        return options.heads if isinstance(options, Medusa | Hybrid | ReDrafter) else None
 
     @property
     def lossless(self) -> bool:

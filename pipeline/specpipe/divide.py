@@ -58,6 +58,11 @@ def _check_widths(model: ModelConfig, parallel: Parallel, who: str) -> Iterator[
         widths["shared expert's width"] = model.moe_shared_expert_intermediate_size
     if model.num_medusa_heads:
         widths["hidden size, which its Medusa heads share out,"] = model.hidden_size
+    if model.redrafter:
+        widths["ReDrafter's width"] = model.redrafter.exit_dim
+        widths["vocabulary, which its ReDrafter does not pad,"] = model.vocab_size
+        if model.redrafter.is_rnn:
+            widths["hidden size, which its ReDrafter shares out,"] = model.hidden_size
     if parallel.use_parallel_embedding and parallel.embedding_sharding_dim == 1:
         widths["hidden size, which engine.embedding_sharding_dim 1 cuts,"] = model.hidden_size
     for name, size in widths.items():

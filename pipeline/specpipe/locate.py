@@ -10,10 +10,12 @@ from specpipe.checkpoint.families import FAMILIES, HfConfig, find_family
 from specpipe.checkpoint.families.hf import rms_decoder
 from specpipe.checkpoint.guesser import Guesser
 from specpipe.checkpoint.medusa import HeadsSource, known_heads, open_heads
+from specpipe.checkpoint.redrafter import open_redrafter, trained_redrafter
 from specpipe.checkpoint.source import Source, known_model, locate_model, open_source
 from specpipe.config import RunConfig, find_file, require_file
 from specpipe.contracts import Backend, ModelConfig, Role
 from specpipe.errors import ConfigError
+from specpipe.methods import ReDrafter
 
 KEYS: dict[Role, str] = {"target": "target.model", "draft": "speculation.draft.model"}
 HEADS_KEYS: dict[Role, str] = {"target": "speculation.heads", "draft": "speculation.draft.heads"}
@@ -95,6 +97,8 @@ def _guesser(
     name = config.heads(role)
     if name is None or source is not None or find_file(name, config) is not None:
         return locate_guesser(config, role)
+    if isinstance(config.speculation, ReDrafter):
+        return trained_redrafter(Path(name), model, config.speculation, _release(config))
     return _in_layout(config, known_heads(name) or _trained_heads(config, name, model))
 
 
@@ -124,9 +128,17 @@ def locate_guesser(config: RunConfig, role: Role) -> Guesser | None:
         if known_heads(path) is None:
             raise
         raise ConfigError(str(error), hint=f"download {path} and give the folder") from error
+    if isinstance(config.speculation, ReDrafter):
+        return open_redrafter(file, config.speculation, _release(config))
     return _in_layout(config, open_heads(file))
 
 
 def _in_layout(config: RunConfig, heads: HeadsSource) -> HeadsSource:
     whole = load_backend(config.engine.backend).whole_heads
     return heads.in_full(config.speculation.num_draft_tokens) if whole else heads
+
+
+def _release(config: RunConfig) -> str:
+    """Return the release of TensorRT-LLM that a run is for; empty if the backend has none."""
+    backend = load_backend(config.engine.backend)
+    return backend.versions(config.engine.tensorrt_llm).get("tensorrt_llm", "")

@@ -162,8 +162,32 @@ class MultiToken:
         return None
 
 
+@dataclass(frozen=True)
+class ReDrafter:
+    """Beams of a small recurrent net beside the target (2403.09919); for `tensorrt` only."""
+
+    method: Literal["redrafter"]
+    heads: str  # folder of the drafter; see `checkpoint.redrafter` for the spellings
+    num_beams: int = field(default=5, metadata=between(1, 32))
+    draft_len_per_beam: int = field(default=5, metadata=between(1, 32))
+    greedy_search: bool = True  # false: tokens are sampled by the temperature of a request
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Count what one step scores beside the root, if no two beams begin alike.
+
+        This is the `max_draft_len` that upstream's builder computes (`build`, builder.py).
+        """
+        return self.num_beams * self.draft_len_per_beam
+
+    @property
+    def max_concurrency(self) -> None:
+        """Upstream always speculates."""
+        return None
+
+
 AnyLength = PromptLookup | DraftModel | Hybrid | Medusa  # a request may ask for fewer tokens
-Speculation = NoSpeculation | AnyLength | Lookahead | Eagle3 | MultiToken
+Speculation = NoSpeculation | AnyLength | Lookahead | ReDrafter | Eagle3 | MultiToken
 
 PLAIN = NoSpeculation()
 # Methods of TensorRT-LLM's engines that this release does not serve -> the way to them.
@@ -171,8 +195,10 @@ ELSEWHERE = {
     "eagle": "EAGLE-1 and EAGLE-2: TensorRT-LLM's examples/eagle/convert_checkpoint.py and "
     "trtllm-build make an engine (up to 1.2.1), and `specpipe inspect` looks at both; "
     "EAGLE-3: method: eagle3",
-    "redrafter": "TensorRT-LLM's examples/redrafter/convert_checkpoint.py and trtllm-build make an "
-    "engine (up to 1.2.1), and `specpipe inspect` looks at both",
 }
-REWINDING = ("medusa", "lookahead")  # methods whose engines take rows of the KV cache back
-UPSTREAM_ONLY = ("eagle3", "mtp")  # methods without a proposer of ours
+REWINDING = (
+    "medusa",
+    "lookahead",
+    "redrafter",
+)  # methods whose engines take rows of the KV cache back
+UPSTREAM_ONLY = ("redrafter", "eagle3", "mtp")  # methods without a proposer of ours

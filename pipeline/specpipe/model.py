@@ -42,6 +42,34 @@ class Arithmetic:
 
 
 @dataclass(frozen=True)
+class RecurrentDrafter:
+    """ReDrafter's net (2403.09919) in its target's checkpoint, and the beams that it lays out.
+
+    It reads a hidden state of the target and a recurrent state of the same size; `exit_dim` is the
+    width of its residual layers. Keys of config.json: these names behind `redrafter_`.
+    """
+
+    num_layers: int
+    exit_dim: int
+    is_rnn: bool  # else the state is the sum of the drafted tokens' embeddings
+    num_beams: int = 5
+    draft_len_per_beam: int = 5
+    greedy_search: bool = True
+
+    def shapes(self, hidden_size: int, vocab_size: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor, by its name in the module `drafter`."""
+        wide, hidden = self.exit_dim, hidden_size
+        into = (("input_proj", 2 * hidden, wide),) if wide != 2 * hidden else ()
+        layers = ((f"layers.{n}.linear", wide, wide) for n in range(self.num_layers))
+        state = (("rnn_u", hidden, hidden),) if self.is_rnn else ()
+        found: dict[str, tuple[int, ...]] = {}
+        for name, columns, rows in (*into, *layers, *state):
+            found |= {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
+        found["lm_head.weight"] = (vocab_size, wide)
+        return found | ({"rnn_w.weight": (hidden, hidden)} if self.is_rnn else {})
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The facts of a decoder-only model: the keys of a TensorRT-LLM checkpoint's config.json.
 
@@ -66,6 +94,7 @@ class ModelConfig:
     hidden_act: str = "silu"
     num_medusa_heads: int = 0  # heads that lie in the same checkpoint
     num_medusa_layers: int = 0  # residual layers of each
+    redrafter: RecurrentDrafter | None = None  # in the same checkpoint
     position_embedding_type: Positions = "rope_gpt_neox"
     rotary_embedding_dim: int | None = None  # of each head; None: all of it
     attn_bias: bool = False  # of query, key and value
@@ -141,10 +170,18 @@ class ModelConfig:
     @property
     def guesser_module(self) -> str:
         """Return the module that guesses in the same checkpoint, by name; empty if none does."""
-        return "medusa_heads" if self.num_medusa_heads else ""
+        return "medusa_heads" if self.num_medusa_heads else "drafter" if self.redrafter else ""
+
+    @property
+    def guesser_rounds(self) -> int:
+        """Count how often a step runs that module: once, or for every token of a beam."""
+        return self.redrafter.draft_len_per_beam if self.redrafter else 1
 
     def guesser_parameters(self, vocab_size: int) -> int:
         """Count the weights of that module, with output layers of `vocab_size` rows."""
+        if self.redrafter:
+            shapes = self.redrafter.shapes(self.hidden_size, vocab_size).values()
+            return sum(math.prod(shape) for shape in shapes)
         residual = self.num_medusa_layers * self.hidden_size * (self.hidden_size + 1)
         return self.num_medusa_heads * (residual + vocab_size * self.hidden_size)
 
@@ -156,6 +193,9 @@ class ModelConfig:
     def to_json(self) -> dict[str, Any]:
         """Return the facts under the keys that `model_from_json` and upstream read."""
         facts = asdict(self)
+        if (drafter := facts.pop("redrafter")) is not None:
+            facts |= {f"redrafter_{name}": value for name, value in drafter.items()}
+            facts["redrafter_hidden_size"] = self.hidden_size
         facts["rotary_embedding_dim"] = self.rotary_dim
         absent = ["upstream_limits", "upstream_since"]
         absent += [name for name in ("moe", "query_pre_attn_scalar") if facts[name] is None]
@@ -177,10 +217,26 @@ def model_from_json(raw: Mapping[str, Any]) -> ModelConfig:
         how = _known(Arithmetic, known["arithmetic"])
         how["sliding_windows"] = tuple(how.get("sliding_windows", ()))
         known["arithmetic"] = Arithmetic(**how)
+    prefix = "redrafter_"
+    drafter = {n.removeprefix(prefix): v for n, v in raw.items() if n.startswith(prefix)}
+    if drafter:
+        known["redrafter"] = RecurrentDrafter(**_known(RecurrentDrafter, drafter))
     return ModelConfig(**known)
 
 
 def _known(
-    record: type[ModelConfig | Experts | Arithmetic], raw: Mapping[str, Any]
+    record: type[ModelConfig | Experts | Arithmetic | RecurrentDrafter], raw: Mapping[str, Any]
 ) -> dict[str, Any]:
     return {f.name: raw[f.name] for f in fields(record) if f.name in raw}
+
+
+def redrafter_class(architecture: str, release: str) -> str | None:
+    """Return TensorRT-LLM's class for a target with a ReDrafter in its checkpoint; None: no such.
+
+    Up to the 0.17 line one class for Llama alone, in the 1.x sources one for Llama and one for
+    Qwen2 (tensorrt_llm/models/__init__.py, examples/redrafter/convert_checkpoint.py).
+    """
+    if release.startswith("0."):
+        return {"LlamaForCausalLM": "ReDrafterForCausalLM"}.get(architecture)
+    later = {"LlamaForCausalLM": "ReDrafterForLLaMALM", "Qwen2ForCausalLM": "ReDrafterForQWenLM"}
+    return later.get(architecture)

@@ -133,7 +133,6 @@ def test_draft_lengths_are_read_and_a_bound_without_effect_is_refused(tmp_path: 
         ("num_draft_tokens: 5", "tree: wide", 6, "chain"),
         ("prompt_lookup", "prompt_lokup", 5, "did you mean 'prompt_lookup'?"),
         ("prompt_lookup", "eagle", 5, "examples/eagle/convert_checkpoint.py"),
-        ("prompt_lookup", "redrafter", 5, "'redrafter', which this release does not serve"),
         ("method: prompt_lookup", "num: 1", 5, "missing key 'speculation.method'"),
         ("max_input_len: 100", "max_input_len: 200", 10, "must be below engine.max_seq_len"),
         ("num_draft_tokens: 5", "min_matching_ngram_size: 9", 6, "must not be above"),

@@ -13,16 +13,18 @@ from specpipe.errors import Unsupported
 from specpipe.methods import ELSEWHERE
 
 _REDRAFTER = ("rnn_u.weight", "input_proj.weight", "input_projs.weight", "lm_heads.0.linear.weight")
+# method -> what its drafter is called, and the way to it
+_KINDS = {
+    "eagle": ("an EAGLE drafter", ELSEWHERE["eagle"]),
+    "redrafter": ("a ReDrafter", "set speculation.method: redrafter"),
+}
 
 
 def refuse_drafter(path: Path, names: Set[str]) -> None:
     """Raise Unsupported, naming the way, if the tensors are a drafter of EAGLE or ReDrafter."""
     if method := drafter_method(path, names):
-        kind = {"eagle": "an EAGLE drafter", "redrafter": "a ReDrafter"}[method]
-        raise Unsupported(
-            f"{path}: this is {kind}, not Medusa heads; this release does not convert it",
-            hint=ELSEWHERE[method],
-        )
+        kind, hint = _KINDS[method]
+        raise Unsupported(f"{path}: this is {kind}, not Medusa heads", hint=hint)
 
 
 def drafter_method(path: Path, names: Set[str]) -> str | None:

@@ -367,16 +367,10 @@ EAGLE = {
     "architecture": "EagleForCausalLM", "num_eagle_layers": 4, "max_non_leaves_per_layer": 10,
     "max_draft_len": 63, "eagle_net_config": {"architecture": "LlamaForCausalLM"},
 }  # fmt: skip
-REDRAFTER = {
-    "architecture": "ReDrafterForCausalLM", "redrafter_num_layers": 2, "redrafter_hidden_size": 64,
-    "redrafter_exit_dim": 128, "redrafter_num_beams": 5, "redrafter_draft_len_per_beam": 5,
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("keys", "tensor"),
-    [(EAGLE, "eagle_nets.0.drafter.fc.weight"), (REDRAFTER, "drafter.lm_head.weight")],
-    ids=["EAGLE", "ReDrafter"],
+    ("keys", "tensor"), [(EAGLE, "eagle_nets.0.drafter.fc.weight")], ids=["EAGLE"]
 )
 def test_other_drafters_are_looked_at_as_far_as_they_are_known(
     make: Make, keys: dict[str, object], tensor: str
@@ -447,7 +441,7 @@ def test_an_engine_is_described_from_its_config(engine: Path) -> None:
         ({"speculative_decoding_mode": 32}, "was built in the mode eagle"),
         ({"speculative_decoding_mode": 3}, "'speculative_decoding_mode' is 3"),
         ({"max_draft_len": 0}, "built without room for drafts"),
-        ({"max_draft_len": 9}, "9 in build_config and 7 in pretrained_config"),
+        ({"max_draft_len": 9}, "9 in build_config and 7 by pretrained_config"),
         ({"max_beam_width": 2}, "no speculation with beams"),
         ({"kv_cache_type": "CONTINUOUS"}, "medusa needs a paged one"),
         ({"max_num_tokens": 31}, "4 sequences of 7 drafted tokens take 32 a step"),

@@ -22,13 +22,25 @@ _WHOLE = (
     "num_medusa_heads",
     "num_medusa_layers",
     "max_draft_len",
+    "redrafter_num_layers",
+    "redrafter_hidden_size",
+    "redrafter_exit_dim",
+    "redrafter_num_beams",
+    "redrafter_draft_len_per_beam",
 )
 # Beyond these nothing is a model, and damage must not keep us busy.
 _MOST = {
     "num_hidden_layers": 4096,
     "num_medusa_heads": 256,
     "num_medusa_layers": 256,
+    "redrafter_num_layers": 256,
     "num_experts": 4096,
+}
+# upstream's classes of a target with a ReDrafter -> the target's own
+REDRAFTERS = {
+    "ReDrafterForCausalLM": "LlamaForCausalLM",
+    "ReDrafterForLLaMALM": "LlamaForCausalLM",
+    "ReDrafterForQWenLM": "Qwen2ForCausalLM",
 }
 _DTYPES = ("float16", "bfloat16", "float32")
 # kind of RoPE scaling -> the factors without which it cannot be computed
@@ -108,6 +120,8 @@ def describe_speculation(raw: Json, mode: str | None = None) -> Speculation:
         whole(raw, "max_draft_len"),
         whole(raw, "num_medusa_heads"),
         whole(raw, "num_medusa_layers"),
+        whole(raw, "redrafter_num_beams"),
+        whole(raw, "redrafter_draft_len_per_beam"),
     )
 
 
@@ -214,13 +228,7 @@ def _check_medusa(raw: Json) -> Iterator[Finding]:
 # architecture -> the keys that its upstream class and the runtime cannot do without
 _DRAFTERS = {
     "EagleForCausalLM": ("num_eagle_layers", "max_non_leaves_per_layer", "max_draft_len"),
-    "ReDrafterForCausalLM": (
-        "redrafter_num_layers",
-        "redrafter_hidden_size",
-        "redrafter_exit_dim",
-        "redrafter_num_beams",
-        "redrafter_draft_len_per_beam",
-    ),
+    **dict.fromkeys(REDRAFTERS, tuple(key for key in _WHOLE if key.startswith("redrafter_"))),
 }
 
 
@@ -229,8 +237,17 @@ def _check_drafter(raw: Json) -> Iterator[Finding]:
     lacks = [key for key in _DRAFTERS.get(architecture, ()) if whole(raw, key) is None]
     if architecture == "EagleForCausalLM" and not table(raw, "eagle_net_config"):
         lacks.append("eagle_net_config")
+    if architecture in REDRAFTERS:
+        switches = ("redrafter_is_rnn", "redrafter_greedy_search")
+        lacks += [key for key in switches if not isinstance(raw.get(key), bool)]
     if lacks:
         yield Finding(f"{architecture} needs {', '.join(lacks)} in config.json", _CONVERT)
+    elif architecture in REDRAFTERS and raw["redrafter_hidden_size"] != raw.get("hidden_size"):
+        yield Finding(
+            f"redrafter_hidden_size is {raw['redrafter_hidden_size']}, but the hidden states have "
+            f"{raw.get('hidden_size')} values",
+            "convert the model again, with a drafter that was trained for it",
+        )
     if architecture == "EagleForCausalLM" and (ranks := describe_ranks(raw)):
         if ranks.pp_size > 1:
             yield Finding(

@@ -50,6 +50,9 @@ def _speculation(speculation: Speculation) -> str:
     if speculation.num_medusa_heads:
         layers = speculation.num_medusa_layers or 0
         parts.append(f"{speculation.num_medusa_heads} Medusa heads, residual layers: {layers}")
+    if speculation.redrafter_num_beams:
+        beams = f"{speculation.redrafter_num_beams} beams of a ReDrafter"
+        parts.append(f"{beams}, {speculation.redrafter_draft_len_per_beam} tokens each")
     if speculation.max_draft_len:
         parts.append(f"{speculation.max_draft_len} drafted tokens a step")
     return ", ".join(parts) or "as the build decides"

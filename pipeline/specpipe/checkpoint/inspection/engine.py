@@ -7,7 +7,7 @@ The rules are those of the builder (tensorrt_llm/builder.py) and of the runtime 
 from collections.abc import Iterator
 from pathlib import Path
 
-from specpipe.checkpoint.inspection.config import Json, table, text, whole
+from specpipe.checkpoint.inspection.config import REDRAFTERS, Json, table, text, whole
 from specpipe.checkpoint.inspection.records import File, Finding, Limits, Ranks, Speculation
 
 # `SpeculativeDecodingMode`, an IntFlag
@@ -19,6 +19,7 @@ _MODES = {
     16: "explicit_draft_tokens",
     32: "eagle",
 }
+_BEAMS = "explicit_draft_tokens"  # ReDrafter's mode
 _BUILD = "build the engine again"
 
 
@@ -92,23 +93,29 @@ def check_engine(raw: Json, speculation: Speculation) -> Iterator[Finding]:
 def _check_mode(pretrained: Json, build: Json, speculation: Speculation) -> Iterator[Finding]:
     name, architecture = speculation.mode, pretrained.get("architecture")
     wanted = {"MedusaForCausalLM": "medusa", "EagleForCausalLM": "eagle",
-              "ReDrafterForCausalLM": "explicit_draft_tokens"}.get(str(architecture))  # fmt: skip
+              **dict.fromkeys(REDRAFTERS, _BEAMS)}.get(str(architecture))  # fmt: skip
     if wanted is not None and name != wanted:
         yield Finding(
             f"{architecture} was built in the mode {name}: its drafts are computed and never used",
             f"build with --speculative_decoding_mode {wanted}",
         )
-    if name in ("medusa", "eagle") and name != wanted:
+    if name in ("medusa", "eagle", _BEAMS) and name != wanted:
         yield Finding(
             f"the mode is {name}, but {architecture} has nothing to draft with", "use its own mode"
         )
-    length, fixed = whole(build, "max_draft_len"), whole(pretrained, "max_draft_len")
-    if name in ("draft_tokens_external", "lookahead_decoding", "medusa", "eagle") and not length:
+    length, fixed = whole(build, "max_draft_len"), _fixed_length(pretrained, speculation)
+    if name != "none" and not length:
         yield Finding(f"{name} was built without room for drafts", "build with --max_draft_len")
     if fixed is not None and length is not None and fixed != length:
         yield Finding(
-            f"max_draft_len is {length} in build_config and {fixed} in pretrained_config", _BUILD
+            f"max_draft_len is {length} in build_config and {fixed} by pretrained_config", _BUILD
         )
+
+
+def _fixed_length(pretrained: Json, speculation: Speculation) -> int | None:
+    """Return the drafted tokens that the model itself fixes; None if the build may choose."""
+    beams, tokens = speculation.redrafter_num_beams, speculation.redrafter_draft_len_per_beam
+    return beams * tokens if beams and tokens else whole(pretrained, "max_draft_len")
 
 
 def _check_room(limits: Limits, build: Json, name: str) -> Iterator[Finding]:

@@ -46,6 +46,8 @@ class Speculation:
     max_draft_len: int | None
     num_medusa_heads: int | None
     num_medusa_layers: int | None
+    redrafter_num_beams: int | None
+    redrafter_draft_len_per_beam: int | None
 
 
 @dataclass(frozen=True)

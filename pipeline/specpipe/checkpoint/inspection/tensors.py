@@ -6,9 +6,17 @@ from math import prod
 from pathlib import Path
 
 from specpipe.checkpoint.families import Shard, TensorPlan, find_family
-from specpipe.checkpoint.inspection.config import Json, complete, is_legible, table, text
+from specpipe.checkpoint.inspection.config import (
+    REDRAFTERS,
+    Json,
+    complete,
+    is_legible,
+    table,
+    text,
+)
 from specpipe.checkpoint.inspection.records import File, Finding, Ranks
 from specpipe.checkpoint.medusa import BASES, planned_heads
+from specpipe.checkpoint.redrafter import planned_drafter
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.checkpoint.shard import Rank, cut, local_name
 from specpipe.contracts import ModelConfig, Parallel
@@ -26,7 +34,7 @@ _WEIGHT_BITS = {"W4A16": 4, "W4A8": 4, "NVFP4": 4, "W8A16": 8, "W8A8": 8, "FP8":
 _FLOATS = {"float32": 32, "float16": 16, "bfloat16": 16}
 _AS_LLAMA = ("LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Qwen2ForCausalLM")
 # What these have beside a Llama; upstream builds them on nothing else.
-DRAFTERS = {"EagleForCausalLM": "eagle_nets.", "ReDrafterForCausalLM": "drafter."}
+DRAFTERS = {"EagleForCausalLM": "eagle_nets."}
 _CONVERT = "convert the model again"
 
 
@@ -145,6 +153,8 @@ def _plans(raw: Json, headers: Mapping[int, Header]) -> tuple[ModelConfig, list[
     architecture = text(raw, "architecture") or ""
     if architecture == "MedusaForCausalLM":
         architecture = BASES.get(text(raw, "model_type") or "llama", "")
+    elif architecture in REDRAFTERS:
+        architecture = REDRAFTERS[architecture]
     elif architecture in DRAFTERS:
         architecture = "LlamaForCausalLM"
     if "arithmetic" not in raw and architecture not in _AS_LLAMA:
@@ -167,7 +177,7 @@ def _plans(raw: Json, headers: Mapping[int, Header]) -> tuple[ModelConfig, list[
         shares = not any(n.startswith("medusa_heads.") and "lm_head" in n for n in names)
         whole = raw.get("architecture") == "MedusaForCausalLM"
         plans += planned_heads(model, shares_output=shares and not whole)
-    return model, plans
+    return model, plans + planned_drafter(model)
 
 
 def compare(

@@ -61,7 +61,7 @@ LEFT_OUT = (
     "*block_embedding",
     "*shared_expert_gate",
 )
-GUESSERS = ("*medusa_heads*",)  # what guesses in a checkpoint, of any method
+GUESSERS = ("*medusa_heads*", "*drafter*")  # what guesses in a checkpoint, of any method
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,242 @@
+"""ReDrafter's drafters on disk, in upstream's three spellings, as tensors of TensorRT-LLM's names.
+
+- Apple's: `lm_head.{layer}.linear.weight`, `lm_head.{layers}.weight`, `input_proj.weight`;
+- the plural: `lm_heads.`, `input_projs.`;
+- without names: `0.{layer}.linear.weight`, `0.{layers}.weight`;
+
+and, in all of them, `rnn_u` and `rnn_w` if the state is a recurrent one. What a drafter is made of
+is told by its tensors; config.json, which is where upstream's converter looks
+(examples/redrafter/convert_checkpoint.py), must agree.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
+from specpipe.checkpoint.source import Renamed, TensorReader, read_json, read_tensors, weight_files
+from specpipe.contracts import ModelConfig, Rejection, Role
+from specpipe.errors import ConfigError, Unsupported
+from specpipe.methods import ReDrafter
+from specpipe.model import RecurrentDrafter, redrafter_class
+
+MODULE = "drafter"
+_NAME = re.compile(
+    r"(?:lm_heads?|0)\.(?P<layer>\d+)\.linear\.(?P<part>weight|bias)"
+    r"|(?:lm_heads?|0)\.(?P<output>\d+)\.weight"
+    r"|(?P<input>input_proj)s?\.(?P<of_input>weight|bias)"
+    r"|(?P<state>rnn_u\.weight|rnn_u\.bias|rnn_w\.weight)"
+)
+# keys of the drafter's config.json -> the facts that its tensors tell
+_TOLD = {"num_draft_layers": "num_layers", "exit_dim": "exit_dim", "rnn": "is_rnn"}
+
+
+@dataclass(frozen=True)
+class RecurrentSource:
+    """A drafter that was found, but not read, and how it is to be written; see `Guesser`."""
+
+    path: Path
+    weights: tuple[Path, ...]
+    names: Mapping[str, str]  # TensorRT-LLM's name -> the name in the files
+    net: RecurrentDrafter
+    hidden_size: int
+    vocab_size: int
+    release: str  # of TensorRT-LLM, which decides the name of the class
+    accuracy: None = None  # upstream's drafters come without measurements
+
+    @property
+    def summary(self) -> str:
+        """Say what the net is made of."""
+        state = "a recurrent state" if self.net.is_rnn else "a sum of embeddings"
+        layers = f"{self.net.num_layers} layer{'s'[: self.net.num_layers > 1]}"
+        return f"{layers} of {self.net.exit_dim} values on {state}"
+
+    def options(self) -> dict[str, str]:
+        """Return the beams, which the checkpoint fixes, and what its class depends on."""
+        net = self.net
+        return {
+            "num_beams": str(net.num_beams),
+            "draft_len_per_beam": str(net.draft_len_per_beam),
+            "greedy_search": str(net.greedy_search),
+            "release": self.release,
+        }
+
+    def joined(self, model: ModelConfig) -> ModelConfig:
+        """Return the facts of a target and its drafter in one checkpoint."""
+        return replace(model, redrafter=self.net)
+
+    def check(self, role: Role, model: ModelConfig) -> list[Rejection]:
+        """Refuse a drafter that was trained for hidden states or tokens of another number."""
+        sizes = {
+            "hidden states of {} values": (self.hidden_size, model.hidden_size),
+            "a vocabulary of {} tokens": (self.vocab_size, model.vocab_size),
+        }
+        return [
+            Rejection(
+                f"the drafter was trained for {what.format(ours)}, the {role} has {theirs}",
+                f"use a drafter that was trained for this {role}",
+            )
+            for what, (ours, theirs) in sizes.items()
+            if ours != theirs
+        ]
+
+    def tensors(self, model: ModelConfig) -> list[TensorPlan]:
+        """List the drafter's tensors, in the order in which they are written."""
+        return planned_drafter(model)
+
+    def shared(self, plans: list[TensorPlan]) -> list[TensorPlan]:
+        """List nothing: a drafter has an output layer of its own."""
+        return []
+
+    def config(self, hf: HfConfig, written: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the class of the whole, and which class the target alone would have.
+
+        Raises Unsupported if the release has none.
+        """
+        base = written["architecture"]
+        whole = redrafter_class(base, self.release)
+        if whole is None:
+            raise Unsupported(f"TensorRT-LLM {self.release} has no ReDrafter on {base}")
+        return {"architecture": whole, "base_model_architecture": base}
+
+    @contextmanager
+    def read(self) -> Iterator[TensorReader]:
+        """Open the drafter for reading under TensorRT-LLM's names."""
+        with read_tensors(self.weights) as reader:
+            yield Renamed(reader, self.names)
+
+
+def open_redrafter(path: Path, options: ReDrafter, release: str) -> RecurrentSource:
+    """Find the drafter in a folder; reads names and shapes only.
+
+    Raises ConfigError if there is none, or if its tensors do not make one.
+    """
+    weights = _find(path)
+    with read_tensors(weights) as reader:
+        names = _names(path, reader)
+        shapes = {ours: reader.shape(theirs) for ours, theirs in names.items()}
+    net, hidden, vocab = _measure(path, shapes, options)
+    _compare_config(path, net, hidden, vocab)
+    return RecurrentSource(path, weights, names, net, hidden, vocab, release)
+
+
+def trained_redrafter(
+    path: Path, model: ModelConfig, options: ReDrafter, release: str
+) -> RecurrentSource:
+    """Return the facts of a drafter as Apple's recipe trains one for `model`, for planning alone.
+
+    Two layers of twice the hidden size on a recurrent state (recurrent_drafting/cmd/train.sh).
+    """
+    net = _with_beams(RecurrentDrafter(2, 2 * model.hidden_size, is_rnn=True), options)
+    return RecurrentSource(path, (), {}, net, model.hidden_size, model.vocab_size, release)
+
+
+def planned_drafter(model: ModelConfig) -> list[TensorPlan]:
+    """List the tensors of the drafter in `model`; their sources have the same names.
+
+    Each is cut by rows, the output layer without padding (`hf_drafter`, upstream's converter).
+    """
+    if model.redrafter is None:
+        return []
+    shapes = model.redrafter.shapes(model.hidden_size, model.vocab_size)
+    return [
+        TensorPlan(f"{MODULE}.{n}", shape, (f"{MODULE}.{n}",), (shape,), Shard.ROWS, stage="every")
+        for n, shape in shapes.items()
+    ]
+
+
+def _find(path: Path) -> tuple[Path, ...]:
+    pickled = path / "model.pt"
+    if pickled.is_file() and not (path / "model.safetensors").is_file():
+        return (pickled,)
+    return weight_files(path)
+
+
+def _names(path: Path, reader: TensorReader) -> dict[str, str]:
+    """Return TensorRT-LLM's names of the tensors; raises ConfigError if some are no drafter's."""
+    names: dict[str, str] = {}
+    strange = []
+    for theirs in sorted(reader.names()):
+        ours = canonical(theirs)
+        if ours is None or ours in names:
+            strange.append(theirs)
+        else:
+            names[ours] = theirs
+    if strange or not names:
+        raise ConfigError(
+            f"{path}: not a ReDrafter: {', '.join(strange[:4]) or 'there are no tensors'}",
+            hint="known are Apple's names, their plural, and `0.`; each tensor once",
+        )
+    return names
+
+
+def canonical(name: str) -> str | None:
+    """Return TensorRT-LLM's name of a drafter's tensor; None for any other tensor."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    if match["layer"] is not None:
+        return f"{MODULE}.layers.{match['layer']}.linear.{match['part']}"
+    if match["output"] is not None:
+        return f"{MODULE}.lm_head.weight"
+    return f"{MODULE}.{match['state'] or match['input'] + '.' + match['of_input']}"
+
+
+def _measure(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], options: ReDrafter
+) -> tuple[RecurrentDrafter, int, int]:
+    """Return net, hidden size and vocabulary; raises ConfigError if tensors lack or differ."""
+    vocab, wide = _matrix(path, shapes, "lm_head")
+    layers = 1 + max((int(n.split(".")[2]) for n in shapes if ".layers." in n), default=-1)
+    is_rnn = f"{MODULE}.rnn_w.weight" in shapes
+    if is_rnn:
+        hidden = _matrix(path, shapes, "rnn_w")[1]
+    elif f"{MODULE}.input_proj.weight" in shapes:
+        hidden = _matrix(path, shapes, "input_proj")[1] // 2
+    else:
+        hidden = wide // 2
+    net = _with_beams(RecurrentDrafter(layers, wide, is_rnn), options)
+    needed = {f"{MODULE}.{name}": s for name, s in net.shapes(hidden, vocab).items()}
+    wrong = sorted(name for name in needed.keys() | shapes if needed.get(name) != shapes.get(name))
+    if wrong or not layers:
+        raise ConfigError(
+            f"{path}: of a ReDrafter with {layers} layers of {wide} values on hidden states of "
+            f"{hidden}, these are missing, too much, or of another shape: "
+            f"{', '.join(wrong[:4]) or 'its layers'}",
+            hint="copy the drafter again; it has an input_proj only if its exit_dim is not twice "
+            "the hidden size",
+        )
+    return net, hidden, vocab
+
+
+def _matrix(path: Path, shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, int]:
+    shape = shapes.get(f"{MODULE}.{name}.weight", ())
+    if len(shape) != 2:
+        raise ConfigError(f"{path}: a ReDrafter needs a matrix {name}, there is {shape or 'none'}")
+    return shape[0], shape[1]
+
+
+def _with_beams(net: RecurrentDrafter, options: ReDrafter) -> RecurrentDrafter:
+    return replace(
+        net,
+        num_beams=options.num_beams,
+        draft_len_per_beam=options.draft_len_per_beam,
+        greedy_search=options.greedy_search,
+    )
+
+
+def _compare_config(path: Path, net: RecurrentDrafter, hidden: int, vocab: int) -> None:
+    """Raise ConfigError if config.json is there and says something else than the tensors."""
+    file = path / "config.json"
+    said = read_json(file) if file.is_file() else {}
+    told: dict[str, int] = {key: getattr(net, fact) for key, fact in _TOLD.items()}
+    told |= {"hidden_size": hidden, "vocab_size": vocab}
+    wrong = [f"{k} {said[k]}, its tensors {v}" for k, v in told.items() if said.get(k, v) != v]
+    if wrong:
+        raise ConfigError(
+            f"{file} says {'; '.join(wrong)}",
+            hint="config.json belongs to another drafter, or the weights do",
+        )
