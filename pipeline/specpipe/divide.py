@@ -27,6 +27,12 @@ def require_divisible(model: ModelConfig, parallel: Parallel) -> None:
 
 
 def _check_layers(model: ModelConfig, parallel: Parallel, who: str) -> Iterator[Rejection]:
+    if model.redrafter and parallel.pp_size > 1:
+        yield Rejection(
+            "a ReDrafter reads the embedding and the last hidden state, which pipeline stages keep "
+            f"apart, but engine.pp_size is {parallel.pp_size}",
+            "set engine.pp_size to 1, and spread the model with engine.tp_size",
+        )
     if model.num_hidden_layers % parallel.pp_size:
         yield Rejection(
             f"the {who}'s {model.num_hidden_layers} layers do not divide by engine.pp_size, "

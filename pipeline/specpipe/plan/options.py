@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from specpipe.config import RunConfig
 from specpipe.contracts import Rejection
-from specpipe.methods import DraftModel, Eagle3, Hybrid, Medusa, MultiToken, PromptLookup
+from specpipe.methods import DraftModel, Eagle3, Hybrid, Medusa, MultiToken, PromptLookup, ReDrafter
 
 
 def check_options(config: RunConfig, next_token_layers: int = 0) -> Iterator[Rejection]:
@@ -20,6 +20,11 @@ def check_options(config: RunConfig, next_token_layers: int = 0) -> Iterator[Rej
             "use method: eagle3, draft_model or prompt_lookup",
         )
     if backend == "openvino":
+        if isinstance(options, ReDrafter):
+            yield Rejection(
+                f"method {options.method} runs in TensorRT-LLM's engines only",
+                "use backend: tensorrt, or one of medusa, draft_model, prompt_lookup",
+            )
         if isinstance(options, Eagle3 | MultiToken):
             yield Rejection(
                 f"method {options.method} runs in TensorRT-LLM's LLM API only",

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from specpipe.config import RunConfig
 from specpipe.contracts import BuildRequest, Footprint, Role
-from specpipe.methods import REWINDING, Lookahead, Medusa, NoSpeculation
+from specpipe.methods import REWINDING, Lookahead, Medusa, NoSpeculation, ReDrafter
 from specpipe.plan.gpus import Gpu
 from specpipe.plan.roofline import Assumed, Estimate, Placed, chained_tokens, estimate
 from specpipe.trees import assumed_accuracy, expected_tokens
@@ -40,7 +40,8 @@ def assumptions(config: RunConfig, accuracy: Accuracy | None) -> list[Assumed]:
         return [Assumed("as calibrated" if accuracy else "as usual heads guess", tokens)]
     if isinstance(options, Lookahead):
         return [Assumed("supposed", tokens) for tokens in _TOKENS]
-    drafted = options.num_draft_tokens
+    beam = options.draft_len_per_beam if isinstance(options, ReDrafter) else None
+    drafted = beam or options.num_draft_tokens
     return [Assumed(f"{rate:.0%} accepted", chained_tokens(rate, drafted)) for rate in _RATES]
 
 
@@ -54,6 +55,8 @@ def engine_notes(config: RunConfig, gpu: Gpu | None) -> Iterator[str]:
             "Medusa engines accept what equals the target's most likely token, whatever a request "
             "asks for; send greedy requests"
         )
+    if isinstance(config.speculation, ReDrafter):
+        yield from _beam_notes(config.speculation, engine.quantization)
     if method in ("draft_model", "medusa") and engine.pp_size > 1:
         yield f"upstream documents {method} with tensor parallelism, not with pipeline stages"
     if gpu is None:
@@ -66,3 +69,18 @@ def engine_notes(config: RunConfig, gpu: Gpu | None) -> Iterator[str]:
         )
     if engine.tp_size > 1 and not gpu.nvlink_gbs:
         yield f"{gpu.name} has no NVLink: each of {engine.tp_size} ranks talks over PCIe"
+
+
+def _beam_notes(options: ReDrafter, quantization: str) -> Iterator[str]:
+    if options.greedy_search:
+        yield (
+            "ReDrafter engines with greedy_search accept what equals the target's most likely "
+            "token, whatever a request asks for; send greedy requests"
+        )
+    else:
+        yield (
+            "ReDrafter engines without greedy_search sample by a request's temperature alone; "
+            "top_k, top_p and penalties are not looked at"
+        )
+    if quantization not in ("none", "fp8"):
+        yield f"upstream documents ReDrafter with 16-bit and fp8 weights, not with {quantization}"

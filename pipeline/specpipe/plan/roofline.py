@@ -105,13 +105,15 @@ def throughput(gpu: Gpu, quantization: str) -> float:
 def guess_ms(engine: Placed) -> float:
     """Estimate the milliseconds in which a step's tokens are guessed beside the target.
 
-    Medusa's heads guess all at once; a guessing layer goes once, with the output layer, for each.
+    Medusa's heads guess all at once, a ReDrafter one token of all beams at a time; a guessing layer
+    goes once, with the output layer, for each.
     """
     model, nodes = engine.request.model, engine.request.draft_nodes
     output = 2 * model.vocab_size * model.hidden_size // engine.request.parallel.tp_size
     one = engine.footprint.guesser + output if engine.footprint.guesser else 0
-    moved = engine.heads_bytes + nodes * one
-    launches = nodes * LAUNCH_S if one else 0.0
+    rounds = model.guesser_rounds
+    moved = rounds * engine.heads_bytes + nodes * one
+    launches = (rounds - 1 + (nodes if one else 0)) * LAUNCH_S
     return 1000 * (moved / (engine.gpu.bandwidth_gbs * 1e9 * BANDWIDTH_SHARE) + launches)
 
 

@@ -17,7 +17,7 @@ from specpipe.repository.signature import signatures
 from specpipe.trees import TreePath
 
 WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
-_DECODING_MODES = {"medusa": "medusa", "lookahead": "lookahead"}
+_DECODING_MODES = {"medusa": "medusa", "lookahead": "lookahead", "redrafter": "redrafter"}
 
 
 @dataclass(frozen=True)

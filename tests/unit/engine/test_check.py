@@ -6,7 +6,7 @@ import pytest
 
 from specpipe.contracts import Parallel
 from specpipe.engine.tensorrt.backend import TensorRtBackend
-from specpipe.model import Arithmetic, Experts
+from specpipe.model import Arithmetic, Experts, RecurrentDrafter
 from tests.unit.engine.commands import LLAMA_8B, request
 
 QWEN = dataclasses.replace(LLAMA_8B, architecture="Qwen2ForCausalLM", num_medusa_heads=4)
@@ -19,7 +19,15 @@ ODD_MLP = dataclasses.replace(LLAMA_8B, intermediate_size=11007)
 MIXTRAL = dataclasses.replace(LLAMA_8B, architecture="MixtralForCausalLM", moe=Experts(8, 2))
 QWEN_MOE = dataclasses.replace(MIXTRAL, moe_shared_expert_intermediate_size=5632)
 DRAFT = {"method": "draft_model", "draft_nodes": 4}
-MEDUSA = {"method": "medusa", "draft_nodes": 63}
+HEADS = dataclasses.replace(LLAMA_8B, num_medusa_heads=4, num_medusa_layers=1)
+MEDUSA = {"method": "medusa", "draft_nodes": 63, "model": HEADS}
+NET = RecurrentDrafter(num_layers=2, exit_dim=8192, is_rnn=True)
+REDRAFTER = {"method": "redrafter", "draft_nodes": 25,
+             "model": dataclasses.replace(LLAMA_8B, redrafter=NET)}  # fmt: skip
+QWEN_NET = dataclasses.replace(QWEN, num_medusa_heads=0, redrafter=NET)
+GEMMA_NET = dataclasses.replace(LLAMA_8B, architecture="GemmaForCausalLM", redrafter=NET)
+WINDOWED_NET = dataclasses.replace(WINDOWED, redrafter=NET)
+ODD_NET = dataclasses.replace(LLAMA_8B, redrafter=dataclasses.replace(NET, exit_dim=8190))
 A10 = {"gpu": "A10", "sm": 86}
 A100 = {"gpu": "A100-80GB-SXM", "sm": 80}
 B200 = {"gpu": "B200", "sm": 100}
@@ -69,6 +77,14 @@ def cache(name: str) -> dict[str, object]:
         ({**MEDUSA, "model": WINDOWED, "max_seq_len": 8192}, "takes rows of the KV cache back",
          "engine.max_seq_len to 4096"),
         ({**MEDUSA, "release": "0.18.2", "model": QWEN}, "with Medusa heads as Llama's", "1.2.1"),
+        ({**REDRAFTER, "model": GEMMA_NET}, "no ReDrafter on GemmaForCausalLM", "draft_model"),
+        ({**REDRAFTER, "model": QWEN_NET, "release": "0.18.2"},
+         "0.18.2 has no ReDrafter on Qwen2ForCausalLM", "for 1.2.1"),
+        ({**REDRAFTER, **weights("int8_sq")}, "no SmoothQuant", "fp8"),
+        ({**REDRAFTER, **ranks(1, 2)}, "pipeline stages keep apart", "engine.tp_size"),
+        ({**REDRAFTER, **ranks(4), "model": ODD_NET}, "ReDrafter's width of 8190", "to 1, 2"),
+        ({**REDRAFTER, "model": WINDOWED_NET, "max_seq_len": 8192},
+         "method redrafter takes rows of the KV cache back", "engine.max_seq_len to 4096"),
         (ranks(3), "32 attention heads do not divide by engine.tp_size", "8 or 16"),
         ({**ranks(2), "model": ODD_MLP}, "inner width of 11007", "tp_size"),
         ({**ranks(4), "model": FEW_HEADS}, "6 key-value heads can neither", "tp_size"),
@@ -92,6 +108,10 @@ def test_refused(changes: dict[str, object], reason: str, hint: str) -> None:
         {**MEDUSA, "model": QWEN},
         {"method": "lookahead", "draft_nodes": 83},
         {**MEDUSA, "release": "0.18.2"},
+        REDRAFTER,
+        {**REDRAFTER, **weights("fp8"), **cache("fp8"), **ranks(8)},
+        {**REDRAFTER, "release": "0.18.2"},
+        {**REDRAFTER, "model": QWEN_NET},
         {**A100, **weights("int8_sq"), **cache("int8")},
         {**B200, **weights("nvfp4"), **cache("fp8")},
         ranks(8),

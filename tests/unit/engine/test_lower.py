@@ -12,7 +12,8 @@ from specpipe.engine.tensorrt.profiles import find_profile
 from tests.unit.engine.commands import TABLES, known_flags, parse, request
 
 ENGINES = [("none", "target", 0), ("draft_model", "target", 5), ("draft_model", "draft", 5),
-           ("medusa", "target", 63), ("lookahead", "target", 83)]  # fmt: skip
+           ("medusa", "target", 63), ("lookahead", "target", 83),
+           ("redrafter", "target", 25)]  # fmt: skip
 
 
 def flags_of(asked: BuildRequest, release: str = "1.2.1") -> dict[str, str | bool]:
@@ -70,6 +71,7 @@ def test_every_method_of_a_profile_has_a_row() -> None:
         ("draft_model", "draft", 5, None),
         ("medusa", "target", 63, "medusa"),
         ("lookahead", "target", 83, "lookahead_decoding"),
+        ("redrafter", "target", 25, "explicit_draft_tokens"),
     ],
 )
 def test_the_mode_comes_with_its_draft_length_and_only_where_drafts_are_judged(

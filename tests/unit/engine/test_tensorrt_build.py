@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from specpipe.artifacts import Workspace
+from specpipe.checkpoint.inspection.inspect import inspect_folder
 from specpipe.cli import main
 from specpipe.config import read_config
 from specpipe.engine.tensorrt.built import compare
@@ -23,6 +24,7 @@ from specpipe.engine.tensorrt.log import advise, explain_exit, phase
 from specpipe.engine.tensorrt.machine import find_gpus
 from specpipe.errors import ConfigError, StageFailed, Unsupported
 from specpipe.run import build, require_repository, status
+from tests.models import make_redrafter
 
 ENGINE = {"backend": "tensorrt", "gpu": "H100-SXM", "dtype": "bfloat16", "max_batch_size": 2,
           "max_input_len": 100, "max_seq_len": 200}  # fmt: skip
@@ -69,6 +71,35 @@ def test_a_build_publishes_checked_engines_and_finds_them_fresh_afterwards(
     assert config["build_config"]["max_draft_len"] == 4
     assert config["build_config"]["max_seq_len"] == 204
     assert "Total time of building" in (place.engines / "draft.build.log").read_text()
+
+
+def test_a_redrafter_is_converted_built_and_inspected_without_a_defect(
+    write_config, gpu_machine: Path, tmp_path: Path
+) -> None:
+    make_redrafter(tmp_path / "drafter", seed=3)
+    speculation = {"method": "redrafter", "heads": str(tmp_path / "drafter"), "num_beams": 3}
+    engine = {**ENGINE, "tp_size": 2}
+    config = read_config(write_config(engine=engine, speculation=speculation))
+    place = Workspace(tmp_path / "work", config.name)
+    build(config, place, COMPILE)
+    built = json.loads((place.engine("target") / "config.json").read_text())
+    assert built["build_config"]["speculative_decoding_mode"] == 16
+    assert (built["build_config"]["max_draft_len"], built["build_config"]["max_seq_len"]) == (
+        15,
+        215,
+    )
+    found = inspect_folder(place.engine("target"))
+    assert found.defects == () and found.speculation.redrafter_num_beams == 3
+    pretrained = {**built["pretrained_config"], "redrafter_num_beams": 4}
+    (place.engine("target") / "config.json").write_text(
+        json.dumps({**built, "pretrained_config": pretrained})
+    )
+    defects = " ".join(map(str, inspect_folder(place.engine("target")).defects))
+    assert "max_draft_len is 15 in build_config and 20 by pretrained_config" in defects
+    mode = {**built["build_config"], "speculative_decoding_mode": 1}
+    (place.engine("target") / "config.json").write_text(json.dumps({**built, "build_config": mode}))
+    defects = " ".join(map(str, inspect_folder(place.engine("target")).defects))
+    assert "build with --speculative_decoding_mode explicit_draft_tokens" in defects
 
 
 def test_the_manifest_remembers_where_and_how_an_engine_was_built(run, gpu_machine: Path) -> None:

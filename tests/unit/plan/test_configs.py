@@ -85,6 +85,7 @@ def test_planning_takes_less_than_two_seconds_of_work_and_no_weights() -> None:
 
 DRAFT, MEDUSA = "llama70b_draft7b", "vicuna7b_medusa"
 LOOKAHEAD, EAGLE = "llama8b_lookahead", "llama8b_eagle3_llmapi"
+REDRAFTER = "vicuna7b_redrafter"
 MIXTRAL_HEADS = {"target.model": "mistralai/Mixtral-8x7B-Instruct-v0.1", "engine.gpu": "H200"}
 REFUSED: list[tuple[str, dict[str, Any]]] = [
     (DRAFT, {"engine.gpu": "H100"}),
@@ -119,6 +120,13 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     (MEDUSA, MIXTRAL_HEADS | {"engine.dtype": "bfloat16", "speculation.heads": "heads/mixtral"}),
     ("vicuna13b_medusa_trtllm018", {"target.model": "Qwen/Qwen2-7B-Instruct",
                                     "speculation.heads": "heads/qwen2"}),
+    (REDRAFTER, {"engine.backend": "openvino", "engine.gpu": None, "engine.dtype": "float32",
+                 "target.model": "TinyLlama/TinyLlama-1.1B-Chat-v1.0"}),
+    (REDRAFTER, {"engine.backend": "llmapi"}),
+    (REDRAFTER, {"engine.pp_size": 2}),
+    (REDRAFTER, {"engine.quantization": "int8_sq"}),
+    (REDRAFTER, {"target.model": "mistralai/Mistral-7B-v0.1"}),
+    (REDRAFTER, {"target.model": "Qwen/Qwen2-7B-Instruct", "engine.tensorrt_llm": "0.18.2"}),
     (LOOKAHEAD, {"target.model": "mistralai/Mistral-7B-v0.1", "engine.max_seq_len": 6144}),
     (LOOKAHEAD, {"engine.tensorrt_llm": "0.18.2"}),
     (LOOKAHEAD, {"speculation.window_size": 1, "speculation.ngram_size": 1,

@@ -6,11 +6,13 @@ import pytest
 
 from specpipe.contracts import Footprint, Parallel
 from specpipe.engine.tensorrt.footprint import footprint, padded
-from specpipe.model import Experts
+from specpipe.model import Experts, RecurrentDrafter
 from specpipe.plan.memory import KV_SHARE, RESERVE, largest, plan_memory
 from tests.unit.engine.commands import LLAMA_8B, request
 
 TIED = dataclasses.replace(LLAMA_8B, tie_word_embeddings=True)
+NET = RecurrentDrafter(num_layers=2, exit_dim=4096, is_rnn=True, num_beams=5, draft_len_per_beam=5)
+DRAFTER = dataclasses.replace(LLAMA_8B, redrafter=NET)
 HEADS = dataclasses.replace(LLAMA_8B, num_medusa_heads=4, num_medusa_layers=1)
 GIB = 2**30
 
@@ -55,6 +57,18 @@ def test_heads_are_a_residual_layer_and_an_output_layer_each_in_16_bits() -> Non
     whole = footprint(request(method="medusa", draft_nodes=63, model=HEADS))
     one = 4096 * 4097 + 128256 * 4096
     assert whole.weights - alone.weights == 4 * one * 2
+
+
+def test_a_redrafter_is_its_matrices_with_biases_and_four_tables_of_beams() -> None:
+    alone = footprint(request(method="redrafter", draft_nodes=25))
+    whole = footprint(request(method="redrafter", draft_nodes=25, model=DRAFTER))
+    states = 4096 * 4096 + 4096 + 4096 * 4096
+    layers = 8192 * 4096 + 4096 + 2 * (4096 * 4096 + 4096)
+    assert whole.weights - alone.weights == 2 * (states + layers + 128256 * 4096)
+    assert whole.activations - alone.activations == 4 * (8 * 5 * 6 * 128256 * 2)
+    two = [footprint(request(method="redrafter", draft_nodes=25, parallel=Parallel(2), model=model))
+           for model in (LLAMA_8B, DRAFTER)]  # fmt: skip
+    assert two[1].weights - two[0].weights == states + layers + 128256 * 4096
 
 
 @pytest.mark.parametrize(("weights", "size"), [("fp8", 1.0), ("int4", 0.5), ("nvfp4", 0.5625)])

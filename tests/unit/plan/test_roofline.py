@@ -7,7 +7,7 @@ import pytest
 
 from specpipe.contracts import Parallel
 from specpipe.engine.tensorrt.footprint import footprint
-from specpipe.model import Experts
+from specpipe.model import Experts, RecurrentDrafter
 from specpipe.plan.gpus import GPUS
 from specpipe.plan.roofline import (
     BANDWIDTH_SHARE,
@@ -91,6 +91,15 @@ def test_heads_and_guessing_layers_cost_what_they_read() -> None:
     assert found == pytest.approx(1000 * heads / (3350e9 * BANDWIDTH_SHARE), rel=0.01)
     two, four = (guess_ms(placed(method="eagle3", draft_nodes=n)) for n in (2, 4))
     assert four == pytest.approx(2 * two) and guess_ms(placed()) == 0
+
+
+def test_a_redrafter_is_read_once_for_every_token_of_a_beam() -> None:
+    net = RecurrentDrafter(2, 8192, is_rnn=True, num_beams=5, draft_len_per_beam=4)
+    model = dataclasses.replace(LLAMA_8B, redrafter=net)
+    found = guess_ms(placed(model=model, method="redrafter", draft_nodes=20))
+    once = 2 * (2 * 8192 * 8192 + 2 * 4096 * 4096 + 128256 * 8192)
+    seconds = 4 * once / (3350e9 * BANDWIDTH_SHARE) + 3 * LAUNCH_S
+    assert found == pytest.approx(1000 * seconds, rel=0.001)
 
 
 @pytest.mark.parametrize(("rate", "drafted", "tokens"), [(0, 5, 1), (0.5, 1, 1.5), (1, 5, 6)])

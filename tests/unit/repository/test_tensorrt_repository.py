@@ -16,7 +16,7 @@ from specpipe.artifacts import Workspace
 from specpipe.config import RunConfig, read_config
 from specpipe.contracts import ModelConfig, Role
 from specpipe.errors import Unsupported
-from specpipe.methods import Medusa, Speculation
+from specpipe.methods import Medusa, ReDrafter, Speculation
 from specpipe.plan.memory import KvBudget
 from specpipe.plan.plan import make_requests
 from specpipe.repository.library import LIBRARY, library_files
@@ -193,6 +193,13 @@ def test_a_medusa_tree_is_written_in_upstreams_braces(write: Write) -> None:
     assert value(repository, "medusa_choices") == "{0}, {1}, {0, 0}, {0, 2}"
     assert value(repository, "decoding_mode") == "medusa"
     assert value(repository, "multi_block_mode") == "false"
+
+
+@pytest.mark.parametrize("release", ["1.2.1", "0.18.2"])
+def test_a_redrafter_is_told_by_its_mode_alone(release: str, write: Write) -> None:
+    repository = write(with_speculation(ReDrafter("redrafter", "heads")), release)
+    assert value(repository, "decoding_mode") == "redrafter"
+    assert value(repository, "medusa_choices") == ""
 
 
 def test_a_tree_that_grows_is_refused(write: Write) -> None:

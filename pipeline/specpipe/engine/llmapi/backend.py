@@ -18,6 +18,7 @@ from specpipe.engine.tensorrt import check
 from specpipe.engine.tensorrt.footprint import footprint
 from specpipe.engine.tensorrt.profiles import DEFAULT, Profile, profile_of
 from specpipe.errors import Unsupported
+from specpipe.methods import UPSTREAM_ONLY
 
 
 class LlmApiBackend:
@@ -89,8 +90,8 @@ def _check_release(request: BuildRequest, profile: Profile) -> Iterator[Rejectio
             f"method {request.method} needs engines, which the LLM API does not have"
             if engines
             else f"the LLM API has no method {request.method}",
-            f"use backend: tensorrt (TensorRT-LLM up to {DEFAULT.tensorrt_llm}, container {tags}), "
-            "or backend: openvino"
+            f"use backend: tensorrt (TensorRT-LLM up to {DEFAULT.tensorrt_llm}, container {tags})"
+            f"{'' if request.method in UPSTREAM_ONLY else ', or backend: openvino'}"
             if engines
             else f"use backend: openvino, or one of {', '.join(profile.llmapi_methods)}",
         )

@@ -19,6 +19,7 @@ from specpipe.engine.tensorrt.footprint import footprint
 from specpipe.engine.tensorrt.lower import METHODS, build_flags
 from specpipe.engine.tensorrt.medusa import check_medusa
 from specpipe.engine.tensorrt.profiles import profile_of
+from specpipe.engine.tensorrt.redrafter import check_redrafter
 from specpipe.errors import Unsupported
 
 
@@ -39,6 +40,7 @@ class TensorRtBackend:
             *check.check_model(request, profile),
             *check.check_method(request),
             *check_medusa(request, profile.tensorrt_llm),
+            *check_redrafter(request, profile.tensorrt_llm),
             *check.check_ranks(request),
         ]
 

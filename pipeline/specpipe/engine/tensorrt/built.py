@@ -37,6 +37,9 @@ _MODEL = (
     "num_key_value_heads",
     "vocab_size",
     "num_medusa_heads",
+    "redrafter_num_beams",
+    "redrafter_draft_len_per_beam",
+    "redrafter_greedy_search",
     "max_draft_len",
 )
 

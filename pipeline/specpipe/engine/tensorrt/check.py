@@ -142,9 +142,10 @@ def check_method(request: BuildRequest) -> Iterator[Rejection]:
             f"cache with {request.quantization} weights cannot",
             "use kv_cache_quantization: none, or fp8 together with quantization: fp8",
         )
-    if request.method == "medusa" and request.quantization == "int8_sq":
+    if request.model.guesser_module and request.quantization == "int8_sq":
         yield Rejection(
-            "Medusa engines have no SmoothQuant weights", "use quantization: fp8, int8 or none"
+            f"engines of method {request.method} have no SmoothQuant weights",
+            "use quantization: fp8, int8 or none",
         )
 
 

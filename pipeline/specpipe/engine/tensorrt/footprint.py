@@ -115,7 +115,21 @@ def _activations(request: BuildRequest, tokens: int) -> int:
     row = 4 * model.hidden_size + (attention + 2 * inner) / tp
     logits = step_tokens(request) * padded(model.vocab_size, tp) * 4
     heads = 1 + model.num_medusa_heads
-    return int(tokens * row * _HALF) + int(logits * heads * (1 + 1 / tp))
+    own = int(logits * heads * (1 + 1 / tp))
+    return int(tokens * row * _HALF) + own + _beams(request)
+
+
+def _beams(request: BuildRequest) -> int:
+    """Return the bytes of what a ReDrafter and the target say of every token of every beam.
+
+    Whole on each rank, in 16 bits: the last step's guesses, the target's opinion of them before and
+    after its best token was picked, and the next guesses (redrafter_helper.py).
+    """
+    net = request.model.redrafter
+    if net is None:
+        return 0
+    rows = request.max_batch_size * net.num_beams * (net.draft_len_per_beam + 1)
+    return 4 * rows * request.model.vocab_size * _HALF
 
 
 def padded(size: int, ranks: int) -> int:

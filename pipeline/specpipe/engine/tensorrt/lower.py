@@ -15,6 +15,7 @@ _MODES: dict[str, dict[Role, str | None]] = {
     "draft_model": {"target": "draft_tokens_external", "draft": None},
     "medusa": {"target": "medusa"},
     "lookahead": {"target": "lookahead_decoding"},
+    "redrafter": {"target": "explicit_draft_tokens"},
 }
 
 METHODS = tuple(_MODES)

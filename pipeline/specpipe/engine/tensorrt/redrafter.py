@@ -1,0 +1,29 @@
+"""What TensorRT-LLM's ReDrafter engines ask of a target: `tensorrt_llm/models/redrafter`.
+
+Read in upstream's sources of 0.17 and 1.x; nothing here was run on a GPU.
+"""
+
+from specpipe.contracts import BuildRequest, Rejection
+from specpipe.engine.tensorrt.profiles import DEFAULT
+from specpipe.model import redrafter_class
+
+_OTHER_WAYS = "use method: draft_model or lookahead"
+
+
+def check_redrafter(request: BuildRequest, release: str) -> list[Rejection]:
+    """Return every reason why a target with a ReDrafter cannot be an engine of `release`.
+
+    Nothing if there is no drafter in its checkpoint.
+    """
+    if request.model.redrafter is None:
+        return []
+    architecture = request.model.architecture
+    if redrafter_class(architecture, release) is not None:
+        return []
+    later = redrafter_class(architecture, DEFAULT.tensorrt_llm) is not None
+    return [
+        Rejection(
+            f"TensorRT-LLM {release} has no ReDrafter on {architecture}",
+            f"leave engine.tensorrt_llm out for {DEFAULT.tensorrt_llm}" if later else _OTHER_WAYS,
+        )
+    ]
