@@ -196,9 +196,6 @@ ELSEWHERE = {
     "trtllm-build make an engine (up to 1.2.1), and `specpipe inspect` looks at both; "
     "EAGLE-3: method: eagle3",
 }
-REWINDING = (
-    "medusa",
-    "lookahead",
-    "redrafter",
-)  # methods whose engines take rows of the KV cache back
+# methods whose engines take rows of the KV cache back
+REWINDING = ("medusa", "lookahead", "redrafter")
 UPSTREAM_ONLY = ("redrafter", "eagle3", "mtp")  # methods without a proposer of ours

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
-from specpipe.checkpoint.source import Renamed, TensorReader, read_json, read_tensors, weight_files
+from specpipe.checkpoint.safetensors_file import SafetensorsFile
+from specpipe.checkpoint.source import (
+    Opening,
+    Renamed,
+    TensorReader,
+    read_json,
+    read_tensors,
+    weight_files,
+)
 from specpipe.contracts import ModelConfig, Rejection, Role
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.methods import ReDrafter
@@ -103,9 +111,9 @@ class RecurrentSource:
         return {"architecture": whole, "base_model_architecture": base}
 
     @contextmanager
-    def read(self) -> Iterator[TensorReader]:
+    def read(self, opening: Opening = SafetensorsFile) -> Iterator[TensorReader]:
         """Open the drafter for reading under TensorRT-LLM's names."""
-        with read_tensors(self.weights) as reader:
+        with read_tensors(self.weights, opening) as reader:
             yield Renamed(reader, self.names)
 
 

@@ -265,7 +265,7 @@ def test_other_beams_make_the_checkpoint_stale(tiny: Path, tmp_path: Path) -> No
     make_redrafter(tmp_path, seed=3)
     source, found = open_source(tiny), opened(tmp_path)
     other = replace(found, net=replace(found.net, num_beams=7))
-    before, after = (checkpoint_inputs(source, "float32", None, one) for one in (found, other))
+    before, after = (checkpoint_inputs(source, "float32", one) for one in (found, other))
     assert {name for name in before if before[name] != after[name]} == {"num_beams"}
 
 
