@@ -21,16 +21,19 @@ if TYPE_CHECKING:
     import torch
 
 
-# What decides a conversion beside the weights. The tokenizer is read by transformers.
+# What decides a conversion beside the weights.
 SMALL_FILES = (
     "config.json",
+    "hf_quant_config.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
     "generation_config.json",
 )
+BEFORE_TOKENIZER_JSON = ("vocab.json", "merges.txt")  # what transformers makes one of
 
 
 class TensorReader(Protocol):
@@ -169,9 +172,14 @@ def open_source(path: Path) -> Source:
     if not path.is_dir():
         raise ConfigError(f"{path}: neither a folder nor a .gguf file")
     weights = weight_files(path)
-    small = [path / name for name in SMALL_FILES if (path / name).is_file()]
-    stamps = {file: stamp(file) for file in [*weights, *small]}
+    stamps = {file: stamp(file) for file in [*weights, *_small_files(path)]}
     return Source(path, weights, read_json(path / "config.json"), stamps)
+
+
+def _small_files(folder: Path) -> list[Path]:
+    older = () if (folder / "tokenizer.json").is_file() else BEFORE_TOKENIZER_JSON
+    files = (folder / name for name in (*SMALL_FILES, *older))
+    return [file for file in files if file.is_file()]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -238,6 +238,15 @@ def test_inputs_change_with_the_weights_and_with_the_dtype(copy: Path) -> None:
     assert {k for k in before if before[k] != after[k]} == {"source model.safetensors"}
 
 
+def test_a_tokenizer_without_tokenizer_json_is_an_input_too(copy: Path) -> None:
+    (copy / "vocab.json").write_text("{}")
+    (copy / "hf_quant_config.json").write_text("{}")
+    names = {file.name for file in open_source(copy).files()}
+    assert "hf_quant_config.json" in names and "vocab.json" not in names
+    (copy / "tokenizer.json").unlink()
+    assert "vocab.json" in {file.name for file in open_source(copy).files()}
+
+
 def test_progress_ends_at_the_whole(tiny: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     (tmp_path / "out").mkdir()
