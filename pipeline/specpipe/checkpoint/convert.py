@@ -116,8 +116,8 @@ def write_checkpoint(
                 extra = stack.enter_context(guesser.read(reading.open))
                 work += [(extra, plan) for plan in guesser.tensors(model)]
             write_tensors(work, model, parallel, out, progress)
-        config = dict(config_json(family, model, parallel))
-        config |= {"quantization": metadata(quantizing, model)}
+        config = config_json(family, model, parallel)
+        config["quantization"] = metadata(quantizing, model)
         config |= guesser.config(source.hf_config, config) if guesser else {}
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (out / "config.json").write_text(text, encoding="utf-8")
@@ -159,7 +159,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def config_json(family: Family, model: ModelConfig, parallel: Parallel) -> Mapping[str, Any]:
+def config_json(family: Family, model: ModelConfig, parallel: Parallel) -> dict[str, Any]:
     """Return config.json with upstream's `PretrainedConfig` keys.
 
     Its `mapping` wants moe_tp_size * moe_ep_size to be tp_size, with experts or without.

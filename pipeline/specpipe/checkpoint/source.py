@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from specpipe.checkpoint.gguf import gguf_config, gguf_tensors
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.config import RunConfig, find_file
 from specpipe.digests import Stamp, stamp
-from specpipe.errors import ConfigError, Unsupported
+from specpipe.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -168,7 +169,7 @@ def open_source(path: Path) -> Source:
     """
     if path.is_file() and path.suffix == ".gguf":
         stamps = {path: stamp(path)}
-        return Source(path, (path,), _gguf_config(path), stamps)
+        return Source(path, (path,), gguf_config(path), stamps)
     if not path.is_dir():
         raise ConfigError(f"{path}: neither a folder nor a .gguf file")
     weights = weight_files(path)
@@ -229,7 +230,7 @@ def read_tensors(
     """
     suffix = weights[0].suffix
     if suffix == ".gguf":
-        yield _InMemory(_gguf_tensors(weights[0]))
+        yield _InMemory(gguf_tensors(weights[0]))
     elif suffix in (".bin", ".pt"):
         yield _Shards([_bin_tensors(path) for path in weights])
     else:
@@ -288,50 +289,6 @@ def _bin_tensors(path: Path) -> _InMemory:
             f"{path}: cannot be read as plain tensors: {str(error).splitlines()[0]}",
             hint="convert the checkpoint to safetensors; pickles with code are never run",
         ) from error
-
-
-def _gguf_config(path: Path) -> dict[str, Any]:
-    from transformers import AutoConfig
-
-    with _gguf_errors(path):
-        config: dict[str, Any] = AutoConfig.from_pretrained(
-            path.parent, gguf_file=path.name
-        ).to_dict()
-    return config
-
-
-def _gguf_tensors(path: Path) -> "dict[str, torch.Tensor]":
-    from transformers import AutoModelForCausalLM
-
-    with _gguf_errors(path):
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, **_gguf_options()
-        )
-    state: dict[str, torch.Tensor] = model.state_dict()
-    return state
-
-
-def _gguf_options() -> dict[str, Any]:
-    import torch
-
-    try:
-        from transformers import GgufConfig  # transformers 5 may keep weights quantised
-    except ImportError:
-        return {"torch_dtype": torch.float32}
-    return {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
-
-
-@contextmanager
-def _gguf_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise Unsupported(
-            f"{path}: reading GGUF needs gguf and accelerate: {error}",
-            hint="pip install 'specpipe-trtllm[gguf]'",
-        ) from error
-    except (ValueError, OSError, KeyError) as error:
-        raise ConfigError(f"{path}: not a usable GGUF file: {error}") from error
 
 
 def known_model(model: str) -> dict[str, Any] | None:
