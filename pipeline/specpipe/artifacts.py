@@ -134,13 +134,18 @@ def why_stale(path: Path, kind: Kind, inputs: Callable[[], Mapping[str, str]]) -
     artifact = read_artifact(path)
     if artifact is None or artifact.manifest.kind != kind:
         return "no whole artifact there (an interrupted or foreign folder)"
+    damage = next(describe_damage(artifact), None)
+    return damage or describe_changes(artifact.manifest.inputs, inputs()) or None
+
+
+def describe_damage(artifact: Artifact) -> Iterator[str]:
+    """Say which files are not as large as the manifest says, or not there."""
     for name, size in artifact.manifest.files.items():
-        file = path / name
+        file = artifact.path / name
         if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes, not {size}"
-    return describe_changes(artifact.manifest.inputs, inputs()) or None
+            yield f"{name} is missing"
+        elif file.stat().st_size != size:
+            yield f"{name} has {file.stat().st_size} bytes, not {size}"
 
 
 def describe_changes(old: Mapping[str, str], new: Mapping[str, str]) -> str:

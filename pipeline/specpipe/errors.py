@@ -7,6 +7,8 @@ SpecpipeError            exit code 1: a bug of ours
 └── GateFailed           5: everything ran, and the result is not good enough
 """
 
+from collections.abc import Sequence
+
 
 class SpecpipeError(Exception):
     """The parent of every error raised on purpose: a sentence and, if known, what to do next."""
@@ -44,3 +46,8 @@ class GateFailed(SpecpipeError):
     """Validation ran to its end and a gate of the config was not met."""
 
     exit_code = 5
+
+
+def first_few(names: Sequence[str]) -> str:
+    """List names in a sentence: the first four, and how many more there are."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

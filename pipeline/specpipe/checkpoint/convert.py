@@ -20,7 +20,7 @@ from specpipe.checkpoint.transfer import Progress, write_tensors
 from specpipe.contracts import ONE_RANK, Dtype, ModelConfig, Parallel
 from specpipe.digests import Stamp, stamp
 from specpipe.divide import require_divisible
-from specpipe.errors import ConfigError
+from specpipe.errors import ConfigError, first_few
 
 FORMAT = "3"  # raise it when the same source must give other bytes
 
@@ -147,16 +147,12 @@ def _account(
     if unexpected and "quantization_config" in source.hf_config:
         unexpected = [name for name in unexpected if not is_left_over(name, reader)]
     if missing or unexpected:
-        parts = [f"missing: {_some(missing)}"] if missing else []
-        parts += [f"unexpected: {_some(unexpected)}"] if unexpected else []
+        parts = [f"missing: {first_few(missing)}"] if missing else []
+        parts += [f"unexpected: {first_few(unexpected)}"] if unexpected else []
         raise ConfigError(
             f"{source.path}: the tensors do not match config.json; {'; '.join(parts)}",
             hint="the file is cut short, or config.json belongs to another model",
         )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def config_json(family: Family, model: ModelConfig, parallel: Parallel) -> dict[str, Any]:

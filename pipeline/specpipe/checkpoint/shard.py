@@ -40,6 +40,11 @@ class Cut:
         return Cut((tuple(rows), *self.ranges[2:]))
 
 
+def rank_file(index: int) -> str:
+    """Return the name of the file with a rank's tensors."""
+    return f"rank{index}.safetensors"
+
+
 @dataclass(frozen=True)
 class Rank:
     """One GPU's place."""
@@ -50,7 +55,7 @@ class Rank:
     @property
     def file(self) -> str:
         """Name of the file with this rank's tensors."""
-        return f"rank{self.index}.safetensors"
+        return rank_file(self.index)
 
     @property
     def tp(self) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from specpipe.checkpoint.inspection.config import REDRAFTERS, Json, table, text, whole
 from specpipe.checkpoint.inspection.records import File, Finding, Limits, Ranks, Speculation
+from specpipe.errors import first_few
 
 # `SpeculativeDecodingMode`, an IntFlag
 _MODES = {
@@ -52,13 +53,8 @@ def engine_files(folder: Path, ranks: Ranks) -> tuple[list[File], list[Finding]]
     missing = [path.name for path in paths if not path.is_file()]
     found = [Finding(f"{file.name} is empty", _BUILD) for file in files if not file.size]
     if missing:
-        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
-        found.append(
-            Finding(
-                f"{', '.join(missing[:4])}{more}: not there, but mapping has {ranks.count} ranks",
-                _BUILD,
-            )
-        )
+        sentence = f"{first_few(missing)}: not there, but mapping has {ranks.count} ranks"
+        found.append(Finding(sentence, _BUILD))
     return files, found
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from specpipe.artifacts import MANIFEST, read_artifact
+from specpipe.artifacts import MANIFEST, describe_damage, read_artifact
 from specpipe.checkpoint.inspection.config import (
     Json,
     check_config,
@@ -187,13 +187,6 @@ def _against_manifest(folder: Path) -> list[Finding]:
     artifact, again = read_artifact(folder), "build it again"
     if artifact is None:
         return [Finding(f"{MANIFEST} is damaged", again)]
-    found = []
-    for name, size in artifact.manifest.files.items():
-        file = folder / name
-        if not file.is_file():
-            found.append(Finding(f"{name} is missing, which was written with the rest", again))
-        elif file.stat().st_size != size:
-            found.append(
-                Finding(f"{name} has {file.stat().st_size} bytes, {size} were written", again)
-            )
-    return found
+    return [
+        Finding(f"{sentence}, as {MANIFEST} says", again) for sentence in describe_damage(artifact)
+    ]

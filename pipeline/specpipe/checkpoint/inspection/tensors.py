@@ -1,6 +1,7 @@
 """The tensors of every rank against those that config.json asks for: names, shapes, padding."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,10 +19,10 @@ from specpipe.checkpoint.inspection.records import File, Finding, Ranks
 from specpipe.checkpoint.medusa import BASES, planned_heads
 from specpipe.checkpoint.redrafter import planned_drafter
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
-from specpipe.checkpoint.shard import Rank, cut, local_name
+from specpipe.checkpoint.shard import Rank, cut, local_name, rank_file
 from specpipe.contracts import ModelConfig, Parallel
 from specpipe.divide import check_parallel
-from specpipe.errors import ConfigError, Unsupported
+from specpipe.errors import ConfigError, Unsupported, first_few
 from specpipe.model import model_from_json
 
 # What quantisation adds beside the weights; upstream's names of all its ways.
@@ -60,12 +61,12 @@ Header = Mapping[str, Stored]
 def read_headers(folder: Path, ranks: Ranks) -> tuple[list[File], dict[int, Header], list[Finding]]:
     """Return the rank files, the headers of those that are whole, and what is wrong with others."""
     files, headers, found = [], {}, list(_strays(folder, ranks))
-    paths = [folder / f"rank{index}.safetensors" for index in range(ranks.count)]
+    paths = [folder / rank_file(index) for index in range(ranks.count)]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         found.append(
             Finding(
-                f"{_some(missing)}: not there, but mapping has {ranks.count} ranks",
+                f"{first_few(missing)}: not there, but mapping has {ranks.count} ranks",
                 "copy all the rank files, or convert the model again",
             )
         )
@@ -83,21 +84,18 @@ def read_headers(folder: Path, ranks: Ranks) -> tuple[list[File], dict[int, Head
 
 
 def _strays(folder: Path, ranks: Ranks) -> Iterator[Finding]:
-    wanted = {f"rank{index}.safetensors" for index in range(ranks.count)}
+    wanted = {rank_file(index) for index in range(ranks.count)}
     more = sorted(p.name for p in folder.glob("rank*.safetensors") if p.name not in wanted)
     if more:
         yield Finding(
-            f"{_some(more)}: mapping has {ranks.count} ranks only",
+            f"{first_few(more)}: mapping has {ranks.count} ranks only",
             "remove what belongs to another checkpoint, or correct 'mapping'",
         )
 
 
 def _header(path: Path) -> Header:
-    file = SafetensorsFile(path)
-    try:
+    with closing(SafetensorsFile(path)) as file:
         return {name: Stored(file.shape(name), file.dtype(name)) for name in file.names()}
-    finally:
-        file.close()
 
 
 def _file(path: Path, header: Header | None) -> File:
@@ -194,10 +192,10 @@ def compare(
     if drafter and not any(name.startswith(drafter) for name in header):
         yield Finding(f"rank {rank} has no tensor of the drafter ({drafter}*)", _CONVERT)
     if missing:
-        yield Finding(f"rank {rank} lacks {_some(missing)}", _hint(missing, unexpected))
+        yield Finding(f"rank {rank} lacks {first_few(missing)}", _hint(missing, unexpected))
     if unexpected:
         yield Finding(
-            f"rank {rank} has {_some(unexpected)}, which the config does not ask for",
+            f"rank {rank} has {first_few(unexpected)}, which the config does not ask for",
             _hint(missing, unexpected),
         )
     yield from _check_scales(rank, header, raw)
@@ -218,14 +216,14 @@ def _check_scales(rank: int, header: Header, raw: Json) -> Iterator[Finding]:
     packed = (name for name, stored in header.items() if stored.dtype not in _FLOATS)
     modules = {name.removesuffix(".weight") for name in packed if name.endswith(".weight")}
     if bare := sorted(modules - scaled):
-        yield Finding(f"rank {rank}: {_some(bare)}: quantised weights without scales", _CONVERT)
+        yield Finding(f"rank {rank}: {first_few(bare)}: quantised weights without scales", _CONVERT)
     if text(table(raw, "quantization"), "kv_cache_quant_algo"):
-        layers = {name.removesuffix(".qkv.weight") for name in header if "attention.qkv.w" in name}
+        qkv = (name for name in header if name.endswith("attention.qkv.weight"))
+        layers = {name.removesuffix(".qkv.weight") for name in qkv}
         bare = sorted(n for n in layers if f"{n}.kv_cache_scaling_factor" not in header)
-        bare = [name for name in bare if name.endswith("attention")]
         if bare:
             yield Finding(
-                f"rank {rank}: {_some(bare)}: the KV cache is quantised, but has no scale here",
+                f"rank {rank}: {first_few(bare)}: the KV cache is quantised, but has no scale here",
                 _CONVERT,
             )
 
@@ -277,7 +275,3 @@ def _wrong_size(name: str, stored: Stored, expected: Expected, algorithm: str | 
 
 def _size(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "a single value"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,9 @@ from specpipe.checkpoint.families import Shard
 from specpipe.checkpoint.inspection.records import Finding
 from specpipe.checkpoint.inspection.tensors import Expected, Header, Stored
 from specpipe.checkpoint.safetensors_file import SafetensorsFile, raw_bytes
+from specpipe.checkpoint.shard import rank_file
 from specpipe.checkpoint.transfer import DIGESTS
+from specpipe.errors import first_few
 
 if TYPE_CHECKING:
     import torch
@@ -31,11 +34,11 @@ def check_values(
 
     Memory holds a few megabytes at a time. Digests are compared where conversion left some.
     """
-    total = sum((folder / _file(rank)).stat().st_size for rank in headers)
+    total = sum((folder / rank_file(rank)).stat().st_size for rank in headers)
     known, found, remarks, done = _read_digests(folder), [], [], 0
     for rank, header in headers.items():
-        file, digests = SafetensorsFile(folder / _file(rank)), {}
-        try:
+        digests = {}
+        with closing(SafetensorsFile(folder / rank_file(rank))) as file:
             for name, stored in sorted(header.items()):
                 wanted = expected.get(rank, {}).get(name)
                 padded = _first_padding(stored, wanted, rank % tp_size) if wanted else None
@@ -43,17 +46,11 @@ def check_values(
                 found += [Finding(f"rank {rank}: {name} {s}", _CONVERT) for s in sentences]
                 done += size
                 progress(min(done, total), total)
-        finally:
-            file.close()
-        found += _changed(rank, digests, known.get(_file(rank), {}))
+        found += _changed(rank, digests, known.get(rank_file(rank), {}))
         if EMBEDDING in digests and digests[EMBEDDING] == digests.get(HEAD):
             remarks.append(f"rank {rank}: lm_head is a copy of the embedding (they are tied)")
     progress(total, total)
     return found, remarks
-
-
-def _file(rank: int) -> str:
-    return f"rank{rank}.safetensors"
 
 
 def _first_padding(stored: Stored, wanted: Expected, tp_rank: int) -> int | None:
@@ -114,5 +111,5 @@ def _changed(rank: int, digests: Mapping[str, str], known: Mapping[str, str]) ->
     changed = sorted(n for n in digests if n in known and digests[n] != known[n])
     if not changed:
         return []
-    some = ", ".join(changed[:3]) + (" and more" if len(changed) > 3 else "")
-    return [Finding(f"rank {rank}: {some} is not what was written", _CONVERT)]
+    sentence = f"rank {rank}: {first_few(changed)} is not what was written"
+    return [Finding(sentence, _CONVERT)]
