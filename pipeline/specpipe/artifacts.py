@@ -164,9 +164,9 @@ def _short(value: str | None) -> str:
 def staged(path: Path, stage: str, resume: str | None = None) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; remove it if the block raises.
 
-    It is empty, unless `resume` is given, the content key of what is made: then it is what a killed
-    or interrupted process left that was making the same. Raises StageFailed, naming the stage, when
-    the disk is full or cannot be written.
+    It is empty, unless `resume` is given, a key of what is made and of what: then it is what a
+    killed or interrupted process left that was making the same. Raises StageFailed, naming the
+    stage, when the disk is full or cannot be written.
     """
     temporary = path.with_name(_staged_name(path, resume))
     try:
@@ -228,7 +228,7 @@ def _existing(path: Path) -> Path:
 def remove_leftovers(path: Path, resume: str | None = None) -> None:
     """Delete what dead builds of the artifact at `path` left; the caller holds the lock.
 
-    What can be gone on with stays: that is begun work with the content key `resume`.
+    What can be gone on with stays: that is begun work with the key `resume`.
     """
     for leftover in path.parent.glob(f".{path.name}.*"):
         ours = resume is not None and leftover.name == _staged_name(path, resume)
