@@ -112,3 +112,50 @@ def make_redrafter(
              "num_draft_layers": layers, "rnn": rnn}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(facts))
     return tensors
+
+
+def make_eagle(
+    folder: Path,
+    *,
+    seed: int,
+    bias: bool = True,
+    pickled: bool = False,
+    tensors: dict[str, Any] | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """Return a random EAGLE drafter for `make_llama` in its authors' names, written into `folder`.
+
+    `changes` are keys of its config; `tensors` are written beside its own.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    config: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 96,
+        "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "vocab_size": 320, "max_position_embeddings": 128, "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0, "hidden_act": "silu", "bias": bias, **changes,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    keys = config["num_key_value_heads"] * config["head_dim"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed_tokens.weight": (config["vocab_size"], hidden), "fc.weight": (hidden, 2 * hidden),
+        "layers.0.self_attn.q_proj.weight": (hidden, hidden),
+        "layers.0.self_attn.k_proj.weight": (keys, hidden),
+        "layers.0.self_attn.v_proj.weight": (keys, hidden),
+        "layers.0.self_attn.o_proj.weight": (hidden, hidden),
+        "layers.0.mlp.gate_proj.weight": (inner, hidden),
+        "layers.0.mlp.up_proj.weight": (inner, hidden),
+        "layers.0.mlp.down_proj.weight": (hidden, inner),
+        "layers.0.post_attention_layernorm.weight": (hidden,),
+        **({"fc.bias": (hidden,)} if bias else {}),
+    }  # fmt: skip
+    found = {name: torch.randn(shape) * 0.2 for name, shape in shapes.items()} | (tensors or {})
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    if pickled:
+        torch.save(found, folder / "pytorch_model.bin")
+    else:
+        save_file(found, folder / "model.safetensors")
+    return found

@@ -12,7 +12,7 @@ LAYERS = [
     {"errors"},
     {"model"},
     {"contracts"},
-    {"divide", "records", "trees", "methods", "recipe", "config"},
+    {"divide", "records", "trees", "methods", "tree_options", "recipe", "config"},
     {"artifacts", "digests", "processes"},
     {"checkpoint", "engine", "speculate", "plan"},
     {"assembly"},

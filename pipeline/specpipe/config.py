@@ -13,19 +13,18 @@ from typing import Literal
 from specpipe.contracts import CacheQuantization, Dtype, Parallel, Quantization, Role
 from specpipe.errors import ConfigError
 from specpipe.methods import (
-    ELSEWHERE,
     PLAIN,
     DraftModel,
     Hybrid,
     Lookahead,
     Medusa,
     PromptLookup,
-    ReDrafter,
     Speculation,
+    WithHeads,
 )
 from specpipe.recipe import TrainOptions
 from specpipe.records import Place, at_least, between, matching, read_record
-from specpipe.trees import complete_tree
+from specpipe.tree_options import with_whole_tree
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ class RunConfig:
         if role == "draft":
             draft = options.draft if isinstance(options, DraftModel | Hybrid) else None
             return draft.heads if draft else None
-        return options.heads if isinstance(options, Medusa | Hybrid | ReDrafter) else None
+        return options.heads if isinstance(options, WithHeads) else None
 
     @property
     def lossless(self) -> bool:
@@ -146,7 +145,7 @@ def read_config(path: Path) -> RunConfig:
 
     Raises ConfigError with file:line for anything unknown, mistyped, impossible or missing.
     """
-    config, places = read_record(path, RunConfig, elsewhere=ELSEWHERE)
+    config, places = read_record(path, RunConfig)
     if "path" in places:
         raise places["path"].error("unknown key 'path'")
     _check_lengths(config, places)
@@ -155,29 +154,10 @@ def read_config(path: Path) -> RunConfig:
     _check_training(config, places)
     _check_hybrid(config, places)
     _check_confidence(config, places)
-    config = _complete_tree(config, places)
+    config = replace(config, speculation=with_whole_tree(config.speculation, places))
     if config.engine.gpu is None and not config.engine.tp_size:
         config = replace(config, engine=replace(config.engine, tp_size=1))
     return replace(config, path=str(path))
-
-
-def _complete_tree(config: RunConfig, places: Mapping[str, Place]) -> RunConfig:
-    """Add what a listed tree lacks; its nodes are the draft tokens of the run."""
-    options = config.speculation
-    if not isinstance(options, Medusa | Hybrid) or isinstance(options.tree, str):
-        return config
-    place = places["speculation.tree"]
-    try:
-        tree = complete_tree(options.tree)
-    except ConfigError as error:
-        raise place.error(f"'speculation.tree': {error}") from error
-    if "speculation.num_draft_tokens" in places and options.num_draft_tokens != len(tree):
-        raise places["speculation.num_draft_tokens"].error(
-            f"'speculation.num_draft_tokens' is {options.num_draft_tokens}, but speculation.tree "
-            f"has {len(tree)} nodes",
-            hint="leave it out",
-        )
-    return replace(config, speculation=replace(options, tree=tree, num_draft_tokens=len(tree)))
 
 
 def _check_lengths(config: RunConfig, places: Mapping[str, Place]) -> None:

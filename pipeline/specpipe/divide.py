@@ -39,6 +39,11 @@ def _check_layers(model: ModelConfig, parallel: Parallel, who: str) -> Iterator[
             f"which is {parallel.pp_size}",
             f"set engine.pp_size to {_divisors(model.num_hidden_layers)}",
         )
+    if model.num_eagle_layers and parallel.pp_size > 1:
+        yield Rejection(
+            f"EAGLE has no pipeline stages, but pp_size is {parallel.pp_size}",
+            "set engine.pp_size to 1, and spread the model with engine.tp_size",
+        )
 
 
 def _check_heads(model: ModelConfig, parallel: Parallel, who: str) -> Iterator[Rejection]:
@@ -69,6 +74,9 @@ def _check_widths(model: ModelConfig, parallel: Parallel, who: str) -> Iterator[
         widths["vocabulary, which its ReDrafter does not pad,"] = model.vocab_size
         if model.redrafter.is_rnn:
             widths["hidden size, which its ReDrafter shares out,"] = model.hidden_size
+    if model.eagle_net_config is not None:
+        widths["hidden size, which its EAGLE drafter shares out,"] = model.hidden_size
+        widths["EAGLE drafter's inner width"] = model.eagle_net_config.intermediate_size
     if parallel.use_parallel_embedding and parallel.embedding_sharding_dim == 1:
         widths["hidden size, which engine.embedding_sharding_dim 1 cuts,"] = model.hidden_size
     for name, size in widths.items():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from specpipe.assembly import load_backend
 from specpipe.checkpoint.convert import read_model
+from specpipe.checkpoint.eagle import known_eagle, open_eagle
 from specpipe.checkpoint.families import FAMILIES, HfConfig, find_family
 from specpipe.checkpoint.families.hf import rms_decoder
 from specpipe.checkpoint.guesser import Guesser
@@ -15,7 +16,7 @@ from specpipe.checkpoint.source import Source, known_model, locate_model, open_s
 from specpipe.config import RunConfig, find_file, require_file
 from specpipe.contracts import Backend, ModelConfig, Role
 from specpipe.errors import ConfigError
-from specpipe.methods import ReDrafter
+from specpipe.methods import Eagle, ReDrafter
 
 KEYS: dict[Role, str] = {"target": "target.model", "draft": "speculation.draft.model"}
 HEADS_KEYS: dict[Role, str] = {"target": "speculation.heads", "draft": "speculation.draft.heads"}
@@ -99,13 +100,24 @@ def _guesser(
         return locate_guesser(config, role)
     if isinstance(config.speculation, ReDrafter):
         return trained_redrafter(Path(name), model, config.speculation, _release(config))
-    return _in_layout(config, known_heads(name) or _trained_heads(config, name, model))
+    if isinstance(config.speculation, Eagle):
+        return known_guesser(config, name) or locate_guesser(config, role)
+    return known_guesser(config, name) or _trained_heads(config, name, model)
+
+
+def known_guesser(config: RunConfig, name: str) -> Guesser | None:
+    """Return the facts of a well-known guesser of the run's method; None if it is none."""
+    options = config.speculation
+    if isinstance(options, Eagle):
+        return known_eagle(name, options, config.engine.dtype)
+    heads = known_heads(name)
+    return _in_layout(config, heads) if heads else None
 
 
 def _trained_heads(config: RunConfig, name: str, model: ModelConfig) -> HeadsSource:
     """Return heads as `specpipe train medusa` would make them."""
     made = config.train.medusa
-    return HeadsSource(
+    heads = HeadsSource(
         Path(name),
         weights=(),
         names={},
@@ -115,6 +127,7 @@ def _trained_heads(config: RunConfig, name: str, model: ModelConfig) -> HeadsSou
         shares_output=made.share_output,
         accuracy=None,
     )
+    return _in_layout(config, heads)
 
 
 def locate_guesser(config: RunConfig, role: Role) -> Guesser | None:
@@ -125,11 +138,13 @@ def locate_guesser(config: RunConfig, role: Role) -> Guesser | None:
     try:
         file = require_file(path, config, HEADS_KEYS[role])
     except ConfigError as error:
-        if known_heads(path) is None:
+        if known_guesser(config, path) is None:
             raise
         raise ConfigError(str(error), hint=f"download {path} and give the folder") from error
     if isinstance(config.speculation, ReDrafter):
         return open_redrafter(file, config.speculation, _release(config))
+    if isinstance(config.speculation, Eagle):
+        return open_eagle(file, config.speculation, config.engine.dtype)
     return _in_layout(config, open_heads(file))
 
 

@@ -3,11 +3,11 @@
 To add a method, write its record here, add it to `Speculation`, and see `assembly.PROPOSERS`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from specpipe.records import at_least, between
-from specpipe.trees import TreePath
+from specpipe.trees import TreePath, depth
 
 TreeOption = Literal["auto", "dynamic"] | tuple[TreePath, ...]  # dynamic: grown at every step
 
@@ -135,6 +135,32 @@ class Medusa:
 
 
 @dataclass(frozen=True)
+class Eagle:
+    """Guesses of a one-layer decoder on the target's hidden states (EAGLE-1), level by level of a
+    fixed tree; for TensorRT-LLM's engines only, whose names and limits the keys have.
+
+    `num_eagle_layers` and `num_draft_tokens` are those of the tree if one is listed, and bound the
+    one that `tree: auto` grows.
+    """
+
+    method: Literal["eagle"]
+    heads: str  # folder of the drafter; see `checkpoint.eagle`
+    num_draft_tokens: int = field(default=63, metadata=between(1, 256))  # nodes of the tree
+    tree: TreeOption = "auto"
+    num_eagle_layers: int = field(default=4, metadata=between(1, 16))  # levels of the tree
+    max_non_leaves_per_layer: int = field(default=10, metadata=between(1, 256))  # with children
+
+    @property
+    def max_concurrency(self) -> None:
+        """Upstream always speculates."""
+        return None
+
+    def with_tree(self, tree: tuple[TreePath, ...]) -> "Eagle":
+        """Return the options for a tree, whose size they take."""
+        return replace(self, tree=tree, num_draft_tokens=len(tree), num_eagle_layers=depth(tree))
+
+
+@dataclass(frozen=True)
 class Eagle3:
     """Guesses of a one-layer model that reads the target's hidden states; for `llmapi` only."""
 
@@ -187,15 +213,11 @@ class ReDrafter:
 
 
 AnyLength = PromptLookup | DraftModel | Hybrid | Medusa  # a request may ask for fewer tokens
-Speculation = NoSpeculation | AnyLength | Lookahead | ReDrafter | Eagle3 | MultiToken
+WithTree = Medusa | Hybrid | Eagle
+WithHeads = WithTree | ReDrafter  # `heads` guess, and go into the target's checkpoint
+Speculation = NoSpeculation | AnyLength | Lookahead | Eagle | ReDrafter | Eagle3 | MultiToken
 
 PLAIN = NoSpeculation()
-# Methods of TensorRT-LLM's engines that this release does not serve -> the way to them.
-ELSEWHERE = {
-    "eagle": "EAGLE-1 and EAGLE-2: TensorRT-LLM's examples/eagle/convert_checkpoint.py and "
-    "trtllm-build make an engine (up to 1.2.1), and `specpipe inspect` looks at both; "
-    "EAGLE-3: method: eagle3",
-}
 # methods whose engines take rows of the KV cache back
-REWINDING = ("medusa", "lookahead", "redrafter")
-UPSTREAM_ONLY = ("redrafter", "eagle3", "mtp")  # methods without a proposer of ours
+REWINDING = ("medusa", "lookahead", "eagle", "redrafter")
+UPSTREAM_ONLY = ("eagle", "redrafter", "eagle3", "mtp")  # methods without a proposer of ours

@@ -12,6 +12,9 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 Positions = Literal["rope_gpt_neox", "long_rope", "learned_absolute", "alibi_with_scale"]
 Residual = Literal["sequential", "parallel", "parallel_one_norm"]
 
+# Keys that are written only if there is something to say: how their names begin.
+_IF_ANY = ("num_medusa", "moe_", "num_eagle", "max_non_leaves", "eagle_net")
+
 
 @dataclass(frozen=True)
 class Experts:
@@ -95,6 +98,9 @@ class ModelConfig:
     num_medusa_heads: int = 0  # heads that lie in the same checkpoint
     num_medusa_layers: int = 0  # residual layers of each
     redrafter: RecurrentDrafter | None = None  # in the same checkpoint
+    num_eagle_layers: int = 0  # levels of tree that an EAGLE drafter in the same checkpoint guesses
+    max_non_leaves_per_layer: int = 0  # nodes of a level that it may go on from
+    eagle_net_config: "ModelConfig | None" = None  # the drafter itself, a decoder of one layer
     position_embedding_type: Positions = "rope_gpt_neox"
     rotary_embedding_dim: int | None = None  # of each head; None: all of it
     attn_bias: bool = False  # of query, key and value
@@ -170,7 +176,12 @@ class ModelConfig:
     @property
     def guesser_module(self) -> str:
         """Return the module that guesses in the same checkpoint, by name; empty if none does."""
-        return "medusa_heads" if self.num_medusa_heads else "drafter" if self.redrafter else ""
+        here = {
+            "medusa_heads": self.num_medusa_heads,
+            "eagle_nets": self.num_eagle_layers,
+            "drafter": self.redrafter,
+        }
+        return next((name for name, there in here.items() if there), "")
 
     @property
     def guesser_rounds(self) -> int:
@@ -178,12 +189,21 @@ class ModelConfig:
         return self.redrafter.draft_len_per_beam if self.redrafter else 1
 
     def guesser_parameters(self, vocab_size: int) -> int:
-        """Count the weights of that module, with output layers of `vocab_size` rows."""
+        """Count the weights of that module, with output layers of `vocab_size` rows.
+
+        Left out are embeddings, of which every copy of an EAGLE drafter has one.
+        """
         if self.redrafter:
             shapes = self.redrafter.shapes(self.hidden_size, vocab_size).values()
             return sum(math.prod(shape) for shape in shapes)
+        output = vocab_size * self.hidden_size
+        if (net := self.eagle_net_config) is not None:
+            tables = net.vocab_size * (1 if net.tie_word_embeddings else 2)
+            layer = net.num_parameters - tables * net.hidden_size
+            fc = 2 * net.hidden_size**2 - net.hidden_size  # and a bias, but two norms are missing
+            return self.num_eagle_layers * (layer + fc + output)
         residual = self.num_medusa_layers * self.hidden_size * (self.hidden_size + 1)
-        return self.num_medusa_heads * (residual + vocab_size * self.hidden_size)
+        return self.num_medusa_heads * (residual + output)
 
     def kv_bytes(self, tokens: int, *, bytes_per_value: int) -> int:
         """Size of the KV cache of `tokens` tokens, in bytes; windowed layers keep all of them."""
@@ -197,9 +217,11 @@ class ModelConfig:
             facts |= {f"redrafter_{name}": value for name, value in drafter.items()}
             facts["redrafter_hidden_size"] = self.hidden_size
         facts["rotary_embedding_dim"] = self.rotary_dim
+        if self.eagle_net_config is not None:
+            facts["eagle_net_config"] = self.eagle_net_config.to_json()
         absent = ["upstream_limits", "upstream_since"]
-        absent += [name for name in ("moe", "query_pre_attn_scalar") if facts[name] is None]
-        absent += [n for n in facts if n.startswith(("num_medusa", "moe_")) and not facts[n]]
+        absent += [n for n in ("moe", "query_pre_attn_scalar") if facts[n] is None]
+        absent += [n for n in facts if n.startswith(_IF_ANY) and not facts[n]]
         absent += [n for n in facts if n.endswith("softcapping") and facts[n] is None]
         return {name: value for name, value in facts.items() if name not in absent}
 
@@ -213,6 +235,8 @@ def model_from_json(raw: Mapping[str, Any]) -> ModelConfig:
     known = _known(ModelConfig, raw)
     if known.get("moe") is not None:
         known["moe"] = Experts(**_known(Experts, known["moe"]))
+    if known.get("eagle_net_config") is not None:
+        known["eagle_net_config"] = model_from_json(known["eagle_net_config"])
     if "arithmetic" in known:
         how = _known(Arithmetic, known["arithmetic"])
         how["sliding_windows"] = tuple(how.get("sliding_windows", ()))

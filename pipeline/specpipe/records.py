@@ -78,12 +78,8 @@ class Place:
         return ConfigError(f"{self}: {message}", hint=hint)
 
 
-def read_record(
-    path: Path, record: type[T], *, elsewhere: Mapping[str, str] | None = None
-) -> tuple[T, dict[str, Place]]:
+def read_record(path: Path, record: type[T]) -> tuple[T, dict[str, Place]]:
     """Read `path` as one `record`; also return where each dotted key stands.
-
-    `elsewhere` names methods that are not served here, and for each the way to it.
 
     Raises ConfigError for a missing or unreadable file, bad YAML, an unknown key, a wrong type, a
     value out of bounds or a missing key.
@@ -106,7 +102,7 @@ def read_record(
         raise Place(path, line).error(message) from error
     if root is None:
         raise Place(path, 1).error("the file is empty")
-    reader = _Reader(path, {}, elsewhere or {})
+    reader = _Reader(path, {})
     return reader.record(root, record, ""), reader.places
 
 
@@ -123,7 +119,6 @@ def parse_record(text: str, record: Any) -> Any:
 class _Reader:
     file: Path
     places: dict[str, Place]
-    elsewhere: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def place(self, node: yaml.Node) -> Place:
         return Place(self.file, node.start_mark.line + 1)
@@ -202,11 +197,6 @@ class _Reader:
         if "method" not in pairs:
             raise self.place(node).error(f"missing key '{prefix}method'", _known(by_method))
         value = pairs["method"][1]
-        if isinstance(value, yaml.ScalarNode) and value.value in self.elsewhere:
-            raise self.place(value).error(
-                f"'{prefix}method' is '{value.value}', which this release does not serve",
-                self.elsewhere[value.value],
-            )
         method = self._choice(value, tuple(by_method), prefix + "method")
         return by_method[method]
 

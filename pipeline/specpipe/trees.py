@@ -5,6 +5,7 @@ from 0, after the first head's best. A list is *closed* if every path comes afte
 """
 
 import heapq
+from collections import defaultdict
 from collections.abc import Sequence
 
 from specpipe.errors import ConfigError
@@ -32,19 +33,26 @@ def complete_tree(paths: Sequence[TreePath]) -> tuple[TreePath, ...]:
     return tuple(sorted(whole, key=lambda path: (len(path), path)))
 
 
-def grow_tree(accuracy: Sequence[Sequence[float]], nodes: int) -> tuple[TreePath, ...]:
+def grow_tree(
+    accuracy: Sequence[Sequence[float]], nodes: int, widest: int | None = None
+) -> tuple[TreePath, ...]:
     """Return the closed list of `nodes` paths (fewer if there are no more) of most expected tokens.
 
     `accuracy[k][r]` is the probability that head k's guess of rank r is right where the path to it
     is; a path is worth the product along it (2401.10774, section 2.3.3). The list is ordered by
-    worth, so each beginning of it is the best tree of its size.
+    worth, so each beginning of it is the best tree of its size. At most `widest` nodes of a level
+    have children, those of most worth.
     """
     found: list[TreePath] = []
+    parents: dict[int, set[TreePath]] = defaultdict(set)  # by level
     frontier: list[tuple[float, TreePath]] = [(-accuracy[0][0], (0,))] if len(accuracy) else []
     while frontier and len(found) < nodes:
         worth, path = heapq.heappop(frontier)
-        found.append(path)
         level, rank = len(path) - 1, path[-1]
+        if path[:-1] not in parents[level] and len(parents[level]) == widest:
+            continue
+        parents[level].add(path[:-1])
+        found.append(path)
         if level + 1 < len(accuracy):
             heapq.heappush(frontier, (worth * accuracy[level + 1][0], (*path, 0)))
         if rank + 1 < min(WIDTH, len(accuracy[level])) and accuracy[level][rank] > 0:
@@ -58,6 +66,27 @@ def assumed_accuracy(heads: int) -> tuple[tuple[float, ...], ...]:
     return tuple(
         tuple(0.55 * 0.85**head * 0.35**rank for rank in range(WIDTH)) for head in range(heads)
     )
+
+
+def supposed_accuracy(levels: int, first: float) -> tuple[tuple[float, ...], ...]:
+    """Return what guesses come to if `first` is the chance of the likeliest, on every level.
+
+    So it is for guessers that see the guess before. Each further rank is supposed to catch a
+    quarter of what those before it missed: an assumption, not a fact.
+    """
+    row = (first, *((1 - first) * 0.25 * 0.75**rank for rank in range(WIDTH - 1)))
+    return (row,) * levels
+
+
+def depth(tree: Sequence[TreePath]) -> int:
+    """Count the levels of a tree; 0 for none."""
+    return max((len(path) for path in tree), default=0)
+
+
+def non_leaves(tree: Sequence[TreePath]) -> tuple[int, ...]:
+    """Count the nodes of every level that have children, the root's level apart."""
+    parents = {path[:-1] for path in tree}
+    return tuple(sum(len(p) == level for p in parents) for level in range(1, depth(tree)))
 
 
 def expected_tokens(accuracy: Sequence[Sequence[float]], tree: Sequence[TreePath]) -> float:

@@ -6,7 +6,7 @@ import pytest
 
 from specpipe.config import find_file, read_config
 from specpipe.errors import ConfigError
-from specpipe.methods import DraftModel, Hybrid, Medusa, NoSpeculation, PromptLookup
+from specpipe.methods import DraftModel, Eagle, Hybrid, Medusa, NoSpeculation, PromptLookup
 
 GOOD = """\
 name: demo
@@ -39,6 +39,35 @@ def test_reads_every_section(tmp_path: Path) -> None:
     assert config.engine.dtype == "bfloat16" and config.engine.quantization == "none"
     assert config.validate.gates == {"exact_match": 1.0}
     assert config.models() == {"target": "some/where"}
+
+
+EAGLE = GOOD.replace("method: prompt_lookup", "method: eagle\n  heads: some/drafter")
+
+
+def test_eagles_tree_is_grown_and_its_sizes_are_the_trees(tmp_path: Path) -> None:
+    options = read(tmp_path, EAGLE).speculation
+    assert isinstance(options, Eagle) and len(options.tree) == options.num_draft_tokens == 5
+    assert options.num_eagle_layers == max(map(len, options.tree)) <= 4
+    listed = read(tmp_path, EAGLE.replace("num_draft_tokens: 5", "tree: [[0, 0], [1]]")).speculation
+    assert isinstance(listed, Eagle) and listed.tree == ((0,), (1,), (0, 0))
+    assert (listed.num_draft_tokens, listed.num_eagle_layers) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("new", "words"),
+    [
+        ("tree: [[0, 0]]\n  num_eagle_layers: 3", "is 3, but speculation.tree has 2 levels"),
+        ("tree: [[0, 0]]\n  num_draft_tokens: 3", "is 3, but speculation.tree has 2 nodes"),
+        ("tree: [[0, 0], [1, 0]]\n  max_non_leaves_per_layer: 1", "has 2 nodes with children"),
+        ("num_draft_tokens: 257", "must be at most 256"),
+        ("tree: [[0, 10]]", "rank must be from 0 to 9"),
+    ],
+)
+def test_sizes_that_an_eagle_engine_cannot_have_are_refused(
+    new: str, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        read(tmp_path, EAGLE.replace("num_draft_tokens: 5", new))
 
 
 def test_speculation_may_be_left_out(tmp_path: Path) -> None:
@@ -132,7 +161,6 @@ def test_draft_lengths_are_read_and_a_bound_without_effect_is_refused(tmp_path: 
         ("num_draft_tokens: 5", "heads: here", 6, "it is a key of method hybrid, medusa"),
         ("num_draft_tokens: 5", "tree: wide", 6, "chain"),
         ("prompt_lookup", "prompt_lokup", 5, "did you mean 'prompt_lookup'?"),
-        ("prompt_lookup", "eagle", 5, "examples/eagle/convert_checkpoint.py"),
         ("method: prompt_lookup", "num: 1", 5, "missing key 'speculation.method'"),
         ("max_input_len: 100", "max_input_len: 200", 10, "must be below engine.max_seq_len"),
         ("num_draft_tokens: 5", "min_matching_ngram_size: 9", 6, "must not be above"),

@@ -5,7 +5,16 @@ import itertools
 import pytest
 
 from specpipe.errors import ConfigError
-from specpipe.trees import WIDTH, assumed_accuracy, complete_tree, expected_tokens, grow_tree
+from specpipe.trees import (
+    WIDTH,
+    assumed_accuracy,
+    complete_tree,
+    depth,
+    expected_tokens,
+    grow_tree,
+    non_leaves,
+    supposed_accuracy,
+)
 
 ACCURACY = ((0.6, 0.2, 0.1), (0.5, 0.3, 0.05), (0.4, 0.1, 0.05))
 
@@ -51,6 +60,29 @@ def test_each_beginning_of_a_grown_tree_is_the_smaller_tree() -> None:
 def test_there_are_no_more_nodes_than_guesses() -> None:
     assert len(grow_tree(((0.5, 0.4), (0.3, 0.2)), 100)) == 2 + 4
     assert grow_tree((), 5) == ()
+
+
+def test_no_more_nodes_of_a_level_have_children_than_asked_for() -> None:
+    accuracy = supposed_accuracy(4, 0.7)
+    for widest in (1, 3, 10):
+        tree = grow_tree(accuracy, 63, widest)
+        assert max(non_leaves(tree)) == widest and depth(tree) == 4
+        assert sorted(tree, key=lambda path: (len(path), path)) == list(complete_tree(tree))
+    free = grow_tree(accuracy, 63)
+    assert max(non_leaves(free)) > 10
+    assert expected_tokens(accuracy, free) > expected_tokens(accuracy, grow_tree(accuracy, 63, 10))
+
+
+def test_levels_and_their_nodes_with_children_are_counted() -> None:
+    tree = ((0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0))
+    assert (depth(tree), non_leaves(tree)) == (3, (2, 1))
+    assert (depth(()), non_leaves(((0,), (1,)))) == (0, ())
+
+
+def test_supposed_guesses_of_one_level_are_no_more_than_certain() -> None:
+    for first in (0.1, 0.7, 1.0):
+        (row,) = supposed_accuracy(1, first)
+        assert row[0] == first and sum(row) <= 1
 
 
 def test_expected_tokens_by_hand() -> None:

@@ -54,7 +54,7 @@ def checkpoint_inputs(
     """Name everything that decides the bytes of the converted checkpoint, files by `digest`."""
     inputs = {f"source {file.name}": digest(file) for file in source.files()}
     if guesser is not None:
-        inputs |= {f"heads {file.name}": digest(file) for file in guesser.weights}
+        inputs |= {f"heads {file.name}": digest(file) for file in guesser.files()}
     return inputs | checkpoint_options(source, dtype, guesser, quantizing, parallel)
 
 
@@ -74,7 +74,7 @@ def checkpoint_options(
 
 def found_state(source: Source, guesser: Guesser | None = None) -> dict[Path, Stamp]:
     """Return the stamps of all files that a conversion reads, those of `source` as it was found."""
-    own = guesser.weights if guesser else ()
+    own = guesser.files() if guesser else []
     return {**{file: stamp(file) for file in own}, **source.stamps}
 
 

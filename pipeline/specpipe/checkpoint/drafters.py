@@ -1,4 +1,4 @@
-"""Drafters that are not Medusa heads, recognised so that nobody waits for an engine of them.
+"""Which method a drafter was trained for, so that nobody waits for an engine of another.
 
 EAGLE's is one decoder layer behind a matrix `fc` over token and hidden state (EAGLE-3's layer is
 called `midlayer`); ReDrafter's is a small recurrent net, whose tensors may look like those of one
@@ -10,26 +10,36 @@ from pathlib import Path
 
 from specpipe.checkpoint.source import read_json
 from specpipe.errors import Unsupported
-from specpipe.methods import ELSEWHERE
 
 _REDRAFTER = ("rnn_u.weight", "input_proj.weight", "input_projs.weight", "lm_heads.0.linear.weight")
-# method -> what its drafter is called, and the way to it
+# method -> what its drafter is called, and what to do with one
 _KINDS = {
-    "eagle": ("an EAGLE drafter", ELSEWHERE["eagle"]),
+    "eagle": ("an EAGLE drafter", "set speculation.method: eagle"),
+    "eagle3": (
+        "an EAGLE-3 drafter",
+        "set speculation.method: eagle3 and engine.backend: llmapi; TensorRT-LLM's engines have "
+        "EAGLE-1 and EAGLE-2 alone",
+    ),
     "redrafter": ("a ReDrafter", "set speculation.method: redrafter"),
 }
 
 
-def refuse_drafter(path: Path, names: Set[str]) -> None:
-    """Raise Unsupported, naming the way, if the tensors are a drafter of EAGLE or ReDrafter."""
-    if method := drafter_method(path, names):
+def refuse_other_drafters(path: Path, names: Set[str], wanted: str, what: str) -> None:
+    """Raise Unsupported, naming the way, if the tensors are a drafter of another method.
+
+    `wanted` is the method of the run and `what` its guesser in words.
+    """
+    method = drafter_method(path, names)
+    if method and method != wanted:
         kind, hint = _KINDS[method]
-        raise Unsupported(f"{path}: this is {kind}, not Medusa heads", hint=hint)
+        raise Unsupported(f"{path}: this is {kind}, not {what}", hint=hint)
 
 
 def drafter_method(path: Path, names: Set[str]) -> str | None:
-    """Return `eagle` or `redrafter` if that is what the tensors and their config belong to."""
-    if "fc.weight" in names and any(n.startswith(("layers.0.", "midlayer.")) for n in names):
+    """Return the method that the tensors and their config belong to; None: none known here."""
+    if "fc.weight" in names and any(name.startswith("midlayer.") for name in names):
+        return "eagle3"
+    if "fc.weight" in names and any(name.startswith("layers.0.") for name in names):
         return "eagle"
     if names & set(_REDRAFTER):
         return "redrafter"

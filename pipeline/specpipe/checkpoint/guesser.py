@@ -4,8 +4,9 @@ Upstream's engines of such methods hold target and guesser in one network, so co
 into the same files, with a config.json that says what was added.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +37,10 @@ class Guesser(Protocol):
     @property
     def summary(self) -> str:
         """Say what it is planned as, for one that is not on disk: `4 heads of 1 layer`."""
+        ...
+
+    def files(self) -> list[Path]:
+        """Return every file that decides what is written; none if it is not on disk."""
         ...
 
     def options(self) -> dict[str, str]:
@@ -71,3 +76,12 @@ class Guesser(Protocol):
         `opening` is how safetensors files are opened, see `read_tensors`.
         """
         ...
+
+
+def output_copies(plans: list[TensorPlan], names: Iterable[str]) -> list[TensorPlan]:
+    """Plan the target's output layer once more under each name; `plans`: the target's.
+
+    It is read from the target's files, and cut and padded as its own output layer is.
+    """
+    output = next(plan for plan in plans if plan.name == "lm_head.weight")
+    return [replace(output, name=name, stage="every") for name in names]

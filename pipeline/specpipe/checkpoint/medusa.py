@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from specpipe.checkpoint.drafters import refuse_drafter
+from specpipe.checkpoint.drafters import refuse_other_drafters
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
+from specpipe.checkpoint.guesser import output_copies
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.checkpoint.source import (
     Opening,
@@ -74,6 +75,10 @@ class HeadsSource:
         """Say how many heads of how many layers they are."""
         return f"{self.num_heads} heads of {self.num_layers} layer{'s'[: self.num_layers > 1]}"
 
+    def files(self) -> list[Path]:
+        """Return the files with the tensors."""
+        return list(self.weights)
+
     def options(self) -> dict[str, str]:
         """Return the length of the drafts, where the layout fixes it."""
         return {"max_draft_len": str(self.max_draft_len)} if self.max_draft_len else {}
@@ -95,15 +100,11 @@ class HeadsSource:
         return planned_heads(model, shares_output=self.shares_output)
 
     def shared(self, plans: list[TensorPlan]) -> list[TensorPlan]:
-        """List the copies of the target's output layer that heads in full need.
-
-        They are read from the target's files, and cut and padded as its own output layer is.
-        """
+        """List the copies of the target's output layer that heads in full need."""
         if self.max_draft_len is None or not self.shares_output:
             return []
-        output = next(plan for plan in plans if plan.name == "lm_head.weight")
         names = (f"medusa_heads.{head}.lm_head.weight" for head in range(self.num_heads))
-        return [replace(output, name=name, stage="every") for name in names]
+        return output_copies(plans, names)
 
     def config(self, hf: HfConfig, written: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keys that make a target's config one of upstream's `MedusaConfig`.
@@ -138,7 +139,7 @@ def open_heads(path: Path) -> HeadsSource:
     """
     weights = _find(path)
     with read_tensors(weights) as reader:
-        refuse_drafter(path, reader.names())
+        refuse_other_drafters(path, reader.names(), "medusa", "Medusa heads")
         names = {ours: theirs for theirs in reader.names() if (ours := canonical(theirs))}
         if not names:
             raise ConfigError(

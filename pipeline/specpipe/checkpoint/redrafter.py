@@ -62,6 +62,10 @@ class RecurrentSource:
         layers = f"{self.net.num_layers} layer{'s'[: self.net.num_layers > 1]}"
         return f"{layers} of {self.net.exit_dim} values on {state}"
 
+    def files(self) -> list[Path]:
+        """Return the files with the tensors."""
+        return list(self.weights)
+
     def options(self) -> dict[str, str]:
         """Return the beams, which the checkpoint fixes, and what its class depends on."""
         net = self.net

@@ -4,7 +4,16 @@ from collections.abc import Iterator
 
 from specpipe.config import RunConfig
 from specpipe.contracts import Rejection
-from specpipe.methods import DraftModel, Eagle3, Hybrid, Medusa, MultiToken, PromptLookup, ReDrafter
+from specpipe.methods import (
+    DraftModel,
+    Eagle,
+    Eagle3,
+    Hybrid,
+    Medusa,
+    MultiToken,
+    PromptLookup,
+    ReDrafter,
+)
 
 
 def check_options(config: RunConfig, next_token_layers: int = 0) -> Iterator[Rejection]:
@@ -20,7 +29,7 @@ def check_options(config: RunConfig, next_token_layers: int = 0) -> Iterator[Rej
             "use method: eagle3, draft_model or prompt_lookup",
         )
     if backend == "openvino":
-        if isinstance(options, ReDrafter):
+        if isinstance(options, Eagle | ReDrafter):
             yield Rejection(
                 f"method {options.method} runs in TensorRT-LLM's engines only",
                 "use backend: tensorrt, or one of medusa, draft_model, prompt_lookup",
@@ -31,6 +40,13 @@ def check_options(config: RunConfig, next_token_layers: int = 0) -> Iterator[Rej
                 "use backend: llmapi, or one of medusa, draft_model, prompt_lookup",
             )
         return
+    if isinstance(options, Eagle) and options.tree == "dynamic":
+        yield Rejection(
+            "Triton can give an EAGLE engine one tree for every step (eagle_choices), but not have "
+            "it grow one at every step, as EAGLE-2 does",
+            "set tree: auto, or list its paths; TensorRT-LLM's run.py runs the same engine with "
+            "--eagle_use_dynamic_tree",
+        )
     for key in _ignored(config):
         yield Rejection(
             f"backend {backend} drafts by its own rules and ignores speculation.{key}",

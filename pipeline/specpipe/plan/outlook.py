@@ -4,13 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from specpipe.config import RunConfig
 from specpipe.contracts import BuildRequest, Footprint, Role
-from specpipe.methods import REWINDING, Lookahead, Medusa, NoSpeculation, ReDrafter
+from specpipe.methods import REWINDING, Eagle, Lookahead, Medusa, NoSpeculation, ReDrafter
 from specpipe.plan.gpus import Gpu
 from specpipe.plan.roofline import Assumed, Estimate, Placed, chained_tokens, estimate
-from specpipe.trees import assumed_accuracy, expected_tokens
+from specpipe.trees import TreePath, assumed_accuracy, expected_tokens, supposed_accuracy
 
 _RATES = (0.6, 0.7, 0.8, 0.9)
 _TOKENS = (1.5, 2.0, 2.5)
+_FIRST_GUESSES = (0.5, 0.6, 0.7)
 
 Accuracy = Sequence[Sequence[float]]
 
@@ -38,6 +39,8 @@ def assumptions(config: RunConfig, accuracy: Accuracy | None) -> list[Assumed]:
         heads = max(len(path) for path in options.tree)
         tokens = expected_tokens(accuracy or assumed_accuracy(heads), options.tree)
         return [Assumed("as calibrated" if accuracy else "as usual heads guess", tokens)]
+    if isinstance(options, Eagle) and not isinstance(options.tree, str):
+        return [_first_right(options, options.tree, rate) for rate in _FIRST_GUESSES]
     if isinstance(options, Lookahead):
         return [Assumed("supposed", tokens) for tokens in _TOKENS]
     beam = options.draft_len_per_beam if isinstance(options, ReDrafter) else None
@@ -45,15 +48,25 @@ def assumptions(config: RunConfig, accuracy: Accuracy | None) -> list[Assumed]:
     return [Assumed(f"{rate:.0%} accepted", chained_tokens(rate, drafted)) for rate in _RATES]
 
 
+def _first_right(options: Eagle, tree: Sequence[TreePath], rate: float) -> Assumed:
+    accuracy = supposed_accuracy(options.num_eagle_layers, rate)
+    return Assumed(f"{rate:.0%} of first guesses right", expected_tokens(accuracy, tree))
+
+
 def engine_notes(config: RunConfig, gpu: Gpu | None) -> Iterator[str]:
     """Yield what does not forbid a run, but may surprise."""
     engine, method = config.engine, config.speculation.method
     if engine.backend != "tensorrt":
         return
-    if method == "medusa":
+    if isinstance(config.speculation, Medusa | Eagle):
         yield (
-            "Medusa engines accept what equals the target's most likely token, whatever a request "
-            "asks for; send greedy requests"
+            f"engines of method {method} accept what equals the target's most likely token, "
+            "whatever a request asks for; send greedy requests"
+        )
+    if isinstance(config.speculation, Eagle) and engine.quantization != "none":
+        yield (
+            "upstream documents EAGLE for weights in float16 and bfloat16, not for "
+            f"{engine.quantization} ones; the drafter stays in 16 bits"
         )
     if isinstance(config.speculation, ReDrafter):
         yield from _beam_notes(config.speculation, engine.quantization)

@@ -9,6 +9,7 @@ from specpipe.methods import Eagle3, Hybrid, Medusa, PromptLookup
 from specpipe.plan.gpus import find_gpu
 from specpipe.plan.memory import Memory
 from specpipe.plan.roofline import Estimate
+from specpipe.trees import depth
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,9 @@ def check_models(requests: Mapping[Role, BuildRequest]) -> list[Rejection]:
 
 
 def check_tree(config: RunConfig, target: ModelConfig) -> list[Rejection]:
-    """Return what is wrong with the listed tree of a run for the heads of its target."""
-    tree = getattr(config.speculation, "tree", "")
-    deepest = max((len(path) for path in tree), default=0) if not isinstance(tree, str) else 0
+    """Return what is wrong with the listed tree of a run for the Medusa heads of its target."""
+    tree = config.speculation.tree if isinstance(config.speculation, Medusa | Hybrid) else ""
+    deepest = 0 if isinstance(tree, str) else depth(tree)
     if deepest <= target.num_medusa_heads:
         return []
     return [

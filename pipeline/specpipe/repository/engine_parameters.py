@@ -10,14 +10,19 @@ from pathlib import Path
 
 from specpipe.contracts import BuildRequest, Role
 from specpipe.errors import Unsupported
-from specpipe.methods import Lookahead, Medusa, Speculation
+from specpipe.methods import Eagle, Lookahead, Medusa, Speculation
 from specpipe.plan.memory import KV_SHARE, KvBudget
 from specpipe.repository.placement import Placement, gpu_device_ids, participant_ids
 from specpipe.repository.signature import signatures
 from specpipe.trees import TreePath
 
 WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
-_DECODING_MODES = {"medusa": "medusa", "lookahead": "lookahead", "redrafter": "redrafter"}
+_DECODING_MODES = {
+    "medusa": "medusa",
+    "lookahead": "lookahead",
+    "eagle": "eagle",
+    "redrafter": "redrafter",
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,6 @@ _FIXED = {
     "cross_kv_cache_fraction": "",
     "cuda_graph_cache_size": "0",
     "cuda_graph_mode": "false",
-    "eagle_choices": "",
     "enable_chunked_context": "false",
     "enable_context_fmha_fp32_acc": "false",
     "enable_trt_overlap": "false",
@@ -107,10 +111,12 @@ def _cache(plan: EnginePlan) -> dict[str, str]:
 def _method(options: Speculation) -> dict[str, str]:
     lookahead = options if isinstance(options, Lookahead) else None
     medusa = options if isinstance(options, Medusa) else None
+    eagle = options if isinstance(options, Eagle) else None
     return {
         "decoding_mode": _DECODING_MODES.get(options.method, "top_k_top_p"),
-        "multi_block_mode": "false" if medusa else "true",
+        "multi_block_mode": "false" if medusa or eagle else "true",
         "medusa_choices": choices(_tree(medusa)) if medusa else "",
+        "eagle_choices": choices(_tree(eagle)) if eagle else "",
         "lookahead_window_size": str(lookahead.window_size) if lookahead else "",
         "lookahead_ngram_size": str(lookahead.ngram_size) if lookahead else "",
         "lookahead_verification_set_size": str(lookahead.verification_set_size)
@@ -119,7 +125,7 @@ def _method(options: Speculation) -> dict[str, str]:
     }
 
 
-def _tree(options: Medusa) -> tuple[TreePath, ...]:
+def _tree(options: Medusa | Eagle) -> tuple[TreePath, ...]:
     if isinstance(options.tree, str):
         raise Unsupported(
             f"speculation.tree is {options.tree}: TensorRT-LLM wants one tree for every step",

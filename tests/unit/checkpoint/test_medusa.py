@@ -243,8 +243,10 @@ def test_the_convert_stage_writes_heads_in_full_where_the_backend_wants_them(
 @pytest.mark.parametrize(
     ("names", "config", "words"),
     [
-        (("fc.weight", "layers.0.mlp.up_proj.weight"), {}, "an EAGLE drafter(.|\n)*examples/eagle"),
-        (("fc.weight", "midlayer.mlp.up_proj.weight"), {}, "EAGLE-3: method: eagle3"),
+        (("fc.weight", "layers.0.mlp.up_proj.weight"), {},
+         "an EAGLE drafter, not Medusa heads(.|\n)*method: eagle$"),
+        (("fc.weight", "midlayer.mlp.up_proj.weight"), {},
+         "an EAGLE-3 drafter(.|\n)*method: eagle3"),
         (("rnn_u.weight", "lm_head.0.linear.weight"), {}, "a ReDrafter(.|\n)*method: redrafter"),
         (("0.0.linear.weight", "0.1.weight"), {"exit_dim": 4, "num_draft_layers": 1},
          "a ReDrafter"),

@@ -73,7 +73,7 @@ def cache(name: str) -> dict[str, object]:
         ({**B200, **weights("int8_sq")}, "refuses int8_sq", "fp8"),
         ({**DRAFT, **cache("int8")}, "behind cached blocks, which an int8", "fp8 together"),
         ({**DRAFT, **cache("fp8")}, "an fp8 KV cache with none weights", "quantization: fp8"),
-        ({**MEDUSA, **weights("int8_sq")}, "no SmoothQuant", "fp8"),
+        ({**MEDUSA, "model": HEADS, **weights("int8_sq")}, "no SmoothQuant", "fp8"),
         ({**MEDUSA, "model": WINDOWED, "max_seq_len": 8192}, "takes rows of the KV cache back",
          "engine.max_seq_len to 4096"),
         ({**MEDUSA, "release": "0.18.2", "model": QWEN}, "with Medusa heads as Llama's", "1.2.1"),

@@ -84,8 +84,8 @@ def test_planning_takes_less_than_two_seconds_of_work_and_no_weights() -> None:
 
 
 DRAFT, MEDUSA = "llama70b_draft7b", "vicuna7b_medusa"
-LOOKAHEAD, EAGLE = "llama8b_lookahead", "llama8b_eagle3_llmapi"
 REDRAFTER = "vicuna7b_redrafter"
+LOOKAHEAD, EAGLE, EAGLE3 = "llama8b_lookahead", "vicuna7b_eagle", "llama8b_eagle3_llmapi"
 MIXTRAL_HEADS = {"target.model": "mistralai/Mixtral-8x7B-Instruct-v0.1", "engine.gpu": "H200"}
 REFUSED: list[tuple[str, dict[str, Any]]] = [
     (DRAFT, {"engine.gpu": "H100"}),
@@ -132,13 +132,22 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     (LOOKAHEAD, {"speculation.window_size": 1, "speculation.ngram_size": 1,
                  "speculation.verification_set_size": 0}),
     (LOOKAHEAD, {"engine.backend": "llmapi"}),
-    (EAGLE, {"engine.backend": "tensorrt"}),
-    (EAGLE, {"engine.backend": "openvino", "engine.gpu": None, "engine.dtype": "float32",
+    (EAGLE, {"engine.backend": "llmapi"}),
+    (EAGLE, {"engine.tensorrt_llm": "1.3.0rc22"}),
+    (EAGLE, {"engine.pp_size": 2}),
+    (EAGLE, {"engine.max_batch_size": 1024}),
+    (EAGLE, {"engine.kv_cache_quantization": "fp8", "engine.quantization": "fp8"}),
+    (EAGLE, {"engine.quantization": "int8_sq"}),
+    (EAGLE, {"speculation.tree": "dynamic"}),
+    (EAGLE, {"speculation.heads": "yuhuili/EAGLE-LLaMA3-Instruct-8B"}),
+    (EAGLE, {"target.model": "Qwen/Qwen2-7B-Instruct"}),
+    (EAGLE3, {"engine.backend": "tensorrt"}),
+    (EAGLE3, {"engine.backend": "openvino", "engine.gpu": None, "engine.dtype": "float32",
              "target.model": "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "engine.max_seq_len": 2048,
              "engine.max_input_len": 1024}),
-    (EAGLE, {"engine.quantization": "int4_awq"}),
-    (EAGLE, {"engine.kv_cache_quantization": "int8"}),
-    (EAGLE, {"engine.tensorrt_llm": "1.3.0rc22"}),
+    (EAGLE3, {"engine.quantization": "int4_awq"}),
+    (EAGLE3, {"engine.kv_cache_quantization": "int8"}),
+    (EAGLE3, {"engine.tensorrt_llm": "1.3.0rc22"}),
     ("deepseek-v3_mtp_llmapi", {"target.model": "meta-llama/Llama-3.3-70B-Instruct"}),
     ("qwen25-coder_ngram_llmapi", {"engine.backend": "tensorrt"}),
     ("qwen25-coder_ngram_llmapi", {"speculation.tree": "dynamic"}),

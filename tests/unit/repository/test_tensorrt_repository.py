@@ -16,7 +16,7 @@ from specpipe.artifacts import Workspace
 from specpipe.config import RunConfig, read_config
 from specpipe.contracts import ModelConfig, Role
 from specpipe.errors import Unsupported
-from specpipe.methods import Medusa, ReDrafter, Speculation
+from specpipe.methods import Eagle, Medusa, ReDrafter, Speculation
 from specpipe.plan.memory import KvBudget
 from specpipe.plan.plan import make_requests
 from specpipe.repository.library import LIBRARY, library_files
@@ -200,6 +200,16 @@ def test_a_redrafter_is_told_by_its_mode_alone(release: str, write: Write) -> No
     repository = write(with_speculation(ReDrafter("redrafter", "heads")), release)
     assert value(repository, "decoding_mode") == "redrafter"
     assert value(repository, "medusa_choices") == ""
+
+
+@pytest.mark.parametrize("release", ["0.18.2", "1.2.1"])
+def test_an_eagle_tree_is_written_in_upstreams_braces(write: Write, release: str) -> None:
+    tree = ((0,), (1,), (0, 0))
+    repository = write(with_speculation(Eagle("eagle", "drafter").with_tree(tree)), release)
+    assert value(repository, "eagle_choices") == "{0}, {1}, {0, 0}"
+    assert value(repository, "medusa_choices") == ""
+    assert value(repository, "decoding_mode") == "eagle"
+    assert value(repository, "multi_block_mode") == "false"
 
 
 def test_a_tree_that_grows_is_refused(write: Write) -> None:

@@ -21,6 +21,7 @@ _WHOLE = (
     "max_position_embeddings",
     "num_medusa_heads",
     "num_medusa_layers",
+    "num_eagle_layers",
     "max_draft_len",
     "redrafter_num_layers",
     "redrafter_hidden_size",
@@ -34,6 +35,7 @@ _MOST = {
     "num_medusa_heads": 256,
     "num_medusa_layers": 256,
     "redrafter_num_layers": 256,
+    "num_eagle_layers": 256,
     "num_experts": 4096,
 }
 # upstream's classes of a target with a ReDrafter -> the target's own
@@ -122,6 +124,7 @@ def describe_speculation(raw: Json, mode: str | None = None) -> Speculation:
         whole(raw, "num_medusa_layers"),
         whole(raw, "redrafter_num_beams"),
         whole(raw, "redrafter_draft_len_per_beam"),
+        whole(raw, "num_eagle_layers"),
     )
 
 
@@ -252,7 +255,7 @@ def _check_drafter(raw: Json) -> Iterator[Finding]:
         if ranks.pp_size > 1:
             yield Finding(
                 f"EAGLE has no pipeline stages, but pp_size is {ranks.pp_size}",
-                "convert the model with pp_size 1",
+                "set engine.pp_size to 1, and spread the model with engine.tp_size",
             )
         if (whole(raw, "max_draft_len") or 0) > 256:
             yield Finding("EAGLE drafts at most 256 tokens a step", "lower max_draft_len")

@@ -53,6 +53,8 @@ def _speculation(speculation: Speculation) -> str:
     if speculation.redrafter_num_beams:
         beams = f"{speculation.redrafter_num_beams} beams of a ReDrafter"
         parts.append(f"{beams}, {speculation.redrafter_draft_len_per_beam} tokens each")
+    if speculation.num_eagle_layers:
+        parts.append(f"an EAGLE drafter, levels of tree: {speculation.num_eagle_layers}")
     if speculation.max_draft_len:
         parts.append(f"{speculation.max_draft_len} drafted tokens a step")
     return ", ".join(parts) or "as the build decides"

@@ -17,12 +17,12 @@ from specpipe.checkpoint.inspection.config import (
 from specpipe.checkpoint.inspection.engine import check_engine, describe_limits, engine_files, mode
 from specpipe.checkpoint.inspection.records import File, Finding, Inspection, Ranks
 from specpipe.checkpoint.inspection.tensors import (
-    DRAFTERS,
     Expected,
     Header,
     compare,
     read_headers,
     read_layout,
+    unknown_drafter,
 )
 from specpipe.checkpoint.inspection.values import check_values
 from specpipe.checkpoint.source import read_json
@@ -90,7 +90,7 @@ def _inspect_checkpoint(folder: Path, raw: Json, progress: Progress | None) -> I
         ranks,
         None,
         tuple(files),
-        (*found, *_against_manifest(folder)),
+        (*dict.fromkeys(found), *_against_manifest(folder)),
         tuple(remarks),
         tuple(unchecked),
     )
@@ -112,8 +112,8 @@ def _compare(
         for rank, header in headers.items()
         for finding in compare(rank, header, expected[rank], raw)
     ]
-    drafter = DRAFTERS.get(text(raw, "architecture") or "")
-    return expected, found, [f"shapes of the drafter's tensors ({drafter}*)"] if drafter else []
+    drafters = {unknown_drafter(raw, wanted) for wanted in expected.values()} - {None}
+    return expected, found, [f"shapes of the drafter's tensors ({name}*)" for name in drafters]
 
 
 def _inspect_engine(folder: Path, raw: Json) -> Inspection:

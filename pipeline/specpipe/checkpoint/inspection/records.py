@@ -48,6 +48,7 @@ class Speculation:
     num_medusa_layers: int | None
     redrafter_num_beams: int | None
     redrafter_draft_len_per_beam: int | None
+    num_eagle_layers: int | None  # levels of tree
 
 
 @dataclass(frozen=True)

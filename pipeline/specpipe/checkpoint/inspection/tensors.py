@@ -5,7 +5,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
+from specpipe.checkpoint.eagle import planned_drafters, planned_outputs
 from specpipe.checkpoint.families import Shard, TensorPlan, find_family
 from specpipe.checkpoint.inspection.config import (
     REDRAFTERS,
@@ -162,7 +164,7 @@ def _plans(raw: Json, headers: Mapping[int, Header]) -> tuple[ModelConfig, list[
         )
     try:
         family = find_family({"architectures": [architecture]})
-        model = model_from_json({**complete(raw), "architecture": architecture})
+        model = model_from_json({**_with_net(complete(raw)), "architecture": architecture})
         plans = family.tensors(model)
     except Unsupported as error:
         raise Unsupported(f"names and shapes of tensors: {error.args[0]}") from error
@@ -175,7 +177,22 @@ def _plans(raw: Json, headers: Mapping[int, Header]) -> tuple[ModelConfig, list[
         shares = not any(n.startswith("medusa_heads.") and "lm_head" in n for n in names)
         whole = raw.get("architecture") == "MedusaForCausalLM"
         plans += planned_heads(model, shares_output=shares and not whole)
+    if model.eagle_net_config is not None:
+        plans += planned_outputs(plans, model.num_eagle_layers) + planned_drafters(model)
     return model, plans + planned_drafter(model)
+
+
+def _with_net(full: dict[str, Any]) -> dict[str, Any]:
+    """Complete the config of an EAGLE drafter within that of its target; drop one of no model."""
+    net = table(full, "eagle_net_config")
+    return {**full, "eagle_net_config": complete(net) if is_legible(net) else None}
+
+
+def unknown_drafter(raw: Json, expected: Mapping[str, Expected]) -> str | None:
+    """Return how the tensors of a drafter begin of which nothing more is known here."""
+    prefix = DRAFTERS.get(text(raw, "architecture") or "")
+    known = prefix is None or any(name.startswith(prefix) for name in expected)
+    return None if known else prefix
 
 
 def compare(
@@ -183,7 +200,7 @@ def compare(
 ) -> Iterator[Finding]:
     """Yield what one rank lacks, has too much, or has in the wrong shape or type."""
     missing = sorted(expected.keys() - header.keys() - _may_lack(header))
-    drafter = DRAFTERS.get(text(raw, "architecture") or "")
+    drafter = unknown_drafter(raw, expected)
     unexpected = sorted(
         name
         for name in header.keys() - expected.keys()

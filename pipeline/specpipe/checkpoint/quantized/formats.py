@@ -61,7 +61,11 @@ LEFT_OUT = (
     "*block_embedding",
     "*shared_expert_gate",
 )
-GUESSERS = ("*medusa_heads*", "*drafter*")  # what guesses in a checkpoint, of any method
+GUESSERS = (
+    "*medusa_heads*",
+    "*eagle_nets*",
+    "*drafter*",
+)  # what guesses in a checkpoint, of any method
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Quantizing:
 
     weights: Quantization = "none"
     kv_cache: CacheQuantization = "none"
-    exclude_modules: tuple[str, ...] | None = None  # None: what upstream leaves out, and heads
+    exclude_modules: tuple[str, ...] | None = None  # None: what upstream leaves out, and guessers
     tp_size: int = 1
     moe_tp_size: int = 1  # ranks that share each expert
     group: int | None = None  # columns that share an int4 scale; None: as many as fit

@@ -15,6 +15,7 @@ from specpipe.contracts import (
 )
 from specpipe.engine.tensorrt import check
 from specpipe.engine.tensorrt.build import build_engine
+from specpipe.engine.tensorrt.eagle import check_eagle
 from specpipe.engine.tensorrt.footprint import footprint
 from specpipe.engine.tensorrt.lower import METHODS, build_flags
 from specpipe.engine.tensorrt.medusa import check_medusa
@@ -41,6 +42,7 @@ class TensorRtBackend:
             *check.check_method(request),
             *check_medusa(request, profile.tensorrt_llm),
             *check_redrafter(request, profile.tensorrt_llm),
+            *check_eagle(request),
             *check.check_ranks(request),
         ]
 

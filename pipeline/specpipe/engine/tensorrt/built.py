@@ -40,6 +40,8 @@ _MODEL = (
     "redrafter_num_beams",
     "redrafter_draft_len_per_beam",
     "redrafter_greedy_search",
+    "num_eagle_layers",
+    "max_non_leaves_per_layer",
     "max_draft_len",
 )
 

@@ -72,11 +72,12 @@ def _weights(request: BuildRequest) -> tuple[int, int]:
     head = padded(model.vocab_size, tp) // tp * model.hidden_size * _HALF
     first = table * _HALF // (tp if request.parallel.use_parallel_embedding else 1)
     last = head + model.guesser_parameters(padded(model.vocab_size, tp)) * _HALF // tp
+    picked = model.num_eagle_layers * first  # every copy of a drafter has an embedding of its own
     if pp > 1:  # every stage is as full as the fullest; a step reads the last one's head once
         return int(layers + max(first, last)), max(first, last) - last // pp
     if model.tie_word_embeddings and tp == 1:
-        return int(layers + last), 0
-    return int(layers + first + last), first
+        return int(layers + last + picked), picked
+    return int(layers + first + last + picked), first + picked
 
 
 def guessing_layers(request: BuildRequest) -> int:
@@ -96,7 +97,9 @@ def _kv_per_token(request: BuildRequest) -> int:
     model, tp = request.model, request.parallel.tp_size
     size = _HALF if request.kv_cache_quantization == "none" else 1
     share = max(model.num_key_value_heads / tp, 1) / model.num_key_value_heads
-    layers = 1 + guessing_layers(request) / model.num_hidden_layers
+    net = model.eagle_net_config
+    more = guessing_layers(request) + (net.num_hidden_layers if net else 0)
+    layers = 1 + more / model.num_hidden_layers
     return math.ceil(
         model.kv_bytes(1, bytes_per_value=size) * share * layers / request.parallel.pp_size
     )
@@ -114,7 +117,7 @@ def _activations(request: BuildRequest, tokens: int) -> int:
     inner += model.moe_shared_expert_intermediate_size
     row = 4 * model.hidden_size + (attention + 2 * inner) / tp
     logits = step_tokens(request) * padded(model.vocab_size, tp) * 4
-    heads = 1 + model.num_medusa_heads
+    heads = 1 + model.num_medusa_heads + bool(model.num_eagle_layers)  # its levels take turns
     own = int(logits * heads * (1 + 1 / tp))
     return int(tokens * row * _HALF) + own + _beams(request)
 

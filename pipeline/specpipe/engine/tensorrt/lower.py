@@ -15,6 +15,7 @@ _MODES: dict[str, dict[Role, str | None]] = {
     "draft_model": {"target": "draft_tokens_external", "draft": None},
     "medusa": {"target": "medusa"},
     "lookahead": {"target": "lookahead_decoding"},
+    "eagle": {"target": "eagle"},
     "redrafter": {"target": "explicit_draft_tokens"},
 }
 
@@ -123,8 +124,13 @@ def step_tokens(request: BuildRequest) -> int:
 
 
 def engine_seq_len(request: BuildRequest) -> int:
-    """Return what `trtllm-build` makes of max_seq_len: it adds the room for the drafts."""
-    return request.max_seq_len + (request.draft_nodes if takes_drafts(request) else 0)
+    """Return what `trtllm-build` makes of max_seq_len: it adds the room for the drafts.
+
+    For EAGLE it adds a place for every level of the tree as well.
+    """
+    if not takes_drafts(request):
+        return request.max_seq_len
+    return request.max_seq_len + request.draft_nodes + request.model.num_eagle_layers
 
 
 def num_tokens(request: BuildRequest, profile: Profile) -> int:

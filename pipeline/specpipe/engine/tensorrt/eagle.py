@@ -1,0 +1,36 @@
+"""What TensorRT-LLM's EAGLE engines ask: rules of `tensorrt_llm/models/eagle` and `builder.py`.
+
+Read in upstream's sources of 1.x; nothing here was run on a GPU.
+"""
+
+from collections.abc import Iterator
+
+from specpipe.contracts import BuildRequest, Rejection
+
+BASES = ("LlamaForCausalLM", "MistralForCausalLM")  # what upstream's LLaMAForCausalLM computes
+MAX_BATCH_SIZE = 512
+
+
+def check_eagle(request: BuildRequest) -> Iterator[Rejection]:
+    """Refuse what an engine with a drafter in its checkpoint cannot be; nothing without one."""
+    if not request.model.num_eagle_layers:
+        return
+    architecture = request.model.architecture
+    if architecture not in BASES:
+        yield Rejection(
+            f"TensorRT-LLM's EAGLE model cannot be built on {architecture}, only on "
+            f"{', '.join(BASES)}",
+            "use method: draft_model or lookahead, or eagle3 with backend: llmapi",
+        )
+    if request.max_batch_size > MAX_BATCH_SIZE:
+        yield Rejection(
+            f"EAGLE engines take at most {MAX_BATCH_SIZE} sequences, engine.max_batch_size is "
+            f"{request.max_batch_size}",
+            f"set engine.max_batch_size to {MAX_BATCH_SIZE} or less",
+        )
+    if request.kv_cache_quantization != "none":
+        yield Rejection(
+            f"the drafter's layer lies in the target's KV cache, and has no scales for an "
+            f"{request.kv_cache_quantization} one",
+            "set engine.kv_cache_quantization: none",
+        )
