@@ -6,6 +6,7 @@ deceive. A file that changed in the two seconds before it was read is not rememb
 are coarse, another change could leave the same times.
 """
 
+import contextlib
 import json
 import os
 import time
@@ -51,12 +52,16 @@ def remembered(path: Path, memory: Path | None, digest: Callable[[Path], str]) -
 
 
 def remember(memory: Path, stamps: Mapping[Path, Stamp], digests: Mapping[Path, str]) -> None:
-    """Note the digests of files that were in these states before they were read."""
+    """Note the digests of files that were in these states before they were read.
+
+    Where nothing can be written, in a read-only workspace, nothing is noted.
+    """
     known = _read(memory)
     for path, seen in stamps.items():
         if seen.settled:
             known[str(path)] = {"stamp": seen.text, "sha256": digests[path]}
-    write_text(memory, json.dumps(known, indent=1, sort_keys=True))
+    with contextlib.suppress(OSError):
+        write_text(memory, json.dumps(known, indent=1, sort_keys=True))
 
 
 def _read(memory: Path) -> dict[str, dict[str, str]]:

@@ -61,3 +61,10 @@ def test_a_damaged_memory_is_forgotten(tmp_path: Path) -> None:
     for text in ("{", "[]"):
         memory.write_text(text)
         assert remembered(file, memory, digest_file) == digest_file(file)
+
+
+def test_a_memory_that_cannot_be_written_only_costs_time(tmp_path: Path) -> None:
+    (tmp_path / "no folder").write_text("")
+    memory = tmp_path / "no folder/memory.json"
+    file = Path(os.__file__)
+    assert remembered(file, memory, digest_file) == digest_file(file)
