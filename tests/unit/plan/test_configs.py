@@ -29,6 +29,13 @@ def plan_of(file: Path) -> Plan:
     return make_plan(config, Workspace(Path(), config.name))
 
 
+def test_the_example_in_the_documentation_is_what_plan_says() -> None:
+    shown = Path("docs/gpu.md").read_text().split("```console\n")[1].split("...")[0]
+    command, plan = shown.split("\n", 1)
+    assert command == "$ specpipe plan --config model_configs/llama33-70b_draft1b_fp8.yaml"
+    assert (GOLDEN / "plans/llama33-70b_draft1b_fp8.txt").read_text().startswith(plan)
+
+
 def check_golden(name: str, text: str) -> None:
     file = GOLDEN / name
     if os.environ.get("UPDATE_GOLDEN"):
