@@ -114,6 +114,8 @@ def package(
     \b
     Example:  specpipe package --config model_configs/smollm2-135m_hybrid.yaml
     """
+    if image is not None and kind is None:
+        raise click.UsageError("--image goes with --deploy")
     _build(("package",), config_path, workspace, as_json)
     if kind is not None:
         from specpipe.deploying import DeployOptions, deploy_run
