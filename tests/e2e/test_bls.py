@@ -216,19 +216,6 @@ def test_a_client_that_leaves_stops_both_engines(model: str, server: Served) -> 
         assert after[engine] == before[engine], engine
 
 
-def test_clients_that_leave_leave_the_server_whole(server: Served) -> None:
-    deadline = time.monotonic() + 3
-
-    def one(n: int) -> None:
-        model = ("ensemble", "tensorrt_llm_bls")[n % 2]
-        while time.monotonic() < deadline:
-            values = asked(max_tokens=3000, stream=True, end_id=-1)
-            raw.stream(server.url, model, values, take=1 + n // 2)
-
-    raw.together(8, one)
-    assert raw.text(raw.stream(server.url, "ensemble", asked())) == expected(server)
-
-
 def test_prometheus_adds_up_what_all_processes_counted(server: Served) -> None:
     names = ("steps", "output_tokens", "draft_tokens", "accepted_draft_tokens")
 

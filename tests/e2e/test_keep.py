@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from tritonclient.utils import InferenceServerException
 
 from specpipe.serve.address import free_address
 from specpipe.serve.watch import children
@@ -97,3 +99,34 @@ def test_a_crashed_server_is_started_again_as_often_as_asked(
     told = (tmp_path / "stderr").read_text()
     assert "tritonserver was ended by SIGSEGV" in told
     assert "the process of the model tensorrt_llm ended by itself, after 1 restarts" in told
+
+
+@pytest.mark.parametrize("loop", ["engine", "bls"])
+def test_clients_that_leave_over_and_over_leave_the_service_whole(
+    loop: str, serve: Callable[..., object], tmp_path: Path
+) -> None:
+    """Triton 2.51 may crash of them, on a busy machine in the middle of answers too."""
+    short = {**LONG, "max_tokens": 20}
+    with serve(serving={"loop": loop, "max_queue_size": 3}) as served:  # type: ignore[attr-defined]
+        expected = raw.text(raw.stream(served.url, "ensemble", short))
+    with serving(served, tmp_path, "--restarts", "20") as process:
+        url = ready(process)["grpc"]
+        deadline = time.monotonic() + 4
+
+        def leave(n: int) -> None:
+            model = ("ensemble", "tensorrt_llm_bls")[n % 2]
+            while time.monotonic() < deadline:
+                with suppress(InferenceServerException):
+                    raw.stream(url, model, LONG, take=1 + n // 2)
+
+        raw.together(8, leave)
+        assert expected in (answer_of(url, short) for _ in range(120))
+        assert process.poll() is None
+
+
+def answer_of(url: str, values: dict) -> str:
+    """Return an answer, or after a second nothing while the server is away."""
+    with suppress(InferenceServerException, AttributeError):  # an error has no text
+        return raw.text(raw.stream(url, "ensemble", values))
+    time.sleep(1)
+    return ""
