@@ -6,7 +6,15 @@ import pytest
 
 from specpipe.config import find_file, read_config
 from specpipe.errors import ConfigError
-from specpipe.methods import DraftModel, Eagle, Hybrid, Medusa, NoSpeculation, PromptLookup
+from specpipe.methods import (
+    DraftModel,
+    Eagle,
+    Hybrid,
+    Medusa,
+    NoSpeculation,
+    PromptLookup,
+    ReDrafter,
+)
 
 GOOD = """\
 name: demo
@@ -233,6 +241,17 @@ def test_a_tree_may_be_left_to_the_planner(tmp_path: Path) -> None:
     config = read(tmp_path, MEDUSA.format("auto"))
     assert isinstance(config.speculation, Medusa) and config.speculation.tree == "auto"
     assert config.heads() == "some/heads" and config.lossless
+
+
+def test_a_redrafter_drafts_its_beams_whole(tmp_path: Path) -> None:
+    text = (
+        MEDUSA.format("auto").replace("medusa", "redrafter").replace("tree: auto", "num_beams: 4")
+    )
+    options = read(tmp_path, text).speculation
+    assert isinstance(options, ReDrafter) and options.greedy_search
+    assert (options.draft_len_per_beam, options.num_draft_tokens) == (5, 20)
+    with pytest.raises(ConfigError, match="'speculation.num_beams' is 0: must be at least 1"):
+        read(tmp_path, text.replace("num_beams: 4", "num_beams: 0"))
 
 
 def test_typical_acceptance_is_not_called_lossless(tmp_path: Path) -> None:

@@ -37,6 +37,19 @@ def changed(path: Path, tmp_path: Path, *pairs: tuple[str, str]) -> Path:
     return file
 
 
+def test_what_a_redrafter_engine_does_with_requests_is_noted(tmp_path: Path) -> None:
+    greedy = read_config(Path("model_configs/vicuna7b_redrafter.yaml"))
+    sampled = changed(
+        Path(greedy.path), tmp_path,
+        ("  num_beams: 5\n", "  greedy_search: false\n"), ("dtype: float16", "quantization: int8"),
+    )  # fmt: skip
+    (note,) = engine_notes(greedy, GPUS["H100-SXM"])
+    assert "send greedy requests" in note
+    notes = list(engine_notes(read_config(sampled), GPUS["H100-SXM"]))
+    assert "sample by a request's temperature alone" in notes[0]
+    assert "16-bit and fp8 weights, not with int8" in notes[1]
+
+
 def test_a_tree_of_drafts_on_a_gpu_that_upstream_lacked_kernels_for_is_noted() -> None:
     lookahead, draft = read_config(LOOKAHEAD), read_config(LLAMA)
     assert any("issue 6158" in note for note in engine_notes(lookahead, GPUS["B200"]))
