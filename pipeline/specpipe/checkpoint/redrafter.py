@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from specpipe.checkpoint.drafters import refuse_other_drafters
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.checkpoint.source import (
@@ -124,10 +125,12 @@ class RecurrentSource:
 def open_redrafter(path: Path, options: ReDrafter, release: str) -> RecurrentSource:
     """Find the drafter in a folder; reads names and shapes only.
 
-    Raises ConfigError if there is none, or if its tensors do not make one.
+    Raises ConfigError if there is none, or if its tensors do not make one, Unsupported if they are
+    a drafter of another method.
     """
     weights = _find(path)
     with read_tensors(weights) as reader:
+        refuse_other_drafters(path, reader.names(), "redrafter", "a ReDrafter")
         names = _names(path, reader)
         shapes = {ours: reader.shape(theirs) for ours, theirs in names.items()}
     net, hidden, vocab = _measure(path, shapes, options)

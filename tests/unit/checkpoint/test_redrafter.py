@@ -275,6 +275,13 @@ def test_a_redrafter_is_no_medusa_heads(tmp_path: Path) -> None:
         open_heads(tmp_path)
 
 
+def test_an_eagle_drafter_is_no_redrafter(tmp_path: Path) -> None:
+    names = ("fc.weight", "layers.0.mlp.up_proj.weight")
+    save_file({name: torch.zeros(2, 2) for name in names}, tmp_path / "model.safetensors")
+    with pytest.raises(Unsupported, match="an EAGLE drafter, not a ReDrafter(.|\n)*method: eagle"):
+        opened(tmp_path)
+
+
 def test_inspection_tells_beams_and_finds_what_is_wrong(tiny: Path, tmp_path: Path) -> None:
     make_redrafter(tmp_path / "drafter", seed=3)
     (rank,) = converted(tiny, tmp_path / "drafter", tmp_path / "out")
