@@ -8,6 +8,7 @@ from specpipe.doctor import Finding
 from specpipe.methods import Speculation
 from specpipe.run import StageResult
 from specpipe.serve.client import Generation
+from specpipe.tune.candidates import TUNED
 from specpipe.tune.tune import Prediction, Tuning
 
 
@@ -61,32 +62,18 @@ def findings_text(findings: Sequence[Finding]) -> str:
 
 def settings_text(options: Speculation) -> str:
     """Return a method with its tuned settings in a few words."""
-    values = {
-        name: value
-        for name, value in asdict(options).items()
-        if name in _TUNED and value is not None
-    }
+    values = {name: value for name, value in asdict(options).items() if name in TUNED and value}
     if isinstance(values.get("tree"), tuple):
         values["tree"] = f"{len(values['tree'])} nodes"
     return " ".join([options.method, *(f"{name}={value}" for name, value in values.items())])
 
 
-_TUNED = (
-    "num_draft_tokens",
-    "min_matching_ngram_size",
-    "max_matching_ngram_size",
-    "tree",
-    "window_size",
-    "ngram_size",
-    "verification_set_size",
-)
-
-
 def predictions_text(found: Sequence[Prediction]) -> str:
     """Return one line a method, and the advice."""
-    lines = [f"{'method at its best':<64} {'tokens/step':>11} {'ms/token':>9} {'speed-up':>9}"]
+    width = max(len(settings_text(p.options)) for p in found)
+    lines = [f"{'method at its best':<{width}} {'tokens/step':>11} {'ms/token':>9} {'speed-up':>9}"]
     lines += [
-        f"{settings_text(p.options):<64} {p.tokens_a_step:>11.2f} {p.ms_a_token:>9.1f} "
+        f"{settings_text(p.options):<{width}} {p.tokens_a_step:>11.2f} {p.ms_a_token:>9.1f} "
         f"{p.speedup:>8.2f}x"
         for p in found
     ]

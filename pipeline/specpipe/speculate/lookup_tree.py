@@ -33,8 +33,8 @@ from specpipe.speculate.medusa import hidden_of_last
 
 PRIOR = 2.0  # votes that the heads have together; from 1 to 4 acceptance hardly changes
 GROWTH = 4.0  # how much more a vote weighs whose copy is one token longer
+LEAST_WORTH = 1e-4  # what is even less likely is never worth a row
 MOST_COPIES = 64  # the longest and latest ones vote
-LEAST_WORTH = 1e-4  # of a path; what is less likely is not worth a row
 
 
 @dataclass
@@ -77,24 +77,29 @@ def _copies(tokens: Ints, longest: int) -> tuple[Ints, Ints]:
     return ends[chosen] + 1, lengths[chosen]
 
 
-def grow_draft(votes: Continuations, heads: Guesses | None, nodes: int, limit: int) -> Draft:
-    """Return the tree of at most `nodes` guesses and `limit` levels that is worth most."""
+def grow_draft(
+    votes: Continuations, heads: Guesses | None, nodes: int, limit: int, worth: float = 0.0
+) -> Draft:
+    """Return the tree of at most `nodes` guesses and `limit` levels that is worth most.
+
+    Paths that are less likely to be right than `worth` are left out.
+    """
     tokens: list[int] = []
     parents: list[int] = []
     frontier: list[tuple[float, int, int, int, Continuations]] = []  # parent and token are unique
 
-    def add_children(worth: float, node: Continuations, parent: int, depth: int) -> None:
+    def add_children(chance: float, node: Continuations, parent: int, depth: int) -> None:
         if depth < limit:
-            for token, chance in _chances(node, heads, depth).items():
+            for token, share in _chances(node, heads, depth).items():
                 after = node.after.get(token) or Continuations()
-                heapq.heappush(frontier, (-worth * chance, parent, token, depth + 1, after))
+                heapq.heappush(frontier, (-chance * share, parent, token, depth + 1, after))
 
     add_children(1.0, votes, ROOT, 0)
-    while frontier and len(tokens) < nodes and -frontier[0][0] > LEAST_WORTH:
-        worth, parent, token, depth, node = heapq.heappop(frontier)
+    while frontier and len(tokens) < nodes and -frontier[0][0] > max(worth, LEAST_WORTH):
+        chance, parent, token, depth, node = heapq.heappop(frontier)
         tokens.append(token)
         parents.append(parent)
-        add_children(-worth, node, len(tokens) - 1, depth)
+        add_children(-chance, node, len(tokens) - 1, depth)
     return Draft(np.array(tokens, np.int64), np.array(parents, np.int64))
 
 
@@ -109,12 +114,20 @@ def _chances(node: Continuations, heads: Guesses | None, depth: int) -> dict[int
 
 
 class TreeLookup:
-    """Guesses a new tree at every step; with `heads`, a target's runner, they have a say in it."""
+    """Guesses a new tree at every step; with `heads`, a target's runner, they have a say in it.
+
+    `worth`: see `grow_draft`.
+    """
 
     def __init__(
-        self, nodes: int, min_ngram: int, max_ngram: int, heads: Runner | None = None
+        self,
+        nodes: int,
+        min_ngram: int,
+        max_ngram: int,
+        heads: Runner | None = None,
+        worth: float = 0.0,
     ) -> None:
-        self.draft_nodes = nodes
+        self.draft_nodes, self._worth = nodes, worth
         self._min_ngram, self._max_ngram, self._heads = min_ngram, max_ngram, heads
         self._tokens: list[int] = []
         self._hidden: Logits | None = None  # [D], of the last token before the root
@@ -129,7 +142,7 @@ class TreeLookup:
             return EMPTY
         tokens, nodes = np.asarray(self._tokens, np.int64), self.draft_nodes
         votes = find_continuations(tokens, min(limit, nodes), self._min_ngram, self._max_ngram)
-        return grow_draft(votes, self._guesses(), nodes, limit)
+        return grow_draft(votes, self._guesses(), nodes, limit, self._worth)
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
         """Append what was committed; keep what the heads will look at."""

@@ -3,11 +3,13 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from specpipe.artifacts import write_text
 from specpipe.methods import Speculation
+from specpipe.tune.candidates import TUNED
 from specpipe.tune.tune import Tuning
 
 
@@ -27,7 +29,7 @@ def write_settings(config: Path, out: Path, tuning: Tuning) -> None:
 def replace_speculation(text: str, options: Speculation, notes: Sequence[str]) -> str:
     """Return the YAML `text` with `options` as its speculation section, below `notes`."""
     comments = "".join(f"# {note}\n" for note in notes)
-    values = {key: value for key, value in asdict(options).items() if value is not None}
+    values = {"method": options.method, **_given(options)}
     # JSON values are YAML values.
     block = "speculation:\n" + "".join(f"  {k}: {json.dumps(v)}\n" for k, v in values.items())
     pattern = re.compile(r"^speculation:.*\n(?:(?:[ \t]+.*|[ \t]*#.*|[ \t]*)\n)*", re.MULTILINE)
@@ -35,3 +37,13 @@ def replace_speculation(text: str, options: Speculation, notes: Sequence[str]) -
     if found is None:
         return f"{text.rstrip()}\n{comments}{block}"
     return text[: found.start()] + comments + block + text[found.end() :]
+
+
+def _given(record: Any) -> dict[str, Any]:
+    """Return what differs from the defaults, and what was tuned if it is not off (0)."""
+    values = ((field, getattr(record, field.name)) for field in fields(record))
+    return {
+        field.name: _given(value) if is_dataclass(value) else value
+        for field, value in values
+        if value != field.default or (field.name in TUNED and value)
+    }

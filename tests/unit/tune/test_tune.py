@@ -16,6 +16,7 @@ from specpipe.methods import (
     DraftModel,
     DraftOptions,
     Hybrid,
+    Lookahead,
     Medusa,
     NoSpeculation,
     PromptLookup,
@@ -189,6 +190,26 @@ def test_every_tree_that_is_tried_has_its_size() -> None:
         assert isinstance(options, Medusa)
         if not isinstance(options.tree, str):
             assert len(options.tree) == options.num_draft_tokens
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        NoSpeculation(),
+        PromptLookup("prompt_lookup", 4),
+        DraftModel("draft_model", DraftOptions("d", num_draft_tokens=2), 3),
+        Hybrid("hybrid", DraftOptions("d"), draft_length="confidence", min_confidence=0.7),
+        Hybrid("hybrid", heads="h", tree="dynamic", min_path_probability=0.05),
+        Lookahead("lookahead"),
+    ],
+    ids=lambda options: options.method,
+)
+def test_tuned_settings_are_read_back_as_they_are(options: Speculation, tmp_path: Path) -> None:
+    """Keys that have no effect beside the others are refused by the reader, so none is written."""
+    text = "name: a\nengine: {backend: openvino}\ntarget: {model: m}\n"
+    path = tmp_path / "run.yaml"
+    path.write_text(replace_speculation(text, options, ["tuned"]))
+    assert read_config(path).speculation == options
 
 
 def test_the_choice_replaces_one_section_and_leaves_the_rest(tmp_path: Path) -> None:
