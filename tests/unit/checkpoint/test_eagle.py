@@ -186,6 +186,22 @@ def test_merged_ranks_are_target_and_drafter(
     assert all(torch.equal(merged[name], expected[name]) for name in merged)
 
 
+def test_ranks_hold_what_upstreams_layers_ask_for(tiny: Path, tmp_path: Path) -> None:
+    source = make_eagle(tmp_path / "drafter", seed=5)
+    converted(tiny, tmp_path / "drafter", tmp_path / "out", Parallel(2))
+    at = "eagle_nets.1.drafter."
+    for rank, file in enumerate(read_ranks(tmp_path / "out")):
+        rows, inner = slice(32 * rank, 32 * rank + 32), slice(48 * rank, 48 * rank + 48)
+        assert torch.equal(file[f"{at}fc.weight"], source["fc.weight"][rows])
+        assert torch.equal(file[f"{at}fc.bias"], source["fc.bias"][rows])
+        dense = source["layers.0.self_attn.o_proj.weight"]
+        assert torch.equal(file[f"{at}layers.0.attention.dense.weight"], dense[:, rows])
+        gate = source["layers.0.mlp.gate_proj.weight"]
+        assert torch.equal(file[f"{at}layers.0.mlp.fc.weight"], gate[inner])
+        assert torch.equal(file[f"{at}vocab_embedding.weight"], source["embed_tokens.weight"])
+        assert file["eagle_nets.1.lm_head.weight"].shape == (160, 64)
+
+
 def test_a_drafter_without_a_bias_gets_one_of_zeros(tiny: Path, tmp_path: Path) -> None:
     make_eagle(tmp_path / "drafter", seed=5, bias=False)
     converted(tiny, tmp_path / "drafter", tmp_path / "out", Parallel(2))
