@@ -246,7 +246,7 @@ def is_running(pid: int) -> bool:
     return status_file.exists() and status_file.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_cancelled_build_ends_the_compiler_and_its_workers_and_goes_on_later(
     number: signal.Signals, code: int, run, gpu_machine: Path, monkeypatch
 ) -> None:
