@@ -169,6 +169,13 @@ def test_the_reference_is_the_model_whose_weights_they_mean(
     assert np.array_equal(Reference(case.folder).logits([5, 6, 7]), expected)
 
 
+CUT = {  # the dimension that is shared out among the ranks with the same experts
+    "fc.weight": 1, "fc.weights_scaling_factor": 1, "fc.zero": 2,
+    "proj.weight": 2, "proj.weights_scaling_factor": -1, "proj.zero": 1,
+    "proj.prequant_scaling_factor": 0,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("weights_in", ["awq", "modelopt_fp8", "fp8", "int4_awq"])
 @pytest.mark.parametrize(
     ("architecture", "parallel"),
@@ -186,14 +193,19 @@ def test_the_ranks_make_the_whole_checkpoint(
         plans = find_family(source.hf_config).tensors(model)
         plans, _ = quantize(source, plans, model, case.quantizing, reader, case.out)
     files = [{n: comparable(t) for n, t in file.items()} for file in read_ranks(tmp_path / "ranks")]
-    part = files[0]["transformer.layers.0.mlp.fc.weight"].shape
+    at = "transformer.layers.0.mlp."
+    parts = {n: t.shape for n, t in files[0].items() if n.startswith((f"{at}fc", f"{at}proj"))}
     merged = merge(plans, model, parallel, files)
     assert not any(files), "tensors that no plan names"
     assert merged.keys() == case.tensors.keys()
     assert all(torch.equal(merged[n], comparable(t)) for n, t in case.tensors.items())
-    count, rows, columns = merged["transformer.layers.0.mlp.fc.weight"].shape
-    ep, tp = parallel.moe_ep_size, parallel.moe_tp_size
-    assert part == (count // ep, rows // tp, columns)
+    for name, part in parts.items():
+        expected, dim = list(merged[name].shape), CUT.get(name.removeprefix(at))
+        if len(expected) > 1:
+            expected[0] //= parallel.moe_ep_size
+        if dim is not None and expected[dim] > 1:
+            expected[dim] //= parallel.moe_tp_size
+        assert list(part) == expected, name
 
 
 def comparable(tensor: torch.Tensor) -> torch.Tensor:
