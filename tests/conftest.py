@@ -12,11 +12,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from specpipe.artifacts import read_model_config
+from specpipe.building import BuildRequest
 from specpipe.checkpoint.convert import write_checkpoint
 from specpipe.checkpoint.medusa import open_heads
 from specpipe.checkpoint.source import open_source
-from specpipe.contracts import BuildRequest, Dtype
 from specpipe.engine.openvino.backend import OpenVinoBackend, OpenVinoEngine
+from specpipe.model import Dtype
 from tests.models import TEXT, make_llama
 from tests.mutants import plant_from_environment
 

@@ -12,6 +12,7 @@ LAYERS = [
     {"errors"},
     {"model"},
     {"contracts"},
+    {"building"},
     {"divide", "records", "trees", "methods", "tree_options", "recipe", "config"},
     {"artifacts", "digests", "processes"},
     {"checkpoint", "engine", "speculate", "plan"},

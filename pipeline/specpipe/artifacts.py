@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from specpipe.contracts import ModelConfig, Role
+from specpipe.contracts import Role
 from specpipe.errors import ConfigError, StageFailed
-from specpipe.model import model_from_json
+from specpipe.model import ModelConfig, model_from_json
 
 MANIFEST = "specpipe.json"
 _CHUNK = 1 << 22

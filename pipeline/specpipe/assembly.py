@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from specpipe.building import Backend
 from specpipe.config import RunConfig
-from specpipe.contracts import Backend, LoadedEngine, Proposer, Role, Runner, Sampling
+from specpipe.contracts import LoadedEngine, Proposer, Role, Runner, Sampling
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.methods import AnyLength, Medusa, NoSpeculation, Speculation
 from specpipe.speculate import accept

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from specpipe.contracts import CacheQuantization, Dtype, Parallel, Quantization, Role
+from specpipe.building import CacheQuantization, Parallel, Quantization
+from specpipe.contracts import Role
 from specpipe.errors import ConfigError
 from specpipe.methods import (
     PLAIN,
@@ -22,6 +23,7 @@ from specpipe.methods import (
     Speculation,
     WithHeads,
 )
+from specpipe.model import Dtype
 from specpipe.recipe import TrainOptions
 from specpipe.records import Place, at_least, between, matching, read_record
 from specpipe.tree_options import with_whole_tree

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
-from specpipe.contracts import ModelConfig, Parallel, Rejection
+from specpipe.building import Parallel, Rejection
 from specpipe.errors import Unsupported
+from specpipe.model import ModelConfig
 
 
 def check_parallel(model: ModelConfig, parallel: Parallel, who: str) -> list[Rejection]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specpipe.assembly import load_backend
+from specpipe.building import Backend
 from specpipe.checkpoint.convert import read_model
 from specpipe.checkpoint.eagle import known_eagle, open_eagle
 from specpipe.checkpoint.families import FAMILIES, HfConfig, find_family
@@ -14,9 +15,10 @@ from specpipe.checkpoint.medusa import HeadsSource, known_heads, open_heads
 from specpipe.checkpoint.redrafter import open_redrafter, trained_redrafter
 from specpipe.checkpoint.source import Source, known_model, locate_model, open_source
 from specpipe.config import RunConfig, find_file, require_file
-from specpipe.contracts import Backend, ModelConfig, Role
+from specpipe.contracts import Role
 from specpipe.errors import ConfigError
 from specpipe.methods import Eagle, ReDrafter
+from specpipe.model import ModelConfig
 
 KEYS: dict[Role, str] = {"target": "target.model", "draft": "speculation.draft.model"}
 HEADS_KEYS: dict[Role, str] = {"target": "speculation.heads", "draft": "speculation.draft.heads"}

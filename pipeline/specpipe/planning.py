@@ -6,14 +6,16 @@ from dataclasses import replace
 
 from specpipe.artifacts import Workspace
 from specpipe.assembly import load_backend
+from specpipe.building import Backend, BuildRequest, Command, Rejection
 from specpipe.checkpoint.quantize import check_calibration, check_quantization
 from specpipe.checkpoint.source import Source
 from specpipe.checkpoint.tokenizer import read_vocabulary, special_ids
 from specpipe.config import RunConfig
-from specpipe.contracts import Backend, BuildRequest, Command, ModelConfig, Rejection, Role
+from specpipe.contracts import Role
 from specpipe.errors import Unsupported
 from specpipe.locate import Located, locate
 from specpipe.methods import Hybrid, Medusa
+from specpipe.model import ModelConfig
 from specpipe.plan.compatibility import Difference, Vocabulary, differences, notes, refusals
 from specpipe.plan.gpus import Gpu, find_gpu, unknown_gpu
 from specpipe.plan.memory import Memory

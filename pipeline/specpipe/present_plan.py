@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from specpipe.contracts import Command, Footprint
+from specpipe.building import Command, Footprint
 from specpipe.plan.memory import Memory
 from specpipe.plan.plan import Plan
 from specpipe.plan.roofline import MOST_BATCH, Estimate

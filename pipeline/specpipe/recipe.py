@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from specpipe.contracts import Dtype
+from specpipe.model import Dtype
 from specpipe.records import at_least, between
 
 

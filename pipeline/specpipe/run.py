@@ -16,9 +16,10 @@ from specpipe.artifacts import (
     write_publish,
 )
 from specpipe.assembly import load_backend
+from specpipe.building import Workshop
 from specpipe.checkpoint.source import locate_model
 from specpipe.config import RunConfig
-from specpipe.contracts import Role, Workshop
+from specpipe.contracts import Role
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.locate import KEYS
 from specpipe.planning import make_plan, require_buildable

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from specpipe.artifacts import Workspace
 from specpipe.assembly import open_deployment
+from specpipe.building import Rejection
 from specpipe.config import EngineOptions, RunConfig
-from specpipe.contracts import Rejection
 from specpipe.errors import Unsupported
 from specpipe.methods import NoSpeculation, Speculation
 from specpipe.plan.gpus import find_gpu, unknown_gpu

@@ -17,6 +17,7 @@ from specpipe.artifacts import (
     why_stale,
 )
 from specpipe.assembly import load_backend
+from specpipe.building import HERE, BuildRequest, Command, Parallel, Workshop
 from specpipe.checkpoint.convert import (
     checkpoint_inputs,
     checkpoint_options,
@@ -29,10 +30,11 @@ from specpipe.checkpoint.quantized.formats import Quantizing
 from specpipe.checkpoint.reading import digest_content
 from specpipe.checkpoint.source import Source, locate_model, open_source
 from specpipe.config import RunConfig, require_file
-from specpipe.contracts import HERE, BuildRequest, Command, Dtype, Parallel, Role, Workshop
+from specpipe.contracts import Role
 from specpipe.digests import Stamp, remember, remembered
 from specpipe.errors import ConfigError
 from specpipe.locate import KEYS, locate_guesser
+from specpipe.model import Dtype
 from specpipe.plan.plan import Plan
 from specpipe.prompts import read_prompts
 from specpipe.repository.write import (

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from specpipe.building import ONE_RANK, Parallel
 from specpipe.checkpoint.families import Family, TensorPlan, find_family
 from specpipe.checkpoint.guesser import Guesser
 from specpipe.checkpoint.medusa import is_inner_head
@@ -17,10 +18,10 @@ from specpipe.checkpoint.reading import begin_reading, digest_content
 from specpipe.checkpoint.source import Source, TensorReader, read_tensors, with_prefix
 from specpipe.checkpoint.tokenizer import write_tokenizer
 from specpipe.checkpoint.transfer import Progress, write_tensors
-from specpipe.contracts import ONE_RANK, Dtype, ModelConfig, Parallel
 from specpipe.digests import Stamp, stamp
 from specpipe.divide import require_divisible
 from specpipe.errors import ConfigError, first_few
+from specpipe.model import Dtype, ModelConfig
 
 FORMAT = "3"  # raise it when the same source must give other bytes
 

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specpipe.building import Rejection
 from specpipe.checkpoint.drafters import refuse_other_drafters
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan, llama
 from specpipe.checkpoint.families.parts import copy, ignored, linear, llama_layer
@@ -29,9 +30,10 @@ from specpipe.checkpoint.source import (
     read_tensors,
     weight_files,
 )
-from specpipe.contracts import Dtype, ModelConfig, Rejection, Role
+from specpipe.contracts import Role
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.methods import Eagle
+from specpipe.model import Dtype, ModelConfig
 
 if TYPE_CHECKING:
     import torch

@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from specpipe.building import Rejection
 from specpipe.checkpoint.families import HfConfig, TensorPlan
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.checkpoint.source import Opening, TensorReader
-from specpipe.contracts import ModelConfig, Rejection, Role
+from specpipe.contracts import Role
+from specpipe.model import ModelConfig
 
 
 class Guesser(Protocol):

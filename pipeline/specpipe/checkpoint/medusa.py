@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from specpipe.building import Rejection
 from specpipe.checkpoint.drafters import refuse_other_drafters
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
 from specpipe.checkpoint.guesser import output_copies
@@ -33,8 +34,9 @@ from specpipe.checkpoint.source import (
     read_tensors,
     weight_files,
 )
-from specpipe.contracts import ModelConfig, Rejection, Role
+from specpipe.contracts import Role
 from specpipe.errors import ConfigError
+from specpipe.model import ModelConfig
 
 WEIGHTS = "medusa_lm_head.safetensors"
 FILES = (WEIGHTS, "medusa_lm_head.pt")

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from specpipe.artifacts import digest_json
+from specpipe.building import Rejection
 from specpipe.checkpoint.families import TensorPlan
 from specpipe.checkpoint.quantized.calibrate import MISSING, calibrate, modelopt_version
 from specpipe.checkpoint.quantized.calibration import (
@@ -25,8 +26,8 @@ from specpipe.checkpoint.quantized.formats import (
 from specpipe.checkpoint.quantized.plans import modules_of, quantized_plans
 from specpipe.checkpoint.source import Source, TensorReader
 from specpipe.config import EngineOptions
-from specpipe.contracts import ModelConfig, Rejection
 from specpipe.errors import Unsupported
+from specpipe.model import ModelConfig
 
 NOTHING = Calibration({}, {}, {})
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from specpipe.building import Rejection
 from specpipe.checkpoint.drafters import refuse_other_drafters
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
@@ -27,10 +28,10 @@ from specpipe.checkpoint.source import (
     read_tensors,
     weight_files,
 )
-from specpipe.contracts import ModelConfig, Rejection, Role
+from specpipe.contracts import Role
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.methods import ReDrafter
-from specpipe.model import RecurrentDrafter, redrafter_class
+from specpipe.model import ModelConfig, RecurrentDrafter, redrafter_class
 
 MODULE = "drafter"
 _NAME = re.compile(

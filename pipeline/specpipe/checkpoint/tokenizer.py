@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from specpipe.checkpoint.source import Source
-from specpipe.contracts import ModelConfig
 from specpipe.errors import ConfigError
+from specpipe.model import ModelConfig
 
 _MARK = "\ue000user text\ue000"  # private-use characters: no template contains them
 

@@ -13,14 +13,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from specpipe.building import Parallel
 from specpipe.checkpoint.families import TensorPlan
 from specpipe.checkpoint.journal import Journal
 from specpipe.checkpoint.shard import Cut, cut, local_name, ranks
 from specpipe.checkpoint.source import TensorReader
 from specpipe.checkpoint.stream import write_parts
 from specpipe.checkpoint.writer import Announced, SafetensorsWriter
-from specpipe.contracts import ModelConfig, Parallel
 from specpipe.errors import ConfigError, StageFailed
+from specpipe.model import ModelConfig
 
 DIGESTS, JOURNAL = "digests.json", "finished.jsonl"
 WORKERS = min(4, os.cpu_count() or 1)  # one reads while another writes; more only share the disk

@@ -8,7 +8,7 @@ with copies of the sheets; docs/gpu.md says with which.
 import difflib
 from dataclasses import dataclass
 
-from specpipe.contracts import Rejection
+from specpipe.building import Rejection
 
 
 @dataclass(frozen=True)

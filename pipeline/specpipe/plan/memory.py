@@ -8,7 +8,8 @@ which loads first; a number of tokens for each (`max_tokens_in_paged_kv_cache`) 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from specpipe.contracts import Footprint, Role
+from specpipe.building import Footprint
+from specpipe.contracts import Role
 
 RESERVE = 0.05  # of the memory stays free
 KV_SHARE = 0.9  # of what is free after the engines; the rest is for the decoder's own buffers

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
+from specpipe.building import Rejection
 from specpipe.config import RunConfig
-from specpipe.contracts import Rejection
 from specpipe.methods import (
     DraftModel,
     Eagle,

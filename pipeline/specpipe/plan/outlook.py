@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from specpipe.building import BuildRequest, Footprint
 from specpipe.config import RunConfig
-from specpipe.contracts import BuildRequest, Footprint, Role
+from specpipe.contracts import Role
 from specpipe.methods import REWINDING, Eagle, Lookahead, Medusa, NoSpeculation, ReDrafter
 from specpipe.plan.gpus import Gpu
 from specpipe.plan.roofline import Assumed, Estimate, Placed, chained_tokens, estimate

@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from specpipe.building import BuildRequest, Command, Rejection
 from specpipe.config import RunConfig, find_file
-from specpipe.contracts import BuildRequest, Command, ModelConfig, Rejection, Role
+from specpipe.contracts import Role
 from specpipe.methods import Eagle3, Hybrid, Medusa, PromptLookup
+from specpipe.model import ModelConfig
 from specpipe.plan.gpus import find_gpu
 from specpipe.plan.memory import Memory
 from specpipe.plan.roofline import Estimate

@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from specpipe.building import Backend, Quantization, Rejection
 from specpipe.config import EngineOptions, RunConfig
-from specpipe.contracts import Backend, ModelConfig, Quantization, Rejection, Role
+from specpipe.contracts import Role
+from specpipe.model import ModelConfig
 from specpipe.plan.memory import Largest, Memory, largest, plan_memory
 from specpipe.plan.plan import make_requests
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from specpipe.contracts import BuildRequest, Role
+from specpipe.building import BuildRequest
+from specpipe.contracts import Role
 from specpipe.errors import Unsupported
 from specpipe.methods import Eagle, Lookahead, Medusa, Speculation
 from specpipe.plan.memory import KV_SHARE, KvBudget

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from specpipe.building import BuildRequest
 from specpipe.config import RunConfig
-from specpipe.contracts import BuildRequest, Role
+from specpipe.contracts import Role
 from specpipe.methods import DraftModel
 from specpipe.plan.memory import KvBudget
 from specpipe.repository.engine_parameters import EnginePlan, engine_parameters

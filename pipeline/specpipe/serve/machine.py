@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from specpipe.artifacts import Artifact, read_artifact
-from specpipe.contracts import Rejection
+from specpipe.building import Rejection
 from specpipe.engine.tensorrt.machine import FoundGpu, find_gpus
 from specpipe.errors import Unsupported
 

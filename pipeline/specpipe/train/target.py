@@ -8,9 +8,9 @@ import torch
 
 from specpipe.artifacts import digest_file, digest_json
 from specpipe.checkpoint.source import open_source
-from specpipe.contracts import Dtype
 from specpipe.digests import remembered
 from specpipe.errors import ConfigError, Unsupported
+from specpipe.model import Dtype
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from specpipe.artifacts import Workspace, read_model_config
+from specpipe.building import ONE_RANK, Parallel
 from specpipe.checkpoint.convert import checkpoint_inputs, read_model, write_checkpoint
 from specpipe.checkpoint.eagle import EagleSource, open_eagle, planned_drafters, planned_outputs
 from specpipe.checkpoint.families import find_family
@@ -17,7 +18,6 @@ from specpipe.checkpoint.inspection.describe import inspection_text
 from specpipe.checkpoint.inspection.inspect import inspect_folder
 from specpipe.checkpoint.source import open_source
 from specpipe.config import read_config
-from specpipe.contracts import ONE_RANK, Parallel
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.methods import Eagle
 from specpipe.run import build

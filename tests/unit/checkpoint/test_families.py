@@ -10,13 +10,14 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from specpipe.artifacts import read_model_config
+from specpipe.building import BuildRequest
 from specpipe.checkpoint.convert import write_checkpoint
 from specpipe.checkpoint.families import FAMILIES, Shard, find_family
 from specpipe.checkpoint.source import open_source
-from specpipe.contracts import BuildRequest, ModelConfig
 from specpipe.engine.openvino.backend import OpenVinoBackend
 from specpipe.engine.tensorrt.backend import TensorRtBackend
 from specpipe.errors import Unsupported
+from specpipe.model import ModelConfig
 from tests.families import WORLDS, config_of, make_family
 
 CASES = [(name, variant) for name, world in WORLDS.items() for variant in world.variants]

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from specpipe.artifacts import Manifest, write_publish
+from specpipe.building import Parallel
 from specpipe.checkpoint.convert import write_checkpoint
 from specpipe.checkpoint.families import FAMILIES
 from specpipe.checkpoint.inspection.describe import inspection_text
@@ -21,7 +22,6 @@ from specpipe.checkpoint.medusa import open_heads
 from specpipe.checkpoint.quantized.formats import Quantizing
 from specpipe.checkpoint.source import open_source
 from specpipe.cli import main
-from specpipe.contracts import Parallel
 from specpipe.errors import ConfigError
 from tests.families import WORLDS, make_family
 from tests.models import make_heads, make_llama

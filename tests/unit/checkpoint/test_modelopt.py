@@ -19,11 +19,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from specpipe.building import Quantization
 from specpipe.checkpoint.convert import write_checkpoint
 from specpipe.checkpoint.quantized import calibrate
 from specpipe.checkpoint.quantized.formats import Quantizing
 from specpipe.checkpoint.source import open_source
-from specpipe.contracts import Quantization
 from specpipe.engine.openvino.weights import map_weights
 from tests.models import make_llama
 from tests.unit.checkpoint.mixtures import MIXTURES, make_mixture

@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from specpipe.artifacts import read_model_config
+from specpipe.building import BuildRequest, Quantization
 from specpipe.checkpoint.quantized import arithmetic as bits
 from specpipe.checkpoint.quantized.calibration import Calibration, read_calibration
 from specpipe.checkpoint.quantized.formats import Quantizing
-from specpipe.contracts import BuildRequest, Quantization, chain
+from specpipe.contracts import chain
 from specpipe.engine.openvino import dequantize
 from specpipe.engine.openvino.backend import OpenVinoBackend
 from specpipe.engine.openvino.weights import map_weights

@@ -12,8 +12,7 @@ from specpipe.checkpoint.quantize import check_calibration, check_quantization, 
 from specpipe.checkpoint.quantized import calibrate
 from specpipe.checkpoint.source import known_model, open_source
 from specpipe.config import EngineOptions
-from specpipe.contracts import ModelConfig
-from specpipe.model import Experts
+from specpipe.model import Experts, ModelConfig
 
 
 @pytest.fixture

@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from specpipe.building import Parallel
 from specpipe.checkpoint.convert import read_model, write_checkpoint
 from specpipe.checkpoint.families import find_family
 from specpipe.checkpoint.quantize import quantize
 from specpipe.checkpoint.quantized.formats import Quantizing
 from specpipe.checkpoint.source import open_source, read_tensors
-from specpipe.contracts import Parallel, chain
+from specpipe.contracts import chain
 from specpipe.engine.openvino.weights import map_weights
 from specpipe.errors import Unsupported
 from specpipe.validate.reference import Reference

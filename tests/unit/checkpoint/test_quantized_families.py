@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from specpipe.building import Parallel, Quantization
 from specpipe.checkpoint.convert import read_model, write_checkpoint
 from specpipe.checkpoint.families import TensorPlan, find_family
 from specpipe.checkpoint.quantize import quantize
@@ -22,7 +23,6 @@ from specpipe.checkpoint.quantized.formats import (
 from specpipe.checkpoint.quantized.plans import modules_of
 from specpipe.checkpoint.shard import cut, local_name, ranks
 from specpipe.checkpoint.source import Source, open_source, read_tensors
-from specpipe.contracts import Parallel, Quantization
 from specpipe.engine.openvino.weights import map_weights
 from specpipe.errors import Unsupported
 from tests.families import WORLDS, make_family

@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from specpipe.building import ONE_RANK, Parallel
 from specpipe.checkpoint.convert import checkpoint_inputs, read_model, write_checkpoint
 from specpipe.checkpoint.families import find_family
 from specpipe.checkpoint.inspection.inspect import inspect_folder
 from specpipe.checkpoint.medusa import open_heads
 from specpipe.checkpoint.redrafter import RecurrentSource, open_redrafter
 from specpipe.checkpoint.source import open_source
-from specpipe.contracts import ONE_RANK, Parallel
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.methods import ReDrafter
 from tests.models import make_llama, make_redrafter

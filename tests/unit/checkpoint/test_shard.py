@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from specpipe.building import Parallel
 from specpipe.checkpoint.convert import write_checkpoint
 from specpipe.checkpoint.families import Shard, TensorPlan
 from specpipe.checkpoint.shard import Rank, cut, local_name, ranks
 from specpipe.checkpoint.source import open_source
-from specpipe.contracts import Parallel
 from specpipe.divide import check_parallel
 from specpipe.errors import Unsupported
 from specpipe.model import Experts, ModelConfig

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from specpipe.artifacts import Workspace
+from specpipe.building import Parallel
 from specpipe.checkpoint import stream
 from specpipe.checkpoint.convert import write_checkpoint
 from specpipe.checkpoint.journal import Journal
@@ -19,7 +20,6 @@ from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.checkpoint.source import open_source
 from specpipe.checkpoint.writer import Announced, SafetensorsWriter
 from specpipe.config import read_config
-from specpipe.contracts import Parallel
 from specpipe.run import build
 from tests.modelopt import write_model
 from tests.sharding import convert_tensors

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from specpipe.contracts import Parallel
+from specpipe.building import Parallel
 from specpipe.engine.tensorrt.backend import TensorRtBackend
 from specpipe.model import Arithmetic, Experts, RecurrentDrafter
 from tests.unit.engine.commands import LLAMA_8B, request

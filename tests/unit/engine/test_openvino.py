@@ -8,19 +8,10 @@ import pytest
 
 from specpipe.artifacts import read_model_config
 from specpipe.assembly import make_proposer
+from specpipe.building import BuildRequest, Parallel
 from specpipe.checkpoint.convert import write_checkpoint
 from specpipe.checkpoint.source import open_source
-from specpipe.contracts import (
-    EMPTY,
-    ROOT,
-    BuildRequest,
-    Draft,
-    Parallel,
-    Proposer,
-    Sampling,
-    Verdict,
-    chain,
-)
+from specpipe.contracts import EMPTY, ROOT, Draft, Proposer, Sampling, Verdict, chain
 from specpipe.engine.openvino.backend import OpenVinoBackend, Precision
 from specpipe.errors import ConfigError
 from specpipe.methods import Lookahead, NoSpeculation

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from specpipe.contracts import Footprint, Parallel
+from specpipe.building import Footprint, Parallel
 from specpipe.engine.tensorrt.footprint import footprint, padded
 from specpipe.model import Experts, RecurrentDrafter
 from specpipe.plan.memory import KV_SHARE, RESERVE, largest, plan_memory

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from specpipe.contracts import Parallel
+from specpipe.building import Parallel
 from specpipe.engine.tensorrt.footprint import footprint
 from specpipe.model import Experts, RecurrentDrafter
 from specpipe.plan.gpus import GPUS

@@ -14,9 +14,10 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from specpipe.artifacts import Workspace
 from specpipe.config import RunConfig, read_config
-from specpipe.contracts import ModelConfig, Role
+from specpipe.contracts import Role
 from specpipe.errors import Unsupported
 from specpipe.methods import Eagle, Medusa, ReDrafter, Speculation
+from specpipe.model import ModelConfig
 from specpipe.plan.memory import KvBudget
 from specpipe.plan.plan import make_requests
 from specpipe.repository.library import LIBRARY, library_files

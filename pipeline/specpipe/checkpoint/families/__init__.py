@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Literal
 
-from specpipe.contracts import Dtype, ModelConfig
 from specpipe.errors import Unsupported
+from specpipe.model import Dtype, ModelConfig
 
 if TYPE_CHECKING:
     import torch

@@ -15,9 +15,8 @@ from specpipe.checkpoint.families.parts import (
     plain_mlp,
     transposed,
 )
-from specpipe.contracts import Dtype, ModelConfig
 from specpipe.errors import Unsupported
-from specpipe.model import Arithmetic
+from specpipe.model import Arithmetic, Dtype, ModelConfig
 
 
 def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:

@@ -14,8 +14,7 @@ from specpipe.checkpoint.families.parts import (
     plain_mlp,
     sort_groups,
 )
-from specpipe.contracts import Dtype, ModelConfig
-from specpipe.model import Arithmetic
+from specpipe.model import Arithmetic, Dtype, ModelConfig
 
 NORM = "post_attention_layernorm"
 

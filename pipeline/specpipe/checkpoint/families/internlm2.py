@@ -14,8 +14,7 @@ from specpipe.checkpoint.families.parts import (
     norm,
     sort_groups,
 )
-from specpipe.contracts import Dtype, ModelConfig
-from specpipe.model import Arithmetic
+from specpipe.model import Arithmetic, Dtype, ModelConfig
 
 
 def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:

@@ -12,8 +12,7 @@ from specpipe.checkpoint.families.hf import (
 )
 from specpipe.checkpoint.families.llama import extra_config
 from specpipe.checkpoint.families.parts import attention, decoder, experts, ignored, norm, router
-from specpipe.contracts import Dtype, ModelConfig
-from specpipe.model import Arithmetic, Experts
+from specpipe.model import Arithmetic, Dtype, Experts, ModelConfig
 
 
 def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:

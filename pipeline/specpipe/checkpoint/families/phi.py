@@ -13,9 +13,8 @@ from specpipe.checkpoint.families.parts import (
     norm,
     plain_mlp,
 )
-from specpipe.contracts import Dtype, ModelConfig
 from specpipe.errors import Unsupported
-from specpipe.model import Arithmetic
+from specpipe.model import Arithmetic, Dtype, ModelConfig
 
 GELU = ("gelu_new", "gelu", "gelu_fast", "gelu_pytorch_tanh")
 

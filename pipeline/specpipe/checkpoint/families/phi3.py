@@ -21,9 +21,8 @@ from specpipe.checkpoint.families.parts import (
     linear,
     norm,
 )
-from specpipe.contracts import Dtype, ModelConfig
 from specpipe.errors import ConfigError
-from specpipe.model import Arithmetic
+from specpipe.model import Arithmetic, Dtype, ModelConfig
 
 
 def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:

@@ -16,9 +16,8 @@ from specpipe.checkpoint.families.parts import (
     router,
 )
 from specpipe.checkpoint.families.qwen2 import qwen_keys, windows
-from specpipe.contracts import Dtype, ModelConfig
 from specpipe.errors import Unsupported
-from specpipe.model import Arithmetic, Experts
+from specpipe.model import Arithmetic, Dtype, Experts, ModelConfig
 
 
 def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:

@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from specpipe.building import Parallel
 from specpipe.checkpoint.eagle import planned_drafters, planned_outputs
 from specpipe.checkpoint.families import Shard, TensorPlan, find_family
 from specpipe.checkpoint.inspection.config import (
@@ -22,10 +23,9 @@ from specpipe.checkpoint.medusa import BASES, planned_heads
 from specpipe.checkpoint.redrafter import planned_drafter
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.checkpoint.shard import Rank, cut, local_name, rank_file
-from specpipe.contracts import ModelConfig, Parallel
 from specpipe.divide import check_parallel
 from specpipe.errors import ConfigError, Unsupported, first_few
-from specpipe.model import model_from_json
+from specpipe.model import ModelConfig, model_from_json
 
 # What quantisation adds beside the weights; upstream's names of all its ways.
 _SCALES = (

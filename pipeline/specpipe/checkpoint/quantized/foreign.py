@@ -5,14 +5,15 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from specpipe.building import CacheQuantization, Quantization
 from specpipe.checkpoint.families import Shard, TensorPlan
 from specpipe.checkpoint.quantized.experts import quantized_module
 from specpipe.checkpoint.quantized.formats import GUESSERS, LEFT_OUT, LINEARS
 from specpipe.checkpoint.quantized.layouts import LAYOUTS, MARKS, Method, fp8_tensors, int4_tensors
 from specpipe.checkpoint.quantized.plans import modules_of
 from specpipe.checkpoint.source import Source, TensorReader, read_json
-from specpipe.contracts import CacheQuantization, ModelConfig, Quantization
 from specpipe.errors import Unsupported
+from specpipe.model import ModelConfig
 
 if TYPE_CHECKING:
     import torch

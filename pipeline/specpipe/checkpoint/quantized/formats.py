@@ -8,11 +8,12 @@ import fnmatch
 import re
 from dataclasses import dataclass
 
+from specpipe.building import CacheQuantization, Quantization, Rejection
 from specpipe.checkpoint.families import TensorPlan
 from specpipe.checkpoint.quantized.arithmetic import FP4_GROUP
 from specpipe.checkpoint.quantized.experts import quantized_module
 from specpipe.config import EngineOptions
-from specpipe.contracts import CacheQuantization, ModelConfig, Quantization, Rejection
+from specpipe.model import ModelConfig
 
 ALGORITHMS: dict[Quantization, str | None] = {
     "none": None,

@@ -18,7 +18,7 @@ from specpipe.checkpoint.families import Shard, TensorPlan
 from specpipe.checkpoint.quantized import arithmetic as bits
 from specpipe.checkpoint.quantized.experts import of_every_matrix
 from specpipe.checkpoint.quantized.plans import modules_of, scale_shard
-from specpipe.contracts import ModelConfig
+from specpipe.model import ModelConfig
 
 if TYPE_CHECKING:
     import torch

@@ -3,16 +3,8 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from specpipe.contracts import (
-    HERE,
-    BuildRequest,
-    Command,
-    Facts,
-    Footprint,
-    LoadedEngine,
-    Rejection,
-    Workshop,
-)
+from specpipe.building import HERE, BuildRequest, Command, Facts, Footprint, Rejection, Workshop
+from specpipe.contracts import LoadedEngine
 from specpipe.engine.llmapi.model_yaml import FILE, model_yaml
 from specpipe.engine.tensorrt import check
 from specpipe.engine.tensorrt.footprint import footprint

@@ -7,9 +7,9 @@ import openvino as ov
 from openvino import Type
 from openvino import opset13 as op
 
-from specpipe.contracts import ModelConfig
 from specpipe.engine.openvino.ops import Builder, integer, ints, scalar, softcap
 from specpipe.engine.openvino.weights import Array
+from specpipe.model import ModelConfig
 
 
 @dataclass(frozen=True)

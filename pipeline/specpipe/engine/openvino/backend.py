@@ -12,14 +12,13 @@ import openvino as ov
 from openvino import opset13 as op
 
 from specpipe.artifacts import read_model_config
-from specpipe.contracts import (
+from specpipe.building import (
     HERE,
     ONE_RANK,
     BuildRequest,
     Command,
     Facts,
     Footprint,
-    ModelConfig,
     Rejection,
     Workshop,
 )
@@ -30,6 +29,7 @@ from specpipe.engine.openvino.rope import exact_positions, rope_table
 from specpipe.engine.openvino.runner import Graph, OpenVinoRunner
 from specpipe.engine.openvino.weights import GROUP, map_weights
 from specpipe.errors import ConfigError
+from specpipe.model import ModelConfig
 
 NETWORK, HEADS = "openvino_model.xml", "openvino_heads.xml"
 FORMAT = "2"  # raise it when the same checkpoint must give another graph

@@ -13,9 +13,9 @@ import openvino as ov
 from openvino import Type
 from openvino import opset13 as op
 
-from specpipe.contracts import ModelConfig
 from specpipe.engine.openvino.network import name_by_order
 from specpipe.engine.openvino.weights import Weights, int8, plain
+from specpipe.model import ModelConfig
 from specpipe.trees import WIDTH
 
 

@@ -26,11 +26,11 @@ from openvino import Type
 from openvino import opset13 as op
 from openvino.op.util import Variable, VariableInfo
 
-from specpipe.contracts import ModelConfig
 from specpipe.engine.openvino.attention import Position, attention, window
 from specpipe.engine.openvino.mlp import mlp
 from specpipe.engine.openvino.ops import Builder, integer, ints, scalar, softcap
 from specpipe.engine.openvino.weights import Weights, int8, plain
+from specpipe.model import ModelConfig
 
 ROTARY = ("query_cos", "query_sin", "key_cos", "key_sin")
 

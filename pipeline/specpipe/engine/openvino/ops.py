@@ -9,8 +9,8 @@ from openvino import Type
 from openvino import opset13 as op
 from openvino.utils.node_factory import NodeFactory
 
-from specpipe.contracts import ModelConfig
 from specpipe.engine.openvino.weights import Array, Weights, int4, int8, plain, rounded
+from specpipe.model import ModelConfig
 
 Reorder = Callable[[Array], Array]
 Activation = Callable[[ov.Node], ov.Node]

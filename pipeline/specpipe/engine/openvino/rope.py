@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from specpipe.contracts import Logits, ModelConfig
+from specpipe.contracts import Logits
+from specpipe.model import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,12 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from specpipe.contracts import (
-    ROOT,
-    Draft,
-    Guesses,
-    Ints,
-    Logits,
-    ModelConfig,
-    Scores,
-    Verdict,
-)
+from specpipe.contracts import ROOT, Draft, Guesses, Ints, Logits, Scores, Verdict
 from specpipe.engine.openvino.network import mask_name, windows
 from specpipe.engine.openvino.rope import RopeTable
 from specpipe.engine.openvino.visibility import Step, depths, mask
 from specpipe.errors import Unsupported
+from specpipe.model import ModelConfig
 
 BLOCK = 64  # cached rows are handed over in blocks, since every new shape costs the plugin time
 CHUNK = 256  # prompt tokens a call

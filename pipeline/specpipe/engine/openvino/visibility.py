@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from specpipe.contracts import Ints, ModelConfig
+from specpipe.contracts import Ints
+from specpipe.model import ModelConfig
 
 HIDDEN = np.float32(-3.0e38)  # added to a score, it leaves no weight
 

@@ -3,16 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from specpipe.contracts import (
-    HERE,
-    BuildRequest,
-    Command,
-    Facts,
-    Footprint,
-    LoadedEngine,
-    Rejection,
-    Workshop,
-)
+from specpipe.building import HERE, BuildRequest, Command, Facts, Footprint, Rejection, Workshop
+from specpipe.contracts import LoadedEngine
 from specpipe.engine.tensorrt import check
 from specpipe.engine.tensorrt.build import build_engine
 from specpipe.engine.tensorrt.eagle import check_eagle

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specpipe.artifacts import digest_file
-from specpipe.contracts import BuildRequest, Command, Facts, Workshop
+from specpipe.building import BuildRequest, Command, Facts, Workshop
 from specpipe.engine.tensorrt.built import require_as_planned
 from specpipe.engine.tensorrt.container import in_container
 from specpipe.engine.tensorrt.log import advise, explain_exit, phase

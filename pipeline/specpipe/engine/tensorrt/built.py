@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specpipe.contracts import Command
+from specpipe.building import Command
 from specpipe.errors import StageFailed
 
 # `SpeculativeDecodingMode` of the releases with engines: one bit a mode.

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from specpipe.contracts import BuildRequest, Rejection
+from specpipe.building import BuildRequest, Rejection
 from specpipe.divide import check_parallel
 from specpipe.engine.tensorrt.lower import METHODS, reads_blocks, takes_drafts
 from specpipe.engine.tensorrt.profiles import (

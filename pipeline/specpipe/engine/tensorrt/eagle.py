@@ -5,7 +5,7 @@ Read in upstream's sources of 1.x; nothing here was run on a GPU.
 
 from collections.abc import Iterator
 
-from specpipe.contracts import BuildRequest, Rejection
+from specpipe.building import BuildRequest, Rejection
 
 BASES = ("LlamaForCausalLM", "MistralForCausalLM")  # what upstream's LLaMAForCausalLM computes
 MAX_BATCH_SIZE = 512

@@ -7,7 +7,7 @@ for libraries is a rule of thumb. None of it was measured on a GPU.
 import math
 from collections.abc import Mapping
 
-from specpipe.contracts import BuildRequest, Footprint
+from specpipe.building import BuildRequest, Footprint
 from specpipe.engine.tensorrt.lower import (
     engine_seq_len,
     num_tokens,

@@ -6,7 +6,8 @@ upstream's builder would silently change (`builder.py::build`) is asked for as i
 
 from pathlib import Path
 
-from specpipe.contracts import BuildRequest, Role
+from specpipe.building import BuildRequest
+from specpipe.contracts import Role
 from specpipe.engine.tensorrt.profiles import Profile
 
 # method -> the mode of each engine; None: a plain one

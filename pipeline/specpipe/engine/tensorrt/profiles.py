@@ -8,7 +8,7 @@ notes. Nothing here was run on a GPU.
 
 from dataclasses import dataclass
 
-from specpipe.contracts import Rejection
+from specpipe.building import Rejection
 
 _IMAGE = "nvcr.io/nvidia/tritonserver:{}-trtllm-python-py3"
 _AMPERE_TO_HOPPER = (80, 86, 89, 90)

@@ -3,7 +3,7 @@
 Read in upstream's sources of 0.17 and 1.x; nothing here was run on a GPU.
 """
 
-from specpipe.contracts import BuildRequest, Rejection
+from specpipe.building import BuildRequest, Rejection
 from specpipe.engine.tensorrt.profiles import DEFAULT
 from specpipe.model import redrafter_class
 

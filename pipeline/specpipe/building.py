@@ -1,0 +1,183 @@
+"""What a backend is asked to build, and what it answers: the other seam beside `contracts`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from specpipe.contracts import LoadedEngine, Role
+from specpipe.model import Dtype, ModelConfig
+
+Quantization = Literal["none", "int8", "int4", "fp8", "int4_awq", "int8_sq", "nvfp4"]
+CacheQuantization = Literal["none", "int8", "fp8"]
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """One reason why something cannot be done, and what to change."""
+
+    reason: str
+    hint: str
+
+    def __str__(self) -> str:
+        return f"{self.reason}; {self.hint}"
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How one model is spread over GPUs: every layer over `tp_size`, the layers over `pp_size`.
+
+    Of the `tp_size` ranks, groups of `moe_ep_size` share out the experts. The embedding is on every
+    rank unless `use_parallel_embedding` cuts it, along the vocabulary (0) or the hidden size (1).
+    """
+
+    tp_size: int = 1
+    pp_size: int = 1
+    moe_ep_size: int = 1
+    use_parallel_embedding: bool = False
+    embedding_sharding_dim: int = 0
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.tp_size * self.pp_size
+
+    @property
+    def moe_tp_size(self) -> int:
+        """Over how many ranks each expert is spread."""
+        return self.tp_size // self.moe_ep_size
+
+
+ONE_RANK = Parallel()
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """Everything a backend may know when it is asked whether, and then to, build one engine."""
+
+    role: Role
+    model: ModelConfig
+    dtype: Dtype
+    quantization: str
+    method: str
+    draft_nodes: int
+    max_batch_size: int
+    max_input_len: int
+    max_seq_len: int
+    gpu: str | None = None
+    parallel: Parallel = ONE_RANK
+    kv_cache_quantization: str = "none"
+    sm: int | None = None  # compute capability of `gpu`, without the dot; None: not known
+    release: str | None = None  # of TensorRT-LLM; None: the default one
+    sources: Mapping[Role, str] = field(default_factory=dict)  # the Hugging Face models
+    ngram_size: int = 0  # longest match that prompt lookup tries
+    max_concurrency: int | None = None  # above so many sequences nothing is guessed
+    guess_vocabulary: int = 0  # the first tokens, which alone Medusa heads guess; 0: all
+    streams: bool = True  # whether answers are served piece by piece
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a served engine takes on each of its GPUs, or on the CPU; in bytes."""
+
+    weights: int  # of the fullest rank, heads included
+    kv_per_token: int  # a token of one sequence in the KV cache
+    kv_tokens: int  # tokens for which there must be room: every sequence at its longest
+    activations: int  # work buffers of the largest step
+    runtime: int  # libraries, contexts, communication
+    looked_up: int = 0  # the part of the weights that steps only pick rows from
+    guesser: int = 0  # the part that is read for every guessed token and for no other
+
+    @property
+    def fixed(self) -> int:
+        """All but the KV cache."""
+        return self.weights + self.activations + self.runtime
+
+    @property
+    def total(self) -> int:
+        """All, with the KV cache that was asked for."""
+        return self.fixed + self.kv_per_token * self.kv_tokens
+
+
+@dataclass(frozen=True)
+class Command:
+    """A program that build would run, as an argument list."""
+
+    stage: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def options(self) -> dict[str, str]:
+        """Return the values of the `--flags`; a flag without a value has the empty one."""
+        found: dict[str, str] = {}
+        for word, after in zip(self.argv, (*self.argv[1:], "--"), strict=True):
+            if word.startswith("--"):
+                found[word] = "" if after.startswith("--") else after
+        return found
+
+
+Facts = Mapping[str, str | int | float | bool]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """How a backend may work: whom it tells what it does, and where its programs run."""
+
+    notify: Callable[[str], None] = lambda text: None
+    runtime: str | None = None  # docker, podman: in the container of the release; None: here
+
+
+HERE = Workshop()
+
+
+class Backend(Protocol):
+    """Turns TensorRT-LLM checkpoints into engines for one kind of machine."""
+
+    @property
+    def whole_heads(self) -> bool:
+        """Whether checkpoints hold Medusa heads in full, in upstream's layout."""
+        ...
+
+    @property
+    def serves_sources(self) -> bool:
+        """Whether Hugging Face models are served as they are: none is converted, and of a run only
+        the target is built, which knows its draft.
+        """
+        ...
+
+    def check(self, request: BuildRequest) -> list[Rejection]:
+        """Return every reason why `request` cannot be built; empty means that it can."""
+        ...
+
+    def versions(self, release: str | None = None) -> Mapping[str, str]:
+        """Name what the engine's bytes depend on beside its inputs (library versions).
+
+        `release` picks one of several, as `BuildRequest.release` does.
+        """
+        ...
+
+    def build(
+        self, request: BuildRequest, checkpoint: Path, out: Path, shop: Workshop = HERE
+    ) -> Facts:
+        """Compile `checkpoint` into the empty folder `out`; return what its manifest remembers.
+
+        Logs and caches may lie beside `out`. Raises Unsupported if this machine cannot do it,
+        StageFailed if it began and did not succeed.
+        """
+        ...
+
+    def commands(self, request: BuildRequest, checkpoint: Path, out: Path) -> list[Command]:
+        """Return the programs that `build` would start; empty if it runs in this process."""
+        ...
+
+    def files(self, request: BuildRequest) -> Mapping[str, str]:
+        """Return the text files that `build` would write, where they are known beforehand."""
+        ...
+
+    def footprint(self, request: BuildRequest) -> Footprint:
+        """Estimate what the served engine takes."""
+        ...
+
+    def load(self, engine: Path) -> LoadedEngine:
+        """Open a built engine; only where it can be driven from here."""
+        ...
