@@ -245,7 +245,7 @@ def test_a_gpu_run_is_deployed_at_the_path_that_its_repository_names(
 
 def test_what_is_not_packaged_cannot_be_deployed(write_config, tmp_path: Path) -> None:
     config = read_config(write_config())
-    with pytest.raises(ConfigError, match="is not built"):
+    with pytest.raises(ConfigError, match="not built yet"):
         deploy_run(config, Workspace(tmp_path / "w", "tiny"), "docker", DeployOptions())
 
 
