@@ -4,12 +4,13 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Event
 
 from specpipe.errors import StageFailed
 from specpipe.serve.tritonserver import Endpoint
-from specpipe.serve.watch import requests_in_hand
+from specpipe.serve.watch import Pulse, is_live, requests_in_hand
 
 POLL_SECONDS = 0.2
 HOUR_SECONDS = 3600.0
@@ -53,7 +54,7 @@ def keep_serving(
 ) -> None:
     """Serve until `stop` is asked for, then let the requests in hand end, for `drain_s` at most.
 
-    A server that ends by itself, or loses the process of a model, is started again as long as
+    A server that ends by itself, hangs, or loses the process of a model is started again as long as
     `budget` lasts; its log is kept beside the new one. Raises StageFailed when the budget is spent,
     and what `start` raises.
     """
@@ -78,8 +79,9 @@ def keep_serving(
 
 def _await_end(endpoint: Endpoint, stop: StopRequest) -> str | None:
     """Wait for a request to stop; return what went wrong if that came first."""
+    pulse = Pulse(partial(is_live, endpoint.address))
     while not stop.asked.wait(POLL_SECONDS):
-        failure = endpoint.failure()
+        failure = endpoint.failure() or pulse.failure()
         if failure is not None:
             return failure
     return None

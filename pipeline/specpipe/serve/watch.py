@@ -2,14 +2,19 @@
 
 import contextlib
 import signal
+import time
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from specpipe.serve.address import Address
 
 # Triton's own count lacks what a decoupled model still answers, ours what waits in Triton's queue.
 _IN_HAND = ("specpipe_requests_in_flight{", "nv_inference_pending_request_count{")
+
+PULSE_SECONDS = 15.0  # how often a server is asked whether it lives
+SILENT_SECONDS = 60.0  # a server that has not answered for so long hangs
 
 
 def children(pid: int) -> dict[int, str]:
@@ -54,6 +59,41 @@ def describe_end(code: int) -> str:
     if code >= 0:
         return f"ended by itself with exit code {code}"
     return f"was ended by {signal.Signals(-code).name}"
+
+
+def is_live(address: Address) -> bool:
+    """Ask a server whether it lives, whatever its models do."""
+    try:
+        with urllib.request.urlopen(f"http://{address.http}/v2/health/live", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+@dataclass
+class Pulse:
+    """Finds a server that runs but hangs, as one may after a crash in its own crash handler."""
+
+    ask: Callable[[], bool]
+    now: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        """Begin with a server that has just said that it is ready."""
+        self._asked = self._heard = self.now()
+
+    def failure(self) -> str | None:
+        """Ask if it is time to; say for how long the server has been silent if that is too long."""
+        if self.now() - self._asked < PULSE_SECONDS:
+            return None
+        if self.ask():
+            self._heard = self.now()
+        self._asked = self.now()
+        silent = self.now() - self._heard
+        return (
+            f"tritonserver has not answered for {silent:.0f} s"
+            if silent >= SILENT_SECONDS
+            else None
+        )
 
 
 def requests_in_hand(address: Address) -> int:
