@@ -149,9 +149,25 @@ def describe_damage(artifact: Artifact) -> Iterator[str]:
 
 
 def describe_changes(old: Mapping[str, str], new: Mapping[str, str]) -> str:
-    """Say which inputs differ, and how; empty if none does."""
+    """Say which inputs differ, and how; empty if none does. Of records, only the keys that do."""
     changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
-    return "; ".join(f"{n}: {_short(old.get(n))} -> {_short(new.get(n))}" for n in changed)
+    return "; ".join(_difference(name, old.get(name), new.get(name)) for name in changed)
+
+
+def _difference(name: str, old: str | None, new: str | None) -> str:
+    before, after = _keys(old), _keys(new)
+    if before and after:
+        return describe_changes(before, after)
+    return f"{name}: {_short(old)} -> {_short(new)}"
+
+
+def _keys(value: str | None) -> dict[str, str]:
+    """Return the keys of a record that is an input, each value as JSON; empty if it is none."""
+    try:
+        record = json.loads(value or "")
+    except ValueError:
+        return {}
+    return {k: json.dumps(v) for k, v in record.items()} if isinstance(record, dict) else {}
 
 
 def _short(value: str | None) -> str:

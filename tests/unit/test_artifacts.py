@@ -8,6 +8,7 @@ import pytest
 
 from specpipe.artifacts import (
     Manifest,
+    describe_changes,
     locked,
     read_artifact,
     remove_leftovers,
@@ -38,6 +39,13 @@ def test_changed_inputs_are_named_with_old_and_new_value(tmp_path: Path) -> None
     assert reason == (
         "dtype: float32 -> absent; extra: absent -> 1; weights: aaaaaaaaaaaa -> bbbbbbbbbbbb"
     )
+
+
+def test_of_records_the_keys_that_differ_are_named() -> None:
+    old = {"speculation": '{"method": "medusa", "num_draft_tokens": 4, "tree": [[0]]}'}
+    new = {"speculation": '{"method": "medusa", "num_draft_tokens": 6}'}
+    assert describe_changes(old, new) == "num_draft_tokens: 4 -> 6; tree: [[0]] -> absent"
+    assert describe_changes({"n": "3"}, {"n": "4"}) == "n: 3 -> 4"
 
 
 def test_a_block_that_raises_leaves_nothing(tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ def check_release(request: BuildRequest, profile: Profile) -> Iterator[Rejection
         )
         yield Rejection(
             what,
-            f"leave engine.tensorrt_llm out for {DEFAULT.tensorrt_llm}, or use backend: llmapi",
+            f"leave engine.tensorrt_llm out for {DEFAULT.tensorrt_llm}"
+            + (", or use backend: llmapi" if request.method in profile.llmapi_methods else ""),
         )
     if request.method not in METHODS:
         yield Rejection(
