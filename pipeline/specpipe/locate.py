@@ -1,6 +1,6 @@
 """Finding a run's models and heads, on disk or, for planning, among the well-known ones."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,12 +59,21 @@ def locate(config: RunConfig, backend: Backend) -> Located:
         guessers,
         outlined,
         int(facts["target"].get("num_nextn_predict_layers") or 0),
-        tuple(
-            f"{HEADS_KEYS[role]} {own.path} is not there: planned as {own.summary}"
-            for role, own in guessers.items()
-            if not own.weights
-        ),
+        (*_absent_models(config, sources), *_absent_guessers(guessers)),
     )
+
+
+def _absent_models(config: RunConfig, sources: Mapping[Role, Source | None]) -> Iterator[str]:
+    for role, source in sources.items():
+        if source is None:
+            model = config.models()[role]
+            yield f"{model} is not on this disk: planned from what is known of it, to be fetched"
+
+
+def _absent_guessers(guessers: Mapping[Role, Guesser]) -> Iterator[str]:
+    for role, own in guessers.items():
+        if not own.weights:
+            yield f"{HEADS_KEYS[role]} {own.path} is not there: planned as {own.summary}"
 
 
 def _source(config: RunConfig, role: Role) -> Source | None:
