@@ -156,7 +156,6 @@ def read_config(path: Path) -> RunConfig:
     _check_training(config, places)
     _check_hybrid(config, places)
     _check_confidence(config, places)
-    _check_worth(config, places)
     config = replace(config, speculation=with_whole_tree(config.speculation, places))
     if config.engine.gpu is None and not config.engine.tp_size:
         config = replace(config, engine=replace(config.engine, tp_size=1))
@@ -227,17 +226,6 @@ def _check_confidence(config: RunConfig, places: Mapping[str, Place]) -> None:
         raise place.error(
             f"'speculation.min_confidence' has no effect with draft_length: {options.draft_length}",
             hint="set draft_length: confidence, or remove the key",
-        )
-
-
-def _check_worth(config: RunConfig, places: Mapping[str, Place]) -> None:
-    options = config.speculation
-    if not isinstance(options, Hybrid) or not options.min_path_probability:
-        return
-    if options.heads is None or options.tree != "dynamic":
-        raise places["speculation.min_path_probability"].error(
-            "'speculation.min_path_probability' is for speculation.heads with tree: dynamic",
-            hint="set tree: dynamic, or remove the key",
         )
 
 

@@ -76,10 +76,9 @@ class DraftModel:
 class Hybrid:
     """Prompt lookup first; where that finds nothing, a draft model or Medusa heads guess.
 
-    With heads and `tree: dynamic` there is no first and second: both have their say in one tree,
-    whose paths are right with a probability of at least `min_path_probability`. The keys are those
-    of the two methods; `draft_length` governs a draft model. `num_draft_tokens` bounds both: what
-    is looked up, and what the second guesses.
+    With heads and `tree: dynamic` there is no first and second: both have their say in one tree.
+    The keys are those of the two methods; `draft_length` governs a draft model. `num_draft_tokens`
+    bounds both: what is looked up, and what the second guesses.
     """
 
     method: Literal["hybrid"]
@@ -92,7 +91,6 @@ class Hybrid:
     max_concurrency: int | None = field(default=None, metadata=at_least(1))
     heads: str | None = None
     tree: TreeOption = "auto"
-    min_path_probability: float = field(default=0.0, metadata=between(0, 1))
     guess_vocabulary: int | None = field(default=None, metadata=at_least(16))  # see Medusa
 
 

@@ -142,16 +142,6 @@ def test_a_hybrid_without_a_second_source_is_refused(tmp_path: Path) -> None:
         read(tmp_path, HYBRID.replace("  draft: {model: small}\n", ""))
 
 
-def test_a_bound_on_guesses_is_for_trees_that_are_grown(tmp_path: Path) -> None:
-    text = HYBRID.replace(
-        "  draft: {model: small}\n", "  heads: h\n  tree: dynamic\n  min_path_probability: 0.05\n"
-    )
-    options = read(tmp_path, text).speculation
-    assert isinstance(options, Hybrid) and options.min_path_probability == 0.05
-    with pytest.raises(ConfigError, match=r"demo.yaml:8: .* is for speculation.heads with tree: d"):
-        read(tmp_path, text.replace("tree: dynamic", "tree: auto"))
-
-
 def test_draft_lengths_are_read_and_a_bound_without_effect_is_refused(tmp_path: Path) -> None:
     text = HYBRID.replace(
         "  num_draft", "  draft_length: confidence\n  min_confidence: 0.7\n  num_draft"

@@ -41,7 +41,7 @@ def build(options: Hybrid, runners: Mapping[Role, Runner]) -> Proposer:
     nodes = options.num_draft_tokens
     ngrams = options.min_matching_ngram_size, options.max_matching_ngram_size
     if options.heads is not None and options.tree == "dynamic":
-        return TreeLookup(nodes, *ngrams, runners["target"], options.min_path_probability)
+        return TreeLookup(nodes, *ngrams, runners["target"])
     return HybridProposer(PromptLookupProposer(nodes, *ngrams), _second(options, runners))
 
 

@@ -33,7 +33,7 @@ from specpipe.speculate.medusa import hidden_of_last
 
 PRIOR = 2.0  # votes that the heads have together; from 1 to 4 acceptance hardly changes
 GROWTH = 4.0  # how much more a vote weighs whose copy is one token longer
-LEAST_WORTH = 1e-4  # what is even less likely is never worth a row
+LEAST_WORTH = 1e-4  # of a path; what is less likely is not worth a row
 MOST_COPIES = 64  # the longest and latest ones vote
 
 
@@ -77,12 +77,11 @@ def _copies(tokens: Ints, longest: int) -> tuple[Ints, Ints]:
     return ends[chosen] + 1, lengths[chosen]
 
 
-def grow_draft(
-    votes: Continuations, heads: Guesses | None, nodes: int, limit: int, worth: float = 0.0
-) -> Draft:
+def grow_draft(votes: Continuations, heads: Guesses | None, nodes: int, limit: int) -> Draft:
     """Return the tree of at most `nodes` guesses and `limit` levels that is worth most.
 
-    Paths that are less likely to be right than `worth` are left out.
+    It is not cut where guesses become unlikely: a step of another width costs engines more than
+    its rows do.
     """
     tokens: list[int] = []
     parents: list[int] = []
@@ -95,7 +94,7 @@ def grow_draft(
                 heapq.heappush(frontier, (-chance * share, parent, token, depth + 1, after))
 
     add_children(1.0, votes, ROOT, 0)
-    while frontier and len(tokens) < nodes and -frontier[0][0] > max(worth, LEAST_WORTH):
+    while frontier and len(tokens) < nodes and -frontier[0][0] > LEAST_WORTH:
         chance, parent, token, depth, node = heapq.heappop(frontier)
         tokens.append(token)
         parents.append(parent)
@@ -114,20 +113,12 @@ def _chances(node: Continuations, heads: Guesses | None, depth: int) -> dict[int
 
 
 class TreeLookup:
-    """Guesses a new tree at every step; with `heads`, a target's runner, they have a say in it.
-
-    `worth`: see `grow_draft`.
-    """
+    """Guesses a new tree at every step; with `heads`, a target's runner, they have a say in it."""
 
     def __init__(
-        self,
-        nodes: int,
-        min_ngram: int,
-        max_ngram: int,
-        heads: Runner | None = None,
-        worth: float = 0.0,
+        self, nodes: int, min_ngram: int, max_ngram: int, heads: Runner | None = None
     ) -> None:
-        self.draft_nodes, self._worth = nodes, worth
+        self.draft_nodes = nodes
         self._min_ngram, self._max_ngram, self._heads = min_ngram, max_ngram, heads
         self._tokens: list[int] = []
         self._hidden: Logits | None = None  # [D], of the last token before the root
@@ -142,7 +133,7 @@ class TreeLookup:
             return EMPTY
         tokens, nodes = np.asarray(self._tokens, np.int64), self.draft_nodes
         votes = find_continuations(tokens, min(limit, nodes), self._min_ngram, self._max_ngram)
-        return grow_draft(votes, self._guesses(), nodes, limit, self._worth)
+        return grow_draft(votes, self._guesses(), nodes, limit)
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
         """Append what was committed; keep what the heads will look at."""

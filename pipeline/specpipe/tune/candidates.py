@@ -12,11 +12,9 @@ LOOKUP_NGRAMS = ((1, 2), (1, 3), (2, 3), (2, 4))
 TREE_NGRAMS = ((1, 6), (2, 6))
 DRAFT_TOKENS = (1, 2, 3, 4, 5, 6, 8, 10)
 HYBRID_TOKENS = (2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32)
-GROWN_TREES = ((2, 0.0), (3, 0.0), (4, 0.0), (6, 0.0), (9, 0.0), (9, 0.05), (12, 0.02), (12, 0.08),
-               (16, 0.0), (16, 0.05), (16, 0.08), (24, 0.03), (24, 0.08), (32, 0.0))  # fmt: skip
 # What `tune` chooses, and writes out even where it is the default.
 TUNED = ("num_draft_tokens", "min_matching_ngram_size", "max_matching_ngram_size", "tree",
-         "min_path_probability", "window_size", "ngram_size", "verification_set_size")  # fmt: skip
+         "window_size", "ngram_size", "verification_set_size")  # fmt: skip
 TREE_NODES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 WINDOWS = ((2, 2, 2), (4, 3, 4), (5, 4, 5))
 
@@ -54,9 +52,9 @@ def candidates(options: Speculation, accuracy: Sequence[Sequence[float]]) -> lis
         return _trees(options, accuracy)
     if isinstance(options, Hybrid) and options.heads:
         return [
-            replace(options, num_draft_tokens=nodes, tree="dynamic", min_path_probability=worth,
+            replace(options, num_draft_tokens=nodes, tree="dynamic",
                     min_matching_ngram_size=low, max_matching_ngram_size=high)
-            for nodes, worth in GROWN_TREES
+            for nodes in HYBRID_TOKENS
             for low, high in TREE_NGRAMS
         ]  # fmt: skip
     if isinstance(options, Hybrid):

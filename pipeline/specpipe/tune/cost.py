@@ -53,6 +53,7 @@ class Costs:
     draft_ms: float = 0.0  # one token of the draft model
     handover_ms: float = 0.0  # between two engines, a step that drafts with the draft model
     pads_steps: bool = False  # see `LoadedEngine.pads_steps`
+    change_ms: float = 0.0  # more, for a step of other rows than the one before
 
 
 def read_costs(path: Path) -> Costs:
@@ -84,10 +85,11 @@ def measure_costs(
 ) -> Costs:
     """Time the engines of a deployment behind `prefix`."""
     most = min(MOST_ROWS, engines["target"].max_seq_len - len(prefix))
-    step = measure_cost(runners["target"], prefix, most)
+    step, change_ms = measure_cost(runners["target"], prefix, most)
     heads = _guess_ms(runners["target"]) if has_heads else 0.0
-    draft = measure_cost(runners["draft"], prefix, 2).ms[0] if "draft" in runners else 0.0
-    return Costs(step, heads, draft, engines["target"].pads_steps)
+    draft = measure_cost(runners["draft"], prefix, 2)[0].ms[0] if "draft" in runners else 0.0
+    pads = engines["target"].pads_steps
+    return Costs(step, heads, draft, pads_steps=pads, change_ms=change_ms)
 
 
 def _guess_ms(runner: Runner) -> float:
@@ -97,24 +99,28 @@ def _guess_ms(runner: Runner) -> float:
     return statistics.median(timed_ms(lambda: runner.guess(row)) for _ in range(TURNS * STEPS))
 
 
-def measure_cost(runner: Runner, prefix: Sequence[int], most: int) -> CostCurve:
+def measure_cost(runner: Runner, prefix: Sequence[int], most: int) -> tuple[CostCurve, float]:
     """Time steps of up to `most` rows behind `prefix`; widths take turns, medians count.
 
-    A wider step is never taken for cheaper than a narrower one: where that was measured, both get
-    their mean.
+    Returns the times of steps that follow one of their own width, and the milliseconds that a
+    change of width costs. A wider step is never taken for cheaper than a narrower one: where that
+    was measured, both get their mean.
     """
     widths = [n for n in ROWS if n < most] + [most]
     runner.start(prefix)
     runner.score(EMPTY)
     commit_one(runner, 7)  # else every step would read the prefix again
     samples: dict[int, list[float]] = {n: [] for n in widths}
-    for _ in range(TURNS):
+    changes = []
+    for turn in range(TURNS):
         for n in widths:
             step = _step(runner, n)
-            step()  # a change of width costs time of its own
-            samples[n] += [timed_ms(step) for _ in range(STEPS)]
+            first, times = timed_ms(step), [timed_ms(step) for _ in range(STEPS)]
+            samples[n] += times
+            if turn:  # a width that was never seen costs even more
+                changes.append(first - statistics.median(times))
     medians = [statistics.median(samples[n]) for n in widths]
-    return CostCurve(tuple(widths), rising(medians))
+    return CostCurve(tuple(widths), rising(medians)), max(0.0, statistics.median(changes))
 
 
 def rising(values: Sequence[float]) -> tuple[float, ...]:

@@ -157,11 +157,14 @@ def _predict(seen: Observed, options: Speculation, traces: Sequence[Trace]) -> P
 
 def _price(costs: Costs, options: Speculation, steps: Sequence[ReplayedStep]) -> float:
     """Return the milliseconds of one sequence's steps."""
-    total, width = 0.0, 0
+    total, width, last = 0.0, 0, 0
     for step in steps:
         if step.rows > 1 and costs.pads_steps:
             width = 1 + options.num_draft_tokens
-        total += costs.step(max(step.rows, width)) + step.propose_ms
+        rows = max(step.rows, width)
+        total += costs.step(rows) + step.propose_ms
+        total += costs.change_ms if last and rows != last else 0.0
+        last = rows
         total += step.head_calls * costs.heads_ms + step.draft_calls * costs.draft_ms
         total += costs.handover_ms if step.draft_calls else 0.0
     return total

@@ -72,12 +72,6 @@ def test_copies_and_heads_that_agree_are_one_node() -> None:
     assert paths(grow_draft(votes, HEADS, 2, 1)) == [(5,), (6,)]
 
 
-def test_guesses_that_are_not_likely_enough_are_left_out() -> None:
-    assert paths(grow_draft(Continuations(), HEADS, 4, 10, 0.25)) == [(5,), (6,), (5, 7)]
-    assert paths(grow_draft(Continuations(), HEADS, 4, 10, 0.5)) == [(5,)]
-    assert len(grow_draft(Continuations(), HEADS, 4, 10, 0.7)) == 0
-
-
 def test_limit_and_number_of_nodes_are_kept() -> None:
     prompt = [1, 2, 3, 4, 5, 6, 7, 8, 1]
     assert guess(prompt, limit=2).depth == 2

@@ -25,10 +25,11 @@ from specpipe.methods import (
 from specpipe.speculate.decode import Limits
 from specpipe.trees import complete_tree
 from specpipe.tune.candidates import candidates, possible_methods
-from specpipe.tune.cost import CostCurve, measure_cost, read_costs, rising
-from specpipe.tune.replay import replay
+from specpipe.tune.cost import CostCurve, Costs, measure_cost, read_costs, rising
+from specpipe.tune.replay import ReplayedStep, replay
 from specpipe.tune.settings import replace_speculation
 from specpipe.tune.trace import Trace, head_accuracy, record
+from specpipe.tune.tune import _price
 from specpipe.tuning import Prices, on_this_machine, recommend_run, tune_run
 from tests.models import make_heads
 
@@ -121,8 +122,18 @@ def test_costs_that_fall_get_their_mean() -> None:
     assert rising([1, 2, 3]) == (1, 2, 3)
 
 
+def test_a_change_of_width_is_paid_unless_steps_are_padded() -> None:
+    steps = [ReplayedStep(rows, 0, 1, 0.0) for rows in (1, 1, 4, 1)]
+    options = PromptLookup("prompt_lookup", 7)
+    assert _price(Costs(COST), options, steps) == 40
+    assert _price(Costs(COST, change_ms=3.0), options, steps) == 40 + 2 * 3
+    padded = Costs(COST, pads_steps=True, change_ms=3.0)
+    assert _price(padded, options, steps) == 10 + 10 + 14 + 14 + 3  # from the first guess on
+
+
 def test_measured_costs_never_fall(deployment: Deployment) -> None:
-    cost = measure_cost(deployment.engines["target"].runner(), PROMPT, 9)
+    cost, change_ms = measure_cost(deployment.engines["target"].runner(), PROMPT, 9)
+    assert change_ms >= 0
     assert cost.rows == (1, 2, 3, 4, 6, 8, 9)
     assert list(cost.ms) == sorted(cost.ms) and cost.ms[0] > 0
 
@@ -199,7 +210,7 @@ def test_every_tree_that_is_tried_has_its_size() -> None:
         PromptLookup("prompt_lookup", 4),
         DraftModel("draft_model", DraftOptions("d", num_draft_tokens=2), 3),
         Hybrid("hybrid", DraftOptions("d"), draft_length="confidence", min_confidence=0.7),
-        Hybrid("hybrid", heads="h", tree="dynamic", min_path_probability=0.05),
+        Hybrid("hybrid", heads="h", tree="dynamic"),
         Lookahead("lookahead"),
     ],
     ids=lambda options: options.method,
