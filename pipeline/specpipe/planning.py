@@ -68,7 +68,11 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
         versions=backend.versions(config.engine.tensorrt_llm),
         rejections=tuple(dict.fromkeys(rejections)),
         gaps=tuple(check_calibration(config.engine, found.sources.values())),
-        notes=(*found.notes, *notes(differing, own_loop=own_loop), *engine_notes(config, gpu)),
+        notes=(
+            *found.notes,
+            *notes(differing, own_loop=own_loop),
+            *engine_notes(config, found.models["target"], gpu),
+        ),
         estimate=outlook(config, requests, memory.footprints, gpu, accuracy)
         if gpu and memory
         else None,

@@ -6,6 +6,7 @@ from specpipe.building import BuildRequest, Footprint
 from specpipe.config import RunConfig
 from specpipe.contracts import Role
 from specpipe.methods import REWINDING, Eagle, Lookahead, Medusa, NoSpeculation, ReDrafter
+from specpipe.model import ModelConfig
 from specpipe.plan.gpus import Gpu
 from specpipe.plan.roofline import Assumed, Estimate, Placed, chained_tokens, estimate
 from specpipe.trees import TreePath, assumed_accuracy, expected_tokens, supposed_accuracy
@@ -54,7 +55,7 @@ def _first_right(options: Eagle, tree: Sequence[TreePath], rate: float) -> Assum
     return Assumed(f"{rate:.0%} of first guesses right", expected_tokens(accuracy, tree))
 
 
-def engine_notes(config: RunConfig, gpu: Gpu | None) -> Iterator[str]:
+def engine_notes(config: RunConfig, target: ModelConfig, gpu: Gpu | None) -> Iterator[str]:
     """Yield what does not forbid a run, but may surprise."""
     engine, method = config.engine, config.speculation.method
     if engine.backend != "tensorrt":
@@ -81,8 +82,26 @@ def engine_notes(config: RunConfig, gpu: Gpu | None) -> Iterator[str]:
             "(TensorRT-LLM issue 6158), and upstream's sources had none in late 2025; whether "
             "1.2.1 has is not known: try a small model first"
         )
+    if method in REWINDING:
+        yield from _group_notes(target, gpu, engine.kv_cache_quantization)
     if engine.tp_size > 1 and not gpu.nvlink_gbs:
         yield f"{gpu.name} has no NVLink: each of {engine.tp_size} ranks talks over PCIe"
+
+
+def _group_notes(target: ModelConfig, gpu: Gpu, cache: str) -> Iterator[str]:
+    """Look at the query heads that share a key-value head.
+
+    After upstream's `decoderXQARunner.cpp` of 1.x: several tokens of a sequence at a time are
+    attended to by kernels for groups that divide 64, or, from an fp8 cache on compute capability
+    9.0, of up to 64; older kernels take even groups.
+    """
+    group = target.num_attention_heads // target.num_key_value_heads
+    if 64 % group and not (gpu.sm == 90 and cache == "fp8"):
+        yield (
+            f"{group} query heads share a key-value head; upstream's sources have attention "
+            "kernels for drafts where that number divides 64: the engine may stop with `No "
+            "available XQA kernels are found for speculative decoding mode`; try it first"
+        )
 
 
 def _beam_notes(options: ReDrafter, quantization: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,14 @@ import pytest
 from specpipe.artifacts import Workspace
 from specpipe.config import read_config
 from specpipe.errors import ConfigError, Unsupported
+from specpipe.model import ModelConfig
 from specpipe.plan.gpus import GPUS
 from specpipe.plan.outlook import engine_notes
 from specpipe.planning import make_plan, require_buildable
 from specpipe.present_plan import plan_json, plan_text
 from specpipe.tune.cost import read_costs
 from tests.models import make_heads, make_llama
-from tests.unit.engine.commands import parse
+from tests.unit.engine.commands import LLAMA_8B, parse
 
 LLAMA = Path("model_configs/llama70b_draft7b.yaml")
 LOOKAHEAD = Path("model_configs/llama8b_lookahead.yaml")
@@ -43,19 +45,32 @@ def test_what_a_redrafter_engine_does_with_requests_is_noted(tmp_path: Path) -> 
         Path(greedy.path), tmp_path,
         ("  num_beams: 5\n", "  greedy_search: false\n"), ("dtype: float16", "quantization: int8"),
     )  # fmt: skip
-    (note,) = engine_notes(greedy, GPUS["H100-SXM"])
+    (note,) = engine_notes(greedy, LLAMA_8B, GPUS["H100-SXM"])
     assert "send greedy requests" in note
-    notes = list(engine_notes(read_config(sampled), GPUS["H100-SXM"]))
+    notes = list(engine_notes(read_config(sampled), LLAMA_8B, GPUS["H100-SXM"]))
     assert "sample by a request's temperature alone" in notes[0]
     assert "16-bit and fp8 weights, not with int8" in notes[1]
 
 
 def test_a_tree_of_drafts_on_a_gpu_that_upstream_lacked_kernels_for_is_noted() -> None:
     lookahead, draft = read_config(LOOKAHEAD), read_config(LLAMA)
-    assert any("issue 6158" in note for note in engine_notes(lookahead, GPUS["B200"]))
-    assert not any("6158" in note for note in engine_notes(draft, GPUS["B200"]))
+    assert any("issue 6158" in note for note in engine_notes(lookahead, LLAMA_8B, GPUS["B200"]))
+    assert not any("6158" in note for note in engine_notes(draft, LLAMA_8B, GPUS["B200"]))
     for name in ("H200", "RTX-5090"):
-        assert not any("6158" in note for note in engine_notes(lookahead, GPUS[name]))
+        assert not any("6158" in note for note in engine_notes(lookahead, LLAMA_8B, GPUS[name]))
+
+
+def test_heads_that_no_kernel_for_drafts_is_known_for_are_noted() -> None:
+    """Qwen2-7B has seven query heads a key-value head."""
+    lookahead, seven = read_config(LOOKAHEAD), replace(LLAMA_8B, num_attention_heads=56)
+
+    def noted(model: ModelConfig, gpu: str = "A100-80GB-SXM", cache: str = "none") -> bool:
+        engine = replace(lookahead.engine, kv_cache_quantization=cache)
+        notes = engine_notes(replace(lookahead, engine=engine), model, GPUS[gpu])
+        return any("7 query heads share a key-value head" in note for note in notes)
+
+    assert noted(seven) and noted(seven, "H100-SXM") and noted(seven, "L40S", "fp8")
+    assert not noted(LLAMA_8B) and not noted(seven, "H100-SXM", "fp8")
 
 
 def test_the_tiny_run_can_be_built(write_config, tmp_path: Path) -> None:
