@@ -22,7 +22,7 @@ CONFIGS = [
     f"smollm2-135m_{name}"
     for name in ("none", "prompt-lookup", "draft-model", "medusa", "lookahead", "hybrid")
 ]
-TOKENS = 40
+TOKENS = 24
 
 
 @pytest.fixture(scope="module")
