@@ -67,7 +67,6 @@ class Client:
 
     def __init__(self, url: str, *, timeout_s: float = 600) -> None:
         self._url, self._timeout_s = url, timeout_s
-        self._decoupled: dict[str, bool] = {}
 
     def __enter__(self) -> "Client":
         return self
@@ -113,42 +112,17 @@ class Client:
         parameters: Mapping[str, int] | None = None,
     ) -> Iterator[Piece]:
         tensors = input_tensors(inputs)
-        connection = grpc.InferenceServerClient(self._url)
-        try:
-            if self._is_decoupled(connection, model):
-                yield from self._pieces(connection, model, tensors, dict(parameters or {}))
-            else:
-                yield self._whole(connection, model, tensors)
-        except InferenceServerException as error:
-            raise _refusal(error, self._url) from error
-        finally:
-            connection.close()
-
-    def _is_decoupled(self, connection: Any, model: str) -> bool:
-        """Tell whether a model may answer in pieces; Triton takes other calls for the others."""
-        if model not in self._decoupled:
-            config = connection.get_model_config(model).config
-            self._decoupled[model] = config.model_transaction_policy.decoupled
-        return self._decoupled[model]
-
-    def _whole(self, connection: Any, model: str, tensors: list[Any]) -> Piece:
-        began = time.perf_counter()
-        result = connection.infer(model, tensors, client_timeout=self._timeout_s)
-        return _piece(result, time.perf_counter() - began)
-
-    def _pieces(
-        self, connection: Any, model: str, tensors: list[Any], parameters: dict[str, int]
-    ) -> Iterator[Piece]:
         answers: Answers = queue.Queue()
+        connection = grpc.InferenceServerClient(self._url)
         began = time.perf_counter()
         finished = False
         try:
-            _send(connection, model, tensors, parameters, answers)
+            _send(connection, model, tensors, dict(parameters or {}), answers)
             while not finished:
                 result, error = answers.get(timeout=self._timeout_s)
                 if error is not None:
                     finished = True
-                    raise error
+                    raise _refusal(error, self._url)
                 piece = _piece(result, time.perf_counter() - began)
                 finished = piece.final
                 yield piece
@@ -156,6 +130,7 @@ class Client:
             raise StageFailed(f"no answer from {self._url} for {self._timeout_s:.0f} s") from None
         finally:
             connection.stop_stream(cancel_requests=not finished)
+            connection.close()
 
 
 Answers = queue.Queue[tuple[Any, InferenceServerException | None]]
