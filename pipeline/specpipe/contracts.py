@@ -73,6 +73,11 @@ class Verdict:
     path: tuple[int, ...]  # indices into the draft
     next_token: int
 
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Return the rows of `Scores` that stand: the root's, and those of the path."""
+        return (0, *(node + 1 for node in self.path))
+
     def emitted(self, draft: Draft) -> list[int]:
         """Return the tokens that the step commits: the accepted ones of `draft`, and the next."""
         return [*(int(draft.tokens[node]) for node in self.path), self.next_token]

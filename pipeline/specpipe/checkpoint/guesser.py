@@ -4,16 +4,16 @@ Upstream's engines of such methods hold target and guesser in one network, so co
 into the same files, with a config.json that says what was added.
 """
 
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from specpipe.building import Rejection
 from specpipe.checkpoint.families import HfConfig, TensorPlan
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
-from specpipe.checkpoint.source import Opening, TensorReader
+from specpipe.checkpoint.source import Opening, Renamed, TensorReader, read_tensors
 from specpipe.contracts import Role
 from specpipe.model import ModelConfig
 
@@ -78,6 +78,25 @@ class Guesser(Protocol):
         `opening` is how safetensors files are opened, see `read_tensors`.
         """
         ...
+
+
+@dataclass(frozen=True)
+class RenamedTensors:
+    """The files of a guesser whose tensors have other names there than in the checkpoint."""
+
+    path: Path
+    weights: tuple[Path, ...]
+    names: Mapping[str, str]  # TensorRT-LLM's name -> the name in the files
+
+    def files(self) -> list[Path]:
+        """Return the files with the tensors."""
+        return list(self.weights)
+
+    @contextmanager
+    def read(self, opening: Opening = SafetensorsFile) -> Iterator[TensorReader]:
+        """Open the tensors for reading under TensorRT-LLM's names."""
+        with read_tensors(self.weights, opening) as reader:
+            yield Renamed(reader, self.names)
 
 
 def output_copies(plans: list[TensorPlan], names: Iterable[str]) -> list[TensorPlan]:

@@ -16,7 +16,6 @@ so that a shared one is written once a head, and the config fixes the number of 
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,8 @@ from typing import Any
 from specpipe.building import Rejection
 from specpipe.checkpoint.drafters import refuse_other_drafters
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
-from specpipe.checkpoint.guesser import output_copies
-from specpipe.checkpoint.safetensors_file import SafetensorsFile
+from specpipe.checkpoint.guesser import RenamedTensors, output_copies
 from specpipe.checkpoint.source import (
-    Opening,
-    Renamed,
-    TensorReader,
     read_json,
     read_tensors,
     weight_files,
@@ -55,12 +50,9 @@ _NAME = re.compile(
 
 
 @dataclass(frozen=True)
-class HeadsSource:
+class HeadsSource(RenamedTensors):
     """Heads that were found, but not read, and how they are to be written; see `Guesser`."""
 
-    path: Path
-    weights: tuple[Path, ...]
-    names: Mapping[str, str]  # TensorRT-LLM's name -> the name in the files
     num_heads: int
     num_layers: int
     hidden_size: int
@@ -76,10 +68,6 @@ class HeadsSource:
     def summary(self) -> str:
         """Say how many heads of how many layers they are."""
         return f"{self.num_heads} heads of {self.num_layers} layer{'s'[: self.num_layers > 1]}"
-
-    def files(self) -> list[Path]:
-        """Return the files with the tensors."""
-        return list(self.weights)
 
     def options(self) -> dict[str, str]:
         """Return the length of the drafts, where the layout fixes it."""
@@ -125,12 +113,6 @@ class HeadsSource:
             "model_type": hf["model_type"],
             "max_draft_len": self.max_draft_len,
         }
-
-    @contextmanager
-    def read(self, opening: Opening = SafetensorsFile) -> Iterator[TensorReader]:
-        """Open the heads for reading under TensorRT-LLM's names."""
-        with read_tensors(self.weights, opening) as reader:
-            yield Renamed(reader, self.names)
 
 
 def open_heads(path: Path) -> HeadsSource:

@@ -10,8 +10,7 @@ is told by its tensors; config.json, which is where upstream's converter looks
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,8 @@ from typing import Any
 from specpipe.building import Rejection
 from specpipe.checkpoint.drafters import refuse_other_drafters
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
-from specpipe.checkpoint.safetensors_file import SafetensorsFile
+from specpipe.checkpoint.guesser import RenamedTensors
 from specpipe.checkpoint.source import (
-    Opening,
-    Renamed,
     TensorReader,
     read_json,
     read_tensors,
@@ -45,12 +42,9 @@ _TOLD = {"num_draft_layers": "num_layers", "exit_dim": "exit_dim", "rnn": "is_rn
 
 
 @dataclass(frozen=True)
-class RecurrentSource:
+class RecurrentSource(RenamedTensors):
     """A drafter that was found, but not read, and how it is to be written; see `Guesser`."""
 
-    path: Path
-    weights: tuple[Path, ...]
-    names: Mapping[str, str]  # TensorRT-LLM's name -> the name in the files
     net: RecurrentDrafter
     hidden_size: int
     vocab_size: int
@@ -63,10 +57,6 @@ class RecurrentSource:
         state = "a recurrent state" if self.net.is_rnn else "a sum of embeddings"
         layers = f"{self.net.num_layers} layer{'s'[: self.net.num_layers > 1]}"
         return f"{layers} of {self.net.exit_dim} values on {state}"
-
-    def files(self) -> list[Path]:
-        """Return the files with the tensors."""
-        return list(self.weights)
 
     def options(self) -> dict[str, str]:
         """Return the beams, which the checkpoint fixes, and what its class depends on."""
@@ -115,12 +105,6 @@ class RecurrentSource:
         if whole is None:
             raise Unsupported(f"TensorRT-LLM {self.release} has no ReDrafter on {base}")
         return {"architecture": whole, "base_model_architecture": base}
-
-    @contextmanager
-    def read(self, opening: Opening = SafetensorsFile) -> Iterator[TensorReader]:
-        """Open the drafter for reading under TensorRT-LLM's names."""
-        with read_tensors(self.weights, opening) as reader:
-            yield Renamed(reader, self.names)
 
 
 def open_redrafter(path: Path, options: ReDrafter, release: str) -> RecurrentSource:

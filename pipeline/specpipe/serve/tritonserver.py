@@ -13,7 +13,6 @@ import sys
 import sysconfig
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from specpipe.serve.launch import (
     whole_environment,
 )
 from specpipe.serve.machine import require_same_machine
-from specpipe.serve.watch import children, describe_end, first_ended
+from specpipe.serve.watch import children, describe_end, first_ended, is_ready
 
 STARTING_SECONDS = 120.0
 _PR_SET_PDEATHSIG = 1
@@ -218,15 +217,6 @@ def _await_ready(endpoint: Endpoint, timeout_s: float, give_up: Callable[[], boo
         f"serve: tritonserver was not ready after {timeout_s:.0f} s",
         hint=f"its output is in {endpoint.log}",
     )
-
-
-def is_ready(address: Address) -> bool:
-    """Ask the server whether every model is ready."""
-    try:
-        with urllib.request.urlopen(f"http://{address.http}/v2/health/ready", timeout=1) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 def _last_error(log: Path) -> str:

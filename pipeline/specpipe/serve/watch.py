@@ -61,10 +61,20 @@ def describe_end(code: int) -> str:
     return f"was ended by {signal.Signals(-code).name}"
 
 
+def is_ready(address: Address) -> bool:
+    """Ask the server whether every model is ready."""
+    return _is_healthy(address, "ready", 1)
+
+
 def is_live(address: Address) -> bool:
     """Ask a server whether it lives, whatever its models do."""
+    return _is_healthy(address, "live", 5)
+
+
+def _is_healthy(address: Address, what: str, timeout_s: float) -> bool:
+    url = f"http://{address.http}/v2/health/{what}"
     try:
-        with urllib.request.urlopen(f"http://{address.http}/v2/health/live", timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=timeout_s) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

@@ -114,7 +114,6 @@ def _step(
 ) -> Step:
     emitted = verdict.emitted(draft)
     kept, finish = _cut(emitted, sequence, sampling, limits)
-    rows = [0, *(n + 1 for n in verdict.path)]
     return Step(
         tokens=tuple(kept),
         drafted=draft.depth,
@@ -122,7 +121,7 @@ def _step(
         finish=finish,
         log_probs=tuple(
             log_probability(scores.logits[row], token)
-            for row, token in zip(rows, kept, strict=False)
+            for row, token in zip(verdict.rows, kept, strict=False)
         )
         if log_probs
         else (),

@@ -91,7 +91,7 @@ def _steps(proposer: Proposer, trace: Trace, recorded: _Recorded) -> Iterator[Re
         spent = (time.perf_counter_ns() - began) / 1e6
         verdict = accept.greedy(draft, partial(_answer, trace, done))
         where = np.zeros((1 + len(draft), 1), np.float32)
-        for depth, row in enumerate((0, *(node + 1 for node in verdict.path))):
+        for depth, row in enumerate(verdict.rows):
             where[row] = done + depth
         proposer.observe(draft, Scores(np.zeros((0, 0), np.float32), where), verdict)
         done += len(verdict.path) + 1

@@ -50,8 +50,8 @@ def record(
         verdict = _verdict(draft, scores)
         if has_heads:
             assert scores.hidden is not None
-            path = scores.hidden[[0, *(node + 1 for node in verdict.path)]]
-            guesses += [target.guess(hidden) for hidden in path]
+            hidden = scores.hidden[list(verdict.rows)]
+            guesses += [target.guess(row) for row in hidden]
         target.commit(draft, verdict)
         copies.observe(draft, scores, verdict)
         output += verdict.emitted(draft)

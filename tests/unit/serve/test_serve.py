@@ -10,7 +10,8 @@ from tritonclient.utils import InferenceServerException
 from specpipe.errors import ConfigError, StageFailed, Unsupported
 from specpipe.serve.address import Address, free_address, require_free_ports
 from specpipe.serve.client import Acceptance, Client, Options, Piece, _refusal, collect
-from specpipe.serve.tritonserver import _last_error, is_ready, start_server
+from specpipe.serve.tritonserver import _last_error, start_server
+from specpipe.serve.watch import is_ready
 
 
 def test_a_port_in_use_is_named_with_its_flag() -> None:

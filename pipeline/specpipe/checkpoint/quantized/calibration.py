@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from specpipe.errors import ConfigError, StageFailed
+from specpipe.errors import ConfigError, StageFailed, first_few
 
 if TYPE_CHECKING:
     import torch
@@ -48,9 +48,8 @@ def _of(table: Mapping[str, Value], modules: Sequence[str], what: str) -> list[V
     """Return what is known of some modules; experts that no prompt reached go by the others."""
     known = [table[module] for module in modules if module in table]
     if not known:
-        few = ", ".join(modules[:4]) + (f" and {len(modules) - 4} more" if modules[4:] else "")
         raise StageFailed(
-            f"convert: the calibration knows no {what} of {few}",
+            f"convert: the calibration knows no {what} of {first_few(modules)}",
             hint="the prompts never reached these layers; leave them out by engine.exclude_modules",
         )
     return known

@@ -12,7 +12,7 @@ from specpipe.checkpoint.quantized.formats import GUESSERS, LEFT_OUT, LINEARS
 from specpipe.checkpoint.quantized.layouts import LAYOUTS, MARKS, Method, fp8_tensors, int4_tensors
 from specpipe.checkpoint.quantized.plans import modules_of
 from specpipe.checkpoint.source import Source, TensorReader, read_json
-from specpipe.errors import Unsupported
+from specpipe.errors import Unsupported, first_few
 from specpipe.model import ModelConfig
 
 if TYPE_CHECKING:
@@ -110,9 +110,9 @@ def _is_quantized(plan: TensorPlan, foreign: Foreign, names: AbstractSet[str]) -
     if not any(marked):
         return False
     if not all(marked) or plan.join is not None:
-        few = ", ".join(modules[:4]) + (f" and {len(modules) - 4} more" if modules[4:] else "")
         raise Unsupported(
-            f"{plan.name}: quantised weights cannot be read into a layer made so from {few}",
+            f"{plan.name}: quantised weights cannot be read into a layer made so from "
+            f"{first_few(modules)}",
             hint="use the 16-bit model and engine.quantization",
         )
     if not plan.name.removesuffix(".weight").endswith(LINEARS):
