@@ -18,4 +18,4 @@ types:
 	$(BIN)/mypy
 
 unit:
-	$(BIN)/python -m pytest -q -m "not model and not e2e"
+	$(BIN)/python -m pytest -q --numprocesses 2 -m "not model and not e2e"

@@ -14,9 +14,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from specpipe.artifacts import read_model_config
 from specpipe.building import BuildRequest
 from specpipe.checkpoint.convert import write_checkpoint
+from specpipe.checkpoint.guesser import Guesser
 from specpipe.checkpoint.medusa import open_heads
+from specpipe.checkpoint.redrafter import open_redrafter
 from specpipe.checkpoint.source import open_source
 from specpipe.engine.openvino.backend import OpenVinoBackend, OpenVinoEngine
+from specpipe.methods import ReDrafter
 from specpipe.model import Dtype
 from tests.models import TEXT, make_llama
 from tests.mutants import plant_from_environment
@@ -62,14 +65,18 @@ def make_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
         heads: Path | None = None,
         max_draft_len: int | None = None,
         guess_vocabulary: int = 0,
+        redrafter: Path | None = None,
     ) -> OpenVinoEngine:
         folder = tmp_path_factory.mktemp("engine")
         checkpoint, engine = folder / "checkpoint", folder / "engine"
         checkpoint.mkdir()
         engine.mkdir()
-        found = open_heads(heads) if heads else None
-        if found and max_draft_len:
-            found = found.in_full(max_draft_len)
+        found: Guesser | None = None
+        if redrafter:
+            found = open_redrafter(redrafter, ReDrafter("redrafter", ""), release="")
+        elif heads:
+            compact = open_heads(heads)
+            found = compact.in_full(max_draft_len) if max_draft_len else compact
         write_checkpoint(
             open_source(source), checkpoint, dtype, lambda done, total: None, found
         )  # fmt: skip

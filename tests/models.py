@@ -87,6 +87,7 @@ def make_redrafter(
     exit_dim: int = 128,
     vocab: int = 320,
     rnn: bool = True,
+    own_output: bool = True,
 ) -> Any:
     """Return a random ReDrafter in Apple's names and write it, with its config, into `folder`."""
     import torch
@@ -96,7 +97,8 @@ def make_redrafter(
         return torch.randn(*shape) * 0.1
 
     torch.manual_seed(seed)
-    tensors = {f"lm_head.{layers}.weight": matrix(vocab, exit_dim)}
+    output = {f"lm_head.{layers}.weight": matrix(vocab, exit_dim)}
+    tensors = output if own_output else {}
     for layer in range(layers):
         tensors[f"lm_head.{layer}.linear.weight"] = matrix(exit_dim, exit_dim)
         tensors[f"lm_head.{layer}.linear.bias"] = matrix(exit_dim)

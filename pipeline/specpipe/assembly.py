@@ -32,6 +32,7 @@ PROPOSERS: dict[str, str] = {  # method -> build(options, runners) -> Proposer
     "draft_model": "specpipe.speculate.draft_model:build",
     "lookahead": "specpipe.speculate.lookahead:build",
     "medusa": "specpipe.speculate.medusa:build",
+    "redrafter": "specpipe.speculate.redrafter:build",
     "hybrid": "specpipe.speculate.hybrid:build",
 }
 

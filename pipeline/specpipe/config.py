@@ -132,7 +132,16 @@ class RunConfig:
         if role == "draft":
             draft = options.draft if isinstance(options, DraftModel | Hybrid) else None
             return draft.heads if draft else None
+        if isinstance(options, Hybrid) and options.redrafter is not None:
+            return options.redrafter.heads
         return options.heads if isinstance(options, WithHeads) else None
+
+    def heads_key(self, role: Role) -> str:
+        """Return the key whose value `heads` returns."""
+        if role == "draft":
+            return "speculation.draft.heads"
+        inner = isinstance(self.speculation, Hybrid) and self.speculation.redrafter is not None
+        return "speculation.redrafter.heads" if inner else "speculation.heads"
 
     @property
     def lossless(self) -> bool:
@@ -208,14 +217,24 @@ def _check_hybrid(config: RunConfig, places: Mapping[str, Place]) -> None:
     options = config.speculation
     if not isinstance(options, Hybrid):
         return
-    if options.draft is None and options.heads is None:
+    sources = ("draft", "heads", "redrafter")
+    given = [name for name in sources if getattr(options, name) is not None]
+    if not given:
         raise places["speculation"].error(
             "method hybrid needs a second source of drafts beside prompt lookup",
-            hint="give speculation.draft.model or speculation.heads, or use method: prompt_lookup",
+            hint="give speculation.draft.model, speculation.heads or speculation.redrafter.heads, "
+            "or use method: prompt_lookup",
         )
-    if options.draft is not None and options.heads is not None:
-        raise places["speculation.heads"].error(
-            "method hybrid takes speculation.draft or speculation.heads, not both"
+    if len(given) > 1:
+        raise places[f"speculation.{given[1]}"].error(
+            f"method hybrid takes speculation.{' or speculation.'.join(given)}, not both"
+        )
+    place = places.get("speculation.tree")
+    if place and options.redrafter is not None:
+        raise place.error(
+            "'speculation.tree' has no effect with speculation.redrafter, which grows one at every "
+            "step",
+            hint="remove the key",
         )
 
 
@@ -234,6 +253,11 @@ def _check_training(config: RunConfig, places: Mapping[str, Place]) -> None:
     if train.medusa.lora_rank and train.medusa.stage == "medusa1":
         raise places["train.medusa.lora_rank"].error(
             "'train.medusa.lora_rank' is for stage: medusa2; medusa1 leaves the backbone as it is"
+        )
+    if train.medusa.soft_labels and train.medusa.stage == "medusa2":
+        raise places["train.medusa.soft_labels"].error(
+            "'train.medusa.soft_labels' is for stage: medusa1; in medusa2 the target changes as it "
+            "teaches"
         )
     if train.draft.layers and train.draft.num_layers not in (None, len(train.draft.layers)):
         raise places["train.draft.num_layers"].error(

@@ -66,6 +66,15 @@ class Guesses:
     probs: Floats  # [K, W]  what each head gives its guess
 
 
+@dataclass(frozen=True, eq=False)
+class Extensions:
+    """What a recurrent drafter guesses behind each of B paths of guesses."""
+
+    tokens: Ints  # [B, W]  likeliest first
+    probs: Floats  # [B, W]  what it gives its guess
+    states: Logits  # [B, D]  of the paths: what it needs to go on behind their children
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What one step decided: the accepted nodes, root first, and the token that follows them."""
@@ -135,6 +144,15 @@ class Runner(Protocol):
         """Ask the engine's heads what follows a hidden state [D] of `score`.
 
         Raises Unsupported if the engine was built without heads.
+        """
+        ...
+
+    def extend(self, hidden: Logits, states: Logits, tokens: Ints) -> Extensions:
+        """Ask the engine's drafter what follows B paths of guesses after a hidden state [D].
+
+        A path is known by its last token, `tokens` [B], and by the state `states` [B, D] that came
+        with its parent's guesses: zeros for the first, whose token is the one that follows
+        `hidden`. Raises Unsupported if the engine was built without a drafter.
         """
         ...
 

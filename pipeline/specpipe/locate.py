@@ -1,7 +1,7 @@
 """Finding a run's models and heads, on disk or, for planning, among the well-known ones."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from specpipe.assembly import load_backend
@@ -17,11 +17,10 @@ from specpipe.checkpoint.source import Source, known_model, locate_model, open_s
 from specpipe.config import RunConfig, find_file, require_file
 from specpipe.contracts import Role
 from specpipe.errors import ConfigError
-from specpipe.methods import Eagle, ReDrafter
+from specpipe.methods import Eagle, ReDrafter, drafter_of
 from specpipe.model import ModelConfig
 
 KEYS: dict[Role, str] = {"target": "target.model", "draft": "speculation.draft.model"}
-HEADS_KEYS: dict[Role, str] = {"target": "speculation.heads", "draft": "speculation.draft.heads"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def locate(config: RunConfig, backend: Backend) -> Located:
         guessers,
         outlined,
         int(facts["target"].get("num_nextn_predict_layers") or 0),
-        (*_absent_models(config, sources), *_absent_guessers(guessers)),
+        (*_absent_models(config, sources), *_absent_guessers(config, guessers)),
     )
 
 
@@ -70,10 +69,10 @@ def _absent_models(config: RunConfig, sources: Mapping[Role, Source | None]) -> 
             yield f"{model} is not on this disk: planned from what is known of it, to be fetched"
 
 
-def _absent_guessers(guessers: Mapping[Role, Guesser]) -> Iterator[str]:
+def _absent_guessers(config: RunConfig, guessers: Mapping[Role, Guesser]) -> Iterator[str]:
     for role, own in guessers.items():
         if not own.weights:
-            yield f"{HEADS_KEYS[role]} {own.path} is not there: planned as {own.summary}"
+            yield f"{config.heads_key(role)} {own.path} is not there: planned as {own.summary}"
 
 
 def _source(config: RunConfig, role: Role) -> Source | None:
@@ -109,8 +108,8 @@ def _guesser(
     name = config.heads(role)
     if name is None or source is not None or find_file(name, config) is not None:
         return locate_guesser(config, role)
-    if isinstance(config.speculation, ReDrafter):
-        return trained_redrafter(Path(name), model, config.speculation, _release(config))
+    if (beams := _beams(config, role)) is not None:
+        return trained_redrafter(Path(name), model, beams, _release(config))
     if isinstance(config.speculation, Eagle):
         return known_guesser(config, name) or locate_guesser(config, role)
     return known_guesser(config, name) or _trained_heads(config, name, model)
@@ -147,16 +146,25 @@ def locate_guesser(config: RunConfig, role: Role) -> Guesser | None:
     if path is None:
         return None
     try:
-        file = require_file(path, config, HEADS_KEYS[role])
+        file = require_file(path, config, config.heads_key(role))
     except ConfigError as error:
         if known_guesser(config, path) is None:
             raise
         raise ConfigError(str(error), hint=f"download {path} and give the folder") from error
-    if isinstance(config.speculation, ReDrafter):
-        return open_redrafter(file, config.speculation, _release(config))
+    if (beams := _beams(config, role)) is not None:
+        return open_redrafter(file, beams, _release(config))
     if isinstance(config.speculation, Eagle):
         return open_eagle(file, config.speculation, config.engine.dtype)
     return _in_layout(config, open_heads(file))
+
+
+def _beams(config: RunConfig, role: Role) -> ReDrafter | None:
+    """Return how a ReDrafter beside a model is used; None if none is."""
+    options = config.speculation
+    if role == "draft" or isinstance(options, ReDrafter):
+        return options if isinstance(options, ReDrafter) else None
+    drafter = drafter_of(options)
+    return ReDrafter("redrafter", **asdict(drafter)) if drafter else None
 
 
 def _in_layout(config: RunConfig, heads: HeadsSource) -> HeadsSource:

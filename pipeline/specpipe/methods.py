@@ -73,12 +73,21 @@ class DraftModel:
 
 
 @dataclass(frozen=True)
+class DrafterOptions:
+    """A ReDrafter that guesses beside copies; the names are those of `ReDrafter`."""
+
+    heads: str  # folder of the drafter; see `checkpoint.redrafter`
+    num_beams: int = field(default=3, metadata=between(1, 32))  # paths it continues on a level
+    draft_len_per_beam: int = field(default=4, metadata=between(1, 32))  # levels
+
+
+@dataclass(frozen=True)
 class Hybrid:
     """Prompt lookup first; where that finds nothing, a draft model or Medusa heads guess.
 
-    With heads and `tree: dynamic` there is no first and second: both have their say in one tree.
-    The keys are those of the two methods; `draft_length` governs a draft model. `num_draft_tokens`
-    bounds both: what is looked up, and what the second guesses.
+    With heads and `tree: dynamic`, and with a ReDrafter, there is no first and second: both have
+    their say in one tree. The keys are those of the two methods; `draft_length` governs a draft
+    model. `num_draft_tokens` bounds both: what is looked up, and what the second guesses.
     """
 
     method: Literal["hybrid"]
@@ -91,7 +100,13 @@ class Hybrid:
     max_concurrency: int | None = field(default=None, metadata=at_least(1))
     heads: str | None = None
     tree: TreeOption = "auto"
+    redrafter: DrafterOptions | None = None
     guess_vocabulary: int | None = field(default=None, metadata=at_least(16))  # see Medusa
+
+    @property
+    def grows_trees(self) -> bool:
+        """Whether copies and the second source have their say in one tree."""
+        return self.redrafter is not None or (self.heads is not None and self.tree == "dynamic")
 
 
 @dataclass(frozen=True)
@@ -190,7 +205,10 @@ class MultiToken:
 
 @dataclass(frozen=True)
 class ReDrafter:
-    """Beams of a small recurrent net beside the target (2403.09919); for `tensorrt` only."""
+    """Beams of a small recurrent net beside the target (2403.09919).
+
+    `greedy_search: false` is for `tensorrt` only.
+    """
 
     method: Literal["redrafter"]
     heads: str  # folder of the drafter; see `checkpoint.redrafter` for the spellings
@@ -218,6 +236,15 @@ WithHeads = WithTree | ReDrafter  # `heads` guess, and go into the target's chec
 Speculation = NoSpeculation | AnyLength | Lookahead | Eagle | ReDrafter | Eagle3 | MultiToken
 
 PLAIN = NoSpeculation()
+
+
+def drafter_of(options: Speculation) -> DrafterOptions | None:
+    """Return how a ReDrafter in the target's checkpoint is used; None if there is none."""
+    if isinstance(options, ReDrafter):
+        return DrafterOptions(options.heads, options.num_beams, options.draft_len_per_beam)
+    return options.redrafter if isinstance(options, Hybrid) else None
+
+
 # methods whose engines take rows of the KV cache back
 REWINDING = ("medusa", "lookahead", "eagle", "redrafter")
-UPSTREAM_ONLY = ("eagle", "redrafter", "eagle3", "mtp")  # methods without a proposer of ours
+UPSTREAM_ONLY = ("eagle", "eagle3", "mtp")  # methods without a proposer of ours

@@ -140,6 +140,8 @@ def plan_tree(config: RunConfig, found: Located) -> RunConfig:
     options, heads = config.speculation, found.guessers.get("target")
     if heads is None or not isinstance(options, Medusa | Hybrid) or options.tree != "auto":
         return config
+    if isinstance(options, Hybrid) and options.grows_trees:
+        return config
     accuracy = heads.accuracy or assumed_accuracy(found.models["target"].num_medusa_heads)
     tree = grow_tree(accuracy, options.num_draft_tokens)
     return replace(config, speculation=replace(options, tree=tree, num_draft_tokens=len(tree)))

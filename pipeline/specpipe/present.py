@@ -1,14 +1,14 @@
 """Results into text and plain values for the command line; no decisions are made here."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from specpipe.doctor import Finding
-from specpipe.methods import Speculation
+from specpipe.methods import Speculation, drafter_of
 from specpipe.run import StageResult
 from specpipe.serve.client import Generation
-from specpipe.tune.candidates import TUNED
+from specpipe.tune.candidates import is_tuned
 from specpipe.tune.tune import Prediction, Tuning
 
 
@@ -62,7 +62,13 @@ def findings_text(findings: Sequence[Finding]) -> str:
 
 def settings_text(options: Speculation) -> str:
     """Return a method with its tuned settings in a few words."""
-    values = {name: value for name, value in asdict(options).items() if name in TUNED and value}
+    records = (options, drafter_of(options))
+    values = {
+        field.name: getattr(record, field.name)
+        for record in records if record is not None
+        for field in fields(record)
+        if is_tuned(record, field.name) and getattr(record, field.name)
+    }  # fmt: skip
     if isinstance(values.get("tree"), tuple):
         values["tree"] = f"{len(values['tree'])} nodes"
     return " ".join([options.method, *(f"{name}={value}" for name, value in values.items())])

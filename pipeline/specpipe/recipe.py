@@ -34,20 +34,43 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class MedusaTraining:
+class GuesserTraining:
+    """What the training of heads and of a recurrent drafter has in common.
+
+    Guess k has the weight `head_loss_decay` to the power k. With `soft_labels` it learns the whole
+    distribution that the target has at its place, not only the token that came (Hinton et al. 2015,
+    arXiv 1503.02531): the same text teaches more. Not for medusa2, whose target changes meanwhile.
+    """
+
+    soft_labels: bool = False
+    head_loss_decay: float = field(default=0.8, metadata=between(0, 1))
+    loss_vocabulary: int = field(default=0, metadata=at_least(0))  # frequent tokens; 0: all
+    loss_samples: int = field(default=1024, metadata=at_least(1))  # drawn from the other tokens
+    schedule: Schedule = Schedule()
+
+
+@dataclass(frozen=True)
+class MedusaTraining(GuesserTraining):
     """Heads on the target's last hidden state (Cai et al. 2024, arXiv 2401.10774)."""
 
     stage: Literal["medusa1", "medusa2"] = "medusa1"  # medusa2 trains the backbone, too
     num_heads: int = field(default=4, metadata=between(1, 16))
     num_layers: int = field(default=1, metadata=between(1, 8))
     share_output: bool = True  # the target's LM head, frozen; False: a copy a head, trained
-    head_loss_decay: float = field(default=0.8, metadata=between(0, 1))
-    loss_vocabulary: int = field(default=0, metadata=at_least(0))  # frequent tokens; 0: all
-    loss_samples: int = field(default=1024, metadata=at_least(1))  # drawn from the other tokens
     lora_rank: int = field(default=0, metadata=between(0, 1024))  # medusa2; 0: train every weight
     head_lr_ratio: float = field(default=4.0, metadata=between(0.001, 1000))  # medusa2
     heads_loss_weight: float = field(default=0.2, metadata=between(0, 100))  # medusa2, at the end
-    schedule: Schedule = Schedule()
+
+
+@dataclass(frozen=True)
+class ReDrafterTraining(GuesserTraining):
+    """A recurrent drafter on the target's last hidden state (Zhang et al. 2024, arXiv 2403.09919).
+
+    Its output layer is the target's LM head, frozen, and its residual blocks are as wide.
+    """
+
+    num_layers: int = field(default=2, metadata=between(1, 8))
+    draft_len: int = field(default=4, metadata=between(1, 16))  # guesses in a row to learn
 
 
 @dataclass(frozen=True)
@@ -72,4 +95,5 @@ class TrainOptions:
     seed: int = field(default=0, metadata=at_least(0))
     out: str | None = None  # None: engines/<name>/train
     medusa: MedusaTraining = MedusaTraining()
+    redrafter: ReDrafterTraining = ReDrafterTraining()
     draft: DraftTraining = DraftTraining()

@@ -8,6 +8,7 @@ import numpy as np
 from specpipe.assembly import make_proposer
 from specpipe.contracts import Floats, Proposer, Role, Runner, Sampling
 from specpipe.methods import (
+    DrafterOptions,
     DraftModel,
     DraftOptions,
     Hybrid,
@@ -15,6 +16,7 @@ from specpipe.methods import (
     Medusa,
     NoSpeculation,
     PromptLookup,
+    ReDrafter,
     Speculation,
 )
 from specpipe.speculate import decode
@@ -57,6 +59,10 @@ OPTIONS: dict[str, Callable[[int], Speculation]] = {  # how deep to guess -> opt
     ),
     "medusa": lambda depth: Medusa("medusa", "unused", len(_tree(depth)), _tree(depth)),
     "medusa, dynamic": lambda depth: Medusa("medusa", "unused", depth, "dynamic"),
+    "redrafter": lambda depth: ReDrafter("redrafter", "unused", 2, depth),
+    "hybrid, redrafter": lambda depth: Hybrid(
+        "hybrid", None, depth, 1, 3, redrafter=DrafterOptions("unused", 2, depth)
+    ),
 }
 
 

@@ -20,7 +20,15 @@ pytestmark = [pytest.mark.e2e, pytest.mark.model]
 
 CONFIGS = [
     f"smollm2-135m_{name}"
-    for name in ("none", "prompt-lookup", "draft-model", "medusa", "lookahead", "hybrid")
+    for name in (
+        "none",
+        "prompt-lookup",
+        "draft-model",
+        "medusa",
+        "redrafter",
+        "lookahead",
+        "hybrid",
+    )
 ]
 TOKENS = 24
 

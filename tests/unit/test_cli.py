@@ -15,7 +15,7 @@ from specpipe.cli import main
 COMMANDS = ["build", "compile", "convert", "doctor", "generate", "inspect", "package", "plan",
             "recommend", "serve",
             "status", "train", "tune", "validate"]  # fmt: skip
-TRAINING = ["train draft", "train medusa"]
+TRAINING = ["train draft", "train medusa", "train redrafter"]
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 

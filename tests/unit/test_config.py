@@ -298,6 +298,7 @@ def test_reads_the_training_section(tmp_path: Path) -> None:
         ("num_heads: 3", "heads: 3", 19, "unknown key 'train.medusa.heads'; did you mean"),
         ("stage: medusa2", "stage: medusa3", 19, "'train.medusa.stage' is 'medusa3'"),
         ("stage: medusa2, ", "", 19, "'train.medusa.lora_rank' is for stage: medusa2"),
+        ("num_heads: 3", "soft_labels: true", 19, "soft_labels' is for stage: medusa1"),
         ("epochs: 1,", "epochs: 0,", 19, "must be at least 0.001"),
         ("[0, 2, 5]", "[0, 5, 2]", 20, "'train.draft.layers' must rise"),
         ("[0, 2, 5]", "[0, 2, 5], num_layers: 2", 20, "but 'train.draft.layers' lists 3"),

@@ -4,6 +4,7 @@ Upstream's engines of such methods hold target and guesser in one network, so co
 into the same files, with a config.json that says what was added.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +16,10 @@ from specpipe.checkpoint.families import HfConfig, TensorPlan
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.checkpoint.source import Opening, Renamed, TensorReader, read_tensors
 from specpipe.contracts import Role
+from specpipe.errors import ConfigError
 from specpipe.model import ModelConfig
+
+CALIBRATION = "calibration.json"  # what training finds out, beside what it made
 
 
 class Guesser(Protocol):
@@ -106,3 +110,21 @@ def output_copies(plans: list[TensorPlan], names: Iterable[str]) -> list[TensorP
     """
     output = next(plan for plan in plans if plan.name == "lm_head.weight")
     return [replace(output, name=name, stage="every") for name in names]
+
+
+def read_calibration(folder: Path, heads: int | None) -> tuple[tuple[float, ...], ...] | None:
+    """Read calibration.json, which training writes beside the tensors; None if there is none.
+
+    `heads` is how many there must be, None: any number. Raises ConfigError for another number and
+    for a damaged file.
+    """
+    file = folder / CALIBRATION
+    if not file.is_file():
+        return None
+    try:
+        rows = tuple(tuple(map(float, row)) for row in json.loads(file.read_text())["conditional"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: not a calibration: {error}") from error
+    if len(rows) != (heads or len(rows)) or not all(rows):
+        raise ConfigError(f"{file}: {len(rows)} heads are calibrated, {heads} are there")
+    return rows

@@ -13,7 +13,6 @@ were found. In full, for TensorRT-LLM: `MedusaForCausalLM`, where every head has
 so that a shared one is written once a head, and the config fixes the number of drafted tokens.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from typing import Any
 from specpipe.building import Rejection
 from specpipe.checkpoint.drafters import refuse_other_drafters
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
-from specpipe.checkpoint.guesser import RenamedTensors, output_copies
+from specpipe.checkpoint.guesser import RenamedTensors, output_copies, read_calibration
 from specpipe.checkpoint.source import (
     read_json,
     read_tensors,
@@ -35,7 +34,6 @@ from specpipe.model import ModelConfig
 
 WEIGHTS = "medusa_lm_head.safetensors"
 FILES = (WEIGHTS, "medusa_lm_head.pt")
-CALIBRATION = "calibration.json"
 # model_type in the config of a checkpoint with heads -> the architecture of the target
 BASES = {
     "llama": "LlamaForCausalLM",
@@ -132,7 +130,7 @@ def open_heads(path: Path) -> HeadsSource:
             )
         heads, layers, shares = _count(path, set(names))
         (hidden,) = reader.shape(names["medusa_heads.0.medusa_layers.0.linear.bias"])
-    accuracy = _accuracy(path if path.is_dir() else path.parent, heads)
+    accuracy = read_calibration(path if path.is_dir() else path.parent, heads)
     return HeadsSource(path, weights, names, heads, layers, hidden, shares, accuracy)
 
 
@@ -200,20 +198,6 @@ def _tensor_names(heads: int, layers: int, shares: bool) -> Iterator[str]:
                 yield f"medusa_heads.{head}.medusa_layers.{layer}.linear.{part}"
         if not shares:
             yield f"medusa_heads.{head}.lm_head.weight"
-
-
-def _accuracy(folder: Path, heads: int) -> tuple[tuple[float, ...], ...] | None:
-    """Read calibration.json, which training writes beside the heads; None if there is none."""
-    file = folder / CALIBRATION
-    if not file.is_file():
-        return None
-    try:
-        rows = tuple(tuple(map(float, row)) for row in json.loads(file.read_text())["conditional"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file}: not a calibration: {error}") from error
-    if len(rows) != heads or not all(rows):
-        raise ConfigError(f"{file}: {len(rows)} heads are calibrated, {heads} are there")
-    return rows
 
 
 def planned_heads(model: ModelConfig, *, shares_output: bool) -> list[TensorPlan]:

@@ -6,7 +6,8 @@
 
 and, in all of them, `rnn_u` and `rnn_w` if the state is a recurrent one. What a drafter is made of
 is told by its tensors; config.json, which is where upstream's converter looks
-(examples/redrafter/convert_checkpoint.py), must agree.
+(examples/redrafter/convert_checkpoint.py), must agree. A drafter without an output layer, as
+`specpipe train redrafter` writes it, shares the target's.
 """
 
 import re
@@ -18,7 +19,7 @@ from typing import Any
 from specpipe.building import Rejection
 from specpipe.checkpoint.drafters import refuse_other_drafters
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
-from specpipe.checkpoint.guesser import RenamedTensors
+from specpipe.checkpoint.guesser import RenamedTensors, output_copies, read_calibration
 from specpipe.checkpoint.source import (
     TensorReader,
     read_json,
@@ -31,6 +32,7 @@ from specpipe.methods import ReDrafter
 from specpipe.model import ModelConfig, RecurrentDrafter, redrafter_class
 
 MODULE = "drafter"
+OUTPUT = f"{MODULE}.lm_head.weight"
 _NAME = re.compile(
     r"(?:lm_heads?|0)\.(?P<layer>\d+)\.linear\.(?P<part>weight|bias)"
     r"|(?:lm_heads?|0)\.(?P<output>\d+)\.weight"
@@ -48,8 +50,9 @@ class RecurrentSource(RenamedTensors):
     net: RecurrentDrafter
     hidden_size: int
     vocab_size: int
-    release: str  # of TensorRT-LLM, which decides the name of the class
-    accuracy: None = None  # upstream's drafters come without measurements
+    release: str  # of TensorRT-LLM, which decides the name of the class; "": for our own engine
+    shares_output: bool = False  # its output layer is the target's LM head, not a tensor of its own
+    accuracy: tuple[tuple[float, ...], ...] | None = None  # [steps, ranks], see `trees.grow_tree`
 
     @property
     def summary(self) -> str:
@@ -89,17 +92,21 @@ class RecurrentSource(RenamedTensors):
 
     def tensors(self, model: ModelConfig) -> list[TensorPlan]:
         """List the drafter's tensors, in the order in which they are written."""
-        return planned_drafter(model)
+        plans = planned_drafter(model)
+        return [p for p in plans if not (self.shares_output and p.name == OUTPUT)]
 
     def shared(self, plans: list[TensorPlan]) -> list[TensorPlan]:
-        """List nothing: a drafter has an output layer of its own."""
-        return []
+        """List the copy of the target's output layer that upstream needs, if it is shared."""
+        copied = self.shares_output and self.release
+        return output_copies(plans, [OUTPUT]) if copied else []
 
     def config(self, hf: HfConfig, written: Mapping[str, Any]) -> dict[str, Any]:
         """Return the class of the whole, and which class the target alone would have.
 
-        Raises Unsupported if the release has none.
+        Nothing for our own engine. Raises Unsupported if the release has none.
         """
+        if not self.release:
+            return {}
         base = written["architecture"]
         whole = redrafter_class(base, self.release)
         if whole is None:
@@ -120,7 +127,17 @@ def open_redrafter(path: Path, options: ReDrafter, release: str) -> RecurrentSou
         shapes = {ours: reader.shape(theirs) for ours, theirs in names.items()}
     net, hidden, vocab = _measure(path, shapes, options)
     _compare_config(path, net, hidden, vocab)
-    return RecurrentSource(path, weights, names, net, hidden, vocab, release)
+    return RecurrentSource(
+        path,
+        weights,
+        names,
+        net,
+        hidden,
+        vocab,
+        release,
+        shares_output=OUTPUT not in shapes,
+        accuracy=read_calibration(path, None),
+    )
 
 
 def trained_redrafter(
@@ -189,7 +206,8 @@ def _measure(
     path: Path, shapes: Mapping[str, tuple[int, ...]], options: ReDrafter
 ) -> tuple[RecurrentDrafter, int, int]:
     """Return net, hidden size and vocabulary; raises ConfigError if tensors lack or differ."""
-    vocab, wide = _matrix(path, shapes, "lm_head")
+    shares = OUTPUT not in shapes
+    vocab, wide = _shared_output(path, shapes) if shares else _matrix(path, shapes, "lm_head")
     layers = 1 + max((int(n.split(".")[2]) for n in shapes if ".layers." in n), default=-1)
     is_rnn = f"{MODULE}.rnn_w.weight" in shapes
     if is_rnn:
@@ -198,8 +216,15 @@ def _measure(
         hidden = _matrix(path, shapes, "input_proj")[1] // 2
     else:
         hidden = wide // 2
+    if shares and wide != hidden:
+        raise ConfigError(
+            f"{path}: a ReDrafter with {wide} values needs a matrix lm_head, there is none",
+            hint=f"only one with {hidden}, as many as the target has, can share the target's",
+        )
     net = _with_beams(RecurrentDrafter(layers, wide, is_rnn), options)
     needed = {f"{MODULE}.{name}": s for name, s in net.shapes(hidden, vocab).items()}
+    if shares:
+        del needed[OUTPUT]
     wrong = sorted(name for name in needed.keys() | shapes if needed.get(name) != shapes.get(name))
     if wrong or not layers:
         raise ConfigError(
@@ -210,6 +235,18 @@ def _measure(
             "the hidden size",
         )
     return net, hidden, vocab
+
+
+def _shared_output(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    """Return the shape of the target's output layer: as wide as the layers, rows by config.json."""
+    file = path / "config.json"
+    rows = read_json(file).get("vocab_size") if file.is_file() else None
+    if not isinstance(rows, int):
+        raise ConfigError(
+            f"{path}: a ReDrafter without lm_head shares its target's, so config.json must give "
+            "the target's vocab_size"
+        )
+    return rows, _matrix(path, shapes, "layers.0.linear")[0]
 
 
 def _matrix(path: Path, shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, int]:

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @click.group()
 def train() -> None:
-    """Train Medusa heads or a draft model for a run's target.
+    """Train heads, a ReDrafter or a draft model for a target.
 
     \b
-    Example:  specpipe train medusa --config model_configs/smollm2-135m_train-medusa.yaml
+    Example:  specpipe train medusa --config model_configs/smollm2-135m_train.yaml
     """
 
 
@@ -39,11 +39,28 @@ def medusa(config_path: Path, workspace: Path, as_json: bool) -> None:
     Resumes where it was killed.
 
     \b
-    Example:  specpipe train medusa --config model_configs/smollm2-135m_train-medusa.yaml
+    Example:  specpipe train medusa --config model_configs/smollm2-135m_train.yaml
     """
     from specpipe.train.make_heads import train_medusa
 
     _train(train_medusa, config_path, workspace, as_json)
+
+
+@train.command()
+@config_option
+@workspace_option
+@json_option
+def redrafter(config_path: Path, workspace: Path, as_json: bool) -> None:
+    """Train a ReDrafter on text or on the target's own answers.
+
+    Resumes where it was killed.
+
+    \b
+    Example:  specpipe train redrafter --config model_configs/smollm2-135m_train.yaml
+    """
+    from specpipe.train.make_drafter import train_redrafter
+
+    _train(train_redrafter, config_path, workspace, as_json)
 
 
 @train.command()
@@ -56,7 +73,7 @@ def draft(config_path: Path, workspace: Path, as_json: bool) -> None:
     Resumes where it was killed.
 
     \b
-    Example:  specpipe train draft --config model_configs/smollm2-135m_train-medusa.yaml
+    Example:  specpipe train draft --config model_configs/smollm2-135m_train.yaml
     """
     from specpipe.train.make_draft import train_draft
 

@@ -29,7 +29,13 @@ def check_options(config: RunConfig, next_token_layers: int = 0) -> Iterator[Rej
             "use method: eagle3, draft_model or prompt_lookup",
         )
     if backend == "openvino":
-        if isinstance(options, Eagle | ReDrafter):
+        if isinstance(options, ReDrafter) and not options.greedy_search:
+            yield Rejection(
+                "backend openvino searches a ReDrafter's beams for the likeliest tokens, it does "
+                "not draw them",
+                "remove speculation.greedy_search, or use backend: tensorrt",
+            )
+        if isinstance(options, Eagle):
             yield Rejection(
                 f"method {options.method} runs in TensorRT-LLM's engines only",
                 "use backend: tensorrt, or one of medusa, draft_model, prompt_lookup",

@@ -45,6 +45,10 @@ def assumptions(config: RunConfig, accuracy: Accuracy | None) -> list[Assumed]:
         return [_first_right(options, options.tree, rate) for rate in _FIRST_GUESSES]
     if isinstance(options, Lookahead):
         return [Assumed("supposed", tokens) for tokens in _TOKENS]
+    if isinstance(options, ReDrafter) and accuracy:
+        first_beam = [(0,) * n for n in range(1, options.draft_len_per_beam + 1)]
+        tokens = expected_tokens(accuracy, first_beam[: len(accuracy)])
+        return [Assumed("as calibrated, the first beam alone", tokens)]
     beam = options.draft_len_per_beam if isinstance(options, ReDrafter) else None
     drafted = beam or options.num_draft_tokens
     return [Assumed(f"{rate:.0%} accepted", chained_tokens(rate, drafted)) for rate in _RATES]

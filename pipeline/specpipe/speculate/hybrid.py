@@ -4,11 +4,13 @@ Lossless as its parts are: which of them guesses follows from the committed toke
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
-from specpipe.contracts import Draft, Proposer, Role, Runner, Sampling, Scores, Verdict
+from specpipe.contracts import Draft, Logits, Proposer, Role, Runner, Sampling, Scores, Verdict
 from specpipe.methods import Hybrid
 from specpipe.speculate import medusa
 from specpipe.speculate.draft_model import guided_by
+from specpipe.speculate.growth import Guesser, Heads, Recurrent
 from specpipe.speculate.lookup_tree import TreeLookup
 from specpipe.speculate.prompt_lookup import PromptLookupProposer
 
@@ -40,9 +42,16 @@ def build(options: Hybrid, runners: Mapping[Role, Runner]) -> Proposer:
     """Return the proposer of `method: hybrid`; `runners` holds what its second source drives."""
     nodes = options.num_draft_tokens
     ngrams = options.min_matching_ngram_size, options.max_matching_ngram_size
-    if options.heads is not None and options.tree == "dynamic":
-        return TreeLookup(nodes, *ngrams, runners["target"])
+    if options.grows_trees:
+        return TreeLookup(nodes, *ngrams, partial(_guesser, options, runners["target"]))
     return HybridProposer(PromptLookupProposer(nodes, *ngrams), _second(options, runners))
+
+
+def _guesser(options: Hybrid, target: Runner, hidden: Logits) -> Guesser:
+    """Return what has its say in a tree behind a hidden state [D]."""
+    if (drafter := options.redrafter) is None:
+        return Heads(target.guess(hidden))
+    return Recurrent(target, hidden, drafter.num_beams, drafter.draft_len_per_beam)
 
 
 def _second(options: Hybrid, runners: Mapping[Role, Runner]) -> Proposer:

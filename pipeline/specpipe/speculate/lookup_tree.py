@@ -11,29 +11,25 @@ holds the paths of the largest product, as Medusa's does (2401.10774, section 2.
 weighing continuations by their frequency is SuffixDecoding's (2411.04975).
 """
 
-import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from specpipe.contracts import (
-    EMPTY,
-    ROOT,
-    Draft,
-    Guesses,
-    Ints,
-    Logits,
-    Runner,
-    Sampling,
-    Scores,
-    Verdict,
+from specpipe.contracts import EMPTY, Draft, Ints, Logits, Sampling, Scores, Verdict
+from specpipe.speculate.growth import (
+    Guesser,
+    Node,
+    Shares,
+    Silent,
+    as_draft,
+    grow_levels,
+    likeliest,
 )
 from specpipe.speculate.medusa import hidden_of_last
 
 PRIOR = 2.0  # votes that the heads have together; from 1 to 4 acceptance hardly changes
 GROWTH = 4.0  # how much more a vote weighs whose copy is one token longer
-LEAST_WORTH = 1e-4  # of a path; what is less likely is not worth a row
 MOST_COPIES = 64  # the longest and latest ones vote
 
 
@@ -77,49 +73,44 @@ def _copies(tokens: Ints, longest: int) -> tuple[Ints, Ints]:
     return ends[chosen] + 1, lengths[chosen]
 
 
-def grow_draft(votes: Continuations, heads: Guesses | None, nodes: int, limit: int) -> Draft:
+def grow_draft(root: int, votes: Continuations, guesser: Guesser, nodes: int, limit: int) -> Draft:
     """Return the tree of at most `nodes` guesses and `limit` levels that is worth most.
 
     It is not cut where guesses become unlikely: a step of another width costs engines more than
     its rows do.
     """
-    tokens: list[int] = []
-    parents: list[int] = []
-    frontier: list[tuple[float, int, int, int, Continuations]] = []  # parent and token are unique
+    voted: dict[Node, Continuations] = {}
 
-    def add_children(chance: float, node: Continuations, parent: int, depth: int) -> None:
-        if depth < limit:
-            for token, share in _chances(node, heads, depth).items():
-                after = node.after.get(token) or Continuations()
-                heapq.heappush(frontier, (-chance * share, parent, token, depth + 1, after))
+    def follow(level: Sequence[Node]) -> list[Shares]:
+        for node in level:
+            behind = voted[node.parent].after.get(node.token) if node.parent else votes
+            voted[node] = behind or Continuations()
+        rows = zip(level, guesser.after(level), strict=True)
+        return [_chances(voted[node], said) for node, said in rows]
 
-    add_children(1.0, votes, ROOT, 0)
-    while frontier and len(tokens) < nodes and -frontier[0][0] > LEAST_WORTH:
-        chance, parent, token, depth, node = heapq.heappop(frontier)
-        tokens.append(token)
-        parents.append(parent)
-        add_children(-chance, node, len(tokens) - 1, depth)
-    return Draft(np.array(tokens, np.int64), np.array(parents, np.int64))
+    return as_draft(likeliest(grow_levels(Node(root), follow, nodes, limit), nodes))
 
 
-def _chances(node: Continuations, heads: Guesses | None, depth: int) -> dict[int, float]:
-    """Return how likely each guess under a node at `depth` is right, by the formula above."""
-    mass = {token: after.votes for token, after in node.after.items()}
-    if heads is not None and depth < len(heads.tokens):
-        ranks = zip(heads.tokens[depth].tolist(), heads.probs[depth].tolist(), strict=True)
-        for token, probability in ranks:
-            mass[token] = mass.get(token, 0.0) + PRIOR * probability
-    return {token: value / (node.votes + PRIOR) for token, value in mass.items()}
+def _chances(votes: Continuations, said: Shares) -> Shares:
+    """Return how likely each guess behind a node is right, by the formula above."""
+    mass = {token: after.votes for token, after in votes.after.items()}
+    for token, probability in said.items():
+        mass[token] = mass.get(token, 0.0) + PRIOR * probability
+    return {token: value / (votes.votes + PRIOR) for token, value in mass.items()}
 
 
 class TreeLookup:
-    """Guesses a new tree at every step; with `heads`, a target's runner, they have a say in it."""
+    """Guesses a new tree at every step; what `ask` returns for a hidden state has a say in it."""
 
     def __init__(
-        self, nodes: int, min_ngram: int, max_ngram: int, heads: Runner | None = None
+        self,
+        nodes: int,
+        min_ngram: int,
+        max_ngram: int,
+        ask: Callable[[Logits], Guesser] | None = None,
     ) -> None:
         self.draft_nodes = nodes
-        self._min_ngram, self._max_ngram, self._heads = min_ngram, max_ngram, heads
+        self._min_ngram, self._max_ngram, self._ask = min_ngram, max_ngram, ask
         self._tokens: list[int] = []
         self._hidden: Logits | None = None  # [D], of the last token before the root
 
@@ -128,20 +119,20 @@ class TreeLookup:
         self._tokens, self._hidden = list(prompt), None
 
     def propose(self, limit: int) -> Draft:
-        """Return the tree, cut to `limit` levels; before the first step the heads are not asked."""
+        """Return the tree, cut to `limit` levels; before the first step copies alone count."""
         if limit <= 0 or not self.draft_nodes:
             return EMPTY
         tokens, nodes = np.asarray(self._tokens, np.int64), self.draft_nodes
         votes = find_continuations(tokens, min(limit, nodes), self._min_ngram, self._max_ngram)
-        return grow_draft(votes, self._guesses(), nodes, limit)
+        return grow_draft(self._tokens[-1], votes, self._guesser(), nodes, limit)
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
-        """Append what was committed; keep what the heads will look at."""
+        """Append what was committed; keep what the guesser will look at."""
         self._tokens += verdict.emitted(draft)
-        if self._heads is not None:
+        if self._ask is not None:
             self._hidden = hidden_of_last(scores, verdict)
 
-    def _guesses(self) -> Guesses | None:
-        if self._heads is None or self._hidden is None:
-            return None
-        return self._heads.guess(self._hidden)
+    def _guesser(self) -> Guesser:
+        if self._ask is None or self._hidden is None:
+            return Silent()
+        return self._ask(self._hidden)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from specpipe.contracts import Draft, Guesses, Logits, Runner, Scores, Verdict
+from specpipe.contracts import Draft, Extensions, Guesses, Ints, Logits, Runner, Scores, Verdict
 
 STAND_IN = 0  # what a draft reads for a token that it has no row for; it only makes guesses worse
 _NEVER = np.float32(-1e30)  # finite, so that bans on all other tokens leave a law
@@ -50,6 +50,14 @@ class InVocabulary:
         known = guesses.tokens < self.vocab_size
         return Guesses(np.where(known, guesses.tokens, STAND_IN), np.where(known, guesses.probs, 0))
 
+    def extend(self, hidden: Logits, states: Logits, tokens: Ints) -> Extensions:
+        """Ask the engine's drafter; an id beyond the target's is taken for impossible."""
+        found = self._runner.extend(hidden, states, self._readable_tokens(tokens))
+        known = found.tokens < self.vocab_size
+        return Extensions(
+            np.where(known, found.tokens, STAND_IN), np.where(known, found.probs, 0), found.states
+        )
+
     def _known(self, tokens: Sequence[int]) -> Sequence[int]:
         size = self._runner.vocab_size
         if size >= self.vocab_size:
@@ -57,8 +65,10 @@ class InVocabulary:
         return [token if token < size else STAND_IN for token in tokens]
 
     def _readable(self, draft: Draft) -> Draft:
-        known = np.where(draft.tokens < self._runner.vocab_size, draft.tokens, STAND_IN)
-        return replace(draft, tokens=known)
+        return replace(draft, tokens=self._readable_tokens(draft.tokens))
+
+    def _readable_tokens(self, tokens: Ints) -> Ints:
+        return np.where(tokens < self._runner.vocab_size, tokens, STAND_IN)
 
     def _aligned(self, logits: Logits) -> Logits:
         missing = self.vocab_size - logits.shape[1]

@@ -12,7 +12,7 @@ from specpipe.artifacts import digest_json
 from specpipe.contracts import Ints
 from specpipe.errors import ConfigError
 from specpipe.train.target import Target
-from specpipe.train.text import Document, head_labels
+from specpipe.train.text import Document, head_labels, next_labels
 
 Progress = Callable[[int, int], None]
 _BATCH = 8  # documents evaluated together; part of no key: the files are equal up to rounding
@@ -23,31 +23,41 @@ class Features:
     """Positions at which heads learn: what they see, and what they should say."""
 
     hidden: NDArray[np.float16]  # [N, D]  last hidden state, after the final norm; mapped
-    labels: Ints  # [N, heads]  -1: nothing to say
+    spoken: Ints  # [N, 1 + guesses]  the tokens after it; -1: nothing to say
+    run: Ints  # [N]  which unbroken stretch of positions a row is of; rows of one are neighbours
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.spoken)
+
+    def ahead(self, rows: Ints, guess: int) -> Ints:
+        """Return the row of the position whose next token is what `guess` of each row is of.
+
+        -1: that position is not among the features.
+        """
+        there = np.minimum(rows + 1 + guess, len(self) - 1)
+        same = (self.run[there] == self.run[rows]) & (there == rows + 1 + guess)
+        return np.where(same, there, -1)
 
 
 def read_features(
     target: Target,
     documents: Sequence[Document],
-    heads: int,
+    guesses: int,
     folder: Path,
     *,
     progress: Progress,
 ) -> Features:
-    """Return the features of `documents`, at every position where head 0 has a label.
+    """Return the features of `documents`, at every position where the first guess has a label.
 
     The hidden states are kept in `folder` as features-<key>.f16, keyed by model and text; a rerun
     maps that file. Its name appears only when it is whole. Raises ConfigError if there are none.
     """
-    labels = [head_labels(document, heads) for document in documents]
-    kept = [rows[:, 0] >= 0 for rows in labels]
+    spoken = [_spoken(document, guesses) for document in documents]
+    kept = [rows[:, 1] >= 0 for rows in spoken]
     count, width = int(sum(k.sum() for k in kept)), int(target.output.shape[1])
     if count == 0:
         raise ConfigError(
-            "no position of the text has a label for the first head",
+            "no position of the text has a label for the first guess",
             hint="answers must be at least two tokens long; raise train.sequence_length",
         )
     key = digest_json([target.digest, target.dtype, [d.digest() for d in documents]])
@@ -56,7 +66,19 @@ def read_features(
         folder.mkdir(parents=True, exist_ok=True)
         _write(target, documents, kept, file, progress)
     hidden = np.memmap(file, np.float16, "r", shape=(count, width))
-    return Features(hidden, np.concatenate([r[k] for r, k in zip(labels, kept, strict=True)]))
+    rows = np.concatenate([r[k] for r, k in zip(spoken, kept, strict=True)])
+    return Features(hidden, rows, _stretches(kept))
+
+
+def _stretches(kept: Sequence[NDArray[np.bool_]]) -> Ints:
+    """Number the unbroken stretches of kept positions; one ends where its document does."""
+    begins = [np.diff(k, prepend=False) & k for k in kept]
+    numbers: Ints = np.cumsum(np.concatenate(begins))
+    return numbers[np.concatenate(kept)]
+
+
+def _spoken(document: Document, guesses: int) -> Ints:
+    return np.concatenate([next_labels(document)[:, None], head_labels(document, guesses)], 1)
 
 
 def _write(

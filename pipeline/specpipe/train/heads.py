@@ -47,8 +47,11 @@ class MedusaHeads(nn.Module):
         copies = [] if share_output else [output.detach().float().clone() for _ in range(heads)]
         self.outputs = nn.ParameterList(nn.Parameter(copy) for copy in copies)
 
-    def features(self, hidden: torch.Tensor) -> list[torch.Tensor]:
-        """Return what each head hands to its output layer: [N, D] -> heads x [N, D]."""
+    def features(self, hidden: torch.Tensor, spoken: torch.Tensor) -> list[torch.Tensor]:
+        """Return what each head hands to its output layer: [N, D] -> heads x [N, D].
+
+        Heads do not look at the tokens that were `spoken` after it.
+        """
         result = []
         for blocks in self.blocks:
             x = hidden

@@ -14,11 +14,11 @@ from specpipe.contracts import Ints
 from specpipe.recipe import MedusaTraining
 from specpipe.train.accuracy import Calibration, HeadAccuracy, calibrate, label_ranks, measure
 from specpipe.train.features import pad
+from specpipe.train.guesser import guesses_loss
 from specpipe.train.heads import MedusaHeads
 from specpipe.train.loop import Group, batch_of
 from specpipe.train.lora import add_lora
 from specpipe.train.loss import Candidates, Vocabulary, cross_entropy
-from specpipe.train.medusa import heads_loss
 from specpipe.train.target import Target, last_hidden
 from specpipe.train.text import (
     CURVE_DOCUMENTS,
@@ -63,8 +63,9 @@ class JointTask:
         hidden, labels, following = self._view(documents)
         rng = np.random.default_rng([self.seed, 1, step])
         spoken = cross_entropy(hidden, self.output, Candidates(None, None, following), 0)
-        guessed = heads_loss(
-            self.heads, hidden, labels, self.output, self.vocabulary, self.options, rng
+        wanted = torch.cat([following, labels], 1)
+        guessed = guesses_loss(
+            self.heads, hidden, wanted, self.output, self.vocabulary, self.options, rng
         )
         return spoken + heads_weight(self.options, step, self.steps) * guessed
 
@@ -92,7 +93,7 @@ class JointTask:
             layers = [self.output] + [
                 self.heads.output(k, self.output) for k in range(self.options.num_heads)
             ]
-            features = [hidden, *self.heads.features(hidden)]
+            features = [hidden, *self.heads.features(hidden, wanted)]
             rows.append(
                 [
                     label_ranks(f, layer, wanted[:, k])

@@ -58,8 +58,21 @@ def frequent_tokens(labels: Ints, most: int) -> Ints:
     return np.sort(ids[order[:most]])
 
 
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """The distributions that one head is to learn: a target's at the places of its labels."""
+
+    hidden: torch.Tensor  # [N, D]  the target's hidden states there
+    output: torch.Tensor  # [V, D]  its LM head
+    known: torch.Tensor  # [N]  bool; where it is not, the label alone is learned
+
+
 def cross_entropy(
-    features: torch.Tensor, output: torch.Tensor, chosen: Candidates, head: int
+    features: torch.Tensor,
+    output: torch.Tensor,
+    chosen: Candidates,
+    head: int,
+    lesson: Lesson | None = None,
 ) -> torch.Tensor:
     """Return the mean loss of one head, in nats a label: features [N, D], output [V, D].
 
@@ -68,11 +81,20 @@ def cross_entropy(
     labels = chosen.labels[:, head]
     if not bool((labels >= 0).any()):
         return features.sum() * 0.0
+    logits = _logits(features, output, chosen)
+    if lesson is None:
+        return functional.cross_entropy(logits, labels, ignore_index=NOTHING)
+    wanted = torch.softmax(_logits(lesson.hidden, lesson.output, chosen), -1)
+    soft = -(wanted * torch.log_softmax(logits, -1)).sum(-1)
+    hard = functional.cross_entropy(logits, labels, ignore_index=NOTHING, reduction="none")
+    return torch.where(lesson.known, soft, hard)[labels >= 0].mean()
+
+
+def _logits(features: torch.Tensor, output: torch.Tensor, chosen: Candidates) -> torch.Tensor:
+    """Return the logits of the candidates, [N, C]."""
     rows = output if chosen.tokens is None else output[chosen.tokens]
     logits = functional.linear(features.to(rows.dtype), rows).float()
-    if chosen.bias is not None:
-        logits = logits + chosen.bias
-    return functional.cross_entropy(logits, labels, ignore_index=NOTHING)
+    return logits if chosen.bias is None else logits + chosen.bias
 
 
 def weighted_sum(losses: Sequence[torch.Tensor], decay: float) -> torch.Tensor:

@@ -36,6 +36,12 @@ class Target:
         weight: torch.Tensor = self.model.get_output_embeddings().weight
         return weight
 
+    @property
+    def embedding(self) -> torch.Tensor:
+        """What tokens are read as: [V, D]."""
+        weight: torch.Tensor = self.model.get_input_embeddings().weight
+        return weight
+
     @torch.no_grad()
     def hidden(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return the last hidden states, after the final norm: [B, T] -> [B, T, D]."""
@@ -68,9 +74,8 @@ def load_target(path: Path, dtype: Dtype, memory: Path) -> Target:
     tokenizer: Any = AutoTokenizer.from_pretrained(path)
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"{path}: the tokenizer has no eos_token")
-    # Under a padding mask and in bfloat16, torch's fused attention is the slower one on a CPU.
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        path, dtype=DTYPES[dtype], attn_implementation="eager"
-    )
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype])
+    # Of a slice that is not contiguous, torch multiplies each sequence by a copy of the weights.
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, rows: rows[0].contiguous())
     digest = digest_json({f.name: remembered(f, memory, digest_file) for f in source.files()})
     return Target(model.eval().requires_grad_(False), tokenizer, path, digest, dtype)

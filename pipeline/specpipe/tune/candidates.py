@@ -1,22 +1,41 @@
 """Which settings of a method are worth trying."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Literal
 
-from specpipe.methods import DraftModel, Hybrid, Lookahead, Medusa, PromptLookup, Speculation
+from specpipe.methods import (
+    DraftModel,
+    Hybrid,
+    Lookahead,
+    Medusa,
+    PromptLookup,
+    ReDrafter,
+    Speculation,
+    drafter_of,
+)
 from specpipe.trees import grow_tree
 
 LOOKUP_TOKENS = (2, 3, 4, 6, 8, 10, 12, 16)
 LOOKUP_NGRAMS = ((1, 2), (1, 3), (2, 3), (2, 4))
 TREE_NGRAMS = ((1, 6), (2, 6))
+BEAMS = ((1, 2), (1, 3), (1, 4), (2, 2), (2, 3), (2, 4), (3, 3), (3, 4), (4, 4), (5, 5))
+DRAFTER_BEAMS = ((2, 2), (2, 3), (3, 3), (4, 3), (3, 4), (4, 4))  # paths a level, levels
 DRAFT_TOKENS = (1, 2, 3, 4, 5, 6, 8, 10)
 HYBRID_TOKENS = (2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32)
 # What `tune` chooses, and writes out even where it is the default.
-TUNED = ("num_draft_tokens", "min_matching_ngram_size", "max_matching_ngram_size", "tree",
-         "window_size", "ngram_size", "verification_set_size")  # fmt: skip
+TUNED = (
+    "num_draft_tokens", "min_matching_ngram_size", "max_matching_ngram_size", "tree", "window_size",
+    "ngram_size", "verification_set_size", "num_beams", "draft_len_per_beam",
+)  # fmt: skip
 TREE_NODES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 WINDOWS = ((2, 2, 2), (4, 3, 4), (5, 4, 5))
+
+
+def is_tuned(options: object, name: str) -> bool:
+    """Tell whether a setting is chosen by `tune` and has an effect: a ReDrafter's tree has none."""
+    moot = name == "tree" and isinstance(options, Hybrid) and options.redrafter is not None
+    return name in TUNED and not moot
 
 
 def possible_methods(options: Speculation) -> list[Speculation]:
@@ -26,6 +45,9 @@ def possible_methods(options: Speculation) -> list[Speculation]:
     heads = options.heads if isinstance(options, Medusa | Hybrid) else None
     if draft is not None:
         found += [DraftModel("draft_model", draft), Hybrid("hybrid", draft)]
+    if (drafter := drafter_of(options)) is not None:
+        beams = ReDrafter("redrafter", **asdict(drafter))
+        found += [beams, Hybrid("hybrid", redrafter=drafter)]
     if heads is not None:
         found += [Medusa("medusa", heads), Hybrid("hybrid", heads=heads)]
     return found
@@ -50,6 +72,19 @@ def candidates(options: Speculation, accuracy: Sequence[Sequence[float]]) -> lis
         return [replace(options, num_draft_tokens=tokens) for tokens in DRAFT_TOKENS]
     if isinstance(options, Medusa):
         return _trees(options, accuracy)
+    if isinstance(options, ReDrafter):
+        return [
+            replace(options, num_beams=beams, draft_len_per_beam=length) for beams, length in BEAMS
+        ]
+    if isinstance(options, Hybrid) and options.redrafter:
+        return [
+            replace(options, num_draft_tokens=nodes, min_matching_ngram_size=low,
+                    max_matching_ngram_size=high,
+                    redrafter=replace(options.redrafter, num_beams=b, draft_len_per_beam=length))
+            for nodes in HYBRID_TOKENS
+            for low, high in TREE_NGRAMS[:1]
+            for b, length in DRAFTER_BEAMS
+        ]  # fmt: skip
     if isinstance(options, Hybrid) and options.heads:
         return [
             replace(options, num_draft_tokens=nodes, tree="dynamic",

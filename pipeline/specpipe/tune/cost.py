@@ -11,6 +11,7 @@ import numpy as np
 
 from specpipe.contracts import EMPTY, LoadedEngine, Role, Runner, Verdict, chain
 from specpipe.errors import ConfigError
+from specpipe.tune.trace import GuesserKind
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # and the widest that there can be
 TURNS, STEPS = 5, 5
@@ -49,7 +50,7 @@ class Costs:
     """What the parts of a step cost on one machine, in milliseconds."""
 
     step: CostCurve  # of the target
-    heads_ms: float = 0.0  # the heads, once
+    heads_ms: float = 0.0  # the heads, once; a drafter, one level
     draft_ms: float = 0.0  # one token of the draft model
     handover_ms: float = 0.0  # between two engines, a step that drafts with the draft model
     pads_steps: bool = False  # see `LoadedEngine.pads_steps`
@@ -81,22 +82,28 @@ def measure_costs(
     runners: Mapping[Role, Runner],
     prefix: Sequence[int],
     *,
-    has_heads: bool,
+    guesser: GuesserKind | None,
+    beams: int = 1,
 ) -> Costs:
-    """Time the engines of a deployment behind `prefix`."""
+    """Time the engines of a deployment behind `prefix`; a drafter continues `beams` paths."""
     most = min(MOST_ROWS, engines["target"].max_seq_len - len(prefix))
     step, change_ms = measure_cost(runners["target"], prefix, most)
-    heads = _guess_ms(runners["target"]) if has_heads else 0.0
+    heads = _guess_ms(runners["target"], guesser, beams) if guesser else 0.0
     draft = measure_cost(runners["draft"], prefix, 2)[0].ms[0] if "draft" in runners else 0.0
     pads = engines["target"].pads_steps
     return Costs(step, heads, draft, pads_steps=pads, change_ms=change_ms)
 
 
-def _guess_ms(runner: Runner) -> float:
+def _guess_ms(runner: Runner, guesser: GuesserKind, beams: int) -> float:
     hidden = runner.score(EMPTY).hidden
     assert hidden is not None
     row = hidden[0].copy()
-    return statistics.median(timed_ms(lambda: runner.guess(row)) for _ in range(TURNS * STEPS))
+    states, tokens = np.zeros((beams, len(row)), np.float32), np.zeros(beams, np.int64)
+    ask: dict[GuesserKind, Callable[[], object]] = {
+        "heads": lambda: runner.guess(row),
+        "drafter": lambda: runner.extend(row, states, tokens),
+    }
+    return statistics.median(timed_ms(ask[guesser]) for _ in range(TURNS * STEPS))
 
 
 def measure_cost(runner: Runner, prefix: Sequence[int], most: int) -> tuple[CostCurve, float]:

@@ -8,7 +8,19 @@ from functools import partial
 import numpy as np
 
 from specpipe.assembly import make_proposer
-from specpipe.contracts import Draft, Guesses, Proposer, Role, Runner, Sampling, Scores, Verdict
+from specpipe.contracts import (
+    Draft,
+    Extensions,
+    Guesses,
+    Ints,
+    Logits,
+    Proposer,
+    Role,
+    Runner,
+    Sampling,
+    Scores,
+    Verdict,
+)
 from specpipe.methods import DraftModel, Hybrid, Speculation
 from specpipe.speculate import accept
 from specpipe.tune.trace import Trace
@@ -29,14 +41,21 @@ class ReplayedStep:
 class _Recorded:
     """Stands for the target's heads, or for a draft model, and answers from a trace.
 
+    A drafter is asked for real, since its answers depend on each other; the time is not counted.
     As draft model it knows the target's answer only: once a guess is wrong, what follows does not
     matter, because it cannot be accepted.
     """
 
-    def __init__(self, trace: Trace, vocab_size: int, max_seq_len: int) -> None:
-        self.vocab_size, self.max_seq_len, self._trace = vocab_size, max_seq_len, trace
+    def __init__(self, trace: Trace, target: Runner) -> None:
+        self.vocab_size, self.max_seq_len = target.vocab_size, target.max_seq_len
+        self._trace, self._target = trace, target
         self._sequence: list[int] = []
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin to count anew."""
         self.head_calls = self.draft_calls = 0
+        self.waited_ms = 0.0
 
     def start(self, prompt: Sequence[int]) -> None:
         self._sequence = list(prompt)
@@ -60,18 +79,26 @@ class _Recorded:
         self.head_calls += 1
         return self._trace.guesses[int(hidden[0])]
 
+    def extend(self, hidden: Logits, states: Logits, tokens: Ints) -> Extensions:
+        """Ask the drafter itself."""
+        self.head_calls += 1
+        began = time.perf_counter_ns()
+        found = self._target.extend(hidden, states, tokens)
+        self.waited_ms += (time.perf_counter_ns() - began) / 1e6
+        return found
 
-def replay(
-    options: Speculation, trace: Trace, vocab_size: int, max_seq_len: int
-) -> list[ReplayedStep]:
+
+def replay(options: Speculation, trace: Trace, target: Runner) -> list[ReplayedStep]:
     """Return the steps in which greedy decoding with `options` gives the trace's answer.
+
+    Of `target` only the sizes count, and a drafter if the method has one.
 
     Heads of a draft model are left out: they change how often it is called, not what it guesses, so
     the steps are right and their price is an upper bound.
     """
     if isinstance(options, DraftModel | Hybrid) and options.draft is not None:
         options = replace(options, draft=replace(options.draft, heads=None))
-    recorded = _Recorded(trace, vocab_size, max_seq_len)
+    recorded = _Recorded(trace, target)
     runners: Mapping[Role, Runner] = {"target": recorded, "draft": recorded}
     proposer = make_proposer(options, runners)
     proposer.start(trace.prompt, Sampling())
@@ -85,14 +112,15 @@ def _answer(trace: Trace, done: int, path: accept.Path) -> int:
 def _steps(proposer: Proposer, trace: Trace, recorded: _Recorded) -> Iterator[ReplayedStep]:
     done, total = 0, len(trace.output)
     while done < total:
-        recorded.head_calls = recorded.draft_calls = 0
+        recorded.forget()
         began = time.perf_counter_ns()
         draft = proposer.propose(total - done - 1)
-        spent = (time.perf_counter_ns() - began) / 1e6
+        spent = (time.perf_counter_ns() - began) / 1e6 - recorded.waited_ms
         verdict = accept.greedy(draft, partial(_answer, trace, done))
-        where = np.zeros((1 + len(draft), 1), np.float32)
-        for depth, row in enumerate(verdict.rows):
-            where[row] = done + depth
+        stood = done + np.arange(len(verdict.rows))
+        seen = trace.hidden[stood] if trace.hidden is not None else stood[:, None]
+        where = np.zeros((1 + len(draft), seen.shape[1]), np.float32)
+        where[list(verdict.rows)] = seen
         proposer.observe(draft, Scores(np.zeros((0, 0), np.float32), where), verdict)
         done += len(verdict.path) + 1
         yield ReplayedStep(

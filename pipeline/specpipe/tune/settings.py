@@ -9,7 +9,7 @@ from typing import Any
 
 from specpipe.artifacts import write_text
 from specpipe.methods import Speculation
-from specpipe.tune.candidates import TUNED
+from specpipe.tune.candidates import is_tuned
 from specpipe.tune.tune import Tuning
 
 
@@ -45,5 +45,5 @@ def _given(record: Any) -> dict[str, Any]:
     return {
         field.name: _given(value) if is_dataclass(value) else value
         for field, value in values
-        if value != field.default or (field.name in TUNED and value)
+        if value != field.default or (is_tuned(record, field.name) and value)
     }

@@ -7,14 +7,28 @@ says next to each of them.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from specpipe.assembly import make_proposer
-from specpipe.contracts import Draft, Guesses, Ints, Role, Runner, Sampling, Scores, Verdict, chain
+from specpipe.contracts import (
+    Draft,
+    Guesses,
+    Ints,
+    Logits,
+    Role,
+    Runner,
+    Sampling,
+    Scores,
+    Verdict,
+    chain,
+)
 from specpipe.methods import PromptLookup
 from specpipe.speculate import accept
 from specpipe.trees import WIDTH
+
+GuesserKind = Literal["heads", "drafter"]  # in the target's own checkpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +39,7 @@ class Trace:
     output: tuple[int, ...]
     guesses: tuple[Guesses, ...] = ()  # of the heads, at every i
     draft: Ints | None = None  # [1 + len(output)]  the draft model's choice at every i
+    hidden: Logits | None = None  # [len(output), D]  what a drafter looks at, at every i
 
 
 def record(
@@ -33,9 +48,11 @@ def record(
     max_tokens: int,
     end_id: int,
     *,
-    has_heads: bool,
+    guesser: GuesserKind | None,
 ) -> Trace:
     """Decode `prompt` greedily and note what heads and draft model would have said.
+
+    A drafter's guesses depend on each other, so of it only what it looks at is noted.
 
     Guesses copied from the text save steps here, and change nothing of what is recorded.
     """
@@ -44,21 +61,24 @@ def record(
     copies.start(prompt, Sampling())
     output: list[int] = []
     guesses: list[Guesses] = []
+    seen: list[Logits] = []
     while len(output) < max_tokens and end_id not in output:
         draft = copies.propose(max_tokens - len(output) - 1)
         scores = target.score(draft)
         verdict = _verdict(draft, scores)
-        if has_heads:
+        if guesser:
             assert scores.hidden is not None
-            hidden = scores.hidden[list(verdict.rows)]
-            guesses += [target.guess(row) for row in hidden]
+            seen.append(scores.hidden[list(verdict.rows)])
+        if guesser == "heads":
+            guesses += [target.guess(row) for row in seen[-1]]
         target.commit(draft, verdict)
         copies.observe(draft, scores, verdict)
         output += verdict.emitted(draft)
     if end_id in output:
         output = output[: output.index(end_id) + 1]
     draft_says = _draft_choices(runners["draft"], prompt, output) if "draft" in runners else None
-    return Trace(tuple(prompt), tuple(output), tuple(guesses[: len(output)]), draft_says)
+    hidden = np.concatenate(seen)[: len(output)] if guesser == "drafter" else None
+    return Trace(tuple(prompt), tuple(output), tuple(guesses[: len(output)]), draft_says, hidden)
 
 
 def _verdict(draft: Draft, scores: Scores) -> Verdict:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from specpipe.assembly import Deployment, Slot
 from specpipe.config import RunConfig
 from specpipe.contracts import Role, Runner, Sampling
-from specpipe.methods import PLAIN, Lookahead, NoSpeculation, Speculation
+from specpipe.methods import PLAIN, Lookahead, NoSpeculation, Speculation, drafter_of
 from specpipe.speculate.decode import Limits
 from specpipe.tune.candidates import candidates
 from specpipe.tune.cost import CostCurve, Costs, measure_costs
 from specpipe.tune.replay import ReplayedStep, replay
-from specpipe.tune.trace import Trace, head_accuracy, record
+from specpipe.tune.trace import GuesserKind, Trace, head_accuracy, record
 
 GAIN = 1.03  # a setting must promise this much, or plain decoding is chosen
 MEASURED = 4  # held-out prompts that the choice is run on: plain decoding of more takes too long
@@ -73,7 +73,11 @@ def observe(
     traces = _record_all(config, runners, prompts, end_id, progress)
     fit, held = traces[::2], traces[1::2] or traces
     here = costs or measure_costs(
-        deployment.engines, runners, fit[0].prompt, has_heads=bool(fit[0].guesses)
+        deployment.engines,
+        runners,
+        fit[0].prompt,
+        guesser=_guesser(config),
+        beams=drafter.num_beams if (drafter := drafter_of(config.speculation)) else 0,
     )
     return Observed(
         config.speculation, deployment, end_id, fit, held, here, elsewhere=costs is not None
@@ -126,10 +130,15 @@ def _record_all(
     traces = []
     for number, prompt in enumerate(prompts):
         most = config.validate.max_tokens
-        has_heads = config.heads() is not None
-        traces.append(record(runners, prompt, most, end_id, has_heads=has_heads))
+        traces.append(record(runners, prompt, most, end_id, guesser=_guesser(config)))
         progress(number + 1, len(prompts))
     return traces
+
+
+def _guesser(config: RunConfig) -> GuesserKind | None:
+    if config.heads() is None:
+        return None
+    return "drafter" if drafter_of(config.speculation) else "heads"
 
 
 def _predict(seen: Observed, options: Speculation, traces: Sequence[Trace]) -> Prediction:
@@ -137,14 +146,14 @@ def _predict(seen: Observed, options: Speculation, traces: Sequence[Trace]) -> P
 
     The first step, which reads the prompt, costs the same whatever is guessed and is left out.
     """
-    engine = seen.deployment.engines["target"]
+    target = seen.deployment.engines["target"].runner()
     steps = tokens = 0
     ms = 0.0
     for trace in traces:
         if isinstance(options, Lookahead):
             found = _run_steps(seen.deployment, options, trace)
         else:
-            found = replay(options, trace, engine.vocab_size, engine.max_seq_len)
+            found = replay(options, trace, target)
         found = found[1:]
         steps += len(found)
         tokens += sum(step.emitted for step in found)

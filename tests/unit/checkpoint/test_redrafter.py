@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from specpipe.building import ONE_RANK, Parallel
 from specpipe.checkpoint.convert import checkpoint_inputs, read_model, write_checkpoint
@@ -188,7 +188,10 @@ def test_a_release_without_a_class_for_the_target_is_refused(tmp_path: Path) -> 
     [
         ({"rnn_u.bias": None}, r"missing, too much, or of another shape: drafter\.rnn_u\.bias"),
         ({"lm_head.0.linear.weight": None}, r"another shape: drafter\.layers\.0\.linear\.weight\n"),
-        ({"lm_head.2.weight": None}, "needs a matrix lm_head, there is none"),
+        (
+            {"lm_head.2.weight": None},
+            "with 128 values needs a matrix lm_head, there is none",
+        ),
         ({"input_proj.weight": (128, 128)}, r"input_proj\.weight(.|\n)*not twice the hidden size"),
         (
             {"lm_heads.0.linear.bias": (128,)},
@@ -301,3 +304,29 @@ def test_inspection_tells_beams_and_finds_what_is_wrong(tiny: Path, tmp_path: Pa
     del config["redrafter_is_rnn"]
     file.write_text(json.dumps(config))
     assert "needs redrafter_is_rnn in config.json" in str(inspect_folder(file.parent).defects)
+
+
+def test_a_drafter_without_an_output_layer_gets_a_copy_of_its_targets(
+    tiny: Path, tmp_path: Path
+) -> None:
+    make_redrafter(tmp_path / "drafter", seed=3, exit_dim=64, own_output=False)
+    converted(tiny, tmp_path / "drafter", tmp_path / "out")
+    whole = load_file(tmp_path / "out/rank0.safetensors")
+    assert torch.equal(whole["drafter.lm_head.weight"], whole["lm_head.weight"])
+    assert inspect_folder(tmp_path / "out").defects == ()
+
+
+def test_our_own_engine_needs_no_copy_and_no_class(tiny: Path, tmp_path: Path) -> None:
+    make_redrafter(tmp_path / "drafter", seed=3, exit_dim=64, own_output=False)
+    converted(tiny, tmp_path / "drafter", tmp_path / "out", release="")
+    assert "drafter.lm_head.weight" not in load_file(tmp_path / "out/rank0.safetensors")
+    assert json.loads((tmp_path / "out/config.json").read_text())["architecture"] == (
+        "LlamaForCausalLM"
+    )
+
+
+def test_the_output_layer_can_be_shared_only_if_config_json_tells_its_rows(tmp_path: Path) -> None:
+    make_redrafter(tmp_path, seed=3, exit_dim=64, own_output=False)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ConfigError, match="config.json must give the target's vocab_size"):
+        opened(tmp_path)

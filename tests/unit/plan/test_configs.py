@@ -128,6 +128,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("vicuna13b_medusa_trtllm018", {"target.model": "Qwen/Qwen2-7B-Instruct",
                                     "speculation.heads": "heads/qwen2"}),
     (REDRAFTER, {"engine.backend": "openvino", "engine.gpu": None, "engine.dtype": "float32",
+                 "speculation.greedy_search": False,
                  "target.model": "TinyLlama/TinyLlama-1.1B-Chat-v1.0"}),
     (REDRAFTER, {"engine.backend": "llmapi"}),
     (REDRAFTER, {"engine.pp_size": 2}),

@@ -13,7 +13,7 @@ from specpipe.config import read_config
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.model import ModelConfig
 from specpipe.plan.gpus import GPUS
-from specpipe.plan.outlook import engine_notes
+from specpipe.plan.outlook import assumptions, engine_notes
 from specpipe.planning import make_plan, require_buildable
 from specpipe.present_plan import plan_json, plan_text
 from specpipe.tune.cost import read_costs
@@ -50,6 +50,14 @@ def test_what_a_redrafter_engine_does_with_requests_is_noted(tmp_path: Path) -> 
     notes = list(engine_notes(read_config(sampled), LLAMA_8B, GPUS["H100-SXM"]))
     assert "sample by a request's temperature alone" in notes[0]
     assert "16-bit and fp8 weights, not with int8" in notes[1]
+
+
+def test_a_calibrated_drafter_is_supposed_to_guess_as_on_its_hold_out() -> None:
+    """1 + 0.5 + 0.5 * 0.4: what is right further on is not known, nor are further beams."""
+    config = read_config(Path("model_configs/vicuna7b_redrafter.yaml"))
+    (assumed,) = assumptions(config, [[0.5, 0.2], [0.4, 0.1]])
+    assert assumed.tokens == pytest.approx(1.7) and "as calibrated" in assumed.label
+    assert len(assumptions(config, None)) > 1
 
 
 def test_a_tree_of_drafts_on_a_gpu_that_upstream_lacked_kernels_for_is_noted() -> None:

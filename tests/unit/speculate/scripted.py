@@ -5,7 +5,17 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from specpipe.contracts import ROOT, Draft, Floats, Guesses, Sampling, Scores, Verdict, chain
+from specpipe.contracts import (
+    ROOT,
+    Draft,
+    Extensions,
+    Floats,
+    Guesses,
+    Sampling,
+    Scores,
+    Verdict,
+    chain,
+)
 
 Law = Callable[[Sequence[int]], Floats]  # the tokens so far -> distribution of the next
 
@@ -54,6 +64,14 @@ class ScriptedRunner:
             probs.append(law[tokens[-1]])
             context.append(int(tokens[-1][0]))
         return Guesses(np.stack(tokens)[1:], np.stack(probs)[1:])
+
+    def extend(self, hidden: np.ndarray, states: np.ndarray, tokens: np.ndarray) -> Extensions:
+        """Guess with a drafter that follows the law; its state is 1 and a path's last token."""
+        before = [int(state[1]) if state[0] else int(hidden[-1]) for state in states]
+        laws = np.stack([self.heads([a, int(b)]) for a, b in zip(before, tokens, strict=True)])
+        best = np.argsort(-laws, axis=1, kind="stable")
+        after = np.stack([np.ones_like(tokens), tokens], 1).astype(np.float32)
+        return Extensions(best, np.take_along_axis(laws, best, 1), after)
 
     def commit(self, draft: Draft, verdict: Verdict) -> None:
         self.sequence += [*(int(draft.tokens[n]) for n in verdict.path), verdict.next_token]

@@ -3,6 +3,7 @@
 import numpy as np
 
 from specpipe.contracts import EMPTY, Draft, Guesses, Sampling, Scores, Verdict
+from specpipe.speculate.growth import Heads
 from specpipe.speculate.lookup_tree import (
     MOST_COPIES,
     Continuations,
@@ -11,7 +12,7 @@ from specpipe.speculate.lookup_tree import (
     grow_draft,
 )
 
-HEADS = Guesses(np.array([[5, 6], [7, 8]], np.int64), np.array([[0.6, 0.3], [0.5, 0.1]]))
+HEADS = Heads(Guesses(np.array([[5, 6], [7, 8]], np.int64), np.array([[0.6, 0.3], [0.5, 0.1]])))
 
 
 def guess(prompt: list[int], limit: int = 10, *, nodes: int = 4, low: int = 1) -> Draft:
@@ -58,18 +59,18 @@ def test_only_the_longest_and_latest_copies_vote() -> None:
 
 
 def test_without_copies_the_heads_decide() -> None:
-    tree = grow_draft(Continuations(), HEADS, 4, 10)
+    tree = grow_draft(1, Continuations(), HEADS, 4, 10)
     assert paths(tree) == [(5,), (6,), (5, 7), (6, 7)]  # 0.6, 0.3, 0.6 * 0.5
 
 
 def test_votes_outweigh_the_heads_where_much_repeats() -> None:
     votes = find_continuations(np.array([1, 9, 1, 9, 1, 9, 1, 9, 1]), 2, 1, 4)
-    assert paths(grow_draft(votes, HEADS, 1, 10)) == [(9,)]
+    assert paths(grow_draft(1, votes, HEADS, 1, 10)) == [(9,)]
 
 
 def test_copies_and_heads_that_agree_are_one_node() -> None:
     votes = find_continuations(np.array([1, 5, 1]), 1, 1, 4)
-    assert paths(grow_draft(votes, HEADS, 2, 1)) == [(5,), (6,)]
+    assert paths(grow_draft(1, votes, HEADS, 2, 1)) == [(5,), (6,)]
 
 
 def test_limit_and_number_of_nodes_are_kept() -> None:

@@ -73,6 +73,7 @@ def make_run(
             "hold_out": 0.2,
             "dtype": "float32",
             "medusa": {"num_heads": 2, "schedule": schedule},
+            "redrafter": {"num_layers": 1, "draft_len": 3, "schedule": schedule},
             "draft": {"num_layers": 1, "schedule": schedule},
         }
         for key, value in train.items():

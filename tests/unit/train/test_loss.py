@@ -6,6 +6,7 @@ import torch
 
 from specpipe.train.loss import (
     Candidates,
+    Lesson,
     Vocabulary,
     cross_entropy,
     frequent_tokens,
@@ -86,3 +87,29 @@ def test_the_most_frequent_labels_are_found() -> None:
 def test_deeper_heads_weigh_less() -> None:
     losses = [torch.tensor(1.0), torch.tensor(10.0), torch.tensor(100.0)]
     assert float(weighted_sum(losses, 0.5)) == pytest.approx(1 + 5 + 25)
+
+
+def test_a_lesson_is_learned_as_a_distribution_where_it_is_known(case) -> None:
+    features, output, labels = case
+    taught = torch.randn(N, D, generator=torch.Generator().manual_seed(1))
+    known = torch.arange(N) % 2 == 0
+    lesson = Lesson(taught, output, known)
+    chosen = Candidates(None, None, labels)
+    wanted = (taught @ output.T).softmax(-1)
+    said = (features @ output.T).log_softmax(-1)
+    kept = labels[:, 0] >= 0
+    soft = -(wanted * said).sum(-1)[kept & known]
+    hard = -said.gather(1, labels.clamp(min=0))[kept & ~known, 0]
+    expected = torch.cat([soft, hard]).mean()
+    torch.testing.assert_close(cross_entropy(features, output, chosen, 0, lesson), expected)
+
+
+def test_who_says_what_the_lesson_says_has_nothing_to_learn(case) -> None:
+    features, output, labels = case
+    features = features.clone().requires_grad_()
+    lesson = Lesson(features.detach(), output, torch.ones(N, dtype=torch.bool))
+    for frequent, samples in (([], 0), ([1, 2, 3, 5, 8], 20)):
+        vocabulary = Vocabulary(V, np.array(frequent, np.int64), samples)
+        chosen = vocabulary.candidates(labels, np.random.default_rng(0))
+        (slope,) = torch.autograd.grad(cross_entropy(features, output, chosen, 0, lesson), features)
+        assert float(slope.abs().max()) < 1e-6

@@ -43,7 +43,8 @@ def kill_at(step: int, of: int):
 def test_heads_begin_as_the_lm_head(target: Target, share_output: bool) -> None:
     heads = MedusaHeads(3, 2, target.output, share_output=share_output)
     hidden = torch.randn(5, target.output.shape[1], generator=torch.Generator().manual_seed(0))
-    for k, features in enumerate(heads.features(hidden)):
+    spoken = torch.zeros((5, 4), dtype=torch.long)
+    for k, features in enumerate(heads.features(hidden, spoken)):
         logits = features @ heads.output(k, target.output).T
         assert torch.equal(logits, hidden @ target.output.T)
 

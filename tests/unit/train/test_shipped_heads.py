@@ -1,4 +1,4 @@
-"""The heads that come with the repository: their layout, and that they do guess."""
+"""The heads and the drafter that come with the repository: their layout, and that they do guess."""
 
 import json
 from pathlib import Path
@@ -8,14 +8,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from specpipe.checkpoint.redrafter import open_redrafter
+from specpipe.methods import ReDrafter
 from specpipe.prompts import DEFAULT, read_prompts
 from specpipe.train.accuracy import label_ranks
+from specpipe.train.drafter import RecurrentNet, apples_name
 from specpipe.train.heads import MedusaHeads
 from specpipe.train.target import Target, load_target
-from specpipe.train.text import Document, head_labels, in_template
+from specpipe.train.text import Document, head_labels, in_template, next_labels
 from tests.conftest import SMOLLM2
 
 HEADS = Path(__file__).parents[3] / "model_configs/heads/smollm2-135m"
+DRAFTER = HEADS.with_name("smollm2-135m_redrafter")
 LIMIT = 8 * 2**20
 
 
@@ -45,6 +49,30 @@ def test_their_calibration_has_a_row_of_probabilities_a_head(facts) -> None:
     assert min(calibration["samples"]) >= 1000
 
 
+def test_the_drafter_fits_and_shares_its_output_layer() -> None:
+    assert sum(f.stat().st_size for f in DRAFTER.iterdir()) < LIMIT
+    found = open_redrafter(DRAFTER, ReDrafter("redrafter", ""), "1.2.1")
+    assert found.shares_output and (found.hidden_size, found.vocab_size) == (576, 49152)
+    assert found.accuracy is not None and found.accuracy[0][0] > 0.4
+    weights = load_file(DRAFTER / "model.safetensors")
+    assert all(t.dtype == torch.float16 and t.isfinite().all() for t in weights.values())
+
+
+@pytest.mark.model
+def test_the_drafter_guesses_what_the_model_says_next_better_than_head_0(facts, tmp_path) -> None:
+    """It sees the token before its guess, which a head does not."""
+    target = load_target(SMOLLM2, "float32", tmp_path / "digests.json")
+    drafter = RecurrentNet(1, 2, target.embedding, seed=0)
+    weights = load_file(DRAFTER / "model.safetensors")
+    with torch.no_grad():
+        for name, parameter in drafter.named_parameters():
+            parameter.copy_(weights[apples_name(name)])
+    answers = [_answer(target, prompt) for prompt in read_prompts(DEFAULT)[:4]]
+    heads = _load(facts, target)
+    right = {net: sum(_hits(net, target, answer) for answer in answers) for net in (heads, drafter)}
+    assert right[drafter] > 1.2 * right[heads] > 0
+
+
 @pytest.mark.model
 def test_head_0_guesses_what_the_model_says_next_better_than_the_lm_head_does(
     facts, tmp_path
@@ -62,10 +90,11 @@ def test_head_0_guesses_what_the_model_says_next_better_than_the_lm_head_does(
     assert right > 0.2 * positions and right > 5 * by_chance
 
 
-def _hits(heads: MedusaHeads, target: Target, document: Document) -> int:
+def _hits(net: MedusaHeads | RecurrentNet, target: Target, document: Document) -> int:
     ids = torch.from_numpy(document.tokens)[None]
+    following = torch.from_numpy(next_labels(document))[:, None]
     with torch.no_grad():
-        features = heads.features(target.hidden(ids, torch.ones_like(ids))[0])[0]
+        features = net.features(target.hidden(ids, torch.ones_like(ids))[0], following)[0]
     labels = torch.from_numpy(head_labels(document, 1))[:, 0]
     return int((label_ranks(features, target.output, labels) == 0).sum())
 

@@ -13,6 +13,7 @@ from specpipe.config import read_config
 from specpipe.contracts import Guesses, Sampling, Scores
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.methods import (
+    DrafterOptions,
     DraftModel,
     DraftOptions,
     Hybrid,
@@ -20,8 +21,10 @@ from specpipe.methods import (
     Medusa,
     NoSpeculation,
     PromptLookup,
+    ReDrafter,
     Speculation,
 )
+from specpipe.present import settings_text
 from specpipe.speculate.decode import Limits
 from specpipe.trees import complete_tree
 from specpipe.tune.candidates import candidates, possible_methods
@@ -31,7 +34,7 @@ from specpipe.tune.settings import replace_speculation
 from specpipe.tune.trace import Trace, head_accuracy, record
 from specpipe.tune.tune import _price
 from specpipe.tuning import Prices, on_this_machine, recommend_run, tune_run
-from tests.models import make_heads
+from tests.models import make_heads, make_redrafter
 
 PROMPT = [5, 9, 40, 41, 42, 9, 40, 41, 5, 9]
 COST = CostCurve((1, 4, 8), (10.0, 10.0, 14.0))
@@ -48,7 +51,7 @@ def deployment(tiny: Path, draft_engine, make_engine, tmp_path_factory) -> Deplo
 @pytest.fixture(scope="module")
 def trace(deployment: Deployment) -> Trace:
     runners = {role: engine.runner() for role, engine in deployment.engines.items()}
-    return record(runners, PROMPT, 60, -1, has_heads=True)
+    return record(runners, PROMPT, 60, -1, guesser="heads")
 
 
 @pytest.mark.parametrize(
@@ -67,10 +70,34 @@ def test_a_replay_takes_the_steps_of_serving(
 ) -> None:
     slot = replace(deployment, speculation=options).slot()
     served = list(slot.decode(PROMPT, Sampling(), Limits(60)))
-    replayed = replay(options, trace, 320, 256)
+    replayed = replay(options, trace, deployment.engines["target"].runner())
     assert [t for step in served for t in step.tokens] == list(trace.output)
     assert [step.emitted for step in replayed] == [len(step.tokens) for step in served]
     assert [step.depth for step in replayed] == [step.drafted for step in served]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ReDrafter("redrafter", "", 2, 3),
+        Hybrid("hybrid", None, 6, 1, 3, redrafter=DrafterOptions("", 2, 3)),
+    ],
+    ids=lambda options: options.method,
+)
+def test_a_replay_with_a_drafter_takes_the_steps_of_serving(
+    options: Speculation, tiny: Path, make_engine, tmp_path: Path
+) -> None:
+    make_redrafter(tmp_path, seed=6)
+    engine = make_engine(tiny, redrafter=tmp_path)
+    slot = Deployment({"target": engine}, options).slot()
+    served = list(slot.decode(PROMPT, Sampling(), Limits(60)))
+    recorded = record({"target": engine.runner()}, PROMPT, 60, -1, guesser="drafter")
+    replayed = replay(options, recorded, engine.runner())
+    assert [t for step in served for t in step.tokens] == list(recorded.output)
+    assert [step.emitted for step in replayed] == [len(step.tokens) for step in served]
+    assert [step.depth for step in replayed] == [step.drafted for step in served]
+    assert 1 <= max(step.head_calls for step in replayed) <= 3  # one a level that is worth it
+    assert all(step.propose_ms >= 0 for step in replayed)
 
 
 @pytest.mark.parametrize("length", [1, 2, 13, 60])
@@ -82,8 +109,8 @@ def test_an_answer_is_recorded_as_plain_decoding_gives_it(
     end_id = trace.output[length - 1]
     until = trace.output[: trace.output.index(end_id) + 1]
     for found, whole in (
-        (record(runners, PROMPT, 60, end_id, has_heads=True), until),
-        (record(runners, PROMPT, length, -1, has_heads=True), trace.output[:length]),
+        (record(runners, PROMPT, 60, end_id, guesser="heads"), until),
+        (record(runners, PROMPT, length, -1, guesser="heads"), trace.output[:length]),
     ):
         assert found.output == whole and len(found.guesses) == len(whole)
         for one, other in zip(found.guesses, trace.guesses, strict=False):
@@ -138,12 +165,13 @@ def test_measured_costs_never_fall(deployment: Deployment) -> None:
     assert list(cost.ms) == sorted(cost.ms) and cost.ms[0] > 0
 
 
-def test_a_replay_counts_the_calls_of_heads_and_draft(trace: Trace) -> None:
-    heads = replay(Medusa("medusa", "", 4, "dynamic"), trace, 320, 256)
+def test_a_replay_counts_the_calls_of_heads_and_draft(deployment: Deployment, trace: Trace) -> None:
+    target = deployment.engines["target"].runner()
+    heads = replay(Medusa("medusa", "", 4, "dynamic"), trace, target)
     assert [step.head_calls for step in heads][1:-1] == [1] * (len(heads) - 2)
-    draft = replay(DraftModel("draft_model", DraftOptions(""), 3), trace, 320, 256)
+    draft = replay(DraftModel("draft_model", DraftOptions(""), 3), trace, target)
     assert all(step.draft_calls == step.depth for step in draft)
-    both = replay(Hybrid("hybrid", heads="", tree="dynamic"), trace, 320, 256)
+    both = replay(Hybrid("hybrid", heads="", tree="dynamic"), trace, target)
     assert 0 < sum(step.head_calls for step in both) <= len(both)
 
 
@@ -167,6 +195,9 @@ def test_methods_need_nothing_or_what_the_run_brings() -> None:
     assert names(NoSpeculation()) == free
     assert names(Medusa("medusa", "h")) == [*free, "medusa", "hybrid"]
     assert names(DraftModel("draft_model", DraftOptions("d"))) == [*free, "draft_model", "hybrid"]
+    assert names(ReDrafter("redrafter", "d")) == [*free, "redrafter", "hybrid"]
+    beside = Hybrid("hybrid", redrafter=DrafterOptions("d"))
+    assert names(beside) == [*free, "redrafter", "hybrid"]
 
 
 class Counting:
@@ -211,6 +242,8 @@ def test_every_tree_that_is_tried_has_its_size() -> None:
         DraftModel("draft_model", DraftOptions("d", num_draft_tokens=2), 3),
         Hybrid("hybrid", DraftOptions("d"), draft_length="confidence", min_confidence=0.7),
         Hybrid("hybrid", heads="h", tree="dynamic"),
+        Hybrid("hybrid", redrafter=DrafterOptions("h", 2, 4)),
+        ReDrafter("redrafter", "h", 3, 3),
         Lookahead("lookahead"),
     ],
     ids=lambda options: options.method,
@@ -221,6 +254,12 @@ def test_tuned_settings_are_read_back_as_they_are(options: Speculation, tmp_path
     path = tmp_path / "run.yaml"
     path.write_text(replace_speculation(text, options, ["tuned"]))
     assert read_config(path).speculation == options
+
+
+def test_settings_that_are_tuned_are_shown_those_of_a_drafter_too() -> None:
+    shown = settings_text(Hybrid("hybrid", None, 6, redrafter=DrafterOptions("h", 2, 4)))
+    assert shown.startswith("hybrid num_draft_tokens=6 ")
+    assert shown.endswith(" num_beams=2 draft_len_per_beam=4") and "tree" not in shown
 
 
 def test_the_choice_replaces_one_section_and_leaves_the_rest(tmp_path: Path) -> None:

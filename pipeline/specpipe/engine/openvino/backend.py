@@ -22,6 +22,7 @@ from specpipe.building import (
     Rejection,
     Workshop,
 )
+from specpipe.engine.openvino.drafter import build_drafter
 from specpipe.engine.openvino.heads import build_heads
 from specpipe.engine.openvino.memory import drop_mapped_pages
 from specpipe.engine.openvino.network import build_network, columns
@@ -29,9 +30,8 @@ from specpipe.engine.openvino.rope import exact_positions, rope_table
 from specpipe.engine.openvino.runner import Graph, OpenVinoRunner
 from specpipe.engine.openvino.weights import GROUP, map_weights
 from specpipe.errors import ConfigError
-from specpipe.model import ModelConfig
 
-NETWORK, HEADS = "openvino_model.xml", "openvino_heads.xml"
+NETWORK, HEADS, DRAFTER = "openvino_model.xml", "openvino_heads.xml", "openvino_drafter.xml"
 FORMAT = "2"  # raise it when the same checkpoint must give another graph
 ITEM_BYTES = {"int8": 1.0, "int4": 0.6}  # a weight, scales included; others are kept in float32
 OVERHEAD_BYTES = 500 * 2**20  # server, libraries and work buffers beside weights and KV cache
@@ -105,7 +105,7 @@ class OpenVinoEngine:
 
         What is still read from it, the rows of the embedding, comes back page by page.
         """
-        for graph in (NETWORK, HEADS):
+        for graph in (NETWORK, HEADS, DRAFTER):
             drop_mapped_pages((self.folder / graph).with_suffix(".bin"))
 
 
@@ -186,6 +186,9 @@ class OpenVinoBackend:
         weights = int(request.model.num_parameters * item)
         if request.model.num_medusa_heads:
             weights += request.model.vocab_size * request.model.hidden_size  # in 8 bits, shared
+        if request.model.redrafter:
+            weights += request.model.guesser_parameters(request.model.vocab_size)
+            weights += 2 * request.model.vocab_size * request.model.hidden_size  # its embeddings
         return Footprint(
             weights,
             request.model.kv_bytes(1, bytes_per_value=2 if precision.bfloat16 else 4),
@@ -209,6 +212,9 @@ class OpenVinoBackend:
         if request.model.num_medusa_heads:
             heads = build_heads(request.model, weights, request.guess_vocabulary)
             ov.save_model(heads, out / HEADS, compress_to_fp16=False)
+        if (net := request.model.redrafter) is not None:
+            drafter = build_drafter(request.model, net, weights, request.guess_vocabulary)
+            ov.save_model(drafter, out / DRAFTER, compress_to_fp16=False)
         shutil.copyfile(checkpoint / "config.json", out / "config.json")
         limits = {
             "backend": "openvino",
@@ -236,7 +242,8 @@ class OpenVinoBackend:
             if len(os.sched_getaffinity(0)) == 1:
                 _prevent_fused_mlp(network)
             compiled = core.compile_model(network, "CPU", precision.properties())
-            heads = _load_heads(core, engine, model)
+            heads = _load_guesser(core, engine / HEADS) if model.num_medusa_heads else None
+            drafter = _load_guesser(core, engine / DRAFTER) if model.redrafter else None
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ConfigError(
                 f"{engine}: not a usable engine: {error}", hint="run `specpipe compile` again"
@@ -244,16 +251,20 @@ class OpenVinoBackend:
         length = int(limits["max_seq_len"])
         table = rope_table(model, length)
         return OpenVinoEngine(
-            Graph(compiled, model, table, length, precision.bfloat16, heads), engine
+            Graph(compiled, model, table, length, precision.bfloat16, heads, drafter), engine
         )
 
 
-def _load_heads(core: ov.Core, engine: Path, model: ModelConfig) -> ov.InferRequest | None:
-    """Compile the heads of a target that has some; what they guess need not be exact."""
-    if not model.num_medusa_heads:
-        return None
-    rounded = {"PERFORMANCE_HINT": "LATENCY", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"}
-    return core.compile_model(engine / HEADS, "CPU", rounded).create_infer_request()
+def _load_guesser(core: ov.Core, graph: Path) -> ov.InferRequest:
+    """Compile heads or a drafter; what they guess need not be exact."""
+    network = core.read_model(graph)
+    _mark_decompression(network)
+    rounded = {
+        "INFERENCE_PRECISION_HINT": "f32",  # faster than the default, for weights in 8 bits
+        "PERFORMANCE_HINT": "LATENCY",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32",
+    }
+    return core.compile_model(network, "CPU", rounded).create_infer_request()
 
 
 def _prevent_fused_mlp(network: ov.Model) -> None:

@@ -9,6 +9,8 @@ of the vocabulary: where ids were given in the order of merges, those are the fr
 idea is that of FR-Spec (2502.14856).
 """
 
+from collections.abc import Mapping
+
 import openvino as ov
 from openvino import Type
 from openvino import opset13 as op
@@ -28,15 +30,26 @@ def build_heads(model: ModelConfig, weights: Weights, vocabulary: int = 0) -> ov
     heads = range(model.num_medusa_heads)
     rows = [_blocks(hidden, model, weights, k) for k in heads]
     logits = _output_layers(rows, weights, vocabulary or model.vocab_size)
+    return named_model("specpipe heads", likeliest(logits), {"hidden": hidden})
+
+
+def likeliest(logits: ov.Node) -> dict[str, ov.Output]:
+    """Return the first guesses of every row of logits, [K, WIDTH] each, and their probabilities."""
     best = op.topk(logits, op.constant(WIDTH), 1, "max", "value", Type.i32)
     total = op.reduce_sum(op.exp(op.subtract(logits, _first(best))), op.constant([1]), True)
     probs = op.divide(op.exp(op.subtract(best.output(0), _first(best))), total)
-    results = []
-    for name, port in {"tokens": best.output(1), "probs": probs.output(0)}.items():
+    return {"tokens": best.output(1), "probs": probs.output(0)}
+
+
+def named_model(
+    title: str, outputs: Mapping[str, ov.Output], inputs: Mapping[str, ov.Node]
+) -> ov.Model:
+    """Return a graph whose inputs and outputs have these names."""
+    for name, node in inputs.items():
+        node.output(0).get_tensor().set_names({name})
+    for name, port in outputs.items():
         port.get_tensor().set_names({name})
-        results.append(op.result(port))
-    hidden.output(0).get_tensor().set_names({"hidden"})
-    network = ov.Model(results, [hidden], "specpipe heads")
+    network = ov.Model(list(map(op.result, outputs.values())), list(inputs.values()), title)
     name_by_order(network)
     return network
 

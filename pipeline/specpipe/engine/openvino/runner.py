@@ -8,7 +8,16 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from specpipe.contracts import ROOT, Draft, Guesses, Ints, Logits, Scores, Verdict
+from specpipe.contracts import (
+    ROOT,
+    Draft,
+    Extensions,
+    Guesses,
+    Ints,
+    Logits,
+    Scores,
+    Verdict,
+)
 from specpipe.engine.openvino.network import mask_name, windows
 from specpipe.engine.openvino.rope import RopeTable
 from specpipe.engine.openvino.visibility import Step, depths, mask
@@ -29,6 +38,7 @@ class Graph:
     max_seq_len: int
     bfloat16: bool
     heads: ov.InferRequest | None = None
+    drafter: ov.InferRequest | None = None
     request: ov.InferRequest = field(init=False)
     ports: dict[str, ov.ConstOutput] = field(init=False)
     bound: "tuple[OpenVinoRunner, int] | None" = None  # whose cache is bound, and how many rows
@@ -115,6 +125,19 @@ class OpenVinoRunner:
         heads.infer({"hidden": hidden[None]}, share_inputs=True)
         tokens, probs = (heads.get_tensor(name).data for name in ("tokens", "probs"))
         return Guesses(tokens.astype(np.int64), probs.astype(np.float64))
+
+    def extend(self, hidden: Logits, states: Logits, tokens: Ints) -> Extensions:
+        """Run the drafter behind B paths; raises Unsupported if there is none."""
+        drafter = self._graph.drafter
+        if drafter is None:
+            raise Unsupported(
+                "this engine has no drafter", hint="set speculation.heads and build it again"
+            )
+        inputs = {"hidden": hidden[None], "states": states, "last": tokens.astype(np.int32)}
+        drafter.infer(inputs, share_inputs=True)
+        names = ("tokens", "probs", "next_states")
+        best, probs, after = (drafter.get_tensor(name).data for name in names)
+        return Extensions(best.astype(np.int64), probs.astype(np.float64), after.copy())
 
     def _keep(self, rows: Ints) -> None:
         """Write the named new rows behind the cached ones."""

@@ -9,8 +9,10 @@ import numpy as np
 from specpipe.contracts import (
     EMPTY,
     Draft,
+    Extensions,
     Floats,
     Guesses,
+    Ints,
     Logits,
     Proposer,
     Runner,
@@ -112,6 +114,9 @@ class _Keeping:
 
     def guess(self, hidden: Logits) -> Guesses:
         return self.runner.guess(hidden)
+
+    def extend(self, hidden: Logits, states: Logits, tokens: Ints) -> Extensions:
+        return self.runner.extend(hidden, states, tokens)
 
 
 class _Given(Proposer):

@@ -1,0 +1,61 @@
+"""The graph of a ReDrafter: one more token behind every path of guesses (2403.09919, section 3).
+
+    hidden [1, D], states [B, D], last [B] int32
+ -> tokens [B, WIDTH] int32, likeliest first;  probs [B, WIDTH];  next_states [B, D]
+
+A path of guesses is known by its last token and by what its parent's state adds to its own,
+U s + b; that is nothing for the first one, the token that the target has chosen itself. The
+arithmetic is that of TensorRT-LLM's engines (tensorrt_llm/models/redrafter), so that what is
+measured here is what will be guessed there. The output layer is treated as that of Medusa's heads,
+see there; a drafter without one of its own has the target's.
+"""
+
+import openvino as ov
+from openvino import Type
+from openvino import opset13 as op
+
+from specpipe.engine.openvino.heads import likeliest, named_model
+from specpipe.engine.openvino.weights import Weights, int8, plain
+from specpipe.model import ModelConfig, RecurrentDrafter
+
+
+def build_drafter(
+    model: ModelConfig, net: RecurrentDrafter, weights: Weights, vocabulary: int = 0
+) -> ov.Model:
+    """Return the graph of the checkpoint's drafter; it guesses the first `vocabulary` tokens.
+
+    0: all. Raises ConfigError if a tensor is missing.
+    """
+    width = model.hidden_size
+    inputs = {
+        "hidden": op.parameter([1, width], Type.f32, name="hidden"),
+        "states": op.parameter([-1, width], Type.f32, name="states"),
+        "last": op.parameter([-1], Type.i32, name="last"),
+    }
+    table = plain(*weights.raw("transformer.vocab_embedding.weight"))
+    embedded = op.gather(table, inputs["last"], op.constant(0))
+    states = op.add(_read(net, weights, embedded), inputs["states"])
+    seen = op.broadcast(inputs["hidden"], op.shape_of(states))
+    x = op.concat([seen, states], 1)
+    if "drafter.input_proj.weight" in weights.tensors:
+        x = _linear(weights, "input_proj", x)
+    for layer in range(net.num_layers):
+        x = op.add(x, op.swish(_linear(weights, f"layers.{layer}.linear", x)))
+    own = "drafter.lm_head.weight"
+    output = weights.float32(own if own in weights.tensors else "lm_head.weight")
+    logits = op.matmul(x, int8(output[: vocabulary or model.vocab_size]), False, True)
+    carried = _linear(weights, "rnn_u", states) if net.is_rnn else states
+    outputs = likeliest(logits) | {"next_states": carried.output(0)}
+    return named_model("specpipe drafter", outputs, inputs)
+
+
+def _read(net: RecurrentDrafter, weights: Weights, embedded: ov.Node) -> ov.Node:
+    """Return what a token adds to the state: W e, or e itself."""
+    if not net.is_rnn:
+        return embedded
+    return op.matmul(embedded, plain(*weights.raw("drafter.rnn_w.weight")), False, True)
+
+
+def _linear(weights: Weights, name: str, x: ov.Node) -> ov.Node:
+    weight, bias = (plain(*weights.raw(f"drafter.{name}.{part}")) for part in ("weight", "bias"))
+    return op.add(op.matmul(x, weight, False, True), bias)

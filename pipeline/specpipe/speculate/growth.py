@@ -1,0 +1,138 @@
+"""Growing a tree level by level, asking heads or a drafter what follows its likeliest nodes.
+
+A node is worth the product of the chances along its path (2401.10774, section 2.3.3), so a tree of
+n nodes never has a level of which more than the n likeliest nodes count. Heads answer for a whole
+level at once, whatever the path; a drafter has to be asked for each path, and is asked for so many
+only (as EAGLE-2 does, 2406.16858, section 4.1).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from specpipe.contracts import EMPTY, ROOT, Draft, Guesses, Logits, Runner
+
+Shares = Mapping[int, float]  # token -> the chance that it follows
+LEAST_WORTH = 1e-4  # of a path; what is less likely is not worth a row
+LEAST_CHANCE = 0.3  # that a step comes to one of the nodes; below, a drafter is not worth asking
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """A token that may come, behind those of its parents; the root has been chosen already."""
+
+    token: int
+    parent: "Node | None" = None
+    chance: float = 1.0
+    depth: int = 0
+
+
+class Guesser(Protocol):
+    """Something that knows what may follow the nodes of a level."""
+
+    def after(self, level: Sequence[Node]) -> list[Shares]:
+        """Return what may follow each node of a level, likeliest nodes first; may be nothing."""
+        ...
+
+
+class Silent:
+    """Knows nothing."""
+
+    def after(self, level: Sequence[Node]) -> list[Shares]:
+        """Return nothing for every node."""
+        return [{} for _ in level]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Medusa heads, whose guesses depend on the level alone."""
+
+    guesses: Guesses
+
+    def after(self, level: Sequence[Node]) -> list[Shares]:
+        """Return the same for every node."""
+        depth, known = level[0].depth, self.guesses
+        if depth >= len(known.tokens):
+            return [{} for _ in level]
+        row = dict(zip(known.tokens[depth].tolist(), known.probs[depth].tolist(), strict=True))
+        return [row for _ in level]
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """A ReDrafter, which is asked for the `beams` likeliest nodes of each of `levels` levels."""
+
+    runner: Runner
+    hidden: Logits  # [D]  behind which the root was chosen
+    beams: int
+    levels: int
+    _states: dict[Node, Logits] = field(default_factory=dict)  # of those that were asked for
+
+    def after(self, level: Sequence[Node]) -> list[Shares]:
+        """Return nothing for nodes that are too many, too deep or too unlikely, nor behind them."""
+        known = [n for n in level if n.parent is None or n.parent in self._states]
+        asked = known[: self.beams] if level[0].depth < self.levels else []
+        if sum(node.chance for node in asked) < LEAST_CHANCE:
+            asked = []
+        answers: dict[Node, Shares] = dict(zip(asked, self._ask(asked), strict=True))
+        return [answers.get(node, {}) for node in level]
+
+    def _ask(self, asked: Sequence[Node]) -> list[Shares]:
+        if not asked:
+            return []
+        start = np.zeros_like(self.hidden)
+        states = [self._states[node.parent] if node.parent else start for node in asked]
+        tokens = np.array([node.token for node in asked], np.int64)
+        found = self.runner.extend(self.hidden, np.stack(states), tokens)
+        self._states.update(zip(asked, found.states, strict=True))
+        rows = zip(found.tokens.tolist(), found.probs.tolist(), strict=True)
+        return [dict(zip(*row, strict=True)) for row in rows]
+
+
+def grow_levels(
+    root: Node, follow: Callable[[Sequence[Node]], list[Shares]], widest: int, deepest: int
+) -> list[list[Node]]:
+    """Return the levels below `root`, each of at most `widest` nodes, likeliest first."""
+    levels: list[list[Node]] = []
+    level = [root]
+    while len(levels) < deepest:
+        level = [
+            Node(token, node, node.chance * share, node.depth + 1)
+            for node, shares in zip(level, follow(level), strict=True)
+            for token, share in shares.items()
+            if node.chance * share > LEAST_WORTH
+        ]
+        if not level:
+            break
+        level = sorted(level, key=lambda node: -node.chance)[:widest]
+        levels.append(level)
+    return levels
+
+
+def likeliest(levels: Sequence[Sequence[Node]], nodes: int) -> list[Node]:
+    """Return the `nodes` likeliest of all levels, every node behind its parent."""
+    found = (node for level in levels for node in level)
+    return sorted(found, key=lambda node: (-node.chance, node.depth))[:nodes]
+
+
+def beams(levels: Sequence[Sequence[Node]]) -> list[Node]:
+    """Return the nodes that lead to the last level, that included, shallow ones first."""
+    found: dict[Node, None] = {}
+    for node in levels[-1] if levels else ():
+        at: Node | None = node
+        while at is not None and at.parent is not None:
+            found[at] = None
+            at = at.parent
+    return sorted(found, key=lambda node: node.depth)
+
+
+def as_draft(nodes: Sequence[Node]) -> Draft:
+    """Return nodes, every one behind its parent, as a draft."""
+    if not nodes:
+        return EMPTY
+    places = {node: place for place, node in enumerate(nodes)}
+    parents = [places[n.parent] if n.parent and n.parent.parent else ROOT for n in nodes]
+    tokens = [node.token for node in nodes]
+    return Draft(np.array(tokens, np.int64), np.array(parents, np.int64))

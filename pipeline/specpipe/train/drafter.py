@@ -1,0 +1,99 @@
+"""ReDrafter's net for training, in Apple's layout on disk (Zhang et al. 2024, arXiv 2403.09919).
+
+A recurrent state runs over the tokens that were guessed, beginning with the one that the target has
+just chosen itself: s_0 = W e_0, s_t = W e_t + U s_(t-1) + b. A guess is made of the target's hidden
+state h and s_t: a projection of both, residual blocks x + silu(A x + a), and the output layer. So a
+guess knows the guesses before it, which Medusa's heads do not.
+
+The recurrence is that of TensorRT-LLM's engines (tensorrt_llm/models/redrafter/drafter.py), which
+have no silu around it, unlike Apple's code.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from specpipe.artifacts import write_text
+
+
+@dataclass(frozen=True)
+class DrafterConfig:
+    """config.json beside the weights, in Apple's keys."""
+
+    hidden_size: int
+    vocab_size: int
+    num_draft_layers: int
+    exit_dim: int  # width of the residual blocks
+    rnn: bool = True
+
+
+class RecurrentNet(nn.Module):
+    """The drafter; its output layer is the target's LM head, which stays as it is."""
+
+    def __init__(self, steps: int, layers: int, embedding: torch.Tensor, seed: int) -> None:
+        """Begin as the LM head that sees h alone; `embedding` [V, D] is the target's, frozen."""
+        super().__init__()
+        self.steps = steps
+        width = int(embedding.shape[1])
+        self.rnn_u = nn.Linear(width, width)
+        self.rnn_w = nn.Linear(width, width, bias=False)
+        self.input_proj = nn.Linear(2 * width, width)
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+        # Were both the state and what reads it zero, neither would get a gradient.
+        draws = torch.randn((width, width), generator=torch.Generator().manual_seed(seed))
+        scale = float(embedding.float().pow(2).mean().sqrt())
+        with torch.no_grad():
+            self.rnn_w.weight.copy_(draws / (width**0.5 * scale))
+            self.input_proj.weight[:, :width] = torch.eye(width)
+        self.register_buffer("embedding", embedding.detach(), persistent=False)
+
+    def features(self, hidden: torch.Tensor, spoken: torch.Tensor) -> list[torch.Tensor]:
+        """Return what each step hands to the output layer: steps x [N, D].
+
+        `hidden` [N, D] is followed by the tokens `spoken` [N, steps or more]: step k, counted from
+        0, sees the first k + 1 of them, all right, and guesses the next. What a negative token
+        leads to is of no account.
+        """
+        assert isinstance(self.embedding, torch.Tensor)
+        carried, found = torch.zeros_like(hidden), []
+        for k in range(self.steps):
+            token = self.embedding[spoken[:, k].clamp(min=0)].to(hidden.dtype)
+            state = self.rnn_w(token) + carried
+            carried = self.rnn_u(state)
+            x = self.input_proj(torch.cat([hidden, state], 1))
+            for layer in self.layers:
+                x = x + functional.silu(layer(x))
+            found.append(x)
+        return found
+
+    def output(self, step: int, shared: torch.Tensor) -> torch.Tensor:
+        """Return the output layer of every step: the target's, [V, D]."""
+        return shared
+
+
+def write_drafter(net: RecurrentNet, vocab_size: int, folder: Path) -> None:
+    """Write `model.safetensors` in float16, without an output layer, and `config.json`."""
+    from safetensors.torch import save_file
+
+    tensors = {
+        apples_name(name): t.detach().to(torch.float16) for name, t in net.named_parameters()
+    }
+    save_file(tensors, folder / "model.safetensors")
+    width = net.rnn_u.in_features
+    config = DrafterConfig(width, vocab_size, len(net.layers), width)
+    write_text(folder / "config.json", json.dumps(asdict(config), indent=2, sort_keys=True) + "\n")
+
+
+def apples_name(ours: str) -> str:
+    """Return Apple's name: `layers.0.weight` is `lm_head.0.linear.weight`."""
+    module, _, rest = ours.partition(".")
+    if module != "layers":
+        return ours
+    layer, part = rest.split(".")
+    return f"lm_head.{layer}.linear.{part}"
