@@ -20,6 +20,7 @@ from specpipe.building import Rejection
 from specpipe.checkpoint.drafters import refuse_other_drafters
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
 from specpipe.checkpoint.guesser import RenamedTensors, output_copies, read_calibration
+from specpipe.checkpoint.medusa import FILES as HEADS_FILES
 from specpipe.checkpoint.source import (
     TensorReader,
     read_json,
@@ -166,6 +167,11 @@ def planned_drafter(model: ModelConfig) -> list[TensorPlan]:
 
 
 def _find(path: Path) -> tuple[Path, ...]:
+    if any((path / name).is_file() for name in HEADS_FILES):
+        raise Unsupported(
+            f"{path}: these are Medusa heads, not a ReDrafter",
+            hint="set speculation.method: medusa, or speculation.heads of a hybrid",
+        )
     pickled = path / "model.pt"
     if pickled.is_file() and not (path / "model.safetensors").is_file():
         return (pickled,)

@@ -20,7 +20,7 @@ from specpipe.checkpoint.redrafter import RecurrentSource, open_redrafter
 from specpipe.checkpoint.source import open_source
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.methods import ReDrafter
-from tests.models import make_llama, make_redrafter
+from tests.models import make_heads, make_llama, make_redrafter
 from tests.sharding import merge, read_ranks
 
 OPTIONS = ReDrafter("redrafter", heads="", num_beams=3, draft_len_per_beam=4)
@@ -329,4 +329,10 @@ def test_the_output_layer_can_be_shared_only_if_config_json_tells_its_rows(tmp_p
     make_redrafter(tmp_path, seed=3, exit_dim=64, own_output=False)
     (tmp_path / "config.json").unlink()
     with pytest.raises(ConfigError, match="config.json must give the target's vocab_size"):
+        opened(tmp_path)
+
+
+def test_medusa_heads_are_no_redrafter(tmp_path: Path) -> None:
+    make_heads(tmp_path, seed=3)
+    with pytest.raises(Unsupported, match="these are Medusa heads, not a ReDrafter"):
         opened(tmp_path)
