@@ -22,6 +22,7 @@ from specpipe.methods import (
     PromptLookup,
     Speculation,
     WithHeads,
+    drafter_of,
 )
 from specpipe.model import Dtype
 from specpipe.recipe import TrainOptions
@@ -132,8 +133,8 @@ class RunConfig:
         if role == "draft":
             draft = options.draft if isinstance(options, DraftModel | Hybrid) else None
             return draft.heads if draft else None
-        if isinstance(options, Hybrid) and options.redrafter is not None:
-            return options.redrafter.heads
+        if (drafter := drafter_of(options)) is not None:
+            return drafter.heads
         return options.heads if isinstance(options, WithHeads) else None
 
     def heads_key(self, role: Role) -> str:

@@ -108,7 +108,7 @@ def _guesser(
     name = config.heads(role)
     if name is None or source is not None or find_file(name, config) is not None:
         return locate_guesser(config, role)
-    if (beams := _beams(config, role)) is not None:
+    if (beams := _beams(config)) is not None:
         return trained_redrafter(Path(name), model, beams, _release(config))
     if isinstance(config.speculation, Eagle):
         return known_guesser(config, name) or locate_guesser(config, role)
@@ -151,18 +151,18 @@ def locate_guesser(config: RunConfig, role: Role) -> Guesser | None:
         if known_guesser(config, path) is None:
             raise
         raise ConfigError(str(error), hint=f"download {path} and give the folder") from error
-    if (beams := _beams(config, role)) is not None:
+    if (beams := _beams(config)) is not None:
         return open_redrafter(file, beams, _release(config))
     if isinstance(config.speculation, Eagle):
         return open_eagle(file, config.speculation, config.engine.dtype)
     return _in_layout(config, open_heads(file))
 
 
-def _beams(config: RunConfig, role: Role) -> ReDrafter | None:
-    """Return how a ReDrafter beside a model is used; None if none is."""
+def _beams(config: RunConfig) -> ReDrafter | None:
+    """Return how a ReDrafter beside the target is used; None if none is."""
     options = config.speculation
-    if role == "draft" or isinstance(options, ReDrafter):
-        return options if isinstance(options, ReDrafter) else None
+    if isinstance(options, ReDrafter):
+        return options
     drafter = drafter_of(options)
     return ReDrafter("redrafter", **asdict(drafter)) if drafter else None
 

@@ -14,7 +14,7 @@ from specpipe.config import RunConfig
 from specpipe.contracts import Role
 from specpipe.errors import Unsupported
 from specpipe.locate import Located, locate
-from specpipe.methods import Hybrid, Medusa
+from specpipe.methods import Hybrid, Medusa, drafter_of
 from specpipe.model import ModelConfig
 from specpipe.plan.compatibility import Difference, Vocabulary, differences, notes, refusals
 from specpipe.plan.gpus import Gpu, find_gpu, unknown_gpu
@@ -138,9 +138,9 @@ def _check_memory(memory: Memory | None, sizing: Sizing) -> list[Rejection]:
 def plan_tree(config: RunConfig, found: Located) -> RunConfig:
     """Replace `tree: auto` by the best tree for the heads' calibration, or for usual heads."""
     options, heads = config.speculation, found.guessers.get("target")
-    if heads is None or not isinstance(options, Medusa | Hybrid) or options.tree != "auto":
+    if heads is None or drafter_of(options) is not None:
         return config
-    if isinstance(options, Hybrid) and options.grows_trees:
+    if not isinstance(options, Medusa | Hybrid) or options.tree != "auto":
         return config
     accuracy = heads.accuracy or assumed_accuracy(found.models["target"].num_medusa_heads)
     tree = grow_tree(accuracy, options.num_draft_tokens)

@@ -125,6 +125,6 @@ def read_calibration(folder: Path, heads: int | None) -> tuple[tuple[float, ...]
         rows = tuple(tuple(map(float, row)) for row in json.loads(file.read_text())["conditional"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file}: not a calibration: {error}") from error
-    if len(rows) != (heads or len(rows)) or not all(rows):
+    if heads not in (None, len(rows)) or not all(rows):
         raise ConfigError(f"{file}: {len(rows)} heads are calibrated, {heads} are there")
     return rows

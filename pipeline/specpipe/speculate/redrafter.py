@@ -1,7 +1,8 @@
 """ReDrafter: beams of a small recurrent net that sees the target's hidden state (2403.09919).
 
 Like upstream's engine, it searches for the `num_beams` likeliest continuations and checks them as
-one tree, in which common beginnings stand once.
+one tree, in which common beginnings stand once. Unlike it, it ends the beams where the step hardly
+comes to their next tokens (`growth.LEAST_CHANCE`).
 """
 
 from collections.abc import Mapping, Sequence

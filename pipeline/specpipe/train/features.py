@@ -12,7 +12,7 @@ from specpipe.artifacts import digest_json
 from specpipe.contracts import Ints
 from specpipe.errors import ConfigError
 from specpipe.train.target import Target
-from specpipe.train.text import Document, head_labels, next_labels
+from specpipe.train.text import Document, spoken_after
 
 Progress = Callable[[int, int], None]
 _BATCH = 8  # documents evaluated together; part of no key: the files are equal up to rounding
@@ -52,7 +52,7 @@ def read_features(
     The hidden states are kept in `folder` as features-<key>.f16, keyed by model and text; a rerun
     maps that file. Its name appears only when it is whole. Raises ConfigError if there are none.
     """
-    spoken = [_spoken(document, guesses) for document in documents]
+    spoken = [spoken_after(document, guesses) for document in documents]
     kept = [rows[:, 1] >= 0 for rows in spoken]
     count, width = int(sum(k.sum() for k in kept)), int(target.output.shape[1])
     if count == 0:
@@ -75,10 +75,6 @@ def _stretches(kept: Sequence[NDArray[np.bool_]]) -> Ints:
     begins = [np.diff(k, prepend=False) & k for k in kept]
     numbers: Ints = np.cumsum(np.concatenate(begins))
     return numbers[np.concatenate(kept)]
-
-
-def _spoken(document: Document, guesses: int) -> Ints:
-    return np.concatenate([next_labels(document)[:, None], head_labels(document, guesses)], 1)
 
 
 def _write(

@@ -26,8 +26,7 @@ from specpipe.train.text import (
     Document,
     Split,
     documents_a_step,
-    head_labels,
-    next_labels,
+    spoken_after,
 )
 
 
@@ -60,14 +59,13 @@ class JointTask:
         size = documents_a_step(self.text.training, self.options.schedule.batch_tokens)
         chosen = batch_of(step, size, len(self.text.training), self.seed)
         documents = [self.text.training[i] for i in chosen]
-        hidden, labels, following = self._view(documents)
+        hidden, spoken = self._view(documents)
         rng = np.random.default_rng([self.seed, 1, step])
-        spoken = cross_entropy(hidden, self.output, Candidates(None, None, following), 0)
-        wanted = torch.cat([following, labels], 1)
+        said = cross_entropy(hidden, self.output, Candidates(None, None, spoken), 0)
         guessed = guesses_loss(
-            self.heads, hidden, wanted, self.output, self.vocabulary, self.options, rng
+            self.heads, hidden, spoken, self.output, self.vocabulary, self.options, rng
         )
-        return spoken + heads_weight(self.options, step, self.steps) * guessed
+        return said + heads_weight(self.options, step, self.steps) * guessed
 
     @torch.no_grad()
     def evaluate(self) -> Mapping[str, float]:
@@ -88,8 +86,7 @@ class JointTask:
         rows: list[list[Ints]] = []
         marks: list[Bools] = []
         for document in documents:
-            hidden, labels, following = self._view([document])
-            wanted = torch.cat([following, labels], 1)
+            hidden, wanted = self._view([document])
             layers = [self.output] + [
                 self.heads.output(k, self.output) for k in range(self.options.num_heads)
             ]
@@ -105,16 +102,13 @@ class JointTask:
         ranks = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
         return ranks, [labelled[:, k] for k in range(labelled.shape[1])]
 
-    def _view(
-        self, documents: Sequence[Document]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return hidden [N, D], head labels [N, heads], next labels [N, 1], padding left out."""
+    def _view(self, documents: Sequence[Document]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return hidden [N, D] and the tokens spoken after [N, 1 + heads], padding left out."""
         ids, mask = pad(documents)
         states = last_hidden(self.model, ids, mask)
         hidden = states[mask.bool()]
-        labels = np.concatenate([head_labels(d, self.options.num_heads) for d in documents])
-        following = np.concatenate([next_labels(d) for d in documents])
-        return hidden, torch.from_numpy(labels), torch.from_numpy(following)[:, None]
+        spoken = np.concatenate([spoken_after(d, self.options.num_heads) for d in documents])
+        return hidden, torch.from_numpy(spoken)
 
 
 def heads_weight(options: MedusaTraining, step: int, steps: int) -> float:

@@ -190,6 +190,11 @@ def head_labels(document: Document, heads: int) -> Ints:
     return labels
 
 
+def spoken_after(document: Document, guesses: int) -> Ints:
+    """Return [n, 1 + guesses]: the token after position t, then what each guess should say."""
+    return np.concatenate([next_labels(document)[:, None], head_labels(document, guesses)], 1)
+
+
 def next_labels(document: Document) -> Ints:
     """Return [n]: the token after position t, or -1 where it is not learned."""
     following = np.append(document.tokens[1:], -1)

@@ -49,6 +49,7 @@ class Observed:
 
     speculation: Speculation
     deployment: Deployment
+    target: Runner  # answers for its drafter in replays
     end_id: int
     fit: list[Trace]  # settings are chosen on these
     held: list[Trace]  # and checked on these
@@ -80,7 +81,14 @@ def observe(
         beams=drafter.num_beams if (drafter := drafter_of(config.speculation)) else 0,
     )
     return Observed(
-        config.speculation, deployment, end_id, fit, held, here, elsewhere=costs is not None
+        config.speculation,
+        deployment,
+        runners["target"],
+        end_id,
+        fit,
+        held,
+        here,
+        elsewhere=costs is not None,
     )
 
 
@@ -146,14 +154,13 @@ def _predict(seen: Observed, options: Speculation, traces: Sequence[Trace]) -> P
 
     The first step, which reads the prompt, costs the same whatever is guessed and is left out.
     """
-    target = seen.deployment.engines["target"].runner()
     steps = tokens = 0
     ms = 0.0
     for trace in traces:
         if isinstance(options, Lookahead):
             found = _run_steps(seen.deployment, options, trace)
         else:
-            found = replay(options, trace, target)
+            found = replay(options, trace, seen.target)
         found = found[1:]
         steps += len(found)
         tokens += sum(step.emitted for step in found)
