@@ -6,6 +6,7 @@ One process, or mpirun with one a rank: see `repository.placement`. Follows upst
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from specpipe.engine.tensorrt.machine import find_gpus
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.repository.placement import Placement
 from specpipe.repository.render import parse, to_text
-from specpipe.serve.address import Address
 
 SERVER = Path("/opt/tritonserver/bin/tritonserver")  # in the container
 LOADING_SECONDS = 1800.0  # engines of a hundred gigabytes come from a disk
@@ -31,18 +31,17 @@ class Launch:
 
 
 def gpu_launch(
-    repository: Path, placement: Placement, address: Address, region: str, folder: Path
+    repository: Path, placement: Placement, flags: Sequence[str], region: str, folder: Path
 ) -> Launch:
     """Return how to serve a repository of TensorRT-LLM engines on this machine.
 
-    `folder` is for files that live as long as the server. Raises Unsupported without a GPU or
-    without Triton's tensorrtllm backend, ConfigError if there are too few GPUs or no engines.
+    `flags` say where the server listens and what it demands; `folder` is for files that live as
+    long as the server. Raises Unsupported without a GPU or without Triton's tensorrtllm backend,
+    ConfigError if there are too few GPUs or no engines.
     """
     server = require_gpu_server(repository, placement)
     served = write_view(repository, placement, folder / "repository")
-    return Launch(
-        launch_command(server, served, placement, address, region), environment(placement)
-    )
+    return Launch(launch_command(server, served, placement, flags, region), environment(placement))
 
 
 def require_gpu_server(repository: Path, placement: Placement) -> Path:
@@ -107,11 +106,11 @@ def _needs_mpi(placement: Placement) -> bool:
 
 
 def launch_command(
-    server: Path, repository: Path, placement: Placement, address: Address, region: str
+    server: Path, repository: Path, placement: Placement, flags: Sequence[str], region: str
 ) -> tuple[str, ...]:
     """Return the command line: a tritonserver, or mpirun with one for every rank."""
     ranks = [
-        (str(server), *_server_flags(repository, placement, address, region, rank))
+        (str(server), *_server_flags(repository, placement, flags, region, rank))
         for rank in range(placement.world_size)
     ]
     if not _needs_mpi(placement):
@@ -124,12 +123,12 @@ def launch_command(
 
 
 def _server_flags(
-    repository: Path, placement: Placement, address: Address, region: str, rank: int
+    repository: Path, placement: Placement, listening: Sequence[str], region: str, rank: int
 ) -> list[str]:
     """Return the flags of one rank; all but the first load the engines' models only."""
     flags = [
         f"--model-repository={repository}",
-        *address.flags(),
+        *listening,
         "--disable-auto-complete-config",
         f"--exit-timeout-secs={EXIT_SECONDS}",
         f"--backend-config=python,shm-region-prefix-name={region}{rank}_",

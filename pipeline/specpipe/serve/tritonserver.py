@@ -13,7 +13,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from specpipe.errors import StageFailed, Unsupported
 from specpipe.repository.models.channel import socket_path
 from specpipe.repository.placement import read_placement
 from specpipe.serve.address import Address, require_free_ports
+from specpipe.serve.guard import Guard, Tls
 from specpipe.serve.launch import (
     EXIT_SECONDS,
     LOADING_SECONDS,
@@ -70,6 +71,7 @@ def start_server(
     *,
     timeout_s: float | None = None,
     give_up: Callable[[], bool] = lambda: False,
+    tls: Tls | None = None,
 ) -> Iterator[Endpoint]:
     """Serve `repository` until the block ends; nothing of the server is left afterwards.
 
@@ -79,16 +81,19 @@ def start_server(
     """
     require_same_machine(repository)
     require_free_ports(address)
+    if tls is not None:
+        tls.require_files()
     placement = read_placement(repository)
     if placement is not None:
         require_gpu_server(repository, placement)
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="specpipe-") as folder, log.open("wb") as output:
+        flags = [*address.flags(), *Guard(tls).flags()]
         region = f"specpipe{os.getpid()}_{Path(folder).name[-8:]}_"
         if placement is None:
-            launch = _cpu_launch(Path(folder), repository, address, region)
+            launch = _cpu_launch(Path(folder), repository, flags, region)
         else:
-            launch = gpu_launch(repository.resolve(), placement, address, region, Path(folder))
+            launch = gpu_launch(repository.resolve(), placement, flags, region, Path(folder))
         process = subprocess.Popen(
             launch.argv,
             env=whole_environment(launch),
@@ -168,7 +173,7 @@ def _require_libpython(version: str) -> None:
         )
 
 
-def _cpu_launch(folder: Path, repository: Path, address: Address, region: str) -> Launch:
+def _cpu_launch(folder: Path, repository: Path, flags: Sequence[str], region: str) -> Launch:
     """Return how to start the server of nvidia-pytriton."""
     home = _server_home(folder)
     argv = (
@@ -176,7 +181,7 @@ def _cpu_launch(folder: Path, repository: Path, address: Address, region: str) -
         f"--model-repository={repository.resolve()}",
         f"--backend-directory={home.backends}",
         f"--cache-directory={home.caches}",
-        *address.flags(),
+        *flags,
         "--disable-auto-complete-config",
         f"--exit-timeout-secs={EXIT_SECONDS}",
         f"--backend-config=python,shm-region-prefix-name={region}",

@@ -38,7 +38,7 @@ ONE = place({"target": 1}, release="1.2.1")
 
 
 def command(placement: Placement) -> tuple[str, ...]:
-    return launch_command(SERVER, REPOSITORY, placement, ADDRESS, "r")
+    return launch_command(SERVER, REPOSITORY, placement, ADDRESS.flags(), "r")
 
 
 def shm(rank: int) -> str:
