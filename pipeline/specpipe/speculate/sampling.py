@@ -12,29 +12,34 @@ import numpy as np
 from specpipe.contracts import Floats, Logits, Sampling
 from specpipe.errors import ConfigError
 
+# What a request may ask for: name, least, most, and how the bounds read. Within them the arithmetic
+# on logits stays finite in float32, over any number of repetitions that fits a sequence.
+_BOUNDS = (
+    ("temperature", 0.0, math.inf, "at least 0"),
+    ("top_k", 0, math.inf, "at least 0 (0: no limit)"),
+    ("top_p", 0.0, 1.0, "above 0 and at most 1"),
+    ("repetition_penalty", 1e-3, 1e3, "from 0.001 to 1000 (1: none)"),
+    ("presence_penalty", -1e6, 1e6, "from -1000000 to 1000000 (0: none)"),
+    ("frequency_penalty", -1e6, 1e6, "from -1000000 to 1000000 (0: none)"),
+    ("min_tokens", 0, math.inf, "at least 0"),
+)
+_LEAST_TEMPERATURE = 1e-10
+
 
 def check_sampling(options: Sampling, vocab_size: int) -> None:
-    """Raise ConfigError naming the first value that makes no sense."""
-    finite = {
-        "temperature": options.temperature,
-        "top_p": options.top_p,
-        "repetition_penalty": options.repetition_penalty,
-        "presence_penalty": options.presence_penalty,
-        "frequency_penalty": options.frequency_penalty,
-    }
-    for name, value in finite.items():
+    """Raise ConfigError naming the first value that makes no sense, or that would overflow."""
+    for name, least, most, words in _BOUNDS:
+        value = getattr(options, name)
         if not math.isfinite(value):
             raise ConfigError(f"{name} is {value}: must be a finite number")
-    _require(options.temperature >= 0, "temperature", options.temperature, "at least 0")
-    _require(options.top_k >= 0, "top_k", options.top_k, "at least 0 (0: no limit)")
-    _require(0 < options.top_p <= 1, "top_p", options.top_p, "above 0 and at most 1")
+        _require(least <= value <= most, name, value, words)
+    _require(options.top_p > 0, "top_p", options.top_p, "above 0 and at most 1")
     _require(
-        options.repetition_penalty > 0,
-        "repetition_penalty",
-        options.repetition_penalty,
-        "above 0 (1: none)",
+        options.temperature == 0 or options.temperature >= _LEAST_TEMPERATURE,
+        "temperature",
+        options.temperature,
+        f"0 (greedy) or at least {_LEAST_TEMPERATURE}",
     )
-    _require(options.min_tokens >= 0, "min_tokens", options.min_tokens, "at least 0")
     _require(
         -1 <= options.end_id < vocab_size,
         "end_id",
@@ -59,7 +64,7 @@ def adjust(logits: Logits, options: Sampling, history: Sequence[int], generated:
     """Apply penalties and bans to `logits` [V]; returns the same array if there are none.
 
     `history` is the prompt and all output before this position, `generated` how many of its tokens
-    are output.
+    are output. Raises ConfigError if no token is left.
     """
     changed = _penalise(logits, options, history)
     banned = [w[-1] for w in options.bad_words if _ends_with(history, w[:-1])]
@@ -68,6 +73,8 @@ def adjust(logits: Logits, options: Sampling, history: Sequence[int], generated:
     if banned:
         changed = changed.copy()
         changed[banned] = -np.inf
+        if changed.max() == -np.inf:
+            raise ConfigError("bad_words and min_tokens ban every token of the vocabulary")
     return changed
 
 

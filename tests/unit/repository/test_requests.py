@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from specpipe.errors import ConfigError, Unsupported
-from specpipe.repository.models import requests
+from specpipe.repository.models import requests, token_requests
 from specpipe.repository.models.requests import (
     check_lengths,
     sampling,
@@ -147,3 +147,36 @@ def test_prompt_and_answer_must_fit() -> None:
 
 def test_texts_of_a_missing_tensor_are_none() -> None:
     assert texts({}, "stop_words") == []
+
+
+@pytest.mark.parametrize("amount", [np.inf, -np.inf, np.nan, 3e38, -3e38])
+def test_a_bias_that_overflows_is_refused(amount: float) -> None:
+    tensors = text_tensors(
+        embedding_bias_words=one(b"x", object),
+        embedding_bias_weights=np.array([[amount]], np.float32),
+    )
+    with pytest.raises(ConfigError, match="for 'x': must be from -1e"):
+        text_request(tensors, requests.BIAS)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [([1.0] * 3, "has 3 values"), ([np.nan] * 4, "has nan"), ([3e38] * 4, "has 3.")],
+)
+def test_a_bias_of_the_engine_is_finite_and_has_a_value_for_each_token(
+    values: list[float], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        token_requests.bias({"embedding_bias": np.array([values], np.float32)}, 4)
+
+
+def test_a_bias_that_bans_tokens_stays_finite() -> None:
+    given = np.array([[0, -np.inf, 1, 2, 9]], np.float32)  # one more for padding
+    np.testing.assert_array_equal(
+        token_requests.bias({"embedding_bias": given}, 4), np.array([0, -1e9, 1, 2], np.float32)
+    )
+
+
+def test_draft_logits_are_finite() -> None:
+    with pytest.raises(ConfigError, match="draft_logits"):
+        token_requests.draft_logits({"draft_logits": np.full((1, 2, 4), np.nan, np.float32)})

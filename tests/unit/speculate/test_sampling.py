@@ -1,6 +1,7 @@
 """From logits to distributions: values worked out by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,11 +98,40 @@ def test_log_probability_ignores_sampling_options() -> None:
         ("presence_penalty", math.inf),
         ("frequency_penalty", -math.inf),
         ("min_tokens", -1),
+        ("temperature", 1e-40),
+        ("repetition_penalty", 1e-40),
+        ("repetition_penalty", 1e38),
+        ("presence_penalty", 3e38),
+        ("frequency_penalty", -3e38),
         ("end_id", 4),
         ("end_id", -2),
         ("bad_words", ((4,),)),
     ],
 )
-def test_absurd_values_are_refused_by_name(name: str, value: object) -> None:
+def test_values_that_make_no_sense_or_overflow_are_refused_by_name(
+    name: str, value: object
+) -> None:
     with pytest.raises(ConfigError, match=f"^{name} is "):
         check_sampling(Sampling(**{name: value}), vocab_size=4)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_penalties_leave_a_law_after_a_long_history(sign: int) -> None:
+    options = sampled(
+        temperature=1e-10,
+        repetition_penalty=1000.0**sign,
+        presence_penalty=sign * 1e6,
+        frequency_penalty=sign * 1e6,
+    )
+    check_sampling(options, vocab_size=4)
+    history = [0] * 1_000_000 + [1]
+    law = distribution(adjust(LOGITS, options, history, 0), options)
+    assert np.isfinite(law).all() and law.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("options", [sampled(), Sampling()])
+def test_a_request_that_bans_every_token_is_refused(options: Sampling) -> None:
+    banned = replace(options, bad_words=((0,), (1,), (2,)), min_tokens=1, end_id=3)
+    with pytest.raises(ConfigError, match="ban every token"):
+        adjust(LOGITS, banned, [], 0)

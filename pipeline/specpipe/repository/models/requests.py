@@ -3,7 +3,6 @@
 A request is a mapping from tensor name to numpy array, whatever its batch dimensions.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +68,7 @@ _ONLY = {  # tensors with one possible value, and what another would mean
 
 NOTHING: frozenset[str] = frozenset()
 BIAS = frozenset({"embedding_bias_words", "embedding_bias_weights"})
+MOST_BIAS = 1e9  # either way; more than that is of no use, and may overflow when words add up
 
 
 def refuse_unsupported(tensors: Tensors, supported: frozenset[str] = NOTHING) -> None:
@@ -187,8 +187,11 @@ def _bias(tensors: Tensors) -> tuple[tuple[str, float], ...]:
         )
     amounts = [float(weight) for weight in weights]
     for word, amount in zip(words, amounts, strict=True):
-        if not math.isfinite(amount):
-            raise ConfigError(f"embedding_bias_weights has {amount} for {word!r}: must be finite")
+        if not abs(amount) <= MOST_BIAS:
+            raise ConfigError(
+                f"embedding_bias_weights has {amount} for {word!r}: must be from {-MOST_BIAS:.0e} "
+                f"to {MOST_BIAS:.0e}"
+            )
     return tuple((word, amount) for word, amount in zip(words, amounts, strict=True) if word)
 
 

@@ -64,15 +64,14 @@ class TritonPythonModel:
         bad_words = requests.word_ids(tensors, "bad_words_list")
         sampling = requests.sampling(tensors, -1, bad_words, prefix="runtime_")
         check_sampling(sampling, self._vocab_size)
-        logits, bias = tensors.get("draft_logits"), tensors.get("embedding_bias")
         return Question(
             prompt=prompt,
             max_tokens=max_tokens,
             sampling=sampling,
             stop_words=requests.word_ids(tensors, "stop_words_list"),
             draft=token_requests.draft(tensors, self._vocab_size),
-            draft_logits=None if logits is None else logits.reshape(-1, logits.shape[-1]),
-            bias=None if bias is None else bias.reshape(-1)[: self._vocab_size],
+            draft_logits=token_requests.draft_logits(tensors),
+            bias=token_requests.bias(tensors, self._vocab_size),
             log_probs=requests.flag(tensors, "return_log_probs"),
         )
 

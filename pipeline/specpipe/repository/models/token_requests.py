@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from specpipe.contracts import Logits
 from specpipe.errors import ConfigError
-from specpipe.repository.models.requests import Tensors, whole
+from specpipe.repository.models.requests import MOST_BIAS, Tensors, whole
 
 
 def prompt(tensors: Tensors, vocab_size: int) -> tuple[int, ...]:
@@ -39,3 +40,33 @@ def output_length(tensors: Tensors) -> int:
     if count < 1:
         raise ConfigError(f"request_output_len is {count}: must be at least 1")
     return count
+
+
+def bias(tensors: Tensors, vocab_size: int) -> Logits | None:
+    """Return the `embedding_bias` [V]; raises ConfigError if it is too short or not finite.
+
+    Values below `-MOST_BIAS` ban a token; those of padding rows are dropped.
+    """
+    array = tensors.get("embedding_bias")
+    if array is None or array.size == 0:
+        return None
+    amounts = array.reshape(-1)[:vocab_size].astype(np.float32)
+    if len(amounts) < vocab_size:
+        raise ConfigError(
+            f"embedding_bias has {len(amounts)} values: must have one for each of the "
+            f"{vocab_size} tokens"
+        )
+    wrong = amounts[~(amounts <= MOST_BIAS)]  # NaN too
+    if len(wrong):
+        raise ConfigError(f"embedding_bias has {wrong[0]}: must be at most {MOST_BIAS:.0e}")
+    return np.maximum(amounts, np.float32(-MOST_BIAS))
+
+
+def draft_logits(tensors: Tensors) -> Logits | None:
+    """Return the `draft_logits` [n, V]; raises ConfigError if one is not finite."""
+    array = tensors.get("draft_logits")
+    if array is None or array.size == 0:
+        return None
+    if not np.isfinite(array).all():
+        raise ConfigError("draft_logits has a value that is not finite")
+    return array.reshape(-1, array.shape[-1])
