@@ -17,7 +17,7 @@ from specpipe.repository.models.tokens import TextTokenizer, load_tokenizer
 from specpipe.run import build
 from specpipe.serve.address import free_address
 from specpipe.serve.client import Client
-from specpipe.serve.tritonserver import Endpoint, start_server
+from specpipe.serve.tritonserver import RunningServer, start_server
 from specpipe.speculate.decode import Limits
 
 ENGINE = {"backend": "openvino", "max_batch_size": 2, "max_input_len": 100, "max_seq_len": 4000}
@@ -26,7 +26,7 @@ ENGINE = {"backend": "openvino", "max_batch_size": 2, "max_input_len": 100, "max
 class Served:
     """A running server and the means to know what it must answer."""
 
-    def __init__(self, config: RunConfig, workspace: Workspace, endpoint: Endpoint) -> None:
+    def __init__(self, config: RunConfig, workspace: Workspace, endpoint: RunningServer) -> None:
         self.config, self.workspace, self.endpoint = config, workspace, endpoint
         self.url = endpoint.address.grpc
         self.client = Client(self.url, timeout_s=60)
@@ -46,11 +46,11 @@ class Served:
 class Servers:
     """The servers of this session that run, and what is to be said of those that died in a test."""
 
-    running: list[Endpoint] = field(default_factory=list)
+    running: list[RunningServer] = field(default_factory=list)
     obituaries: list[str] = field(default_factory=list)
 
     @contextmanager
-    def watch(self, endpoint: Endpoint) -> Iterator[None]:
+    def watch(self, endpoint: RunningServer) -> Iterator[None]:
         self.running.append(endpoint)
         try:
             yield
@@ -58,7 +58,7 @@ class Servers:
             self.running.remove(endpoint)
             self.obituaries += self.obituary(endpoint)
 
-    def obituary(self, endpoint: Endpoint) -> list[str]:
+    def obituary(self, endpoint: RunningServer) -> list[str]:
         failure = endpoint.failure()
         return [] if failure is None else ["\n".join([failure, *last_lines(endpoint.log, 40)])]
 

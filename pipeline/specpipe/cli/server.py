@@ -25,7 +25,7 @@ from specpipe.cli.output import load, say
 from specpipe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from specpipe.serve.tritonserver import Endpoint
+    from specpipe.serve.tritonserver import RunningServer
 
 
 @click.command()
@@ -109,7 +109,7 @@ def serve(
     say("stopped")
 
 
-def _print_ready(endpoint: "Endpoint") -> None:
+def _print_ready(endpoint: "RunningServer") -> None:
     address = endpoint.address
     ready = {
         "ready": True,

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Event
 
 from specpipe.errors import StageFailed
-from specpipe.serve.tritonserver import Endpoint
+from specpipe.serve.tritonserver import RunningServer
 from specpipe.serve.watch import Pulse, is_live, requests_in_hand
 
 POLL_SECONDS = 0.2
@@ -44,12 +44,12 @@ class Budget:
 
 
 def keep_serving(
-    start: Callable[[], AbstractContextManager[Endpoint]],
+    start: Callable[[], AbstractContextManager[RunningServer]],
     stop: StopRequest,
     budget: Budget,
     drain_s: float,
     *,
-    on_ready: Callable[[Endpoint], None],
+    on_ready: Callable[[RunningServer], None],
     report: Callable[[str], None],
 ) -> None:
     """Serve until `stop` is asked for, then let the requests in hand end, for `drain_s` at most.
@@ -77,7 +77,7 @@ def keep_serving(
         report(f"{failure}; its output is in {kept}. Starting it again")
 
 
-def _await_end(endpoint: Endpoint, stop: StopRequest) -> str | None:
+def _await_end(endpoint: RunningServer, stop: StopRequest) -> str | None:
     """Wait for a request to stop; return what went wrong if that came first."""
     pulse = Pulse(partial(is_live, endpoint.address))
     while not stop.asked.wait(POLL_SECONDS):
@@ -88,7 +88,7 @@ def _await_end(endpoint: Endpoint, stop: StopRequest) -> str | None:
 
 
 def _drain(
-    endpoint: Endpoint, stop: StopRequest, drain_s: float, report: Callable[[str], None]
+    endpoint: RunningServer, stop: StopRequest, drain_s: float, report: Callable[[str], None]
 ) -> None:
     """Wait until two looks in a row find nothing in hand: between them a request may move on."""
     deadline = time.monotonic() + drain_s

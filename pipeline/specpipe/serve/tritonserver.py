@@ -39,7 +39,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class RunningServer:
     """A server that is ready."""
 
     address: Address
@@ -72,7 +72,7 @@ def start_server(
     timeout_s: float | None = None,
     give_up: Callable[[], bool] = lambda: False,
     tls: Tls | None = None,
-) -> Iterator[Endpoint]:
+) -> Iterator[RunningServer]:
     """Serve `repository` until the block ends; nothing of the server is left afterwards.
 
     The block begins when every model is ready, or when `give_up()` says not to wait for that.
@@ -103,7 +103,7 @@ def start_server(
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
-        endpoint = Endpoint(address, process, log)
+        endpoint = RunningServer(address, process, log)
         try:
             waits = LOADING_SECONDS if placement is not None else STARTING_SECONDS
             _await_ready(endpoint, waits if timeout_s is None else timeout_s, give_up)
@@ -205,7 +205,7 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _await_ready(endpoint: Endpoint, timeout_s: float, give_up: Callable[[], bool]) -> None:
+def _await_ready(endpoint: RunningServer, timeout_s: float, give_up: Callable[[], bool]) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if give_up():

@@ -15,7 +15,7 @@ from specpipe.errors import StageFailed
 from specpipe.serve import watch
 from specpipe.serve.address import Address, free_address
 from specpipe.serve.keep import HOUR_SECONDS, Budget, StopRequest, keep_serving
-from specpipe.serve.tritonserver import Endpoint
+from specpipe.serve.tritonserver import RunningServer
 from specpipe.serve.watch import (
     PULSE_SECONDS,
     SILENT_SECONDS,
@@ -47,18 +47,18 @@ class Start:
         self.count = 0
 
     @contextlib.contextmanager
-    def __call__(self) -> Iterator[Endpoint]:
+    def __call__(self) -> Iterator[RunningServer]:
         self.count += 1
         self.log.write_text(f"start {self.count}")
         process = asleep()
         try:
-            yield Endpoint(self.address, process, self.log)
+            yield RunningServer(self.address, process, self.log)
         finally:
             process.kill()
             process.wait()
 
 
-def kill(endpoint: Endpoint) -> None:
+def kill(endpoint: RunningServer) -> None:
     endpoint.process.kill()
     endpoint.process.wait()
 
@@ -95,7 +95,7 @@ def test_a_server_that_is_not_wanted_any_more_when_it_is_ready_is_not_announced(
 ) -> None:
     stop = StopRequest()
     stop.repeat()
-    ready: list[Endpoint] = []
+    ready: list[RunningServer] = []
     keep_serving(Start(tmp_path / "log"), stop, Budget(0), 60, on_ready=ready.append, report=print)
     assert not ready
 
@@ -166,7 +166,7 @@ def test_a_server_without_the_process_of_a_model_is_not_whole(tmp_path: Path) ->
     with subprocess.Popen([sys.executable, "-c", script], **pipes) as server:
         assert server.stdin and server.stdout and server.stdout.readline() == b"up\n"
         found = children(server.pid)
-        endpoint = Endpoint(free_address(), server, tmp_path / "log", found)
+        endpoint = RunningServer(free_address(), server, tmp_path / "log", found)
         assert list(found.values()) == ["tensorrt_llm"] and endpoint.failure() is None
         server.stdin.close()  # the model ends, and its parent does not wait for it: a zombie
         while endpoint.failure() is None:
