@@ -79,6 +79,15 @@ class EngineOptions:
 
 
 @dataclass(frozen=True)
+class TlsOptions:
+    """PEM files that encrypt the gRPC endpoint."""
+
+    certificate: str
+    key: str
+    client_ca: str | None = None  # given: clients must show a certificate that it signed
+
+
+@dataclass(frozen=True)
 class ServingOptions:
     """How Triton serves the engine."""
 
@@ -90,6 +99,7 @@ class ServingOptions:
     instances: int | None = field(default=None, metadata=at_least(1))  # of each text model, if bls
     repository_path: str | None = None  # where a server of GPU engines sees the repository
     spawn_processes: bool = True  # False: mpirun starts the workers of several engines (Slurm)
+    tls: TlsOptions | None = None  # None: gRPC is not encrypted
 
 
 @dataclass(frozen=True)
@@ -290,3 +300,18 @@ def require_file(text: str, config: RunConfig, key: str) -> Path:
             hint="paths are relative to the working directory or to the config file",
         )
     return found
+
+
+def find_tls(config: RunConfig) -> tuple[Path, Path, Path | None] | None:
+    """Return the files of `serving.tls`: certificate, key, the clients' authority; None without.
+
+    Raises ConfigError if one is not there.
+    """
+    tls = config.serving.tls
+    if tls is None:
+        return None
+    return (
+        require_file(tls.certificate, config, "serving.tls.certificate"),
+        require_file(tls.key, config, "serving.tls.key"),
+        require_file(tls.client_ca, config, "serving.tls.client_ca") if tls.client_ca else None,
+    )

@@ -75,3 +75,21 @@ def port_options(command: Command) -> Command:
     return click.option(
         "--host", default="127.0.0.1", show_default=True, help="Listen on this address only."
     )(command)
+
+
+def tls_options(command: Command) -> Command:
+    """Add the options that encrypt the gRPC endpoint, which a run's config may hold as well."""
+    helps = {
+        "client-ca": "Let in clients that this authority (PEM) certified.",
+        "key": "The certificate's private key, PEM.",
+        "certificate": "Encrypt gRPC with this certificate (PEM); serving.tls of a run.",
+    }
+    for name, text in helps.items():
+        option = click.option(
+            f"--tls-{name}",
+            metavar="FILE",
+            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            help=text,
+        )
+        command = option(command)
+    return command

@@ -19,12 +19,14 @@ from specpipe.cli.options import (
     optional_config_option,
     port_options,
     require_host_and_port,
+    tls_options,
     workspace_option,
 )
 from specpipe.cli.output import load, say
 from specpipe.errors import ConfigError
 
 if TYPE_CHECKING:
+    from specpipe.serve.guard import Tls
     from specpipe.serve.tritonserver import RunningServer
 
 
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
 @click.option("--log-to-stderr", is_flag=True, help="Show the server's output too; for containers.")
 @json_option
 @port_options
+@tls_options
 def serve(
     config_path: Path | None,
     workspace: Path,
@@ -77,6 +80,9 @@ def serve(
     grpc_port: int,
     http_port: int,
     metrics_port: int,
+    tls_certificate: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
 ) -> None:
     """Serve the packaged repository with Triton until Ctrl-C.
 
@@ -91,6 +97,7 @@ def serve(
     from specpipe.serve.tritonserver import start_server
 
     models, log = _find_repository(config_path, workspace, repository)
+    tls = _find_tls(config_path, (tls_certificate, tls_key, tls_client_ca))
     address = Address(host, grpc_port, http_port, metrics_port)
     stop = StopRequest()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -98,7 +105,13 @@ def serve(
     with _shown(log) if log_to_stderr else contextlib.nullcontext():
         keep_serving(
             partial(
-                start_server, models, address, log, timeout_s=timeout_s, give_up=stop.asked.is_set
+                start_server,
+                models,
+                address,
+                log,
+                timeout_s=timeout_s,
+                give_up=stop.asked.is_set,
+                tls=tls,
             ),
             stop,
             Budget(restarts),
@@ -135,6 +148,22 @@ def _find_repository(
     config, place = load(cast(Path, config_path), workspace)
     require_repository(config, place)
     return place.repository, place.reports / "tritonserver.log"
+
+
+def _find_tls(
+    config_path: Path | None, given: "tuple[Path | None, Path | None, Path | None]"
+) -> "Tls | None":
+    """Return the certificates of the command line, else those of the run, else none."""
+    from specpipe.config import find_tls, read_config
+    from specpipe.serve.guard import Tls
+
+    certificate, key, client_ca = given
+    if not any(given):
+        files = find_tls(read_config(config_path)) if config_path else None
+        return Tls(*files) if files else None
+    if certificate is None or key is None:
+        raise click.UsageError("--tls-certificate and --tls-key go together")
+    return Tls(certificate, key, client_ca)
 
 
 @contextlib.contextmanager
