@@ -6,9 +6,17 @@ from pathlib import Path
 
 from specpipe import __version__
 from specpipe.artifacts import Workspace, read_artifact
-from specpipe.config import RunConfig
-from specpipe.deploy.deployment import REPOSITORY, Deployment
-from specpipe.deploy.write import CPU_IMAGE, Kind, requirements, write_deployment
+from specpipe.config import RunConfig, find_tls
+from specpipe.deploy.deployment import (
+    CERTIFICATE,
+    CLIENT_CA,
+    KEY,
+    REPOSITORY,
+    Deployment,
+    require_pinned,
+)
+from specpipe.deploy.image import cpu_image, requirements
+from specpipe.deploy.write import Kind, write_deployment
 from specpipe.errors import Unsupported
 from specpipe.plan.plan import Plan
 from specpipe.planning import make_plan
@@ -24,6 +32,8 @@ class DeployOptions:
 
     image: str | None = None  # None: a local name
     gpus_per_node: int = 8
+    base_image: str | None = None  # None: the release's container, or a Python for CPUs
+    monitoring_namespace: str = "monitoring"
 
 
 def deploy_run(
@@ -50,8 +60,8 @@ def describe(plan: Plan, workspace: Workspace, options: DeployOptions) -> Deploy
     in_memory = plan.memory.total if plan.memory and not on_gpus else repository
     deployment = Deployment(
         run=config.name,
-        image=options.image or f"specpipe-{config.name.lower()}:{__version__}",
-        base=plan.versions.get("container", CPU_IMAGE),
+        image=_image(config, options),
+        base=_base(plan, options),
         gpus=placement.gpus if placement else ranks * on_gpus,
         gpus_per_node=options.gpus_per_node,
         gpu_product=str(gpu) if gpu else None,
@@ -60,6 +70,8 @@ def describe(plan: Plan, workspace: Workspace, options: DeployOptions) -> Deploy
         sequences=config.engine.max_batch_size,
         repository=_seen_at(config, workspace) if on_gpus else REPOSITORY,
         requirements=requirements(gpu=on_gpus),
+        monitoring=options.monitoring_namespace,
+        certificates=_certificates(config),
     )
     if placement and placement.orchestrator and deployment.nodes > 1:
         raise Unsupported(
@@ -68,6 +80,24 @@ def describe(plan: Plan, workspace: Workspace, options: DeployOptions) -> Deploy
             hint="raise --gpus-per-node, lower engine.tp_size, or use a method without a draft",
         )
     return deployment
+
+
+def _image(config: RunConfig, options: DeployOptions) -> str:
+    if options.image is not None:
+        return require_pinned(options.image, "--image")
+    return f"specpipe-{config.name.lower()}:{__version__}"
+
+
+def _base(plan: Plan, options: DeployOptions) -> str:
+    if options.base_image is not None:
+        return require_pinned(options.base_image, "--base-image")
+    return plan.versions.get("container") or cpu_image()
+
+
+def _certificates(config: RunConfig) -> dict[str, str]:
+    files = find_tls(config) or ()
+    names = (CERTIFICATE, KEY, CLIENT_CA)
+    return {name: str(file) for name, file in zip(names, files, strict=False) if file}
 
 
 def _seen_at(config: RunConfig, workspace: Workspace) -> str:

@@ -100,6 +100,18 @@ def compile_(config_path: Path, workspace: Path, in_container: bool, as_json: bo
     type=click.IntRange(min=1),
     help="With --deploy: a server of more GPUs spans several nodes.",
 )
+@click.option(
+    "--base-image",
+    metavar="REF",
+    help="With --deploy: build the image from this one, e.g. name@sha256:DIGEST.",
+)
+@click.option(
+    "--monitoring-namespace",
+    metavar="NAME",
+    default="monitoring",
+    show_default=True,
+    help="With --deploy kubernetes: the namespace whose Prometheus may read the metrics.",
+)
 @json_option
 def package(
     config_path: Path,
@@ -107,6 +119,8 @@ def package(
     kind: "Kind | None",
     image: str | None,
     gpus_per_node: int,
+    base_image: str | None,
+    monitoring_namespace: str,
     as_json: bool,
 ) -> None:
     """Write the Triton model repository around the engines.
@@ -114,13 +128,13 @@ def package(
     \b
     Example:  specpipe package --config model_configs/smollm2-135m_hybrid.yaml
     """
-    if image is not None and kind is None:
-        raise click.UsageError("--image goes with --deploy")
+    if (image or base_image) is not None and kind is None:
+        raise click.UsageError(f"--{'' if image else 'base-'}image goes with --deploy")
     _build(("package",), config_path, workspace, as_json)
     if kind is not None:
         from specpipe.deploying import DeployOptions, deploy_run
 
-        options = DeployOptions(image, gpus_per_node)
+        options = DeployOptions(image, gpus_per_node, base_image, monitoring_namespace)
         for file in deploy_run(*load(config_path, workspace), kind, options):
             say(f"wrote {file}")
 

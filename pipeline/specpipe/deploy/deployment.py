@@ -1,7 +1,10 @@
 """What a deployment must know of a run, and the names and ports that all its files share."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from specpipe.errors import ConfigError
 
 HTTP, GRPC, METRICS, SSH = 8000, 8001, 8002, 2222
 UID = 1000  # of the server: `triton-server` in NVIDIA's images
@@ -9,6 +12,10 @@ REPOSITORY = "/models"  # where a repository lies inside a container that does n
 DRAIN_SECONDS = 60  # that answers may take to end when a container is stopped
 STOP_SECONDS = DRAIN_SECONDS + 20  # until nothing of the server is left
 PACKAGE = "/opt/specpipe"  # where specpipe lies inside the image
+TLS = "/tls"  # where the certificates of the gRPC endpoint lie in a container
+CERTIFICATE, KEY, CLIENT_CA = "tls.crt", "tls.key", "ca.crt"  # as Kubernetes' secrets name them
+SHARED_MEMORY_GIB = 2  # requests and answers between tritonserver and its models
+TEMPORARY_GIB = 1  # logs, which are rotated, and sockets
 ENTRY_MODELS = "ensemble|tensorrt_llm_bls"  # whose requests are the clients'
 
 
@@ -26,7 +33,9 @@ class Deployment:
     repository_gib: int
     sequences: int  # that are decoded at a time
     repository: str  # where the server sees it; paths to GPU engines are written into it
-    requirements: tuple[str, ...]  # Python packages that the image needs beside `base`
+    requirements: tuple[str, ...]  # Python packages that the image needs in addition to `base`
+    monitoring: str = "monitoring"  # the namespace whose Prometheus may read the metrics
+    certificates: Mapping[str, str] = field(default_factory=dict)  # of gRPC: name -> file here
 
     @property
     def name(self) -> str:
@@ -63,4 +72,34 @@ class Deployment:
             *("--timeout", str(self.startup_s)),
             *("--drain", str(DRAIN_SECONDS)),
             "--log-to-stderr",
+            *self._tls_options(),
         ]
+
+    def _tls_options(self) -> list[str]:
+        options = {CERTIFICATE: "--tls-certificate", KEY: "--tls-key", CLIENT_CA: "--tls-client-ca"}
+        return [word for name in self.certificates for word in (options[name], f"{TLS}/{name}")]
+
+
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*"
+_REFERENCE = re.compile(
+    rf"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]+)?/)?{_COMPONENT}(?:/{_COMPONENT})*"
+    r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}))?(?P<digest>@sha256:[0-9a-f]{64})?"
+)
+
+
+def require_pinned(image: str, option: str) -> str:
+    """Return an image's reference; raises ConfigError unless its tag or digest is given.
+
+    The grammar is that of the distribution project's references.
+    """
+    found = _REFERENCE.fullmatch(image)
+    if found is None:
+        raise ConfigError(
+            f"{option} is {image!r}: not the reference of an image", hint="e.g. registry/name:1.0"
+        )
+    if not found["digest"] and found["tag"] in (None, "latest"):
+        raise ConfigError(
+            f"{option} is {image!r}, which names another image tomorrow",
+            hint="give a tag other than latest, or a digest (name@sha256:...)",
+        )
+    return image

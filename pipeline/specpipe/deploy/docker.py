@@ -1,70 +1,99 @@
 """The image, and a compose file that runs it, with Prometheus and Grafana if asked for."""
 
+import json
 from typing import Any
 
-from specpipe.deploy.deployment import GRPC, HTTP, METRICS, PACKAGE, STOP_SECONDS, UID, Deployment
+from specpipe.deploy.deployment import (
+    GRPC,
+    HTTP,
+    METRICS,
+    PACKAGE,
+    SHARED_MEMORY_GIB,
+    STOP_SECONDS,
+    TEMPORARY_GIB,
+    TLS,
+    UID,
+    Deployment,
+)
 
 Yaml = dict[str, Any]
 
-_SSH = "openssh-client openssh-server"
+_APT = """\
+RUN apt-get update \\
+    && apt-get install -y --no-install-recommends openssh-client openssh-server \\
+    && rm -rf /var/lib/apt/lists/*"""
+_PACKAGES = "/opt/requirements.txt"
+# Triton's Python backend ignores PYTHONPATH, but not a .pth file.
+_ADD_TO_PATH = (
+    "import site, pathlib; "
+    f"pathlib.Path(site.getsitepackages()[0], 'specpipe.pth').write_text('{PACKAGE}')"
+)
+_CHECK = "import specpipe.cli.server, specpipe.serve.tritonserver, tritonclient.grpc"
 
 
 def dockerfile(deployment: Deployment) -> str:
-    """Return the Dockerfile: specpipe's source and what `base` lacks; no model is in the image."""
-    packages = [_SSH] if deployment.nodes > 1 else []
+    """Return the Dockerfile: specpipe's source and what `base` lacks; no model is in the image.
+
+    Every package is listed with its version, so pip resolves nothing; what runs is given as lists
+    of arguments. The build fails if `base` lacks a package that the server needs.
+    """
+    pip = ["python3", "-m", "pip", "install", "--no-cache-dir", "--no-deps", "-r", _PACKAGES]
     lines = [
         f"FROM {deployment.base}",
         "USER root",
-        *(
-            f"RUN apt-get update && apt-get install -y --no-install-recommends {names} "
-            "&& rm -rf /var/lib/apt/lists/*"
-            for names in packages
-        ),
-        "COPY requirements.txt /tmp/requirements.txt",
-        "RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir "
-        "-r /tmp/requirements.txt && rm /tmp/requirements.txt",
+        *([_APT] if deployment.nodes > 1 else []),
+        f"COPY requirements.txt {_PACKAGES}",
+        "ENV PIP_BREAK_SYSTEM_PACKAGES=1",
+        _run(pip),
         f"COPY specpipe {PACKAGE}/specpipe",
-        "# Triton's Python backend ignores PYTHONPATH, but not a .pth file.",
-        'RUN python3 -c "import site, pathlib; '
-        "pathlib.Path(site.getsitepackages()[0], 'specpipe.pth')"
-        f".write_text('{PACKAGE}')\"",
+        _run(["python3", "-c", _ADD_TO_PATH]),
+        _run(["python3", "-c", _CHECK]),
         f"USER {UID}:{UID}",
         "ENV HOME=/tmp",
         f"EXPOSE {HTTP} {GRPC} {METRICS}",
-        f"CMD {_exec_form(deployment.command())}",
+        f"CMD {json.dumps(deployment.command())}",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _exec_form(words: list[str]) -> str:
-    return "[" + ", ".join(f'"{word}"' for word in words) + "]"
+def _run(arguments: list[str]) -> str:
+    return f"RUN {json.dumps(arguments)}"
 
 
 def compose(deployment: Deployment) -> Yaml:
     """Return the compose file; the repository is mounted from the workspace, read-only."""
-    return {
-        "name": deployment.name,
-        "services": {
-            "triton": _triton(deployment),
-            "prometheus": {
-                "image": "prom/prometheus:v3.5.0",
-                "profiles": ["monitoring"],
-                "volumes": ["./prometheus.yml:/etc/prometheus/prometheus.yml:ro"],
-                "ports": ["127.0.0.1:9090:9090"],
-            },
-            "grafana": {
-                "image": "grafana/grafana:12.1.0",
-                "profiles": ["monitoring"],
-                "environment": {"GF_AUTH_ANONYMOUS_ENABLED": "true"},
-                "volumes": [
-                    "./grafana-provisioning.yml:/etc/grafana/provisioning/datasources/specpipe.yml:ro",
-                    "./grafana-dashboards.yml:/etc/grafana/provisioning/dashboards/specpipe.yml:ro",
-                    "../dashboard.json:/var/lib/grafana/dashboards/specpipe.json:ro",
-                ],
-                "ports": ["127.0.0.1:3000:3000"],
-            },
-        },
-    }
+    services = {"triton": _literal(_triton(deployment)), **_MONITORING}
+    return {"name": deployment.name, "services": services}
+
+
+_MONITORING: Yaml = {
+    "prometheus": {
+        "image": "prom/prometheus:v3.5.0",
+        "profiles": ["monitoring"],
+        "volumes": ["./prometheus.yml:/etc/prometheus/prometheus.yml:ro"],
+        "ports": ["127.0.0.1:9090:9090"],
+    },
+    "grafana": {
+        "image": "grafana/grafana:12.1.0",
+        "profiles": ["monitoring"],
+        "environment": {"GF_AUTH_ANONYMOUS_ENABLED": "true"},
+        "volumes": [
+            "./grafana-provisioning.yml:/etc/grafana/provisioning/datasources/specpipe.yml:ro",
+            "./grafana-dashboards.yml:/etc/grafana/provisioning/dashboards/specpipe.yml:ro",
+            "../dashboard.json:/var/lib/grafana/dashboards/specpipe.json:ro",
+        ],
+        "ports": ["127.0.0.1:3000:3000"],
+    },
+}
+
+
+def _literal(value: Any) -> Any:
+    """Return a value that compose takes as it is: it expands $NAME in every text."""
+    if isinstance(value, str):
+        return value.replace("$", "$$")
+    if isinstance(value, dict):
+        return {key: _literal(item) for key, item in value.items()}
+    return [_literal(item) for item in value] if isinstance(value, list) else value
 
 
 def _triton(deployment: Deployment) -> Yaml:
@@ -74,17 +103,12 @@ def _triton(deployment: Deployment) -> Yaml:
         "restart": "unless-stopped",
         "init": True,
         "ports": [f"127.0.0.1:{port}:{port}" for port in (HTTP, GRPC, METRICS)],
-        "volumes": [
-            {
-                "type": "bind",
-                "source": f"../../../triton_repo/{deployment.run}",
-                "target": deployment.repository,
-                "read_only": True,
-            }
-        ],
+        "volumes": [_mount(f"../../../triton_repo/{deployment.run}", deployment.repository)],
         "read_only": True,
-        "tmpfs": ["/tmp"],
-        "shm_size": "2gb",
+        "tmpfs": [f"/tmp:size={TEMPORARY_GIB}g,mode=1777"],
+        "shm_size": f"{SHARED_MEMORY_GIB}gb",
+        "mem_limit": f"{deployment.host_memory_gib}g",
+        "pids_limit": 4096,
         "ulimits": {"memlock": -1, "stack": 67108864},
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
@@ -97,15 +121,21 @@ def _triton(deployment: Deployment) -> Yaml:
             "start_period": f"{deployment.startup_s}s",
         },
     }
+    for name, file in deployment.certificates.items():
+        service["volumes"].append(_mount(file, f"{TLS}/{name}"))
     if deployment.gpus:
         gpus = {"driver": "nvidia", "count": deployment.gpus, "capabilities": ["gpu"]}
         service["deploy"] = {"resources": {"reservations": {"devices": [gpus]}}}
     return service
 
 
-_PROBE = (
-    f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{HTTP}/v2/health/ready', "
-    "timeout=4)"
+def _mount(source: str, target: str) -> Yaml:
+    return {"type": "bind", "source": source, "target": target, "read_only": True}
+
+
+_PROBE = (  # past any proxy that the environment names
+    "from urllib.request import ProxyHandler, build_opener; "
+    f"build_opener(ProxyHandler({{}})).open('http://127.0.0.1:{HTTP}/v2/health/ready', timeout=4)"
 )
 
 

@@ -9,8 +9,10 @@ from specpipe.deploy.deployment import GRPC, HTTP, METRICS, Deployment
 from specpipe.deploy.pods import (
     AS_USER,
     UNPRIVILEGED,
+    client_label,
     labels,
     leader_pod,
+    membership,
     single_pod,
     worker_pod,
 )
@@ -94,6 +96,11 @@ def _volume(deployment: Deployment) -> Yaml:
     return _object("v1", "PersistentVolumeClaim", deployment, spec, "-models")
 
 
+def loader_name(deployment: Deployment) -> str:
+    """Return the name of the pod that holds the volume open for writing."""
+    return f"{deployment.name}-loader"
+
+
 def _loader(deployment: Deployment) -> Yaml:
     claim = {"claimName": f"{deployment.name}-models"}
     container = {
@@ -110,33 +117,34 @@ def _loader(deployment: Deployment) -> Yaml:
         "volumes": [{"name": "models", "persistentVolumeClaim": claim}],
     }
     loader = _object("v1", "Pod", deployment, spec, "-loader")
-    del loader["metadata"]["labels"]  # the service must not find it
+    loader["metadata"]["labels"] = membership(deployment)  # the service must not find it
     return loader
 
 
 def _network_policy(deployment: Deployment) -> Yaml:
-    """Clients of the namespace and a Prometheus of any come in; nothing goes out but to itself."""
-    clients = [{"port": HTTP}, {"port": GRPC}]
-    monitoring = {"namespaceSelector": {}, "podSelector": {"matchLabels": _PROMETHEUS}}
+    """Deny everything but labelled clients of the namespace and the monitoring's Prometheus.
+
+    Nothing goes out, except between the nodes of one server.
+    """
+    clients = {"podSelector": {"matchLabels": client_label(deployment)}}
+    prometheus = {
+        "namespaceSelector": {"matchLabels": {_NAMESPACE: deployment.monitoring}},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}},
+    }
     ingress = [
-        {"from": [{"podSelector": {}}], "ports": clients},
-        {"from": [monitoring], "ports": [{"port": METRICS}]},
+        {"from": [clients], "ports": [{"port": HTTP}, {"port": GRPC}]},
+        {"from": [prometheus], "ports": [{"port": METRICS}]},
     ]
     egress: list[Yaml] = []
-    own = [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "specpipe"}}}]
+    own = {"podSelector": {"matchLabels": membership(deployment)}}
     if deployment.nodes > 1:  # ranks meet at ports of their choice, and by name
-        ingress.append({"from": own})
-        egress = [{"to": own}, {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53}]}]
-    spec = {
-        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "specpipe"}},
-        "policyTypes": ["Ingress", "Egress"],
-        "ingress": ingress,
-        "egress": egress,
-    }
+        ingress.append({"from": [own]})
+        egress = [{"to": [own]}, {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53}]}]
+    spec = {**own, "policyTypes": ["Ingress", "Egress"], "ingress": ingress, "egress": egress}
     return _object("networking.k8s.io/v1", "NetworkPolicy", deployment, spec)
 
 
-_PROMETHEUS = {"app.kubernetes.io/name": "prometheus"}
+_NAMESPACE = "kubernetes.io/metadata.name"  # a label that Kubernetes itself gives namespaces
 
 
 def _disruption_budget(deployment: Deployment) -> Yaml:

@@ -3,11 +3,22 @@
 import re
 from typing import Any
 
-from specpipe.deploy.deployment import GRPC, HTTP, METRICS, SSH, STOP_SECONDS, UID, Deployment
+from specpipe.deploy import ranks
+from specpipe.deploy.deployment import (
+    GRPC,
+    HTTP,
+    METRICS,
+    SHARED_MEMORY_GIB,
+    SSH,
+    STOP_SECONDS,
+    TEMPORARY_GIB,
+    TLS,
+    UID,
+    Deployment,
+)
 
 Yaml = dict[str, Any]
 
-_HOSTS = "/tmp/hosts"
 LEAVING_SECONDS = 10  # until no client finds a pod that is to end
 
 # What Kubernetes' "restricted" policy asks of a pod, and of a container.
@@ -23,13 +34,27 @@ UNPRIVILEGED: Yaml = {"allowPrivilegeEscalation": False, "capabilities": {"drop"
 
 def labels(deployment: Deployment) -> Yaml:
     """Return what selects the pods that answer clients."""
-    return {"app.kubernetes.io/name": "specpipe", "app.kubernetes.io/instance": deployment.name}
+    return {
+        "app.kubernetes.io/name": "specpipe",
+        "app.kubernetes.io/instance": deployment.name,
+        **membership(deployment),
+    }
+
+
+def membership(deployment: Deployment) -> Yaml:
+    """Return the label that every pod of a deployment has, those that clients never meet too."""
+    return {"app.kubernetes.io/part-of": deployment.name}
+
+
+def client_label(deployment: Deployment) -> Yaml:
+    """Return the label that lets a pod of the namespace in; a pod may have several."""
+    return {f"client-of.specpipe/{deployment.name}": "true"}
 
 
 def single_pod(deployment: Deployment) -> Yaml:
     """Return the pod template of a server on one node."""
-    container = _server(deployment, deployment.command())
-    return {"metadata": {"labels": labels(deployment)}, "spec": _pod(deployment, container)}
+    spec = _server_pod(deployment, deployment.command())
+    return {"metadata": {"labels": labels(deployment)}, "spec": spec}
 
 
 def leader_pod(deployment: Deployment) -> Yaml:
@@ -37,57 +62,49 @@ def leader_pod(deployment: Deployment) -> Yaml:
 
     Open MPI reads its host file and how to reach the hosts from the environment, so the command is
     that of one node; the variables are those of 4.1, which NVIDIA's images have with HPC-X, not of
-    5. LeaderWorkerSet gives the pods their addresses.
+    5. It splits the second at spaces, of which the options have none.
     """
-    script = (
-        f"python3 -c '{_WRITE_HOSTS}' {deployment.gpus_a_node} > {_HOSTS} && "
-        f"exec {' '.join(deployment.command())}"
-    )
-    container = _server(deployment, ["sh", "-c", script])
+    command = [*_RANKS, "leader", str(deployment.gpus_a_node), *deployment.command()]
+    spec = _server_pod(deployment, command)
+    (container,) = spec["containers"]
     container["env"] += [
-        {"name": "OMPI_MCA_orte_default_hostfile", "value": _HOSTS},
-        {"name": "OMPI_MCA_plm_rsh_args", "value": f"-p {SSH} -i /ssh/key {_NO_HOST_KEYS}"},
+        {"name": "OMPI_MCA_orte_default_hostfile", "value": str(ranks.HOSTS)},
+        {"name": "OMPI_MCA_plm_rsh_args", "value": " ".join(ranks.ssh_options())},
     ]
-    container["volumeMounts"].append({"name": "ssh", "mountPath": "/ssh", "readOnly": True})
-    spec = _pod(deployment, container)
-    spec["volumes"].append(_keys(deployment))
+    _add_secret(spec, f"{deployment.name}-ssh-client", ranks.SECRETS)
     return {"metadata": {"labels": labels(deployment)}, "spec": spec}
 
 
 def worker_pod(deployment: Deployment) -> Yaml:
     """Return the pod template of the other nodes: a door for the leader's Open MPI."""
-    container = _container(deployment, ["sh", "-c", _SSH_DAEMON])
+    container = _container(deployment, [*_RANKS, "worker"])
     container["ports"] = [{"name": "ssh", "containerPort": SSH}]
     container["readinessProbe"] = {"tcpSocket": {"port": "ssh"}}
-    container["volumeMounts"].append({"name": "ssh", "mountPath": "/ssh", "readOnly": True})
     spec = _pod(deployment, container)
-    spec["volumes"].append(_keys(deployment))
+    _add_secret(spec, f"{deployment.name}-ssh-host", ranks.SECRETS)
     role = {**labels(deployment), "app.kubernetes.io/component": "worker"}
     role["app.kubernetes.io/instance"] = f"{deployment.name}-worker"
     return {"metadata": {"labels": role}, "spec": spec}
 
 
-# LeaderWorkerSet names the pods of a group <leader>, <leader>-1, ... and gives their addresses by
-# the leader's: LWS_LEADER_ADDRESS is <leader>.<service>.<namespace>.
-_WRITE_HOSTS = (
-    "import os, sys; "
-    'pod, _, domain = os.environ["LWS_LEADER_ADDRESS"].partition("."); '
-    'size = int(os.environ["LWS_GROUP_SIZE"]); '
-    'names = [pod, *(f"{pod}-{i}" for i in range(1, size))]; '
-    'print("\\n".join(f"{name}.{domain} slots={sys.argv[1]}" for name in names))'
-)
-# A login has none of the image's environment, in which Open MPI finds its libraries.
-_SSH_DAEMON = (
-    f"exec /usr/sbin/sshd -D -e -f /dev/null -p {SSH} -o PidFile=none -o UsePAM=no "
-    "-o StrictModes=no -o PasswordAuthentication=no -o HostKey=/ssh/key "
-    '-o AuthorizedKeysFile=/ssh/key.pub -o "SetEnv=PATH=$PATH LD_LIBRARY_PATH=$LD_LIBRARY_PATH"'
-)
-_NO_HOST_KEYS = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+_RANKS = ("python3", "-m", "specpipe.deploy.ranks")
 
 
-def _keys(deployment: Deployment) -> Yaml:
-    secret = {"secretName": f"{deployment.name}-ssh", "defaultMode": 0o440}
-    return {"name": "ssh", "secret": secret}
+def _add_secret(spec: Yaml, name: str, folder: str) -> None:
+    """Mount a secret in the pod's container; only its group reads it."""
+    volume = folder.removeprefix("/")
+    secret = {"secretName": name, "defaultMode": 0o440}
+    spec["volumes"].append({"name": volume, "secret": secret})
+    (container,) = spec["containers"]
+    mount = {"name": volume, "mountPath": folder, "readOnly": True}
+    container["volumeMounts"].append(mount)
+
+
+def _server_pod(deployment: Deployment, command: list[str]) -> Yaml:
+    spec = _pod(deployment, _server(deployment, command))
+    if deployment.certificates:
+        _add_secret(spec, f"{deployment.name}-tls", TLS)
+    return spec
 
 
 def _server(deployment: Deployment, command: list[str]) -> Yaml:
@@ -112,16 +129,21 @@ def _server(deployment: Deployment, command: list[str]) -> Yaml:
 
 def _container(deployment: Deployment, command: list[str]) -> Yaml:
     memory = f"{deployment.host_memory_gib}Gi"
-    limits: Yaml = {"memory": memory}
+    disk = f"{TEMPORARY_GIB + 1}Gi"  # and the container's own output
+    limits: Yaml = {"memory": memory, "ephemeral-storage": disk}
     if deployment.gpus:
         limits["nvidia.com/gpu"] = deployment.gpus_a_node
     return {
         "name": "triton",
         "image": deployment.image,
-        "command": command,
+        "command": [_literal(word) for word in command],
         "env": [{"name": "HOME", "value": "/tmp"}],
         "resources": {
-            "requests": {"cpu": str(4 * max(1, deployment.gpus_a_node)), "memory": memory},
+            "requests": {
+                "cpu": str(4 * max(1, deployment.gpus_a_node)),
+                "memory": memory,
+                "ephemeral-storage": disk,
+            },
             "limits": limits,
         },
         "securityContext": {**UNPRIVILEGED, "readOnlyRootFilesystem": True},
@@ -142,8 +164,11 @@ def _pod(deployment: Deployment, container: Yaml) -> Yaml:
         "containers": [container],
         "volumes": [
             {"name": "models", "persistentVolumeClaim": claim},
-            {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},
-            {"name": "temporary", "emptyDir": {}},
+            {
+                "name": "shared-memory",
+                "emptyDir": {"medium": "Memory", "sizeLimit": f"{SHARED_MEMORY_GIB}Gi"},
+            },
+            {"name": "temporary", "emptyDir": {"sizeLimit": f"{TEMPORARY_GIB}Gi"}},
         ],
     }
     if deployment.gpu_product:
@@ -151,6 +176,11 @@ def _pod(deployment: Deployment, container: Yaml) -> Yaml:
     if deployment.gpus:
         spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists"}]
     return spec
+
+
+def _literal(word: str) -> str:
+    """Return an argument that Kubernetes hands on as it is: it expands $(NAME)."""
+    return word.replace("$(", "$$(")
 
 
 def _node_label(product: str) -> str:

@@ -1,6 +1,5 @@
 """Writing a deployment: plain YAML, byte for byte the same for the same run."""
 
-import importlib.metadata
 import json
 import shutil
 from collections.abc import Mapping
@@ -14,21 +13,10 @@ from specpipe.artifacts import write_text
 from specpipe.deploy import docker, kubernetes
 from specpipe.deploy.dashboard import dashboard
 from specpipe.deploy.deployment import Deployment
+from specpipe.deploy.readme import docker_readme, kubernetes_readme
 
 Kind = Literal["docker", "kubernetes"]
 KINDS: tuple[Kind, ...] = ("docker", "kubernetes")
-
-CPU_IMAGE = "python:3.12-slim"
-_CPU_PACKAGES = ("click", "numpy", "nvidia-pytriton", "openvino", "pyyaml", "tokenizers")
-# The container has all but the last; without versions, so what is there stays.
-_GPU_PACKAGES = ("click", "pyyaml", "tokenizers", "tritonclient[grpc]")
-
-
-def requirements(*, gpu: bool) -> tuple[str, ...]:
-    """Return what the image installs: on CPUs the versions of this very environment."""
-    if gpu:
-        return _GPU_PACKAGES
-    return tuple(f"{name}=={importlib.metadata.version(name)}" for name in _CPU_PACKAGES)
 
 
 def write_deployment(deployment: Deployment, kind: Kind, out: Path) -> list[Path]:
@@ -48,6 +36,7 @@ def write_deployment(deployment: Deployment, kind: Kind, out: Path) -> list[Path
 def docker_files(deployment: Deployment) -> dict[str, str]:
     """Return the texts of the image and the compose file, by their names."""
     return {
+        "docker/README.md": docker_readme(deployment),
         "docker/Dockerfile": docker.dockerfile(deployment),
         "docker/requirements.txt": "\n".join(deployment.requirements) + "\n",
         "docker/.dockerignore": "**/__pycache__\n",
@@ -63,7 +52,11 @@ def kubernetes_files(deployment: Deployment) -> dict[str, str]:
     """Return the texts of the manifests, by their names."""
     objects = kubernetes.manifests(deployment)
     texts = {f"kubernetes/{name}": to_yaml(made) for name, made in objects.items()}
-    return {**texts, "prometheus-adapter.yaml": to_yaml(kubernetes.adapter_values())}
+    return {
+        "kubernetes/README.md": kubernetes_readme(deployment, kubernetes.loader_name(deployment)),
+        **texts,
+        "prometheus-adapter.yaml": to_yaml(kubernetes.adapter_values()),
+    }
 
 
 def to_yaml(value: Mapping[str, Any]) -> str:

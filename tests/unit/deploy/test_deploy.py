@@ -14,15 +14,12 @@ import yaml
 from specpipe.artifacts import Workspace
 from specpipe.cli import main
 from specpipe.config import read_config
+from specpipe.deploy import ranks
 from specpipe.deploy.dashboard import PANELS, dashboard
-from specpipe.deploy.deployment import Deployment
+from specpipe.deploy.deployment import Deployment, require_pinned
+from specpipe.deploy.image import requirements
 from specpipe.deploy.kubernetes import IN_FLIGHT, adapter_values, manifests
-from specpipe.deploy.write import (
-    docker_files,
-    kubernetes_files,
-    requirements,
-    write_deployment,
-)
+from specpipe.deploy.write import docker_files, kubernetes_files, write_deployment
 from specpipe.deploying import DeployOptions, deploy_run
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.run import build
@@ -41,7 +38,7 @@ GPU = Deployment(
     repository_gib=145,
     sequences=8,
     repository="/models",
-    requirements=requirements(gpu=True),
+    requirements=("grpcio==1.85.3", "tritonclient==2.73.0"),
 )
 NODES = dataclasses.replace(GPU, gpus_per_node=2)
 CPU = Deployment(
@@ -79,7 +76,8 @@ def test_the_files_are_the_golden_ones(name: str, deployment: Deployment, files)
 @pytest.mark.parametrize("deployment", [GPU, NODES, CPU], ids=["gpu", "nodes", "cpu"])
 def test_every_yaml_file_reads_back_as_what_it_was_made_from(deployment: Deployment) -> None:
     objects = manifests(deployment)
-    for name, text in kubernetes_files(deployment).items():
+    yaml_files = {n: t for n, t in kubernetes_files(deployment).items() if n.endswith(".yaml")}
+    for name, text in yaml_files.items():
         made = objects.get(name.removeprefix("kubernetes/"), adapter_values())
         assert yaml.safe_load(text) == made
         assert "&id" not in text and "!!" not in text
@@ -102,7 +100,8 @@ def test_names_labels_and_volumes_fit_together(deployment: Deployment) -> None:
     }  # fmt: skip
     assert all(re.fullmatch(r"[a-z0-9-]{1,63}", o["metadata"]["name"])
                for n, o in objects.items() if n != "kustomization.yaml")  # fmt: skip
-    assert "labels" not in objects["loader.yaml"]["metadata"]
+    loader = objects["loader.yaml"]["metadata"]["labels"]
+    assert not chosen.items() <= loader.items()  # clients must not be sent there
 
 
 def test_the_set_of_pods_leaves_its_name_to_the_service_that_they_find_each_other_by() -> None:
@@ -166,15 +165,163 @@ def test_the_autoscaler_watches_a_metric_that_the_server_exports_and_the_adapter
     assert f'"{IN_FLIGHT}"' in (MODELS / "traffic.py").read_text()
 
 
-def test_the_hosts_of_a_group_are_written_as_open_mpi_reads_them(tmp_path: Path) -> None:
-    leader = manifests(NODES)["workload.yaml"]["spec"]["leaderWorkerTemplate"]["leaderTemplate"]
-    shell, flag, script = leader["spec"]["containers"][0]["command"]
-    assert (shell, flag) == ("sh", "-c")
-    script = script.replace("/tmp/hosts", str(tmp_path / "hosts")).partition(" && ")[0]
-    address = "LWS_LEADER_ADDRESS=x-0.x.default LWS_GROUP_SIZE=2"
-    assert os.system(f"{address} {script}") == 0
-    hosts = (tmp_path / "hosts").read_text().splitlines()
-    assert hosts == ["x-0.x.default slots=2", "x-0-1.x.default slots=2"]
+LWS = {"LWS_LEADER_ADDRESS": "x-0.x.default", "LWS_GROUP_SIZE": "2"}
+
+
+def test_the_hosts_of_a_group_are_written_as_open_mpi_reads_them() -> None:
+    assert ranks.host_file(LWS, 2) == "x-0.x.default slots=2\nx-0-1.x.default slots=2\n"
+
+
+ODD = "/models of 'us' $HOME $(id) `id`; \"a\" && b"
+
+
+def test_the_leader_hands_every_argument_on_as_it_is(tmp_path: Path) -> None:
+    """No shell may read a path: the very command line runs, with a program that prints it."""
+    odd = dataclasses.replace(NODES, repository=ODD)
+    leader = manifests(odd)["workload.yaml"]["spec"]["leaderWorkerTemplate"]["leaderTemplate"]
+    command = leader["spec"]["containers"][0]["command"]
+    slots = command.index("leader") + 1
+    begin = [sys.executable, *command[1 : slots + 1]]
+    rest = [word.replace("$$(", "$(") for word in command[slots + 1 :]]  # as Kubernetes reads it
+    assert rest == odd.command() and ODD in rest
+    code = f"import sys, pathlib; from specpipe.deploy import ranks; \
+ranks.HOSTS = pathlib.Path({str(tmp_path / 'hosts')!r}); ranks.main(sys.argv[1:])"
+    show = [sys.executable, "-c", "import sys, json; print(json.dumps(sys.argv[1:]))"]
+    line = [sys.executable, "-c", code, *begin[3:], *show, *rest]
+    found = subprocess.run(line, env={**os.environ, **LWS}, capture_output=True, check=True)
+    assert json.loads(found.stdout) == odd.command()
+    assert (tmp_path / "hosts").read_text().endswith("x-0-1.x.default slots=2\n")
+
+
+def test_compose_and_docker_read_an_odd_path_as_it_is() -> None:
+    odd = dataclasses.replace(GPU, repository=ODD)
+    files = docker_files(odd)
+    (volume,) = yaml.safe_load(files["docker/compose.yaml"])["services"]["triton"]["volumes"]
+    assert volume["target"].replace("$$", "$") == ODD and "$" not in volume["target"].replace(
+        "$$", ""
+    )
+    last = files["docker/Dockerfile"].splitlines()[-1]
+    assert json.loads(last.removeprefix("CMD ")) == odd.command()
+
+
+def test_ranks_have_a_key_for_every_purpose_and_know_their_hosts() -> None:
+    group = manifests(NODES)["workload.yaml"]["spec"]["leaderWorkerTemplate"]
+    secrets = {
+        name: next(v["secret"] for v in group[name]["spec"]["volumes"] if "secret" in v)
+        for name in _TEMPLATES
+    }
+    assert secrets["leaderTemplate"]["secretName"] == f"{NODES.name}-ssh-client"
+    assert secrets["workerTemplate"]["secretName"] == f"{NODES.name}-ssh-host"
+    env = {e["name"]: e["value"] for e in group["leaderTemplate"]["spec"]["containers"][0]["env"]}
+    told = env["OMPI_MCA_plm_rsh_args"]
+    assert "StrictHostKeyChecking=yes" in told and "HostKeyAlias=specpipe-ranks" in told
+    daemon = ranks.sshd_command({"PATH": "/a b:/c", "LD_LIBRARY_PATH": "/d"})
+    assert 'SetEnv="PATH=/a b:/c" "LD_LIBRARY_PATH=/d"' in daemon
+    assert "PasswordAuthentication=no" in daemon
+    assert set(told.split()) & {ranks.HOST_KEY, ranks.AUTHORIZED_KEYS} == set()
+    with pytest.raises(ValueError, match="quotation mark"):
+        ranks.sshd_command({"PATH": '/a"b'})
+
+
+@pytest.mark.parametrize("deployment", [GPU, NODES, CPU], ids=["gpu", "nodes", "cpu"])
+def test_the_network_lets_named_clients_and_one_prometheus_in_and_nobody_else(
+    deployment: Deployment,
+) -> None:
+    objects = manifests(deployment)
+    spec = objects["network-policy.yaml"]["spec"]
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    workload = objects["workload.yaml"]["spec"]
+    group = workload.get("leaderWorkerTemplate", {})
+    for template in filter(None, (workload.get("template"), *map(group.get, _TEMPLATES))):
+        assert spec["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    others = dataclasses.replace(deployment, run="another")
+    assert spec["podSelector"] != manifests(others)["network-policy.yaml"]["spec"]["podSelector"]
+    peers = [peer for rule in spec["ingress"] for peer in rule["from"]]
+    assert all(peer["podSelector"].get("matchLabels") for peer in peers)
+    assert {f"client-of.specpipe/{deployment.name}": "true"} in [
+        peer["podSelector"]["matchLabels"] for peer in peers
+    ]
+    (prometheus,) = (peer for peer in peers if "namespaceSelector" in peer)
+    assert prometheus["namespaceSelector"]["matchLabels"] == {
+        "kubernetes.io/metadata.name": "monitoring"
+    }
+    assert all(rule.get("to") or rule["ports"][0]["port"] == 53 for rule in spec["egress"])
+
+
+def test_the_commands_to_type_have_the_names_of_the_manifests() -> None:
+    secure = dataclasses.replace(NODES, certificates={"tls.crt": "a", "tls.key": "b"})
+    text, objects = kubernetes_files(secure)["kubernetes/README.md"], manifests(secure)
+    group = objects["workload.yaml"]["spec"]["leaderWorkerTemplate"]
+    for template in map(group.get, _TEMPLATES):
+        for secret in (v["secret"] for v in template["spec"]["volumes"] if "secret" in v):
+            assert f"kubectl create secret generic {secret['secretName']} " in text
+    assert f" {objects['loader.yaml']['metadata']['name']}:/models" in text
+    assert f"`{objects['service.yaml']['metadata']['name']}:8001`" in text
+    assert "docker build -t registry.example/llama70b:1 docker" in text
+    for name in (ranks.CLIENT_KEY, ranks.KNOWN_HOSTS, ranks.HOST_KEY, ranks.AUTHORIZED_KEYS):
+        assert f"--from-file={Path(name).name}" in text
+
+
+@pytest.mark.parametrize("deployment", [GPU, NODES, CPU], ids=["gpu", "nodes", "cpu"])
+def test_whatever_a_container_writes_is_bounded(deployment: Deployment) -> None:
+    spec = manifests(deployment)["workload.yaml"]["spec"]
+    group = spec.get("leaderWorkerTemplate", {})
+    for template in filter(None, (spec.get("template"), *map(group.get, _TEMPLATES))):
+        volumes = template["spec"]["volumes"]
+        assert all(v["emptyDir"]["sizeLimit"] for v in volumes if "emptyDir" in v)
+        limits = template["spec"]["containers"][0]["resources"]["limits"]
+        assert {"memory", "ephemeral-storage"} <= set(limits)
+    service = yaml.safe_load(docker_files(deployment)["docker/compose.yaml"])["services"]["triton"]
+    assert all("size=" in mount for mount in service["tmpfs"])
+    assert service["mem_limit"] and service["pids_limit"]
+
+
+def test_every_image_and_package_is_pinned() -> None:
+    for gpu in (True, False):
+        assert all(re.fullmatch(r"[\w.-]+==[\w.+!-]+", line) for line in requirements(gpu=gpu))
+    names = {line.partition("==")[0] for line in requirements(gpu=False)}
+    assert {"openvino", "protobuf", "tritonclient", "grpcio"} <= names  # what others need, too
+    assert not names & {"torch", "transformers", "pytest"}
+    for deployment in (GPU, NODES, CPU):
+        texts = "\n".join({**docker_files(deployment), **kubernetes_files(deployment)}.values())
+        images = re.findall(r"(?:image: |^FROM )(\S+)", texts, re.MULTILINE)
+        assert images and [require_pinned(image, "image") for image in images] == images
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        ("registry.example/llama", "names another image tomorrow"),
+        ("llama:latest", "names another image tomorrow"),
+        ("llama:1\nRUN id", "not the reference of an image"),
+        ("Llama:1", "not the reference of an image"),
+        ("llama:1 AS x", "not the reference of an image"),
+        ("llama@sha256:12", "not the reference of an image"),
+        ("$BASE:1", "not the reference of an image"),
+    ],
+)
+def test_an_image_is_named_by_tag_or_digest(image: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"--base-image is .*{words}"):
+        require_pinned(image, "--base-image")
+    digest = "localhost:5000/a/b_c@sha256:" + "0" * 64
+    assert require_pinned(digest, "--base-image") == digest
+
+
+def test_certificates_reach_the_server_as_files_of_a_secret_or_a_mount() -> None:
+    files = {"tls.crt": "/home/me/a.crt", "tls.key": "/home/me/$a.key", "ca.crt": "/home/me/ca.crt"}
+    secure = dataclasses.replace(GPU, certificates=files)
+    told = secure.command()
+    assert told[-6:] == [
+        "--tls-certificate", "/tls/tls.crt", "--tls-key", "/tls/tls.key",
+        "--tls-client-ca", "/tls/ca.crt",
+    ]  # fmt: skip
+    pod = manifests(secure)["workload.yaml"]["spec"]["template"]["spec"]
+    (secret,) = (v["secret"] for v in pod["volumes"] if "secret" in v)
+    assert secret["secretName"] == f"{GPU.name}-tls"
+    compose = yaml.safe_load(docker_files(secure)["docker/compose.yaml"])
+    mounts = {v["target"]: v["source"] for v in compose["services"]["triton"]["volumes"]}
+    assert mounts["/tls/tls.key"] == "/home/me/$$a.key"
+    assert "--tls-certificate" not in GPU.command()
 
 
 def test_the_dashboard_shows_our_metrics_and_upstreams_under_their_names() -> None:
@@ -217,6 +364,8 @@ def test_a_packaged_run_is_deployed_from_the_command_line(write_config, tmp_path
     assert not (tmp_path / "w/deploy/tiny/kubernetes").exists()
     needed = (tmp_path / "w/deploy/tiny/docker/requirements.txt").read_text()
     assert "numpy==1." in needed and "openvino==" in needed and "torch" not in needed
+    wrong = CliRunner().invoke(main, ["package", *args, "--deploy", "docker", "--image", "r/tiny"])
+    assert wrong.exit_code == 2 and "names another image tomorrow" in wrong.output
 
 
 def test_a_gpu_run_is_deployed_at_the_path_that_its_repository_names(
