@@ -16,7 +16,7 @@ from specpipe.contracts import LoadedEngine, Proposer, Role, Runner, Sampling
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.methods import AnyLength, Medusa, NoSpeculation, Speculation
 from specpipe.speculate import accept
-from specpipe.speculate.decode import Limits, Step, decode
+from specpipe.speculate.decode import Limits, Prefilled, Step, decode_events, only_steps
 from specpipe.speculate.draft_length import QuietWhenBusy
 from specpipe.speculate.vocabulary import in_vocabulary
 
@@ -78,11 +78,23 @@ class Slot:
         sampling: Sampling,
         limits: Limits,
         num_draft_tokens: int | None = None,
+    ) -> Iterator[Step]:
+        """Decode one request on its own; see `events`."""
+        return only_steps(self.events(prompt, sampling, limits, num_draft_tokens))
+
+    def events(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        limits: Limits,
+        num_draft_tokens: int | None = None,
         *,
         log_probs: bool = False,
         running: Callable[[], int] = lambda: 1,
-    ) -> Iterator[Step]:
+    ) -> Iterator[Step | Prefilled]:
         """Decode one request; `num_draft_tokens` may lower the configured number, 0 turns it off.
+
+        Yields between any two calls of an engine's that read the prompt, and after every step.
 
         `running()` is asked before every step how many sequences there are, this one included, for
         `max_concurrency`. Raises ConfigError if `num_draft_tokens` cannot be had.
@@ -92,7 +104,17 @@ class Slot:
         if options.max_concurrency is not None:
             proposer = QuietWhenBusy(proposer, options.max_concurrency, running)
         target, rule = self.runners["target"], acceptance_rule(options)
-        return decode(target, proposer, prompt, sampling, limits, rule, log_probs=log_probs)
+        drafts = options.num_draft_tokens > 0
+        return decode_events(
+            target,
+            proposer,
+            prompt,
+            sampling,
+            limits,
+            rule,
+            log_probs=log_probs,
+            readers=[self.runners["draft"]] if drafts and "draft" in self.runners else [],
+        )
 
 
 def acceptance_rule(options: Speculation) -> accept.Rule:

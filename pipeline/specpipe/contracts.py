@@ -125,7 +125,15 @@ class Runner(Protocol):
     max_seq_len: int
 
     def start(self, prompt: Sequence[int]) -> None:
-        """Forget the old sequence and take `prompt` (at least one token)."""
+        """Forget the old sequence and take `prompt` (at least one token); runs nothing yet."""
+
+    def prefill(self) -> bool:
+        """Run one chunk of the prompt, and tell whether there was one to run.
+
+        False: `score` runs the rest of the prompt in one call. Calling it is optional: `score`
+        runs whatever is missing. The caller may do anything else between two chunks.
+        """
+        ...
 
     def score(self, draft: Draft) -> Scores:
         """Evaluate the root and the nodes of `draft`; commits nothing.

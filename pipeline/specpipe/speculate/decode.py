@@ -1,6 +1,10 @@
-"""The loop: propose, score, accept, commit. One generator yields what every step emitted."""
+"""The loop: propose, score, accept, commit. One generator yields what every step emitted.
 
-from collections.abc import Iterator, Sequence
+Whoever drives several sequences resumes one of these generators at a time, between any two calls of
+an engine: a long prompt is read in chunks, with an event for each.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -32,6 +36,11 @@ class Step:
     log_probs: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True)
+class Prefilled:
+    """One call of an engine that ran a chunk of the prompt; nothing was emitted."""
+
+
 @dataclass
 class _Sequence:
     """The tokens so far, and where the output begins."""
@@ -59,14 +68,42 @@ def decode(
 ) -> Iterator[Step]:
     """Yield steps until an end token, a stop word or `limits.max_tokens`.
 
+    The caller may stop at any step. See `decode_events`.
+    """
+    events = decode_events(runner, proposer, prompt, sampling, limits, rule, log_probs=log_probs)
+    return only_steps(events)
+
+
+def only_steps(events: Iterable[Step | Prefilled]) -> Iterator[Step]:
+    """Yield the steps among the events of a sequence."""
+    return (event for event in events if isinstance(event, Step))
+
+
+def decode_events(
+    runner: Runner,
+    proposer: Proposer,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    limits: Limits,
+    rule: accept.Rule | None = None,
+    *,
+    log_probs: bool = False,
+    readers: Sequence[Runner] = (),
+) -> Iterator[Step | Prefilled]:
+    """Yield an event for every chunk of the prompt but the last, then steps as `decode` does.
+
     The output is that of plain decoding with the same options: token for token if greedy, in
     distribution if sampled and judged by `accept.sample`, which it is unless a `rule` is given.
-    `end_id` is emitted as the last token. The caller may stop at any step.
+    `end_id` is emitted as the last token. `readers` are the runners of the proposer that read the
+    prompt as well. The caller may stop at any event.
     """
     rng = np.random.default_rng(sampling.seed)
     sequence = _Sequence(list(prompt))
     runner.start(prompt)
     proposer.start(prompt, sampling)
+    for reader in (runner, *readers):
+        while reader.prefill():
+            yield Prefilled()
     while True:
         left = limits.max_tokens - sequence.generated
         draft = proposer.propose(left - 1)

@@ -30,6 +30,10 @@ class InVocabulary:
         """Take `prompt`; see `Runner`."""
         self._runner.start(self._known(prompt))
 
+    def prefill(self) -> bool:
+        """Run one chunk of the prompt; see `Runner`."""
+        return self._runner.prefill()
+
     def follow(self, sequence: Sequence[int]) -> None:
         """Become `sequence`; see `Runner`."""
         self._runner.follow(self._known(sequence))

@@ -62,6 +62,9 @@ class _Recorded:
 
     follow = start
 
+    def prefill(self) -> bool:
+        return False
+
     def score(self, draft: Draft) -> Scores:
         """Say what the draft model would choose next, as logits of one certain token."""
         assert self._trace.draft is not None

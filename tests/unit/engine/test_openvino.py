@@ -1,21 +1,23 @@
 """The CPU engine on a tiny model: caches, trees, padding, quantisation, determinism."""
 
 import hashlib
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from specpipe.artifacts import read_model_config
-from specpipe.assembly import make_proposer
+from specpipe.assembly import Slot, make_proposer
 from specpipe.building import BuildRequest, Parallel
 from specpipe.checkpoint.convert import write_checkpoint
 from specpipe.checkpoint.source import open_source
 from specpipe.contracts import EMPTY, ROOT, Draft, Proposer, Sampling, Verdict, chain
+from specpipe.engine.openvino import runner
 from specpipe.engine.openvino.backend import OpenVinoBackend, Precision
 from specpipe.errors import ConfigError
 from specpipe.methods import Lookahead, NoSpeculation
-from specpipe.speculate.decode import Limits, decode
+from specpipe.speculate.decode import Limits, Prefilled, Step, decode, only_steps
 
 PROMPT = [5, 9, 30, 41, 7, 100, 33]
 
@@ -125,6 +127,37 @@ def test_a_prompt_longer_than_a_chunk_is_read_in_pieces(tiny, make_engine) -> No
         grown.follow(sequence[:end])
         rows = scores(grown, EMPTY)
     np.testing.assert_allclose(scores(whole, EMPTY)[0], rows[0], atol=1e-3)
+
+
+def test_a_prompt_read_between_the_steps_of_another_gives_the_same_answer(
+    tiny, make_engine, monkeypatch
+) -> None:
+    engine = make_engine(tiny, max_seq_len=700)
+    prompt = np.random.default_rng(1).integers(3, engine.vocab_size, 600).tolist()
+    slots = [Slot({"target": engine.runner()}, NoSpeculation()) for _ in range(2)]
+    limits = Limits(max_tokens=20)
+
+    def alone(tokens: list[int]) -> list[Step]:
+        return list(slots[0].decode(tokens, Sampling(), limits))
+
+    events = [slots[0].events(prompt, Sampling(), limits, log_probs=True)]
+    events.append(slots[1].events(PROMPT, Sampling(), limits))
+    found: list[list[Step | Prefilled]] = [[], []]
+    for mine, others in itertools.zip_longest(*events):
+        found[0] += [mine] if mine else []
+        found[1] += [others] if others else []
+    steps = [list(only_steps(some)) for some in found]
+    chunks = -(-(len(prompt) - runner.CHUNK) // runner.CHUNK)
+    assert len(found[0]) - len(steps[0]) == chunks >= 2
+
+    assert [s.tokens for s in steps[0]] == [s.tokens for s in alone(prompt)]
+    assert [s.tokens for s in steps[1]] == [s.tokens for s in alone(PROMPT)]
+    monkeypatch.setattr(runner, "CHUNK", 10_000)
+    whole = list(slots[0].events(prompt, Sampling(), limits, log_probs=True))
+    assert [s.tokens for s in only_steps(whole)] == [s.tokens for s in steps[0]]
+    np.testing.assert_allclose(
+        [s.log_probs for s in only_steps(whole)], [s.log_probs for s in steps[0]], atol=1e-4
+    )
 
 
 def test_hidden_states_give_the_logits(tiny_engine, tiny) -> None:

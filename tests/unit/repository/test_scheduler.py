@@ -1,15 +1,18 @@
 """Many requests, one engine: order, turns, bounds, cancellation, and errors that stay alone."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import pytest
 
 from specpipe.contracts import Sampling
 from specpipe.repository.models.exchange import Counters, Request
 from specpipe.repository.models.failures import QueueFull
-from specpipe.repository.models.scheduler import STEPS_PER_TURN, Scheduler
+from specpipe.repository.models.scheduler import STEPS_PER_TURN, Heartbeat, Scheduler
 from specpipe.speculate.decode import Limits, Step
 
 
@@ -20,7 +23,7 @@ class Slot:
         self.log, self.gate = log, gate
         self.running: list[int] = []
 
-    def decode(
+    def events(
         self,
         prompt: Sequence[int],
         sampling: Sampling,
@@ -191,6 +194,148 @@ def test_one_request_that_breaks_does_not_take_others_along(rig: Rig) -> None:
     rig.gate.set()
     assert broken.ended.wait(5) and good.ended.wait(5)
     assert broken.outcome == "error: broken" and good.outcome == "finished"
+
+
+class Failing(Listener):
+    """A listener of which some calls raise."""
+
+    def __init__(self, *broken: str) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+        for name in broken:
+            setattr(self, name, partial(self.fail, name))
+
+    def fail(self, name: str, *arguments: object) -> None:
+        self.calls.append(name)
+        raise RuntimeError(f"{name} is broken")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [("on_step", "on_error"), ("is_cancelled",), ("is_cancelled", "on_cancelled", "on_error")],
+)
+def test_a_listener_that_raises_everywhere_ends_its_own_request_alone(
+    rig: Rig, broken: tuple[str, ...]
+) -> None:
+    failing, good = Failing(*broken), Listener()
+    for listener in (failing, good):
+        rig.scheduler.submit(Request("", (1,), Sampling(), Limits(3)), listener)
+    rig.gate.set()
+    assert good.ended.wait(5) and good.outcome == "finished"
+    assert failing.calls and set(failing.calls) <= set(broken)
+
+
+def test_a_request_that_fails_and_cannot_be_told_so_ends_alone(rig: Rig) -> None:
+    failing, good = Failing("on_error"), Listener()
+    for name, listener in ((666, failing), (1, good)):
+        rig.scheduler.submit(Request("", (name,), Sampling(), Limits(3)), listener)
+    rig.gate.set()
+    assert good.ended.wait(5) and good.outcome == "finished"
+    assert failing.calls == ["on_error"]
+
+
+@pytest.mark.parametrize("asked", ["stop", "cancel"])
+def test_a_listener_that_fails_at_its_end_keeps_no_slot(rig: Rig, asked: str) -> None:
+    failing = Failing("on_stopped", "on_cancelled")
+    rig.scheduler.submit(Request("a", (1,), Sampling(), Limits(10_000)), failing)
+    rig.wait_active(1)
+    failing.cancel = asked == "cancel"
+    if asked == "stop":
+        assert rig.scheduler.stop("a")
+    good = rig.submit(2)
+    rig.gate.set()
+    assert good.ended.wait(5) and good.outcome == "finished"
+    assert failing.calls == [{"stop": "on_stopped", "cancel": "on_cancelled"}[asked]]
+
+
+@pytest.mark.parametrize("broken", ["is_cancelled", "on_cancelled"])
+def test_a_listener_in_the_queue_that_raises_does_not_end_the_sweep(rig: Rig, broken: str) -> None:
+    first = rig.submit(1, tokens=10_000)
+    rig.wait_active(1)
+    failing, good = Failing(broken), Listener()
+    failing.cancel = True
+    for listener in (failing, good):
+        rig.scheduler.submit(Request("2", (2,), Sampling(), Limits(3)), listener)
+    good.cancel = True
+    rig.gate.set()
+    assert good.ended.wait(5) and good.outcome == "cancelled" and failing.calls == [broken]
+    first.cancel = True
+    assert first.ended.wait(5)
+
+
+def test_a_listener_that_raises_as_the_server_closes_holds_nobody_up(rig: Rig) -> None:
+    failing = Failing("on_cancelled")
+    rig.scheduler.submit(Request("", (1,), Sampling(), Limits(10_000)), failing)
+    rig.wait_active(1)
+    waiting = rig.submit(2)
+    rig.gate.set()
+    rig.scheduler.close()
+    assert failing.calls == ["on_cancelled"] and waiting.outcome == "cancelled"
+
+
+def test_metrics_that_fail_cost_no_answer(rig: Rig) -> None:
+    def broken(step: Step) -> None:
+        raise RuntimeError("no metrics")
+
+    rig.scheduler.observe = broken
+    rig.gate.set()
+    listener = rig.submit(1)
+    assert listener.ended.wait(5) and listener.outcome == "finished"
+
+
+def test_the_process_ends_if_the_thread_that_owns_the_engine_does() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", DYING], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert "SystemExit: the engine is gone" in ended.stderr
+    assert "the thread 'scheduler' failed; the process ends" in ended.stderr
+
+
+DYING = """
+import time
+from specpipe.contracts import Sampling
+from specpipe.repository.models.exchange import Request
+from specpipe.repository.models.scheduler import Scheduler
+from specpipe.speculate.decode import Limits
+
+class Slot:
+    def decode(self, *arguments, **options):
+        raise SystemExit("the engine is gone")
+    events = decode
+
+class Listener:
+    def is_cancelled(self):
+        return False
+
+scheduler = Scheduler([Slot()], 1)
+scheduler.start()
+scheduler.submit(Request("", (1,), Sampling(), Limits(1)), Listener())
+time.sleep(30)
+raise SystemExit("nobody noticed")
+"""
+
+
+def test_the_thread_tells_that_it_moves_idle_or_busy(rig: Rig) -> None:
+    beats: list[Heartbeat] = []
+    beat = threading.Event()
+
+    def answer(heartbeat: Heartbeat) -> None:
+        assert threading.current_thread().name == "scheduler"
+        beats.append(heartbeat)
+        beat.set()
+
+    rig.scheduler.probe(answer)
+    assert beat.wait(5) and beats[-1] == Heartbeat(rounds=0, active=0, waiting=0)
+    beat.clear()
+    rig.submit(1, tokens=10_000).cancel = False
+    rig.wait_active(1)
+    waiting = rig.submit(2)
+    rig.scheduler.probe(answer)
+    assert not beats[1:]  # the engine stands still: nobody answers
+    rig.gate.set()
+    assert beat.wait(5) and beats[-1].active == 1 and beats[-1].rounds > 0
+    waiting.cancel = True
 
 
 def test_closing_ends_everything(rig: Rig) -> None:

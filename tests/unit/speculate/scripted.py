@@ -29,6 +29,8 @@ class ScriptedRunner:
     def __init__(
         self, law: Law, vocab_size: int, max_seq_len: int = 10_000, heads: Law | None = None
     ) -> None:
+        self.chunk = 10_000  # prompt tokens a call
+        self.pending = 0
         self.vocab_size, self.max_seq_len, self.law = vocab_size, max_seq_len, law
         self.heads = heads or law
         self.sequence: list[int] = []
@@ -36,8 +38,16 @@ class ScriptedRunner:
 
     def start(self, prompt: Sequence[int]) -> None:
         self.sequence = list(prompt)
+        self.pending = len(prompt)
 
-    follow = start
+    def follow(self, sequence: Sequence[int]) -> None:
+        self.sequence = list(sequence)
+
+    def prefill(self) -> bool:
+        if self.pending <= self.chunk:
+            return False
+        self.pending -= self.chunk
+        return True
 
     def score(self, draft: Draft) -> Scores:
         self.calls += 1

@@ -99,7 +99,7 @@ def test_above_max_concurrency_nothing_is_guessed_and_the_answer_stays(options) 
         left = iter(loads)
         slot = Slot(runners, options)
         return list(
-            slot.decode([0, 1, 0, 1, 0], Sampling(), Limits(40), running=lambda: next(left))
+            slot.events([0, 1, 0, 1, 0], Sampling(), Limits(40), running=lambda: next(left))
         )
 
     busy, calm, full = steps(load), steps([2] * 50), steps([3] * 50)

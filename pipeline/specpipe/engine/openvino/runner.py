@@ -77,9 +77,8 @@ class OpenVinoRunner:
         self._fresh: NDArray[Any] = self._cache[:, :0]
 
     def start(self, prompt: Sequence[int]) -> None:
-        """Forget the old sequence; all but the last CHUNK tokens of `prompt` are run at once."""
+        """Forget the old sequence and take `prompt`."""
         self._tokens, self._cached, self._speculates = list(prompt), 0, False
-        self._prefill()
 
     def follow(self, sequence: Sequence[int]) -> None:
         """Become `sequence`; rows of the longest common prefix are kept."""
@@ -89,17 +88,21 @@ class OpenVinoRunner:
         differs = np.flatnonzero(old != np.asarray(new[:limit], np.int64))
         self._cached = int(differs[0]) if len(differs) else limit
         self._tokens = new
-        self._prefill()
 
-    def _prefill(self) -> None:
-        while len(self._tokens) - self._cached > CHUNK:
-            end = self._cached + CHUNK
-            tokens = np.asarray(self._tokens[self._cached : end], np.int64)
-            self._call(tokens, np.arange(-1, CHUNK - 1), np.array([CHUNK - 1]))
-            self._keep(np.arange(CHUNK))
+    def prefill(self) -> bool:
+        """Run CHUNK pending tokens, if there are more than that."""
+        if len(self._tokens) - self._cached <= CHUNK:
+            return False
+        end = self._cached + CHUNK
+        tokens = np.asarray(self._tokens[self._cached : end], np.int64)
+        self._call(tokens, np.arange(-1, CHUNK - 1), np.array([CHUNK - 1]))
+        self._keep(np.arange(CHUNK))
+        return True
 
     def score(self, draft: Draft) -> Scores:
-        """Run the pending tokens and the draft's nodes in one call."""
+        """Run the pending tokens and the draft's nodes, the last CHUNK and these in one call."""
+        while self.prefill():
+            pass
         self._speculates = self._speculates or len(draft) > 0
         pending = self._tokens[self._cached :]
         first = len(pending) - 1  # where the root stands among the new tokens

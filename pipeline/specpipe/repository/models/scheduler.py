@@ -1,9 +1,14 @@
 """Many requests, one engine: a queue, a few slots, and turns of a few steps each.
 
 The engine belongs to one thread, the scheduler's. Requests are admitted in order of arrival; the
-sequences in the slots take turns, so that a long answer does not starve a short one.
+sequences in the slots take turns, so that a long answer does not starve a short one. In a round
+every sequence that decodes has a turn, and one of those that still read their prompt reads a chunk:
+however many long prompts arrive, a stream waits for one chunk a round.
+
+No request can end the thread: what listeners raise is logged, or fails their own request.
 """
 
+import logging
 import threading
 import time
 from collections import deque
@@ -14,7 +19,10 @@ from typing import Protocol
 from specpipe.assembly import Slot
 from specpipe.repository.models.exchange import Counters, Request
 from specpipe.repository.models.failures import QueueFull
-from specpipe.speculate.decode import Step
+from specpipe.repository.models.guards import harmless, start_vital_thread
+from specpipe.speculate.decode import Prefilled, Step
+
+log = logging.getLogger("specpipe")
 
 STEPS_PER_TURN = 4  # a change of sequence costs the engine some milliseconds
 SWEEP_NS = 100_000_000  # how often the queue is searched for requests that were given up
@@ -40,14 +48,43 @@ class Listener(Protocol):
         """The request failed; others go on."""
 
 
-@dataclass
+@dataclass(frozen=True)
+class Heartbeat:
+    """What the scheduler's thread answers to whoever asks whether it moves."""
+
+    rounds: int  # since the start
+    active: int  # sequences in slots
+    waiting: int  # requests in the queue
+
+
+@dataclass(eq=False)
 class _Session:
     request: Request
     listener: Listener
     counters: Counters
     stop: bool = False
     slot: Slot | None = None
-    steps: Iterator[Step] | None = None
+    events: Iterator[Step | Prefilled] | None = None
+
+    @property
+    def reads(self) -> bool:
+        """Whether nothing was emitted yet."""
+        return self.counters.steps == 0
+
+    def is_gone(self) -> bool:
+        """Whether nobody waits for an answer; a listener that cannot tell is gone."""
+        try:
+            return self.stop or self.listener.is_cancelled()
+        except Exception as error:
+            log.error("a listener failed", exc_info=error)
+            return True
+
+    def end(self) -> None:
+        """Tell the listener that the request was stopped or given up."""
+        if self.stop:
+            harmless(self.listener.on_stopped, self.counters)
+        else:
+            harmless(self.listener.on_cancelled)
 
 
 @dataclass
@@ -65,13 +102,15 @@ class Scheduler:
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _closing: bool = False
     _last_sweep_ns: int = 0
+    _probes: list[Callable[[Heartbeat], None]] = field(default_factory=list)
+    _rounds: int = 0
+    _counts: bool = True  # no step failed to be counted yet
     _thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the thread that owns the engine."""
         self._free = list(self.slots)
-        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
-        self._thread.start()
+        self._thread = start_vital_thread(self._run, "scheduler")
 
     def submit(self, request: Request, listener: Listener) -> None:
         """Queue a request; raises QueueFull instead of letting it wait without bound."""
@@ -94,6 +133,12 @@ class Scheduler:
             self._changed.notify()
         return bool(found)
 
+    def probe(self, answer: Callable[[Heartbeat], None]) -> None:
+        """Have `answer` called by the scheduler's thread as soon as it comes to it."""
+        with self._changed:
+            self._probes.append(answer)
+            self._changed.notify()
+
     def close(self) -> None:
         """End every request and the thread."""
         with self._changed:
@@ -104,25 +149,37 @@ class Scheduler:
 
     def _run(self) -> None:
         while self._admit():
+            self._rounds += 1
+            reader = next((s for s in self._active if s.reads), None)
             for session in list(self._active):
-                if not self._turn(session):
+                if session.is_gone():
+                    session.end()
                     self._release(session)
+                elif session.reads and session is not reader:
+                    continue
+                elif not self._turn(session):
+                    self._release(session)
+            if reader in self._active:
+                with self._changed:  # next time it is another's turn to read
+                    self._active.remove(reader)
+                    self._active.append(reader)
 
     def _admit(self) -> bool:
         """Fill the free slots from the queue; waits while there is nothing to do."""
         with self._changed:
-            while not (self._active or self._waiting or self._closing):
+            while not (self._active or self._waiting or self._probes or self._closing):
                 self._changed.wait()
             gone = self._sweep()
             while self._waiting and self._free:
                 session = self._waiting.popleft()
                 session.slot = self._free.pop()
                 self._active.append(session)
+            heartbeat = Heartbeat(self._rounds, len(self._active), len(self._waiting))
+            probes, self._probes = self._probes, []
         for session in gone:
-            if session.stop:
-                session.listener.on_stopped(session.counters)
-            else:
-                session.listener.on_cancelled()
+            session.end()
+        for answer in probes:
+            harmless(answer, heartbeat)
         return not self._closing
 
     def _sweep(self) -> list[_Session]:
@@ -134,28 +191,38 @@ class Scheduler:
             gone = []
         else:
             self._last_sweep_ns = now
-            gone = [s for s in self._waiting if s.stop or s.listener.is_cancelled()]
+            gone = [s for s in self._waiting if s.is_gone()]
         self._waiting = deque(s for s in self._waiting if s not in gone)
         return gone
 
     def _turn(self, session: _Session) -> bool:
-        """Give a session its steps; tells whether it goes on."""
+        """Give a session one chunk of its prompt, or its steps; tells whether it goes on."""
         try:
-            if session.steps is None:
-                session.steps = self._begin(session)
             for _ in range(STEPS_PER_TURN):
-                if not self._step(session, session.steps):
+                event = next(self._events(session))
+                if isinstance(event, Prefilled):
+                    return True
+                self._take(session, event)
+                if event.finish is not None:
+                    return False
+                if session.is_gone():
+                    session.end()
                     return False
         except Exception as error:
-            session.listener.on_error(error)
+            harmless(session.listener.on_error, error)
             return False
         return True
 
-    def _begin(self, session: _Session) -> Iterator[Step]:
+    def _events(self, session: _Session) -> Iterator[Step | Prefilled]:
+        if session.events is None:
+            session.events = self._begin(session)
+        return session.events
+
+    def _begin(self, session: _Session) -> Iterator[Step | Prefilled]:
         request = session.request
         session.counters.first_scheduled_ns = time.monotonic_ns()
         assert session.slot is not None
-        return session.slot.decode(
+        return session.slot.events(
             request.prompt,
             request.sampling,
             request.limits,
@@ -164,22 +231,21 @@ class Scheduler:
             running=lambda: len(self._active),
         )
 
-    def _step(self, session: _Session, steps: Iterator[Step]) -> bool:
-        if session.listener.is_cancelled():
-            session.listener.on_cancelled()
-            return False
-        if session.stop:
-            session.listener.on_stopped(session.counters)
-            return False
-        step = next(steps)
+    def _take(self, session: _Session, step: Step) -> None:
         session.counters.add(step)
-        self.observe(step)
+        try:
+            self.observe(step)
+        except Exception as error:
+            if self._counts:
+                log.error(
+                    "a step was not counted; further ones that are not go unsaid", exc_info=error
+                )
+            self._counts = False
         session.listener.on_step(step, session.counters)
-        return step.finish is None
 
     def _release(self, session: _Session) -> None:
         with self._changed:
             self._active.remove(session)
             if session.slot is not None:
                 self._free.append(session.slot)
-        session.steps = session.slot = None
+        session.events = session.slot = None

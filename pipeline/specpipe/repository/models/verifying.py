@@ -98,6 +98,9 @@ class _Keeping:
     def start(self, prompt: Sequence[int]) -> None:
         self.follow(prompt)
 
+    def prefill(self) -> bool:
+        return self.runner.prefill()
+
     def follow(self, sequence: Sequence[int]) -> None:
         self.tokens = list(sequence)
         self.runner.follow(sequence)
