@@ -13,7 +13,7 @@ LAYERS = [
     {"model"},
     {"contracts"},
     {"building"},
-    {"divide", "records", "trees", "methods", "tree_options", "recipe", "config"},
+    {"divide", "yaml_nodes", "records", "trees", "methods", "tree_options", "recipe", "config"},
     {"artifacts", "digests", "processes"},
     {"checkpoint", "engine", "speculate", "plan"},
     {"assembly"},

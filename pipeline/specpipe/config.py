@@ -26,8 +26,9 @@ from specpipe.methods import (
 )
 from specpipe.model import Dtype
 from specpipe.recipe import TrainOptions
-from specpipe.records import Place, at_least, between, matching, read_record
-from specpipe.tree_options import with_whole_tree
+from specpipe.records import at_least, between, matching, not_written, read_record
+from specpipe.tree_options import is_open, with_whole_tree
+from specpipe.yaml_nodes import Place
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class RunConfig:
     serving: ServingOptions = ServingOptions()
     validate: ValidateOptions = ValidateOptions()
     train: TrainOptions = field(default_factory=TrainOptions)
-    path: str = ""  # where it was read; set by `read_config`
+    path: str = field(default="", metadata=not_written())  # where it was read; by `read_config`
 
     def models(self) -> dict[Role, str]:
         """Return the source of every checkpoint that this run converts."""
@@ -168,15 +169,13 @@ def read_config(path: Path) -> RunConfig:
     Raises ConfigError with file:line for anything unknown, mistyped, impossible or missing.
     """
     config, places = read_record(path, RunConfig)
-    if "path" in places:
-        raise places["path"].error("unknown key 'path'")
+    config = replace(config, speculation=with_whole_tree(config.speculation, places))
     _check_lengths(config, places)
     _check_ngrams(config, places)
     _check_lookahead(config, places)
     _check_training(config, places)
     _check_hybrid(config, places)
     _check_confidence(config, places)
-    config = replace(config, speculation=with_whole_tree(config.speculation, places))
     if config.engine.gpu is None and not config.engine.tp_size:
         config = replace(config, engine=replace(config.engine, tp_size=1))
     return replace(config, path=str(path))
@@ -191,8 +190,9 @@ def _check_lengths(config: RunConfig, places: Mapping[str, Place]) -> None:
             f"engine.max_seq_len, which is {engine.max_seq_len} and holds prompt and output"
         )
     drafted = config.speculation.num_draft_tokens
-    if drafted + 1 >= engine.max_seq_len:
-        place = places.get("speculation.num_draft_tokens") or places["speculation"]
+    if not is_open(config.speculation) and drafted + 1 >= engine.max_seq_len:
+        keys = ("speculation.num_draft_tokens", "speculation.tree", "speculation")
+        place = next((places[key] for key in keys if key in places), places["engine.max_seq_len"])
         raise place.error(
             f"'speculation' drafts {drafted} tokens a step: must be below "
             f"engine.max_seq_len - 1 ({engine.max_seq_len - 1})"
@@ -283,8 +283,11 @@ def find_file(text: str, config: RunConfig) -> Path | None:
     """Return the existing file or folder that `text` names, or None."""
     expanded = Path(os.path.expandvars(text)).expanduser()
     for candidate in (expanded, Path(config.path).parent / expanded):
-        if candidate.exists():
-            return candidate.resolve()
+        try:
+            if candidate.exists():
+                return candidate.resolve()
+        except OSError:  # longer than a file's name may be, or behind a closed folder
+            continue
     return None
 
 

@@ -14,7 +14,7 @@ from specpipe.config import RunConfig
 from specpipe.contracts import Role
 from specpipe.errors import Unsupported
 from specpipe.locate import Located, locate
-from specpipe.methods import Hybrid, Medusa, drafter_of
+from specpipe.methods import Hybrid, Medusa
 from specpipe.model import ModelConfig
 from specpipe.plan.compatibility import Difference, Vocabulary, differences, notes, refusals
 from specpipe.plan.gpus import Gpu, find_gpu, unknown_gpu
@@ -23,12 +23,14 @@ from specpipe.plan.options import check_options
 from specpipe.plan.outlook import engine_notes, outlook
 from specpipe.plan.plan import (
     Plan,
+    check_draft_length,
     check_memory,
     check_models,
     check_tree,
     make_requests,
 )
 from specpipe.plan.sizing import Sizing, choose_ranks, measure, ways_to_fit
+from specpipe.tree_options import is_open
 from specpipe.trees import assumed_accuracy, grow_tree
 
 
@@ -99,6 +101,7 @@ def _check_parts(config: RunConfig, found: Located, *, serves_sources: bool) -> 
     for role, own in found.guessers.items():
         yield from own.check(role, found.models[role])
     yield from check_tree(config, found.models["target"])
+    yield from check_draft_length(config)
 
 
 def _with_ranks(config: RunConfig, sizing: Sizing, gpu: Gpu | None) -> RunConfig:
@@ -136,11 +139,9 @@ def _check_memory(memory: Memory | None, sizing: Sizing) -> list[Rejection]:
 
 
 def plan_tree(config: RunConfig, found: Located) -> RunConfig:
-    """Replace `tree: auto` by the best tree for the heads' calibration, or for usual heads."""
+    """Replace `tree: auto` with the best tree for the heads' calibration, or for usual heads."""
     options, heads = config.speculation, found.guessers.get("target")
-    if heads is None or drafter_of(options) is not None:
-        return config
-    if not isinstance(options, Medusa | Hybrid) or options.tree != "auto":
+    if heads is None or not isinstance(options, Medusa | Hybrid) or not is_open(options):
         return config
     accuracy = heads.accuracy or assumed_accuracy(found.models["target"].num_medusa_heads)
     tree = grow_tree(accuracy, options.num_draft_tokens)

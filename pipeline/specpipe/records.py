@@ -6,6 +6,7 @@ A record declares its keys by its fields: the annotation is the type, `at_least`
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -17,9 +18,20 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from specpipe.errors import ConfigError
+from specpipe.yaml_nodes import (
+    Pair,
+    Place,
+    compose,
+    pairs_of,
+    place_of,
+    read_text,
+    shorten,
+    value_of,
+)
 
 T = TypeVar("T")
 
+ANCHORS = "x-"  # keys of the whole file that begin so hold anchors, and are not read
 _SCALARS: dict[type, tuple[str, str]] = {
     str: ("tag:yaml.org,2002:str", "text"),
     bool: ("tag:yaml.org,2002:bool", "true or false"),
@@ -63,19 +75,9 @@ def matching(pattern: str, meaning: str) -> dict[str, Bound]:
     return {"bound": Bound(pattern=pattern, meaning=meaning)}
 
 
-@dataclass(frozen=True)
-class Place:
-    """A line in a file, for messages."""
-
-    file: Path
-    line: int
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
-
-    def error(self, message: str, hint: str | None = None) -> ConfigError:
-        """Return a ConfigError that begins with this place."""
-        return ConfigError(f"{self}: {message}", hint=hint)
+def not_written() -> dict[str, bool]:
+    """Field metadata: no key of the file, but set by whoever reads it."""
+    return {"key": False}
 
 
 def read_record(path: Path, record: type[T]) -> tuple[T, dict[str, Place]]:
@@ -84,35 +86,15 @@ def read_record(path: Path, record: type[T]) -> tuple[T, dict[str, Place]]:
     Raises ConfigError for a missing or unreadable file, bad YAML, an unknown key, a wrong type, a
     value out of bounds or a missing key.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path}: no such file", hint="give a YAML file, e.g. one of model_configs/*.yaml"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise Place(path, line).error(f"not valid YAML: {error.problem}") from error
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        message = f"not valid YAML: the character #x{error.character:02x} may not stand in it"
-        raise Place(path, line).error(message) from error
-    if root is None:
-        raise Place(path, 1).error("the file is empty")
+    root = compose(read_text(path), path)
     reader = _Reader(path, {})
     return reader.record(root, record, ""), reader.places
 
 
 def parse_record(text: str, record: Any) -> Any:
     """Parse YAML or JSON text that we wrote ourselves, e.g. a parameter in a config.pbtxt."""
-    place = Place(Path("<text>"), 1)
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    if root is None:
-        raise place.error("the text is empty")
-    return _Reader(place.file, {}).record(root, record, "")
+    file = Path("<text>")
+    return _Reader(file, {}).record(compose(text, file), record, "")
 
 
 @dataclass(frozen=True)
@@ -121,19 +103,17 @@ class _Reader:
     places: dict[str, Place]
 
     def place(self, node: yaml.Node) -> Place:
-        return Place(self.file, node.start_mark.line + 1)
+        return place_of(node, self.file)
 
     def record(self, node: yaml.Node, record: type[T], prefix: str) -> T:
-        pairs = self._pairs(node, prefix)
+        pairs = pairs_of(node, self.file, prefix)
         members = get_args(record)
         record = self._choose(node, pairs, record, prefix)
         hints = get_type_hints(record)
-        fields = {field.name: field for field in dataclasses.fields(record)}  # type: ignore[arg-type]
+        fields = _keys(record)
         for key, (key_node, _) in pairs.items():
-            if key not in fields:
-                raise self.place(key_node).error(
-                    f"unknown key '{prefix}{key}'{_suggest(key, fields)}", _owners(key, members)
-                )
+            if key not in fields and (prefix or not key.startswith(ANCHORS)):
+                raise self.unknown(key_node, prefix, fields, members)
         values = {}
         for name, field in fields.items():
             if name in pairs:
@@ -143,6 +123,18 @@ class _Reader:
             elif field.default is MISSING and field.default_factory is MISSING:
                 raise self.place(node).error(f"missing key '{prefix}{name}'")
         return record(**values)
+
+    def unknown(
+        self,
+        node: yaml.Node,
+        prefix: str,
+        fields: Mapping[str, object],
+        members: tuple[Any, ...],
+    ) -> ConfigError:
+        key = str(node.value)
+        close = _suggest(key, fields)
+        hint = _owners(key, members) or (None if close else _known(fields))
+        return self.place(node).error(f"unknown key '{prefix}{shorten(key)}'{close}", hint)
 
     def value(self, node: yaml.Node, hint: Any, field: Field[Any], key: str) -> Any:
         bare, optional = _strip_none(hint)
@@ -161,31 +153,19 @@ class _Reader:
             return self._items(node, get_args(bare)[0], field, key)
         if get_origin(bare) is dict or get_origin(bare) is Mapping:
             item = get_args(bare)[1]
-            pairs = self._pairs(node, key + ".")
+            pairs = pairs_of(node, self.file, key + ".")
             return {k: self._scalar(v, item, f"{key}.{k}") for k, (_, v) in pairs.items()}
         value = self._scalar(node, bare, key)
         bound: Bound | None = field.metadata.get("bound")
         problem = bound.problem(value) if bound else None
         if problem:
-            raise self.place(node).error(f"'{key}' is {value!r}: {problem}")
+            raise self.place(node).error(f"'{key}' is {shorten(repr(value))}: {problem}")
         return value
-
-    def _pairs(self, node: yaml.Node, prefix: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        if not isinstance(node, yaml.MappingNode):
-            where = f"'{prefix.rstrip('.')}'" if prefix else "the file"
-            raise self.place(node).error(f"{where} must be a mapping of keys to values")
-        pairs: dict[str, tuple[yaml.Node, yaml.Node]] = {}
-        for key_node, value_node in node.value:
-            key = str(key_node.value)
-            if key in pairs:
-                raise self.place(key_node).error(f"'{prefix}{key}' is given twice")
-            pairs[key] = (key_node, value_node)
-        return pairs
 
     def _choose(
         self,
         node: yaml.Node,
-        pairs: Mapping[str, tuple[yaml.Node, yaml.Node]],
+        pairs: Mapping[str, Pair],
         record: Any,
         prefix: str,
     ) -> Any:
@@ -205,7 +185,8 @@ class _Reader:
         value = self._scalar(node, type(choices[0]), key)
         if value not in choices:
             raise self.place(node).error(
-                f"'{key}' is {value!r}{_suggest(str(value), choices)}", _known(choices)
+                f"'{key}' is {shorten(repr(value))}{_suggest(str(value), choices)}",
+                _known(choices),
             )
         return value
 
@@ -217,13 +198,24 @@ class _Reader:
     def _scalar(self, node: yaml.Node, kind: Any, key: str) -> Any:
         tag, words = _SCALARS[kind]
         tags = {tag, _SCALARS[int][0]} if kind is float else {tag}
-        if not isinstance(node, yaml.ScalarNode) or node.tag not in tags:
-            scalar = isinstance(node, yaml.ScalarNode)
-            seen = repr(node.value) if scalar else "a list or mapping"
+        scalar = isinstance(node, yaml.ScalarNode)
+        seen = shorten(repr(node.value)) if scalar else "a list or mapping"
+        try:
+            if not isinstance(node, yaml.ScalarNode) or node.tag not in tags:
+                raise ValueError("of another kind")
+            value = kind(value_of(node))
+            if kind is float and not math.isfinite(value):
+                raise ValueError("not finite")
+        except (ValueError, OverflowError) as error:
             quotes = "; put it in quotes" if scalar and kind is str else ""
-            raise self.place(node).error(f"'{key}' is {seen}: must be {words}{quotes}")
-        value = yaml.SafeLoader("").construct_object(node)
-        return float(value) if kind is float else value
+            raise self.place(node).error(f"'{key}' is {seen}: must be {words}{quotes}") from error
+        return value
+
+
+def _keys(record: Any) -> dict[str, Field[Any]]:
+    """Return the fields of a record that a file may give."""
+    fields = dataclasses.fields(record)
+    return {field.name: field for field in fields if field.metadata.get("key", True)}
 
 
 def _strip_none(hint: Any) -> tuple[Any, bool]:

@@ -1,11 +1,10 @@
 """The tree of a run, once its YAML is read: made whole, and the sizes that follow from it."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from specpipe.errors import ConfigError
-from specpipe.methods import Eagle, Speculation, WithTree
-from specpipe.records import Place
+from specpipe.methods import Eagle, Hybrid, Medusa, Speculation, WithTree
 from specpipe.trees import (
     TreePath,
     complete_tree,
@@ -14,6 +13,7 @@ from specpipe.trees import (
     non_leaves,
     supposed_accuracy,
 )
+from specpipe.yaml_nodes import Place
 
 FIRST_GUESS = 0.7  # how often an EAGLE drafter's first guess is supposed to be right
 
@@ -38,26 +38,37 @@ def with_whole_tree(options: Speculation, places: Places) -> Speculation:
     return options.with_tree(grow_tree(accuracy, options.num_draft_tokens, widest))
 
 
+def is_open(options: Speculation) -> bool:
+    """Whether the plan chooses the tree, whose size is not known before the heads are found."""
+    return isinstance(options, Medusa | Hybrid) and bool(options.heads) and options.tree == "auto"
+
+
 def _listed(options: WithTree, paths: Tree, places: Places) -> WithTree:
     """Add what a listed tree lacks; its nodes are the draft tokens of the run."""
     try:
         tree = complete_tree(paths)
     except ConfigError as error:
         raise places["speculation.tree"].error(f"'speculation.tree': {error}") from error
-    _check_size("num_draft_tokens", options.num_draft_tokens, len(tree), "nodes", places)
+    _check_size("num_draft_tokens", options, len(tree), "nodes", places)
     if not isinstance(options, Eagle):
         return replace(options, tree=tree, num_draft_tokens=len(tree))
-    _check_size("num_eagle_layers", options.num_eagle_layers, depth(tree), "levels", places)
+    _check_size("num_eagle_layers", options, depth(tree), "levels", places)
     _check_width(options, tree, places)
     return options.with_tree(tree)
 
 
-def _check_size(key: str, given: int, size: int, what: str, places: Places) -> None:
-    place = places.get(f"speculation.{key}")
+def _check_size(key: str, options: WithTree, size: int, what: str, places: Places) -> None:
+    """Hold a size of the completed tree against the given one, and against the key's bounds."""
+    place, given = places.get(f"speculation.{key}"), getattr(options, key)
     if place and given != size:
         raise place.error(
             f"'speculation.{key}' is {given}, but speculation.tree has {size} {what}",
             hint="leave it out",
+        )
+    (bound,) = (f.metadata["bound"] for f in fields(options) if f.name == key)
+    if problem := bound.problem(size):
+        raise places["speculation.tree"].error(
+            f"'speculation.tree' has {size} {what} with those that its paths pass: {problem}"
         )
 
 

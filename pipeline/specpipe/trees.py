@@ -12,18 +12,23 @@ from specpipe.errors import ConfigError
 
 TreePath = tuple[int, ...]
 WIDTH = 10  # ranks of one head that are looked at, as upstream
+MOST_LEVELS = 256  # of a listed tree: as many as the largest tree has nodes
 
 
 def complete_tree(paths: Sequence[TreePath]) -> tuple[TreePath, ...]:
     """Return the closed list of `paths` and every prefix that they lack, shallow paths first.
 
-    Raises ConfigError for an empty or repeated path and for a rank outside [0, WIDTH).
+    Raises ConfigError for an empty, repeated or endless path and for a rank outside [0, WIDTH).
     """
+    seen: set[TreePath] = set()
     for i, path in enumerate(paths):
         if not path:
             raise ConfigError(f"path {i} is empty: the root is always there and is not listed")
-        if path in paths[:i]:
+        if len(path) > MOST_LEVELS:
+            raise ConfigError(f"path {i} has {len(path)} levels: must have at most {MOST_LEVELS}")
+        if path in seen:
             raise ConfigError(f"path {i}, {list(path)}, is listed twice")
+        seen.add(path)
         if not all(0 <= rank < WIDTH for rank in path):
             raise ConfigError(
                 f"path {i} is {list(path)}: a rank must be from 0 to {WIDTH - 1}, "

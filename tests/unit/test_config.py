@@ -237,6 +237,53 @@ def test_a_listed_tree_is_completed_and_counts_its_nodes(tmp_path: Path) -> None
     assert options.tree == ((0,), (1,), (0, 1)) and options.num_draft_tokens == 3
 
 
+SHORT = MEDUSA.replace(
+    "  max_input_len: 100\n  max_seq_len: 200\n", "  max_input_len: 2\n  max_seq_len: {}\n"
+)
+THIRTY = str([[0] * 30])  # its prefixes are nodes, too
+
+
+@pytest.mark.parametrize(
+    ("tree", "longest", "words"),
+    [
+        (THIRTY, 18, ":7: 'speculation' drafts 30 tokens a step: must be below .* .17."),
+        (THIRTY, 31, ":7: 'speculation' drafts 30 tokens a step"),
+        (THIRTY, 32, None),
+        ("[[0]]", 12, None),
+        ("[[0]]", 2, ":7: 'speculation' drafts 1 tokens a step"),
+        ("auto", 12, None),  # the plan grows it first
+    ],
+)
+def test_a_tree_is_measured_with_all_its_nodes(
+    tree: str, longest: int, words: str | None, tmp_path: Path
+) -> None:
+    text = SHORT.format(tree, longest).replace("max_input_len: 2", "max_input_len: 1")
+    if words is None:
+        assert read(tmp_path, text).engine.max_seq_len == longest
+        return
+    with pytest.raises(ConfigError, match=words):
+        read(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("method", "tree", "words"),
+    [
+        ("medusa", [[0] * 200, [1] * 56], "has 256 nodes .*: must be at most 255"),
+        ("hybrid", [[0] * 65], "has 65 nodes with those that its paths pass: must be at most 64"),
+        ("eagle", [[0] * 17], "has 17 levels .*: must be at most 16"),
+        ("eagle", [[i, *[0] * 15] for i in range(10)] + [[0] * 9 + [i] * 7 for i in range(1, 10)]
+         + [[1] * 9 + [i] * 7 for i in range(1, 10)], "nodes .*: must be at most 256"),
+        ("medusa", [[0] * 9000], "path 0 has 9000 levels: must have at most 256"),
+    ],
+)  # fmt: skip
+def test_the_bound_of_a_key_is_that_of_the_tree_it_counts(
+    method: str, tree: list[list[int]], words: str, tmp_path: Path
+) -> None:
+    text = SHORT.format(tree, 4000).replace("method: medusa", f"method: {method}")
+    with pytest.raises(ConfigError, match=":7: 'speculation.tree'.* " + words):
+        read(tmp_path, text)
+
+
 def test_a_tree_may_be_left_to_the_planner(tmp_path: Path) -> None:
     config = read(tmp_path, MEDUSA.format("auto"))
     assert isinstance(config.speculation, Medusa) and config.speculation.tree == "auto"

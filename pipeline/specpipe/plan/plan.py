@@ -111,6 +111,20 @@ def check_tree(config: RunConfig, target: ModelConfig) -> list[Rejection]:
     ]
 
 
+def check_draft_length(config: RunConfig) -> list[Rejection]:
+    """Refuse a step that is as long as the longest sequence, now that its tree is complete."""
+    drafted, longest = config.speculation.num_draft_tokens, config.engine.max_seq_len
+    if drafted + 1 < longest:
+        return []
+    return [
+        Rejection(
+            f"the planned tree has {drafted} nodes, but engine.max_seq_len is {longest}",
+            f"set speculation.num_draft_tokens to {longest - 2} or less, or engine.max_seq_len to "
+            f"{drafted + 2} or more",
+        )
+    ]
+
+
 def check_memory(memory: Memory, config: RunConfig, ways: Sequence[str]) -> list[Rejection]:
     """Say if the deployment does not fit; `ways` are changes with which it does."""
     if memory.fits:

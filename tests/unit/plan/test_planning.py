@@ -254,6 +254,22 @@ def test_an_auto_tree_is_grown_from_the_heads_calibration(write_config, tmp_path
     require_buildable(plan)
 
 
+@pytest.mark.parametrize(("length", "fits"), [(11, False), (12, True)])
+def test_a_planned_tree_is_measured_once_it_is_grown(
+    length: int, fits: bool, write_config, tmp_path: Path
+) -> None:
+    """16 nodes are asked for, and one head has ten ranks to give."""
+    make_heads(tmp_path / "heads", seed=1, heads=1)
+    engine = {"backend": "openvino", "max_input_len": 4, "max_seq_len": length}
+    plan = plan_of(write_config(speculation=medusa(tmp_path / "heads"), engine=engine), tmp_path)
+    assert plan.config.speculation.num_draft_tokens == 10
+    reasons = [str(r) for r in plan.rejections]
+    assert (
+        reasons == [] if fits else "tree has 10 nodes, but engine.max_seq_len is 11" in reasons[0]
+    )
+    assert fits or "set speculation.num_draft_tokens to 9 or less" in reasons[0]
+
+
 def test_a_tree_deeper_than_the_heads_are_many_is_refused(write_config, tmp_path: Path) -> None:
     make_heads(tmp_path / "heads", seed=1, heads=2)
     config = write_config(speculation=medusa(tmp_path / "heads", tree=[[0, 0, 0]]))
