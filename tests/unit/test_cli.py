@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from specpipe.cli import main
+from specpipe.cli.output import escape_controls, harmless
 
 COMMANDS = ["build", "compile", "convert", "doctor", "generate", "inspect", "package", "plan",
             "recommend", "serve",
@@ -146,3 +147,17 @@ def test_generate_refuses_what_is_no_prompt_or_no_endpoint(args: list[str], word
 def test_tune_refuses_a_folder_as_its_output_before_it_works(write_config, tmp_path: Path) -> None:
     result = run("tune", "--config", str(write_config()), "--out", str(tmp_path))
     assert result.exit_code == 2 and "is a directory" in result.output
+
+
+def test_a_terminal_never_gets_control_characters_of_a_model() -> None:
+    clipboard = "\x1b]52;c;cm0gLXJm\x07"
+    assert escape_controls(f"a{clipboard}b\r\x9b2J") == r"a\x1b]52;c;cm0gLXJm\x07b\r\x9b2J"
+    assert escape_controls("abc\u202egpj.exe") == r"abc\u202egpj.exe"
+    text = "Zwei Zeilen\n\tund \U0001f469\u200d\U0001f680 naïve"
+    assert escape_controls(text) == text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_text_is_escaped_only_where_a_terminal_shows_it(terminal: bool, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    assert harmless("\x1b[2J") == (r"\x1b[2J" if terminal else "\x1b[2J")

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -51,6 +52,35 @@ def print_results(results: "list[StageResult]", as_json: bool) -> None:
     from specpipe.present import results_text
 
     click.echo(json.dumps(plain(results), indent=2) if as_json else results_text(results))
+
+
+def harmless(text: str) -> str:
+    """Return a model's text as a terminal may show it; unchanged where no terminal shows it.
+
+    Control characters move the cursor, rename the window or write to the clipboard, and some
+    reverse the order of what is read. They appear as escapes: `\\x1b` instead of ESC.
+    """
+    return escape_controls(text) if sys.stdout.isatty() else text
+
+
+def escape_controls(text: str) -> str:
+    """Return `text` with an escape for every control character but newline and tab."""
+    return "".join(_escaped(c) if _is_control(c) else c for c in text)
+
+
+_BIDIRECTIONAL = frozenset(
+    "\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+)
+
+
+def _is_control(character: str) -> bool:
+    if character in "\n\t":
+        return False
+    return unicodedata.category(character) == "Cc" or character in _BIDIRECTIONAL
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def plain(value: Any) -> Any:

@@ -22,7 +22,7 @@ from specpipe.cli.options import (
     tls_options,
     workspace_option,
 )
-from specpipe.cli.output import load, say
+from specpipe.cli.output import harmless, load, say
 from specpipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def generate(
     if as_json:
         click.echo(json.dumps(generation_json(answer)))
         return
-    click.echo("" if stream else answer.text)
+    click.echo("" if stream else harmless(answer.text))
     say(generation_text(answer))
 
 
@@ -294,5 +294,5 @@ def _in_template(text: str, config_path: Path, workspace: Path) -> str:
 def _echo(pieces: Iterator[Any], *, quiet: bool) -> Iterator[Any]:
     for piece in pieces:
         if not quiet:
-            click.echo(piece.text, nl=False)
+            click.echo(harmless(piece.text), nl=False)
         yield piece
