@@ -14,7 +14,7 @@ LAYERS = [
     {"contracts"},
     {"building"},
     {"divide", "yaml_nodes", "records", "trees", "methods", "tree_options", "recipe", "config"},
-    {"artifacts", "digests", "processes"},
+    {"artifacts", "publishing", "digests", "processes"},
     {"checkpoint", "engine", "speculate", "plan"},
     {"assembly"},
     {"repository"},

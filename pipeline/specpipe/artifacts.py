@@ -1,25 +1,22 @@
-"""What passes between the stages: folders with a manifest, keyed by content, written atomically.
+"""What passes between the stages: folders with a manifest, keyed by content.
 
-An artifact is built in a temporary sibling; its manifest (`specpipe.json`) is written last, then
-the folder is renamed. So a folder with a manifest is whole, and what a crash leaves has none. The
-manifest names every input by digest: if they still match, the artifact is fresh; if not, the
-difference is the reason.
+A folder with a manifest (`specpipe.json`) is whole: `publishing` writes it. The manifest names
+every input by digest: if they still match, the artifact is up to date; if not, the difference is
+the reason.
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from specpipe.contracts import Role
-from specpipe.errors import ConfigError, StageFailed
+from specpipe.errors import ConfigError
 from specpipe.model import ModelConfig, model_from_json
 
 MANIFEST = "specpipe.json"
@@ -174,82 +171,6 @@ def _short(value: str | None) -> str:
     if value is None:
         return "absent"
     return value[:12] if len(value) == 64 else value
-
-
-@contextlib.contextmanager
-def staged(path: Path, stage: str, resume: str | None = None) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`; remove it if the block raises.
-
-    It is empty, unless `resume` is given, a key of what is made and of what: then it is what a
-    killed or interrupted process left that was making the same. Raises StageFailed, naming the
-    stage, when the disk is full or cannot be written.
-    """
-    temporary = path.with_name(_staged_name(path, resume))
-    try:
-        temporary.mkdir(parents=True, exist_ok=resume is not None)
-        yield temporary
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise _disk_error(stage, path, error) from error
-    except BaseException as error:
-        interrupted = resume is not None and not isinstance(error, Exception)
-        if not interrupted:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _staged_name(path: Path, resume: str | None) -> str:
-    return f".{path.name}.{resume[:32]}.part" if resume else f".{path.name}.{os.getpid()}.tmp"
-
-
-def write_publish(temporary: Path, path: Path, manifest: Manifest) -> Artifact:
-    """Write the manifest into `temporary` and make it the artifact at `path`."""
-    (temporary / MANIFEST).unlink(missing_ok=True)  # of a process that was killed behind this
-    files = {str(f.relative_to(temporary)): f.stat().st_size for f in _files(temporary)}
-    whole = Manifest(manifest.kind, manifest.inputs, manifest.facts, files)
-    (temporary / MANIFEST).write_text(whole.to_json(), encoding="utf-8")
-    for file in _files(temporary):
-        _sync(file)
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    if path.exists():
-        path.rename(old)
-    temporary.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
-    return Artifact(path, whole)
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.rglob("*") if f.is_file())
-
-
-def _sync(file: Path) -> None:
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())
-
-
-def _disk_error(stage: str, path: Path, error: OSError) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        free = shutil.disk_usage(_existing(path)).free / 2**30
-        return StageFailed(
-            f"{stage}: the disk is full while writing {path}; nothing was left behind",
-            hint=f"free some space ({free:.1f} GiB are free) and run the same command again",
-        )
-    return StageFailed(f"{stage}: cannot write {path}: {error}")
-
-
-def _existing(path: Path) -> Path:
-    return next(p for p in (path, *path.parents) if p.exists())
-
-
-def remove_leftovers(path: Path, resume: str | None = None) -> None:
-    """Delete what dead builds of the artifact at `path` left; the caller holds the lock.
-
-    What can be gone on with stays: that is begun work with the key `resume`.
-    """
-    for leftover in path.parent.glob(f".{path.name}.*"):
-        ours = resume is not None and leftover.name == _staged_name(path, resume)
-        if leftover.suffix in (".tmp", ".old", ".part") and not ours:
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager

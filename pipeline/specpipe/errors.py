@@ -30,6 +30,10 @@ class ConfigError(SpecpipeError):
     exit_code = 2
 
 
+class Unreadable(ConfigError):
+    """An input file is missing or the machine refuses to read it; its content is not at fault."""
+
+
 class Unsupported(SpecpipeError):
     """The request is well formed, but cannot be served here."""
 

@@ -1,10 +1,11 @@
 """`specpipe plan`: read the models' facts, ask the backend, collect every refusal."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from specpipe.artifacts import Workspace
+from specpipe.artifacts import Workspace, read_artifact
 from specpipe.assembly import load_backend
 from specpipe.building import Backend, BuildRequest, Command, Rejection
 from specpipe.checkpoint.quantize import check_calibration, check_quantization
@@ -30,6 +31,7 @@ from specpipe.plan.plan import (
     make_requests,
 )
 from specpipe.plan.sizing import Sizing, choose_ranks, measure, ways_to_fit
+from specpipe.publishing import why_kept
 from specpipe.tree_options import is_open
 from specpipe.trees import assumed_accuracy, grow_tree
 
@@ -59,6 +61,7 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
         *_check_memory(memory, sizing),
     ]
     built = {r: q for r, q in requests.items() if r == "target" or not backend.serves_sources}
+    places = list(_places(backend, built, workspace))
     guesser = found.guessers.get("target")
     accuracy = guesser.accuracy if guesser else None
     return Plan(
@@ -68,12 +71,13 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
         memory=memory,
         commands=tuple(_commands(backend, built, workspace)),
         versions=backend.versions(config.engine.tensorrt_llm),
-        rejections=tuple(dict.fromkeys(rejections)),
+        rejections=tuple(dict.fromkeys([*rejections, *_occupied(places)])),
         gaps=tuple(check_calibration(config.engine, found.sources.values())),
         notes=(
             *found.notes,
             *notes(differing, own_loop=own_loop),
             *engine_notes(config, found.models["target"], gpu),
+            *(f"{reason}; build does not replace them" for reason in _kept(places, owned=True)),
         ),
         estimate=outlook(config, requests, memory.footprints, gpu, accuracy)
         if gpu and memory
@@ -110,6 +114,30 @@ def _with_ranks(config: RunConfig, sizing: Sizing, gpu: Gpu | None) -> RunConfig
         return config
     ranks = choose_ranks(sizing) if gpu else 1
     return replace(config, engine=replace(config.engine, tp_size=ranks))
+
+
+def _places(
+    backend: Backend, built: Mapping[Role, BuildRequest], workspace: Workspace
+) -> Iterator[Path]:
+    """Yield the folders that `build` writes."""
+    for role in built:
+        if not backend.serves_sources:
+            yield workspace.checkpoint(role)
+        yield workspace.engine(role)
+    yield workspace.repository
+
+
+def _occupied(places: Sequence[Path]) -> Iterator[Rejection]:
+    """Refuse places where something stands that is not ours."""
+    for reason in _kept(places, owned=False):
+        yield Rejection(reason, "move it elsewhere; if an interrupted build left it, delete it")
+
+
+def _kept(places: Sequence[Path], *, owned: bool) -> Iterator[str]:
+    """Say what build must not replace: other files in folders of ours, or whole other folders."""
+    for path in places:
+        if (read_artifact(path) is not None) == owned and (reason := why_kept(path)):
+            yield reason
 
 
 def _commands(

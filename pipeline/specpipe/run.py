@@ -8,13 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specpipe.artifacts import (
-    Workspace,
-    locked,
-    remove_leftovers,
-    staged,
-    write_publish,
-)
+from specpipe.artifacts import Workspace, locked
 from specpipe.assembly import load_backend
 from specpipe.building import Workshop
 from specpipe.checkpoint.source import locate_model
@@ -23,10 +17,18 @@ from specpipe.contracts import Role
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.locate import KEYS
 from specpipe.planning import make_plan, require_buildable
+from specpipe.publishing import put_back, remove_leftovers, staged, why_kept, write_publish
 from specpipe.serve.address import free_address
 from specpipe.serve.tritonserver import start_server
 from specpipe.validate.gates import check_gates_known
-from specpipe.work import STAGES, StageName, Work, plan_work, require_planned_engines
+from specpipe.work import (
+    STAGES,
+    StageName,
+    Work,
+    plan_work,
+    require_planned_engines,
+    require_room,
+)
 
 if TYPE_CHECKING:
     from specpipe.validate.report import Report
@@ -60,10 +62,14 @@ def build(
 
     With `runtime` (docker, podman) the backend's compiler runs in the container of its release.
 
-    Raises Unsupported with every reason if the plan is refused, StageFailed or ConfigError if a
-    stage cannot finish; whatever was finished before stays and is reused by the next build.
+    Raises Unsupported with every reason if the plan is refused, ConfigError if something that is
+    not ours stands where an artifact must go, both before any work; StageFailed or ConfigError if
+    a stage cannot finish; whatever was finished before stays and is reused by the next build.
     """
     plan = make_plan(config, workspace)
+    works = plan_work(plan, workspace, Workshop(notify, runtime))
+    wanted = [work for work in works if work.stage in stages]
+    require_room(wanted)
     require_buildable(plan)
     if runtime and not plan.commands:
         raise Unsupported(
@@ -72,8 +78,9 @@ def build(
         )
     with locked(workspace.engines, notify):
         results = []
-        works = plan_work(plan, workspace, Workshop(notify, runtime))
-        for work in (work for work in works if work.stage in stages):
+        for work in wanted:
+            put_back(work.path)
+        for work in wanted:
             if work.stage == "package":
                 require_planned_engines(works)
             results.append(_perform(work, notify, progress))
@@ -88,6 +95,8 @@ def status(config: RunConfig, workspace: Workspace) -> list[StageResult]:
             reason = work.stale()
         except ConfigError as error:  # an earlier stage is not built yet
             reason = str(error).splitlines()[0]
+        if reason is not None and (kept := why_kept(work.path)):
+            reason = f"cannot be built: {kept}"
         results.append(StageResult(work.stage, work.role, work.path, reason is None, reason or ""))
     return results
 
@@ -95,6 +104,7 @@ def status(config: RunConfig, workspace: Workspace) -> list[StageResult]:
 def _perform(work: Work, notify: Notify, progress: Progress) -> StageResult:
     reason = work.stale()
     if reason is None:
+        remove_leftovers(work.path)
         return StageResult(work.stage, work.role, work.path, fresh=True, reason="")
     notify(f"{work.stage}{' ' + work.role if work.role else ''}: {reason}")
     began = time.perf_counter()

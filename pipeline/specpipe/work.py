@@ -1,8 +1,10 @@
 """The artifacts of a run: where each lies, what decides its bytes, and how it is made."""
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from operator import or_
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +39,7 @@ from specpipe.locate import KEYS, locate_guesser
 from specpipe.model import Dtype
 from specpipe.plan.plan import Plan
 from specpipe.prompts import read_prompts
+from specpipe.publishing import require_replaceable, why_kept
 from specpipe.repository.write import (
     FORMAT,
     RepositoryPlan,
@@ -77,6 +80,27 @@ def plan_work(plan: Plan, workspace: Workspace, shop: Workshop = HERE) -> list[W
         *(_compile(config, workspace, request, shop) for request in plan.requests.values()),
         _package(plan, workspace),
     ]
+
+
+def require_room(works: Sequence[Work]) -> None:
+    """Raise ConfigError if something that is not ours stands where an artifact must go.
+
+    A folder of ours that holds other files as well is refused only if it must be replaced: it, or
+    what it is made from, is stale.
+    """
+    kept = [work for work in works if why_kept(work.path)]
+    if kept:
+        stale = list(itertools.accumulate(map(_is_stale, works), or_))
+        require_replaceable(
+            [w.path for w, old in zip(works, stale, strict=True) if old and w in kept]
+        )
+
+
+def _is_stale(work: Work) -> bool:
+    try:
+        return work.stale() is not None
+    except ConfigError:  # what it is made from is not built
+        return True
 
 
 def _convert(config: RunConfig, workspace: Workspace, role: Role) -> Work:

@@ -1,22 +1,12 @@
-"""Whole or not there: atomic folders, content keys, reasons."""
+"""Content keys, reasons, damage, and the lock that keeps two builders apart."""
 
-import errno
 import json
 from pathlib import Path
 
 import pytest
 
-from specpipe.artifacts import (
-    Manifest,
-    describe_changes,
-    locked,
-    read_artifact,
-    remove_leftovers,
-    staged,
-    why_stale,
-    write_publish,
-)
-from specpipe.errors import StageFailed
+from specpipe.artifacts import Manifest, describe_changes, locked, read_artifact, why_stale
+from specpipe.publishing import staged, write_publish
 
 INPUTS = {"weights": "a" * 64, "dtype": "float32"}
 
@@ -48,31 +38,6 @@ def test_of_records_the_keys_that_differ_are_named() -> None:
     assert describe_changes({"n": "3"}, {"n": "4"}) == "n: 3 -> 4"
 
 
-def test_a_block_that_raises_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), staged(tmp_path / "a", "test") as temporary:
-        (temporary / "half").write_text("...")
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(StageFailed, match="convert: the disk is full"):
-        with staged(tmp_path / "a", "convert") as temporary:
-            (temporary / "half").write_text("...")
-            raise OSError(errno.ENOSPC, "No space left on device")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_old_artifact_survives_until_the_new_one_is_whole(tmp_path: Path) -> None:
-    publish(tmp_path / "a", text="old")
-    with pytest.raises(RuntimeError), staged(tmp_path / "a", "test"):
-        raise RuntimeError
-    assert (tmp_path / "a/data.txt").read_text() == "old"
-    publish(tmp_path / "a", text="new")
-    assert (tmp_path / "a/data.txt").read_text() == "new"
-    assert [p.name for p in tmp_path.iterdir()] == ["a"]
-
-
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -95,29 +60,6 @@ def test_manifests_of_equal_artifacts_are_equal_bytes(tmp_path: Path) -> None:
     assert texts[0] == texts[1]
     artifact = read_artifact(tmp_path / "a")
     assert artifact is not None and artifact.manifest.key == json.loads(texts[0])["key"]
-
-
-def test_leftovers_of_dead_builds_are_removed_and_nothing_else(tmp_path: Path) -> None:
-    publish(tmp_path / "a")
-    for name in (".a.123.tmp", ".a.123.old", ".b.123.tmp"):
-        (tmp_path / name).mkdir()
-    remove_leftovers(tmp_path / "a")
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".b.123.tmp", "a"]
-
-
-def test_begun_work_is_found_again_under_its_key_and_only_there(tmp_path: Path) -> None:
-    key, other = "1" * 64, "2" * 64
-    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "a", "test", key) as temporary:
-        (temporary / "half").write_text("...")
-        raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "a", "test", other) as temporary:
-        assert list(temporary.iterdir()) == []
-        raise KeyboardInterrupt
-    remove_leftovers(tmp_path / "a", key)
-    with pytest.raises(RuntimeError), staged(tmp_path / "a", "test", key) as temporary:
-        assert (temporary / "half").read_text() == "..."
-        raise RuntimeError  # a failure, not an interruption: nothing stays
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_builder_waits_and_says_so(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from specpipe.artifacts import Workspace
 from specpipe.config import read_config
 from specpipe.errors import ConfigError, StageFailed, Unsupported
+from specpipe.planning import make_plan
 from specpipe.run import build, require_repository, status, validate_run
 from tests.unit.checkpoint.packers import pack_model
 
@@ -178,6 +179,38 @@ def test_two_builds_of_the_same_inputs_give_equal_bytes(write_config, tmp_path: 
             if file.is_file() and not file.name.startswith(".")
         })  # fmt: skip
     assert trees[0] == trees[1]
+
+
+@pytest.mark.parametrize("place", ["checkpoint", "engine", "repository"])
+def test_a_folder_of_the_users_is_refused_before_any_work(
+    place: str, write_config, tmp_path: Path
+) -> None:
+    run = setup(write_config(), tmp_path)
+    path = run[1].repository if place == "repository" else getattr(run[1], place)("target")
+    path.mkdir(parents=True)
+    (path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match=f"{path} is not empty and has no specpipe.json"):
+        build(*run)
+    assert [f for f in run[1].root.rglob("*") if f.is_file()] == [path / "thesis.txt"]
+    assert any("cannot be built: " in result.reason for result in status(*run))
+    assert any("is not empty and has no" in str(r) for r in make_plan(*run).rejections)
+
+
+def test_a_file_of_the_users_among_ours_is_refused_only_where_it_would_be_deleted(
+    write_config, tmp_path: Path
+) -> None:
+    run = setup(write_config(), tmp_path)
+    build(*run)
+    notes = run[1].repository / "notes.txt"
+    notes.write_text("mine")
+    assert all(result.fresh for result in build(*run))
+    assert any("notes.txt; build does not replace" in note for note in make_plan(*run).notes)
+    longer = {"backend": "openvino", "max_input_len": 100, "max_seq_len": 300}
+    changed = setup(write_config(engine=longer), tmp_path)
+    before = {f: f.stat().st_mtime_ns for f in run[1].root.rglob("*") if f.is_file()}
+    with pytest.raises(ConfigError, match=r"did not write: notes.txt(.|\n)*move it elsewhere"):
+        build(*changed)
+    assert {f: f.stat().st_mtime_ns for f in run[1].root.rglob("*") if f.is_file()} == before
 
 
 def test_a_refused_plan_builds_nothing(write_config, tmp_path: Path) -> None:

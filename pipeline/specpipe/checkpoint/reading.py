@@ -18,7 +18,7 @@ from specpipe.artifacts import digest_file
 from specpipe.checkpoint.journal import Journal
 from specpipe.checkpoint.safetensors_file import SafetensorsFile, raw_bytes
 from specpipe.digests import Stamp, stamp
-from specpipe.errors import StageFailed
+from specpipe.errors import StageFailed, Unreadable
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +72,10 @@ class Reading:
 
     def _digest(self, path: Path) -> str:
         if not path.is_file():
-            raise _changed(path)
+            raise Unreadable(
+                f"convert: {path} is not there any more",
+                hint="bring it back and run the same command again; finished tensors are kept",
+            )
         if not _holds_tensors(path):
             return digest_file(path)
         with closing(self._open(path)) as file:

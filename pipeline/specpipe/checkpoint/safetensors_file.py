@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from specpipe.artifacts import digest_json
 from specpipe.digests import Stamp, stamp_of
-from specpipe.errors import ConfigError
+from specpipe.errors import ConfigError, Unreadable
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ DTYPES = {
 }
 _BLOCK = 1 << 22
 _LONGEST_HEADER = 100_000_000  # as in the safetensors library
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,10 @@ class SafetensorsFile:
     """An open file; reads from several threads do not disturb each other."""
 
     def __init__(self, path: Path) -> None:
-        """Open `path` and read its header; raises ConfigError if the file is not whole."""
+        """Open `path` and read its header.
+
+        Raises Unreadable if the machine refuses that, ConfigError if the file is not whole.
+        """
         self._path = path
         try:
             self._fd = os.open(path, os.O_RDONLY)
@@ -62,6 +65,8 @@ class SafetensorsFile:
             except BaseException:
                 os.close(self._fd)
                 raise
+        except OSError as error:
+            raise _unreadable(path, error) from error
         except _DAMAGE as error:
             raise ConfigError(
                 f"{path}: not a whole safetensors file: {error}",
@@ -129,10 +134,20 @@ class SafetensorsFile:
 
     def _fill(self, view: memoryview, at: int) -> None:
         while view:
-            count = os.preadv(self._fd, [view], at)
+            try:
+                count = os.preadv(self._fd, [view], at)
+            except OSError as error:
+                raise _unreadable(self._path, error) from error
             if count == 0:
                 raise ConfigError(f"{self._path}: became shorter while it was read")
             view, at = view[count:], at + count
+
+
+def _unreadable(path: Path, error: OSError) -> Unreadable:
+    return Unreadable(
+        f"{path}: cannot be read: {error.strerror}",
+        hint="check that the file is there, its permissions and its disk",
+    )
 
 
 def raw_bytes(tensor: "torch.Tensor") -> memoryview:

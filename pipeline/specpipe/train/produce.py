@@ -12,18 +12,10 @@ from pathlib import Path
 
 import torch
 
-from specpipe.artifacts import (
-    Manifest,
-    Workspace,
-    digest_json,
-    locked,
-    remove_leftovers,
-    staged,
-    why_stale,
-    write_publish,
-)
+from specpipe.artifacts import Manifest, Workspace, digest_json, locked, read_artifact, why_stale
 from specpipe.checkpoint.source import locate_model
 from specpipe.config import RunConfig
+from specpipe.publishing import remove_leftovers, require_replaceable, staged, write_publish
 from specpipe.recipe import Schedule
 from specpipe.train.gather import gather_text
 from specpipe.train.loop import Plan, Point, Task, train
@@ -89,10 +81,14 @@ def produce(
     """Make the product `kind` in the run's training folder, unless it is fresh.
 
     `options` is the record that it depends on; `make` fills an empty folder and returns the report.
+    Raises ConfigError, before any work, if something that is not ours stands in its place.
     """
     folder = training_folder(config, workspace)
     place, work = folder / kind, folder / "work"
     with locked(folder, notify), determinism():
+        remove_leftovers(place)
+        if read_artifact(place) is None:  # else it may be up to date, and then it stays
+            require_replaceable([place])
         path = locate_model(config.target.model, config, "target.model")
         target = load_target(path, config.train.dtype, folder / ".digests.json")
         notify("text: reading, and answering prompts if there are any")
@@ -112,7 +108,6 @@ def produce(
 
 
 def _publish(job: Job, place: Path, make: Make) -> None:
-    remove_leftovers(place)
     with staged(place, "train") as temporary:
         write_report(make(job, temporary), temporary)
         write_publish(temporary, place, Manifest("trained", job.inputs))

@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from specpipe.artifacts import Manifest, write_publish
+from specpipe.artifacts import Manifest
 from specpipe.building import Parallel
 from specpipe.checkpoint.convert import write_checkpoint
 from specpipe.checkpoint.families import FAMILIES
@@ -23,6 +23,7 @@ from specpipe.checkpoint.quantized.formats import Quantizing
 from specpipe.checkpoint.source import open_source
 from specpipe.cli import main
 from specpipe.errors import ConfigError
+from specpipe.publishing import write_publish
 from tests.families import WORLDS, make_family
 from tests.models import make_heads, make_llama
 from tests.unit.checkpoint.quantised import write_quantised

@@ -1,0 +1,277 @@
+"""Folders that appear whole or not at all, and that replace nothing of the user's.
+
+An artifact is built in a sibling of its place, under a name of its own with a *mark* next to it: a
+file that only this module writes. What has no mark is not ours and is never deleted. The finished
+folder is exchanged with the old one in one step of the kernel (`renameat2`), so at every moment
+there is the old artifact or the new one. Where the file system cannot exchange (some network and
+FUSE file systems), the old one is renamed first; a process killed between the two renames leaves
+no artifact for the time, and the next build puts the old one back before it does anything else.
+"""
+
+import contextlib
+import ctypes
+import errno
+import glob
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from specpipe.artifacts import MANIFEST, Artifact, Manifest, read_artifact
+from specpipe.errors import ConfigError, StageFailed, Unreadable, first_few
+
+_MARK = ".mark"  # ends the name of the file that says that its neighbour is ours
+_MARK_TEXT = "specpipe: a folder that is being written or replaced; it may be deleted\n"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def why_kept(path: Path) -> str | None:
+    """Say what at `path` is not ours, so that nothing may replace it; None if all of it is."""
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        return f"{path} is {'a symbolic link' if path.is_symlink() else 'a file'}, not a folder"
+    if not path.exists() or not any(path.iterdir()):
+        return None
+    artifact = read_artifact(path)
+    if artifact is None:
+        return f"{path} is not empty and has no {MANIFEST} of specpipe"
+    foreign = unlisted(artifact)
+    if foreign:
+        return f"{path} holds files that specpipe did not write: {first_few(foreign)}"
+    return None
+
+
+def unlisted(artifact: Artifact) -> list[str]:
+    """Return the files in an artifact's folder that its manifest does not list.
+
+    What Python caches next to the models that a server runs does not count.
+    """
+    known = {MANIFEST, *artifact.manifest.files}
+    files = (f for f in artifact.path.rglob("*") if f.is_symlink() or not f.is_dir())
+    names = (f.relative_to(artifact.path) for f in files if not _is_cache(f))
+    return sorted(str(name) for name in names if str(name) not in known)
+
+
+def _is_cache(file: Path) -> bool:
+    return file.parent.name == "__pycache__" and file.suffix == ".pyc"
+
+
+def require_replaceable(paths: Sequence[Path]) -> None:
+    """Raise ConfigError, naming everything at these places that is not ours."""
+    kept = [reason for path in paths if (reason := why_kept(path))]
+    if kept:
+        raise ConfigError(
+            "\n".join(
+                ("nothing was changed, for it would be deleted:", *(f"  - {k}" for k in kept))
+            )
+            if len(kept) > 1
+            else f"{kept[0]}; nothing was changed",
+            hint="move it elsewhere; if it is what an interrupted build left, delete it",
+        )
+
+
+@contextlib.contextmanager
+def staged(path: Path, stage: str, resume: str | None = None) -> Iterator[Path]:
+    """Yield a marked sibling of `path`; remove it if the block raises.
+
+    It is empty, unless `resume` is given, a key of what is made and of what: then it is what a
+    killed or interrupted process left that was making the same. It stays if the block is
+    interrupted or if a file outside of it cannot be read. Raises ConfigError if what stands at
+    `path` is not ours; StageFailed, naming the stage and the file, for every OSError.
+    """
+    require_replaceable([path])
+    temporary = _make_sibling(path, stage, resume)
+    keep = False
+    try:
+        yield temporary
+    except OSError as error:
+        unread = _outside(error, temporary)
+        keep = resume is not None and unread is not None
+        raise _disk_error(stage, path, error, unread) from error
+    except BaseException as error:
+        interrupted = not isinstance(error, Exception)
+        keep = resume is not None and (interrupted or isinstance(error, Unreadable))
+        raise
+    finally:
+        if not keep:
+            _remove(temporary)  # after success: the artifact that was replaced
+
+
+def _make_sibling(path: Path, stage: str, resume: str | None) -> Path:
+    try:
+        _make_folder(path.parent)
+        if resume is None:
+            return _marked(_free_name(path, "tmp"), exist_ok=False)
+        begun = path.with_name(_begun_name(path, resume))
+        if (begun / MANIFEST).exists():  # it was published: this is what it replaced
+            _remove(begun)
+        return _marked(begun, exist_ok=True)
+    except OSError as error:
+        raise _disk_error(stage, path, error, unread=None) from error
+
+
+def _marked(folder: Path, *, exist_ok: bool) -> Path:
+    """Make a folder whose mark is there before it is."""
+    mark = _mark(folder)
+    if not (exist_ok and _has_mark(folder)):
+        with mark.open("x", encoding="utf-8") as file:  # refuses a file of somebody else's
+            file.write(_MARK_TEXT)
+    folder.mkdir(exist_ok=exist_ok and _has_mark(folder))
+    return folder
+
+
+def _mark(folder: Path) -> Path:
+    return folder.with_name(folder.name + _MARK)
+
+
+def _has_mark(folder: Path) -> bool:
+    try:
+        return _mark(folder).read_text(encoding="utf-8") == _MARK_TEXT
+    except (OSError, ValueError):
+        return False
+
+
+def _free_name(path: Path, kind: str) -> Path:
+    """Return a name next to `path` that nobody has, in this or another container."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.{kind}")
+
+
+def _begun_name(path: Path, resume: str) -> str:
+    return f".{path.name}.{resume[:32]}.part"
+
+
+def _remove(folder: Path) -> None:
+    """Delete a marked folder, its mark last; nothing if it has none."""
+    if _has_mark(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            _mark(folder).unlink(missing_ok=True)
+
+
+def write_publish(temporary: Path, path: Path, manifest: Manifest) -> Artifact:
+    """Write the manifest into `temporary` and make it the artifact at `path`.
+
+    The artifact that was there, if one was, is then at `temporary`. Raises ConfigError if what
+    stands at `path` is not ours.
+    """
+    files = {str(f.relative_to(temporary)): f.stat().st_size for f in _files(temporary)}
+    whole = Manifest(manifest.kind, manifest.inputs, manifest.facts, files)
+    for entry in temporary.rglob("*"):
+        if not entry.is_symlink():
+            _sync(entry)
+    (temporary / MANIFEST).write_text(whole.to_json(), encoding="utf-8")
+    _sync(temporary / MANIFEST)
+    _sync(temporary)
+    require_replaceable([path])
+    _replace(temporary, path)
+    _sync(path.parent)
+    return Artifact(path, whole)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.rglob("*") if f.is_file())
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Put `temporary` at `path`, and what was there at `temporary`."""
+    if not path.exists() or not any(path.iterdir()):
+        temporary.rename(path)  # which replaces an empty folder
+    elif not exchange(temporary, path):
+        old = _free_name(path, "old")
+        _mark(old).write_text(_MARK_TEXT, encoding="utf-8")
+        path.rename(old)
+        temporary.rename(path)
+        _remove(old)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step; False if this machine or file system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    places = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
+    if rename(*places, _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _NO_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def remove_leftovers(path: Path, resume: str | None = None) -> None:
+    """Delete what dead builds of the artifact at `path` left; the caller holds the lock.
+
+    Only what has our mark is deleted; what a build with the key `resume` began stays. An artifact
+    that a killed build had moved away, and not replaced yet, is put back.
+    """
+    put_back(path)
+    for folder in _siblings(path):
+        if not (resume and folder.name == _begun_name(path, resume)):
+            _remove(folder)
+
+
+def put_back(path: Path) -> None:
+    """Undo the first of the two renames of a build that was killed between them."""
+    for folder in _siblings(path):
+        if folder.suffix == ".old" and folder.exists() and not path.exists():
+            folder.rename(path)
+            _remove(folder)
+
+
+def _siblings(path: Path) -> list[Path]:
+    """Return the marked folders of builds of the artifact at `path`."""
+    marks = sorted(f for f in path.parent.glob(f".{glob.escape(path.name)}.*") if f.suffix == _MARK)
+    folders = [mark.with_name(mark.name.removesuffix(_MARK)) for mark in marks]
+    return [folder for folder in folders if _has_mark(folder)]
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each entry on the disk."""
+    missing = [f for f in (folder, *folder.parents) if not f.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in reversed(missing):
+        _sync(made.parent)
+
+
+def _sync(entry: Path) -> None:
+    """Wait until a file or a folder's entries are on the disk, where that can be asked for."""
+    fd = os.open(entry, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # folders of some file systems
+            raise
+    finally:
+        os.close(fd)
+
+
+def _outside(error: OSError, temporary: Path) -> Path | None:
+    """Return the file that an error names, if it is none of those that are being written."""
+    if not isinstance(error.filename, str | bytes | os.PathLike):
+        return None
+    file = Path(os.fsdecode(error.filename))
+    ours = file.absolute().is_relative_to(temporary.absolute())
+    return None if ours or error.errno in _FULL else file
+
+
+def _disk_error(stage: str, path: Path, error: OSError, unread: Path | None) -> StageFailed:
+    why = error.strerror or str(error)
+    if unread is not None:
+        return StageFailed(
+            f"{stage}: {unread} cannot be used: {why}",
+            hint="check that it is there, and its permissions, then run the same command again",
+        )
+    if error.errno in _FULL:
+        free = shutil.disk_usage(_existing(path)).free / 2**30
+        return StageFailed(
+            f"{stage}: the disk is full while writing {path}; nothing was left behind",
+            hint=f"free some space ({free:.1f} GiB are free) and run the same command again",
+        )
+    return StageFailed(f"{stage}: cannot write {error.filename or path}: {why}")
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.parents) if p.exists())
