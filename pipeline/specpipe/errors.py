@@ -4,6 +4,7 @@ SpecpipeError            exit code 1: a bug of ours
 ├── ConfigError          2: the YAML file, a flag or an input file is wrong
 ├── Unsupported          3: right, but this backend, version or machine cannot do it
 ├── StageFailed          4: a stage started and did not finish
+│   └── Unavailable      6: a server is absent, gone or busy; the same command may work later
 └── GateFailed           5: everything ran, and the result is not good enough
 """
 
@@ -44,6 +45,12 @@ class StageFailed(SpecpipeError):
     """A stage of the pipeline broke off; nothing half-written was left behind."""
 
     exit_code = 4
+
+
+class Unavailable(StageFailed):
+    """A server cannot be reached, has ended, or takes no further request: trying again may help."""
+
+    exit_code = 6
 
 
 class GateFailed(SpecpipeError):

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from specpipe import __version__
+from specpipe.cli.ending import end_quietly, exit_code, terminable
 from specpipe.cli.improve import recommend, train, tune
 from specpipe.cli.judge import doctor, inspect, validate
 from specpipe.cli.server import generate, serve
@@ -34,23 +35,25 @@ COMMANDS = (
 )
 
 
-INTERRUPTED = 130  # as shells say it of SIGINT
 # What the machine refuses; any other OSError is a bug of ours and keeps its traceback.
 _REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 class _Group(click.Group):
-    """Turns our errors, Ctrl-C and what the machine refuses into a sentence and an exit code."""
+    """Turns our errors, signals and what the machine refuses into a sentence and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with terminable():
+                return super().invoke(ctx)
         except SpecpipeError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("\ninterrupted", err=True)
-            ctx.exit(INTERRUPTED)
+        except KeyboardInterrupt as interrupt:
+            click.echo(f"\ninterrupted{f' by {interrupt}' if str(interrupt) else ''}", err=True)
+            ctx.exit(exit_code(interrupt))
+        except BrokenPipeError:
+            ctx.exit(end_quietly())
         except OSError as error:
             if error.errno not in _REFUSALS:
                 raise
@@ -65,7 +68,8 @@ def main() -> None:
 
     \b
     Start here:  specpipe build --config model_configs/smollm2-135m_hybrid.yaml
-    Exit codes:  0 ok, 1 bug, 2 config or usage, 3 unsupported here, 4 stage failed, 5 gate failed
+    Exit codes:  0 ok, 1 bug, 2 config or usage, 3 unsupported here, 4 stage failed, 5 gate failed,
+                 6 server unavailable, 130 Ctrl-C, 143 SIGTERM
     """
 
 

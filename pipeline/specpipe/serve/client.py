@@ -6,6 +6,7 @@ with Client("127.0.0.1:8001") as client:
         print(piece.text, end="", flush=True)
 """
 
+import contextlib
 import queue
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +17,9 @@ from typing import Any
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from specpipe.errors import ConfigError, SpecpipeError, StageFailed, Unsupported
-from specpipe.repository.models.failures import read_message
 from specpipe.serve.inputs import Arrays, input_tensors, text_inputs, token_inputs
 from specpipe.serve.inputs import Options as Options
-
-BUSY = ("the server is busy", "maximum queue size")  # what the answers of full queues say
+from specpipe.serve.refusals import absence, disconnection, refusal
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,8 @@ class Client:
     ) -> Iterator[Piece]:
         """Yield the answer to `text` piece by piece; leaving the loop cancels the request.
 
-        Raises ConfigError or Unsupported if the server refuses the request, StageFailed if it
-        cannot be reached or dies.
+        Raises ConfigError or Unsupported if the server refuses the request, Unavailable if it is
+        busy, cannot be reached or ends, StageFailed if it fails.
         """
         return self._call(model, text_inputs(text, options or Options(), stream=True))
 
@@ -115,19 +113,21 @@ class Client:
         answers: Answers = queue.Queue()
         connection = grpc.InferenceServerClient(self._url)
         began = time.perf_counter()
-        finished = False
+        finished, answered = False, False
         try:
             _send(connection, model, tensors, dict(parameters or {}), answers)
             while not finished:
                 result, error = answers.get(timeout=self._timeout_s)
                 if error is not None:
                     finished = True
-                    raise _refusal(error, self._url)
+                    raise refusal(error, self._url, answered=answered)
                 piece = _piece(result, time.perf_counter() - began)
-                finished = piece.final
+                finished, answered = piece.final, True
                 yield piece
         except queue.Empty:
-            raise StageFailed(f"no answer from {self._url} for {self._timeout_s:.0f} s") from None
+            silence = f"nothing arrived for {self._timeout_s:.0f} s"
+            lost = disconnection if answered else absence
+            raise lost(silence, self._url) from None
         finally:
             connection.stop_stream(cancel_requests=not finished)
             connection.close()
@@ -146,13 +146,10 @@ def _send(
     """Send one request; whatever comes back, errors included, arrives in `answers`."""
     # Never with the header triton_grpc_error, which asks for codes: Triton 2.51 crashes of it.
     connection.start_stream(lambda result, error: answers.put((result, error)))
-    try:
+    with contextlib.suppress(InferenceServerException):  # of a broken stream: see the callback's
         connection.async_stream_infer(
             model, tensors, enable_empty_final_response=True, parameters=parameters
         )
-    except InferenceServerException as error:
-        if answers.empty():  # else the cause is there already, and this is its consequence
-            answers.put((None, error))
 
 
 def collect(pieces: Iterator[Piece]) -> Generation:
@@ -190,25 +187,3 @@ def _piece(result: Any, at_s: float) -> Piece:
         output_tokens=value("num_output_tokens"),
         at_s=at_s,
     )
-
-
-def _refusal(error: InferenceServerException, url: str) -> SpecpipeError:
-    """Return the error of ours that says what the server's means.
-
-    In a stream, errors come without a status; our models put theirs before the message. What has
-    neither was refused by Triton itself: an unknown model or tensor.
-    """
-    code, message = read_message(error.message())
-    status = code or str(error.status()).removeprefix("StatusCode.")
-    if any(words in message for words in BUSY):
-        return StageFailed(message, hint="try again later, or raise serving.max_queue_size")
-    if status in ("INVALID_ARG", "INVALID_ARGUMENT", "NOT_FOUND", "None"):
-        return ConfigError(f"the server refused the request: {message}")
-    if status in ("UNSUPPORTED", "UNIMPLEMENTED"):
-        return Unsupported(f"the server refused the request: {message}")
-    if status == "UNAVAILABLE":
-        return StageFailed(
-            f"no server answers at {url}: {message}",
-            hint="start one with `specpipe serve --config F`, or give --url",
-        )
-    return StageFailed(f"the server failed ({status}): {message}")

@@ -57,7 +57,7 @@ def _served(
     try:
         answer = collect(client.stream_tokens(prompt, options))
     except StageFailed as error:
-        raise StageFailed(f"validate: prompt {number}, {arm}: {error}") from error
+        raise type(error)(f"validate: prompt {number}, {arm}: {error}") from error
     return Trial(
         number,
         arm,

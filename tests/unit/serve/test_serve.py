@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from specpipe.errors import ConfigError, StageFailed, Unsupported
+from specpipe.errors import ConfigError, StageFailed, Unavailable, Unsupported
 from specpipe.serve.address import Address, free_address, require_free_ports
-from specpipe.serve.client import Acceptance, Client, Options, Piece, _refusal, collect
+from specpipe.serve.client import Acceptance, Client, Options, Piece, collect
+from specpipe.serve.refusals import refusal
 from specpipe.serve.tritonserver import _last_error, start_server
 from specpipe.serve.watch import is_ready
 
@@ -56,25 +57,27 @@ def test_the_cause_is_found_in_the_servers_log(tmp_path: Path) -> None:
         ("StatusCode.NOT_FOUND", "unknown model", ConfigError),
         (None, "unexpected inference input", ConfigError),
         ("StatusCode.UNIMPLEMENTED", "beam search", Unsupported),
-        ("StatusCode.UNAVAILABLE", "the server is busy: 64 wait", StageFailed),
-        ("StatusCode.UNAVAILABLE", "connection refused", StageFailed),
+        ("StatusCode.UNAVAILABLE", "the server is busy: 64 wait", Unavailable),
+        ("StatusCode.UNAVAILABLE", "connection refused", Unavailable),
+        ("StatusCode.UNKNOWN", "Stream removed", Unavailable),
+        ("StatusCode.CANCELLED", "CANCELLED", Unavailable),
         ("StatusCode.INTERNAL", "internal error", StageFailed),
         (None, "INVALID_ARG: max_tokens is 0", ConfigError),
         (None, "UNSUPPORTED: beam_width is 4: beam search is not supported", Unsupported),
-        (None, "UNAVAILABLE: the server is busy: 64 requests are waiting", StageFailed),
-        (None, "UNAVAILABLE: the engine is not running", StageFailed),
+        (None, "UNAVAILABLE: the server is busy: 64 requests are waiting", Unavailable),
+        (None, "UNAVAILABLE: the engine is not running", Unavailable),
         (None, "INTERNAL: internal error: KeyError", StageFailed),
     ],
 )
 def test_the_servers_errors_become_ours(status, message: str, kind: type[Exception]) -> None:
-    error = _refusal(InferenceServerException(message, status), "127.0.0.1:1")
+    error = refusal(InferenceServerException(message, status), "127.0.0.1:1")
     sentence = message.partition(": ")[2] if message[:2].isupper() else message
     assert type(error) is kind and sentence in str(error)
     assert not re.search(r"\b[A-Z]+_?[A-Z]+: ", str(error))
 
 
 def test_an_absent_server_is_a_sentence_with_a_hint() -> None:
-    with pytest.raises(StageFailed, match=r"no server answers(.|\n)*specpipe serve"):
+    with pytest.raises(Unavailable, match=r"no server answers(.|\n)*specpipe serve"):
         Client("127.0.0.1:1").generate("hi", Options(max_tokens=1))
 
 

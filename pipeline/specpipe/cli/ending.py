@@ -1,0 +1,68 @@
+"""How a command ends from outside: Ctrl-C, a signal of a supervisor, a reader that left."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
+
+SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+SHELL_OFFSET = 128  # shells report the death by a signal as 128 and its number
+
+
+class Terminated(KeyboardInterrupt):
+    """A signal asked the command to end; it cleans up exactly as after Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Raise Terminated in the block at the first SIGTERM or SIGHUP; further ones are ignored.
+
+    Without this they would end Python on the spot, and leave what `finally` removes: servers,
+    shared memory, temporary folders. A SIGHUP that `nohup` ignores stays ignored. A command may set
+    handlers of its own in the block. Does nothing outside of the main thread, as Python has it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, _terminate)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    for later in SIGNALS:
+        signal.signal(later, signal.SIG_IGN)  # the cleaning up is not interrupted
+    raise Terminated(number)
+
+
+def exit_code(interrupt: KeyboardInterrupt) -> int:
+    """Return what shells report of the signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+    number = interrupt.number if isinstance(interrupt, Terminated) else signal.SIGINT
+    return SHELL_OFFSET + number
+
+
+def end_quietly() -> int:
+    """Give up output that nobody reads, as of `| head`; return the exit code that shells expect."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+            continue
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor
+            os.dup2(nowhere, stream.fileno())  # Python flushes it once more when it exits
+        os.close(nowhere)
+    return SHELL_OFFSET + signal.SIGPIPE
