@@ -129,7 +129,7 @@ def forgets_the_path(honest: Any) -> Any:
 
 def sees_the_end_only_at_the_end_of_a_block(honest: Any) -> Any:
     def cut(emitted: list[int], sequence: Any, sampling: Any, limits: Any) -> Any:
-        blind = sampling if emitted[-1] == sampling.end_id else replace(sampling, end_id=-1)
+        blind = sampling if emitted[-1] in sampling.end_ids else replace(sampling, end_ids=())
         return honest(emitted, sequence, blind, limits)
 
     return cut

@@ -107,8 +107,8 @@ class Sampling:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    min_tokens: int = 0  # end_id cannot be chosen before
-    end_id: int = -1  # -1: none
+    min_tokens: int = 0  # no end token can be chosen before
+    end_ids: tuple[int, ...] = ()  # any of them ends an answer and is its last token; (): none does
     bad_words: tuple[tuple[int, ...], ...] = ()
     seed: int = 0
 
@@ -116,6 +116,11 @@ class Sampling:
     def greedy(self) -> bool:
         """Whether every token is the most likely one."""
         return self.top_k == 1 or self.temperature == 0
+
+
+def length_to_end(tokens: Sequence[int], end_ids: Sequence[int]) -> int | None:
+    """Count the tokens up to the first end token, which is counted; None if there is none."""
+    return next((n for n, token in enumerate(tokens, 1) if token in end_ids), None)
 
 
 class Runner(Protocol):

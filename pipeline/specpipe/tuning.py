@@ -89,10 +89,10 @@ def _observe(
     place = Workspace(workspace.root, here.name)
     build(here, place, notify=notify, progress=progress)
     plan = make_plan(here, place)
-    prompts, end_id = load_prompts(here, place.repository / "preprocessing/1/tokenizer")
+    prompts, end_ids = load_prompts(here, place.repository / "preprocessing/1/tokenizer")
     engines = {role: place.engine(role) for role in plan.requests}
     deployment = open_deployment(plan.config, engines)
-    return observe(plan.config, deployment, prompts, end_id, costs=costs, progress=progress)
+    return observe(plan.config, deployment, prompts, end_ids, costs=costs, progress=progress)
 
 
 def on_this_machine(config: RunConfig) -> RunConfig:

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from specpipe.contracts import Draft, Floats, Proposer, Sampling, Verdict
+from specpipe.contracts import Draft, Floats, Proposer, Sampling, Verdict, length_to_end
 from specpipe.speculate import accept
 from specpipe.speculate.decode import Limits
 from specpipe.speculate.sampling import adjust, distribution
@@ -83,7 +83,7 @@ def exact_law(world: World, sampling: Sampling) -> Floats:
     joint = np.zeros((world.vocab_size,) * LENGTH)
 
     def walk(output: tuple[int, ...], odds: float) -> None:
-        if len(output) == LENGTH or sampling.end_id in output:
+        if len(output) == LENGTH or length_to_end(output, sampling.end_ids):
             joint[_padded(output)] += odds
             return
         history = PROMPT + list(output)

@@ -17,8 +17,8 @@ SAMPLED = {
     "top_k": Sampling(top_k=2),
     "top_p": Sampling(top_k=0, top_p=0.8),
     "penalties": Sampling(top_k=0, repetition_penalty=1.5, frequency_penalty=0.4),
-    "end_id": Sampling(top_k=0, end_id=2),
-    "min_tokens": Sampling(top_k=0, end_id=2, min_tokens=2),
+    "end_ids": Sampling(top_k=0, end_ids=(2, 0)),
+    "min_tokens": Sampling(top_k=0, end_ids=(2, 0), min_tokens=2),
     "bad_words": Sampling(top_k=0, bad_words=((1, 2), (0, 0))),
 }
 DRAWS = 50_000

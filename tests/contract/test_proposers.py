@@ -46,11 +46,11 @@ def test_greedy_output_equals_plain_decoding(options: str, draft_law: str, depth
     [
         Sampling(repetition_penalty=1.7),
         Sampling(presence_penalty=0.8, frequency_penalty=0.3),
-        Sampling(end_id=3),
-        Sampling(end_id=3, min_tokens=9),
+        Sampling(end_ids=(3, 1)),
+        Sampling(end_ids=(3, 1), min_tokens=9),
         Sampling(bad_words=((1, 2), (4,))),
     ],
-    ids=["repetition", "presence+frequency", "end_id", "min_tokens", "bad_words"],
+    ids=["repetition", "presence+frequency", "end_ids", "min_tokens", "bad_words"],
 )
 def test_greedy_output_equals_plain_decoding_with_options(options: str, sampling: Sampling) -> None:
     for draft_law in WORLD.drafts:
@@ -63,7 +63,7 @@ def test_every_token_of_the_output_can_be_the_end(options: str) -> None:
     """Ends fall on the first, a middle and the last token of accepted blocks."""
     for draft_law in WORLD.drafts:
         for end_id in range(WORLD.vocab_size):
-            sampling = Sampling(end_id=end_id, presence_penalty=0.5)
+            sampling = Sampling(end_ids=(end_id,), presence_penalty=0.5)
             got = WORLD.generate(WORLD.proposer(options, draft_law, 5), sampling, Limits(25))
             assert got == WORLD.plain(sampling, Limits(25))
             assert end_id not in got[:-1]
@@ -119,7 +119,7 @@ def test_no_step_accepts_more_than_it_drafted(options: str) -> None:
     for first in itertools.product(range(WORLD.vocab_size), repeat=2):
         runner = ScriptedRunner(WORLD.target, WORLD.vocab_size)
         proposer = WORLD.proposer(options, "random", 4)
-        for step in decode(runner, proposer, first, Sampling(end_id=4), Limits(30)):
+        for step in decode(runner, proposer, first, Sampling(end_ids=(4,)), Limits(30)):
             assert 0 <= step.accepted <= step.drafted <= 4
             assert step.accepted <= len(step.tokens) <= step.accepted + 1
 

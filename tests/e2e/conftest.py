@@ -36,7 +36,8 @@ class Served:
 
     def plain(self, text: str, max_tokens: int, **sampling: object) -> list[int]:
         """Return the tokens of plain decoding in this process."""
-        options = Sampling(**{"end_id": self.tokenizer.end_id, **sampling})  # type: ignore[arg-type]
+        end_ids = (end,) if (end := sampling.pop("end_id", None)) else self.tokenizer.end_ids
+        options = Sampling(end_ids=end_ids, **sampling)  # type: ignore[arg-type]
         prompt = self.tokenizer.encode(text, 1000)
         steps = self._slot.decode(prompt, options, Limits(max_tokens), num_draft_tokens=0)
         return [token for step in steps for token in step.tokens]

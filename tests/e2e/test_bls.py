@@ -265,7 +265,7 @@ def drive(server: Served, model: str, tokens: list[int], count: int, draft: list
     values = {
         "input_ids": np.array([tokens], np.int32), "input_lengths": len(tokens),
         "request_output_len": count, "beam_width": 1, "temperature": 1.0, "pad_id": 0,
-        "end_id": server.tokenizer.end_id,
+        "end_id": server.tokenizer.end_ids[0],
         "bad_words_list": np.zeros((1, 2, 0), np.int32),
         "stop_words_list": np.zeros((1, 2, 0), np.int32),
     }  # fmt: skip

@@ -366,7 +366,7 @@ def test_preprocessing_and_postprocessing_serve_clients_that_drive_the_engine(
     ids = before.as_numpy("INPUT_ID")
     assert ids[0].tolist() == server.tokenizer.encode(PROMPT, 100)
     assert before.as_numpy("STOP_WORDS_IDS").shape[:2] == (1, 2)
-    assert raw.value(before, "OUT_END_ID") == server.tokenizer.end_id
+    assert raw.value(before, "OUT_END_ID") == server.tokenizer.end_ids[0]
     after = raw.unary(server.url, "postprocessing", {
         "TOKENS_BATCH": ids[None], "SEQUENCE_LENGTH": np.array([[ids.shape[1]]], np.int32),
     })  # fmt: skip

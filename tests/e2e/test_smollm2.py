@@ -42,9 +42,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def answers(root: Path) -> list[tuple[list[int], list[int]]]:
     """Return 20 prompts as tokens, and what transformers answers in float32."""
     config, workspace = built(CONFIGS[0], root)
-    prompts, end_id = load_prompts(config, workspace.repository / "preprocessing/1/tokenizer")
+    prompts, end_ids = load_prompts(config, workspace.repository / "preprocessing/1/tokenizer")
     model = Reference(SMOLLM2)
-    return [(p, list(model.generate(p, TOKENS, end_id).tokens)) for p in prompts]
+    return [(p, list(model.generate(p, TOKENS, end_ids).tokens)) for p in prompts]
 
 
 def built(name: str, root: Path) -> tuple[RunConfig, Workspace]:

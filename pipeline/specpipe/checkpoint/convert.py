@@ -23,7 +23,7 @@ from specpipe.divide import require_divisible
 from specpipe.errors import ConfigError, first_few
 from specpipe.model import Dtype, ModelConfig
 
-FORMAT = "3"  # raise it when the same source must give other bytes
+FORMAT = "4"  # raise it when the same source must give other bytes
 
 
 def read_model(source: Source, dtype: Dtype, guesser: Guesser | None = None) -> ModelConfig:

@@ -17,7 +17,7 @@ class TokenizerFacts:
     """What serving must know beside tokenizer.json."""
 
     vocab_size: int  # ids in use, added tokens included
-    end_id: int
+    end_ids: tuple[int, ...]  # any of them ends an answer; never empty
     pad_id: int
     chat_prefix: str  # put before and after a user's text; both empty without a chat template
     chat_suffix: str
@@ -30,17 +30,23 @@ def write_tokenizer(source: Source, model: ModelConfig, out: Path) -> TokenizerF
     """
     tokenizer = _load(source)
     facts = _facts(tokenizer, source)
-    if facts.vocab_size > model.vocab_size or not 0 <= facts.end_id < model.vocab_size:
-        raise ConfigError(
-            f"{source.path}: the tokenizer has {facts.vocab_size} tokens and end id "
-            f"{facts.end_id}, but the model's vocabulary has {model.vocab_size}",
-            hint="the tokenizer belongs to another model",
-        )
+    _require_fitting(facts, model, source)
     out.mkdir(exist_ok=True)  # there already, if a conversion was killed behind this
     tokenizer.backend_tokenizer.save(str(out / "tokenizer.json"))
     text = json.dumps(asdict(facts), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     (out / "tokenizer_facts.json").write_text(text, encoding="utf-8")
     return facts
+
+
+def _require_fitting(facts: TokenizerFacts, model: ModelConfig, source: Source) -> None:
+    outside = [i for i in facts.end_ids if not 0 <= i < model.vocab_size]
+    if facts.vocab_size > model.vocab_size or outside:
+        end = outside[0] if outside else facts.end_ids[0]
+        raise ConfigError(
+            f"{source.path}: the tokenizer has {facts.vocab_size} tokens and end id "
+            f"{end}, but the model's vocabulary has {model.vocab_size}",
+            hint="the tokenizer belongs to another model",
+        )
 
 
 def _load(source: Source) -> Any:
@@ -65,7 +71,7 @@ def _facts(tokenizer: Any, source: Source) -> TokenizerFacts:
     pad_id = tokenizer.pad_token_id
     return TokenizerFacts(
         vocab_size=max(tokenizer.get_vocab().values()) + 1,
-        end_id=end_id,
+        end_ids=(end_id,),
         pad_id=end_id if pad_id is None else int(pad_id),
         chat_prefix=prefix,
         chat_suffix=suffix,

@@ -9,6 +9,8 @@ import tritonclient.grpc as grpc
 from numpy.typing import NDArray
 from tritonclient.utils import np_to_triton_dtype
 
+from specpipe.repository.models.requests import word_layout
+
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -29,6 +31,7 @@ class Options:
     min_tokens: int | None = None
     seed: int | None = None
     end_id: int | None = None
+    end_ids: tuple[int, ...] = ()  # any of them ends an answer in tokens; `end_id` takes one
     stop_words: tuple[str, ...] = ()
     bad_words: tuple[str, ...] = ()
     num_draft_tokens: int | None = None  # only on tensorrt_llm_bls
@@ -55,7 +58,7 @@ def text_inputs(text: str, options: Options, *, stream: bool) -> Arrays:
 
 def token_inputs(prompt: Sequence[int], options: Options) -> Arrays:
     """Return the inputs of a model that takes tokens, which streams one response a step."""
-    return {
+    inputs: Arrays = {
         "input_ids": np.array([prompt], np.int32),
         "input_lengths": np.array([[len(prompt)]], np.int32),
         "request_output_len": np.array([[options.max_tokens]], np.int32),
@@ -63,6 +66,11 @@ def token_inputs(prompt: Sequence[int], options: Options) -> Arrays:
         **{name: np.array([[True]]) for name in _RETURNS},
         **_sampling_inputs(options, "runtime_"),
     }
+    if options.end_ids:
+        inputs["end_id"] = np.array([[options.end_ids[0]]], np.int32)
+    if options.end_ids[1:]:
+        inputs["stop_words_list"] = word_layout(tuple((end,) for end in options.end_ids[1:]))
+    return inputs
 
 
 def _sampling_inputs(options: Options, prefix: str) -> Arrays:

@@ -94,8 +94,8 @@ def decode_events(
 
     The output is that of plain decoding with the same options: token for token if greedy, in
     distribution if sampled and judged by `accept.sample`, which it is unless a `rule` is given.
-    `end_id` is emitted as the last token. `readers` are the runners of the proposer that read the
-    prompt as well. The caller may stop at any event.
+    An end token is emitted as the last token. `readers` are the runners of the proposer that read
+    the prompt as well. The caller may stop at any event.
     """
     rng = np.random.default_rng(sampling.seed)
     sequence = _Sequence(list(prompt))
@@ -170,7 +170,7 @@ def _cut(
 ) -> tuple[list[int], Finish | None]:
     """Cut what one step emitted at the first reason to stop."""
     for i, token in enumerate(emitted):
-        if token == sampling.end_id:
+        if token in sampling.end_ids:
             return emitted[: i + 1], "end_id"
         output = sequence.tokens[sequence.prompt_length :] + emitted[: i + 1]
         if any(tuple(output[-len(word) :]) == word for word in limits.stop_words):

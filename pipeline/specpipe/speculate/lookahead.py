@@ -17,13 +17,13 @@ from specpipe.methods import Lookahead
 class Pool:
     """For every first token, the `most` n-grams with it that were seen last."""
 
-    def __init__(self, most: int, end_id: int) -> None:
-        self._most, self._end_id = most, end_id
+    def __init__(self, most: int, end_ids: Sequence[int]) -> None:
+        self._most, self._end_ids = most, frozenset(end_ids)
         self._after: dict[int, dict[tuple[int, ...], None]] = {}
 
     def add(self, ngram: Sequence[int]) -> None:
         """Remember what followed `ngram`'s first token; nothing is guessed beyond an end."""
-        if self._end_id in ngram:
+        if not self._end_ids.isdisjoint(ngram):
             return
         known = self._after.setdefault(ngram[0], {})
         rest = tuple(ngram[1:])
@@ -132,7 +132,7 @@ class LookaheadProposer:
             return
         options = self._options
         self._tokens = []
-        self._pool = Pool(options.verification_set_size, sampling.end_id)
+        self._pool = Pool(options.verification_set_size, sampling.end_ids)
         # Guesses must be independent of the verifier's draws: a child of the same seed.
         rng = np.random.default_rng([sampling.seed, 1])
         source = np.asarray(prompt, np.int64)

@@ -40,12 +40,10 @@ def check_sampling(options: Sampling, vocab_size: int) -> None:
         options.temperature,
         f"0 (greedy) or at least {_LEAST_TEMPERATURE}",
     )
-    _require(
-        -1 <= options.end_id < vocab_size,
-        "end_id",
-        options.end_id,
-        f"-1 (none) or a token below {vocab_size}",
-    )
+    for end_id in options.end_ids:
+        _require(
+            0 <= end_id < vocab_size, "end_id", end_id, f"-1 (none) or a token below {vocab_size}"
+        )
     for word in options.bad_words:
         _require(
             all(0 <= t < vocab_size for t in word),
@@ -68,8 +66,8 @@ def adjust(logits: Logits, options: Sampling, history: Sequence[int], generated:
     """
     changed = _penalise(logits, options, history)
     banned = [w[-1] for w in options.bad_words if _ends_with(history, w[:-1])]
-    if options.end_id >= 0 and generated < options.min_tokens:
-        banned.append(options.end_id)
+    if generated < options.min_tokens:
+        banned += options.end_ids
     if banned:
         changed = changed.copy()
         changed[banned] = -np.inf

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from specpipe.artifacts import digest_json, write_text
-from specpipe.contracts import Sampling
+from specpipe.contracts import Sampling, length_to_end
 from specpipe.errors import ConfigError
 from specpipe.recipe import SelfDistillation
 from specpipe.train.target import Target
@@ -80,12 +80,12 @@ def generate(
     sampling: Sampling,
     seed: int,
 ) -> list[list[int]]:
-    """Continue a batch of prompts, padded on the left, up to the end token, which is included.
+    """Continue a batch of prompts, padded on the left, up to an end token, which is included.
 
     Of `sampling`, temperature, top_k and top_p count.
     """
     width = max(map(len, prompts))
-    ids = torch.tensor([[target.end_id] * (width - len(p)) + list(p) for p in prompts])
+    ids = torch.tensor([[target.end_ids[0]] * (width - len(p)) + list(p) for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
     torch.manual_seed(seed)
     options: dict[str, float] = {"do_sample": False}
@@ -100,16 +100,12 @@ def generate(
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=max_tokens,
-        pad_token_id=target.end_id,
-        eos_token_id=target.end_id,
+        pad_token_id=target.end_ids[0],
+        eos_token_id=list(target.end_ids),
         **options,
     )
-    return [_until(row[width:].tolist(), target.end_id) for row in out]
-
-
-def _until(tokens: list[int], end_id: int) -> list[int]:
-    """Return the tokens up to the first end, which is part of the answer."""
-    return tokens[: tokens.index(end_id) + 1] if end_id in tokens else tokens
+    answers = [row[width:].tolist() for row in out]
+    return [answer[: length_to_end(answer, target.end_ids)] for answer in answers]
 
 
 def _document(line: str, file: Path) -> Document:

@@ -54,7 +54,7 @@ def _invent(target: Target, count: int, seed: int) -> list[str]:
     ).split(_MARK)[0]
     ids = target.tokenizer(before_user, add_special_tokens=False)["input_ids"]
     texts = generate(target, [ids] * count, MAX_TOKENS, SAMPLING, seed)
-    whole = [text[:-1] for text in texts if text[-1:] == [target.end_id]]
+    whole = [text[:-1] for text in texts if text[-1] in target.end_ids]
     return [prompt for ids in whole if (prompt := target.tokenizer.decode(ids).strip())]
 
 

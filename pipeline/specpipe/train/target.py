@@ -26,9 +26,9 @@ class Target:
     dtype: Dtype
 
     @property
-    def end_id(self) -> int:
-        """The token that ends an answer."""
-        return int(self.tokenizer.eos_token_id)
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end an answer."""
+        return (int(self.tokenizer.eos_token_id),)
 
     @property
     def output(self) -> torch.Tensor:

@@ -23,6 +23,7 @@ from specpipe.contracts import (
     Scores,
     Verdict,
     chain,
+    length_to_end,
 )
 from specpipe.methods import PromptLookup
 from specpipe.speculate import accept
@@ -46,7 +47,7 @@ def record(
     runners: Mapping[Role, Runner],
     prompt: Sequence[int],
     max_tokens: int,
-    end_id: int,
+    end_ids: Sequence[int],
     *,
     guesser: GuesserKind | None,
 ) -> Trace:
@@ -62,7 +63,7 @@ def record(
     output: list[int] = []
     guesses: list[Guesses] = []
     seen: list[Logits] = []
-    while len(output) < max_tokens and end_id not in output:
+    while len(output) < max_tokens and length_to_end(output, end_ids) is None:
         draft = copies.propose(max_tokens - len(output) - 1)
         scores = target.score(draft)
         verdict = _verdict(draft, scores)
@@ -74,8 +75,7 @@ def record(
         target.commit(draft, verdict)
         copies.observe(draft, scores, verdict)
         output += verdict.emitted(draft)
-    if end_id in output:
-        output = output[: output.index(end_id) + 1]
+    output = output[: length_to_end(output, end_ids)]
     draft_says = _draft_choices(runners["draft"], prompt, output) if "draft" in runners else None
     hidden = np.concatenate(seen)[: len(output)] if guesser == "drafter" else None
     return Trace(tuple(prompt), tuple(output), tuple(guesses[: len(output)]), draft_says, hidden)

@@ -50,7 +50,7 @@ class Observed:
     speculation: Speculation
     deployment: Deployment
     target: Runner  # answers for its drafter in replays
-    end_id: int
+    end_ids: tuple[int, ...]
     fit: list[Trace]  # settings are chosen on these
     held: list[Trace]  # and checked on these
     costs: Costs
@@ -61,7 +61,7 @@ def observe(
     config: RunConfig,
     deployment: Deployment,
     prompts: Sequence[Sequence[int]],
-    end_id: int,
+    end_ids: tuple[int, ...],
     *,
     costs: Costs | None = None,
     progress: Progress = lambda done, total: None,
@@ -71,7 +71,7 @@ def observe(
     `costs` are those of another machine, for a choice that is meant for it.
     """
     runners = {role: engine.runner() for role, engine in deployment.engines.items()}
-    traces = _record_all(config, runners, prompts, end_id, progress)
+    traces = _record_all(config, runners, prompts, end_ids, progress)
     fit, held = traces[::2], traces[1::2] or traces
     here = costs or measure_costs(
         deployment.engines,
@@ -84,7 +84,7 @@ def observe(
         config.speculation,
         deployment,
         runners["target"],
-        end_id,
+        end_ids,
         fit,
         held,
         here,
@@ -132,13 +132,13 @@ def _record_all(
     config: RunConfig,
     runners: Mapping[Role, Runner],
     prompts: Sequence[Sequence[int]],
-    end_id: int,
+    end_ids: tuple[int, ...],
     progress: Progress,
 ) -> list[Trace]:
     traces = []
     for number, prompt in enumerate(prompts):
         most = config.validate.max_tokens
-        traces.append(record(runners, prompt, most, end_id, guesser=_guesser(config)))
+        traces.append(record(runners, prompt, most, end_ids, guesser=_guesser(config)))
         progress(number + 1, len(prompts))
     return traces
 
@@ -203,13 +203,15 @@ def measure_speedup(seen: Observed, options: Speculation) -> float:
     spent: dict[bool, list[float]] = {True: [], False: []}
     for turn, trace in enumerate(seen.held[:MEASURED]):
         for fast in (turn % 2 == 0, turn % 2 == 1):
-            spent[fast] += ms_a_token(slots[fast], trace.prompt, len(trace.output), seen.end_id)
+            spent[fast] += ms_a_token(slots[fast], trace.prompt, len(trace.output), seen.end_ids)
     return statistics.mean(spent[False]) / statistics.mean(spent[True])
 
 
-def ms_a_token(slot: Slot, prompt: Sequence[int], max_tokens: int, end_id: int) -> list[float]:
+def ms_a_token(
+    slot: Slot, prompt: Sequence[int], max_tokens: int, end_ids: tuple[int, ...]
+) -> list[float]:
     """Return the time per token after the first step, which reads the prompt; [] if it was all."""
-    steps = slot.decode(prompt, Sampling(end_id=end_id), Limits(max_tokens))
+    steps = slot.decode(prompt, Sampling(end_ids=end_ids), Limits(max_tokens))
     next(steps)
     began = time.perf_counter_ns()
     tokens = sum(len(step.tokens) for step in steps)

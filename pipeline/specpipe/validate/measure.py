@@ -16,7 +16,7 @@ def measure(
     prompts: Sequence[Sequence[int]],
     *,
     max_tokens: int,
-    end_id: int,
+    end_ids: Sequence[int],
     repeats: int,
     speculates: bool,
     progress: Progress = lambda done, total: None,
@@ -33,8 +33,8 @@ def measure(
     def one(number: int, arm: Arm, tokens: int) -> Trial:
         prompt = prompts[number]
         if arm != "reference":
-            return _served(client, number, arm, prompt, tokens, end_id)
-        answer = reference.generate(prompt, tokens, end_id)
+            return _served(client, number, arm, prompt, tokens, end_ids)
+        answer = reference.generate(prompt, tokens, end_ids)
         answers[number] = answer
         return Trial(number, arm, answer.tokens, answer.first_s, answer.total_s)
 
@@ -50,10 +50,15 @@ def measure(
 
 
 def _served(
-    client: Client, number: int, arm: Arm, prompt: Sequence[int], max_tokens: int, end_id: int
+    client: Client,
+    number: int,
+    arm: Arm,
+    prompt: Sequence[int],
+    max_tokens: int,
+    end_ids: Sequence[int],
 ) -> Trial:
     drafts = 0 if arm == "plain" else None
-    options = Options(max_tokens=max_tokens, end_id=end_id, num_draft_tokens=drafts)
+    options = Options(max_tokens=max_tokens, end_ids=tuple(end_ids), num_draft_tokens=drafts)
     try:
         answer = collect(client.stream_tokens(prompt, options))
     except StageFailed as error:

@@ -52,14 +52,16 @@ class Reference:
         return found
 
     @torch.no_grad()
-    def generate(self, prompt: Sequence[int], max_tokens: int, end_id: int) -> ReferenceAnswer:
-        """Decode greedily until `end_id`, which is part of the answer, or `max_tokens`."""
+    def generate(
+        self, prompt: Sequence[int], max_tokens: int, end_ids: Sequence[int]
+    ) -> ReferenceAnswer:
+        """Decode greedily until one of `end_ids`, part of the answer too, or `max_tokens`."""
         began = time.perf_counter()
         first_s = 0.0
         step, past = torch.tensor([list(prompt)]), None
         tokens: list[int] = []
         margins: list[float] = []
-        while len(tokens) < max_tokens and (not tokens or tokens[-1] != end_id):
+        while len(tokens) < max_tokens and (not tokens or tokens[-1] not in end_ids):
             result = self._model(input_ids=step, past_key_values=past, use_cache=True)
             past = result.past_key_values
             best = torch.topk(result.logits[0, -1], 2)

@@ -23,11 +23,11 @@ from specpipe.validate.trials import Arm, Reading
 Progress = Callable[[int, int], None]
 
 
-Prompts = tuple[list[list[int]], int]  # as tokens, in the chat template; the end token
+Prompts = tuple[list[list[int]], tuple[int, ...]]  # as tokens, in the chat template; end tokens
 
 
 def load_prompts(config: RunConfig, tokenizer_folder: Path) -> Prompts:
-    """Return the run's prompts as tokens, in the model's chat template, and the end token.
+    """Return the run's prompts as tokens, in the model's chat template, and the end tokens.
 
     Raises ConfigError if there are none or one is too long for the engine.
     """
@@ -53,7 +53,7 @@ def load_prompts(config: RunConfig, tokenizer_folder: Path) -> Prompts:
                 f"{place}: {error}",
                 hint="shorten it, or raise engine.max_input_len and max_seq_len and build again",
             ) from error
-    return prompts, tokenizer.end_id
+    return prompts, tokenizer.end_ids
 
 
 def validate(
@@ -72,7 +72,7 @@ def validate(
     the server fails. Whether the gates were met is in the report; `require_passed` raises.
     """
     check_gates_known(config.validate.gates, config.path)
-    texts, end_id = prompts
+    texts, end_ids = prompts
     speculates = config.speculation.num_draft_tokens > 0
     reference = Reference(model)
     with Client(url) as client:
@@ -81,7 +81,7 @@ def validate(
             reference,
             texts,
             max_tokens=config.validate.max_tokens,
-            end_id=end_id,
+            end_ids=end_ids,
             repeats=config.validate.repeats,
             speculates=speculates,
             progress=progress,

@@ -215,7 +215,7 @@ def test_the_chat_template_is_split_around_the_users_text(tiny: Path, tmp_path: 
     convert(tiny, tmp_path / "out")
     facts = json.loads((tmp_path / "out/tokenizer/tokenizer_facts.json").read_text())
     assert facts["chat_prefix"] == "<|user|>" and facts["chat_suffix"] == "<|end|><|assistant|>"
-    assert facts["end_id"] == 0
+    assert facts["end_ids"] == [0]
 
 
 def test_too_little_disk_is_found_before_anything_is_written(

@@ -16,7 +16,7 @@ from specpipe.speculate.decode import Limits, Step
 REQUEST = Request(
     request_id="a",
     prompt=(1, 2, 3),
-    sampling=Sampling(temperature=0.5, top_k=7, end_id=2, bad_words=((4, 5), (6,)), seed=9),
+    sampling=Sampling(temperature=0.5, top_k=7, end_ids=(2, 0), bad_words=((4, 5), (6,)), seed=9),
     limits=Limits(12, ((7, 8),)),
     num_draft_tokens=3,
     log_probs=True,

@@ -112,7 +112,7 @@ def enumerated(sampling: Sampling, draft_law: str, *, use_draft_logits: bool) ->
         Sampling(top_k=0, temperature=0.7),
         Sampling(top_k=2),
         Sampling(top_k=0, top_p=0.8),
-        Sampling(top_k=0, end_id=2, min_tokens=2),
+        Sampling(top_k=0, end_ids=(2, 0), min_tokens=2),
         Sampling(top_k=0, repetition_penalty=1.5, frequency_penalty=0.4),
     ],
 )
@@ -177,7 +177,7 @@ def test_a_bias_decides_in_every_step() -> None:
 
 
 def test_min_tokens_counts_from_the_beginning_of_the_answer() -> None:
-    sampling = Sampling(end_id=WORLD.plain(Sampling(), Limits(1))[0], min_tokens=7)
+    sampling = Sampling(end_ids=(WORLD.plain(Sampling(), Limits(1))[0],), min_tokens=7)
     steps, target, _ = run(request(20, sampling=sampling))
     assert tokens(steps) == WORLD.plain(sampling, Limits(20))
     assert target.calls[0].sampling.min_tokens == 7
@@ -186,7 +186,7 @@ def test_min_tokens_counts_from_the_beginning_of_the_answer() -> None:
 
 def test_an_end_token_ends_the_answer_and_is_in_it() -> None:
     end = WORLD.plain(Sampling(), Limits(9))[-1]
-    steps, _, _ = run(request(20, sampling=Sampling(end_id=end)))
+    steps, _, _ = run(request(20, sampling=Sampling(end_ids=(end,))))
     assert steps[-1].finish == "end_id" and tokens(steps).count(end) == 1
     assert tokens(steps)[-1] == end
 

@@ -58,7 +58,7 @@ def test_bad_values_are_refused_in_a_sentence(tensors: dict, words: str) -> None
     with pytest.raises(ConfigError, match=words):
         given = text_tensors(**tensors)
         text_request(given)
-        sampling(given, 0, ())
+        sampling(given, (), ())
 
 
 @pytest.mark.parametrize(
@@ -104,26 +104,27 @@ def test_every_declared_tensor_is_honoured_or_refused(model: str) -> None:
 
 
 def test_without_top_k_or_top_p_the_answer_is_greedy_whatever_the_temperature() -> None:
-    assert sampling({"temperature": one(1.5)}, 0, ()).greedy
-    assert sampling({"top_p": one(0.0), "top_k": one(0)}, 0, ()).greedy
-    assert sampling({"top_k": one(1), "top_p": one(0.9)}, 0, ()).greedy
-    assert not sampling({"top_p": one(1.0)}, 0, ()).greedy
-    assert not sampling({"top_k": one(40)}, 0, ()).greedy
+    assert sampling({"temperature": one(1.5)}, (), ()).greedy
+    assert sampling({"top_p": one(0.0), "top_k": one(0)}, (), ()).greedy
+    assert sampling({"top_k": one(1), "top_p": one(0.9)}, (), ()).greedy
+    assert not sampling({"top_p": one(1.0)}, (), ()).greedy
+    assert not sampling({"top_k": one(40)}, (), ()).greedy
 
 
 def test_sampling_values_arrive() -> None:
     got = sampling(
         {"runtime_top_k": one(9), "runtime_top_p": one(0.5), "temperature": one(0.7),
          "seed": one(2**63, np.uint64), "min_tokens": one(4), "end_id": one(17)},
-        0, ((1, 2),), prefix="runtime_",
+        (), ((1, 2),), prefix="runtime_",
     )  # fmt: skip
     assert (got.top_k, got.top_p, got.temperature) == (9, 0.5, pytest.approx(0.7))
-    assert (got.seed, got.min_tokens, got.end_id, got.bad_words) == (2**63, 4, 17, ((1, 2),))
+    assert (got.seed, got.min_tokens, got.end_ids, got.bad_words) == (2**63, 4, (17,), ((1, 2),))
 
 
-def test_end_id_defaults_to_the_tokenizers() -> None:
-    assert sampling({}, 42, ()).end_id == 42
-    assert sampling({"end_id": one(-1)}, 42, ()).end_id == -1
+def test_end_id_of_a_request_replaces_all_end_tokens_of_the_model() -> None:
+    assert sampling({}, (42, 43), ()).end_ids == (42, 43)
+    assert sampling({"end_id": one(7)}, (42, 43), ()).end_ids == (7,)
+    assert sampling({"end_id": one(-1)}, (42, 43), ()).end_ids == ()
 
 
 def test_word_layouts_survive_the_round_trip() -> None:

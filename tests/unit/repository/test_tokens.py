@@ -17,7 +17,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
     made.backend_tokenizer.save(str(folder / "tokenizer.json"))
     facts = {
         "vocab_size": len(made),
-        "end_id": 0,
+        "end_ids": [0],
         "pad_id": 0,
         "chat_prefix": "",
         "chat_suffix": "",
@@ -57,7 +57,7 @@ def test_an_answer_that_ends_inside_a_character_equals_the_whole_answer(
 
 
 def test_special_tokens_are_left_out(tokenizer: TextTokenizer) -> None:
-    ids = [*tokenizer.encode("box", 10), tokenizer.end_id]
+    ids = [*tokenizer.encode("box", 10), tokenizer.end_ids[0]]
     stream = TextStream(tokenizer)
     assert stream.push(ids) + stream.finish() == "box"
 

@@ -63,8 +63,13 @@ def test_a_proposer_that_ignores_the_limit_is_cut() -> None:
     assert tokens(steps) == [1, 2, 3] and steps[-1].accepted == 3
 
 
+def test_any_end_token_inside_an_accepted_block_ends_the_answer_with_reason_end_id() -> None:
+    steps = run(FixedProposer(oracle, 5), Limits(max_tokens=7), Sampling(end_ids=(99, 3)))
+    assert [s.finish for s in steps][-1] == "end_id" and steps[-1].tokens[-1] == 3
+
+
 def test_end_id_inside_an_accepted_block_ends_the_answer_with_it() -> None:
-    steps = run(FixedProposer(oracle, 5), Limits(max_tokens=7), Sampling(end_id=3))
+    steps = run(FixedProposer(oracle, 5), Limits(max_tokens=7), Sampling(end_ids=(3,)))
     assert tokens(steps) == [1, 2, 3]
     assert steps[-1].finish == "end_id" and steps[-1].accepted == 3
 

@@ -79,17 +79,17 @@ def test_a_window_of_one_level_is_made_of_what_the_target_says() -> None:
 
 
 def test_the_pool_forgets_what_was_not_seen_for_longest() -> None:
-    pool = Pool(2, end_id=-1)
+    pool = Pool(2, end_ids=())
     for ngram in ([1, 2, 3], [1, 4, 5], [1, 2, 3], [1, 6, 7], [8, 9, 9]):
         pool.add(ngram)
     assert pool.after(1) == [(6, 7), (2, 3)] and pool.after(8) == [(9, 9)] and pool.after(2) == []
 
 
 def test_the_pool_drops_ngrams_with_the_end_and_may_hold_none() -> None:
-    pool = Pool(3, end_id=3)
+    pool = Pool(3, end_ids=(5, 3))
     pool.add([1, 2, 3])
     assert pool.after(1) == []
-    nothing = Pool(0, end_id=-1)
+    nothing = Pool(0, end_ids=())
     nothing.add([1, 2, 3])
     assert nothing.after(1) == []
 

@@ -64,10 +64,10 @@ def test_adjust_returns_the_same_array_where_nothing_is_asked() -> None:
     assert adjust(LOGITS, sampled(), [0, 1], 2) is LOGITS
 
 
-def test_end_id_is_impossible_before_min_tokens() -> None:
-    options = sampled(min_tokens=2, end_id=1)
-    assert adjust(LOGITS, options, [5], 1)[1] == -np.inf
-    assert adjust(LOGITS, options, [5, 5], 2)[1] == LOGITS[1]
+def test_every_end_token_is_impossible_before_min_tokens() -> None:
+    options = sampled(min_tokens=2, end_ids=(1, 3))
+    assert adjust(LOGITS, options, [5], 1)[[1, 3]].tolist() == [-np.inf, -np.inf]
+    assert adjust(LOGITS, options, [5, 5], 2) is LOGITS
 
 
 def test_a_bad_word_is_banned_where_its_beginning_was_said() -> None:
@@ -103,8 +103,6 @@ def test_log_probability_ignores_sampling_options() -> None:
         ("repetition_penalty", 1e38),
         ("presence_penalty", 3e38),
         ("frequency_penalty", -3e38),
-        ("end_id", 4),
-        ("end_id", -2),
         ("bad_words", ((4,),)),
     ],
 )
@@ -132,6 +130,12 @@ def test_the_largest_penalties_leave_a_law_after_a_long_history(sign: int) -> No
 
 @pytest.mark.parametrize("options", [sampled(), Sampling()])
 def test_a_request_that_bans_every_token_is_refused(options: Sampling) -> None:
-    banned = replace(options, bad_words=((0,), (1,), (2,)), min_tokens=1, end_id=3)
+    banned = replace(options, bad_words=((0,), (1,), (2,)), min_tokens=1, end_ids=(3,))
     with pytest.raises(ConfigError, match="ban every token"):
         adjust(LOGITS, banned, [], 0)
+
+
+@pytest.mark.parametrize("end_ids", [(4,), (0, -2)])
+def test_an_end_token_that_the_vocabulary_lacks_is_refused(end_ids: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match=f"^end_id is {end_ids[-1]}: must be -1"):
+        check_sampling(Sampling(end_ids=end_ids), vocab_size=4)

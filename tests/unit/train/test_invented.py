@@ -26,7 +26,7 @@ def asked(target: Target, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         opening = model.tokenizer.decode(prompts[0])
         assert "user" in opening and "assistant" not in opening
         words = [model.tokenizer(f"fox {seed} {n // 4}")["input_ids"] for n in range(len(prompts))]
-        return [[*w, model.end_id] if n % 2 else w for n, w in enumerate(words)]
+        return [[*w, model.end_ids[0]] if n % 2 else w for n, w in enumerate(words)]
 
     monkeypatch.setattr(invented, "generate", generate)
     return seeds

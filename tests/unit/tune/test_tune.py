@@ -51,7 +51,7 @@ def deployment(tiny: Path, draft_engine, make_engine, tmp_path_factory) -> Deplo
 @pytest.fixture(scope="module")
 def trace(deployment: Deployment) -> Trace:
     runners = {role: engine.runner() for role, engine in deployment.engines.items()}
-    return record(runners, PROMPT, 60, -1, guesser="heads")
+    return record(runners, PROMPT, 60, (), guesser="heads")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_replay_with_a_drafter_takes_the_steps_of_serving(
     engine = make_engine(tiny, redrafter=tmp_path)
     slot = Deployment({"target": engine}, options).slot()
     served = list(slot.decode(PROMPT, Sampling(), Limits(60)))
-    recorded = record({"target": engine.runner()}, PROMPT, 60, -1, guesser="drafter")
+    recorded = record({"target": engine.runner()}, PROMPT, 60, (), guesser="drafter")
     replayed = replay(options, recorded, engine.runner())
     assert [t for step in served for t in step.tokens] == list(recorded.output)
     assert [step.emitted for step in replayed] == [len(step.tokens) for step in served]
@@ -109,8 +109,8 @@ def test_an_answer_is_recorded_as_plain_decoding_gives_it(
     end_id = trace.output[length - 1]
     until = trace.output[: trace.output.index(end_id) + 1]
     for found, whole in (
-        (record(runners, PROMPT, 60, end_id, guesser="heads"), until),
-        (record(runners, PROMPT, length, -1, guesser="heads"), trace.output[:length]),
+        (record(runners, PROMPT, 60, (end_id,), guesser="heads"), until),
+        (record(runners, PROMPT, length, (), guesser="heads"), trace.output[:length]),
     ):
         assert found.output == whole and len(found.guesses) == len(whole)
         for one, other in zip(found.guesses, trace.guesses, strict=False):

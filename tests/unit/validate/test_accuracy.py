@@ -20,7 +20,7 @@ def texts(tiny: Path) -> dict[int, tuple[list[int], tuple[int, ...]]]:
     """Return two prompts, one longer than a block, with the reference's answers."""
     rng, reference = np.random.default_rng(4), Reference(tiny)
     prompts = [rng.integers(3, 300, size).tolist() for size in (5, 150)]
-    return {i: (p, reference.generate(p, 20, -1).tokens) for i, p in enumerate(prompts)}
+    return {i: (p, reference.generate(p, 20, ()).tokens) for i, p in enumerate(prompts)}
 
 
 def trials(*readings: Reading) -> Trials:

@@ -24,7 +24,9 @@ RIGHT = (5, 6, 7, 8)
 class FakeReference:
     """Answers 5 6 7 8 in 4 seconds, the first after 1, always sure by 0.5."""
 
-    def generate(self, prompt: Sequence[int], max_tokens: int, end_id: int) -> ReferenceAnswer:
+    def generate(
+        self, prompt: Sequence[int], max_tokens: int, end_ids: Sequence[int]
+    ) -> ReferenceAnswer:
         tokens = RIGHT[:max_tokens]
         return ReferenceAnswer(tokens, (0.5,) * len(tokens), 1.0, 4.0)
 
@@ -47,7 +49,7 @@ class FakeClient:
 
 
 def run(prompts: list[list[int]], **changes) -> Trials:
-    options = {"max_tokens": 4, "end_id": 0, "repeats": 1, "speculates": True, **changes}
+    options = {"max_tokens": 4, "end_ids": (0,), "repeats": 1, "speculates": True, **changes}
     return measure(FakeClient(), FakeReference(), prompts, **options)  # type: ignore[arg-type]
 
 
@@ -186,7 +188,7 @@ def test_a_server_that_dies_names_the_prompt_and_the_arm() -> None:
             yield from super().stream_tokens(prompt, options)
 
     with pytest.raises(StageFailed, match=r"validate: prompt 1, \w+: no server answers"):
-        measure(Dying(), FakeReference(), [[1], [2]], max_tokens=4, end_id=0, repeats=1,
+        measure(Dying(), FakeReference(), [[1], [2]], max_tokens=4, end_ids=(0,), repeats=1,
                 speculates=True)  # type: ignore[arg-type]  # fmt: skip
 
 

@@ -74,7 +74,13 @@ def load_request(line: bytes) -> Request:
     return Request(
         request_id=values["request_id"],
         prompt=tuple(values["prompt"]),
-        sampling=Sampling(**{**sampling, "bad_words": _words(sampling["bad_words"])}),
+        sampling=Sampling(
+            **{
+                **sampling,
+                "end_ids": tuple(sampling["end_ids"]),
+                "bad_words": _words(sampling["bad_words"]),
+            }
+        ),
         limits=Limits(limits["max_tokens"], _words(limits["stop_words"])),
         num_draft_tokens=values["num_draft_tokens"],
         log_probs=values["log_probs"],

@@ -10,7 +10,7 @@ from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
-from specpipe.contracts import Sampling
+from specpipe.contracts import Sampling, length_to_end
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.repository.models.calls import Call, Engine, Reply
 from specpipe.repository.models.exchange import Counters, Progress, Request
@@ -159,10 +159,9 @@ class _Sequence:
 
     def _cut(self, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], Finish | None]:
         """Cut at the first reason to stop; an engine that says nothing has met its end token."""
-        end = self.request.sampling.end_id
         kept = tokens[: self.left]
-        if end in kept:
-            return kept[: kept.index(end) + 1], "end_id"
+        if count := length_to_end(kept, self.request.sampling.end_ids):
+            return kept[:count], "end_id"
         if not kept:
             return kept, "end_id"
         return kept, "length" if len(kept) == self.left else None

@@ -51,7 +51,7 @@ class TritonPythonModel:
                 "DECODER_INPUT_ID": np.zeros((1, 0), np.int32),
                 "REQUEST_DECODER_INPUT_LEN": np.zeros((1, 1), np.int32),
                 "REQUEST_OUTPUT_LEN": tensors["REQUEST_OUTPUT_LEN"].astype(np.int32),
-                "OUT_END_ID": _one(self._tokenizer.end_id if end_id is None else end_id),
+                "OUT_END_ID": _one(self._tokenizer.end_ids[0] if end_id is None else end_id),
                 "OUT_PAD_ID": _one(self._tokenizer.pad_id if pad_id is None else pad_id),
                 **layout,
             }

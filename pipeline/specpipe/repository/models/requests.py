@@ -203,9 +203,15 @@ def _max_tokens(tensors: Tensors, name: str) -> int:
 
 
 def sampling(
-    tensors: Tensors, end_id: int, bad_words: tuple[tuple[int, ...], ...], *, prefix: str = ""
+    tensors: Tensors,
+    end_ids: tuple[int, ...],
+    bad_words: tuple[tuple[int, ...], ...],
+    *,
+    prefix: str = "",
 ) -> Sampling:
     """Return the sampling options of a request; `prefix` is what its top_k and top_p begin with.
+
+    A request's `end_id` replaces `end_ids`, the model's: -1 ends at none of them.
 
     As upstream: without a top_k above 1 or a top_p above 0, the most likely token is taken,
     whatever the temperature.
@@ -219,7 +225,6 @@ def sampling(
         given = number(tensors, name)
         return default if given is None else given
 
-    given_end = whole(tensors, "end_id")
     return Sampling(
         temperature=value("temperature", plain.temperature),
         top_k=1 if greedy else top_k,
@@ -228,10 +233,16 @@ def sampling(
         presence_penalty=value("presence_penalty", plain.presence_penalty),
         frequency_penalty=value("frequency_penalty", plain.frequency_penalty),
         min_tokens=whole(tensors, "min_tokens") or 0,
-        end_id=end_id if given_end is None else given_end,
+        end_ids=_end_ids(whole(tensors, "end_id"), end_ids),
         bad_words=bad_words,
         seed=whole(tensors, "seed") or 0,
     )
+
+
+def _end_ids(given: int | None, default: tuple[int, ...]) -> tuple[int, ...]:
+    if given is None:
+        return default
+    return () if given == -1 else (given,)
 
 
 def word_ids(tensors: Tensors, name: str) -> tuple[tuple[int, ...], ...]:

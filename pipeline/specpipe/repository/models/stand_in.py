@@ -62,7 +62,7 @@ class TritonPythonModel:
         max_tokens = token_requests.output_length(tensors)
         requests.check_lengths(len(prompt), max_tokens, self._max_seq_len, self._max_seq_len)
         bad_words = requests.word_ids(tensors, "bad_words_list")
-        sampling = requests.sampling(tensors, -1, bad_words, prefix="runtime_")
+        sampling = requests.sampling(tensors, (), bad_words, prefix="runtime_")
         check_sampling(sampling, self._vocab_size)
         return Question(
             prompt=prompt,

@@ -88,9 +88,11 @@ def _sampling(options: Sampling) -> Arrays:
             tensors[name] = _one(value, np.float32)
     if options.min_tokens:
         tensors["min_tokens"] = _one(options.min_tokens, np.int32)
-    if options.end_id >= 0:
-        tensors["end_id"] = _one(options.end_id, np.int32)
-        tensors["pad_id"] = _one(options.end_id, np.int32)
+    if options.end_ids:
+        tensors["end_id"] = _one(options.end_ids[0], np.int32)
+        tensors["pad_id"] = _one(options.end_ids[0], np.int32)
+    if options.end_ids[1:]:  # one token is all that `end_id` takes
+        tensors["stop_words_list"] = word_layout(tuple((end,) for end in options.end_ids[1:]))
     if options.bad_words:
         tensors["bad_words_list"] = word_layout(options.bad_words)
     return tensors

@@ -72,7 +72,7 @@ class TritonPythonModel:
         ids = self._tokenizer.encode(asked.text, self._max_input_len)
         requests.check_lengths(len(ids), asked.max_tokens, self._max_input_len, self._max_seq_len)
         bad_words = self._tokenizer.words(asked.bad_words)
-        sampling = requests.sampling(tensors, self._tokenizer.end_id, bad_words)
+        sampling = requests.sampling(tensors, self._tokenizer.end_ids, bad_words)
         check_sampling(sampling, self._tokenizer.vocab_size)
         request = Request(
             request_id="",

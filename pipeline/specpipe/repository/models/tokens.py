@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
@@ -17,7 +18,7 @@ class TextTokenizer:
 
     tokenizer: Tokenizer
     vocab_size: int
-    end_id: int
+    end_ids: tuple[int, ...]  # the first is the `end_id` of clients that know of one
     pad_id: int
     longest_token: int  # in bytes
 
@@ -84,7 +85,20 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
     # Every byte of a prompt is covered by a token, which stands for at most its own length in
     # bytes; four for a character that a tokenizer writes as one symbol.
     longest = max(len(token.encode()) for token in tokenizer.get_vocab()) * 4
-    return TextTokenizer(tokenizer, facts["vocab_size"], facts["end_id"], facts["pad_id"], longest)
+    return TextTokenizer(
+        tokenizer, facts["vocab_size"], _end_ids(facts, folder), facts["pad_id"], longest
+    )
+
+
+def _end_ids(facts: dict[str, Any], folder: Path) -> tuple[int, ...]:
+    """Return the end tokens; older facts named one of them, which may be the wrong one."""
+    if "end_ids" not in facts:
+        raise ConfigError(
+            f"{folder}/tokenizer_facts.json names one end token, as older versions of specpipe "
+            "did: a model may have several",
+            hint="run `specpipe build` again",
+        )
+    return tuple(facts["end_ids"])
 
 
 @dataclass
