@@ -43,7 +43,7 @@ class EngineOptions:
     """What is compiled, and for which machine."""
 
     backend: Literal["openvino", "tensorrt", "llmapi"]
-    gpu: str | None = None
+    gpu: str | None = field(default=None, metadata=matching(r".*\S.*", "the name of a GPU"))
     dtype: Dtype = "float32"
     quantization: Quantization = "none"  # int8, int4: weights only
     kv_cache_quantization: CacheQuantization = "none"
@@ -281,13 +281,16 @@ def _check_training(config: RunConfig, places: Mapping[str, Place]) -> None:
 
 def find_file(text: str, config: RunConfig) -> Path | None:
     """Return the existing file or folder that `text` names, or None."""
-    expanded = Path(os.path.expandvars(text)).expanduser()
-    for candidate in (expanded, Path(config.path).parent / expanded):
-        try:
+    named = os.path.expandvars(text)
+    if not named.strip():
+        return None
+    try:
+        expanded = Path(named).expanduser()
+        for candidate in (expanded, Path(config.path).parent / expanded):
             if candidate.exists():
                 return candidate.resolve()
-        except OSError:  # longer than a file's name may be, or behind a closed folder
-            continue
+    except (OSError, RuntimeError):  # longer than a name may be; in a closed folder; ~nobody
+        return None
     return None
 
 

@@ -18,7 +18,7 @@ from specpipe.locate import Located, locate
 from specpipe.methods import Hybrid, Medusa
 from specpipe.model import ModelConfig
 from specpipe.plan.compatibility import Difference, Vocabulary, differences, notes, refusals
-from specpipe.plan.gpus import Gpu, find_gpu, unknown_gpu
+from specpipe.plan.gpus import Gpu, find_gpu, spelling, unknown_gpu
 from specpipe.plan.memory import Memory
 from specpipe.plan.options import check_options
 from specpipe.plan.outlook import engine_notes, outlook
@@ -44,7 +44,7 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
     """
     backend = load_backend(config.engine.backend)
     found = locate(config, backend)
-    config = plan_tree(config, found)
+    config = plan_tree(_with_gpus_name(config), found)
     gpu = find_gpu(config.engine.gpu) if config.engine.gpu else None
     sizing = Sizing(config, found.models, backend, _memory_of(gpu))
     config = _with_ranks(config, sizing, gpu)
@@ -106,6 +106,12 @@ def _check_parts(config: RunConfig, found: Located, *, serves_sources: bool) -> 
         yield from own.check(role, found.models[role])
     yield from check_tree(config, found.models["target"])
     yield from check_draft_length(config)
+
+
+def _with_gpus_name(config: RunConfig) -> RunConfig:
+    """Spell the GPU as the table does, so that engines of equal plans are equal."""
+    name = spelling(config.engine.gpu) if config.engine.gpu else None
+    return replace(config, engine=replace(config.engine, gpu=name))
 
 
 def _with_ranks(config: RunConfig, sizing: Sizing, gpu: Gpu | None) -> RunConfig:

@@ -148,14 +148,14 @@ def check_quantization(
         if foreign.kv_cache == "none":
             readable.append((foreign.weights, "fp8"))  # which needs no calibration
         if engine.backend == "openvino":
-            readable.append((foreign.weights, "none"))  # a CPU keeps its cache as it is
+            readable = [(foreign.weights, "none")]  # a CPU keeps its cache as it is
         if asked not in readable:
+            weights, cache = readable[0]
             return [
                 Rejection(
                     f"the checkpoint is quantised already ({foreign.method}), but "
                     f"engine.quantization is {asked[0]}, engine.kv_cache_quantization {asked[1]}",
-                    f"set engine.quantization: {foreign.weights} and "
-                    f"engine.kv_cache_quantization: {foreign.kv_cache}",
+                    f"set engine.quantization: {weights} and engine.kv_cache_quantization: {cache}",
                 )
             ]
         quantizing = _foreign_quantizing(quantizing, foreign)

@@ -74,16 +74,42 @@ ALIASES = {
 }
 
 
+SIMILAR = 0.75  # of difflib's ratio: one of four letters may be wrong
+
+
 def find_gpu(name: str) -> Gpu | None:
-    """Return the GPU of a name or alias; None if it is not in the table."""
-    return GPUS.get(ALIASES.get(name, name))
+    """Return the GPU of a name or alias, in upper or lower case; None if it is not in the table."""
+    spelled = spelling(name)
+    return GPUS.get(ALIASES.get(spelled, spelled))
+
+
+def spelling(name: str) -> str:
+    """Return a name or alias as the table spells it; an unknown one as it is."""
+    return _SPELLINGS.get(name.strip().lower(), name)
+
+
+_SPELLINGS = {name.lower(): name for name in (*GPUS, *ALIASES)}
 
 
 def unknown_gpu(name: str) -> Rejection:
-    """Say that a GPU is not in the table, with the nearest names."""
-    close = [known for known in GPUS if known.lower().startswith(name.lower())]
-    close = close or difflib.get_close_matches(name, GPUS, n=1, cutoff=0.3)
+    """Say that a GPU is not in the table, with similar names if there are any."""
+    close = _similar(name)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return Rejection(
         f"engine.gpu is {name!r}, which is not known", f"{hint}known: {', '.join(GPUS)}"
     )
+
+
+def _similar(name: str) -> list[str]:
+    """Return the names that begin with `name`, or whose product is called almost like it."""
+    asked = name.strip().lower()
+    begins = [known for known in GPUS if known.lower().startswith(asked)] if asked else []
+    if begins:
+        return begins
+    by_word: dict[str, list[str]] = {}
+    for known in GPUS:
+        for word in {known.lower(), known.lower().split("-")[0]}:
+            if word[0] == asked[:1]:
+                by_word.setdefault(word, []).append(known)
+    close = difflib.get_close_matches(asked, by_word, n=1, cutoff=SIMILAR)
+    return [known for word in close for known in by_word[word]]

@@ -53,6 +53,11 @@ class Memory:
         return sum(self.needed.values())
 
     @property
+    def caches(self) -> int:
+        """What the KV caches of all sequences take."""
+        return sum(part.kv_per_token * part.kv_tokens for part in self.footprints.values())
+
+    @property
     def usable(self) -> int:
         """What may be taken."""
         return int(self.available * (1 - RESERVE))
@@ -60,10 +65,9 @@ class Memory:
     @property
     def fits(self) -> bool:
         """Whether everything has room, on a GPU in the caches' share of what the engines leave."""
-        parts = self.footprints.values()
         share = KV_SHARE if self.kv else 1.0
-        caches = sum(part.kv_per_token * part.kv_tokens for part in parts)
-        return sum(part.fixed for part in parts) + caches / share <= self.usable
+        fixed = sum(part.fixed for part in self.footprints.values())
+        return fixed + self.caches / share <= self.usable
 
 
 def plan_memory(

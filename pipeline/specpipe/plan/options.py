@@ -15,6 +15,13 @@ from specpipe.methods import (
     ReDrafter,
 )
 
+# What a target without layers of its own for that may use instead.
+_WITHOUT_LAYERS = {
+    "openvino": "draft_model or prompt_lookup",
+    "tensorrt": "draft_model or lookahead",
+    "llmapi": "eagle3, draft_model or prompt_lookup",
+}
+
 
 def check_options(config: RunConfig, next_token_layers: int = 0) -> Iterator[Rejection]:
     """Refuse what the backend would ignore, and what it cannot do at all.
@@ -26,7 +33,7 @@ def check_options(config: RunConfig, next_token_layers: int = 0) -> Iterator[Rej
         yield Rejection(
             f"{config.target.model} has no layers for multi-token prediction "
             "(num_nextn_predict_layers in config.json)",
-            "use method: eagle3, draft_model or prompt_lookup",
+            f"use method: {_WITHOUT_LAYERS[backend]}",
         )
     if backend == "openvino":
         if isinstance(options, ReDrafter) and not options.greedy_search:

@@ -129,14 +129,17 @@ def check_memory(memory: Memory, config: RunConfig, ways: Sequence[str]) -> list
     """Say if the deployment does not fit; `ways` are changes with which it does."""
     if memory.fits:
         return []
-    where = f"each {config.engine.gpu}" if config.engine.gpu else "this machine"
+    gpu = config.engine.gpu
+    where = f"each {gpu}" if gpu else "this machine"
     parts = ", ".join(f"{role} {size / 2**30:.1f}" for role, size in memory.needed.items())
     these = "each of these fits" if len(ways) > 1 else "this fits"
     narrow = ", of which caches take nine tenths at most" if memory.total <= memory.usable else ""
+    larger = "take larger GPUs" if gpu else "take a machine with more memory"
     return [
         Rejection(
-            f"the engines need {memory.total / 2**30:.1f} GiB on {where} ({parts}), "
-            f"{memory.usable / 2**30:.1f} GiB can be used{narrow}",
-            f"{these}: {'; '.join(ways)}" if ways else "take larger GPUs, or a smaller model",
+            f"the engines need {memory.total / 2**30:.1f} GiB on {where} ({parts}; KV caches are "
+            f"{memory.caches / 2**30:.1f} of it), {memory.usable / 2**30:.1f} GiB can be "
+            f"used{narrow}",
+            f"{these}: {'; '.join(ways)}" if ways else f"{larger}, or a smaller model",
         )
     ]

@@ -11,12 +11,9 @@ from specpipe.plan.memory import Largest, Memory, largest, plan_memory
 from specpipe.plan.plan import make_requests
 
 _RANKS = (1, 2, 4, 8)  # of one machine
-_SMALLER: tuple[Quantization, ...] = (
-    "fp8",
-    "int8",
-    "int4_awq",
-    "nvfp4",
-)  # in the order in which they are proposed
+# Weights in the order in which they are proposed: on GPUs, and on a CPU.
+_SMALLER: tuple[Quantization, ...] = ("fp8", "int8", "int4_awq", "nvfp4")
+_SMALLER_ON_CPU: tuple[Quantization, ...] = ("int8", "int4")
 MOST_BATCH, MOST_LENGTH = 4096, 2**20
 
 
@@ -61,6 +58,10 @@ def choose_ranks(sizing: Sizing) -> int:
 
 def measure(sizing: Sizing) -> Memory:
     """Return what the run takes, with the largest batch and length that fit."""
+    return replace(sizing.memory(), largest=_largest(sizing))
+
+
+def _largest(sizing: Sizing) -> Largest:
     engine = sizing.config.engine
     longest = min(
         [model.max_position_embeddings for model in sizing.models.values()] + [MOST_LENGTH]
@@ -71,7 +72,7 @@ def measure(sizing: Sizing) -> Memory:
 
     batch = largest(lambda n: fits(replace(engine, max_batch_size=n)), MOST_BATCH)
     length = largest(lambda n: fits(_of_length(engine, n)), longest)
-    return replace(sizing.memory(), largest=Largest(batch, length))
+    return Largest(batch, length)
 
 
 def _of_length(engine: EngineOptions, length: int) -> EngineOptions:
@@ -81,19 +82,42 @@ def _of_length(engine: EngineOptions, length: int) -> EngineOptions:
 def ways_to_fit(sizing: Sizing, memory: Memory) -> list[str]:
     """Name the changes with which a run that is too large would fit, one of each kind."""
     engine, known = sizing.config.engine, sizing.rejections()
+    kinds = [*_cheaper(engine), *_smaller(sizing, memory.largest or Largest(0, 0))]
+    return [f"engine.{way}" for kind in kinds if (way := _first_that_fits(sizing, kind, known))]
 
-    def fitting(options: Iterator[tuple[str, EngineOptions]]) -> list[str]:
-        return [name for name, changed in options if sizing.fits(changed, known)][:1]
 
-    if engine.gpu is None:
-        return []
-    more = ((f"tp_size: {n}", replace(engine, tp_size=n)) for n in _RANKS if n > engine.tp_size)
-    found = fitting(more)
-    if engine.quantization == "none":
-        found += fitting((f"quantization: {q}", replace(engine, quantization=q)) for q in _SMALLER)
-    limits = memory.largest or Largest(0, 0)
+def _first_that_fits(
+    sizing: Sizing, ways: Mapping[str, EngineOptions], known: set[Rejection]
+) -> str | None:
+    return next((way for way, engine in ways.items() if sizing.fits(engine, known)), None)
+
+
+def _cheaper(engine: EngineOptions) -> Iterator[dict[str, EngineOptions]]:
+    """Yield engines that take less memory for the same requests: more ranks, fewer bits."""
+    on_cpu = engine.gpu is None
+    if not on_cpu:
+        yield {f"tp_size: {n}": replace(engine, tp_size=n) for n in _RANKS if n > engine.tp_size}
+    if engine.quantization != "none":
+        return
+    if on_cpu and engine.dtype == "float32":
+        yield {"dtype: bfloat16": replace(engine, dtype="bfloat16")}
+    smaller = _SMALLER_ON_CPU if on_cpu else _SMALLER
+    yield {f"quantization: {q}": replace(engine, quantization=q) for q in smaller}
+
+
+def _smaller(sizing: Sizing, limits: Largest) -> Iterator[dict[str, EngineOptions]]:
+    """Yield the largest batch and the largest length that fit, or both where neither is enough."""
+    engine = sizing.config.engine
+    least = max(engine.max_input_len, sizing.config.speculation.num_draft_tokens + 1)
     if limits.batch_size:
-        found.append(f"max_batch_size: {limits.batch_size}")
-    if limits.seq_len > engine.max_input_len:
-        found.append(f"max_seq_len: {limits.seq_len}")
-    return [f"engine.{way}" for way in found]
+        batch = limits.batch_size
+        yield {f"max_batch_size: {batch}": replace(engine, max_batch_size=batch)}
+    if limits.seq_len > least:
+        length = limits.seq_len
+        yield {f"max_seq_len: {length}": replace(engine, max_seq_len=length)}
+    elif not limits.batch_size:
+        one = replace(engine, max_batch_size=1)
+        length = _largest(sizing.with_engine(one)).seq_len
+        if length > least:
+            way = f"max_batch_size: 1 with engine.max_seq_len: {length}"
+            yield {way: replace(one, max_seq_len=length)}

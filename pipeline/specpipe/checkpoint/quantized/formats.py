@@ -175,7 +175,7 @@ def _check_widths(
             Rejection(
                 f"int4_awq needs widths that divide by {unit} times tp_size {tp}, the model has "
                 f"{widths}{experts}",
-                "lower engine.tp_size, or set engine.quantization: int4",
+                f"{_fewer(tp)}set engine.quantization: int4",
             )
         ]
     # upstream interleaves scales in tiles of 128 rows and 4 groups, and does not pad them
@@ -185,10 +185,14 @@ def _check_widths(
             Rejection(
                 f"nvfp4 needs widths that divide by {unit} times tp_size {tp}, the model has "
                 f"{widths}",
-                "lower engine.tp_size, or set engine.quantization: fp8",
+                f"{_fewer(tp)}set engine.quantization: fp8",
             )
         ]
     return []
+
+
+def _fewer(tp: int) -> str:
+    return "lower engine.tp_size, or " if tp > 1 else ""
 
 
 def _check_patterns(
