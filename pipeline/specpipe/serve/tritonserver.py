@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from specpipe.errors import StageFailed, Unsupported
-from specpipe.repository.models.channel import socket_path
+from specpipe.repository.models.rendezvous import FOLDER, socket_path
 from specpipe.repository.placement import read_placement
 from specpipe.serve.address import Address, require_free_ports
 from specpipe.serve.guard import Guard, Tls
@@ -46,6 +46,7 @@ class RunningServer:
     process: "subprocess.Popen[bytes]"
     log: Path
     models: Mapping[int, str] = field(default_factory=dict)  # the processes of its models
+    engine_socket: Path | None = None  # of an engine that tells whether it moves: `ping_engine`
 
     def is_alive(self) -> bool:
         """Tell whether the process still runs."""
@@ -89,6 +90,7 @@ def start_server(
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="specpipe-") as folder, log.open("wb") as output:
         flags = [*address.flags(), *Guard(tls).flags()]
+        meeting = socket_path(Path(folder))
         region = f"specpipe{os.getpid()}_{Path(folder).name[-8:]}_"
         if placement is None:
             launch = _cpu_launch(Path(folder), repository, flags, region)
@@ -107,7 +109,11 @@ def start_server(
         try:
             waits = LOADING_SECONDS if placement is not None else STARTING_SECONDS
             _await_ready(endpoint, waits if timeout_s is None else timeout_s, give_up)
-            yield replace(endpoint, models=children(process.pid))
+            yield replace(
+                endpoint,
+                models=children(process.pid),
+                engine_socket=meeting if meeting.is_socket() else None,
+            )
         finally:
             _stop(process)
             _remove_shared_memory(region)
@@ -186,7 +192,7 @@ def _cpu_launch(folder: Path, repository: Path, flags: Sequence[str], region: st
         f"--exit-timeout-secs={EXIT_SECONDS}",
         f"--backend-config=python,shm-region-prefix-name={region}",
     )
-    return Launch(argv, _environment(home))
+    return Launch(argv, (*_environment(home), (FOLDER, str(folder))))
 
 
 def _environment(home: _Home) -> tuple[tuple[str, str], ...]:
@@ -242,7 +248,6 @@ def _stop(process: "subprocess.Popen[Any]") -> None:
     with contextlib.suppress(ProcessLookupError):  # stubs that outlive it are of its session
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    socket_path(process.pid).unlink(missing_ok=True)
 
 
 def _remove_shared_memory(region: str) -> None:

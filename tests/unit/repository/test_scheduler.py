@@ -10,9 +10,9 @@ from functools import partial
 import pytest
 
 from specpipe.contracts import Sampling
-from specpipe.repository.models.exchange import Counters, Request
+from specpipe.repository.models.exchange import Counters, Heartbeat, Request
 from specpipe.repository.models.failures import QueueFull
-from specpipe.repository.models.scheduler import STEPS_PER_TURN, Heartbeat, Scheduler
+from specpipe.repository.models.scheduler import STEPS_PER_TURN, Scheduler
 from specpipe.speculate.decode import Limits, Step
 
 

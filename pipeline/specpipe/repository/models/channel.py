@@ -1,4 +1,4 @@
-"""From the text models to the engine's process and back: one Unix socket connection a request.
+"""The engine's end of its socket: one connection a request, closed when the request has ended.
 
 Triton's own way, calls of one model by another (BLS), is not used: with several decoupled calls at
 a time tritonserver 2.51 deadlocks, and it loses the codes of errors and the client's cancellation.
@@ -6,32 +6,36 @@ Here closing the connection is the cancellation. Knows nothing of Triton.
 """
 
 import contextlib
+import logging
+import os
 import socket
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from specpipe.errors import ConfigError
 from specpipe.repository.models.exchange import (
+    PING,
     Counters,
+    Heartbeat,
     Progress,
     Request,
     dump,
-    load_progress,
     load_request,
 )
-from specpipe.repository.models.failures import Cancelled, EngineError, describe
+from specpipe.repository.models.failures import EngineError, describe
+from specpipe.repository.models.guards import harmless, start_vital_thread
+from specpipe.repository.models.rendezvous import make_folder, peer_uid
 from specpipe.speculate.decode import Step
 
-PATIENCE_SECONDS = 10  # for a request to arrive once its connection is open
+PATIENCE_SECONDS = 10.0  # for a request to arrive whole once its connection is open
 READ_BYTES = 1 << 16
+MOST_ARRIVING = 64  # connections whose request is being read, a thread each
+PAUSE_SECONDS = 0.05  # after a connection could not be accepted: files may be free again
 
-
-def socket_path(server_pid: int) -> Path:
-    """Return where the engine of a tritonserver listens; its models are all its children."""
-    return Path(tempfile.gettempdir()) / f"specpipe-{server_pid}.sock"
+log = logging.getLogger("specpipe")
 
 
 @dataclass
@@ -43,14 +47,14 @@ class RemoteListener:
     def is_cancelled(self) -> bool:
         """Tell whether the other side has closed the connection."""
         try:
-            return self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+            return self.connection.recv(READ_BYTES, socket.MSG_DONTWAIT) == b""
         except BlockingIOError:
             return False
         except OSError:
             return True
 
     def on_step(self, step: Step, counters: Counters) -> None:
-        self._send(dump(Progress(step.tokens, step.log_probs, step.finish, counters)))
+        self._send(Progress(step.tokens, step.log_probs, step.finish, counters))
         if step.finish is not None:
             self.connection.close()
 
@@ -61,14 +65,22 @@ class RemoteListener:
         self.connection.close()
 
     def on_error(self, error: Exception) -> None:
-        self._send(dump(EngineError(*describe(error))))
+        try:
+            self._send(EngineError(*describe(error)))
+        finally:
+            self.connection.close()
+
+    def on_heartbeat(self, heartbeat: Heartbeat) -> None:
+        """Answer whoever wanted to know whether the engine moves."""
+        self._send(heartbeat)
         self.connection.close()
 
-    def _send(self, line: bytes) -> None:
+    def _send(self, message: Progress | EngineError | Heartbeat) -> None:
         """Send without waiting, because the engine's thread is here.
 
         Whoever leaves a whole socket buffer of answers unread is taken for gone.
         """
+        line = dump(message)
         try:
             complete = self.connection.send(line, socket.MSG_DONTWAIT) == len(line)
         except OSError:
@@ -80,89 +92,108 @@ class RemoteListener:
 
 @dataclass
 class EngineSocket:
-    """The engine's end; `submit` is called in a thread of each request, its errors are answered."""
+    """The engine's end.
+
+    `submit` takes a request and its listener, `probe` whoever wants to know whether the engine
+    moves; both are called in a thread of the connection, and their errors are answered.
+    """
 
     path: Path
     submit: Callable[[Request, RemoteListener], None]
-    _socket: socket.socket = field(init=False)
-    _thread: threading.Thread = field(init=False)
+    probe: Callable[[Callable[[Heartbeat], None]], None]
+    most_bytes: int  # of one request
+    uid: int = field(default_factory=os.geteuid)  # whose processes may connect
+    _made_folder: bool = False
+    _closing: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self._arriving = threading.BoundedSemaphore(MOST_ARRIVING)
 
     def start(self) -> None:
-        """Begin to listen, for this user only."""
-        self.path.unlink(missing_ok=True)  # of a server that was killed
+        """Begin to listen; raises ConfigError if others can enter the folder."""
+        self._made_folder = make_folder(self.path.parent)
+        self.path.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.bind(str(self.path))
         self.path.chmod(0o600)
         self._socket.listen(128)
-        self._thread = threading.Thread(target=self._accept, name="channel", daemon=True)
-        self._thread.start()
+        self._thread = start_vital_thread(self._run, "channel")
 
     def close(self) -> None:
         """End; requests that are under way are not touched."""
+        self._closing.set()
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes accept
-        self._socket.close()
         self._thread.join()
+        self._socket.close()
         self.path.unlink(missing_ok=True)
+        if self._made_folder:
+            with contextlib.suppress(OSError):
+                self.path.parent.rmdir()
 
-    def _accept(self) -> None:
-        while True:
+    def _run(self) -> None:
+        """Accept until the end; what is missing now, files or threads, may be there later."""
+        failed = False
+        while not self._closing.is_set():
             try:
                 connection, _ = self._socket.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._take, args=(connection,), daemon=True).start()
+            except OSError as error:
+                if not failed and not self._closing.is_set():
+                    log.error("the engine's socket cannot accept a connection: %s", error)
+                failed = True
+                self._closing.wait(PAUSE_SECONDS)
+            else:
+                failed = False
+                harmless(self._begin, connection)
 
-    def _take(self, connection: socket.socket) -> None:
+    def _begin(self, connection: socket.socket) -> None:
+        """Read a connection's request in a thread; refuse it if there are too many."""
         listener = RemoteListener(connection)
+        if peer_uid(connection) != self.uid:
+            log.error("a process of user %d tried to reach the engine", peer_uid(connection))
+            connection.close()
+        elif not self._arriving.acquire(blocking=False):
+            listener.on_error(_busy(f"{MOST_ARRIVING} requests arrive at once, which is the limit"))
+        else:
+            try:
+                threading.Thread(target=self._take, args=(listener,), daemon=True).start()
+            except RuntimeError as error:
+                self._arriving.release()
+                listener.on_error(_busy(f"it cannot start a thread: {error}"))
+
+    def _take(self, listener: RemoteListener) -> None:
         try:
-            connection.settimeout(PATIENCE_SECONDS)
-            with connection.makefile("rb") as lines:
-                line = lines.readline()
-            connection.settimeout(None)
-            self.submit(load_request(line), listener)
+            line = _read_line(listener.connection, self.most_bytes)
+            if line == PING:
+                self.probe(listener.on_heartbeat)
+            else:
+                self.submit(load_request(line), listener)
         except Exception as error:
-            listener.on_error(error)
+            harmless(listener.on_error, error)
+        finally:
+            self._arriving.release()
 
 
-def ask_engine(
-    path: Path, request: Request, is_cancelled: Callable[[], bool], poll_s: float
-) -> Generator[Progress, None, None]:
-    """Yield a request's steps, the last with a finish reason; closing the generator cancels it.
+def _busy(why: str) -> EngineError:
+    return EngineError("UNAVAILABLE", f"the server is busy: {why}")
 
-    `is_cancelled` is asked every `poll_s` seconds or a little more. Raises Cancelled, or the
-    EngineError of the engine's process.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+
+def _read_line(connection: socket.socket, most: int) -> bytes:
+    """Return what arrives up to a line's end; raises ConfigError if it is too long or too late."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    data = b""
+    while not data.endswith(b"\n"):
+        connection.settimeout(max(0.001, deadline - time.monotonic()))
         try:
-            connection.connect(str(path))
-            connection.sendall(dump(request))
-        except OSError as error:
-            raise EngineError("UNAVAILABLE", "the engine is not running") from error
-        for line in _lines(connection, is_cancelled, poll_s):
-            progress = load_progress(line)
-            yield progress
-            if progress.finish is not None:
-                return
-
-
-def _lines(
-    connection: socket.socket, is_cancelled: Callable[[], bool], poll_s: float
-) -> Generator[bytes, None, None]:
-    connection.settimeout(poll_s)
-    rest, asked = b"", time.monotonic()
-    while True:
-        if time.monotonic() - asked >= poll_s:
-            if is_cancelled():
-                raise Cancelled
-            asked = time.monotonic()
-        try:
-            data = connection.recv(READ_BYTES)
+            piece = connection.recv(READ_BYTES)
         except TimeoutError:
-            continue
-        except OSError:
-            data = b""
-        if not data:
-            raise EngineError("UNAVAILABLE", "the engine ended in the middle of the answer")
-        *lines, rest = (rest + data).split(b"\n")
-        yield from lines
+            raise ConfigError(
+                f"the request did not arrive within {PATIENCE_SECONDS:.0f} s"
+            ) from None
+        if not piece:
+            raise ConfigError("the connection was closed before the request was complete")
+        data += piece
+        if len(data) > most:
+            raise ConfigError(f"the request is longer than {most} bytes, which is the limit")
+    connection.settimeout(None)
+    return data

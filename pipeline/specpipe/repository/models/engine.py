@@ -14,10 +14,11 @@ from specpipe.errors import ConfigError
 from specpipe.methods import Speculation
 from specpipe.records import parse_record
 from specpipe.repository.models import requests, token_requests, triton
-from specpipe.repository.models.channel import EngineSocket, socket_path
+from specpipe.repository.models.channel import EngineSocket
 from specpipe.repository.models.exchange import Counters, Request
 from specpipe.repository.models.failures import Cancelled
 from specpipe.repository.models.metrics import Meter
+from specpipe.repository.models.rendezvous import model_socket
 from specpipe.repository.models.responses import perf_tensors
 from specpipe.repository.models.scheduler import Listener, Scheduler
 from specpipe.speculate.decode import Limits, Step
@@ -43,7 +44,9 @@ class TritonPythonModel:
         meter = Meter(args["model_name"], self._speculation.method)
         self._scheduler = Scheduler(slots, int(options["max_queue_size"]), meter.add)
         self._scheduler.start()
-        self._channel = EngineSocket(socket_path(os.getppid()), self._submit)
+        self._channel = EngineSocket(
+            model_socket(os.getppid(), os.environ), self._submit, self._scheduler.probe, 1 << 20
+        )
         self._channel.start()
         triton.trim_memory()
 

@@ -58,7 +58,19 @@ class Progress:
     counters: Counters
 
 
-def dump(message: Request | Progress | EngineError) -> bytes:
+@dataclass(frozen=True)
+class Heartbeat:
+    """What the thread that owns the engine answers to whoever wants to know whether it moves."""
+
+    rounds: int  # since the start; a round gives every sequence its turn
+    active: int  # sequences in slots
+    waiting: int  # requests in the queue
+
+
+PING = b'{"ping":true}\n'  # asks for a Heartbeat
+
+
+def dump(message: Request | Progress | EngineError | Heartbeat) -> bytes:
     """Return a message as one line of JSON."""
     if isinstance(message, EngineError):
         values: Mapping[str, Any] = {"code": message.code, "error": str(message)}
@@ -100,6 +112,14 @@ def load_progress(line: bytes) -> Progress:
         finish=values["finish"],
         counters=Counters(**values["counters"]),
     )
+
+
+def load_heartbeat(line: bytes) -> Heartbeat:
+    """Return the heartbeat of a line that `dump` made; raises the EngineError that it may be."""
+    values = json.loads(line)
+    if "error" in values:
+        raise EngineError(values["code"], values["error"])
+    return Heartbeat(**values)
 
 
 def _words(lists: list[list[int]]) -> tuple[tuple[int, ...], ...]:

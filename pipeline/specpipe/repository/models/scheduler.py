@@ -17,14 +17,15 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from specpipe.assembly import Slot
-from specpipe.repository.models.exchange import Counters, Request
-from specpipe.repository.models.failures import QueueFull
+from specpipe.repository.models.exchange import Counters, Heartbeat, Request
+from specpipe.repository.models.failures import EngineError, QueueFull
 from specpipe.repository.models.guards import harmless, start_vital_thread
 from specpipe.speculate.decode import Prefilled, Step
 
 log = logging.getLogger("specpipe")
 
 STEPS_PER_TURN = 4  # a change of sequence costs the engine some milliseconds
+MOST_PROBES = 16
 SWEEP_NS = 100_000_000  # how often the queue is searched for requests that were given up
 
 
@@ -46,15 +47,6 @@ class Listener(Protocol):
 
     def on_error(self, error: Exception) -> None:
         """The request failed; others go on."""
-
-
-@dataclass(frozen=True)
-class Heartbeat:
-    """What the scheduler's thread answers to whoever asks whether it moves."""
-
-    rounds: int  # since the start
-    active: int  # sequences in slots
-    waiting: int  # requests in the queue
 
 
 @dataclass(eq=False)
@@ -134,8 +126,13 @@ class Scheduler:
         return bool(found)
 
     def probe(self, answer: Callable[[Heartbeat], None]) -> None:
-        """Have `answer` called by the scheduler's thread as soon as it comes to it."""
+        """Have `answer` called by the scheduler's thread as soon as it comes to it.
+
+        Raises EngineError if so many wait for that already that the thread must stand still.
+        """
         with self._changed:
+            if len(self._probes) >= MOST_PROBES:
+                raise EngineError("UNAVAILABLE", "the engine's thread does not answer")
             self._probes.append(answer)
             self._changed.notify()
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Protocol
 
 from specpipe.repository.models import requests
-from specpipe.repository.models.channel import ask_engine, socket_path
+from specpipe.repository.models.engine_client import ask_engine
 from specpipe.repository.models.exchange import Counters, Progress, Request
 from specpipe.repository.models.failures import Cancelled
+from specpipe.repository.models.rendezvous import model_socket
 
 WATCH_SECONDS = 0.05  # how often a client is asked whether it is still there
 
@@ -43,7 +44,7 @@ class Source(Protocol):
 def open_source(options: Mapping[str, str], model: str) -> Source:
     """Return the source that a text model's parameters name."""
     if "loop" not in options:
-        return SocketSource(socket_path(os.getppid()))
+        return SocketSource(model_socket(os.getppid(), os.environ))
     return bls_source(options, model)
 
 
