@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "pipeline/specpipe"
 LAYERS = [
     {"errors"},
     {"model"},
-    {"contracts"},
+    {"contracts", "endpoint"},
     {"building"},
     {"divide", "yaml_nodes", "records", "trees", "methods", "tree_options", "recipe", "config"},
     {"artifacts", "publishing", "digests", "processes"},

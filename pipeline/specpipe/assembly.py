@@ -13,6 +13,7 @@ from typing import Any
 from specpipe.building import Backend
 from specpipe.config import RunConfig
 from specpipe.contracts import LoadedEngine, Proposer, Role, Runner, Sampling
+from specpipe.endpoint import Endpoint, Serving
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.methods import AnyLength, Medusa, NoSpeculation, Speculation
 from specpipe.speculate import accept
@@ -57,6 +58,23 @@ def load_backend(name: str) -> Backend:
     """
     backend: Backend = _find(BACKENDS, name, "backend")()
     return backend
+
+
+def describe_endpoint(config: RunConfig) -> Endpoint:
+    """Return how a run is served and called; the chat template is not known here.
+
+    Raises what `load_backend` raises.
+    """
+    options = config.speculation
+    serving = Serving(
+        method=options.method,
+        num_draft_tokens=options.num_draft_tokens,
+        any_number=isinstance(options, AnyLength),
+        streams=config.serving.decoupled,
+        loop=config.serving.loop,
+        release=config.engine.tensorrt_llm,
+    )
+    return load_backend(config.engine.backend).endpoint(serving)
 
 
 def make_proposer(options: Speculation, runners: Mapping[Role, Runner]) -> Proposer:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from specpipe.contracts import LoadedEngine, Role
+from specpipe.endpoint import Endpoint, Serving
 from specpipe.model import Dtype, ModelConfig
 
 Quantization = Literal["none", "int8", "int4", "fp8", "int4_awq", "int8_sq", "nvfp4"]
@@ -176,6 +177,10 @@ class Backend(Protocol):
 
     def footprint(self, request: BuildRequest) -> Footprint:
         """Estimate what the served engine takes."""
+        ...
+
+    def endpoint(self, serving: Serving) -> Endpoint:
+        """Return how a run is served and called."""
         ...
 
     def load(self, engine: Path) -> LoadedEngine:

@@ -7,7 +7,7 @@ from typing import Any
 from specpipe.doctor import Finding
 from specpipe.methods import Speculation, drafter_of
 from specpipe.run import StageResult
-from specpipe.serve.client import Generation
+from specpipe.serve.pieces import Generation
 from specpipe.tune.candidates import is_tuned
 from specpipe.tune.tune import Prediction, Tuning
 
@@ -30,6 +30,8 @@ def results_text(results: Sequence[StageResult]) -> str:
 def generation_text(answer: Generation) -> str:
     """Return the figures of one answer in a line."""
     tokens, accepted = answer.output_tokens, answer.acceptance.accepted_draft_tokens
+    if tokens is None:
+        return f"{answer.total_s:.2f} s; the server does not report how many tokens"
     speed = f"{tokens} tokens in {answer.total_s:.2f} s ({tokens / answer.total_s:.1f} tokens/s)"
     if not answer.acceptance.draft_tokens:
         return f"{speed}; nothing was drafted"

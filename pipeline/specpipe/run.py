@@ -1,7 +1,6 @@
 """The stages in order: convert, compile, package. What is fresh is skipped, and said to be."""
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -132,22 +131,6 @@ def require_repository(config: RunConfig, workspace: Workspace) -> None:
             f"{workspace.repository} cannot be served: {reason}",
             hint=f"run `specpipe build --config {config.path}`",
         )
-
-
-def chat_template(config: RunConfig, workspace: Workspace) -> tuple[str, str]:
-    """Return what the run's model wants before and after a user's text.
-
-    Raises ConfigError if the repository is not built.
-    """
-    file = workspace.repository / "preprocessing/1/tokenizer/tokenizer_facts.json"
-    try:
-        facts = json.loads(file.read_text())
-    except OSError as error:
-        raise ConfigError(
-            f"{workspace.repository} is not built",
-            hint=f"run `specpipe build --config {config.path}`",
-        ) from error
-    return facts["chat_prefix"], facts["chat_suffix"]
 
 
 def validate_run(

@@ -196,7 +196,7 @@ def _shown(log: Path) -> Iterator[None]:
 
 @click.command()
 @click.argument("prompt", required=False)
-@optional_config_option("Use this run's chat template; without it the prompt is sent as it is.")
+@optional_config_option("The run that is served; without it the server is asked how it is called.")
 @workspace_option
 @click.option(
     "--url",
@@ -208,10 +208,10 @@ def _shown(log: Path) -> Iterator[None]:
 )
 @click.option(
     "--model",
-    default="tensorrt_llm_bls",
-    show_default=True,
-    type=click.Choice(["tensorrt_llm_bls", "ensemble"]),
+    metavar="NAME",
+    help="A model that takes text, e.g. ensemble; the server's main one if not given.",
 )
+@click.option("--raw", is_flag=True, help="Send PROMPT as it is, without the chat template.")
 @click.option("--stream", is_flag=True, help="Print the answer as it arrives.")
 @click.option("--max-tokens", default=128, show_default=True, type=click.IntRange(min=1))
 @click.option("--temperature", type=float)
@@ -219,14 +219,19 @@ def _shown(log: Path) -> Iterator[None]:
 @click.option("--top-p", type=float, help="Sample from the most likely tokens of this total mass.")
 @click.option("--seed", type=click.IntRange(min=0))
 @click.option("--stop", "stop_words", multiple=True, help="End after this text; may be repeated.")
-@click.option("--num-draft-tokens", type=click.IntRange(min=0), help="0 turns speculation off.")
+@click.option(
+    "--num-draft-tokens",
+    type=click.IntRange(min=0),
+    help="At most so many a step; 0 turns speculation off.",
+)
 @json_option
 def generate(
     prompt: str | None,
     config_path: Path | None,
     workspace: Path,
     url: str,
-    model: str,
+    model: str | None,
+    raw: bool,
     stream: bool,
     max_tokens: int,
     temperature: float | None,
@@ -239,17 +244,21 @@ def generate(
 ) -> None:
     """Send PROMPT, or stdin, to a server and print the answer.
 
+    PROMPT is sent as a user's message, in the model's chat template, if it has one.
     Without --top-k or --top-p the most likely tokens are taken.
 
     \b
     Example:  specpipe generate --config F --stream "What is the capital of France?"
     """
     from specpipe.present import generation_json, generation_text
-    from specpipe.serve.client import Client, Options, collect
+    from specpipe.repository.description import read_endpoint
+    from specpipe.serve.client import Client, Options
 
     text = _text(prompt)
+    endpoint = None
     if config_path is not None:
-        text = _in_template(text, config_path, workspace)
+        _, place = load(config_path, workspace)
+        endpoint = read_endpoint(place.repository)
     options = Options(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -259,11 +268,13 @@ def generate(
         stop_words=stop_words,
         num_draft_tokens=num_draft_tokens,
     )
-    with Client(url) as client:
+    with Client(url, endpoint) as client:
+        chat = not raw and client.endpoint.template is not None
         if not stream:
-            answer = client.generate(text, options, model=model)
+            answer = client.generate(text, options, model=model, chat=chat)
         else:
-            answer = collect(_echo(client.stream(text, options, model=model), quiet=as_json))
+            pieces = client.stream(text, options, model=model, chat=chat)
+            answer = client.collect(_echo(pieces, quiet=as_json))
     if as_json:
         click.echo(json.dumps(generation_json(answer)))
         return
@@ -282,13 +293,6 @@ def _text(prompt: str | None) -> str:
     if not text:
         raise ConfigError("the prompt is empty", hint="give PROMPT, or a text on stdin")
     return text
-
-
-def _in_template(text: str, config_path: Path, workspace: Path) -> str:
-    from specpipe.run import chat_template
-
-    prefix, suffix = chat_template(*load(config_path, workspace))
-    return prefix + text + suffix
 
 
 def _echo(pieces: Iterator[Any], *, quiet: bool) -> Iterator[Any]:

@@ -11,8 +11,10 @@ from pathlib import Path
 from specpipe.building import BuildRequest
 from specpipe.config import RunConfig
 from specpipe.contracts import Role
+from specpipe.endpoint import Endpoint, dump_endpoint
 from specpipe.methods import DraftModel
 from specpipe.plan.memory import KvBudget
+from specpipe.repository.description import FRONTS, PARAMETER, describe_run
 from specpipe.repository.engine_parameters import EnginePlan, engine_parameters
 from specpipe.repository.placement import ENGINE_MODELS, Placement, place
 from specpipe.repository.render import ServedModel
@@ -53,6 +55,11 @@ class RepositoryPlan:
     def table(self) -> str:
         """The name of upstream's table of tensors."""
         return table_of(self.release) if self.release else NEWEST
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """How the server of this repository is called."""
+        return describe_run(self.config, self.tokenizer)
 
     @property
     def ranks(self) -> dict[Role, int]:
@@ -117,7 +124,12 @@ def _text_models(plan: RepositoryPlan) -> list[Entry]:
             ServedModel(
                 name=name,
                 signature=served_signature(name, plan.table),
-                parameters={**_lengths(plan), "tokenizer_dir": _TOKENIZER, **_loop(plan)},
+                parameters={
+                    **_lengths(plan),
+                    "tokenizer_dir": _TOKENIZER,
+                    **_loop(plan),
+                    **(_description(plan) if name in FRONTS else {}),
+                },
                 decoupled=plan.config.serving.decoupled,
                 instances=_instances(plan),
                 max_queue_size=plan.config.serving.max_queue_size if plan.drives_engines else None,
@@ -126,6 +138,11 @@ def _text_models(plan: RepositoryPlan) -> list[Entry]:
         )
         for name in ("ensemble", "tensorrt_llm_bls")
     ]
+
+
+def _description(plan: RepositoryPlan) -> dict[str, str]:
+    """Return how the server is called, for clients that ask it."""
+    return {PARAMETER: dump_endpoint(plan.endpoint)}
 
 
 def _loop(plan: RepositoryPlan) -> dict[str, str]:
@@ -209,7 +226,9 @@ def _llm_api(plan: RepositoryPlan) -> Entry:
     """Return the model around `model.yaml`; its code is upstream's, in the container."""
     signature = served_signature(LLMAPI, plan.table)
     decoupled = plan.config.serving.decoupled
-    model = ServedModel("tensorrt_llm", signature, decoupled=decoupled, max_batch_size=0)
+    model = ServedModel(
+        "tensorrt_llm", signature, _description(plan), decoupled=decoupled, max_batch_size=0
+    )
     return Entry(model, "llm_api", "target")
 
 

@@ -1,7 +1,7 @@
-"""What a request asks, as Triton's input tensors."""
+"""What a request asks, as the tensors and parameters of the model that it goes to."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -9,17 +9,21 @@ import tritonclient.grpc as grpc
 from numpy.typing import NDArray
 from tritonclient.utils import np_to_triton_dtype
 
+from specpipe.endpoint import Model
+from specpipe.errors import ConfigError, Unsupported
 from specpipe.repository.models.requests import word_layout
 
 Arrays = dict[str, NDArray[Any]]
-
-
-_RETURNS = ("return_perf_metrics", "return_num_output_tokens")
+_OFF = {  # the sizes of lookahead decoding that mean plain decoding
+    "lookahead_window_size": 1,
+    "lookahead_ngram_size": 1,
+    "lookahead_verification_set_size": 0,
+}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a request may ask for, by upstream's tensor names; None leaves it to the server."""
+    """What a request may ask for; None leaves it to the server."""
 
     max_tokens: int = 64
     temperature: float | None = None
@@ -34,64 +38,123 @@ class Options:
     end_ids: tuple[int, ...] = ()  # any of them ends an answer in tokens; `end_id` takes one
     stop_words: tuple[str, ...] = ()
     bad_words: tuple[str, ...] = ()
-    num_draft_tokens: int | None = None  # only on tensorrt_llm_bls
+    num_draft_tokens: int | None = None  # at most so many a step; 0: plain decoding
 
 
-def text_inputs(text: str, options: Options, *, stream: bool) -> Arrays:
-    """Return the inputs of a model that takes text; one request, so every array begins [1]."""
+_KINDS: dict[str, type] = {
+    "temperature": np.float32,
+    "top_k": np.int32,
+    "top_p": np.float32,
+    "repetition_penalty": np.float32,
+    "presence_penalty": np.float32,
+    "frequency_penalty": np.float32,
+    "min_tokens": np.int32,
+    "seed": np.uint64,
+    "end_id": np.int32,
+}
+_OF_THEIR_OWN = ("max_tokens", "num_draft_tokens", "end_ids")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is sent to a model: input tensors and request parameters."""
+
+    model: Model
+    inputs: Arrays
+    parameters: dict[str, int]
+
+
+def text_request(model: Model, text: str, options: Options, *, stream: bool) -> Request:
+    """Return a request to a model that takes text.
+
+    Raises Unsupported if the model cannot do what `options` or `stream` ask for, ConfigError for a
+    number of draft tokens that it never drafts.
+    """
+    if stream and not model.decoupled:
+        raise Unsupported(
+            f"{model.name} answers in one piece and cannot stream",
+            hint="set serving.decoupled: true and package the run again",
+        )
+    return _request(model, {model.tensors.prompt: [text.encode()]}, options, stream=stream)
+
+
+def token_request(model: Model, prompt: Sequence[int], options: Options) -> Request:
+    """Return a request to a model that takes tokens, streamed where the model can; raises what
+    `text_request` raises.
+    """
+    inputs = {model.tensors.prompt: list(prompt), model.tensors.prompt_length: [len(prompt)]}
+    return _request(model, inputs, options, stream=model.decoupled)
+
+
+def _request(
+    model: Model, prompt: dict[str, list[Any]], options: Options, *, stream: bool
+) -> Request:
+    names = model.tensors
+    limits, parameters = _draft_limit(model, options.num_draft_tokens)
     inputs: Arrays = {
-        "text_input": np.array([[text.encode()]], object),
-        "max_tokens": np.array([[options.max_tokens]], np.int32),
-        "stream": np.array([[stream]]),
-        "exclude_input_in_output": np.array([[True]]),
-        **{name: np.array([[True]]) for name in _RETURNS},
-        **_sampling_inputs(options, ""),
-    }
-    for name in ("stop_words", "bad_words"):
-        words = getattr(options, name)
-        if words:
-            inputs[name] = np.array([[word.encode() for word in words]], object)
-    if options.num_draft_tokens is not None:
-        inputs["num_draft_tokens"] = np.array([[options.num_draft_tokens]], np.int32)
-    return inputs
+        **{name: np.array(v, object if isinstance(v[0], bytes) else np.int32)
+           for name, v in prompt.items()},
+        names.max_tokens: np.array([options.max_tokens], np.int32),
+        names.stream: np.array([stream]),
+        names.exclude_prompt: np.array([True]),
+        **{name: np.array([True]) for name in names.flags},
+        **_options(model, options),
+        **_end_ids(model, options.end_ids),
+        **{name: np.array([value], np.int32) for name, value in limits.items()},
+    }  # fmt: skip
+    if model.batched:
+        inputs = {name: array[None] for name, array in inputs.items()}
+    return Request(model, inputs, parameters)
 
 
-def token_inputs(prompt: Sequence[int], options: Options) -> Arrays:
-    """Return the inputs of a model that takes tokens, which streams one response a step."""
-    inputs: Arrays = {
-        "input_ids": np.array([prompt], np.int32),
-        "input_lengths": np.array([[len(prompt)]], np.int32),
-        "request_output_len": np.array([[options.max_tokens]], np.int32),
-        "streaming": np.array([[True]]),
-        **{name: np.array([[True]]) for name in _RETURNS},
-        **_sampling_inputs(options, "runtime_"),
-    }
-    if options.end_ids:
-        inputs["end_id"] = np.array([[options.end_ids[0]]], np.int32)
-    if options.end_ids[1:]:
-        inputs["stop_words_list"] = word_layout(tuple((end,) for end in options.end_ids[1:]))
-    return inputs
-
-
-def _sampling_inputs(options: Options, prefix: str) -> Arrays:
-    names: dict[str, type] = {
-        "temperature": np.float32,
-        "repetition_penalty": np.float32,
-        "presence_penalty": np.float32,
-        "frequency_penalty": np.float32,
-        "top_k": np.int32,
-        "top_p": np.float32,
-        "min_tokens": np.int32,
-        "seed": np.uint64,
-        "end_id": np.int32,
-    }
+def _options(model: Model, options: Options) -> Arrays:
+    """Return the tensors of the options that are given; raises Unsupported if one has none."""
     inputs: Arrays = {}
-    for name, kind in names.items():
+    for name in (f.name for f in fields(options) if f.name not in _OF_THEIR_OWN):
         value = getattr(options, name)
-        if value is not None:
-            tensor = f"{prefix}{name}" if name in ("top_k", "top_p") else name
-            inputs[tensor] = np.array([[value]], kind)
+        if value is None or value == ():
+            continue
+        if name not in model.tensors.options:
+            raise Unsupported(f"{name} is {value!r}: the model {model.name} has no such option")
+        tensor = model.tensors.options[name]
+        if isinstance(value, tuple):
+            inputs[tensor] = np.array([word.encode() for word in value], object)
+        else:
+            inputs[tensor] = np.array([value], _KINDS[name])
     return inputs
+
+
+def _end_ids(model: Model, ids: Sequence[int]) -> Arrays:
+    """Return the tensors of end tokens: all but the first are stop words of one token."""
+    if not ids:
+        return {}
+    end, stop = model.tensors.options.get("end_id"), model.tensors.stop_tokens
+    if end is None or (ids[1:] and not stop):
+        raise Unsupported(f"end_ids is {tuple(ids)}: the model {model.name} has no such option")
+    words = {stop: word_layout(tuple((token,) for token in ids[1:]))[0]} if ids[1:] else {}
+    return {end: np.array([ids[0]], np.int32), **words}
+
+
+def _draft_limit(model: Model, asked: int | None) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the tensors and the parameters that limit a request's draft tokens."""
+    limit = model.draft_limit
+    if asked is None or (asked == 0 and not model.speculates):
+        return {}, {}
+    if not model.speculates:
+        raise ConfigError(f"num_draft_tokens is {asked}: {model.name} drafts nothing; use 0")
+    if limit is None:
+        raise Unsupported(
+            f"num_draft_tokens is {asked}: {model.name} drafts as many tokens in every request as "
+            "it was built for; no request can change that",
+            hint="leave it out; for plain decoding build a run with speculation.method: none",
+        )
+    if not 0 <= asked <= limit.most or (asked not in (0, limit.most) and not limit.any_number):
+        possible = f"from 0 to {limit.most}" if limit.any_number else f"0 or {limit.most}"
+        raise ConfigError(f"num_draft_tokens is {asked}: {model.name} takes {possible}")
+    if limit.carrier == "lookahead":
+        return (_OFF if asked == 0 else {}), {}
+    own = {"num_draft_tokens": asked}
+    return (own, {}) if limit.carrier == "tensor" else ({}, own)
 
 
 def input_tensors(arrays: Arrays) -> list[Any]:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from specpipe.building import HERE, BuildRequest, Command, Facts, Footprint, Rejection, Workshop
 from specpipe.contracts import LoadedEngine
+from specpipe.endpoint import Endpoint, Serving
+from specpipe.engine.llmapi.endpoint import describe
 from specpipe.engine.llmapi.model_yaml import FILE, model_yaml
 from specpipe.engine.tensorrt import check
 from specpipe.engine.tensorrt.footprint import footprint
@@ -57,6 +59,10 @@ class LlmApiBackend:
         for name, text in self.files(request).items():
             (out / name).write_text(text, encoding="utf-8")
         return {"container": profile_of(request.release).container}
+
+    def endpoint(self, serving: Serving) -> Endpoint:
+        """Return how a run is served and called."""
+        return describe(serving)
 
     def load(self, engine: Path) -> LoadedEngine:
         """Refuse: upstream's own loop drives the model."""

@@ -22,7 +22,9 @@ from specpipe.building import (
     Rejection,
     Workshop,
 )
+from specpipe.endpoint import Endpoint, Serving
 from specpipe.engine.openvino.drafter import build_drafter
+from specpipe.engine.openvino.endpoint import describe
 from specpipe.engine.openvino.heads import build_heads
 from specpipe.engine.openvino.memory import drop_mapped_pages
 from specpipe.engine.openvino.network import build_network, columns
@@ -226,6 +228,10 @@ class OpenVinoBackend:
         }
         (out / "engine.json").write_text(json.dumps(limits, indent=2, sort_keys=True) + "\n")
         return {}
+
+    def endpoint(self, serving: Serving) -> Endpoint:
+        """Return how a run is served and called."""
+        return describe(serving)
 
     def load(self, engine: Path) -> OpenVinoEngine:
         """Compile the graph for this CPU; takes about a second for SmolLM2-135M.

@@ -5,9 +5,11 @@ from pathlib import Path
 
 from specpipe.building import HERE, BuildRequest, Command, Facts, Footprint, Rejection, Workshop
 from specpipe.contracts import LoadedEngine
+from specpipe.endpoint import Endpoint, Serving
 from specpipe.engine.tensorrt import check
 from specpipe.engine.tensorrt.build import build_engine
 from specpipe.engine.tensorrt.eagle import check_eagle
+from specpipe.engine.tensorrt.endpoint import describe
 from specpipe.engine.tensorrt.footprint import footprint
 from specpipe.engine.tensorrt.lower import METHODS, build_flags
 from specpipe.engine.tensorrt.medusa import check_medusa
@@ -69,6 +71,10 @@ class TensorRtBackend:
         (command,) = self.commands(request, checkpoint.absolute(), out.absolute())
         profile = profile_of(request.release)
         return build_engine(request, command, out.absolute(), profile, shop)
+
+    def endpoint(self, serving: Serving) -> Endpoint:
+        """Return how a run is served and called."""
+        return describe(serving)
 
     def load(self, engine: Path) -> LoadedEngine:
         """Refuse: TensorRT-LLM engines are driven by Triton's own backend, not from here."""

@@ -94,7 +94,7 @@ class TritonPythonModel:
             prompt=prompt,
             sampling=sampling,
             limits=Limits(max_tokens, requests.word_ids(tensors, "stop_words_list")),
-            num_draft_tokens=triton.request_parameters(request).get("num_draft_tokens"),
+            num_draft_tokens=requests.draft_limit(tensors, triton.request_parameters(request)),
             log_probs=requests.flag(tensors, "return_log_probs"),
         )
 

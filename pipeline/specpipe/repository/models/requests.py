@@ -5,6 +5,7 @@ A request is a mapping from tensor name to numpy array, whatever its batch dimen
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,20 @@ def flag(tensors: Tensors, name: str) -> bool:
     return bool(number(tensors, name))
 
 
+def draft_limit(tensors: Tensors, parameters: Mapping[str, Any]) -> int | None:
+    """Return the `num_draft_tokens` of a request, a tensor or a request parameter; None: neither.
+
+    Raises ConfigError if the parameter is no whole number.
+    """
+    asked = whole(tensors, "num_draft_tokens")
+    if asked is not None:
+        return asked
+    value = parameters.get("num_draft_tokens")
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise ConfigError(f"the parameter num_draft_tokens is {value!r}: must be a whole number")
+    return value
+
+
 def texts(tensors: Tensors, name: str) -> list[str]:
     """Return the texts of a BYTES tensor; raises ConfigError if one is not UTF-8."""
     found = []
@@ -152,7 +167,11 @@ RETURNS = (
 )
 
 
-def text_request(tensors: Tensors, supported: frozenset[str] = NOTHING) -> TextRequest:
+def text_request(
+    tensors: Tensors,
+    supported: frozenset[str] = NOTHING,
+    parameters: Mapping[str, Any] = MappingProxyType({}),
+) -> TextRequest:
     """Check the tensors of a text request; `supported` is what only some servers do.
 
     Raises ConfigError or Unsupported with one sentence.
@@ -170,7 +189,7 @@ def text_request(tensors: Tensors, supported: frozenset[str] = NOTHING) -> TextR
         stop_words=tuple(w for w in texts(tensors, "stop_words") if w),
         bad_words=tuple(w for w in texts(tensors, "bad_words") if w),
         echo=not flag(tensors, "exclude_input_in_output"),
-        num_draft_tokens=whole(tensors, "num_draft_tokens"),
+        num_draft_tokens=draft_limit(tensors, parameters),
         wants=frozenset(name for name in RETURNS if flag(tensors, name)),
         bias=_bias(tensors),
         use_draft_logits=flag(tensors, "use_draft_logits"),

@@ -63,7 +63,8 @@ class TritonPythonModel:
 
     def _answer(self, call: Any, responder: triton.Responder) -> None:
         tensors = newest_names(triton.input_tensors(call))
-        asked = requests.text_request(tensors, self._source.supported)
+        parameters = triton.request_parameters(call)
+        asked = requests.text_request(tensors, self._source.supported, parameters)
         if asked.stream and not self._decoupled:
             raise Unsupported(
                 "stream is true: this server answers in one piece; to stream, set "

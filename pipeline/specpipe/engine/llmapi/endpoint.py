@@ -1,0 +1,43 @@
+"""How Triton's `llmapi` model is served and called; its tensors have no batch dimension."""
+
+from specpipe.endpoint import Endpoint, Model, Serving, Tensors
+
+TOKENIZER = "tensorrt_llm/1/tokenizer"
+_PARAMETERS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+)
+TENSORS = Tensors(
+    prompt="text_input",
+    max_tokens="sampling_param_max_tokens",
+    stream="streaming",
+    exclude_prompt="sampling_param_exclude_input_from_output",
+    answer="text_output",
+    options={
+        **{name: f"sampling_param_{name}" for name in _PARAMETERS},
+        "stop_words": "sampling_param_stop",
+    },
+    flags=("sampling_param_return_perf_metrics",),
+    drafted="total_draft_tokens",
+    accepted="total_accepted_draft_tokens",
+)
+
+
+def describe(serving: Serving) -> Endpoint:
+    """Return the endpoint of a run: one model that takes text, and whose speculation is fixed.
+
+    Streamed responses carry the whole text so far (`output.text`, in upstream's `llmapi` model.py).
+    """
+    model = Model(
+        "tensorrt_llm",
+        TENSORS,
+        decoupled=serving.streams,
+        batched=False,
+        cumulative=True,
+        speculates=serving.method != "none",
+    )
+    return Endpoint((model,), tokenizer=TOKENIZER)

@@ -1,0 +1,33 @@
+"""How a run of TensorRT-LLM engines is served and called."""
+
+from specpipe.endpoint import Carrier, DraftLimit, Endpoint, Model, Serving
+from specpipe.engine.tensorrt.profiles import profile_of
+from specpipe.engine.upstream_models import tokens_of, upstream_endpoint
+
+# How a request turns an engine's own speculation off. Lookahead's sizes may be lowered by request
+# tensors; the C++ backend reads nothing of the kind for Medusa, EAGLE and ReDrafter.
+_OFF: dict[str, Carrier] = {"lookahead": "lookahead"}
+
+
+def describe(serving: Serving) -> Endpoint:
+    """Return the endpoint of a run.
+
+    With a draft model the text models drive draft and target; `tensorrt_llm` is then the target,
+    answers in one piece and never speculates. Other engines speculate by themselves.
+    """
+    tensors = tokens_of(profile_of(serving.release).tensorrt_llm)
+    if serving.method == "draft_model":
+        target = Model("tensorrt_llm", tensors, decoupled=False, speculates=False)
+        limit = DraftLimit("tensor", serving.num_draft_tokens, any_number=True)
+        return upstream_endpoint(target, limit, streams=serving.streams)
+    own = None
+    if (carrier := _OFF.get(serving.method)) is not None:
+        own = DraftLimit(carrier, serving.num_draft_tokens)
+    engine = Model(
+        "tensorrt_llm",
+        tensors,
+        decoupled=serving.streams,
+        speculates=serving.method != "none",
+        draft_limit=own,
+    )
+    return upstream_endpoint(engine, own, streams=serving.streams)

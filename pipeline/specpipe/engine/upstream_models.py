@@ -1,0 +1,86 @@
+"""The models of upstream's TensorRT-LLM repository as clients call them, for every backend that
+is served with them: `tensorrt_llm_bls` and `ensemble` take text, `tensorrt_llm` takes tokens.
+
+The text models are ours and declare the newest release's tensors beside their own release's; the
+tensors of `tensorrt_llm` are those of its release.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from specpipe.endpoint import Carrier, DraftLimit, Endpoint, Model, Tensors
+
+_FLAGS = ("return_perf_metrics", "return_num_output_tokens")
+_SAMPLING = {
+    name: name
+    for name in (
+        "temperature",
+        "top_k",
+        "top_p",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "min_tokens",
+        "seed",
+        "end_id",
+    )
+}
+
+TEXT = Tensors(
+    prompt="text_input",
+    max_tokens="max_tokens",
+    stream="stream",
+    exclude_prompt="exclude_input_in_output",
+    answer="text_output",
+    options={**_SAMPLING, "stop_words": "stop_words", "bad_words": "bad_words"},
+    flags=_FLAGS,
+    drafted="total_draft_tokens",
+    accepted="total_accepted_draft_tokens",
+    output_tokens="num_output_tokens",
+)
+TOKENS = Tensors(
+    prompt="input_ids",
+    prompt_length="input_lengths",
+    max_tokens="request_output_len",
+    stream="streaming",
+    exclude_prompt="exclude_input_in_output",
+    answer="output_ids",
+    stop_tokens="stop_words_list",
+    options={**_SAMPLING, "top_k": "runtime_top_k", "top_p": "runtime_top_p"},
+    flags=_FLAGS,
+    drafted="total_draft_tokens",
+    accepted="total_accepted_draft_tokens",
+    output_tokens="num_output_tokens",
+)
+_OLD_OPTIONS = {**TOKENS.options, "min_tokens": "min_length", "seed": "random_seed"}  # before 0.20
+TOKENIZER = "preprocessing/1/tokenizer"
+_CARRIERS: Mapping[str, Carrier] = {"tensorrt_llm_bls": "tensor", "ensemble": "parameter"}
+
+
+def tokens_of(release: str) -> Tensors:
+    """Return the tensors of `tensorrt_llm` in a release of TensorRT-LLM."""
+    major, minor = (int(part) for part in release.split(".")[:2])
+    if (major, minor) >= (0, 20):
+        return TOKENS
+    flags: tuple[str, ...] = ("return_perf_metrics",)
+    old = replace(TOKENS, options=_OLD_OPTIONS, flags=flags, output_tokens="")
+    return old if minor == 19 else replace(old, flags=(), drafted="", accepted="")
+
+
+def upstream_endpoint(tokens: Model, limit: DraftLimit | None, *, streams: bool) -> Endpoint:
+    """Return the endpoint of text models over `tokens`.
+
+    `limit` is what a request for text can limit: `tensorrt_llm_bls` takes it as a tensor, as
+    upstream's does, and `ensemble`, which has no such tensor, as a request parameter.
+    """
+    texts = tuple(
+        Model(
+            name=name,
+            tensors=TEXT,
+            decoupled=streams,
+            speculates=tokens.speculates or limit is not None,
+            draft_limit=replace(limit, carrier=carrier) if limit else None,
+        )
+        for name, carrier in _CARRIERS.items()
+    )
+    return Endpoint(texts, tokens, TOKENIZER)

@@ -1,0 +1,52 @@
+"""The description of an endpoint that every repository carries, in the models that take text."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from google.protobuf import text_format
+
+from specpipe.assembly import describe_endpoint
+from specpipe.config import RunConfig
+from specpipe.endpoint import Endpoint, Template, load_endpoint
+from specpipe.errors import ConfigError
+from specpipe.repository.render import parse
+
+PARAMETER = "endpoint"  # of a model's config.pbtxt
+FRONTS = ("tensorrt_llm_bls", "tensorrt_llm")  # the first of them that is there has it
+
+
+def describe_run(config: RunConfig, tokenizer: Path | None) -> Endpoint:
+    """Return how a run is called, with the chat template of its tokenizer's folder, if it is there.
+
+    Without a tokenizer the description names no folder for it.
+    """
+    endpoint = describe_endpoint(config)
+    if tokenizer is None:
+        return replace(endpoint, tokenizer="")
+    return replace(endpoint, template=read_template(tokenizer))
+
+
+def read_template(tokenizer: Path) -> Template | None:
+    """Return the chat template of a tokenizer's folder; None if the folder has no facts."""
+    file = tokenizer / "tokenizer_facts.json"
+    if not file.exists():
+        return None
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    return Template(facts["chat_prefix"], facts["chat_suffix"])
+
+
+def read_endpoint(repository: Path) -> Endpoint:
+    """Return how the server of a repository is called; raises ConfigError if it does not say."""
+    for name in FRONTS:
+        file = repository / name / "config.pbtxt"
+        if not file.exists():
+            continue
+        try:
+            parameters = parse(file.read_text(encoding="utf-8")).parameters
+        except text_format.ParseError as error:
+            raise ConfigError(
+                f"{file} is damaged: {error}", hint="run `specpipe package` again"
+            ) from error
+        return load_endpoint(parameters[PARAMETER].string_value, str(file))
+    raise ConfigError(f"{repository} is not built", hint="run `specpipe build`")

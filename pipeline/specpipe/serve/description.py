@@ -1,0 +1,58 @@
+"""How a server is called, by its own description."""
+
+from dataclasses import replace
+from typing import Any
+
+import tritonclient.grpc as grpc
+from tritonclient.utils import InferenceServerException
+
+from specpipe.endpoint import DraftLimit, Endpoint, Model, Serving, load_endpoint
+from specpipe.engine.llmapi.endpoint import TENSORS as LLMAPI_TENSORS
+from specpipe.engine.llmapi.endpoint import describe as describe_llmapi
+from specpipe.engine.upstream_models import TOKENS, upstream_endpoint
+from specpipe.errors import ConfigError
+from specpipe.repository.description import FRONTS, PARAMETER
+from specpipe.serve.refusals import refusal
+
+_MOST = (
+    64  # draft tokens a step that the loop of upstream's own `tensorrt_llm_bls` may be asked for
+)
+
+
+def fetch_endpoint(url: str) -> Endpoint:
+    """Return how the server at `url` is called.
+
+    A server that does not describe itself is taken for one of upstream's. Raises Unavailable if it
+    cannot be reached, ConfigError if it has none of the models that a description is of.
+    """
+    found: dict[str, Any] = {}
+    connection = grpc.InferenceServerClient(url)
+    try:
+        for name in FRONTS:
+            if connection.is_model_ready(name):
+                found[name] = connection.get_model_config(name).config
+    except InferenceServerException as error:
+        raise refusal(error, url) from error
+    finally:
+        connection.close()
+    for config in found.values():
+        if PARAMETER in config.parameters:
+            return load_endpoint(config.parameters[PARAMETER].string_value, f"the server at {url}")
+    return _upstreams(found, url)
+
+
+def _upstreams(configs: dict[str, Any], url: str) -> Endpoint:
+    """Return how upstream's own models of these names are called."""
+    decoupled = {n: bool(c.model_transaction_policy.decoupled) for n, c in configs.items()}
+    engine = configs.get("tensorrt_llm")
+    if engine is not None and LLMAPI_TENSORS.max_tokens in {tensor.name for tensor in engine.input}:
+        return describe_llmapi(Serving("unknown", streams=decoupled["tensorrt_llm"]))
+    if "tensorrt_llm_bls" not in configs:
+        raise ConfigError(
+            f"the server at {url} has none of the models {', '.join(FRONTS)}",
+            hint="give --url of a server that `specpipe serve` started",
+        )
+    limit = DraftLimit("tensor", _MOST, any_number=True)
+    tokens = Model("tensorrt_llm", TOKENS, decoupled=decoupled.get("tensorrt_llm", False))
+    endpoint = upstream_endpoint(tokens, limit, streams=decoupled["tensorrt_llm_bls"])
+    return replace(endpoint, texts=(endpoint.named("tensorrt_llm_bls"),), tokenizer="")
