@@ -17,6 +17,7 @@ from specpipe.endpoint import Endpoint, Serving
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.methods import AnyLength, Medusa, NoSpeculation, Speculation
 from specpipe.speculate import accept
+from specpipe.speculate.context import read_context
 from specpipe.speculate.decode import Limits, Prefilled, Step, decode_events, only_steps
 from specpipe.speculate.draft_length import QuietWhenBusy
 from specpipe.speculate.vocabulary import in_vocabulary
@@ -133,6 +134,10 @@ class Slot:
             log_probs=log_probs,
             readers=[self.runners["draft"]] if drafts and "draft" in self.runners else [],
         )
+
+    def context(self, prompt: Sequence[int]) -> Iterator[Prefilled]:
+        """Run the target over `prompt`; every event has the logits after some of its tokens."""
+        return (Prefilled(rows) for rows in read_context(self.runners["target"], prompt))
 
 
 def acceptance_rule(options: Speculation) -> accept.Rule:

@@ -17,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from specpipe.errors import Unsupported
 from specpipe.serve.client import Options, collect
+from specpipe.validate.reference import Reference
 from tests.e2e import raw
 from tests.e2e.conftest import Served
 
@@ -295,13 +296,22 @@ def test_a_client_that_drives_both_engines_itself_gets_the_same_answer(server: S
         ({"draft_input_ids": np.array([[5, 10**6]], np.int32)}, "draft_input_ids has 1000000"),
         ({"draft_input_ids": np.array([[5]], np.int32), "runtime_top_p": 0.9,
           "draft_logits": np.zeros((1, 2, 7), np.float32)}, "draft_logits is [2, 7]: must be [1,"),
-        ({"return_context_logits": True}, "context logits are not supported"),
+        ({"return_num_input_tokens": True, "runtime_top_p_min": 0.5}, "top_p decay"),
     ],
 )  # fmt: skip
 def test_an_engine_refuses_in_one_sentence(values: dict, words: str, server: Served) -> None:
     base = {"input_ids": np.array([[5, 6]], np.int32), "input_lengths": 2, "request_output_len": 4}
     with pytest.raises(InferenceServerException, match=re.escape(words)):
         raw.unary(server.url, "tensorrt_llm", {**base, **values})
+
+
+def test_an_engine_returns_what_it_expects_after_every_token_of_a_prompt(
+    server: Served, tiny: Path
+) -> None:
+    values = {"input_ids": np.array([[5, 6, 7]], np.int32), "input_lengths": 3,
+              "request_output_len": 1, "return_context_logits": True}  # fmt: skip
+    found = raw.unary(server.url, "tensorrt_llm", values).as_numpy("context_logits")
+    np.testing.assert_allclose(found[0], Reference(tiny).logits([5, 6, 7]), atol=1e-3)
 
 
 def test_an_engine_that_guesses_by_itself_streams_through_the_text_models(serve) -> None:

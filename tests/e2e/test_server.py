@@ -13,6 +13,7 @@ from tritonclient.utils import InferenceServerException
 from specpipe.errors import ConfigError, StageFailed
 from specpipe.repository.signature import MODELS
 from specpipe.serve.client import Options, collect
+from specpipe.validate.reference import Reference
 from tests.e2e import raw
 from tests.e2e.conftest import Served
 from tests.models import make_heads
@@ -452,6 +453,23 @@ def processes_of(session: int) -> list[int]:
         if int(fields[3]) == session:
             found.append(int(stat.parent.name))
     return found
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_the_logits_after_every_token_of_a_prompt_are_those_of_transformers(
+    streaming: bool, server: Served, tiny: Path
+) -> None:
+    """Streamed, they come in several responses before the first token."""
+    tokens = np.random.default_rng(1).integers(3, 300, 100).tolist()
+    values = {"input_ids": np.array([tokens], np.int32), "input_lengths": len(tokens),
+              "request_output_len": 1, "return_context_logits": True,
+              "streaming": streaming}  # fmt: skip
+    results = raw.stream(server.url, "tensorrt_llm", values)
+    found = [rows for result in results if (rows := result.as_numpy("context_logits")) is not None]
+    assert len(found) == (2 if streaming else 1)
+    rows, expected = np.concatenate(found, axis=1)[0], Reference(tiny).logits(tokens)
+    np.testing.assert_allclose(rows, expected, atol=1e-3)
+    assert results[-1].as_numpy("output_ids").reshape(-1)[-1] == expected[-1].argmax()
 
 
 def test_a_server_that_dies_is_a_sentence(serve) -> None:

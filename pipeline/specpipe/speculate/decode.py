@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from specpipe.contracts import Draft, Floats, Proposer, Runner, Sampling, Scores, Verdict
+from specpipe.contracts import Draft, Floats, Logits, Proposer, Runner, Sampling, Scores, Verdict
 from specpipe.speculate import accept
 from specpipe.speculate.sampling import adjust, distribution, log_probability
 
@@ -39,6 +39,8 @@ class Step:
 @dataclass(frozen=True)
 class Prefilled:
     """One call of an engine that ran a chunk of the prompt; nothing was emitted."""
+
+    logits: Logits | None = field(default=None, compare=False)  # [n, V] after its tokens, if asked
 
 
 @dataclass

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from specpipe.contracts import Logits
 from specpipe.errors import ConfigError
 from specpipe.repository.models.exchange import (
     PING,
@@ -52,6 +53,9 @@ class RemoteListener:
             return False
         except OSError:
             return True
+
+    def on_logits(self, rows: Logits) -> None:
+        """Drop them: no text model asks for any."""
 
     def on_step(self, step: Step, counters: Counters) -> None:
         self._send(Progress(step.tokens, step.log_probs, step.finish, counters))

@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specpipe.assembly import limit_draft, load_deployment
+from specpipe.contracts import Logits
 from specpipe.errors import ConfigError
 from specpipe.methods import Speculation
 from specpipe.records import parse_record
-from specpipe.repository.models import requests, token_requests, triton
+from specpipe.repository.models import context, requests, token_requests, triton
 from specpipe.repository.models.channel import EngineSocket
+from specpipe.repository.models.context import ContextLogits
 from specpipe.repository.models.exchange import Counters, Request
 from specpipe.repository.models.failures import Cancelled
 from specpipe.repository.models.metrics import Meter
@@ -74,7 +76,7 @@ class TritonPythonModel:
             responder.end()
             return
         parsed = self._parse(request, tensors)
-        self._submit(parsed, _Answer.of(responder, tensors, parsed))
+        self._submit(parsed, _Answer.of(responder, tensors, parsed, self._vocab_size))
 
     def _submit(self, request: Request, listener: Listener) -> None:
         """Queue a request, whichever way it came."""
@@ -82,13 +84,16 @@ class TritonPythonModel:
         self._scheduler.submit(request, listener)
 
     def _parse(self, request: Any, tensors: requests.Tensors) -> Request:
-        requests.refuse_unsupported(tensors)
+        requests.refuse_unsupported(tensors, context.SUPPORTED)
         prompt = token_requests.prompt(tensors, self._vocab_size)
         max_tokens = token_requests.output_length(tensors)
         requests.check_lengths(len(prompt), max_tokens, self._max_input_len, self._max_seq_len)
         bad_words = requests.word_ids(tensors, "bad_words_list")
         sampling = requests.sampling(tensors, (), bad_words, prefix="runtime_")
         check_sampling(sampling, self._vocab_size)
+        wants_context = requests.flag(tensors, context.FLAG)
+        if wants_context:
+            context.check_size(len(prompt), self._vocab_size)
         return Request(
             request_id=request.request_id(),
             prompt=prompt,
@@ -96,6 +101,7 @@ class TritonPythonModel:
             limits=Limits(max_tokens, requests.word_ids(tensors, "stop_words_list")),
             num_draft_tokens=requests.draft_limit(tensors, triton.request_parameters(request)),
             log_probs=requests.flag(tensors, "return_log_probs"),
+            context_logits=wants_context,
         )
 
 
@@ -111,9 +117,12 @@ class _Answer:
     log_probs: bool
     tokens: list[int]
     scores: list[float]
+    context: ContextLogits | None
 
     @staticmethod
-    def of(responder: triton.Responder, tensors: requests.Tensors, parsed: Request) -> "_Answer":
+    def of(
+        responder: triton.Responder, tensors: requests.Tensors, parsed: Request, vocab_size: int
+    ) -> "_Answer":
         streaming = requests.flag(tensors, "streaming")
         echo = not streaming and not requests.flag(tensors, "exclude_input_in_output")
         return _Answer(
@@ -125,10 +134,19 @@ class _Answer:
             log_probs=parsed.log_probs,
             tokens=[],
             scores=[],
+            context=ContextLogits.of(len(parsed.prompt), vocab_size)
+            if parsed.context_logits and not streaming
+            else None,
         )
 
     def is_cancelled(self) -> bool:
         return self.responder.is_cancelled()
+
+    def on_logits(self, rows: Logits) -> None:
+        if self.context is not None:
+            self.context.add(rows)
+        else:
+            self.responder.send(context.piece(rows), final=False)
 
     def on_step(self, step: Step, counters: Counters) -> None:
         self.tokens += step.tokens
@@ -168,4 +186,6 @@ class _Answer:
             outputs["num_input_tokens"] = np.array([[self.prompt_length]], np.int32)
         if last and "return_num_output_tokens" in self.wants:
             outputs["num_output_tokens"] = np.array([[counters.output_tokens]], np.int32)
+        if self.context is not None:
+            outputs |= self.context.outputs()
         self.responder.send(outputs, final=last)

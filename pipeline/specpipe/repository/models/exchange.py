@@ -23,6 +23,7 @@ class Request:
     log_probs: bool = False
     bias: tuple[tuple[int, float], ...] = ()  # added to the logits: (token, amount)
     use_draft_logits: bool = False
+    context_logits: bool = False  # what the target expects after every token of the prompt
 
 
 @dataclass

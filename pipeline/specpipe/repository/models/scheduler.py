@@ -14,9 +14,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Protocol
 
 from specpipe.assembly import Slot
+from specpipe.contracts import Logits
 from specpipe.repository.models.exchange import Counters, Heartbeat, Request
 from specpipe.repository.models.failures import EngineError, QueueFull
 from specpipe.repository.models.guards import harmless, start_vital_thread
@@ -35,6 +37,9 @@ class Listener(Protocol):
     def is_cancelled(self) -> bool:
         """Tell whether nobody wants the answer any more."""
         ...
+
+    def on_logits(self, rows: Logits) -> None:
+        """Take the logits [n, V] after the next tokens of the prompt, if the request wants them."""
 
     def on_step(self, step: Step, counters: Counters) -> None:
         """Take one step's tokens; the last one has a finish reason."""
@@ -198,6 +203,8 @@ class Scheduler:
             for _ in range(STEPS_PER_TURN):
                 event = next(self._events(session))
                 if isinstance(event, Prefilled):
+                    if event.logits is not None:
+                        session.listener.on_logits(event.logits)
                     return True
                 self._take(session, event)
                 if event.finish is not None:
@@ -219,7 +226,7 @@ class Scheduler:
         request = session.request
         session.counters.first_scheduled_ns = time.monotonic_ns()
         assert session.slot is not None
-        return session.slot.events(
+        events = session.slot.events(
             request.prompt,
             request.sampling,
             request.limits,
@@ -227,6 +234,9 @@ class Scheduler:
             log_probs=request.log_probs,
             running=lambda: len(self._active),
         )
+        if request.context_logits:
+            return chain(session.slot.context(request.prompt), events)
+        return events
 
     def _take(self, session: _Session, step: Step) -> None:
         session.counters.add(step)

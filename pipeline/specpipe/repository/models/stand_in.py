@@ -13,13 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specpipe.assembly import load_backend
-from specpipe.repository.models import requests, token_requests, triton
-from specpipe.repository.models.verifying import Prefixes, Question, answer
+from specpipe.repository.models import context, requests, token_requests, triton
+from specpipe.repository.models.verifying import Prefixes, Question, answer, read_prompt
 from specpipe.speculate.sampling import check_sampling
 
-_SUPPORTED = frozenset(
-    {"draft_input_ids", "draft_logits", "embedding_bias", "return_generation_logits"}
-)
+_SUPPORTED = context.SUPPORTED | {
+    "draft_input_ids",
+    "draft_logits",
+    "embedding_bias",
+    "return_generation_logits",
+}
 
 
 class TritonPythonModel:
@@ -52,10 +55,12 @@ class TritonPythonModel:
         if requests.flag(tensors, "stop"):  # nothing runs beside this request
             return outputs((), (), None)
         question = self._question(tensors)
+        wants_context = requests.flag(tensors, context.FLAG)
+        read = read_prompt(question.prompt, self._prefixes).outputs() if wants_context else {}
         reply = answer(question, self._prefixes)
         echo = () if requests.flag(tensors, "exclude_input_in_output") else question.prompt
         logits = reply.logits if requests.flag(tensors, "return_generation_logits") else None
-        return outputs((*echo, *reply.tokens), reply.log_probs, logits)
+        return outputs((*echo, *reply.tokens), reply.log_probs, logits) | read
 
     def _question(self, tensors: requests.Tensors) -> Question:
         prompt = token_requests.prompt(tensors, self._vocab_size)

@@ -23,6 +23,8 @@ from specpipe.contracts import (
 )
 from specpipe.errors import ConfigError
 from specpipe.repository.models.calls import Reply
+from specpipe.repository.models.context import ContextLogits
+from specpipe.speculate.context import read_context
 from specpipe.speculate.decode import Limits, decode
 from specpipe.speculate.sampling import adjust, distribution
 
@@ -61,6 +63,19 @@ def answer(question: Question, prefixes: "Prefixes") -> Reply:
         scores += step.log_probs
         logits.append(runner.seen[: len(step.tokens)])
     return Reply(tuple(tokens), tuple(scores), np.concatenate(logits))
+
+
+def read_prompt(prompt: Sequence[int], prefixes: "Prefixes") -> ContextLogits:
+    """Return what the engine expects after every token of a prompt.
+
+    Raises ConfigError if that is too large to be sent.
+    """
+    runner = prefixes.best(prompt)
+    runner.bias = None
+    found = ContextLogits.of(len(prompt), runner.vocab_size)
+    for rows in read_context(runner, prompt):
+        found.add(rows)
+    return found
 
 
 class Prefixes:
