@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -47,6 +47,13 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     for later in SIGNALS:
         signal.signal(later, signal.SIG_IGN)  # the cleaning up is not interrupted
     raise Terminated(number)
+
+
+def handle(stop: Callable[[], None]) -> None:
+    """Call `stop` at Ctrl-C, and at each signal that `terminable` has set, instead of raising."""
+    for number in (signal.SIGINT, *SIGNALS):
+        if number is signal.SIGINT or signal.getsignal(number) is _terminate:
+            signal.signal(number, lambda number, frame: stop())
 
 
 def exit_code(interrupt: KeyboardInterrupt) -> int:

@@ -58,10 +58,11 @@ def require_host_and_port(
     context: click.Context, option: click.Parameter, value: str | None
 ) -> str | None:
     """Refuse what is not HOST:PORT: a gRPC endpoint has no scheme."""
-    host, _, port = (value or "").rpartition(":")
-    if value is not None and (not host or "/" in host or not port.isdecimal()):
+    from specpipe.serve.address import split_host_and_port
+
+    if value is not None and split_host_and_port(value) is None:
         raise click.BadParameter(
-            f"{value!r} is not HOST:PORT of a gRPC endpoint, e.g. 127.0.0.1:8001"
+            f"{value!r} is not HOST:PORT of a gRPC endpoint, e.g. 127.0.0.1:8001 or [::1]:8001"
         )
     return value
 

@@ -1,12 +1,9 @@
 """A running server, and what a client asks it: `serve generate`."""
 
-import contextlib
 import json
 import os
-import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -92,6 +89,7 @@ def serve(
     \b
     Example:  specpipe serve --config model_configs/smollm2-135m_hybrid.yaml
     """
+    from specpipe.cli.ending import handle
     from specpipe.serve.address import Address
     from specpipe.serve.keep import Budget, StopRequest, keep_serving
     from specpipe.serve.tritonserver import start_server
@@ -100,25 +98,18 @@ def serve(
     tls = _find_tls(config_path, (tls_certificate, tls_key, tls_client_ca))
     address = Address(host, grpc_port, http_port, metrics_port)
     stop = StopRequest()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: stop.repeat())
-    with _shown(log) if log_to_stderr else contextlib.nullcontext():
-        keep_serving(
-            partial(
-                start_server,
-                models,
-                address,
-                log,
-                timeout_s=timeout_s,
-                give_up=stop.asked.is_set,
-                tls=tls,
-            ),
-            stop,
-            Budget(restarts),
-            drain_s,
-            on_ready=_print_ready,
-            report=say,
-        )
+    handle(stop.repeat)
+    start = partial(
+        start_server,
+        models,
+        address,
+        log,
+        timeout_s=timeout_s,
+        give_up=stop.asked.is_set,
+        tls=tls,
+        show=_show if log_to_stderr else None,
+    )
+    keep_serving(start, stop, Budget(restarts), drain_s, on_ready=_print_ready, report=say)
     say("stopped")
 
 
@@ -166,32 +157,8 @@ def _find_tls(
     return Tls(certificate, key, client_ca)
 
 
-@contextlib.contextmanager
-def _shown(log: Path) -> Iterator[None]:
-    """Copy what is written to `log` to stderr while the block runs."""
-    done = threading.Event()
-
-    def follow() -> None:
-        at = 0
-        while True:
-            last = done.wait(0.2)
-            if log.exists():
-                with log.open("rb") as file:
-                    at = file.seek(0 if log.stat().st_size < at else at)  # of a new server
-                    text = file.read()
-                at += len(text)
-                click.echo(text.decode(errors="replace"), nl=False, err=True)
-            if last:
-                return
-
-    log.unlink(missing_ok=True)
-    follower = threading.Thread(target=follow, daemon=True)
-    follower.start()
-    try:
-        yield
-    finally:
-        done.set()
-        follower.join()
+def _show(text: bytes) -> None:
+    click.echo(text, nl=False, err=True)
 
 
 @click.command()

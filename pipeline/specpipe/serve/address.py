@@ -1,6 +1,7 @@
-"""Where a server listens: host and three ports."""
+"""Where a server listens: host and three ports; and how a client reaches it past proxies."""
 
 import contextlib
+import ipaddress
 import socket
 from dataclasses import dataclass
 
@@ -19,26 +20,66 @@ class Address:
     @property
     def grpc(self) -> str:
         """The gRPC endpoint as host:port."""
-        return f"{self.host}:{self.grpc_port}"
+        return f"{bracketed(self.host)}:{self.grpc_port}"
 
     @property
     def http(self) -> str:
         """The HTTP endpoint as host:port."""
-        return f"{self.host}:{self.http_port}"
+        return f"{bracketed(self.host)}:{self.http_port}"
 
     @property
     def metrics(self) -> str:
         """The Prometheus endpoint as host:port."""
-        return f"{self.host}:{self.metrics_port}"
+        return f"{bracketed(self.host)}:{self.metrics_port}"
 
     def flags(self) -> list[str]:
         """Return tritonserver's flags for this address."""
+        ip = resolve(self.host)  # tritonserver takes names for gRPC only
+        http = f"ipv6:{ip}" if ":" in ip else ip  # the spelling of libevhtp
         return [
-            *(f"--{kind}-address={self.host}" for kind in ("http", "grpc", "metrics")),
+            f"--http-address={http}",
+            f"--grpc-address={bracketed(ip)}",
+            f"--metrics-address={http}",
             f"--http-port={self.http_port}",
             f"--grpc-port={self.grpc_port}",
             f"--metrics-port={self.metrics_port}",
         ]
+
+
+def bracketed(host: str) -> str:
+    """Return a host as it stands before a port: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+def resolve(host: str) -> str:
+    """Return the IP address of a host to listen on; raises ConfigError if there is none."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ConfigError(
+            f"--host {host} is no address: {error.strerror}",
+            hint="give an address of this machine, without brackets, e.g. 127.0.0.1 or ::1",
+        ) from error
+    return str(found[0][4][0])
+
+
+def is_loopback(url: str) -> bool:
+    """Tell whether HOST:PORT is on this machine, so that no proxy may stand between."""
+    host = url.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def split_host_and_port(url: str) -> tuple[str, int] | None:
+    """Return the parts of HOST:PORT or [IPV6]:PORT; None if it is neither."""
+    host, _, port = url.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    ambiguous = ":" in bare and bare == host  # an IPv6 address without brackets
+    if not bare or "/" in host or ambiguous or not port.isdecimal() or int(port) > 65535:
+        return None
+    return bare, int(port)
 
 
 def require_free_ports(address: Address) -> None:
@@ -50,11 +91,12 @@ def require_free_ports(address: Address) -> None:
     }
     if len(set(ports.values())) < len(ports):
         raise ConfigError(f"the three ports must differ: {', '.join(map(str, ports.values()))}")
+    ip = resolve(address.host)
     for flag, port in ports.items():
-        with socket.socket() as probe:
+        with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((address.host, port))
+                probe.bind((ip, port))
             except OSError as error:
                 raise ConfigError(
                     f"port {port} on {address.host} cannot be used: {error.strerror}",
@@ -62,11 +104,12 @@ def require_free_ports(address: Address) -> None:
                 ) from error
 
 
-def free_address() -> Address:
-    """Return a loopback address with three ports that are free now."""
+def free_address(host: str = "127.0.0.1") -> Address:
+    """Return an address on a loopback host with three ports that are free now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+        sockets = [stack.enter_context(socket.socket(family)) for _ in range(3)]
         for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
+            sock.bind((host, 0))
         ports = [sock.getsockname()[1] for sock in sockets]
-    return Address("127.0.0.1", *ports)
+    return Address(host, *ports)

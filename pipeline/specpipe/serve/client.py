@@ -14,11 +14,11 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from specpipe.endpoint import Endpoint
 from specpipe.errors import Unsupported
+from specpipe.serve.connect import connect
 from specpipe.serve.description import fetch_endpoint
 from specpipe.serve.inputs import Options as Options
 from specpipe.serve.inputs import Request, input_tensors, text_request, token_request
@@ -133,7 +133,7 @@ class Client:
         tensors = input_tensors(request.inputs)
         reader = Reader(request.model)
         answers: Answers = queue.Queue()
-        connection = grpc.InferenceServerClient(self._url)
+        connection = connect(self._url)
         began = time.perf_counter()
         finished, answered = False, False
         try:

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from specpipe.endpoint import DraftLimit, Endpoint, Model, Serving, load_endpoint
@@ -12,6 +11,7 @@ from specpipe.engine.llmapi.endpoint import describe as describe_llmapi
 from specpipe.engine.upstream_models import TOKENS, upstream_endpoint
 from specpipe.errors import ConfigError
 from specpipe.repository.description import FRONTS, PARAMETER
+from specpipe.serve.connect import connect
 from specpipe.serve.refusals import refusal
 
 _MOST = (
@@ -26,7 +26,7 @@ def fetch_endpoint(url: str) -> Endpoint:
     cannot be reached, ConfigError if it has none of the models that a description is of.
     """
     found: dict[str, Any] = {}
-    connection = grpc.InferenceServerClient(url)
+    connection = connect(url)
     try:
         for name in FRONTS:
             if connection.is_model_ready(name):

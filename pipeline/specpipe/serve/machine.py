@@ -1,4 +1,4 @@
-"""Is this the machine that a repository's engines were built for? Asked before a server starts."""
+"""Is this a repository, and of engines for this machine? Examined before a server starts."""
 
 import importlib.metadata
 from collections.abc import Sequence
@@ -7,7 +7,16 @@ from pathlib import Path
 from specpipe.artifacts import Artifact, read_artifact
 from specpipe.building import Rejection
 from specpipe.engine.tensorrt.machine import FoundGpu, find_gpus
-from specpipe.errors import Unsupported
+from specpipe.errors import ConfigError, Unsupported
+
+
+def require_models(repository: Path) -> None:
+    """Raise ConfigError if a folder is no model repository: Triton would serve nothing, or less."""
+    if not any(repository.glob("*/config.pbtxt")):
+        raise ConfigError(
+            f"{repository} is no model repository: none of its folders has a config.pbtxt",
+            hint="give the folder that `specpipe package` wrote, triton_repo/<name>",
+        )
 
 
 def require_same_machine(repository: Path) -> None:

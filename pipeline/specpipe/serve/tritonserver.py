@@ -31,7 +31,8 @@ from specpipe.serve.launch import (
     require_gpu_server,
     whole_environment,
 )
-from specpipe.serve.machine import require_same_machine
+from specpipe.serve.log import Show, claimed_log, find_cause
+from specpipe.serve.machine import require_models, require_same_machine
 from specpipe.serve.watch import children, describe_end, first_ended, is_ready
 
 STARTING_SECONDS = 120.0
@@ -73,13 +74,17 @@ def start_server(
     timeout_s: float | None = None,
     give_up: Callable[[], bool] = lambda: False,
     tls: Tls | None = None,
+    show: Show | None = None,
 ) -> Iterator[RunningServer]:
     """Serve `repository` until the block ends; nothing of the server is left afterwards.
 
     The block begins when every model is ready, or when `give_up()` says not to wait for that.
-    Raises ConfigError if a port is taken, Unsupported if no server is installed or the engines are
+    `log` is where its output goes; while another server writes there, a file beside it, which the
+    endpoint names. `show` gets the output too. Raises ConfigError if `repository` is none or a port
+    is taken, Unsupported if no server is installed or the engines are
     for another machine, StageFailed with the server's own words if it does not become ready.
     """
+    require_models(repository)
     require_same_machine(repository)
     require_free_ports(address)
     if tls is not None:
@@ -87,8 +92,11 @@ def start_server(
     placement = read_placement(repository)
     if placement is not None:
         require_gpu_server(repository, placement)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="specpipe-") as folder, log.open("wb") as output:
+    with (
+        tempfile.TemporaryDirectory(prefix="specpipe-") as folder,
+        claimed_log(log, show) as output,
+    ):
+        log = output.path
         flags = [*address.flags(), *Guard(tls).flags()]
         meeting = socket_path(Path(folder))
         region = f"specpipe{os.getpid()}_{Path(folder).name[-8:]}_"
@@ -100,8 +108,8 @@ def start_server(
             launch.argv,
             env=whole_environment(launch),
             stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
+            stdout=output.file,
+            stderr=output.file,
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
@@ -218,7 +226,7 @@ def _await_ready(endpoint: RunningServer, timeout_s: float, give_up: Callable[[]
             return
         if not endpoint.is_alive():
             raise StageFailed(
-                f"serve: tritonserver ended while starting: {_last_error(endpoint.log)}",
+                f"serve: tritonserver ended while starting: {find_cause(endpoint.log)}",
                 hint=f"its whole output is in {endpoint.log}",
             )
         if is_ready(endpoint.address):
@@ -228,15 +236,6 @@ def _await_ready(endpoint: RunningServer, timeout_s: float, give_up: Callable[[]
         f"serve: tritonserver was not ready after {timeout_s:.0f} s",
         hint=f"its output is in {endpoint.log}",
     )
-
-
-def _last_error(log: Path) -> str:
-    """Return the first line of the log that names a cause."""
-    lines = log.read_text(errors="replace").splitlines()
-    causes = [line for line in lines if "Error:" in line or "error:" in line]
-    failures = [line for line in lines if line.startswith("E1") or line.startswith("E0")]
-    found = causes or failures or lines
-    return found[0].strip()[-400:] if found else "no output"
 
 
 def _stop(process: "subprocess.Popen[Any]") -> None:

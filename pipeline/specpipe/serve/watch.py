@@ -3,12 +3,12 @@
 import contextlib
 import signal
 import time
-import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from specpipe.serve.address import Address
+from specpipe.serve.connect import read_url
 
 # Triton's own count lacks what a decoupled model still answers, ours what waits in Triton's queue.
 _IN_HAND = ("specpipe_requests_in_flight{", "nv_inference_pending_request_count{")
@@ -72,12 +72,7 @@ def is_live(address: Address) -> bool:
 
 
 def _is_healthy(address: Address, what: str, timeout_s: float) -> bool:
-    url = f"http://{address.http}/v2/health/{what}"
-    try:
-        with urllib.request.urlopen(url, timeout=timeout_s) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
+    return read_url(f"http://{address.http}/v2/health/{what}", timeout_s) is not None
 
 
 @dataclass
@@ -108,11 +103,8 @@ class Pulse:
 
 def requests_in_hand(address: Address) -> int:
     """Return how many text requests a server answers or keeps waiting; 0 if it cannot be asked."""
-    try:
-        with urllib.request.urlopen(f"http://{address.metrics}/metrics", timeout=5) as answer:
-            return count_in_hand(answer.read().decode().splitlines())
-    except OSError:
-        return 0
+    metrics = read_url(f"http://{address.metrics}/metrics", 5)
+    return count_in_hand((metrics or b"").decode(errors="replace").splitlines())
 
 
 def count_in_hand(lines: Iterable[str]) -> int:

@@ -64,6 +64,7 @@ def repository(folder: Path, facts: dict) -> Path:
 
 def test_a_repository_is_refused_before_the_server_starts(tmp_path: Path) -> None:
     folder = repository(tmp_path / "repo", {"sm": 90, "gpu": H100.name})
+    (folder / "tensorrt_llm/config.pbtxt").touch()
     assert [artifact.path.name for artifact in find_engines(folder)] == ["target"]
     with pytest.raises(Unsupported, match="cannot be served here(.|\n)*finds no GPU"):
         with start_server(folder, Address(), tmp_path / "log"):
