@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from specpipe.checkpoint.end_tokens import end_tokens
 from specpipe.checkpoint.source import Source
 from specpipe.errors import ConfigError
 from specpipe.model import ModelConfig
@@ -64,15 +65,13 @@ def _load(source: Source) -> Any:
 
 
 def _facts(tokenizer: Any, source: Source) -> TokenizerFacts:
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(f"{source.path}: the tokenizer names no end-of-sequence token")
     prefix, suffix = _chat(tokenizer)
-    end_id = int(tokenizer.eos_token_id)
+    end_ids = end_tokens(source, tokenizer.eos_token_id)
     pad_id = tokenizer.pad_token_id
     return TokenizerFacts(
         vocab_size=max(tokenizer.get_vocab().values()) + 1,
-        end_ids=(end_id,),
-        pad_id=end_id if pad_id is None else int(pad_id),
+        end_ids=end_ids,
+        pad_id=end_ids[0] if pad_id is None else int(pad_id),
         chat_prefix=prefix,
         chat_suffix=suffix,
     )

@@ -24,7 +24,7 @@ Progress = Callable[[int, int], None]
 
 def answers_key(target: Target, prompts: Sequence[str], how: SelfDistillation, seed: int) -> str:
     """Return what the answers depend on, as a digest."""
-    options = [how.max_tokens, how.temperature, how.batch_size, seed, target.dtype]
+    options = [how.max_tokens, how.temperature, how.batch_size, seed, target.dtype, target.end_ids]
     return digest_json([target.digest, list(prompts), options])
 
 

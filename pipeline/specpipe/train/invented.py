@@ -32,7 +32,7 @@ def invent_prompts(
     ConfigError if the target hardly ever ends a prompt.
     """
     wanted = how.invented_prompts
-    key = digest_json([target.digest, target.dtype, how.batch_size, seed])
+    key = digest_json([target.digest, target.dtype, target.end_ids, how.batch_size, seed])
     file = folder / f"invented-{key[:16]}.jsonl"
     batches = _read(file)
     while len(found := _different(batches)) < wanted:

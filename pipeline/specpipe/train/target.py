@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from specpipe.artifacts import digest_file, digest_json
+from specpipe.checkpoint.end_tokens import end_tokens
 from specpipe.checkpoint.source import open_source
 from specpipe.digests import remembered
-from specpipe.errors import ConfigError, Unsupported
+from specpipe.errors import Unsupported
 from specpipe.model import Dtype
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -24,11 +25,7 @@ class Target:
     path: Path
     digest: str  # of weights, config and tokenizer
     dtype: Dtype
-
-    @property
-    def end_ids(self) -> tuple[int, ...]:
-        """The tokens that end an answer."""
-        return (int(self.tokenizer.eos_token_id),)
+    end_ids: tuple[int, ...]  # any of them ends an answer; never empty
 
     @property
     def output(self) -> torch.Tensor:
@@ -59,7 +56,7 @@ def last_hidden(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tens
 def load_target(path: Path, dtype: Dtype, memory: Path) -> Target:
     """Load a Hugging Face folder, frozen; `memory` remembers file digests.
 
-    Raises Unsupported for a .gguf file, ConfigError if the tokenizer knows no end of text.
+    Raises Unsupported for a .gguf file, ConfigError if nothing names an end token.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -72,10 +69,9 @@ def load_target(path: Path, dtype: Dtype, memory: Path) -> Target:
         )
     logging.disable_progress_bar()
     tokenizer: Any = AutoTokenizer.from_pretrained(path)
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(f"{path}: the tokenizer has no eos_token")
+    end_ids = end_tokens(source, tokenizer.eos_token_id)
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype])
     # Of a slice that is not contiguous, torch multiplies each sequence by a copy of the weights.
     model.get_output_embeddings().register_forward_pre_hook(lambda _, rows: rows[0].contiguous())
     digest = digest_json({f.name: remembered(f, memory, digest_file) for f in source.files()})
-    return Target(model.eval().requires_grad_(False), tokenizer, path, digest, dtype)
+    return Target(model.eval().requires_grad_(False), tokenizer, path, digest, dtype, end_ids)

@@ -25,7 +25,10 @@ class ReferenceAnswer:
 
 
 class Reference:
-    """A loaded model."""
+    """A loaded model.
+
+    `end_ids` are those that `generate` of transformers stops at; (): it would stop at none.
+    """
 
     def __init__(self, model: Path) -> None:
         """Load a checkpoint folder or a .gguf file in float32, whatever it is quantised to."""
@@ -44,6 +47,7 @@ class Reference:
         if getattr(self._model.config, "attn_logit_softcapping", None):
             self._model.set_attn_implementation("eager")  # transformers 4's default drops the cap
         self._model.eval()
+        self.end_ids = () if model.is_file() else _end_ids(model, self._model)
 
     @torch.no_grad()
     def logits(self, tokens: Sequence[int]) -> Logits:
@@ -70,3 +74,14 @@ class Reference:
             first_s = first_s or time.perf_counter() - began
             step = torch.tensor([[tokens[-1]]])
         return ReferenceAnswer(tuple(tokens), tuple(margins), first_s, time.perf_counter() - began)
+
+
+def _end_ids(folder: Path, model: Any) -> tuple[int, ...]:
+    """Return what transformers made of the folder's files: our own reading is what is judged."""
+    from transformers import GenerationConfig
+
+    named = model.generation_config.eos_token_id
+    if (folder / "generation_config.json").is_file():  # a widened model was not loaded from files
+        named = GenerationConfig.from_pretrained(folder).eos_token_id
+    ids = named if isinstance(named, list) else [] if named is None else [named]
+    return tuple(i for i in ids if i >= 0)
