@@ -115,16 +115,19 @@ def tuning_text(tuning: Tuning) -> str:
         f"{settings_text(p.options):<64} {p.tokens_a_step:>11.2f} {p.speedup:>8.2f}x"
         for p in tuning.tried[:8]
     ]
-    held = tuning.holdout
+    held, measured = tuning.holdout, tuning.measured_speedup
+    here = (
+        "priced for another machine, not measured"
+        if measured is None
+        else f"measured {measured:.2f}x, without the reading of the prompt"
+    )
     return "\n".join(
         [
             *lines,
             "",
             f"best        {settings_text(tuning.best)}",
-            f"held out    {held.tokens_a_step:.2f} tokens/step; predicted {held.speedup:.2f}x, "
-            "priced for another machine, not measured"
-            if tuning.measured_speedup is None
-            else f"measured {tuning.measured_speedup:.2f}x, without the reading of the prompt",
+            f"held out    {held.tokens_a_step:.2f} tokens/step; predicted {held.speedup:.2f}x; "
+            + here,
             f"break-even  batch {tuning.break_even_batch}, on an engine of these step costs that "
             "scores a batch at once; openvino takes turns, where a batch changes nothing",
         ]

@@ -27,7 +27,7 @@ def read_prompts(path: Path | None) -> list[str]:
             continue
         try:
             prompt = json.loads(line)["prompt"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError(f'{file}:{number}: must be a JSON object with a "prompt"') from error
         if not isinstance(prompt, str) or not prompt:
             raise ConfigError(f'{file}:{number}: "prompt" must be a text that is not empty')

@@ -14,7 +14,7 @@ from specpipe.assembly import open_deployment
 from specpipe.building import Rejection
 from specpipe.config import EngineOptions, RunConfig
 from specpipe.errors import Unsupported
-from specpipe.methods import NoSpeculation, Speculation
+from specpipe.methods import UPSTREAM_ONLY, NoSpeculation, Speculation
 from specpipe.plan.gpus import find_gpu, unknown_gpu
 from specpipe.plan.roofline import Estimate
 from specpipe.planning import make_plan
@@ -82,6 +82,7 @@ def _observe(
     from specpipe.tune.tune import observe
     from specpipe.validate.validate import load_prompts
 
+    _require_replay(config.speculation)
     costs = _costs(config, workspace, prices)
     if costs and not prices.file:
         notify("steps are priced by an estimate for the GPU, not by measurements")
@@ -93,6 +94,15 @@ def _observe(
     engines = {role: place.engine(role) for role in plan.requests}
     deployment = open_deployment(plan.config, engines)
     return observe(plan.config, deployment, prompts, end_ids, costs=costs, progress=progress)
+
+
+def _require_replay(options: Speculation) -> None:
+    if options.method in UPSTREAM_ONLY:
+        raise Unsupported(
+            f"method {options.method} runs in TensorRT-LLM only, and settings are tried with the "
+            "CPU engine",
+            hint="measure it with `specpipe validate` on a GPU machine",
+        )
 
 
 def on_this_machine(config: RunConfig) -> RunConfig:
@@ -121,7 +131,12 @@ def _costs(config: RunConfig, workspace: Workspace, prices: Prices) -> Costs | N
     if find_gpu(gpu) is None:
         raise Unsupported(str(unknown_gpu(gpu)))
     estimate = make_plan(on_gpu(config, gpu), workspace).estimate
-    assert estimate is not None  # a known GPU always has one
+    if estimate is None:
+        raise Unsupported(
+            f"{config.target.model} is of an architecture whose sizes specpipe does not know, so "
+            f"that its steps on {gpu} cannot be estimated",
+            hint="tune a run whose models are of the families in docs/families.md",
+        )
     return estimated_costs(estimate)
 
 

@@ -9,10 +9,12 @@ import pytest
 import yaml
 
 from specpipe.artifacts import Workspace
+from specpipe.checkpoint.guesser import read_calibration
 from specpipe.config import RunConfig, find_file, read_config
 from specpipe.errors import ConfigError, SpecpipeError
 from specpipe.planning import make_plan
 from specpipe.present_plan import plan_json, plan_text
+from specpipe.prompts import read_prompts
 from specpipe.yaml_nodes import DEEPEST, MOST_BYTES
 
 GOOD = """\
@@ -165,6 +167,20 @@ def test_a_name_that_no_file_can_have_is_no_file(tmp_path: Path) -> None:
     config = read(tmp_path, GOOD)
     for name in ("x" * 5000, "a\0b", "", " ", "~nobody-of-this-name/file"):
         assert find_file(name, config) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "reader"),
+    [
+        ("prompts.jsonl", read_prompts),
+        ("calibration.json", lambda path: read_calibration(path.parent, None)),
+    ],
+)
+def test_deeply_nested_json_is_a_sentence(name: str, reader, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_text("[" * 100_000 + "\n")
+    with pytest.raises(ConfigError, match=name):
+        reader(file)
 
 
 WRONG = (

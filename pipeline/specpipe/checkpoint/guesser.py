@@ -123,7 +123,7 @@ def read_calibration(folder: Path, heads: int | None) -> tuple[tuple[float, ...]
         return None
     try:
         rows = tuple(tuple(map(float, row)) for row in json.loads(file.read_text())["conditional"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{file}: not a calibration: {error}") from error
     if heads not in (None, len(rows)) or not all(rows):
         raise ConfigError(f"{file}: {len(rows)} heads are calibrated, {heads} are there")

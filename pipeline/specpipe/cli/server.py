@@ -20,6 +20,7 @@ from specpipe.cli.options import (
     workspace_option,
 )
 from specpipe.cli.output import harmless, load, say
+from specpipe.cli.sampling import to_upstream
 from specpipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -181,9 +182,17 @@ def _show(text: bytes) -> None:
 @click.option("--raw", is_flag=True, help="Send PROMPT as it is, without the chat template.")
 @click.option("--stream", is_flag=True, help="Print the answer as it arrives.")
 @click.option("--max-tokens", default=128, show_default=True, type=click.IntRange(min=1))
-@click.option("--temperature", type=float)
-@click.option("--top-k", type=int, help="Sample from the k most likely tokens.")
-@click.option("--top-p", type=float, help="Sample from the most likely tokens of this total mass.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    help="Sample at this temperature; 0 takes the most likely tokens.",
+)
+@click.option("--top-k", type=click.IntRange(min=0), help="Sample from the k most likely tokens.")
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1),
+    help="Sample from the most likely tokens of this total mass.",
+)
 @click.option("--seed", type=click.IntRange(min=0))
 @click.option("--stop", "stop_words", multiple=True, help="End after this text; may be repeated.")
 @click.option(
@@ -212,7 +221,7 @@ def generate(
     """Send PROMPT, or stdin, to a server and print the answer.
 
     PROMPT is sent as a user's message, in the model's chat template, if it has one.
-    Without --top-k or --top-p the most likely tokens are taken.
+    Without --temperature, --top-k and --top-p the most likely tokens are taken.
 
     \b
     Example:  specpipe generate --config F --stream "What is the capital of France?"
@@ -226,6 +235,7 @@ def generate(
     if config_path is not None:
         _, place = load(config_path, workspace)
         endpoint = read_endpoint(place.repository)
+    temperature, top_k, top_p = to_upstream(temperature, top_k, top_p)
     options = Options(
         max_tokens=max_tokens,
         temperature=temperature,

@@ -179,12 +179,13 @@ def _pod_monitor(deployment: Deployment) -> Yaml:
 def _rules(deployment: Deployment) -> Yaml:
     """Return the alerts: what a person should look at, not what a probe can mend."""
     one = f'pod=~"{deployment.name}-.*"'
-    tokens, steps = (
-        f"sum(rate(specpipe_{what}_total{{{one}}}[30m]))" for what in ("output_tokens", "steps")
+    tokens, steps, drafted = (
+        f"sum(rate(specpipe_{what}_total{{{one}}}[30m]))"
+        for what in ("output_tokens", "steps", "draft_tokens")
     )
     failures = f'sum(rate(nv_inference_request_failure{{{one},reason!="CANCELED"}}[5m]))'
     alerts = [
-        ("SpecpipeSpeculationDoesNotPay", f"{tokens} / {steps} < 1.1", "1h",
+        ("SpecpipeSpeculationDoesNotPay", f"{tokens} / {steps} < 1.1 and {drafted} > 0", "1h",
          "Fewer than 1.1 tokens a step: guesses are rarely accepted, plain decoding is as fast"),
         ("SpecpipeRequestsFail", f"{failures} > 0.1", "10m", "More than one request in 10 s fails"),
     ]  # fmt: skip

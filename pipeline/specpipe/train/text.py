@@ -94,7 +94,7 @@ def _messages(line: str, place: str) -> list[dict[str, str]]:
     try:
         messages = json.loads(line)["messages"]
         chat = [{"role": m["role"], "content": m["content"]} for m in messages]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{place}: not a chat", hint=f"a line must be {wanted}") from error
     for message in chat:
         if not all(isinstance(value, str) for value in message.values()):

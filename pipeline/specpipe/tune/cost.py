@@ -1,6 +1,7 @@
 """What one step of an engine costs, by the number of rows that it scores: T(n), measured."""
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +29,9 @@ class CostCurve:
     def __call__(self, rows: float) -> float:
         """Return the milliseconds of a step over `rows` rows.
 
-        Beyond the last measured point the slope of the last two goes on.
+        Beyond the last measured point the slope of the last two goes on; of one point it is 0.
         """
-        if rows <= self.rows[-1]:
+        if rows <= self.rows[-1] or len(self.rows) == 1:
             return float(np.interp(rows, self.rows, self.ms))
         slope = (self.ms[-1] - self.ms[-2]) / (self.rows[-1] - self.rows[-2])
         return self.ms[-1] + max(slope, 0.0) * (rows - self.rows[-1])
@@ -65,16 +66,31 @@ def read_costs(path: Path) -> Costs:
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        points = sorted((int(rows), float(ms)) for rows, ms in raw.pop("step_ms").items())
+        points = sorted((int(rows), _ms(ms)) for rows, ms in raw.pop("step_ms").items())
         curve = CostCurve(tuple(n for n, _ in points), tuple(ms for _, ms in points))
         if len(points) < 2 or points[0][0] != 1 or min(curve.ms) <= 0:
             raise ValueError("step_ms needs two points or more, from 1 row on, all above 0")
-        return Costs(curve, **raw)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        pads = raw.pop("pads_steps", False)
+        if not isinstance(pads, bool) or raw.keys() - set(_PARTS):
+            raise ValueError(f"beside step_ms it may have {', '.join(_PARTS)} and pads_steps")
+        parts = {name: _ms(value) for name, value in raw.items()}
+        return Costs(curve, pads_steps=pads, **parts)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{path}: not a cost model: {error}",
             hint='e.g. {"step_ms": {"1": 14.0, "8": 14.6}, "heads_ms": 0.4, "draft_ms": 3.1}',
         ) from error
+
+
+_PARTS = ("heads_ms", "draft_ms", "handover_ms", "change_ms")
+
+
+def _ms(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{value!r} is not a number of milliseconds")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{value} ms cannot be")
+    return float(value)
 
 
 def measure_costs(

@@ -95,7 +95,7 @@ def observe(
 def tune(seen: Observed) -> Tuning:
     """Choose the settings of the run's method; run the best one for real on the held-out half."""
     accuracy = head_accuracy(seen.fit)
-    tried = _predict_all(seen, candidates(seen.speculation, accuracy))
+    tried = _predict_all(seen, _possible(seen, seen.speculation, accuracy))
     worth_it = bool(tried) and tried[0].speedup >= GAIN
     best = tried[0].options if worth_it else PLAIN
     holdout = _predict(seen, best, seen.held)
@@ -117,9 +117,18 @@ def recommend(seen: Observed, methods: Sequence[Speculation]) -> list[Prediction
     Settings are chosen on one half of the prompts, the figures are those of the other.
     """
     accuracy = head_accuracy(seen.fit)
-    best = [_predict_all(seen, candidates(method, accuracy))[0].options for method in methods]
+    tried = [_predict_all(seen, _possible(seen, method, accuracy)) for method in methods]
+    best = [predictions[0].options for predictions in tried if predictions]
     found = [_predict(seen, options, seen.held) for options in (PLAIN, *best)]
     return sorted(found, key=lambda p: -p.speedup)
+
+
+def _possible(
+    seen: Observed, method: Speculation, accuracy: Sequence[Sequence[float]]
+) -> list[Speculation]:
+    """Return the settings to try whose steps are shorter than the longest sequence."""
+    longest = seen.deployment.engines["target"].max_seq_len
+    return [c for c in candidates(method, accuracy) if c.num_draft_tokens + 1 < longest]
 
 
 def _predict_all(seen: Observed, settings: Sequence[Speculation]) -> list[Prediction]:

@@ -407,3 +407,31 @@ def test_serving_a_repository_needs_no_more_than_the_image_has() -> None:
         "import specpipe.engine.openvino.backend\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "steps", "drafted", "fires"),
+    [
+        (100.0, 100.0, 0.0, False),  # method: none, or more sequences than max_concurrency
+        (101.0, 100.0, 400.0, True),
+        (190.0, 100.0, 400.0, False),
+        (0.0, 0.0, 0.0, False),  # nobody asks: 0 / 0 is not a number, which is below nothing
+    ],
+)
+def test_the_alert_on_speculation_fires_only_where_tokens_are_drafted(
+    tokens: float, steps: float, drafted: float, fires: bool
+) -> None:
+    (group,) = manifests(CPU)["rules.yaml"]["spec"]["groups"]
+    (rule,) = [r for r in group["rules"] if r["alert"] == "SpecpipeSpeculationDoesNotPay"]
+    rates = {"output_tokens": tokens, "steps": steps, "draft_tokens": drafted}
+    query = re.sub(
+        r"sum\(rate\(specpipe_(\w+)_total\{[^}]*\}\[30m\]\)\)",
+        lambda found: repr(rates[found[1]]),
+        rule["expr"],
+    )
+    quotient, rest = query.split(" < ", 1)
+    over, under = map(float, quotient.split(" / "))
+    bound, _, condition = rest.partition(" and ")
+    low = under > 0 and over / under < float(bound)
+    more, _, least = condition.partition(" > ")
+    assert (low and float(more) > float(least)) is fires

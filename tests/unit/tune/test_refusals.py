@@ -1,0 +1,103 @@
+"""What cannot be tuned is refused in a sentence, and text tells what JSON tells."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from specpipe.artifacts import Workspace
+from specpipe.config import read_config
+from specpipe.errors import ConfigError, Unsupported
+from specpipe.methods import PLAIN, PromptLookup
+from specpipe.present import tuning_json, tuning_text
+from specpipe.tune.cost import CostCurve, read_costs
+from specpipe.tune.tune import Prediction, Tuning
+from specpipe.tuning import Prices, recommend_run, tune_run
+
+CONFIGS = Path("model_configs")
+
+
+@pytest.mark.parametrize("run", [tune_run, recommend_run])
+@pytest.mark.parametrize(
+    "name", ["deepseek-v3_mtp_llmapi", "llama8b_eagle3_llmapi", "vicuna7b_eagle"]
+)
+def test_methods_that_only_upstream_has_are_not_tuned_here(run, name: str, tmp_path: Path) -> None:
+    config = read_config(CONFIGS / f"{name}.yaml")
+    with pytest.raises(Unsupported, match=r"method \w+ runs in TensorRT-LLM only") as caught:
+        run(config, Workspace(tmp_path, config.name), Prices())
+    assert "backend: llmapi" not in str(caught.value)
+
+
+@pytest.mark.parametrize("run", [tune_run, recommend_run])
+def test_an_architecture_without_an_estimate_is_not_tuned(run, tmp_path: Path) -> None:
+    config = read_config(CONFIGS / "deepseek-v3_mtp_llmapi.yaml")
+    config = replace(config, speculation=PromptLookup("prompt_lookup"))
+    with pytest.raises(Unsupported, match=r"DeepSeek-V3 is of an architecture whose sizes"):
+        run(config, Workspace(tmp_path, config.name), Prices())
+
+
+PREDICTION = Prediction(PromptLookup("prompt_lookup"), 1.74, 9.31, 1.52)
+
+
+@pytest.mark.parametrize("measured", [None, 1.43])
+def test_the_text_of_a_tuning_has_every_figure_of_its_json(measured: float | None) -> None:
+    held = Prediction(PREDICTION.options, 1.68, 9.75, 1.47)
+    curve = CostCurve((1, 8), (11.5, 12.6))
+    tuning = Tuning(PREDICTION.options, (PREDICTION,), held, measured, curve, 37, ())
+    text, figures = tuning_text(tuning), tuning_json(tuning)
+    for key in ("tokens_per_step", "predicted_speedup", "measured_speedup", "break_even_batch"):
+        value = figures[key]
+        shown = str(value) if isinstance(value, int) else f"{value or 0:.2f}"
+        assert value is None or re.search(rf"\b{re.escape(shown)}", text), f"{key} {shown}"
+    assert ("measured 1.43x" in text) == (measured is not None)
+    assert (text.count("held out") == 1 and "not measured" in text) or measured
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"step_ms": {"1": 14, "8": 15}, "head_ms": 1}', "beside step_ms it may have heads_ms"),
+        ('{"step_ms": {"1": 14, "8": 15}, "heads_ms": "1"}', "'1' is not a number of milliseconds"),
+        ('{"step_ms": {"1": 14, "8": 15}, "draft_ms": -1}', "-1 ms cannot be"),
+        ('{"step_ms": {"1": 14, "8": Infinity}}', "inf ms cannot be"),
+        ('{"step_ms": {"1": 14, "8": NaN}}', "nan ms cannot be"),
+        ('{"step_ms": {"1": 14, "8": true}}', "True is not a number of milliseconds"),
+        ('{"step_ms": {"1": 14, "8": 15}, "pads_steps": 1}', "pads_steps"),
+        ("[" * 100_000, "recursion"),
+    ],
+)
+def test_a_cost_model_that_is_none_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "costs.json"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="not a cost model") as caught:
+        read_costs(file)
+    assert words in str(caught.value)
+
+
+def test_steps_that_were_timed_with_one_width_cost_the_same_beyond_it() -> None:
+    """A prompt that leaves room for one row gives one point."""
+    assert CostCurve((1,), (9.0,))(7) == 9.0
+
+
+def test_no_setting_is_tried_whose_step_is_longer_than_a_sequence(
+    write_config, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": word}) + "\n" for word in ("a", "b")))
+    config = read_config(
+        write_config(
+            engine={"backend": "openvino", "max_input_len": 6, "max_seq_len": 8},
+            speculation={"method": "prompt_lookup", "num_draft_tokens": 2},
+            validate={"prompts": str(prompts), "num_prompts": 2, "max_tokens": 2},
+        )
+    )
+    workspace = Workspace(tmp_path, config.name)
+    prices = Prices(tmp_path / "costs.json")
+    prices.file.write_text('{"step_ms": {"1": 1.0, "64": 1.1}}')
+    tuning = tune_run(config, workspace, prices)
+    assert max(p.options.num_draft_tokens for p in tuning.tried) == 6
+    found = recommend_run(config, workspace, prices)
+    assert PLAIN in [p.options for p in found]
+    assert all(p.options.num_draft_tokens <= 6 for p in found)
