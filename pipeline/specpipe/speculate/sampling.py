@@ -11,6 +11,7 @@ import numpy as np
 
 from specpipe.contracts import Floats, Logits, Sampling
 from specpipe.errors import ConfigError
+from specpipe.speculate.selection import top_k, top_p, weights_of
 
 # What a request may ask for: name, least, most, and how the bounds read. Within them the arithmetic
 # on logits stays finite in float32, over any number of repetitions that fits a sequence.
@@ -102,34 +103,16 @@ def distribution(logits: Logits, options: Sampling) -> Floats:
     if options.greedy:
         law[int(np.argmax(logits))] = 1.0
         return law
-    kept = _top_k(logits, options.top_k)
-    scaled = logits[kept].astype(np.float64) / options.temperature
-    weights = np.exp(scaled - scaled.max())
-    weights /= weights.sum()
+    kept = np.arange(len(logits))
+    if 0 < options.top_k < len(logits):
+        kept = top_k(logits, options.top_k)
     if options.top_p < 1:
-        weights *= _top_p(weights, options.top_p)
-        weights /= weights.sum()
-    law[kept] = weights
+        places, weights = top_p(logits[kept], options.temperature, options.top_p)
+        kept = kept[places]
+    else:
+        weights = weights_of(logits[kept], options.temperature)
+    law[kept] = weights / weights.sum()
     return law
-
-
-def _top_k(logits: Logits, k: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Return the indices of the k largest logits (ties at the border by index), or of all."""
-    if k <= 0 or k >= len(logits):
-        return np.arange(len(logits))
-    border = np.partition(logits, -k)[-k]
-    above = np.flatnonzero(logits > border)
-    ties = np.flatnonzero(logits == border)[: k - len(above)]
-    return np.sort(np.concatenate([above, ties]))
-
-
-def _top_p(weights: Floats, p: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Mark the smallest set of most likely tokens whose weights reach `p`."""
-    order = np.argsort(-weights, kind="stable")
-    before = np.cumsum(weights[order]) - weights[order]
-    keep = np.zeros(len(weights), np.bool_)
-    keep[order] = before < p
-    return keep
 
 
 def log_probability(logits: Logits, token: int) -> float:
