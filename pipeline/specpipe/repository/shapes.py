@@ -22,6 +22,7 @@ from specpipe.repository.signature import LLMAPI, NEWEST, served_signature, tabl
 
 _TOKENIZER = "../../preprocessing/1/tokenizer"  # seen from a model's version folder
 MOST_INSTANCES = 16  # processes of a text model, unless serving.instances says otherwise
+SPARE_REQUESTS = 16  # that the engine has answered, but whose text is still being sent
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ def _text_models(plan: RepositoryPlan) -> list[Entry]:
                     "tokenizer_dir": _TOKENIZER,
                     **_loop(plan),
                     **(_description(plan) if name in FRONTS else {}),
+                    **_most_requests(plan),
                 },
                 decoupled=plan.config.serving.decoupled,
                 instances=_instances(plan),
@@ -143,6 +145,15 @@ def _text_models(plan: RepositoryPlan) -> list[Entry]:
 def _description(plan: RepositoryPlan) -> dict[str, str]:
     """Return how the server is called, for clients that ask it."""
     return {PARAMETER: dump_endpoint(plan.endpoint)}
+
+
+def _most_requests(plan: RepositoryPlan) -> dict[str, str]:
+    """Return how many requests a text model has in hand at a time; the others drive one each."""
+    if plan.drives_engines:
+        return {}
+    config = plan.config
+    room = config.engine.max_batch_size + config.serving.max_queue_size
+    return {"max_requests": str(room + SPARE_REQUESTS)}
 
 
 def _loop(plan: RepositoryPlan) -> dict[str, str]:

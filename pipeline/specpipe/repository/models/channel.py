@@ -27,7 +27,7 @@ from specpipe.repository.models.exchange import (
     load_request,
 )
 from specpipe.repository.models.failures import EngineError, describe
-from specpipe.repository.models.guards import harmless, start_vital_thread
+from specpipe.repository.models.guards import Threads, harmless, start_vital_thread
 from specpipe.repository.models.rendezvous import make_folder, peer_uid
 from specpipe.speculate.decode import Step
 
@@ -111,7 +111,7 @@ class EngineSocket:
     _closing: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        self._arriving = threading.BoundedSemaphore(MOST_ARRIVING)
+        self._threads = Threads(MOST_ARRIVING, "arriving")
 
     def start(self) -> None:
         """Begin to listen; raises ConfigError if others can enter the folder."""
@@ -152,18 +152,15 @@ class EngineSocket:
 
     def _begin(self, connection: socket.socket) -> None:
         """Read a connection's request in a thread; refuse it if there are too many."""
-        listener = RemoteListener(connection)
         if peer_uid(connection) != self.uid:
             log.error("a process of user %d tried to reach the engine", peer_uid(connection))
             connection.close()
-        elif not self._arriving.acquire(blocking=False):
-            listener.on_error(_busy(f"{MOST_ARRIVING} requests arrive at once, which is the limit"))
-        else:
-            try:
-                threading.Thread(target=self._take, args=(listener,), daemon=True).start()
-            except RuntimeError as error:
-                self._arriving.release()
-                listener.on_error(_busy(f"it cannot start a thread: {error}"))
+            return
+        listener = RemoteListener(connection)
+        try:
+            self._threads.start(self._take, listener)
+        except EngineError as error:
+            listener.on_error(error)
 
     def _take(self, listener: RemoteListener) -> None:
         try:
@@ -174,12 +171,6 @@ class EngineSocket:
                 self.submit(load_request(line), listener)
         except Exception as error:
             harmless(listener.on_error, error)
-        finally:
-            self._arriving.release()
-
-
-def _busy(why: str) -> EngineError:
-    return EngineError("UNAVAILABLE", f"the server is busy: {why}")
 
 
 def _read_line(connection: socket.socket, most: int) -> bytes:

@@ -14,11 +14,12 @@ from specpipe.contracts import Logits
 from specpipe.errors import ConfigError
 from specpipe.methods import Speculation
 from specpipe.records import parse_record
-from specpipe.repository.models import context, requests, token_requests, triton
+from specpipe.repository.models import bounds, context, requests, token_requests, triton
 from specpipe.repository.models.channel import EngineSocket
 from specpipe.repository.models.context import ContextLogits
 from specpipe.repository.models.exchange import Counters, Request
 from specpipe.repository.models.failures import Cancelled
+from specpipe.repository.models.guards import harmless
 from specpipe.repository.models.metrics import Meter
 from specpipe.repository.models.rendezvous import model_socket
 from specpipe.repository.models.responses import perf_tensors
@@ -47,7 +48,10 @@ class TritonPythonModel:
         self._scheduler = Scheduler(slots, int(options["max_queue_size"]), meter.add)
         self._scheduler.start()
         self._channel = EngineSocket(
-            model_socket(os.getppid(), os.environ), self._submit, self._scheduler.probe, 1 << 20
+            path=model_socket(os.getppid(), os.environ),
+            submit=self._submit,
+            probe=self._scheduler.probe,
+            most_bytes=bounds.request_bytes(self._max_input_len),
         )
         self._channel.start()
         triton.trim_memory()
@@ -59,7 +63,7 @@ class TritonPythonModel:
             try:
                 self._accept(request, responder)
             except Exception as error:
-                responder.fail(error)
+                harmless(responder.fail, error)
 
     def finalize(self) -> None:
         """End every request; metrics that outlive this call crash the process."""
@@ -84,6 +88,7 @@ class TritonPythonModel:
         self._scheduler.submit(request, listener)
 
     def _parse(self, request: Any, tensors: requests.Tensors) -> Request:
+        bounds.check_tokens(tensors, self._max_input_len, "max_input_len")
         requests.refuse_unsupported(tensors, context.SUPPORTED)
         prompt = token_requests.prompt(tensors, self._vocab_size)
         max_tokens = token_requests.output_length(tensors)

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from specpipe.contracts import Sampling
@@ -47,6 +47,19 @@ class Counters:
         self.output_tokens += len(step.tokens)
         self.draft_tokens += step.drafted
         self.accepted_draft_tokens += step.accepted
+
+    def cut(self, dropped: int, kept: int, accepted_before: int) -> "Counters":
+        """Return what was used if the last step's first `kept` tokens were emitted only.
+
+        `dropped` were not; an accepted draft token that is not emitted does not count, and
+        `accepted_before` were accepted in earlier steps. Draft tokens come first in a step.
+        """
+        accepted = self.accepted_draft_tokens - accepted_before
+        return replace(
+            self,
+            output_tokens=self.output_tokens - dropped,
+            accepted_draft_tokens=accepted_before + min(kept, accepted),
+        )
 
 
 @dataclass(frozen=True)

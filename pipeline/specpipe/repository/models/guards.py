@@ -1,4 +1,4 @@
-"""What must survive and what must not: calls to the outside, and threads that a process needs."""
+"""What may fail and what may not: calls to the outside, threads of requests, and vital threads."""
 
 import logging
 import os
@@ -6,11 +6,46 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ParamSpec
+
+from specpipe.repository.models.failures import EngineError
 
 log = logging.getLogger("specpipe")
 
 P = ParamSpec("P")
+
+
+@dataclass
+class Threads:
+    """Starts threads, at most `most` at a time; `doing` says what a thread's request is doing."""
+
+    most: int
+    doing: str
+
+    def __post_init__(self) -> None:
+        self._free = threading.BoundedSemaphore(self.most)
+
+    def start(self, run: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Call `run` in a thread; raises EngineError UNAVAILABLE if there can be no more."""
+
+        def run_and_release() -> None:
+            try:
+                run(*args, **kwargs)
+            finally:
+                self._free.release()
+
+        if not self._free.acquire(blocking=False):
+            raise _busy(f"{self.most} requests are {self.doing}, which is the limit")
+        try:
+            threading.Thread(target=run_and_release, daemon=True).start()
+        except RuntimeError as error:
+            self._free.release()
+            raise _busy(f"it cannot start a thread: {error}") from error
+
+
+def _busy(why: str) -> EngineError:
+    return EngineError("UNAVAILABLE", f"the server is busy: {why}")
 
 
 def harmless(call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from specpipe.repository.models import requests, triton
+from specpipe.repository.models import bounds, requests, triton
 from specpipe.repository.models.tokens import TextTokenizer, load_tokenizer
 
 
@@ -34,6 +34,7 @@ class TritonPythonModel:
             return triton.error_response(error)
 
     def _answer(self, tensors: requests.Tensors) -> Any:
+        bounds.check_texts(tensors, self._tokenizer.most_bytes(self._max_input_len))
         requests.refuse_unsupported(tensors)
         ids = self._tokenizer.encode(requests.texts(tensors, "QUERY")[0], self._max_input_len)
         end_id, pad_id = (requests.whole(tensors, name) for name in ("END_ID", "PAD_ID"))

@@ -40,6 +40,9 @@ class Source(Protocol):
         """
         ...
 
+    def count(self, used: Counters) -> None:
+        """Take what a request has used, however it ended."""
+
 
 def open_source(options: Mapping[str, str], model: str) -> Source:
     """Return the source that a text model's parameters name."""
@@ -60,29 +63,30 @@ class SocketSource:
         """See `Source`."""
         return ask_engine(self.path, request, is_cancelled, WATCH_SECONDS)
 
+    def count(self, used: Counters) -> None:
+        """See `Source`; the engine's process has counted its steps."""
+
 
 @dataclass(frozen=True)
 class LoopSource:
     """A loop in this process that calls engines; Triton runs several of these processes."""
 
     loop: Callable[[Request], Steps]
-    count: Callable[[Counters], None]  # is told what every request has used, however it ended
+    counted: Callable[[Counters], None]
     takes_many: bool = False
     supported: frozenset[str] = requests.BIAS
 
     def ask(self, request: Request, is_cancelled: IsCancelled) -> Steps:
         """See `Source`; asked before every step."""
-        used: Counters | None = None
-        try:
-            with closing(self.loop(request)) as steps:
-                for step in steps:
-                    used = step.counters
-                    if is_cancelled():
-                        raise Cancelled
-                    yield step
-        finally:
-            if used is not None:
-                self.count(used)
+        with closing(self.loop(request)) as steps:
+            for step in steps:
+                if is_cancelled():
+                    raise Cancelled
+                yield step
+
+    def count(self, used: Counters) -> None:
+        """See `Source`."""
+        self.counted(used)
 
 
 def bls_source(options: Mapping[str, str], model: str) -> LoopSource:

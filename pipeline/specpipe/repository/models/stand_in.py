@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specpipe.assembly import load_backend
-from specpipe.repository.models import context, requests, token_requests, triton
+from specpipe.repository.models import bounds, context, requests, token_requests, triton
 from specpipe.repository.models.verifying import Prefixes, Question, answer, read_prompt
 from specpipe.speculate.sampling import check_sampling
 
@@ -51,6 +51,7 @@ class TritonPythonModel:
             return triton.error_response(error)
 
     def _answer(self, tensors: requests.Tensors) -> dict[str, NDArray[Any]]:
+        bounds.check_tokens(tensors, self._max_seq_len, "max_seq_len")
         requests.refuse_unsupported(tensors, _SUPPORTED)
         if requests.flag(tensors, "stop"):  # nothing runs beside this request
             return outputs((), (), None)

@@ -22,6 +22,10 @@ class TextTokenizer:
     pad_id: int
     longest_token: int  # in bytes
 
+    def most_bytes(self, tokens: int) -> int:
+        """Return how many bytes a text of so many tokens can have at most."""
+        return tokens * self.longest_token
+
     def encode(self, text: str, max_input_len: int) -> list[int]:
         """Return the tokens of a prompt.
 
@@ -29,7 +33,7 @@ class TextTokenizer:
         be too long is refused without being tokenised.
         """
         size = len(text.encode())
-        if size > max_input_len * self.longest_token:
+        if size > self.most_bytes(max_input_len):
             raise ConfigError(
                 f"the prompt has {size} bytes: more than {max_input_len} tokens "
                 "(max_input_len) can hold"

@@ -1,0 +1,100 @@
+"""Counters of a text request: what was emitted, not what the engine did for nothing."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+from numpy.typing import NDArray
+
+from specpipe.repository.models.exchange import Counters, Progress
+from specpipe.repository.models.requests import TextRequest
+from specpipe.repository.models.text_answer import TextAnswer
+from specpipe.repository.models.tokens import TextTokenizer
+from specpipe.speculate.decode import Step
+from tests.unit.repository.test_tokens import tokenizer
+
+__all__ = ["tokenizer"]  # the fixture
+
+WANTS = frozenset({"return_perf_metrics", "return_num_output_tokens", "return_log_probs"})
+
+
+class Responder:
+    def __init__(self) -> None:
+        self.sent: list[Mapping[str, NDArray[Any]]] = []
+        self.final = False
+
+    def send(self, outputs: Mapping[str, NDArray[Any]], *, final: bool) -> None:
+        assert not self.final
+        self.sent.append(outputs)
+        self.final = final
+
+
+def progress(steps: Sequence[Step]) -> list[Progress]:
+    counters = Counters(arrival_ns=1)
+    found = []
+    for step in steps:
+        counters.add(step)
+        found.append(Progress(step.tokens, step.log_probs, step.finish, Counters(**vars(counters))))
+    return found
+
+
+def answer(
+    tokenizer: TextTokenizer, steps: Sequence[Step], stop: str, *, stream: bool
+) -> tuple[TextAnswer, Mapping[str, NDArray[Any]]]:
+    asked = TextRequest("?", 50, stream, (stop,), (), False, None, WANTS)
+    responder = Responder()
+    made = TextAnswer(responder, asked, tokenizer, [1])
+    made.run(iter(progress(steps)))
+    assert responder.final
+    return made, responder.sent[-1]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_accepted_drafts_behind_a_stop_word_are_not_counted(
+    tokenizer: TextTokenizer, stream: bool
+) -> None:
+    one, *more = tokenizer.encode("a b c d", 10)
+    more = more[:3]
+    steps = [Step((one, *more), drafted=3, accepted=3, log_probs=(-0.1,) * 4)]
+    made, last = answer(tokenizer, steps, tokenizer.decode([one]), stream=stream)
+    assert made.used is not None
+    assert (made.used.output_tokens, made.used.accepted_draft_tokens) == (1, 1)
+    assert last["total_accepted_draft_tokens"] == 1 and last["total_draft_tokens"] == 3
+    assert last["acceptance_rate"] == pytest.approx(1 / 3)
+    assert last["num_output_tokens"] == 1
+
+
+def test_earlier_steps_count_as_they_were(tokenizer: TextTokenizer) -> None:
+    ids = tokenizer.encode("one two three stop", 40)
+    first, rest = ids[:3], ids[3:]
+    ending = tokenizer.encode("!!!!", 10)
+    steps = [
+        Step(tuple(first), drafted=4, accepted=2, log_probs=(-0.1,) * len(first)),
+        Step((*rest, *ending), drafted=20, accepted=len(rest) + 1, log_probs=(-0.1,) * 20),
+    ]
+    made, _ = answer(tokenizer, steps, "stop", stream=False)
+    assert made.used is not None
+    assert made.used.output_tokens == len(ids)
+    assert made.used.accepted_draft_tokens == 2 + len(rest)
+    assert (made.used.steps, made.used.draft_tokens) == (2, 24)
+
+
+def test_an_answer_that_no_stop_word_cuts_counts_everything(tokenizer: TextTokenizer) -> None:
+    ids = tuple(tokenizer.encode("a b c d", 10))
+    steps = [Step(ids, drafted=3, accepted=3, finish="length", log_probs=(-0.1,) * len(ids))]
+    made, _ = answer(tokenizer, steps, "nowhere", stream=False)
+    assert made.used is not None
+    assert (made.used.output_tokens, made.used.accepted_draft_tokens) == (len(ids), 3)
+
+
+def test_an_engine_that_tells_its_acceptance_at_the_end_is_believed(
+    tokenizer: TextTokenizer,
+) -> None:
+    ids = tuple(tokenizer.encode("a b c d", 10))
+    told = Counters(1, steps=1, output_tokens=len(ids), draft_tokens=9, accepted_draft_tokens=2)
+    steps = [Progress(ids, (), None, Counters(1, steps=1, output_tokens=len(ids)))]
+    steps.append(Progress((), (), "end_id", told))
+    asked = TextRequest("?", 50, False, ("nowhere",), (), False, None, WANTS)
+    made = TextAnswer(Responder(), asked, tokenizer, [1])
+    made.run(iter(steps))
+    assert made.used == told
