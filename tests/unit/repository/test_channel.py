@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -227,7 +228,8 @@ def connect(path: Path, line: bytes = b"") -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(10)
     connection.connect(str(path))
-    connection.sendall(line)
+    with contextlib.suppress(BrokenPipeError):  # refused already
+        connection.sendall(line)
     return connection
 
 
@@ -238,6 +240,23 @@ def test_more_requests_than_threads_are_refused_while_they_arrive(serve: Serve) 
         list(ask(path))
     for connection in slow:
         connection.close()
+
+
+def test_who_is_refused_before_the_request_is_sent_learns_why(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as engine:
+        engine.bind(str(tmp_path / "s"))
+        engine.listen(1)
+
+        def refuse() -> None:
+            connection, _ = engine.accept()
+            RemoteListener(connection).on_error(EngineError("UNAVAILABLE", "busy today"))
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        large = replace(REQUEST, prompt=(1,) * 1_000_000)  # more than a socket takes at once
+        with pytest.raises(EngineError, match="busy today"):
+            list(ask_engine(tmp_path / "s", large, lambda: False, poll_s=0.01))
+        thread.join()
 
 
 def test_a_request_that_is_too_long_is_refused_before_it_is_read(serve: Serve) -> None:

@@ -3,6 +3,7 @@
 Knows nothing of Triton.
 """
 
+import contextlib
 import os
 import socket
 import time
@@ -72,7 +73,9 @@ def _send(connection: socket.socket, path: Path, line: bytes, timeout_s: float) 
         uid = peer_uid(connection)
         if uid != os.geteuid():
             raise EngineError("UNAVAILABLE", f"the engine's socket {path} is of user {uid}")
-        connection.sendall(line)
+        # Whoever is refused before the whole request was sent finds out why by reading.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(line)
     except TimeoutError as error:
         raise EngineError(
             "UNAVAILABLE", f"the engine has not taken the request within {timeout_s:.0f} s"
