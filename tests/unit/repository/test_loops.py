@@ -9,11 +9,12 @@ import pytest
 
 from specpipe.contracts import Floats, Sampling
 from specpipe.errors import ConfigError, Unsupported
-from specpipe.repository.models import loops
+from specpipe.repository.models import loops, requests
 from specpipe.repository.models.calls import Call, Reply
 from specpipe.repository.models.exchange import Progress, Request
 from specpipe.repository.models.failures import EngineError
 from specpipe.repository.models.loops import draft_and_verify, follow_engine
+from specpipe.repository.models.tensors import call_tensors
 from specpipe.repository.models.verifying import Prefixes, Question, answer
 from specpipe.speculate.decode import Limits
 from tests.contract import laws
@@ -296,3 +297,55 @@ def test_an_engine_that_drafts_by_itself_cannot_draft_less() -> None:
     engine = TellingEngine([Reply((1,))])
     list(follow_engine(engine, request(9, num_draft_tokens=0), 3))
     assert not engine.calls[0].speculates
+
+
+@dataclass
+class TensorEngine(ScriptedEngine):
+    """Takes calls as upstream's tensors, so with one `end_id`; others can only be stop words."""
+
+    def infer(self, call: Call) -> Generator[Reply, None, None]:
+        self.calls.append(call)
+        tensors = call_tensors(call, "1x", self.vocab_size, stream=False)
+        given = requests.sampling(
+            tensors, (), requests.word_ids(tensors, "bad_words_list"), prefix="runtime_"
+        )
+        question = Question(
+            call.prompt, call.max_tokens, given, requests.word_ids(tensors, "stop_words_list"),
+            call.draft, call.draft_logits, None, call.log_probs,
+        )  # fmt: skip
+        yield answer(question, Prefixes([ScriptedRunner(self.law, self.vocab_size)]))
+
+
+@pytest.mark.parametrize("min_tokens", [0, 1, 4, 9])
+@pytest.mark.parametrize("most", [0, 3])
+def test_engines_that_know_one_end_token_stop_at_all_of_them(most: int, min_tokens: int) -> None:
+    world = World(vocab_size=8)
+    for end in range(8):
+        sampling = Sampling(end_ids=((end + 1) % 8, end), min_tokens=min_tokens)
+        expected = world.plain(sampling, Limits(20))
+        finish = "end_id" if expected[-1] in sampling.end_ids else "length"
+        asked = request(20, sampling=sampling)
+        for draft_law in world.drafts:
+            target, draft = (
+                TensorEngine(law, 8) for law in (world.target, world.drafts[draft_law])
+            )
+            steps = list(draft_and_verify(target, draft, asked, most))
+            assert tokens(steps) == expected and steps[-1].finish == finish
+        steps = list(follow_engine(TensorEngine(world.target, 8), asked, 3))
+        assert tokens(steps) == expected and steps[-1].finish == finish
+        assert steps[-1].counters.output_tokens == len(expected)
+
+
+def test_the_first_end_token_is_sent_as_end_id_and_the_others_as_stop_words() -> None:
+    tensors = call_tensors(Call((1,), 4, Sampling(end_ids=(7, 8, 9))), "1x", 16, stream=False)
+    assert tensors["end_id"].tolist() == tensors["pad_id"].tolist() == [[7]]
+    assert requests.word_ids(tensors, "stop_words_list") == ((8,), (9,))
+
+
+def test_an_engine_that_goes_on_after_an_end_token_is_cut_and_stopped() -> None:
+    engine = TellingEngine([Reply((1, 2, 0), (-1.0, -2.0, -3.0)), Reply((1,)), Reply((1,))])
+    asked = request(9, sampling=Sampling(end_ids=(0, 2)), log_probs=True)
+    steps = list(follow_engine(engine, asked, 3))
+    assert tokens(steps) == [1, 2] and steps[0].log_probs == (-1.0, -2.0)
+    assert steps[-1].finish == "end_id" and steps[-1].counters.output_tokens == 2
+    assert engine.closed_early and engine.taken == 2

@@ -1,6 +1,7 @@
 """Streams of text: whole characters, stop words, and the same text as in one piece."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,25 @@ def test_special_tokens_are_left_out(tokenizer: TextTokenizer) -> None:
     ids = [*tokenizer.encode("box", 10), tokenizer.end_ids[0]]
     stream = TextStream(tokenizer)
     assert stream.push(ids) + stream.finish() == "box"
+
+
+def test_an_end_token_has_no_text_even_if_it_is_not_special(tokenizer: TextTokenizer) -> None:
+    *ids, end = tokenizer.encode("The quick brown fox", 20)
+    assert tokenizer.decode([end])
+    stream = TextStream(tokenizer, end_ids=(0, end))
+    pieces = [stream.push([token]) for token in [*ids, end]]
+    assert "".join([*pieces, stream.finish()]) == tokenizer.decode(ids)
+    assert stream.tokens == [*ids, end] and stream.spoken == ids
+    assert replace(tokenizer, end_ids=(0, end)).decode_answer([*ids, end]) == tokenizer.decode(ids)
+    assert tokenizer.decode_answer([*ids, end]) == tokenizer.decode([*ids, end])
+
+
+def test_text_of_answers_is_that_of_transformers_without_special_tokens() -> None:
+    made = make_tokenizer()
+    served = TextTokenizer(made.backend_tokenizer, len(made), (0,), 0, 100)
+    ids = [*made("Pack my box.").input_ids, 1, *made(" Fox").input_ids, 0]
+    stream = TextStream(served, end_ids=(0,))
+    assert stream.push(ids) + stream.finish() == made.decode(ids, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("size", [1, 2, 50])

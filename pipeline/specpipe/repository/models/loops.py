@@ -45,7 +45,7 @@ def draft_and_verify(
     sequence.counters.first_scheduled_ns = time.monotonic_ns()
     finish: Finish | None = None
     while finish is None:
-        count = min(limit, sequence.left - 1)
+        count = min(limit, sequence.next_stretch() - 1)
         guess = _guess(draft, sequence, count)
         verified = _only(target, sequence.target_call(guess))
         step = sequence.take(verified, guess.tokens)
@@ -56,7 +56,8 @@ def draft_and_verify(
 def follow_engine(engine: Engine, request: Request, most: int) -> Generator[Progress, None, None]:
     """Yield the answer of an engine that decodes by itself, speculating or not.
 
-    The last Progress has no tokens: that an answer ends is known when the engine says no more.
+    That an answer ends is known when the engine says no more, or by an end token that it returns:
+    the C++ engines return all of them but the first, which they keep.
     """
     limit = asked_draft_tokens(request.num_draft_tokens, most)
     if limit not in (0, most):
@@ -66,15 +67,20 @@ def follow_engine(engine: Engine, request: Request, most: int) -> Generator[Prog
     sequence = _Sequence(request)
     counters = sequence.counters
     counters.first_scheduled_ns = time.monotonic_ns()
-    call = replace(sequence.call(), max_tokens=sequence.left, speculates=limit > 0)
-    with closing(engine.infer(call)) as replies:
-        for reply in replies:
-            counters.add(Step(reply.tokens, 0, 0))
-            counters.draft_tokens = max(counters.draft_tokens, reply.drafted)
-            counters.accepted_draft_tokens = max(counters.accepted_draft_tokens, reply.accepted)
-            yield Progress(reply.tokens, reply.log_probs, None, replace(counters))
-    whole = counters.output_tokens >= request.limits.max_tokens
-    yield Progress((), (), "length" if whole else "end_id", replace(counters))
+    ended = False
+    while sequence.left and not ended:
+        length = sequence.next_stretch()
+        call = replace(sequence.call(), max_tokens=length, speculates=limit > 0)
+        before, used = len(sequence.generated), replace(counters)
+        with closing(engine.infer(call)) as replies:
+            for reply in replies:
+                if ended:  # and the engine goes on: closing its call stops it
+                    break
+                step = sequence.follow(reply, used)
+                ended = step.finish == "end_id"
+                yield Progress(step.tokens, step.log_probs, None, replace(counters))
+        ended = ended or len(sequence.generated) - before < length
+    yield Progress((), (), "end_id" if ended else "length", replace(counters))
 
 
 def _guess(draft: Engine, sequence: "_Sequence", count: int) -> Reply:
@@ -109,6 +115,20 @@ class _Sequence:
     def left(self) -> int:
         return self.request.limits.max_tokens - len(self.generated)
 
+    @property
+    def held(self) -> int:
+        """Count the next tokens among which no end may be, where the engines need help with it.
+
+        Engines know of one end token and forbid only that before `min_tokens`. The others are
+        stop words to them: until then they are bad words, in calls that do not go beyond.
+        """
+        sampling = self.request.sampling
+        return max(0, sampling.min_tokens - len(self.generated)) if sampling.end_ids[1:] else 0
+
+    def next_stretch(self) -> int:
+        """Return how many tokens the next call may add."""
+        return min(self.left, self.held or self.left)
+
     def call(self, whose: int = _TARGET) -> Call:
         """Return the next call of an engine but for its draft and its length."""
         request = self.request
@@ -140,8 +160,10 @@ class _Sequence:
         """
         sampling = self.request.sampling
         place = 2 * len(self.generated) + whose
+        others = tuple((end,) for end in sampling.end_ids[1:]) if self.held else ()
         return replace(
             sampling,
+            bad_words=(*sampling.bad_words, *others),
             min_tokens=max(0, sampling.min_tokens - len(self.generated)),
             seed=_mixed(_mixed(sampling.seed) + place),
         )
@@ -155,6 +177,24 @@ class _Sequence:
         step = Step(tokens, len(draft), accepted, finish, reply.log_probs[: len(tokens)])
         self.generated += tokens
         self.counters.add(step)
+        return step
+
+    def follow(self, reply: Reply, used: Counters) -> Step:
+        """Append what an engine that drafts by itself returned, up to an end token.
+
+        `used` are the counters from before its call: those in replies are of the call so far.
+        """
+        tokens = reply.tokens[: self.left]
+        length = length_to_end(tokens, self.request.sampling.end_ids)
+        tokens = tokens[:length]
+        step = Step(tokens, 0, 0, "end_id" if length else None, reply.log_probs[: len(tokens)])
+        self.generated += tokens
+        counters = self.counters
+        counters.add(step)
+        counters.draft_tokens = max(counters.draft_tokens, used.draft_tokens + reply.drafted)
+        counters.accepted_draft_tokens = max(
+            counters.accepted_draft_tokens, used.accepted_draft_tokens + reply.accepted
+        )
         return step
 
     def _cut(self, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], Finish | None]:

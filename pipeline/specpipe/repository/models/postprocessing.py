@@ -36,6 +36,7 @@ class TritonPythonModel:
         rows = beams.reshape(-1, beams.shape[-1])
         lengths = tensors["SEQUENCE_LENGTH"].reshape(-1)
         texts = [
-            self._tokenizer.decode(row[:n].tolist()) for row, n in zip(rows, lengths, strict=True)
+            self._tokenizer.decode_answer(row[:n].tolist())
+            for row, n in zip(rows, lengths, strict=True)
         ]
         return triton.response({"OUTPUT": np.array([t.encode() for t in texts], object)})

@@ -38,13 +38,11 @@ class TritonPythonModel:
         requests.refuse_unsupported(tensors)
         ids = self._tokenizer.encode(requests.texts(tensors, "QUERY")[0], self._max_input_len)
         end_id, pad_id = (requests.whole(tensors, name) for name in ("END_ID", "PAD_ID"))
-        layout = {
-            out: requests.word_layout(self._tokenizer.words(requests.texts(tensors, name)))
-            for name, out in (
-                ("BAD_WORDS_DICT", "BAD_WORDS_IDS"),
-                ("STOP_WORDS_DICT", "STOP_WORDS_IDS"),
-            )
-        }
+        others = self._tokenizer.end_ids[1:] if end_id is None else ()
+        bad, stop = (
+            self._tokenizer.words(requests.texts(tensors, name))
+            for name in ("BAD_WORDS_DICT", "STOP_WORDS_DICT")
+        )
         return triton.response(
             {
                 "INPUT_ID": np.array([ids], np.int32),
@@ -54,7 +52,9 @@ class TritonPythonModel:
                 "REQUEST_OUTPUT_LEN": tensors["REQUEST_OUTPUT_LEN"].astype(np.int32),
                 "OUT_END_ID": _one(self._tokenizer.end_ids[0] if end_id is None else end_id),
                 "OUT_PAD_ID": _one(self._tokenizer.pad_id if pad_id is None else pad_id),
-                **layout,
+                "BAD_WORDS_IDS": requests.word_layout(bad),
+                # `end_id` takes one token: the model's other end tokens are stop words.
+                "STOP_WORDS_IDS": requests.word_layout((*stop, *((end,) for end in others))),
             }
         )
 

@@ -90,7 +90,7 @@ class TritonPythonModel:
             use_draft_logits=asked.use_draft_logits,
         )
         with closing(self._source.ask(request, responder.is_cancelled)) as steps:
-            answer = TextAnswer(responder, asked, self._tokenizer, ids)
+            answer = TextAnswer(responder, asked, self._tokenizer, ids, sampling.end_ids)
             try:
                 answer.run(steps)
             finally:

@@ -28,13 +28,14 @@ class TextAnswer:
     asked: requests.TextRequest
     tokenizer: TextTokenizer
     prompt: list[int]
+    end_ids: tuple[int, ...] = ()  # those of the request
     used: Counters | None = None  # by what was emitted: what a stop word cuts off does not count
     scores: list[float] = field(default_factory=list)  # of every token so far
     held: str = ""  # text that was not sent yet
     held_scores: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._text = TextStream(self.tokenizer, self.asked.stop_words)
+        self._text = TextStream(self.tokenizer, self.asked.stop_words, self.end_ids)
         self._accepted = 0
 
     def run(self, steps: Iterator[Progress]) -> None:
@@ -72,8 +73,8 @@ class TextAnswer:
         answer = self._text.text
         if not self.asked.echo:
             return answer
-        text = self.tokenizer.decode([*self.prompt, *self._text.tokens])
-        behind_stop_word = len(self.tokenizer.decode(self._text.tokens)) - len(answer)
+        text = self.tokenizer.decode([*self.prompt, *self._text.spoken])
+        behind_stop_word = len(self.tokenizer.decode(self._text.spoken)) - len(answer)
         return text[: len(text) - behind_stop_word]
 
     def _send(self, text: str, scores: list[float], counters: Counters, *, final: bool) -> None:

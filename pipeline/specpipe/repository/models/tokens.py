@@ -73,6 +73,10 @@ class TextTokenizer:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
+    def decode_answer(self, ids: Sequence[int]) -> str:
+        """Return the text of an answer; an end token has none, whether it is special or not."""
+        return self.decode(ids[:-1] if ids and ids[-1] in self.end_ids else ids)
+
 
 def load_tokenizer(folder: Path) -> TextTokenizer:
     """Load tokenizer.json and tokenizer_facts.json from `folder`.
@@ -109,17 +113,26 @@ def _end_ids(facts: dict[str, Any], folder: Path) -> tuple[int, ...]:
 class TextStream:
     """The text of a growing answer, in pieces of valid UTF-8 that concatenate to `decode`.
 
-    Ends where the first stop word ends; the stop word is kept, as upstream keeps it.
+    Ends where the first stop word ends; the stop word is kept, as upstream keeps it. The token that
+    ends the answer is one of `tokens` and has no text, even if the tokenizer does not call it
+    special.
     """
 
     tokenizer: TextTokenizer
     stop_words: tuple[str, ...] = ()
+    end_ids: tuple[int, ...] = ()  # those of the request
     tokens: list[int] = field(default_factory=list)
     text: str = ""  # all that was handed out
     stopped: bool = False
 
     def __post_init__(self) -> None:
         self._stream = DecodeStream(skip_special_tokens=True)
+
+    @property
+    def spoken(self) -> list[int]:
+        """The tokens that have text."""
+        ended = self.tokens and self.tokens[-1] in self.end_ids
+        return self.tokens[:-1] if ended else self.tokens
 
     def push(self, tokens: Sequence[int]) -> str:
         """Take new tokens, up to a stop word; return the text that is now certain."""
@@ -128,6 +141,8 @@ class TextStream:
             if self.stopped:
                 break
             self.tokens.append(token)
+            if token in self.end_ids:
+                break
             piece = self._stream.step(self.tokenizer.tokenizer, token)
             if piece:
                 self._append(piece)
@@ -135,7 +150,7 @@ class TextStream:
 
     def finish(self) -> str:
         """Return what is left at the end: bytes that never became a whole character."""
-        whole = self.tokenizer.decode(self.tokens)
+        whole = self.tokenizer.decode(self.spoken)
         if self.stopped or not whole.startswith(self.text):
             return ""
         rest = whole[len(self.text) :]
