@@ -36,11 +36,23 @@ class Served:
 
     def plain(self, text: str, max_tokens: int, **sampling: object) -> list[int]:
         """Return the tokens of plain decoding in this process."""
-        end_ids = (end,) if (end := sampling.pop("end_id", None)) else self.tokenizer.end_ids
-        options = Sampling(end_ids=end_ids, **sampling)  # type: ignore[arg-type]
+        ends = self.ends(sampling.pop("end_id", None))
+        options = Sampling(end_ids=ends, **sampling)  # type: ignore[arg-type]
         prompt = self.tokenizer.encode(text, 1000)
         steps = self._slot.decode(prompt, options, Limits(max_tokens), num_draft_tokens=0)
         return [token for step in steps for token in step.tokens]
+
+    def plain_text(self, text: str, max_tokens: int, **sampling: object) -> str:
+        """Return the text of plain decoding; an end token has none."""
+        tokens = self.plain(text, max_tokens, **sampling)
+        ended = tokens[-1] in self.ends(sampling.get("end_id"))
+        return self.tokenizer.decode(tokens[:-1] if ended else tokens)
+
+    def ends(self, end_id: object) -> tuple[int, ...]:
+        """Return the end tokens of a request with this `end_id`."""
+        if end_id is None:
+            return self.tokenizer.end_ids
+        return (end_id,) if isinstance(end_id, int) and end_id >= 0 else ()
 
 
 @dataclass

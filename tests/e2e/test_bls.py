@@ -55,7 +55,7 @@ def asked(**more: object) -> dict[str, object]:
 
 
 def expected(server: Served, max_tokens: int = 40, **sampling: object) -> str:
-    return server.tokenizer.decode(server.plain(PROMPT, max_tokens, **sampling))
+    return server.plain_text(PROMPT, max_tokens, **sampling)
 
 
 def metrics(server: Served, name: str) -> dict[str, float]:

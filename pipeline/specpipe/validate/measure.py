@@ -34,7 +34,7 @@ def measure(
         prompt = prompts[number]
         if arm != "reference":
             return _served(client, number, arm, prompt, tokens, end_ids)
-        answer = reference.generate(prompt, tokens, reference.end_ids or end_ids)
+        answer = reference.generate(prompt, tokens, end_ids)
         answers[number] = answer
         return Trial(number, arm, answer.tokens, answer.first_s, answer.total_s)
 

@@ -59,13 +59,18 @@ class Reference:
     def generate(
         self, prompt: Sequence[int], max_tokens: int, end_ids: Sequence[int]
     ) -> ReferenceAnswer:
-        """Decode greedily until one of `end_ids`, part of the answer too, or `max_tokens`."""
+        """Decode greedily until an end token, part of the answer too, or `max_tokens`.
+
+        It ends at the reference's own end tokens, so that wrong ones of a server are noticed; at
+        `end_ids` where transformers has none; and at none if `end_ids` is empty.
+        """
+        ends = self.end_ids or end_ids if end_ids else ()
         began = time.perf_counter()
         first_s = 0.0
         step, past = torch.tensor([list(prompt)]), None
         tokens: list[int] = []
         margins: list[float] = []
-        while len(tokens) < max_tokens and (not tokens or tokens[-1] not in end_ids):
+        while len(tokens) < max_tokens and (not tokens or tokens[-1] not in ends):
             result = self._model(input_ids=step, past_key_values=past, use_cache=True)
             past = result.past_key_values
             best = torch.topk(result.logits[0, -1], 2)

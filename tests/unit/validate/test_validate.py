@@ -24,8 +24,6 @@ RIGHT = (5, 6, 7, 8)
 class FakeReference:
     """Answers 5 6 7 8 in 4 seconds, the first after 1, always sure by 0.5."""
 
-    end_ids = ()
-
     def generate(
         self, prompt: Sequence[int], max_tokens: int, end_ids: Sequence[int]
     ) -> ReferenceAnswer:
