@@ -76,7 +76,7 @@ def plan_work(plan: Plan, workspace: Workspace, shop: Workshop = HERE) -> list[W
     config, roles = plan.config, list(plan.requests)
     converted = [] if load_backend(config.engine.backend).serves_sources else roles
     return [
-        *(_convert(config, workspace, role) for role in converted),
+        *(_convert(config, workspace, role, shop) for role in converted),
         *(_compile(config, workspace, request, shop) for request in plan.requests.values()),
         _package(plan, workspace),
     ]
@@ -103,7 +103,7 @@ def _is_stale(work: Work) -> bool:
         return True
 
 
-def _convert(config: RunConfig, workspace: Workspace, role: Role) -> Work:
+def _convert(config: RunConfig, workspace: Workspace, role: Role, shop: Workshop) -> Work:
     memory = workspace.engines / ".digests.json"
 
     @cache  # so that what is begun, written and named was found once, in one state
@@ -126,9 +126,12 @@ def _convert(config: RunConfig, workspace: Workspace, role: Role) -> Work:
     def write(out: Path, progress: Progress) -> Manifest:
         options, state = found()
         source, dtype, guesser, quantizing, parallel = options
-        digests = write_checkpoint(
+        converted = write_checkpoint(
             source, out, dtype, progress, guesser, quantizing, parallel, state=state
-        ).digests
+        )
+        for remark in converted.remarks:
+            shop.notify(f"convert {role}: {remark}")
+        digests = converted.digests
         remember(memory, state, digests)
         return Manifest("checkpoint", checkpoint_inputs(*options, digest=digests.__getitem__))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.artifacts import Workspace
+from specpipe.artifacts import Manifest, Workspace, read_artifact
 from specpipe.config import read_config
 from specpipe.errors import ConfigError, StageFailed, Unsupported
 from specpipe.planning import make_plan
@@ -85,6 +85,46 @@ def test_status_names_what_is_stale_and_why_and_changes_nothing(
     convert, compiled, packaged = status(*run)
     assert convert.reason.startswith("source tokenizer_config.json: ")
     assert compiled.fresh and packaged.fresh  # they match the checkpoint that is there
+
+
+def test_a_checkpoint_of_a_version_that_knew_one_end_token_is_stale(
+    write_config, tmp_path: Path
+) -> None:
+    run = setup(write_config(), tmp_path)
+    build(*run)
+    file = run[1].checkpoint("target") / "specpipe.json"
+    manifest = read_artifact(file.parent).manifest  # type: ignore[union-attr]
+    older = Manifest("checkpoint", {**manifest.inputs, "format": "3"})
+    values = {**json.loads(file.read_text()), "inputs": older.inputs, "key": older.key}
+    file.write_text(json.dumps(values))
+    assert status(*run)[0].reason.startswith("format: 3 -> ")
+
+
+def test_a_changed_end_token_is_converted_and_packaged_again(
+    write_config, tiny: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(tiny, tmp_path / "source"))
+    run = setup(write_config(target={"model": str(source)}), tmp_path)
+    build(*run)
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 0]}))
+    assert status(*run)[0].reason.startswith("source generation_config.json: ")
+    said: list[str] = []
+    build(*run, notify=said.append)
+    facts = run[1].repository / "preprocessing/1/tokenizer/tokenizer_facts.json"
+    assert json.loads(facts.read_text())["end_ids"] == [5, 0]
+    assert not any("ends a turn" in line for line in said)
+
+
+def test_a_build_names_the_token_that_ends_a_turn_but_no_answer(
+    write_config, tiny: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(tiny, tmp_path / "source"))
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": 5}))
+    said: list[str] = []
+    run = setup(write_config(target={"model": str(source)}), tmp_path)
+    build(*run, ("convert",), notify=said.append)
+    (remark,) = [line for line in said if "ends a turn" in line]
+    assert remark.startswith("convert target: the chat template ends a turn with token 0, which is")
 
 
 def test_an_engine_compiled_from_other_weights_is_refused(

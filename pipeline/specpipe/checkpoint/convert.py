@@ -41,6 +41,7 @@ class Converted:
 
     model: ModelConfig
     digests: Mapping[Path, str]  # of every file that was read, as `digest_content` has them
+    remarks: tuple[str, ...] = ()  # what is likely wrong with the source
 
 
 def checkpoint_inputs(
@@ -122,8 +123,8 @@ def write_checkpoint(
         config |= guesser.config(source.hf_config, config) if guesser else {}
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (out / "config.json").write_text(text, encoding="utf-8")
-        write_tokenizer(source, model, out / "tokenizer")
-        return Converted(model, reading.digests())
+        facts = write_tokenizer(source, model, out / "tokenizer")
+        return Converted(model, reading.digests(), tuple(facts.remarks()))
 
 
 def effective(parallel: Parallel, family: Family) -> Parallel:

@@ -22,6 +22,17 @@ class TokenizerFacts:
     pad_id: int
     chat_prefix: str  # put before and after a user's text; both empty without a chat template
     chat_suffix: str
+    turn_end: int | None = None  # what the template puts after an answer, if it is a special token
+
+    def remarks(self) -> list[str]:
+        """Return what is likely wrong with the files that the facts are from."""
+        if self.turn_end is None or self.turn_end in self.end_ids:
+            return []
+        return [
+            f"the chat template ends a turn with token {self.turn_end}, which is no end token "
+            f"({', '.join(map(str, self.end_ids))}): answers may run on; list it as 'eos_token_id' "
+            "in generation_config.json, as transformers needs it too"
+        ]
 
 
 def write_tokenizer(source: Source, model: ModelConfig, out: Path) -> TokenizerFacts:
@@ -74,6 +85,7 @@ def _facts(tokenizer: Any, source: Source) -> TokenizerFacts:
         pad_id=end_ids[0] if pad_id is None else int(pad_id),
         chat_prefix=prefix,
         chat_suffix=suffix,
+        turn_end=_turn_end(tokenizer),
     )
 
 
@@ -91,6 +103,21 @@ def _chat(tokenizer: Any) -> tuple[str, str]:
     bos = tokenizer.bos_token or ""
     adds_bos = bool(bos) and tokenizer("x").input_ids[:1] == [tokenizer.bos_token_id]
     return (prefix.removeprefix(bos) if adds_bos else prefix), suffix
+
+
+def _turn_end(tokenizer: Any) -> int | None:
+    """Return the special token after an answer in the chat template; None if there is none."""
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        return None
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except TemplateError:  # a template may want other turns
+        return None
+    behind = tokenizer(text.partition(_MARK)[2].lstrip(), add_special_tokens=False).input_ids[:1]
+    return next((int(i) for i in behind if i in tokenizer.added_tokens_decoder), None)
 
 
 def read_vocabulary(source: Source) -> dict[str, int]:
