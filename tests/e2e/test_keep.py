@@ -25,13 +25,15 @@ LONG = {"text_input": "The quick", "max_tokens": 3000, "stream": True, "end_id":
 
 
 @contextmanager
-def serving(server: Served, tmp_path: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
+def serving(
+    server: Served, tmp_path: Path, *options: str, host: str = "127.0.0.1"
+) -> Iterator["subprocess.Popen[str]"]:
     """Run the command on the repository of a server, to the end of the block at most."""
-    address = free_address()
+    address = free_address(host)
     ports = {"grpc": address.grpc_port, "http": address.http_port, "metrics": address.metrics_port}
     command = [
         *(sys.executable, "-m", "specpipe", "serve"),
-        *("--repository", str(server.workspace.repository)),
+        *("--repository", str(server.workspace.repository), "--host", host),
         *(word for name, port in ports.items() for word in (f"--{name}-port", str(port))),
         *options,
     ]

@@ -59,7 +59,16 @@ if TYPE_CHECKING:
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Start a server that ends by itself again, N times an hour at most.",
+    help="Start a server that ends by itself or hangs again, N times an hour at most.",
+)
+@click.option(
+    "--stall-timeout",
+    "stalled_s",
+    metavar="S",
+    type=click.IntRange(min=1),
+    default=30,
+    show_default=True,
+    help="Seconds without progress after which the server counts as hung.",
 )
 @click.option("--log-to-stderr", is_flag=True, help="Show the server's output too; for containers.")
 @json_option
@@ -72,6 +81,7 @@ def serve(
     timeout_s: int | None,
     drain_s: int,
     restarts: int,
+    stalled_s: int,
     log_to_stderr: bool,
     as_json: bool,
     host: str,
@@ -93,6 +103,7 @@ def serve(
     from specpipe.cli.ending import handle
     from specpipe.serve.address import Address
     from specpipe.serve.keep import Budget, StopRequest, keep_serving
+    from specpipe.serve.progress import Patience
     from specpipe.serve.tritonserver import start_server
 
     models, log = _find_repository(config_path, workspace, repository)
@@ -110,7 +121,15 @@ def serve(
         tls=tls,
         show=_show if log_to_stderr else None,
     )
-    keep_serving(start, stop, Budget(restarts), drain_s, on_ready=_print_ready, report=say)
+    keep_serving(
+        start,
+        stop,
+        Budget(restarts),
+        drain_s,
+        on_ready=_print_ready,
+        report=say,
+        patience=Patience.of(stalled_s),
+    )
     say("stopped")
 
 

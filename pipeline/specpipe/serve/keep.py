@@ -4,16 +4,17 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from threading import Event
 
 from specpipe.errors import StageFailed
+from specpipe.serve.progress import Patience, Watch, monitors
 from specpipe.serve.tritonserver import RunningServer
-from specpipe.serve.watch import Pulse, is_live, requests_in_hand
+from specpipe.serve.watch import requests_in_hand
 
 POLL_SECONDS = 0.2
 HOUR_SECONDS = 3600.0
+NORMAL = Patience()
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,20 @@ def keep_serving(
     *,
     on_ready: Callable[[RunningServer], None],
     report: Callable[[str], None],
+    patience: Patience = NORMAL,
 ) -> None:
     """Serve until `stop` is asked for, then let the requests in hand end, for `drain_s` at most.
 
-    A server that ends by itself, hangs, or loses the process of a model is started again as long as
-    `budget` lasts; its log is kept beside the new one. Raises StageFailed when the budget is spent,
-    and what `start` raises.
+    A server that ends by itself, stands still for longer than `patience` allows, or loses the
+    process of a model is started again as long as `budget` lasts; its log is kept beside the new
+    one. Raises StageFailed when the budget is spent, and what `start` raises.
     """
     while True:
         with start() as endpoint:
             if stop.asked.is_set():  # while it was starting
                 return
             on_ready(endpoint)
-            failure = _await_end(endpoint, stop)
+            failure = _await_end(endpoint, stop, patience, report)
             if failure is None:
                 _drain(endpoint, stop, drain_s, report)
                 return
@@ -77,13 +79,15 @@ def keep_serving(
         report(f"{failure}; its output is in {kept}. Starting it again")
 
 
-def _await_end(endpoint: RunningServer, stop: StopRequest) -> str | None:
+def _await_end(
+    endpoint: RunningServer, stop: StopRequest, patience: Patience, report: Callable[[str], None]
+) -> str | None:
     """Wait for a request to stop; return what went wrong if that came first."""
-    pulse = Pulse(partial(is_live, endpoint.address))
-    while not stop.asked.wait(POLL_SECONDS):
-        failure = endpoint.failure() or pulse.failure()
-        if failure is not None:
-            return failure
+    with Watch(monitors(endpoint, patience), report) as watch:
+        while not stop.asked.wait(POLL_SECONDS):
+            failure = endpoint.failure() or watch.failure()
+            if failure is not None:
+                return failure
     return None
 
 

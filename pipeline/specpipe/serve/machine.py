@@ -6,8 +6,10 @@ from pathlib import Path
 
 from specpipe.artifacts import Artifact, read_artifact
 from specpipe.building import Rejection
+from specpipe.endpoint import Model
 from specpipe.engine.tensorrt.machine import FoundGpu, find_gpus
 from specpipe.errors import ConfigError, Unsupported
+from specpipe.repository.description import read_endpoint
 
 
 def require_models(repository: Path) -> None:
@@ -17,6 +19,14 @@ def require_models(repository: Path) -> None:
             f"{repository} is no model repository: none of its folders has a config.pbtxt",
             hint="give the folder that `specpipe package` wrote, triton_repo/<name>",
         )
+
+
+def find_front(repository: Path) -> Model | None:
+    """Return the model of a repository that users call; None if the repository does not say."""
+    try:
+        return read_endpoint(repository).text
+    except ConfigError:
+        return None
 
 
 def require_same_machine(repository: Path) -> None:

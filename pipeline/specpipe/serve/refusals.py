@@ -7,6 +7,7 @@ from specpipe.repository.models.failures import read_message
 
 BUSY = ("the server is busy", "maximum queue size")  # in the errors of full queues
 START = "start one with `specpipe serve --config F`, or give --url"
+_DEAD = "is not healthy"  # Triton's Python backend of a model whose process has ended
 # What gRPC reports of a connection, and never Triton of a request.
 _TRANSPORT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "UNKNOWN")
 
@@ -22,7 +23,7 @@ def refusal(error: InferenceServerException, url: str, *, answered: bool = False
     status = code or str(error.status()).removeprefix("StatusCode.")
     if any(words in message for words in BUSY):
         return Unavailable(message, hint="try again later, or raise serving.max_queue_size")
-    if code == "UNAVAILABLE":
+    if code == "UNAVAILABLE" or _DEAD in message:
         return Unavailable(
             f"the server at {url} cannot answer: {message}",
             hint="`specpipe serve --restarts N` starts a server again whose engine ended",

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from specpipe.endpoint import Model
 from specpipe.errors import StageFailed, Unsupported
 from specpipe.repository.models.rendezvous import FOLDER, socket_path
 from specpipe.repository.placement import read_placement
@@ -32,7 +33,7 @@ from specpipe.serve.launch import (
     whole_environment,
 )
 from specpipe.serve.log import Show, claimed_log, find_cause
-from specpipe.serve.machine import require_models, require_same_machine
+from specpipe.serve.machine import find_front, require_models, require_same_machine
 from specpipe.serve.watch import children, describe_end, first_ended, is_ready
 
 STARTING_SECONDS = 120.0
@@ -48,6 +49,8 @@ class RunningServer:
     log: Path
     models: Mapping[int, str] = field(default_factory=dict)  # the processes of its models
     engine_socket: Path | None = None  # of an engine that tells whether it moves: `ping_engine`
+    front: Model | None = None  # the model that users call; None: the repository does not say
+    encrypted: bool = False  # whether gRPC takes only clients with the right certificates
 
     def is_alive(self) -> bool:
         """Tell whether the process still runs."""
@@ -113,7 +116,8 @@ def start_server(
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
-        endpoint = RunningServer(address, process, log)
+        front = find_front(repository)
+        endpoint = RunningServer(address, process, log, front=front, encrypted=tls is not None)
         try:
             waits = LOADING_SECONDS if placement is not None else STARTING_SECONDS
             _await_ready(endpoint, waits if timeout_s is None else timeout_s, give_up)

@@ -2,9 +2,7 @@
 
 import contextlib
 import signal
-import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from specpipe.serve.address import Address
@@ -12,9 +10,6 @@ from specpipe.serve.connect import read_url
 
 # Triton's own count lacks what a decoupled model still answers, ours what waits in Triton's queue.
 _IN_HAND = ("specpipe_requests_in_flight{", "nv_inference_pending_request_count{")
-
-PULSE_SECONDS = 15.0  # how often a server is asked whether it lives
-SILENT_SECONDS = 60.0  # a server that has not answered for so long hangs
 
 
 def children(pid: int) -> dict[int, str]:
@@ -66,45 +61,24 @@ def is_ready(address: Address) -> bool:
     return _is_healthy(address, "ready", 1)
 
 
-def is_live(address: Address) -> bool:
+def is_live(address: Address, timeout_s: float = 5) -> bool:
     """Ask a server whether it lives, whatever its models do."""
-    return _is_healthy(address, "live", 5)
+    return _is_healthy(address, "live", timeout_s)
 
 
 def _is_healthy(address: Address, what: str, timeout_s: float) -> bool:
     return read_url(f"http://{address.http}/v2/health/{what}", timeout_s) is not None
 
 
-@dataclass
-class Pulse:
-    """Finds a server that runs but hangs, as one may after a crash in its own crash handler."""
-
-    ask: Callable[[], bool]
-    now: Callable[[], float] = time.monotonic
-
-    def __post_init__(self) -> None:
-        """Begin with a server that has just said that it is ready."""
-        self._asked = self._heard = self.now()
-
-    def failure(self) -> str | None:
-        """Ask if it is time to; say for how long the server has been silent if that is too long."""
-        if self.now() - self._asked < PULSE_SECONDS:
-            return None
-        if self.ask():
-            self._heard = self.now()
-        self._asked = self.now()
-        silent = self.now() - self._heard
-        return (
-            f"tritonserver has not answered for {silent:.0f} s"
-            if silent >= SILENT_SECONDS
-            else None
-        )
-
-
 def requests_in_hand(address: Address) -> int:
     """Return how many text requests a server answers or keeps waiting; 0 if it cannot be asked."""
+    return count_in_hand(read_metrics(address) or ())
+
+
+def read_metrics(address: Address) -> list[str] | None:
+    """Return the lines of a server's metrics; None if it does not answer."""
     metrics = read_url(f"http://{address.metrics}/metrics", 5)
-    return count_in_hand((metrics or b"").decode(errors="replace").splitlines())
+    return None if metrics is None else metrics.decode(errors="replace").splitlines()
 
 
 def count_in_hand(lines: Iterable[str]) -> int:

@@ -10,6 +10,8 @@ from specpipe.contracts import Sampling
 from specpipe.repository.models.failures import EngineError
 from specpipe.speculate.decode import Finish, Limits, Step
 
+PROBE_ID = "specpipe-probe"  # of the requests by which `serve` finds out whether a server moves
+
 
 @dataclass(frozen=True)
 class Request:

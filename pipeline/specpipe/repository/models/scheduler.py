@@ -19,7 +19,7 @@ from typing import Protocol
 
 from specpipe.assembly import Slot
 from specpipe.contracts import Logits
-from specpipe.repository.models.exchange import Counters, Heartbeat, Request
+from specpipe.repository.models.exchange import PROBE_ID, Counters, Heartbeat, Request
 from specpipe.repository.models.failures import EngineError, QueueFull
 from specpipe.repository.models.guards import harmless, start_vital_thread
 from specpipe.speculate.decode import Prefilled, Step
@@ -241,7 +241,8 @@ class Scheduler:
     def _take(self, session: _Session, step: Step) -> None:
         session.counters.add(step)
         try:
-            self.observe(step)
+            if session.request.request_id != PROBE_ID:
+                self.observe(step)
         except Exception as error:
             if self._counts:
                 log.error(

@@ -6,12 +6,12 @@ speculation, which they do not in upstream's own ensemble and BLS.
 """
 
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any
 
 from specpipe.errors import Unsupported
 from specpipe.repository.models import bounds, requests, triton
-from specpipe.repository.models.exchange import Request
+from specpipe.repository.models.exchange import PROBE_ID, Request
 from specpipe.repository.models.failures import EngineError
 from specpipe.repository.models.guards import Threads, harmless
 from specpipe.repository.models.sources import open_source
@@ -58,7 +58,8 @@ class TritonPythonModel:
         del self._source, self._traffic
 
     def _serve(self, call: Any, responder: triton.Responder) -> None:
-        with self._traffic.request():
+        uncounted = call.request_id() == PROBE_ID
+        with nullcontext() if uncounted else self._traffic.request():
             try:
                 self._answer(call, responder)
             except Exception as error:
@@ -80,7 +81,7 @@ class TritonPythonModel:
         sampling = requests.sampling(tensors, self._tokenizer.end_ids, bad_words)
         check_sampling(sampling, self._tokenizer.vocab_size)
         request = Request(
-            request_id="",
+            request_id=PROBE_ID if call.request_id() == PROBE_ID else "",
             prompt=tuple(ids),
             sampling=sampling,
             limits=Limits(asked.max_tokens),
@@ -94,5 +95,5 @@ class TritonPythonModel:
             try:
                 answer.run(steps)
             finally:
-                if answer.used is not None:
+                if answer.used is not None and request.request_id != PROBE_ID:
                     harmless(self._source.count, answer.used)

@@ -1,0 +1,82 @@
+"""Questions to a running server that cost it next to nothing; each is answered within its time."""
+
+import contextlib
+import queue
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tritonclient.utils import InferenceServerException
+
+from specpipe.endpoint import Model
+from specpipe.errors import Unavailable
+from specpipe.repository.models.engine_client import ping_engine
+from specpipe.repository.models.exchange import PROBE_ID
+from specpipe.repository.models.failures import EngineError
+from specpipe.serve.connect import connect
+from specpipe.serve.inputs import Options, input_tensors, text_request
+from specpipe.serve.refusals import refusal
+
+Reply = tuple[Any, InferenceServerException | None]
+_NO_MODEL = "specpipe-no-model"
+
+
+def answers_ping(engine_socket: Path, timeout_s: float) -> bool:
+    """Tell whether the thread that owns the engine answers; it need not be idle."""
+    try:
+        ping_engine(engine_socket, timeout_s / 2)  # it waits twice: to connect and to hear
+    except EngineError:
+        return False
+    return True
+
+
+def answers_stream(url: str, timeout_s: float) -> bool:
+    """Tell whether a stream is answered, by a request that Triton refuses before any queue."""
+    reply = _first_reply(
+        url, timeout_s, lambda connection: connection.async_stream_infer(_NO_MODEL, [])
+    )
+    return reply is not None and not _is_unavailable(reply, url)
+
+
+def answers_request(url: str, model: Model, timeout_s: float) -> bool:
+    """Tell whether a request for one token is answered, be it with an error of its own.
+
+    A full queue is no answer: whether the engine moves is told by other signs. Our models leave
+    the request out of their metrics.
+    """
+    drafts = None if model.draft_limit is None else 0
+    options = Options(max_tokens=1, num_draft_tokens=drafts)
+    request = text_request(model, "a", options, stream=model.decoupled)
+
+    def send(connection: Any) -> None:
+        connection.async_stream_infer(
+            model.name,
+            input_tensors(request.inputs),
+            request_id=PROBE_ID,
+            parameters=request.parameters,
+        )
+
+    reply = _first_reply(url, timeout_s, send)
+    return reply is not None and not _is_unavailable(reply, url)
+
+
+def _first_reply(url: str, timeout_s: float, send: Callable[[Any], None]) -> Reply | None:
+    replies: queue.Queue[Reply] = queue.Queue()
+    connection = connect(url)
+    try:
+        connection.start_stream(
+            lambda result, error: replies.put((result, error)), stream_timeout=timeout_s
+        )
+        with contextlib.suppress(InferenceServerException):  # of a broken stream: see the reply
+            send(connection)
+        return replies.get(timeout=timeout_s + 1)  # gRPC itself ends the stream before
+    except queue.Empty:
+        return None
+    finally:
+        connection.stop_stream()  # waits for the stream's end, which has its time limit
+        connection.close()
+
+
+def _is_unavailable(reply: Reply, url: str) -> bool:
+    error = reply[1]
+    return error is not None and isinstance(refusal(error, url), Unavailable)

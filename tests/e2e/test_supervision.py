@@ -1,0 +1,162 @@
+"""What stands still is found, what ends leaves nothing, and nobody gets between: real servers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from specpipe.serve.address import free_address, split_host_and_port
+from specpipe.serve.client import Client, Options
+from specpipe.serve.probe import answers_ping, answers_request, answers_stream
+from specpipe.serve.watch import children, read_metrics
+from tests.e2e.conftest import Served
+from tests.e2e.test_keep import ready, serving
+
+pytestmark = pytest.mark.e2e
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Return the command lines of the processes whose temporary folder is `folder`."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"TMPDIR={folder}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append((process / "cmdline").read_text())
+        except OSError:
+            continue
+    return [line for line in found if line]  # those that ended and are not reaped have none
+
+
+def leftovers(folder: Path, pid: int) -> dict[str, list[str]]:
+    """Return the processes, temporary files and shared memory that a command left."""
+    return {
+        "processes": processes_of(folder),
+        "files": [file.name for file in folder.iterdir()],
+        "shared memory": [file.name for file in Path("/dev/shm").glob(f"specpipe{pid}_*")],
+    }
+
+
+NOTHING: dict[str, list[str]] = {"processes": [], "files": [], "shared memory": []}
+
+
+def test_an_engine_that_stands_still_is_started_again_and_then_ends_the_command(
+    server: Served, tmp_path: Path
+) -> None:
+    with serving(server, tmp_path, "--restarts", "1", "--stall-timeout", "6") as process:
+        for _ in range(2):
+            engines = children(ready(process)["pid"])
+            stopped = next(pid for pid, name in engines.items() if name == "tensorrt_llm")
+            os.kill(stopped, signal.SIGSTOP)
+        assert process.wait(120) == 4
+    told = (tmp_path / "stderr").read_text()
+    assert "the engine has not answered for" in told and "Starting it again" in told
+    assert "after 1 restarts in an hour" in told
+    assert not [line for line in processes_of(tmp_path) if "triton" in line]
+
+
+def test_a_server_whose_process_is_stopped_is_noticed(server: Served, tmp_path: Path) -> None:
+    with serving(server, tmp_path, "--stall-timeout", "6") as process:
+        os.kill(ready(process)["pid"], signal.SIGSTOP)
+        assert process.wait(120) == 4
+    assert "has not answered for" in (tmp_path / "stderr").read_text()
+
+
+def test_requests_of_serve_move_none_of_the_metrics_of_ours(server: Served) -> None:
+    address, front = server.endpoint.address, server.endpoint.front
+    assert front is not None and server.endpoint.engine_socket is not None
+
+    def ours() -> list[str]:
+        lines = read_metrics(address) or []
+        return [line for line in lines if line.startswith("specpipe_")]
+
+    server.client.generate("The quick", Options(max_tokens=5))
+    before = ours()
+    assert before
+    for _ in range(3):
+        assert answers_request(address.grpc, front, 30)
+        assert answers_stream(address.grpc, 30)
+        assert answers_ping(server.endpoint.engine_socket, 30)
+    assert ours() == before
+
+
+def command(server: Served, name: str, *options: str) -> list[str]:
+    """Return a command line for the run of `server`, with prompts that it has room for."""
+    folder = server.workspace.root
+    (folder / "prompts.jsonl").write_text('{"prompt": "The quick brown fox"}\n')
+    values = json.loads(Path(server.config.path).read_text())
+    values["validate"] = {"prompts": str(folder / "prompts.jsonl"), "max_tokens": 20}
+    (folder / "short.yaml").write_text(json.dumps(values))
+    run = ["--config", str(folder / "short.yaml"), "--workspace", str(folder)]
+    return [sys.executable, "-m", "specpipe", name, *run, *options]
+
+
+def ports() -> list[str]:
+    address = free_address()
+    pairs = {"grpc": address.grpc_port, "http": address.http_port, "metrics": address.metrics_port}
+    return [word for name, port in pairs.items() for word in (f"--{name}-port", str(port))]
+
+
+def test_a_second_server_leaves_the_log_of_the_first_alone(server: Served, tmp_path: Path) -> None:
+    logs = []
+    with ExitStack() as stack:
+        for _ in range(2):
+            process = subprocess.Popen(
+                command(server, "serve", *ports()), stdout=subprocess.PIPE, text=True
+            )
+            stack.callback(process.wait, 60)
+            stack.callback(process.terminate)
+            assert process.stdout
+            logs.append(Path(json.loads(process.stdout.readline())["log"]))
+            stack.callback(process.stdout.close)
+        assert [log.name for log in logs] == ["tritonserver.log", "tritonserver-2.log"]
+        assert all("Started GRPCInferenceService" in log.read_text() for log in logs)
+
+
+COMMANDS = {  # and what of it must run when the signal comes
+    "serve": "tensorrt_llm/1/model.py",
+    "validate": "tensorrt_llm/1/model.py",
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_signal_leaves_nothing_of_a_command_with_a_server(
+    name: str, number: signal.Signals, server: Served, tmp_path: Path
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with (tmp_path / "stderr").open("w") as stderr:
+        process = subprocess.Popen(
+            command(server, name, *(ports() if name == "serve" else ())),
+            stdout=subprocess.DEVNULL, stderr=stderr, env={**os.environ, "TMPDIR": str(scratch)},
+        )  # fmt: skip
+    while not any(COMMANDS[name] in line for line in processes_of(scratch)):
+        assert process.poll() is None, (tmp_path / "stderr").read_text()
+        time.sleep(0.05)
+    assert leftovers(scratch, process.pid)["shared memory"]
+    process.send_signal(number)
+    code = process.wait(60)
+    assert code == (0 if name == "serve" else 128 + number), (tmp_path / "stderr").read_text()
+    assert leftovers(scratch, process.pid) == NOTHING
+
+
+def test_a_server_on_ipv6_with_proxies_in_the_environment_serves(
+    server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = "http://127.0.0.1:1"
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy"), nowhere)
+    for name, value in proxies.items():
+        monkeypatch.setenv(name, value)
+    with serving(server, tmp_path, host="::1") as process:
+        told = ready(process)
+        assert told["grpc"].startswith("[::1]:") and split_host_and_port(told["http"])
+        answer = Client(told["grpc"], timeout_s=60).generate("The quick", Options(max_tokens=5))
+        assert answer.output_tokens == 5
+        process.terminate()
+        assert process.wait(60) == 0
