@@ -25,7 +25,9 @@ from specpipe.errors import Unsupported
 from specpipe.model import ModelConfig
 
 BLOCK = 64  # cached rows are handed over in blocks, since every new shape costs the plugin time
-CHUNK = 256  # prompt tokens a call
+# Prompt tokens a call: what other streams wait for. Smaller ones cost more a token, larger ones do
+# not cost less (scripts/bench-prefill); it is constant, so that an answer does not depend on load.
+CHUNK = BLOCK
 
 
 @dataclass
