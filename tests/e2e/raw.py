@@ -38,6 +38,7 @@ def stream(
     values: Mapping[str, Any],
     *,
     request_id: str = "",
+    parameters: Mapping[str, Any] | None = None,
     take: int | None = None,
     ready: Callable[[], object] = lambda: None,
     on_result: Callable[[], object] = lambda: None,
@@ -52,7 +53,11 @@ def stream(
     client.start_stream(lambda result, error: answers.put(error or result))
     ready()
     client.async_stream_infer(
-        model, tensors(values), request_id=request_id, enable_empty_final_response=True
+        model,
+        tensors(values),
+        request_id=request_id,
+        enable_empty_final_response=True,
+        parameters=dict(parameters or {}),
     )
     results: list[Any] = []
     ended = False

@@ -16,6 +16,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from specpipe.errors import Unsupported
+from specpipe.repository.description import read_endpoint
 from specpipe.serve.client import Options, collect
 from specpipe.validate.reference import Reference
 from tests.e2e import raw
@@ -261,6 +262,56 @@ def test_a_server_that_answers_in_one_piece_refuses_to_stream(twin: Served) -> N
     assert twin.client.generate(PROMPT, Options(max_tokens=40)).text == expected(twin)
 
 
+def test_the_client_goes_by_what_the_server_says_of_itself(server: Served) -> None:
+    endpoint, client = server.client.endpoint, server.client
+    assert endpoint == read_endpoint(server.workspace.repository)
+    for model in ("ensemble", "tensorrt_llm_bls"):
+        for count in (0, 2, 3):
+            answer = client.generate(
+                PROMPT, Options(max_tokens=40, num_draft_tokens=count), model=model
+            )
+            assert answer.text == expected(server)
+            assert (answer.acceptance.draft_tokens > 0) == (count > 0)
+    (piece,) = client.stream_tokens(server.tokenizer.encode(PROMPT, 100), Options(max_tokens=40))
+    assert list(piece.tokens) == server.plain(PROMPT, 40) and not piece.acceptance.draft_tokens
+    assert endpoint.tokens is not None and not endpoint.tokens.speculates
+
+
+@pytest.mark.parametrize("model", ["tensorrt_llm", "tensorrt_llm_draft"])
+def test_an_engine_that_is_not_decoupled_refuses_to_stream(model: str, server: Served) -> None:
+    """The C++ backend's rule and words."""
+    values = {"input_ids": np.array([[5, 6]], np.int32), "input_lengths": 2,
+              "request_output_len": 4, "streaming": True}  # fmt: skip
+    with pytest.raises(InferenceServerException, match="only supported if model is deployed using"):
+        raw.unary(server.url, model, values)
+
+
+@pytest.mark.parametrize("exclude", [None, False, True])
+def test_an_engine_repeats_the_prompt_unless_it_is_excluded(
+    exclude: bool | None, server: Served
+) -> None:
+    prompt = server.tokenizer.encode(PROMPT, 100)
+    values = {"input_ids": np.array([prompt], np.int32), "input_lengths": len(prompt),
+              "request_output_len": 5, "return_num_output_tokens": True}  # fmt: skip
+    if exclude is not None:
+        values["exclude_input_in_output"] = exclude
+    result = raw.unary(server.url, "tensorrt_llm", values)
+    echo = [] if exclude else prompt
+    assert result.as_numpy("output_ids")[0][0].tolist() == [*echo, *server.plain(PROMPT, 5)]
+    assert raw.value(result, "sequence_length") == len(echo) + 5
+
+
+def test_an_engine_ignores_parameters_that_it_does_not_know(server: Served) -> None:
+    values = {"input_ids": np.array([[5, 6]], np.int32), "input_lengths": 2,
+              "request_output_len": 4, "exclude_input_in_output": True}  # fmt: skip
+    answers = [
+        raw.stream(server.url, "tensorrt_llm", values, parameters=parameters)[-1]
+        for parameters in ({}, {"num_draft_tokens": 99, "frobnicate": "yes"})
+    ]
+    first, second = (a.as_numpy("output_ids").tolist() for a in answers)
+    assert first == second
+
+
 def drive(server: Served, model: str, tokens: list[int], count: int, draft: list[int]) -> list[int]:
     """Call an engine as upstream's speculative client does; return prompt and new tokens."""
     values = {
@@ -329,3 +380,42 @@ def test_an_engine_that_guesses_by_itself_streams_through_the_text_models(serve)
         produced = metrics(server, "specpipe_output_tokens_total")["tensorrt_llm"]
         time.sleep(0.3)
         assert metrics(server, "specpipe_output_tokens_total")["tensorrt_llm"] == produced < 2000
+
+
+def test_an_engine_that_speculates_in_every_request_is_not_said_to_decode_plainly(serve) -> None:
+    """As Medusa, EAGLE and ReDrafter on a GPU: nothing in a request can change what is drafted."""
+    with serve(serving={"loop": "bls", "decoupled": False}) as server:
+        endpoint = server.client.endpoint
+        assert endpoint.tokens is not None and not endpoint.tokens.decoupled
+        for model in (*endpoint.texts, endpoint.tokens):
+            assert model.speculates and not model.can_decode_plainly
+        prompt = server.tokenizer.encode(PROMPT, 100)
+        values = {"input_ids": np.array([prompt], np.int32), "input_lengths": len(prompt),
+                  "request_output_len": 40, "return_perf_metrics": True,
+                  "exclude_input_in_output": True}  # fmt: skip
+        (result,) = raw.stream(server.url, "tensorrt_llm", values,
+                               parameters={"num_draft_tokens": 0})  # fmt: skip
+        assert result.as_numpy("output_ids").reshape(-1).tolist() == server.plain(PROMPT, 40)
+        assert raw.value(result, "total_draft_tokens") > 0
+        error = raw.stream(server.url, "tensorrt_llm_bls", asked(num_draft_tokens=0))[-1]
+        assert error.message().startswith("UNSUPPORTED: num_draft_tokens is 0: the engine drafts")
+        with pytest.raises(Unsupported, match="no request can change that"):
+            server.client.generate(PROMPT, Options(num_draft_tokens=0))
+        with pytest.raises(InferenceServerException, match="Streaming is only supported"):
+            raw.unary(server.url, "tensorrt_llm", {**values, "streaming": True})
+        answer = server.client.generate(PROMPT, Options(max_tokens=40))
+        assert answer.text == expected(server) and answer.acceptance.draft_tokens > 0
+
+
+def test_a_lookahead_engine_is_turned_off_by_its_sizes(serve) -> None:
+    options = {"method": "lookahead", "window_size": 2, "ngram_size": 3, "verification_set_size": 2}
+    with serve(serving={"loop": "bls"}, speculation=options) as server:
+        for model in ("ensemble", "tensorrt_llm_bls"):
+            for count in (0, None):
+                asked_ = Options(max_tokens=40, num_draft_tokens=count)
+                answer = server.client.generate(PROMPT, asked_, model=model)
+                assert answer.text == expected(server)
+                assert (answer.acceptance.draft_tokens > 0) == (count is None)
+        prompt = server.tokenizer.encode(PROMPT, 100)
+        plain = collect(server.client.stream_tokens(prompt, Options(num_draft_tokens=0)))
+        assert not plain.acceptance.draft_tokens and plain.output_tokens

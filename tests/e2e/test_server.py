@@ -1,5 +1,6 @@
 """A real tritonserver with the five models: answers, streams, options, refusals, cancellation."""
 
+import json
 import threading
 import time
 import urllib.request
@@ -11,6 +12,7 @@ import requests
 from tritonclient.utils import InferenceServerException
 
 from specpipe.errors import ConfigError, StageFailed
+from specpipe.repository.description import read_endpoint
 from specpipe.repository.signature import MODELS
 from specpipe.serve.client import Options, collect
 from specpipe.validate.reference import Reference
@@ -82,6 +84,38 @@ def test_one_and_the_same_answer_with_and_without_speculation(server: Served) ->
     for drafts in (0, 1, 3):
         values = asked(num_draft_tokens=drafts)
         assert raw.text(raw.stream(server.url, "tensorrt_llm_bls", values)) == expected(server)
+
+
+def test_a_request_parameter_limits_drafts_where_there_is_no_tensor(server: Served) -> None:
+    for model in ("ensemble", "tensorrt_llm_bls"):
+        for drafts in (0, 1, 3):
+            values, limit = asked(return_perf_metrics=True), {"num_draft_tokens": drafts}
+            results = raw.stream(server.url, model, values, parameters=limit)
+            assert raw.text(results) == expected(server)
+            assert (raw.value(results[-1], "total_draft_tokens") > 0) == (drafts > 0)
+    error = raw.stream(server.url, "ensemble", asked(), parameters={"num_draft_tokens": "few"})[-1]
+    assert error.message().startswith("INVALID_ARG: the parameter num_draft_tokens is 'few'")
+
+
+def test_a_server_says_how_it_is_called(server: Served) -> None:
+    assert server.client.endpoint == read_endpoint(server.workspace.repository)
+    assert server.client.endpoint.template is not None
+    for model in ("ensemble", "tensorrt_llm_bls"):
+        for drafts in (0, None):
+            options = Options(max_tokens=40, num_draft_tokens=drafts)
+            answer = server.client.generate(PROMPT, options, model=model)
+            assert answer.text == expected(server)
+            assert (answer.acceptance.draft_tokens > 0) == (drafts is None)
+            assert answer.output_tokens == len(server.plain(PROMPT, 40))
+
+
+def test_a_chat_message_is_sent_in_the_models_template(server: Served) -> None:
+    facts = server.workspace.repository / "preprocessing/1/tokenizer/tokenizer_facts.json"
+    chat = json.loads(facts.read_text())
+    prompt = chat["chat_prefix"] + "hi" + chat["chat_suffix"]
+    assert prompt != "hi"
+    plain = server.tokenizer.decode(server.plain(prompt, 12))
+    assert server.client.generate("hi", Options(max_tokens=12), chat=True).text == plain
 
 
 @TEXT_MODELS

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.assembly import describe_endpoint
+from specpipe.assembly import describe_endpoint, load_backend
 from specpipe.config import RunConfig, read_config
 from specpipe.endpoint import (
     DraftLimit,
@@ -130,3 +130,9 @@ def test_a_description_survives_its_journey_as_text() -> None:
 def test_what_is_no_description_is_a_sentence_with_a_hint(text: str) -> None:
     with pytest.raises(ConfigError, match=r"the server at x is not described (.|\n)*package"):
         load_endpoint(text, "the server at x")
+
+
+@pytest.mark.parametrize("method", ["prompt_lookup", "lookahead", "medusa", "draft_model", "none"])
+def test_the_rehearsal_of_a_gpu_run_is_called_as_that_run(method: str) -> None:
+    rehearsed = load_backend("openvino").endpoint(Serving(method, 4, True, loop="bls"))
+    assert rehearsed == TENSORRT.endpoint(Serving(method, 4, True))

@@ -169,6 +169,7 @@ def _loop(plan: RepositoryPlan) -> dict[str, str]:
         "tensorrt_llm_draft_model_name": ENGINE_MODELS["draft"] if plan.drafts else "",
         "accumulate_tokens": "false",
         "multimodal_encoders_name": "",
+        "draft_limit": _engine_limit(plan),
         "engine_decoupled": json.dumps(_engines_stream(plan)),
         "table": plan.table,
         **_vocabulary(plan),
@@ -190,7 +191,14 @@ def _engines_stream(plan: RepositoryPlan) -> bool:
     In the loop over draft and target every call is short, and Triton lets one model call another
     of the kind "one response a request" with any number of calls at a time.
     """
-    return not plan.drafts and (plan.config.serving.decoupled or not plan.release)
+    return not plan.drafts and (plan.config.serving.decoupled or not plan.drives_engines)
+
+
+def _engine_limit(plan: RepositoryPlan) -> str:
+    """Return how a request to the engines' model limits its draft tokens; empty if none can."""
+    tokens = plan.endpoint.tokens
+    limit = tokens.draft_limit if tokens else None
+    return limit.carrier if limit else ""
 
 
 def _instances(plan: RepositoryPlan) -> int:
@@ -209,9 +217,10 @@ def _cpu_engine(plan: RepositoryPlan, path: str = "engines/") -> Entry:
         **_lengths(plan),
         **engine_options(config),
         "engines": json.dumps(roles, sort_keys=True),
+        "draft_limit": _engine_limit(plan),
     }
     signature = served_signature("tensorrt_llm")
-    model = ServedModel("tensorrt_llm", signature, parameters, decoupled=True)
+    model = ServedModel("tensorrt_llm", signature, parameters, decoupled=_engines_stream(plan))
     return Entry(model, "engine")
 
 

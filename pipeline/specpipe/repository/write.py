@@ -24,7 +24,7 @@ __all__ = [
     "write_repository",
 ]
 
-FORMAT = "3"  # raise it when the same engines must give another repository
+FORMAT = "4"  # raise it when the same engines must give another repository
 
 
 def repository_options(config: RunConfig) -> dict[str, str]:

@@ -12,13 +12,9 @@ from tritonclient.utils import np_to_triton_dtype
 from specpipe.endpoint import Model
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.repository.models.requests import word_layout
+from specpipe.repository.models.upstream_rules import OFF
 
 Arrays = dict[str, NDArray[Any]]
-_OFF = {  # the sizes of lookahead decoding that mean plain decoding
-    "lookahead_window_size": 1,
-    "lookahead_ngram_size": 1,
-    "lookahead_verification_set_size": 0,
-}
 
 
 @dataclass(frozen=True)
@@ -152,7 +148,7 @@ def _draft_limit(model: Model, asked: int | None) -> tuple[dict[str, int], dict[
         possible = f"from 0 to {limit.most}" if limit.any_number else f"0 or {limit.most}"
         raise ConfigError(f"num_draft_tokens is {asked}: {model.name} takes {possible}")
     if limit.carrier == "lookahead":
-        return (_OFF if asked == 0 else {}), {}
+        return (OFF if asked == 0 else {}), {}
     own = {"num_draft_tokens": asked}
     return (own, {}) if limit.carrier == "tensor" else ({}, own)
 

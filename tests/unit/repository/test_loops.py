@@ -271,7 +271,7 @@ def test_an_engines_error_is_handed_on() -> None:
 
 def test_an_engine_of_its_own_is_followed_to_its_end() -> None:
     engine = TellingEngine([Reply((1, 2), (-1.0, -2.0), drafted=3, accepted=1), Reply((0,))])
-    steps = list(follow_engine(engine, request(3, log_probs=True), 3))
+    steps = list(follow_engine(engine, request(3, log_probs=True), 3, can_be_plain=False))
     assert [step.tokens for step in steps] == [(1, 2), (0,), ()]
     assert steps[-1].finish == "length" and steps[0].log_probs == (-1.0, -2.0)
     last = steps[-1].counters
@@ -280,22 +280,23 @@ def test_an_engine_of_its_own_is_followed_to_its_end() -> None:
 
 
 def test_an_engine_that_ends_early_has_met_its_end_token() -> None:
-    *_, last = follow_engine(TellingEngine([Reply((1,))]), request(9), 3)
+    *_, last = follow_engine(TellingEngine([Reply((1,))]), request(9), 3, can_be_plain=False)
     assert last.finish == "end_id"
 
 
 def test_leaving_an_engine_closes_its_call() -> None:
     engine = TellingEngine([Reply((1,)), Reply((2,)), Reply((0,))])
-    with closing(follow_engine(engine, request(9), 3)) as steps:
+    with closing(follow_engine(engine, request(9), 3, can_be_plain=False)) as steps:
         next(steps)
     assert engine.closed_early and engine.taken == 1
 
 
 def test_an_engine_that_drafts_by_itself_cannot_draft_less() -> None:
     with pytest.raises(Unsupported, match="drafts 3 tokens a step, or none with 0"):
-        list(follow_engine(TellingEngine([]), request(9, num_draft_tokens=1), 3))
+        asked = request(9, num_draft_tokens=1)
+        list(follow_engine(TellingEngine([]), asked, 3, can_be_plain=True))
     engine = TellingEngine([Reply((1,))])
-    list(follow_engine(engine, request(9, num_draft_tokens=0), 3))
+    list(follow_engine(engine, request(9, num_draft_tokens=0), 3, can_be_plain=True))
     assert not engine.calls[0].speculates
 
 
@@ -331,7 +332,7 @@ def test_engines_that_know_one_end_token_stop_at_all_of_them(most: int, min_toke
             )
             steps = list(draft_and_verify(target, draft, asked, most))
             assert tokens(steps) == expected and steps[-1].finish == finish
-        steps = list(follow_engine(TensorEngine(world.target, 8), asked, 3))
+        steps = list(follow_engine(TensorEngine(world.target, 8), asked, 3, can_be_plain=False))
         assert tokens(steps) == expected and steps[-1].finish == finish
         assert steps[-1].counters.output_tokens == len(expected)
 
@@ -345,7 +346,26 @@ def test_the_first_end_token_is_sent_as_end_id_and_the_others_as_stop_words() ->
 def test_an_engine_that_goes_on_after_an_end_token_is_cut_and_stopped() -> None:
     engine = TellingEngine([Reply((1, 2, 0), (-1.0, -2.0, -3.0)), Reply((1,)), Reply((1,))])
     asked = request(9, sampling=Sampling(end_ids=(0, 2)), log_probs=True)
-    steps = list(follow_engine(engine, asked, 3))
+    steps = list(follow_engine(engine, asked, 3, can_be_plain=False))
     assert tokens(steps) == [1, 2] and steps[0].log_probs == (-1.0, -2.0)
     assert steps[-1].finish == "end_id" and steps[-1].counters.output_tokens == 2
     assert engine.closed_early and engine.taken == 2
+
+
+@pytest.mark.parametrize("asked", [0, 2])
+def test_an_engine_that_always_speculates_refuses_to_be_called_plain(asked: int) -> None:
+    engine = TellingEngine([Reply((1,))])
+    with pytest.raises(Unsupported, match=f"is {asked}: .*3 tokens in every step of every request"):
+        request_ = request(9, num_draft_tokens=asked)
+        list(follow_engine(engine, request_, 3, can_be_plain=False))
+    assert not engine.calls
+    list(follow_engine(engine, request(9, num_draft_tokens=3), 3, can_be_plain=False))
+    assert engine.calls[0].speculates
+
+
+def test_a_run_without_speculation_is_plain_already() -> None:
+    engine = TellingEngine([Reply((1,))])
+    for asked in (0, None):
+        list(follow_engine(engine, request(9, num_draft_tokens=asked), 0, can_be_plain=False))
+    sent = [call_tensors(call, "1x", 16, stream=True) for call in engine.calls]
+    assert len(sent) >= 2 and not any(name.startswith("lookahead") for t in sent for name in t)

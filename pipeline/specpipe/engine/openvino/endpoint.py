@@ -1,20 +1,23 @@
 """How a CPU run is served and called."""
 
+from dataclasses import replace
+
 from specpipe.endpoint import DraftLimit, Endpoint, Model, Serving
+from specpipe.engine.tensorrt.endpoint import describe as describe_engines
 from specpipe.engine.upstream_models import TOKENS, upstream_endpoint
 
 
 def describe(serving: Serving) -> Endpoint:
     """Return the endpoint of a run.
 
-    `tensorrt_llm` holds the engines and speculates by itself. Only where the text models drive a
-    draft and a target it is the target, answers in one piece and never speculates.
+    `tensorrt_llm` holds the engines and speculates by itself; every model takes a request's limit.
+    Where Triton's text models drive the engines, that model follows upstream's rules, so the run is
+    called as one of TensorRT-LLM's newest release.
     """
+    if serving.loop == "bls":
+        return describe_engines(replace(serving, release=None))
     limit = None
     if serving.method != "none":
         limit = DraftLimit("parameter", serving.num_draft_tokens, serving.any_number)
-    if serving.loop == "bls" and serving.method == "draft_model":
-        tokens = Model("tensorrt_llm", TOKENS, decoupled=False, speculates=False)
-    else:
-        tokens = Model("tensorrt_llm", TOKENS, speculates=limit is not None, draft_limit=limit)
+    tokens = Model("tensorrt_llm", TOKENS, speculates=limit is not None, draft_limit=limit)
     return upstream_endpoint(tokens, limit, streams=serving.streams)

@@ -19,7 +19,8 @@ class Call:
     draft_logits: Logits | None = None  # [n, V]  what the draft was drawn from; None: certain
     wants_logits: bool = False
     log_probs: bool = False
-    speculates: bool = True  # False: an engine that drafts by itself must not, if it can
+    wants_acceptance: bool = False  # what the engine drafted by itself, if it tells
+    speculates: bool = True  # False: an engine of lookahead decoding decodes plainly
 
     def __post_init__(self) -> None:
         """Check what the engines take for granted."""

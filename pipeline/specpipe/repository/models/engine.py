@@ -1,20 +1,28 @@
-"""`tensorrt_llm`: tokens in, tokens out; the model that holds the engines. Decoupled."""
+"""`tensorrt_llm`: tokens in, tokens out; the model that holds the engines."""
 
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specpipe.assembly import limit_draft, load_deployment
 from specpipe.contracts import Logits
+from specpipe.endpoint import Carrier
 from specpipe.errors import ConfigError
 from specpipe.methods import Speculation
 from specpipe.records import parse_record
-from specpipe.repository.models import bounds, context, requests, token_requests, triton
+from specpipe.repository.models import (
+    bounds,
+    context,
+    requests,
+    token_requests,
+    triton,
+    upstream_rules,
+)
 from specpipe.repository.models.channel import EngineSocket
 from specpipe.repository.models.context import ContextLogits
 from specpipe.repository.models.exchange import Counters, Request
@@ -26,6 +34,8 @@ from specpipe.repository.models.responses import perf_tensors
 from specpipe.repository.models.scheduler import Listener, Scheduler
 from specpipe.speculate.decode import Limits, Step
 from specpipe.speculate.sampling import check_sampling
+
+_SUPPORTED = context.SUPPORTED | frozenset(upstream_rules.OFF)
 
 
 class TritonPythonModel:
@@ -39,6 +49,8 @@ class TritonPythonModel:
         roles = json.loads(options["engines"])
         engines = {role: folder / path for role, path in roles.items()}
         deployment = load_deployment(engines, options["backend"], self._speculation)
+        self._decoupled = triton.is_decoupled(args)
+        self._carrier = cast(Carrier, options["draft_limit"]) if options["draft_limit"] else None
         self._vocab_size = deployment.engines["target"].vocab_size
         self._max_input_len = int(options["max_input_len"])
         self._max_seq_len = int(options["max_seq_len"])
@@ -88,8 +100,9 @@ class TritonPythonModel:
         self._scheduler.submit(request, listener)
 
     def _parse(self, request: Any, tensors: requests.Tensors) -> Request:
+        upstream_rules.check_streaming(tensors, decoupled=self._decoupled)
         bounds.check_tokens(tensors, self._max_input_len, "max_input_len")
-        requests.refuse_unsupported(tensors, context.SUPPORTED)
+        requests.refuse_unsupported(tensors, _SUPPORTED)
         prompt = token_requests.prompt(tensors, self._vocab_size)
         max_tokens = token_requests.output_length(tensors)
         requests.check_lengths(len(prompt), max_tokens, self._max_input_len, self._max_seq_len)
@@ -104,7 +117,9 @@ class TritonPythonModel:
             prompt=prompt,
             sampling=sampling,
             limits=Limits(max_tokens, requests.word_ids(tensors, "stop_words_list")),
-            num_draft_tokens=requests.draft_limit(tensors, triton.request_parameters(request)),
+            num_draft_tokens=upstream_rules.asked_limit(
+                tensors, triton.request_parameters(request), self._carrier
+            ),
             log_probs=requests.flag(tensors, "return_log_probs"),
             context_logits=wants_context,
         )
@@ -129,11 +144,10 @@ class _Answer:
         responder: triton.Responder, tensors: requests.Tensors, parsed: Request, vocab_size: int
     ) -> "_Answer":
         streaming = requests.flag(tensors, "streaming")
-        echo = not streaming and not requests.flag(tensors, "exclude_input_in_output")
         return _Answer(
             responder=responder,
             streaming=streaming,
-            echo=parsed.prompt if echo else (),
+            echo=upstream_rules.echo(tensors, parsed.prompt),
             prompt_length=len(parsed.prompt),
             wants=frozenset(n for n in requests.RETURNS if requests.flag(tensors, n)),
             log_probs=parsed.log_probs,

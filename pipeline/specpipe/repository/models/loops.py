@@ -53,16 +53,20 @@ def draft_and_verify(
         yield Progress(step.tokens, step.log_probs, finish, replace(sequence.counters))
 
 
-def follow_engine(engine: Engine, request: Request, most: int) -> Generator[Progress, None, None]:
+def follow_engine(
+    engine: Engine, request: Request, most: int, *, can_be_plain: bool
+) -> Generator[Progress, None, None]:
     """Yield the answer of an engine that decodes by itself, speculating or not.
 
     That an answer ends is known when the engine says no more, or by an end token that it returns:
     the C++ engines return all of them but the first, which they keep.
+    Raises Unsupported for a number of draft tokens that the engine cannot be held to.
     """
     limit = asked_draft_tokens(request.num_draft_tokens, most)
-    if limit not in (0, most):
+    if limit != most and not (can_be_plain and limit == 0):
+        possible = "a step, or none with 0" if can_be_plain else "in every step of every request"
         raise Unsupported(
-            f"num_draft_tokens is {limit}: the engine drafts {most} tokens a step, or none with 0"
+            f"num_draft_tokens is {limit}: the engine drafts {most} tokens {possible}"
         )
     sequence = _Sequence(request)
     counters = sequence.counters
@@ -70,7 +74,12 @@ def follow_engine(engine: Engine, request: Request, most: int) -> Generator[Prog
     ended = False
     while sequence.left and not ended:
         length = sequence.next_stretch()
-        call = replace(sequence.call(), max_tokens=length, speculates=limit > 0)
+        call = replace(
+            sequence.call(),
+            max_tokens=length,
+            speculates=limit > 0 or most == 0,
+            wants_acceptance=True,
+        )
         before, used = len(sequence.generated), replace(counters)
         with closing(engine.infer(call)) as replies:
             for reply in replies:

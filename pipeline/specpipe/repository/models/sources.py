@@ -108,5 +108,6 @@ def bls_source(options: Mapping[str, str], model: str) -> LoopSource:
         draft = engine(options["tensorrt_llm_draft_model_name"])
         loop = partial(draft_and_verify, target, draft, most=most)
     else:
-        loop = partial(follow_engine, target, most=most)
+        plain = bool(options["draft_limit"])
+        loop = partial(follow_engine, target, most=most, can_be_plain=plain)
     return LoopSource(loop, meter.add_request)

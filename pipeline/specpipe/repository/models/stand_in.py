@@ -1,6 +1,7 @@
 """`tensorrt_llm` on a CPU: an engine of ours behind the tensors of TensorRT-LLM's.
 
-Takes one request at a time and answers it whole, as a C++ model that is not decoupled does: a draft
+Takes one request at a time and answers it whole, as a C++ model that is not decoupled does, and
+refuses what that refuses: streams, and longer drafts than its engine is built for. A draft
 (`draft_input_ids`) is verified in one step, by comparison, or by the ratio of the distributions if
 `draft_logits` come with it. What a request leaves in the KV cache is kept for the next one that
 begins alike.
@@ -13,7 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specpipe.assembly import load_backend
-from specpipe.repository.models import bounds, context, requests, token_requests, triton
+from specpipe.repository.models import (
+    bounds,
+    context,
+    requests,
+    token_requests,
+    triton,
+    upstream_rules,
+)
 from specpipe.repository.models.verifying import Prefixes, Question, answer, read_prompt
 from specpipe.speculate.sampling import check_sampling
 
@@ -33,9 +41,9 @@ class TritonPythonModel:
         options = triton.parameters(args)
         folder = triton.model_folder(args) / options["engine"]
         engine = load_backend(options["backend"]).load(folder)
-        width = 1 + int(options["num_draft_tokens"])
+        self._most = int(options["num_draft_tokens"])
         count = int(options["max_batch_size"])
-        self._prefixes = Prefixes([engine.runner(width) for _ in range(count)])
+        self._prefixes = Prefixes([engine.runner(1 + self._most) for _ in range(count)])
         self._vocab_size = engine.vocab_size
         self._max_seq_len = int(options["max_seq_len"])
         triton.trim_memory()
@@ -52,6 +60,7 @@ class TritonPythonModel:
 
     def _answer(self, tensors: requests.Tensors) -> dict[str, NDArray[Any]]:
         bounds.check_tokens(tensors, self._max_seq_len, "max_seq_len")
+        upstream_rules.check_streaming(tensors, decoupled=False)
         requests.refuse_unsupported(tensors, _SUPPORTED)
         if requests.flag(tensors, "stop"):  # nothing runs beside this request
             return outputs((), (), None)
@@ -59,7 +68,7 @@ class TritonPythonModel:
         wants_context = requests.flag(tensors, context.FLAG)
         read = read_prompt(question.prompt, self._prefixes).outputs() if wants_context else {}
         reply = answer(question, self._prefixes)
-        echo = () if requests.flag(tensors, "exclude_input_in_output") else question.prompt
+        echo = upstream_rules.echo(tensors, question.prompt)
         logits = reply.logits if requests.flag(tensors, "return_generation_logits") else None
         return outputs((*echo, *reply.tokens), reply.log_probs, logits) | read
 
@@ -70,12 +79,14 @@ class TritonPythonModel:
         bad_words = requests.word_ids(tensors, "bad_words_list")
         sampling = requests.sampling(tensors, (), bad_words, prefix="runtime_")
         check_sampling(sampling, self._vocab_size)
+        draft = token_requests.draft(tensors, self._vocab_size)
+        upstream_rules.check_draft(draft, self._most)
         return Question(
             prompt=prompt,
             max_tokens=max_tokens,
             sampling=sampling,
             stop_words=requests.word_ids(tensors, "stop_words_list"),
-            draft=token_requests.draft(tensors, self._vocab_size),
+            draft=draft,
             draft_logits=token_requests.draft_logits(tensors),
             bias=token_requests.bias(tensors, self._vocab_size),
             log_probs=requests.flag(tensors, "return_log_probs"),

@@ -9,17 +9,13 @@ from numpy.typing import NDArray
 from specpipe.contracts import Sampling
 from specpipe.repository.models.calls import Call, Reply
 from specpipe.repository.models.requests import Tensors, word_layout
+from specpipe.repository.models.upstream_rules import OFF
 
 Arrays = dict[str, NDArray[Any]]
 
 _OLD_NAMES = {"min_tokens": "min_length", "seed": "random_seed"}  # before TensorRT-LLM 0.20
 _OLD_TABLES = ("018", "019")
 _NO_METRICS = ("018",)
-_OFF = {  # the lookahead sizes that mean plain decoding
-    "lookahead_window_size": 1,
-    "lookahead_ngram_size": 1,
-    "lookahead_verification_set_size": 0,
-}
 
 
 def call_tensors(call: Call, table: str, padded_vocab_size: int, *, stream: bool) -> Arrays:
@@ -39,10 +35,10 @@ def call_tensors(call: Call, table: str, padded_vocab_size: int, *, stream: bool
         tensors["return_log_probs"] = _one(True, np.bool_)
     if call.wants_logits:
         tensors["return_generation_logits"] = _one(True, np.bool_)
-    if stream and table not in _NO_METRICS:
+    if call.wants_acceptance and table not in _NO_METRICS:
         tensors["return_perf_metrics"] = _one(True, np.bool_)
     if not call.speculates:
-        tensors |= {name: _one(value, np.int32) for name, value in _OFF.items()}
+        tensors |= {name: _one(value, np.int32) for name, value in OFF.items()}
     if table in _OLD_TABLES:
         return {_OLD_NAMES.get(name, name): array for name, array in tensors.items()}
     return tensors
