@@ -128,6 +128,8 @@ def test_serving_reference_and_training_end_where_transformers_does(
     assert served_answer(folder, tiny_engine, tmp_path / "tokenizer") == theirs
     reference = Reference(folder)
     assert list(reference.generate(PROMPT, LENGTH, reference.end_ids).tokens) == theirs
+    told_wrongly = reference.generate(PROMPT, LENGTH, (said.never,)).tokens
+    assert list(told_wrongly) == theirs, "a repository with wrong end tokens must be noticed"
     target = load_target(folder, "float32", tmp_path / "digests.json")
     assert generate(target, [PROMPT], LENGTH, Sampling(), seed=0) == [theirs]
 
@@ -144,20 +146,18 @@ def test_where_transformers_would_go_on_for_ever_the_next_file_is_asked(
 
 
 def test_a_text_model_within_another_names_its_end_tokens(tmp_path: Path) -> None:
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, LlavaConfig
 
     folder = tmp_path / "nested"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"")
     for config in (
-        {"text_config": {"eos_token_id": [7, 8]}},
-        {"eos_token_id": 9, "text_config": {"eos_token_id": [7, 8]}},
-        {"eos_token_id": None, "text_config": {"eos_token_id": 7}},
+        {"text_config": {"model_type": "llama", "eos_token_id": [7, 8]}},
+        {"eos_token_id": 9, "text_config": {"model_type": "llama", "eos_token_id": [7, 8]}},
+        {"eos_token_id": None, "text_config": {"model_type": "llama", "eos_token_id": 7}},
     ):
         (folder / "config.json").write_text(json.dumps(config))
-        theirs = GenerationConfig.from_pretrained(
-            folder, config_file_name="config.json", _from_model_config=True
-        ).eos_token_id
+        theirs = GenerationConfig.from_model_config(LlavaConfig.from_dict(config)).eos_token_id
         ours = end_tokens(open_source(folder), of_tokenizer=3)
         assert list(ours) == (theirs if isinstance(theirs, list) else [theirs])
 

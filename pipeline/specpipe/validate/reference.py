@@ -83,10 +83,14 @@ class Reference:
 
 def _end_ids(folder: Path, model: Any) -> tuple[int, ...]:
     """Return what transformers made of the folder's files: our own reading is what is judged."""
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, PretrainedConfig
 
-    named = model.generation_config.eos_token_id
     if (folder / "generation_config.json").is_file():  # a widened model was not loaded from files
         named = GenerationConfig.from_pretrained(folder).eos_token_id
+    else:  # transformers 4 fills in the default of a config class, which no file names
+        config, _ = PretrainedConfig.get_config_dict(folder)
+        parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+        given = any(part.get("eos_token_id") is not None for part in parts)
+        named = model.generation_config.eos_token_id if given else None
     ids = named if isinstance(named, list) else [] if named is None else [named]
     return tuple(i for i in ids if i >= 0)
