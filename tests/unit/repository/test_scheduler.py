@@ -11,7 +11,7 @@ import pytest
 
 from specpipe.contracts import Sampling
 from specpipe.repository.models.exchange import Counters, Heartbeat, Request
-from specpipe.repository.models.failures import QueueFull
+from specpipe.repository.models.failures import EngineError, QueueFull
 from specpipe.repository.models.scheduler import STEPS_PER_TURN, Scheduler
 from specpipe.speculate.decode import Limits, Step
 
@@ -336,6 +336,13 @@ def test_the_thread_tells_that_it_moves_idle_or_busy(rig: Rig) -> None:
     rig.gate.set()
     assert beat.wait(5) and beats[-1].active == 1 and beats[-1].rounds > 0
     waiting.cancel = True
+
+
+def test_nobody_waits_for_a_server_that_has_ended(rig: Rig) -> None:
+    rig.scheduler.close()
+    with pytest.raises(EngineError, match="ending") as caught:
+        rig.submit(1)
+    assert caught.value.code == "UNAVAILABLE"
 
 
 def test_closing_ends_everything(rig: Rig) -> None:

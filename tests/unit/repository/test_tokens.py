@@ -1,13 +1,14 @@
 """Streams of text: whole characters, stop words, and the same text as in one piece."""
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from specpipe.errors import ConfigError
-from specpipe.repository.models.tokens import TextStream, TextTokenizer, load_tokenizer
+from specpipe.repository.models.tokens import TextStream, TextTokenizer, first_end, load_tokenizer
 from tests.models import make_tokenizer
 
 
@@ -72,6 +73,35 @@ def test_an_end_token_has_no_text_even_if_it_is_not_special(tokenizer: TextToken
     assert stream.tokens == [*ids, end] and stream.spoken == ids
     assert replace(tokenizer, end_ids=(0, end)).decode_answer([*ids, end]) == tokenizer.decode(ids)
     assert tokenizer.decode_answer([*ids, end]) == tokenizer.decode([*ids, end])
+
+
+def test_the_first_stop_word_is_that_of_a_search_for_each() -> None:
+    rng = random.Random(0)
+    for _ in range(500):
+        text = "".join(rng.choices("abc", k=30))
+        words = ["".join(rng.choices("abc", k=rng.randint(1, 6))) for _ in range(rng.randint(0, 4))]
+        begin = rng.randint(0, 30)
+        each = [text.find(word, max(0, begin - len(word) + 1)) + len(word) for word in words]
+        found = [end for end, word in zip(each, words, strict=True) if end >= len(word)]
+        lengths = sorted({len(word) for word in words})
+        assert first_end(text, begin, frozenset(words), lengths) == min(found, default=None)
+
+
+def test_a_thousand_stop_words_are_not_searched_one_by_one(tokenizer: TextTokenizer) -> None:
+    class Counted(str):
+        looks = 0
+
+        def __eq__(self, other: object) -> bool:
+            Counted.looks += 1
+            return super().__eq__(other)
+
+        __hash__ = str.__hash__
+
+    words = tuple(Counted(f"word {n:04}") for n in range(1000))
+    ids = tokenizer.encode("The quick brown fox jumps and says word 0999!", 100)
+    stream = TextStream(tokenizer, words)
+    assert stream.push(ids).endswith("word 0999") and stream.stopped
+    assert Counted.looks <= 10
 
 
 def test_text_of_answers_is_that_of_transformers_without_special_tokens() -> None:

@@ -110,9 +110,14 @@ class Scheduler:
         self._thread = start_vital_thread(self._run, "scheduler")
 
     def submit(self, request: Request, listener: Listener) -> None:
-        """Queue a request; raises QueueFull instead of letting it wait without bound."""
+        """Queue a request; raises QueueFull instead of letting it wait without bound.
+
+        Raises EngineError after `close`.
+        """
         session = _Session(request, listener, Counters(time.monotonic_ns()))
         with self._changed:
+            if self._closing:
+                raise EngineError("UNAVAILABLE", "the server is ending")
             waiting = len(self._active) + len(self._waiting) - len(self.slots)
             if waiting >= self.max_queue_size:
                 raise QueueFull(waiting)

@@ -127,6 +127,8 @@ class TextStream:
 
     def __post_init__(self) -> None:
         self._stream = DecodeStream(skip_special_tokens=True)
+        self._words = frozenset(self.stop_words)
+        self._lengths = sorted({len(word) for word in self.stop_words})
 
     @property
     def spoken(self) -> list[int]:
@@ -158,12 +160,20 @@ class TextStream:
         return rest
 
     def _append(self, piece: str) -> None:
-        text = self.text + piece
-        ends = []
-        for word in self.stop_words:
-            # A stop word may begin in earlier text, but not end there: that would have stopped us.
-            at = text.find(word, max(0, len(self.text) - len(word) + 1))
-            if at >= 0:
-                ends.append(at + len(word))
-        self.text = text[: min(ends)] if ends else text
-        self.stopped = bool(ends)
+        # A stop word may begin in earlier text, but not end there: that would have stopped us.
+        text, begin = self.text + piece, len(self.text)
+        end = first_end(text, begin, self._words, self._lengths)
+        self.text = text if end is None else text[:end]
+        self.stopped = end is not None
+
+
+def first_end(text: str, begin: int, words: frozenset[str], lengths: Sequence[int]) -> int | None:
+    """Return where the first of `words` ends that ends behind `begin`; None if none does.
+
+    `lengths` are those of the words: the cost grows with them, not with the number of words.
+    """
+    for end in range(begin + 1, len(text) + 1):
+        for length in lengths:
+            if length <= end and text[end - length : end] in words:
+                return end
+    return None
