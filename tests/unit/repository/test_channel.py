@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -233,7 +234,17 @@ def connect(path: Path, line: bytes = b"") -> socket.socket:
     return connection
 
 
-def test_more_requests_than_threads_are_refused_while_they_arrive(serve: Serve) -> None:
+def test_a_burst_of_more_requests_than_threads_is_answered(serve: Serve) -> None:
+    path, count = serve(answer), 4 * MOST_ARRIVING
+    with ThreadPoolExecutor(count) as pool:
+        found = list(pool.map(lambda _: len(list(ask(path))), range(count)))
+    assert found == [len(STEPS)] * count
+
+
+def test_more_requests_than_threads_are_refused_while_they_arrive(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "ROOM_SECONDS", 0.05)
     path = serve(answer)
     slow = [connect(path, b"{") for _ in range(MOST_ARRIVING)]
     with pytest.raises(EngineError, match=f"busy: {MOST_ARRIVING} requests are arriving"):
@@ -253,7 +264,7 @@ def test_who_is_refused_before_the_request_is_sent_learns_why(tmp_path: Path) ->
 
         thread = threading.Thread(target=refuse)
         thread.start()
-        large = replace(REQUEST, prompt=(1,) * 1_000_000)  # more than a socket takes at once
+        large = replace(REQUEST, prompt=(1,) * 200_000)  # more than a socket takes at once
         with pytest.raises(EngineError, match="busy today"):
             list(ask_engine(tmp_path / "s", large, lambda: False, poll_s=0.01))
         thread.join()

@@ -33,6 +33,7 @@ from specpipe.speculate.decode import Step
 
 PATIENCE_SECONDS = 10.0  # for a request to arrive whole once its connection is open
 READ_BYTES = 1 << 16
+ROOM_SECONDS = 1.0  # that a connection waits, unread, while so many arrive: a burst is no fault
 MOST_ARRIVING = 64  # connections whose request is being read, a thread each
 PAUSE_SECONDS = 0.05  # after a connection could not be accepted: files may be free again
 
@@ -111,7 +112,7 @@ class EngineSocket:
     _closing: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        self._threads = Threads(MOST_ARRIVING, "arriving")
+        self._threads = Threads(MOST_ARRIVING, "arriving", ROOM_SECONDS)
 
     def start(self) -> None:
         """Begin to listen; raises ConfigError if others can enter the folder."""

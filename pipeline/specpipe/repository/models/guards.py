@@ -18,10 +18,14 @@ P = ParamSpec("P")
 
 @dataclass
 class Threads:
-    """Starts threads, at most `most` at a time; `doing` says what a thread's request is doing."""
+    """Starts threads, at most `most` at a time; `doing` says what a thread's request is doing.
+
+    If all are running, `start` waits `wait_s` seconds for one to end.
+    """
 
     most: int
     doing: str
+    wait_s: float = 0.0
 
     def __post_init__(self) -> None:
         self._free = threading.BoundedSemaphore(self.most)
@@ -35,7 +39,7 @@ class Threads:
             finally:
                 self._free.release()
 
-        if not self._free.acquire(blocking=False):
+        if not self._free.acquire(timeout=self.wait_s):
             raise _busy(f"{self.most} requests are {self.doing}, which is the limit")
         try:
             threading.Thread(target=run_and_release, daemon=True).start()
