@@ -20,6 +20,7 @@ from specpipe.deploy.write import Kind, write_deployment
 from specpipe.errors import Unsupported
 from specpipe.plan.plan import Plan
 from specpipe.planning import make_plan
+from specpipe.repository.description import read_endpoint
 from specpipe.repository.placement import read_placement
 from specpipe.run import require_repository
 
@@ -70,6 +71,7 @@ def describe(plan: Plan, workspace: Workspace, options: DeployOptions) -> Deploy
         sequences=config.engine.max_batch_size,
         repository=_seen_at(config, workspace) if on_gpus else REPOSITORY,
         requirements=requirements(gpu=on_gpus),
+        texts=tuple(sorted(model.name for model in read_endpoint(workspace.repository).texts)),
         monitoring=options.monitoring_namespace,
         certificates=_certificates(config),
     )

@@ -1,8 +1,9 @@
 """The artifacts of a run: where each lies, what decides its bytes, and how it is made."""
 
 import itertools
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from operator import or_
 from pathlib import Path
@@ -31,7 +32,8 @@ from specpipe.checkpoint.quantize import quantizing_of
 from specpipe.checkpoint.quantized.formats import Quantizing
 from specpipe.checkpoint.reading import digest_content
 from specpipe.checkpoint.source import Source, locate_model, open_source
-from specpipe.config import RunConfig, require_file
+from specpipe.checkpoint.tokenizer import tokenizer_files, write_tokenizer
+from specpipe.config import RunConfig, find_file, require_file
 from specpipe.contracts import Role
 from specpipe.digests import Stamp, remember, remembered
 from specpipe.errors import ConfigError
@@ -194,6 +196,7 @@ def _package(plan: Plan, workspace: Workspace) -> Work:
     config, roles = plan.config, list(plan.requests)
     engines = {role: workspace.engine(role) for role in roles}
     serves_sources = load_backend(config.engine.backend).serves_sources
+    source = _served_source(config) if serves_sources else None
     tokenizer = None if serves_sources else workspace.checkpoint("target") / "tokenizer"
     repository = RepositoryPlan(
         config=config,
@@ -208,7 +211,10 @@ def _package(plan: Plan, workspace: Workspace) -> Work:
     def inputs() -> dict[str, str]:
         for role in [] if serves_sources else roles:
             _require_same_weights(workspace, role)
-        files = sorted(tokenizer.iterdir()) if tokenizer is not None else []
+        if source is not None:
+            files = tokenizer_files(source)
+        else:
+            files = sorted(tokenizer.iterdir()) if tokenizer is not None else []
         return {
             **{f"engine {role}": _key(path, "compile") for role, path in engines.items()},
             **repository_options(config),
@@ -219,7 +225,12 @@ def _package(plan: Plan, workspace: Workspace) -> Work:
 
     def write(out: Path, progress: Progress) -> Manifest:
         asked = inputs()
-        write_repository(repository, out)
+        with tempfile.TemporaryDirectory() as folder:
+            whole = repository
+            if source is not None:
+                write_tokenizer(source, plan.requests["target"].model, Path(folder))
+                whole = replace(repository, tokenizer=Path(folder))
+            write_repository(whole, out)
         return Manifest("repository", asked)
 
     return Work(
@@ -230,6 +241,12 @@ def _package(plan: Plan, workspace: Workspace) -> Work:
         inputs,
         write,
     )
+
+
+def _served_source(config: RunConfig) -> Source | None:
+    """Return the target of a run that serves it as it is; None if it is not on this disk."""
+    path = find_file(config.target.model, config)
+    return None if path is None else open_source(path)
 
 
 def _key(path: Path, stage: StageName) -> str:

@@ -50,6 +50,15 @@ def write_tokenizer(source: Source, model: ModelConfig, out: Path) -> TokenizerF
     return facts
 
 
+def tokenizer_files(source: Source) -> list[Path]:
+    """Return the files that decide what `write_tokenizer` writes."""
+    if source.path.is_file():
+        return [source.path]
+    names = ("*token*.json", "tokenizer.model", "chat_template*", "generation_config.json")
+    found = {file for name in names for file in source.path.glob(name) if file.is_file()}
+    return [source.path / "config.json", *sorted(found)]
+
+
 def _require_fitting(facts: TokenizerFacts, model: ModelConfig, source: Source) -> None:
     outside = [i for i in facts.end_ids if not 0 <= i < model.vocab_size]
     if facts.vocab_size > model.vocab_size or outside:

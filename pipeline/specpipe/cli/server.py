@@ -250,10 +250,12 @@ def generate(
     from specpipe.serve.client import Client, Options
 
     text = _text(prompt)
-    endpoint = None
+    endpoint, count = None, None
     if config_path is not None:
         _, place = load(config_path, workspace)
         endpoint = read_endpoint(place.repository)
+        if endpoint.tokenizer:
+            count = partial(_count, place.repository / endpoint.tokenizer)
     temperature, top_k, top_p = to_upstream(temperature, top_k, top_p)
     options = Options(
         max_tokens=max_tokens,
@@ -264,7 +266,7 @@ def generate(
         stop_words=stop_words,
         num_draft_tokens=num_draft_tokens,
     )
-    with Client(url, endpoint) as client:
+    with Client(url, endpoint, count=count) as client:
         chat = not raw and client.endpoint.template is not None
         if not stream:
             answer = client.generate(text, options, model=model, chat=chat)
@@ -276,6 +278,13 @@ def generate(
         return
     click.echo("" if stream else harmless(answer.text))
     say(generation_text(answer))
+
+
+def _count(tokenizer: Path, text: str) -> int:
+    """Return how many tokens a text has."""
+    from specpipe.repository.models.tokens import load_tokenizer
+
+    return load_tokenizer(tokenizer).count(text)
 
 
 def _text(prompt: str | None) -> str:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from specpipe.deploy.deployment import ENTRY_MODELS
+from specpipe.deploy.deployment import Deployment
 
-_ENTRY = f'model=~"{ENTRY_MODELS}"'
+_TEXTS = "TEXTS"  # stands for the models that clients call
 _WIDTH, _HEIGHT = 8, 8
 
 
@@ -57,7 +57,7 @@ PANELS = (
         {
             "all": _rate("specpipe_requests_total"),
             "failed, {{reason}}": "sum by (reason) (rate(nv_inference_request_failure"
-            f"{{{_ENTRY}}}[$__rate_interval]))",
+            f'{{model=~"{_TEXTS}"}}[$__rate_interval]))',
         },
     ),
     Panel(
@@ -74,8 +74,9 @@ PANELS = (
 )
 
 
-def dashboard(name: str) -> dict[str, Any]:
+def dashboard(deployment: Deployment) -> dict[str, Any]:
     """Return the dashboard of one deployment, as Grafana imports it."""
+    name, texts = deployment.name, "|".join(deployment.texts)
     return {
         "uid": name[:40],
         "title": f"specpipe: {name.removeprefix('specpipe-')}",
@@ -85,7 +86,7 @@ def dashboard(name: str) -> dict[str, Any]:
         "refresh": "10s",
         "time": {"from": "now-30m", "to": "now"},
         "templating": {"list": [_datasource()]},
-        "panels": [_panel(number, panel) for number, panel in enumerate(PANELS)],
+        "panels": [_panel(number, panel, texts) for number, panel in enumerate(PANELS)],
     }
 
 
@@ -93,7 +94,7 @@ def _datasource() -> dict[str, Any]:
     return {"name": "source", "label": "Data source", "type": "datasource", "query": "prometheus"}
 
 
-def _panel(number: int, panel: Panel) -> dict[str, Any]:
+def _panel(number: int, panel: Panel, texts: str) -> dict[str, Any]:
     row, column = divmod(number, 3)
     place = {"h": _HEIGHT, "w": _WIDTH, "x": column * _WIDTH, "y": row * _HEIGHT}
     source = {"type": "prometheus", "uid": "${source}"}
@@ -106,7 +107,12 @@ def _panel(number: int, panel: Panel) -> dict[str, Any]:
         "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
         "options": {"legend": {"displayMode": "list", "placement": "bottom"}},
         "targets": [
-            {"refId": chr(65 + i), "datasource": source, "expr": query, "legendFormat": legend}
+            {
+                "refId": chr(65 + i),
+                "datasource": source,
+                "expr": query.replace(_TEXTS, texts),
+                "legendFormat": legend,
+            }
             for i, (legend, query) in enumerate(panel.queries.items())
         ],
     }

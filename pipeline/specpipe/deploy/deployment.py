@@ -16,7 +16,6 @@ TLS = "/tls"  # where the certificates of the gRPC endpoint lie in a container
 CERTIFICATE, KEY, CLIENT_CA = "tls.crt", "tls.key", "ca.crt"  # as Kubernetes' secrets name them
 SHARED_MEMORY_GIB = 2  # requests and answers between tritonserver and its models
 TEMPORARY_GIB = 1  # logs, which are rotated, and sockets
-ENTRY_MODELS = "ensemble|tensorrt_llm_bls"  # whose requests are the clients'
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ class Deployment:
     sequences: int  # that are decoded at a time
     repository: str  # where the server sees it; paths to GPU engines are written into it
     requirements: tuple[str, ...]  # Python packages that the image needs in addition to `base`
+    texts: tuple[str, ...] = ("ensemble", "tensorrt_llm_bls")  # the models that clients call
     monitoring: str = "monitoring"  # the namespace whose Prometheus may read the metrics
     certificates: Mapping[str, str] = field(default_factory=dict)  # of gRPC: name -> file here
 

@@ -210,7 +210,7 @@ def adapter_values() -> Yaml:
 
 def _dashboard(deployment: Deployment) -> Yaml:
     """Return the dashboard as the ConfigMap that Grafana's sidecar looks for."""
-    text = json.dumps(dashboard(deployment.name), indent=1)
+    text = json.dumps(dashboard(deployment), indent=1)
     made = _object("v1", "ConfigMap", deployment, {}, "-dashboard")
     del made["spec"]
     made["metadata"]["labels"] = {**labels(deployment), "grafana_dashboard": "1"}

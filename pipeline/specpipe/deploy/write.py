@@ -44,7 +44,7 @@ def docker_files(deployment: Deployment) -> dict[str, str]:
         "docker/prometheus.yml": to_yaml(docker.prometheus()),
         "docker/grafana-provisioning.yml": to_yaml(docker.grafana_datasource()),
         "docker/grafana-dashboards.yml": to_yaml(docker.grafana_dashboards()),
-        "dashboard.json": json.dumps(dashboard(deployment.name), indent=1) + "\n",
+        "dashboard.json": json.dumps(dashboard(deployment), indent=1) + "\n",
     }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from specpipe.assembly import load_backend
 from specpipe.building import BuildRequest
 from specpipe.config import RunConfig
 from specpipe.contracts import Role
@@ -31,7 +32,7 @@ class RepositoryPlan:
 
     config: RunConfig
     engines: Mapping[Role, Path]
-    tokenizer: Path | None  # None: upstream's own model brings the tokenizer
+    tokenizer: Path | None  # None: not on this disk, and upstream's own model brings it
     requests: Mapping[Role, BuildRequest] = field(default_factory=dict)
     release: str = ""  # of TensorRT-LLM; empty for other backends
     home: Path = Path()  # where the server will see the repository
@@ -45,7 +46,7 @@ class RepositoryPlan:
     @property
     def serves_sources(self) -> bool:
         """Whether upstream's LLM API serves the model, without engines of ours."""
-        return self.tokenizer is None
+        return load_backend(self.config.engine.backend).serves_sources
 
     @property
     def drafts(self) -> bool:

@@ -67,7 +67,7 @@ def write_repository(plan: RepositoryPlan, out: Path) -> None:
     for entry in models:
         _write_model(entry, plan, out)
     if plan.tokenizer is not None:
-        _link(plan.tokenizer, out / "preprocessing/1/tokenizer")
+        _link(plan.tokenizer, out / plan.endpoint.tokenizer)
     if plan.drives_engines:
         write_library(out / LIBRARY)
     if plan.release:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -333,9 +334,11 @@ def test_the_dashboard_shows_our_metrics_and_upstreams_under_their_names() -> No
     for name in ("nv_trt_llm_kv_cache_block_metrics", "nv_inference_request_failure",
                  "nv_trt_llm_request_metrics", "nv_gpu_utilization"):  # fmt: skip
         assert name in queries
-    made = dashboard("specpipe-x")
+    made = dashboard(GPU)
     places = [tuple(panel["gridPos"].values()) for panel in made["panels"]]
     assert len(set(places)) == len(PANELS) == len({panel["id"] for panel in made["panels"]})
+    assert 'model=~"ensemble|tensorrt_llm_bls"' in str(made)
+    assert 'model=~"tensorrt_llm"' in str(dashboard(replace(GPU, texts=("tensorrt_llm",))))
 
 
 def test_writing_twice_gives_the_same_bytes_and_the_image_holds_specpipe(tmp_path: Path) -> None:

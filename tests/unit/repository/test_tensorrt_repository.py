@@ -15,12 +15,15 @@ from tritonclient.grpc import model_config_pb2 as pb
 from specpipe.artifacts import Workspace
 from specpipe.config import RunConfig, read_config
 from specpipe.contracts import Role
-from specpipe.errors import Unsupported
+from specpipe.endpoint import Template
+from specpipe.errors import ConfigError, Unsupported
 from specpipe.methods import Eagle, Medusa, ReDrafter, Speculation
 from specpipe.model import ModelConfig
 from specpipe.plan.memory import KvBudget
 from specpipe.plan.plan import make_requests
+from specpipe.repository.description import read_endpoint
 from specpipe.repository.library import LIBRARY, library_files
+from specpipe.repository.models.tokens import load_tokenizer
 from specpipe.repository.placement import read_placement
 from specpipe.repository.render import parse
 from specpipe.repository.signature import (
@@ -324,6 +327,36 @@ def test_the_llm_api_is_packaged_around_its_model_yaml(
     placement = read_placement(repository)
     assert placement is not None and (placement.world_size, placement.gpus) == (1, 1)
     assert build(config, workspace)[-1].fresh
+    endpoint = read_endpoint(repository)
+    assert load_tokenizer(repository / endpoint.tokenizer).count("hello") > 0
+    assert endpoint.template == Template("<|user|>", "<|end|><|assistant|>")
+
+
+def test_a_model_that_is_not_on_this_disk_is_packaged_without_its_tokenizer(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = read_config(
+        write_config(
+            target={"model": "meta-llama/Llama-3.1-8B-Instruct"},
+            engine={"backend": "llmapi", "gpu": "H100-SXM", "dtype": "bfloat16", "tp_size": 1,
+                    "max_input_len": 100, "max_seq_len": 200},
+            speculation={"method": "prompt_lookup"},
+        )
+    )  # fmt: skip
+    workspace = Workspace(tmp_path / "work", config.name)
+    build(config, workspace)
+    endpoint = read_endpoint(workspace.repository)
+    assert (endpoint.tokenizer, endpoint.template) == ("", None)
+    assert endpoint.text.tensors.max_tokens == "sampling_param_max_tokens"
+
+
+def test_a_repository_without_a_description_is_to_be_packaged_again(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is not built(.|\n)*specpipe build"):
+        read_endpoint(tmp_path)
+    (tmp_path / "tensorrt_llm_bls").mkdir()
+    (tmp_path / "tensorrt_llm_bls/config.pbtxt").write_text('name: "tensorrt_llm_bls"')
+    with pytest.raises(ConfigError, match=r"is not described(.|\n)*specpipe package"):
+        read_endpoint(tmp_path)
 
 
 def test_the_llm_apis_code_is_found_in_the_container(tmp_path: Path) -> None:

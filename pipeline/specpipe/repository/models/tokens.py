@@ -48,6 +48,10 @@ class TextTokenizer:
             )
         return ids
 
+    def count(self, text: str) -> int:
+        """Return how many tokens a part of a text has."""
+        return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
     def words(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Return the tokens of stop or bad words, without special tokens; empty ones are dropped.
 

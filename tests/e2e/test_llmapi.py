@@ -1,0 +1,120 @@
+"""A packaged `backend: llmapi` run in a real tritonserver, with a stand-in for upstream's model.
+
+The stand-in has upstream's tensors, refusals and streams; how it decodes is made up.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from specpipe.artifacts import Workspace
+from specpipe.cli import main
+from specpipe.config import read_config
+from specpipe.errors import Unsupported
+from specpipe.repository.description import read_endpoint
+from specpipe.repository.placement import FILE
+from specpipe.run import build
+from specpipe.serve.address import free_address
+from specpipe.serve.client import Client, Options
+from specpipe.serve.tritonserver import start_server
+
+pytestmark = pytest.mark.e2e
+
+STAND_IN = Path(__file__).parents[1] / "standins/llmapi"
+ANSWER = " one two thrée four five six"
+Started = tuple[Path, Workspace, str]  # config, workspace, gRPC url
+
+
+@contextmanager
+def started(tiny: Path, root: Path, *, decoupled: bool) -> Iterator[Started]:
+    values = {
+        "name": "api", "target": {"model": str(tiny)},
+        "engine": {"backend": "llmapi", "gpu": "H100-SXM", "dtype": "bfloat16", "tp_size": 1,
+                   "max_input_len": 100, "max_seq_len": 200},
+        "speculation": {"method": "prompt_lookup", "num_draft_tokens": 3},
+        "serving": {"decoupled": decoupled},
+    }  # fmt: skip
+    path = root / "run.yaml"
+    path.write_text(json.dumps(values))
+    config = read_config(path)
+    workspace = Workspace(root, config.name)
+    build(config, workspace)
+    (workspace.repository / FILE).unlink()  # which asks for GPUs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMAPI_MODEL_DIR", str(STAND_IN))
+        with start_server(workspace.repository, free_address(), root / "server.log") as server:
+            yield path, workspace, server.address.grpc
+
+
+@pytest.fixture(scope="module")
+def served(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
+    with started(tiny, tmp_path_factory.mktemp("api"), decoupled=True) as found:
+        yield found
+
+
+def generate(served: Started, *more: str, config: bool = True) -> dict[str, object]:
+    path, workspace, url = served
+    place = ("--config", str(path), "--workspace", str(workspace.root)) if config else ()
+    words = ["generate", "--url", url, "--json", "--max-tokens", "7", *place, *more, "hi"]
+    done = CliRunner().invoke(main, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    answer: dict[str, object] = json.loads(done.stdout.splitlines()[0])
+    return answer
+
+
+@pytest.mark.parametrize("stream", [(), ("--stream",)])
+def test_generate_answers_with_text_figures_and_acceptance(
+    served: Started, stream: tuple[str, ...]
+) -> None:
+    answer = generate(served, *stream)
+    assert answer["text"] == ANSWER
+    assert (answer["total_draft_tokens"], answer["total_accepted_draft_tokens"]) == (7, 3)
+    count: int = answer["output_tokens"]  # type: ignore[assignment]  # by the tokenizer
+    assert count > 0
+
+
+def test_without_a_config_the_server_says_how_it_is_called(served: Started) -> None:
+    _, workspace, url = served
+    assert Client(url).endpoint == read_endpoint(workspace.repository)
+    answer = generate(served, config=False)
+    assert answer["text"] == ANSWER and answer["output_tokens"] is None
+
+
+def test_the_tokenizer_and_the_chat_template_are_those_of_the_source(served: Started) -> None:
+    _, workspace, url = served
+    endpoint = Client(url).endpoint
+    assert (workspace.repository / endpoint.tokenizer / "tokenizer.json").exists()
+    assert endpoint.template is not None and endpoint.template.wrap("x") != "x"
+
+
+def test_pieces_of_a_stream_do_not_repeat_what_was_there(served: Started) -> None:
+    pieces = [p.text for p in Client(served[2]).stream("hi", Options(max_tokens=7))]
+    assert "".join(pieces) == ANSWER
+    assert len(pieces) > 2 and not any("\ufffd" in piece for piece in pieces)
+
+
+def test_the_prompt_is_never_part_of_the_answer_and_stop_words_end_it(served: Started) -> None:
+    client = Client(served[2])
+    assert client.generate("a prompt", Options(max_tokens=7)).text == ANSWER
+    options = Options(max_tokens=7, stop_words=(" four",), temperature=0.5, top_k=3, seed=1)
+    assert client.generate("hi", options).text == " one two thrée"
+
+
+def test_what_no_request_can_change_is_refused(served: Started) -> None:
+    client = Client(served[2])
+    with pytest.raises(Unsupported, match="no request can change that"):
+        client.generate("hi", Options(num_draft_tokens=0))
+    with pytest.raises(Unsupported, match="no model that takes tokens"):
+        list(client.stream_tokens([1], Options()))
+
+
+def test_a_run_that_answers_in_one_piece_does_not_stream(tiny: Path, tmp_path: Path) -> None:
+    with started(tiny, tmp_path, decoupled=False) as (_, _, url):
+        client = Client(url)
+        assert client.generate("hi", Options(max_tokens=7)).text == ANSWER
+        with pytest.raises(Unsupported, match="cannot stream"):
+            list(client.stream("hi"))
