@@ -4,15 +4,23 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tritonclient.grpc as grpc
+from click.testing import CliRunner
 from tritonclient.utils import InferenceServerException
 
+from specpipe.cli import main
+from specpipe.errors import Unavailable
 from specpipe.serve.address import Address, free_address
+from specpipe.serve.client import Client, Options
+from specpipe.serve.connect import ClientTls
+from specpipe.serve.description import fetch_endpoint
 from specpipe.serve.guard import Tls
 from specpipe.serve.tritonserver import start_server
+from tests.e2e.conftest import Served
 
 pytestmark = pytest.mark.e2e
 
@@ -30,11 +38,19 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Tls:
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
-    folder = tmp_path_factory.mktemp("plain")
-    (folder / "models").mkdir()
-    with start_server(folder / "models", free_address(), folder / "server.log") as server:
-        yield server.address
+def address(server: Served) -> Address:
+    return server.endpoint.address
+
+
+@pytest.fixture(scope="module")
+def secure(
+    certificates: Tls, server: Served, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Address]:
+    """Return where the same models are served with TLS."""
+    log = tmp_path_factory.mktemp("secure") / "server.log"
+    repository = server.workspace.repository
+    with start_server(repository, free_address(), log, tls=certificates) as running:
+        yield running.address
 
 
 @pytest.mark.parametrize(
@@ -87,21 +103,44 @@ def test_nor_over_http(path: str, body: bytes | None, address: Address) -> None:
 
 
 def test_tls_encrypts_grpc_and_leaves_only_health_on_http(
-    certificates: Tls, tmp_path: Path
+    certificates: Tls, secure: Address
 ) -> None:
-    (tmp_path / "models").mkdir()
-    log = tmp_path / "server.log"
-    with start_server(tmp_path / "models", free_address(), log, tls=certificates) as server:
-        url = server.address.grpc
-        plain = grpc.InferenceServerClient(url)
-        with pytest.raises(InferenceServerException):
-            plain.is_server_ready(client_timeout=5)
-        plain.close()
-        trusting = grpc.InferenceServerClient(
-            url, ssl=True, root_certificates=str(certificates.certificate)
-        )
-        assert trusting.is_server_ready(client_timeout=20)
-        trusting.close()
-        assert status(server.address, "/v2/health/ready") == 200
-        assert status(server.address, "/v2/models/x/infer", b"{}") == 403
-        assert status(server.address, "/v2/models/x/generate", b"{}") == 403
+    plain = grpc.InferenceServerClient(secure.grpc)
+    with pytest.raises(InferenceServerException):
+        plain.is_server_ready(client_timeout=5)
+    plain.close()
+    trusting = grpc.InferenceServerClient(
+        secure.grpc, ssl=True, root_certificates=str(certificates.certificate)
+    )
+    assert trusting.is_server_ready(client_timeout=20)
+    trusting.close()
+    assert status(secure, "/v2/health/ready") == 200
+    asked = b'{"text_input": "hi", "max_tokens": 1}'
+    assert status(secure, "/v2/models/ensemble/generate", asked) == 403
+    assert status(secure, "/v2/models/ensemble/infer", b"{}") == 403
+
+
+def test_our_client_and_generate_speak_tls(
+    certificates: Tls, secure: Address, server: Served
+) -> None:
+    options = Options(max_tokens=6)
+    with Client(secure.grpc, tls=ClientTls(certificates.certificate)) as client:
+        answer = client.generate("The quick", options).text
+    assert answer == server.client.generate("The quick", options).text
+    words = ["generate", "--url", secure.grpc, "--max-tokens", "6", "--raw", "The quick"]
+    trusting = [*words, "--tls-ca", str(certificates.certificate)]
+    assert CliRunner().invoke(main, trusting).stdout.rstrip("\n") == answer.rstrip("\n")
+    assert CliRunner().invoke(main, words).exit_code == Unavailable.exit_code
+
+
+def test_a_client_without_a_certificate_is_kept_out_where_one_is_demanded(
+    certificates: Tls, server: Served, tmp_path: Path
+) -> None:
+    mutual = replace(certificates, client_ca=certificates.certificate)
+    log, repository = tmp_path / "server.log", server.workspace.repository
+    with start_server(repository, free_address(), log, tls=mutual) as running:
+        url, ca = running.address.grpc, certificates.certificate
+        with pytest.raises(Unavailable):
+            fetch_endpoint(url, ClientTls(ca))
+        shown = ClientTls(ca, certificates.certificate, certificates.key)
+        assert fetch_endpoint(url, shown) == fetch_endpoint(server.url)

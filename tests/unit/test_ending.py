@@ -65,12 +65,24 @@ def test_a_signal_ends_a_command_and_nothing_of_it_is_left(
     assert not list((tmp_path / "scratch").iterdir())
 
 
-def test_a_second_signal_does_not_interrupt_the_cleaning_up() -> None:
-    with terminable():
-        with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
-            signal.raise_signal(signal.SIGTERM)
+TWICE = """
+import signal
+from specpipe.cli.ending import Terminated, terminable
+
+with terminable():
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except Terminated:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGHUP)
+        print("cleaned up")
+"""
+
+
+def test_a_second_signal_does_not_interrupt_the_cleaning_up() -> None:
+    """In a process of its own, since a mistake ends the process that it is in."""
+    told = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, check=True)
+    assert told.stdout == "cleaned up\n"
 
 
 def test_the_handlers_of_the_caller_are_put_back() -> None:

@@ -2,8 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from specpipe.serve.connect import ClientTls
 
 Command = Callable[..., None]
 
@@ -80,17 +84,43 @@ def port_options(command: Command) -> Command:
 
 def tls_options(command: Command) -> Command:
     """Add the options that encrypt the gRPC endpoint, which a run's config may hold as well."""
-    helps = {
-        "client-ca": "Let in clients that this authority (PEM) certified.",
-        "key": "The certificate's private key, PEM.",
-        "certificate": "Encrypt gRPC with this certificate (PEM); serving.tls of a run.",
-    }
-    for name, text in helps.items():
-        option = click.option(
-            f"--tls-{name}",
-            metavar="FILE",
-            type=click.Path(path_type=Path, exists=True, dir_okay=False),
-            help=text,
-        )
-        command = option(command)
+    return _file_options(
+        command,
+        {
+            "tls-certificate": "Encrypt gRPC with this certificate (PEM); serving.tls of a run.",
+            "tls-key": "The certificate's private key, PEM.",
+            "tls-client-ca": "Let in clients that this authority (PEM) certified.",
+        },
+    )
+
+
+def client_tls_options(command: Command) -> Command:
+    """Add the options of a client of an encrypted endpoint."""
+    return _file_options(
+        command,
+        {
+            "tls-ca": "Encrypt, and trust servers that this authority (PEM) certified.",
+            "tls-certificate": "With --tls-ca: the certificate (PEM) to show to the server.",
+            "tls-key": "With --tls-ca: the certificate's private key, PEM.",
+        },
+    )
+
+
+def _file_options(command: Command, helps: dict[str, str]) -> Command:
+    for name, text in reversed(helps.items()):
+        kind = click.Path(path_type=Path, exists=True, dir_okay=False)
+        command = click.option(f"--{name}", metavar="FILE", type=kind, help=text)(command)
     return command
+
+
+def client_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> "ClientTls | None":
+    """Return what the options of a client say; None: not encrypted."""
+    from specpipe.serve.connect import ClientTls
+
+    if (certificate is None) != (key is None):
+        raise click.UsageError("--tls-certificate and --tls-key go together")
+    if ca is None:
+        if certificate is not None:
+            raise click.UsageError("--tls-certificate goes with --tls-ca")
+        return None
+    return ClientTls(ca, certificate, key)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from specpipe.cli.options import (
+    client_tls,
+    client_tls_options,
     json_option,
     optional_config_option,
     port_options,
@@ -219,6 +221,7 @@ def _show(text: bytes) -> None:
     type=click.IntRange(min=0),
     help="At most so many a step; 0 turns speculation off.",
 )
+@client_tls_options
 @json_option
 def generate(
     prompt: str | None,
@@ -235,6 +238,9 @@ def generate(
     seed: int | None,
     stop_words: tuple[str, ...],
     num_draft_tokens: int | None,
+    tls_ca: Path | None,
+    tls_certificate: Path | None,
+    tls_key: Path | None,
     as_json: bool,
 ) -> None:
     """Send PROMPT, or stdin, to a server and print the answer.
@@ -266,7 +272,8 @@ def generate(
         stop_words=stop_words,
         num_draft_tokens=num_draft_tokens,
     )
-    with Client(url, endpoint, count=count) as client:
+    tls = client_tls(tls_ca, tls_certificate, tls_key)
+    with Client(url, endpoint, count=count, tls=tls) as client:
         chat = not raw and client.endpoint.template is not None
         if not stream:
             answer = client.generate(text, options, model=model, chat=chat)

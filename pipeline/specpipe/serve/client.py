@@ -18,6 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from specpipe.endpoint import Endpoint
 from specpipe.errors import Unsupported
+from specpipe.serve.connect import ClientTls as ClientTls
 from specpipe.serve.connect import connect
 from specpipe.serve.description import fetch_endpoint
 from specpipe.serve.inputs import Options as Options
@@ -35,6 +36,7 @@ class Client:
 
     `endpoint` describes the server; without it the server is asked for its description when it is
     needed first. `count` counts the tokens of an answer where the server does not report them.
+    `tls` encrypts the connection, if the server has a certificate.
     """
 
     def __init__(
@@ -44,8 +46,9 @@ class Client:
         *,
         timeout_s: float = 600,
         count: Callable[[str], int] | None = None,
+        tls: ClientTls | None = None,
     ) -> None:
-        self._url, self._timeout_s = url, timeout_s
+        self._url, self._timeout_s, self._tls = url, timeout_s, tls
         self._endpoint, self._count = endpoint, count
 
     def __enter__(self) -> "Client":
@@ -63,7 +66,7 @@ class Client:
     def endpoint(self) -> Endpoint:
         """How the server is called; raises what `fetch_endpoint` raises."""
         if self._endpoint is None:
-            self._endpoint = fetch_endpoint(self._url)
+            self._endpoint = fetch_endpoint(self._url, self._tls)
         return self._endpoint
 
     def stream(
@@ -133,7 +136,7 @@ class Client:
         tensors = input_tensors(request.inputs)
         reader = Reader(request.model)
         answers: Answers = queue.Queue()
-        connection = connect(self._url)
+        connection = connect(self._url, self._tls)
         began = time.perf_counter()
         finished, answered = False, False
         try:

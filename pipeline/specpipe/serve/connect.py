@@ -2,6 +2,8 @@
 
 import http.client
 import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import tritonclient.grpc as grpc
@@ -11,20 +13,41 @@ from specpipe.serve.address import is_loopback
 _UNBOUNDED = -1  # bytes of a message; the server has bounds of its own
 
 
-def connect(url: str) -> Any:
+@dataclass(frozen=True)
+class ClientTls:
+    """What an encrypted connection takes, PEM files."""
+
+    ca: Path  # whose certificates a server may show
+    certificate: Path | None = None  # what the client shows, and its private key
+    key: Path | None = None
+
+    def arguments(self) -> dict[str, object]:
+        """Return tritonclient's arguments."""
+        shown = (self.certificate, self.key)
+        chain, key = (None if file is None else str(file) for file in shown)
+        return {
+            "ssl": True,
+            "root_certificates": str(self.ca),
+            "certificate_chain": chain,
+            "private_key": key,
+        }
+
+
+def connect(url: str, tls: ClientTls | None = None) -> Any:
     """Return tritonclient's connection to HOST:PORT; nothing is sent yet.
 
     gRPC takes `http_proxy` and `grpc_proxy` of the environment for loopback too, where no proxy
     can help. For other machines it uses them as the user set them.
     """
+    encryption = tls.arguments() if tls else {}
     if not is_loopback(url):
-        return grpc.InferenceServerClient(url)
+        return grpc.InferenceServerClient(url, **encryption)
     options = [
         ("grpc.max_send_message_length", _UNBOUNDED),
         ("grpc.max_receive_message_length", _UNBOUNDED),
         ("grpc.enable_http_proxy", 0),
     ]
-    return grpc.InferenceServerClient(url, channel_args=options)
+    return grpc.InferenceServerClient(url, channel_args=options, **encryption)
 
 
 def read_url(url: str, timeout_s: float) -> bytes | None:

@@ -11,7 +11,7 @@ from specpipe.engine.llmapi.endpoint import describe as describe_llmapi
 from specpipe.engine.upstream_models import TOKENS, upstream_endpoint
 from specpipe.errors import ConfigError
 from specpipe.repository.description import FRONTS, PARAMETER
-from specpipe.serve.connect import connect
+from specpipe.serve.connect import ClientTls, connect
 from specpipe.serve.refusals import refusal
 
 _MOST = (
@@ -19,14 +19,14 @@ _MOST = (
 )
 
 
-def fetch_endpoint(url: str) -> Endpoint:
+def fetch_endpoint(url: str, tls: ClientTls | None = None) -> Endpoint:
     """Return how the server at `url` is called.
 
     A server that does not describe itself is taken for one of upstream's. Raises Unavailable if it
     cannot be reached, ConfigError if it has none of the models that a description is of.
     """
     found: dict[str, Any] = {}
-    connection = connect(url)
+    connection = connect(url, tls)
     try:
         for name in FRONTS:
             if connection.is_model_ready(name):
