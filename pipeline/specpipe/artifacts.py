@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from specpipe.contracts import Role
-from specpipe.errors import ConfigError
+from specpipe.errors import ConfigError, StageFailed
 from specpipe.model import ModelConfig, model_from_json
 
 MANIFEST = "specpipe.json"
@@ -178,9 +178,17 @@ def locked(folder: Path, notify: Callable[[str], None]) -> Iterator[None]:
     """Hold the folder's lock, so that two builds of one run do not meet.
 
     If another process holds it, say so through `notify` and wait; a dead process holds nothing.
+    Raises StageFailed if the folder cannot be made or written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise StageFailed(
+            f"{folder} cannot be written: {error.strerror}",
+            hint="give another --workspace, or make this one writable",
+        ) from error
+    with file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -14,6 +14,8 @@ from specpipe.tune.tune import Prediction, Tuning
 
 def results_text(results: Sequence[StageResult]) -> str:
     """Return one line an artifact."""
+    if not results:
+        return "nothing to do: this backend has no such stage"
     lines = []
     for result in results:
         what = f"{result.stage} {result.role or ''}".strip()

@@ -129,7 +129,8 @@ def _costs(config: RunConfig, workspace: Workspace, prices: Prices) -> Costs | N
     if gpu is None:
         return None
     if find_gpu(gpu) is None:
-        raise Unsupported(str(unknown_gpu(gpu)))
+        unknown = unknown_gpu(gpu, "--gpu" if prices.gpu else "engine.gpu")
+        raise Unsupported(unknown.reason, hint=unknown.hint)
     estimate = make_plan(on_gpu(config, gpu), workspace).estimate
     if estimate is None:
         raise Unsupported(

@@ -56,7 +56,15 @@ def read_text(path: Path) -> str:
         raise ConfigError(
             f"{path}: no such file", hint="give a YAML file, e.g. one of model_configs/*.yaml"
         ) from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+    except IsADirectoryError as error:
+        names = [str(found) for found in sorted(path.glob("*.yaml"))[:3]]
+        raise ConfigError(
+            f"{path} is a folder, not a YAML file",
+            hint=f"give a file, e.g. {' or '.join(names)}" if names else "give a file",
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL in the path
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     if len(raw) > MOST_BYTES:
         raise ConfigError(

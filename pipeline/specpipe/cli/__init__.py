@@ -13,6 +13,7 @@ from specpipe import __version__
 from specpipe.cli.ending import end_quietly, exit_code, terminable
 from specpipe.cli.improve import recommend, train, tune
 from specpipe.cli.judge import doctor, inspect, validate
+from specpipe.cli.output import print_error
 from specpipe.cli.server import generate, serve
 from specpipe.cli.stages import build, compile_, convert, package, plan, status
 from specpipe.errors import SpecpipeError, StageFailed
@@ -47,7 +48,7 @@ class _Group(click.Group):
             with terminable():
                 return super().invoke(ctx)
         except SpecpipeError as error:
-            click.echo(f"error: {error}", err=True)
+            print_error(error, ctx)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt as interrupt:
             click.echo(f"\ninterrupted{f' by {interrupt}' if str(interrupt) else ''}", err=True)
@@ -57,8 +58,9 @@ class _Group(click.Group):
         except OSError as error:
             if error.errno not in _REFUSALS:
                 raise
-            click.echo(f"error: {error.filename}: {error.strerror}", err=True)
-            ctx.exit(StageFailed.exit_code)
+            refused = StageFailed(f"{error.filename}: {error.strerror}")
+            print_error(refused, ctx)
+            ctx.exit(refused.exit_code)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,6 +1,7 @@
 """Making a run faster: `train tune recommend`."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from specpipe.cli.options import (
     json_option,
     workspace_option,
 )
-from specpipe.cli.output import load, plain, say, show_progress
+from specpipe.cli.output import end_json, load, plain, say, show_progress
 
 if TYPE_CHECKING:
     from specpipe.train.produce import TrainResult
@@ -94,6 +95,17 @@ def _train(
     say(f"{'fresh' if result.fresh else 'written'}; report: {result.path / 'report.html'}")
 
 
+def _require_writable(
+    context: click.Context, option: click.Parameter, out: Path | None
+) -> Path | None:
+    """Refuse a file that cannot be written in the end, before anything is measured for it."""
+    if out is not None:
+        place = next(folder for folder in out.absolute().parents if folder.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            raise click.BadParameter(f"{out} cannot be written: {place} is no folder to write to")
+    return out
+
+
 @click.command()
 @config_option
 @workspace_option
@@ -101,6 +113,7 @@ def _train(
     "--out",
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    callback=_require_writable,
     help="Write the run's YAML with the chosen settings here; without it nothing is written.",
 )
 @costs_option
@@ -131,6 +144,7 @@ def tune(
     with show_progress("prompts") as progress:
         tuning = tune_run(config, place, Prices(costs, gpu), notify=say, progress=progress)
     click.echo(json.dumps(tuning_json(tuning), indent=2) if as_json else tuning_text(tuning))
+    end_json()
     if out is not None:
         write_settings(config_path, out, tuning)
         say(f"wrote {out}")

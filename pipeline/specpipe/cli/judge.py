@@ -13,7 +13,7 @@ from specpipe.cli.options import (
     require_host_and_port,
     workspace_option,
 )
-from specpipe.cli.output import load, plain, say, show_progress
+from specpipe.cli.output import end_json, load, plain, say, show_progress
 
 
 @click.command()
@@ -42,6 +42,7 @@ def validate(config_path: Path, workspace: Path, url: str | None, as_json: bool)
     with show_progress("prompts") as progress:
         report = validate_run(config, place, url, notify=say, progress=progress)
     click.echo(json.dumps(to_json(report)) if as_json else to_markdown(report), nl=as_json)
+    end_json()
     say(f"report: {place.reports / 'report.html'}")
     require_passed(report)
 
@@ -68,6 +69,7 @@ def inspect(folder: Path, tensors: bool, as_json: bool) -> None:
     else:
         found = inspect_folder(folder)
     click.echo(json.dumps(plain(found), indent=2) if as_json else inspection_text(found))
+    end_json()
     if found.defects:
         raise GateFailed(f"{folder}: {len(found.defects)} defects were found")
 

@@ -39,7 +39,17 @@ workspace_option = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="Where engines/, triton_repo/ and reports/ are; the working directory if not given.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+JSON = "specpipe.json"  # key of a context's `meta`: whether the command prints JSON
+
+
+def _remember(context: click.Context, option: click.Parameter, value: bool) -> bool:
+    context.meta[JSON] = value
+    return value
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, callback=_remember, help="Print JSON on stdout."
+)
 
 
 costs_option = click.option(

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from specpipe.cli.options import JSON
+from specpipe.errors import SpecpipeError
+
 if TYPE_CHECKING:
     from specpipe.artifacts import Workspace
     from specpipe.config import RunConfig
@@ -52,6 +55,7 @@ def print_results(results: "list[StageResult]", as_json: bool) -> None:
     from specpipe.present import results_text
 
     click.echo(json.dumps(plain(results), indent=2) if as_json else results_text(results))
+    end_json()
 
 
 def harmless(text: str) -> str:
@@ -81,6 +85,19 @@ def _is_control(character: str) -> bool:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
+
+
+def print_error(error: SpecpipeError, context: click.Context) -> None:
+    """Print a sentence on stderr; on stdout as well, as JSON, if a command still owes its JSON."""
+    click.echo(f"error: {error}", err=True)
+    if context.meta.get(JSON):
+        what = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+        click.echo(json.dumps({"error": what}))
+
+
+def end_json() -> None:
+    """Note that a command has printed its JSON: what fails after this is reported on stderr."""
+    click.get_current_context().meta[JSON] = False
 
 
 def plain(value: Any) -> Any:

@@ -91,13 +91,11 @@ def spelling(name: str) -> str:
 _SPELLINGS = {name.lower(): name for name in (*GPUS, *ALIASES)}
 
 
-def unknown_gpu(name: str) -> Rejection:
-    """Say that a GPU is not in the table, with similar names if there are any."""
+def unknown_gpu(name: str, key: str = "engine.gpu") -> Rejection:
+    """Say that a GPU is not in the table, with similar names if there are any; `key` named it."""
     close = _similar(name)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    return Rejection(
-        f"engine.gpu is {name!r}, which is not known", f"{hint}known: {', '.join(GPUS)}"
-    )
+    return Rejection(f"{key} is {name!r}, which is not known", f"{hint}known: {', '.join(GPUS)}")
 
 
 def _similar(name: str) -> list[str]:

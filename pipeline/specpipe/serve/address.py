@@ -1,6 +1,7 @@
 """Where a server listens: host and three ports; and how a client reaches it past proxies."""
 
 import contextlib
+import errno
 import ipaddress
 import socket
 from dataclasses import dataclass
@@ -82,8 +83,15 @@ def split_host_and_port(url: str) -> tuple[str, int] | None:
     return bare, int(port)
 
 
+_REMEDIES = {
+    errno.EADDRINUSE: "stop the other program or give another {}",
+    errno.EADDRNOTAVAIL: "give --host an address of this machine, e.g. 127.0.0.1",
+    errno.EACCES: "ports below 1024 need privileges; give another {}",
+}
+
+
 def require_free_ports(address: Address) -> None:
-    """Raise ConfigError naming the first port that another program listens on."""
+    """Raise ConfigError naming the first port that cannot be listened on."""
     ports = {
         "--grpc-port": address.grpc_port,
         "--http-port": address.http_port,
@@ -100,7 +108,7 @@ def require_free_ports(address: Address) -> None:
             except OSError as error:
                 raise ConfigError(
                     f"port {port} on {address.host} cannot be used: {error.strerror}",
-                    hint=f"stop the other program or give another {flag}",
+                    hint=_REMEDIES.get(error.errno or 0, "give another {}").format(flag),
                 ) from error
 
 

@@ -48,6 +48,7 @@ _KINDS: dict[str, type] = {
     "seed": np.uint64,
     "end_id": np.int32,
 }
+_MOST = float(np.finfo(np.float32).max)
 _OF_THEIR_OWN = ("max_tokens", "num_draft_tokens", "end_ids")
 
 
@@ -64,14 +65,15 @@ def text_request(model: Model, text: str, options: Options, *, stream: bool) -> 
     """Return a request to a model that takes text.
 
     Raises Unsupported if the model cannot do what `options` or `stream` ask for, ConfigError for a
-    number of draft tokens that it never drafts.
+    number of draft tokens that it never drafts, and for what no tensor can hold.
     """
     if stream and not model.decoupled:
         raise Unsupported(
             f"{model.name} answers in one piece and cannot stream",
             hint="set serving.decoupled: true and package the run again",
         )
-    return _request(model, {model.tensors.prompt: [text.encode()]}, options, stream=stream)
+    prompt = {model.tensors.prompt: [_bytes("the prompt", text)]}
+    return _request(model, prompt, options, stream=stream)
 
 
 def token_request(model: Model, prompt: Sequence[int], options: Options) -> Request:
@@ -90,7 +92,7 @@ def _request(
     inputs: Arrays = {
         **{name: np.array(v, object if isinstance(v[0], bytes) else np.int32)
            for name, v in prompt.items()},
-        names.max_tokens: np.array([options.max_tokens], np.int32),
+        names.max_tokens: _number("max_tokens", options.max_tokens, np.int32),
         names.stream: np.array([stream]),
         names.exclude_prompt: np.array([True]),
         **{name: np.array([True]) for name in names.flags},
@@ -114,10 +116,28 @@ def _options(model: Model, options: Options) -> Arrays:
             raise Unsupported(f"{name} is {value!r}: the model {model.name} has no such option")
         tensor = model.tensors.options[name]
         if isinstance(value, tuple):
-            inputs[tensor] = np.array([word.encode() for word in value], object)
+            inputs[tensor] = np.array([_bytes(name, word) for word in value], object)
         else:
-            inputs[tensor] = np.array([value], _KINDS[name])
+            inputs[tensor] = _number(name, value, _KINDS[name])
     return inputs
+
+
+def _number(name: str, value: float, kind: type) -> NDArray[Any]:
+    """Return [1] of a kind; raises ConfigError for what it cannot hold, which NumPy may wrap."""
+    whole = issubclass(kind, np.integer)
+    low, high = (np.iinfo(kind).min, np.iinfo(kind).max) if whole else (-_MOST, _MOST)
+    if not low <= value <= high:
+        wanted = f"from {low} to {high}" if whole else "a finite number"
+        raise ConfigError(f"{name} is {value}: must be {wanted}")
+    return np.array([value], kind)
+
+
+def _bytes(name: str, text: str) -> bytes:
+    """Return UTF-8; raises ConfigError for the lone surrogates that stand for other bytes."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{name} is not UTF-8: {text!r}"[:200]) from error
 
 
 def _end_ids(model: Model, ids: Sequence[int]) -> Arrays:

@@ -65,7 +65,7 @@ def read_costs(path: Path) -> Costs:
     must rise. Raises ConfigError if it is anything else.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(_text(path))
         points = sorted((int(rows), _ms(ms)) for rows, ms in raw.pop("step_ms").items())
         curve = CostCurve(tuple(n for n, _ in points), tuple(ms for _, ms in points))
         if len(points) < 2 or points[0][0] != 1 or min(curve.ms) <= 0:
@@ -75,10 +75,19 @@ def read_costs(path: Path) -> Costs:
             raise ValueError(f"beside step_ms it may have {', '.join(_PARTS)} and pads_steps")
         parts = {name: _ms(value) for name, value in raw.items()}
         return Costs(curve, pads_steps=pads, **parts)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{path}: not a cost model: {error}",
             hint='e.g. {"step_ms": {"1": 14.0, "8": 14.6}, "heads_ms": 0.4, "draft_ms": 3.1}',
+        ) from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror}", hint="give --cost-model a JSON file"
         ) from error
 
 

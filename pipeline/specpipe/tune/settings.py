@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from specpipe.artifacts import write_text
+from specpipe.errors import ConfigError
 from specpipe.methods import Speculation
 from specpipe.tune.candidates import is_tuned
 from specpipe.tune.tune import Tuning
+from specpipe.yaml_nodes import compose, pairs_of
 
 
 def write_settings(config: Path, out: Path, tuning: Tuning) -> None:
-    """Write the YAML of `config` with the tuned settings to `out`, which may be the same file."""
+    """Write the YAML of `config` with the tuned settings to `out`, which may be the same file.
+
+    Raises ConfigError, and writes nothing, if the file is laid out so that its section cannot be
+    replaced: as JSON, or with anchors that other sections name.
+    """
     measured = tuning.measured_speedup
     notes = [
         f"Tuned by `specpipe tune`: {tuning.holdout.tokens_a_step:.2f} tokens a step on held-out "
@@ -23,7 +29,20 @@ def write_settings(config: Path, out: Path, tuning: Tuning) -> None:
         + (f"{measured:.2f}x measured." if measured else "priced for another machine."),
     ]
     text = config.read_text(encoding="utf-8")
-    write_text(out, replace_speculation(text, tuning.best, notes))
+    changed = replace_speculation(text, tuning.best, notes)
+    _require_yaml(changed, config, tuning.best)
+    write_text(out, changed)
+
+
+def _require_yaml(text: str, config: Path, options: Speculation) -> None:
+    try:
+        pairs_of(compose(text, config), config)
+    except ConfigError as error:
+        section = {"speculation": {"method": options.method, **_given(options)}}
+        raise ConfigError(
+            f"{config} is not laid out in lines of keys that one section could be replaced in",
+            hint=f"write these settings into it: {json.dumps(section)}",
+        ) from error
 
 
 def replace_speculation(text: str, options: Speculation, notes: Sequence[str]) -> str:

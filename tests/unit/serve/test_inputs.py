@@ -103,3 +103,28 @@ def test_an_option_that_a_model_lacks_is_refused_and_not_dropped() -> None:
 def test_a_model_that_answers_in_one_piece_is_not_asked_to_stream() -> None:
     with pytest.raises(Unsupported, match=r"cannot stream(.|\n)*serving.decoupled: true"):
         text_request(replace(API, decoupled=False), "hi", Options(), stream=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (Options(max_tokens=10**20), "max_tokens is 1.*: must be from -2147483648 to 2147483647"),
+        (Options(max_tokens=2**31), "max_tokens is 2147483648"),
+        (Options(top_k=2**40), "top_k is 1099511627776"),
+        (Options(seed=2**64), "seed is .*: must be from 0 to 18446744073709551615"),
+        (Options(seed=-1), "seed is -1: must be from 0"),
+        (Options(temperature=1e39), "temperature is 1e.39: must be a finite number"),
+        (Options(temperature=float("nan")), "temperature is nan: must be a finite number"),
+        (Options(stop_words=("a", "caf\udce9")), "stop_words is not UTF-8"),
+    ],
+)
+def test_what_no_tensor_can_hold_is_refused_not_wrapped(options: Options, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        text_request(BLS, "hi", options, stream=True)
+    with pytest.raises(ConfigError, match="the prompt is not UTF-8"):
+        text_request(BLS, "caf\udce9", Options(), stream=True)
+
+
+def test_the_largest_values_of_a_tensor_are_sent() -> None:
+    request = text_request(BLS, "hi", Options(top_k=2**31 - 1, seed=2**64 - 1), stream=True)
+    assert plain(request)["top_k"] == [[2**31 - 1]] and plain(request)["seed"] == [[2**64 - 1]]

@@ -13,6 +13,7 @@ from specpipe.errors import ConfigError, Unsupported
 from specpipe.methods import PLAIN, PromptLookup
 from specpipe.present import tuning_json, tuning_text
 from specpipe.tune.cost import CostCurve, read_costs
+from specpipe.tune.settings import write_settings
 from specpipe.tune.tune import Prediction, Tuning
 from specpipe.tuning import Prices, recommend_run, tune_run
 
@@ -101,3 +102,23 @@ def test_no_setting_is_tried_whose_step_is_longer_than_a_sequence(
     found = recommend_run(config, workspace, prices)
     assert PLAIN in [p.options for p in found]
     assert all(p.options.num_draft_tokens <= 6 for p in found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "a", "target": {"model": "m"}, "engine": {"backend": "openvino"}}\n',
+        "name: a\nspeculation: &s {method: none}\nx-also: *s\n",
+    ],
+    ids=["JSON", "an anchor in the section"],
+)
+def test_a_file_whose_section_cannot_be_replaced_is_left_as_it_is(
+    text: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    curve = CostCurve((1, 8), (11.5, 12.6))
+    tuning = Tuning(PREDICTION.options, (PREDICTION,), PREDICTION, None, curve, 3, ())
+    with pytest.raises(ConfigError, match="is not laid out in lines") as caught:
+        write_settings(file, file, tuning)
+    assert '"method": "prompt_lookup"' in str(caught.value) and file.read_text() == text

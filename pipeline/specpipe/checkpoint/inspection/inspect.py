@@ -40,7 +40,9 @@ def inspect_folder(folder: Path, progress: Progress | None = None) -> Inspection
     none of these; what is wrong with one that is, are its defects.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder")
+        if not folder.exists():
+            raise ConfigError(f"{folder}: no such folder")
+        raise ConfigError(f"{folder} is a file", hint=f"give its folder, {folder.parent}")
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"{folder}: neither a checkpoint nor an engine: it has no config.json",

@@ -1,0 +1,112 @@
+"""What users get wrong at the command line: one sentence, an exit code, and JSON if they asked."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from specpipe.cli import main
+from tests.unit.test_cli import COMMANDS, TRAINING
+
+# What every command needs beside --config.
+ARGUMENTS = {"generate": ["hi"], "inspect": ["nowhere"]}
+
+
+def run(*args: str) -> Result:
+    return CliRunner().invoke(main, list(args))
+
+
+@pytest.mark.parametrize(
+    "command", [name for name in (*COMMANDS, *TRAINING) if name != "train"], ids=str
+)
+def test_every_command_reports_an_error_as_json_too(command: str) -> None:
+    config = [] if command == "inspect" else ["--config", "nofile.yaml"]
+    result = run(*command.split(), *ARGUMENTS.get(command, []), *config, "--json")
+    assert result.exit_code == 2
+    error = json.loads(result.stdout)["error"]
+    assert error["exit_code"] == 2 and "no such f" in error["message"]
+    assert f"error: {error['message']}" in result.stderr and (error["hint"] or "") in result.stderr
+
+
+def test_without_json_an_error_leaves_stdout_empty() -> None:
+    result = run("plan", "--config", "nofile.yaml")
+    assert result.stdout == "" and result.stderr.startswith("error: nofile.yaml: no such file\n")
+
+
+def test_what_the_machine_refuses_is_json_too(write_config, monkeypatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", "engines/tiny")
+
+    monkeypatch.setattr("specpipe.run.build", refuse)
+    result = run("build", "--config", str(write_config()), "--json")
+    assert json.loads(result.stdout)["error"]["exit_code"] == result.exit_code == 4
+
+
+def test_a_refused_build_is_one_json_document(write_config) -> None:
+    engine = {"backend": "openvino", "dtype": "float16"}
+    result = run("build", "--config", str(write_config(engine=engine)), "--json")
+    assert json.loads(result.stdout)["error"]["exit_code"] == result.exit_code == 3
+
+
+def test_a_failure_after_the_json_stays_on_stderr(tmp_path: Path) -> None:
+    """`inspect` prints what it found, and then fails for the defects."""
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "LlamaForCausalLM"}))
+    result = run("inspect", str(tmp_path), "--json")
+    assert result.exit_code == 5 and json.loads(result.stdout)["defects"]
+    assert "defects were found" in result.stderr
+
+
+def test_a_folder_in_the_place_of_a_config_is_named_one(write_config, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("")
+    result = run("plan", "--config", str(tmp_path))
+    assert result.exit_code == 2 and f"{tmp_path} is a folder, not a YAML file" in result.stderr
+    assert f"hint: give a file, e.g. {tmp_path}/mine.yaml" in result.stderr
+    assert "Errno" not in result.stderr
+
+
+def test_a_file_in_the_place_of_a_checkpoint_is_named_one(tmp_path: Path) -> None:
+    (tmp_path / "rank0.safetensors").write_text("")
+    result = run("inspect", str(tmp_path / "rank0.safetensors"))
+    assert "rank0.safetensors is a file" in result.stderr and str(tmp_path) in result.stderr
+
+
+@pytest.mark.parametrize("command", ["tune", "recommend"])
+def test_a_wrong_gpu_or_cost_model_is_named_by_its_flag(command: str, write_config) -> None:
+    config = str(write_config())
+    result = run(command, "--config", config, "--gpu", "H101")
+    assert result.exit_code == 3 and "error: --gpu is 'H101', which is not known" in result.stderr
+    result = run(command, "--config", config, "--cost-model", "nofile")
+    assert result.exit_code == 2 and "nofile: cannot be read: No such file" in result.stderr
+
+
+def test_tune_refuses_a_place_it_cannot_write_to_before_it_works(
+    write_config, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file/tuned.yaml"
+    result = run("tune", "--config", str(write_config()), "--out", str(out))
+    assert result.exit_code == 2 and "is no folder to write to" in result.stderr
+
+
+def test_a_workspace_that_cannot_be_made_is_a_sentence(write_config, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    workspace = str(tmp_path / "file/below")
+    result = run("build", "--config", str(write_config()), "--workspace", workspace)
+    assert result.exit_code == 4 and "cannot be written: Not a directory" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--host", "192.0.2.1"], "hint: give --host an address of this machine"),
+        (["--grpc-port", "9", "--http-port", "9"], "the three ports must differ"),
+    ],
+)
+def test_an_address_that_is_not_of_this_machine_gets_a_hint_for_that(
+    flags: list[str], words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "ensemble").mkdir()
+    (tmp_path / "ensemble/config.pbtxt").write_text("")
+    result = run("serve", "--repository", str(tmp_path), *flags)
+    assert result.exit_code == 2 and words in result.stderr
