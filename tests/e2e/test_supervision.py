@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from specpipe.errors import Unavailable
 from specpipe.serve.address import free_address, split_host_and_port
 from specpipe.serve.client import Client, Options
 from specpipe.serve.probe import answers_ping, answers_request, answers_stream
@@ -144,6 +145,39 @@ def test_a_signal_leaves_nothing_of_a_command_with_a_server(
     code = process.wait(60)
     assert code == (0 if name == "serve" else 128 + number), (tmp_path / "stderr").read_text()
     assert leftovers(scratch, process.pid) == NOTHING
+
+
+@pytest.mark.parametrize("victim", ["tensorrt_llm", "tritonserver"])
+def test_a_process_that_dies_in_an_answer_is_unavailable_to_its_client(
+    victim: str, server: Served, tmp_path: Path
+) -> None:
+    with serving(server, tmp_path) as process:
+        told = ready(process)
+        processes = {name: pid for pid, name in children(told["pid"]).items()}
+        client = Client(told["grpc"], timeout_s=60)
+        pieces = client.stream("The quick", Options(max_tokens=3000, end_id=-1))
+        next(pieces)
+        os.kill(processes.get(victim, told["pid"]), signal.SIGKILL)
+        with pytest.raises(Unavailable) as error:
+            for _ in pieces:
+                pass
+        assert error.value.exit_code == 6 and "no server answers" not in str(error.value)
+        with pytest.raises(Unavailable):
+            client.generate("The quick")
+
+
+def test_a_reader_that_leaves_a_stream_ends_generate_quietly(server: Served) -> None:
+    words = ["generate", "--url", server.url, "--stream", "--max-tokens", "3000", "The quick"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "specpipe", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with process:
+        assert process.stdout and process.stderr
+        process.stdout.read(1)
+        process.stdout.close()
+        told = process.stderr.read().decode()
+        assert process.wait(60) == 141, told
+    assert told == ""
 
 
 def test_a_server_on_ipv6_with_proxies_in_the_environment_serves(

@@ -24,8 +24,12 @@ LEAST_FAILURES = 3  # asks in a row; one may fail because this machine was pause
 UNCOUNTED = 10  # times the bound, for a server none of whose counters moves within an answer
 _POLL_SECONDS = 0.2
 
-_STEPS = ("specpipe_steps_total{", 'nv_trt_llm_general_metrics{general_type="iteration_counter"')
-_REQUESTS = (
+_ITERATIONS = 'nv_trt_llm_general_metrics{general_type="iteration_counter"'
+_STEPS = "specpipe_steps_total{"  # by the model of the engine at once, by text models at the end
+_ENGINE = 'model="tensorrt_llm"'
+_COUNTERS = (
+    _ITERATIONS,
+    _STEPS,
     "specpipe_requests_total{",
     "nv_inference_request_success{",
     "nv_inference_request_failure{",
@@ -104,7 +108,7 @@ class Movement:
     """Counters of a server: two that differ mean that it moved in between."""
 
     counters: tuple[str, ...]
-    counts_steps: bool  # or whole requests only
+    counts_steps: bool  # as they happen; or with whole requests only
 
 
 @dataclass
@@ -156,8 +160,12 @@ class Requests:
 
 def movement(lines: Iterable[str]) -> Movement:
     """Return the counters among the lines of Prometheus that only work can move."""
-    found = tuple(sorted(line for line in lines if line.startswith((*_STEPS, *_REQUESTS))))
-    return Movement(found, any(line.startswith(_STEPS) for line in found))
+    found = tuple(sorted(line for line in lines if line.startswith(_COUNTERS)))
+    steps = any(
+        line.startswith(_ITERATIONS) or (line.startswith(_STEPS) and _ENGINE in line)
+        for line in found
+    )
+    return Movement(found, steps)
 
 
 def _look(server: RunningServer) -> Movement | None:

@@ -156,12 +156,14 @@ def test_shorter_patience_leaves_time_for_three_requests() -> None:
 
 def test_only_what_work_moves_counts_as_movement() -> None:
     idle = ["nv_cpu_utilization 0.5", 'specpipe_requests_in_flight{model="x"} 1']
-    steps = ['specpipe_steps_total{method="m",model="x"} 5']
+    steps = ['specpipe_steps_total{method="m",model="tensorrt_llm"} 5']
+    late = ['specpipe_steps_total{method="m",model="ensemble"} 5']  # once an answer is complete
     gpu = ['nv_trt_llm_general_metrics{general_type="iteration_counter",model="x"} 9']
     whole = ['nv_inference_request_success{model="x",version="1"} 3']
     assert movement(idle) == Movement((), counts_steps=False)
     assert movement([*idle, *steps]) == Movement(tuple(steps), counts_steps=True)
-    assert movement([*gpu, *whole]).counts_steps and not movement(whole).counts_steps
+    assert movement([*gpu, *whole]).counts_steps
+    assert not movement(whole).counts_steps and not movement(late).counts_steps
 
 
 class Broken:
