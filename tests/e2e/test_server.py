@@ -203,6 +203,11 @@ def test_a_seed_makes_sampling_repeatable(server: Served) -> None:
         ({"temperature": float("nan"), "top_k": 5}, "INVALID_ARG", "temperature is nan"),
         ({"top_p": 7.0}, "INVALID_ARG", "top_p is 7.0: must be above 0 and at most 1"),
         ({"repetition_penalty": -1.0}, "INVALID_ARG", "repetition_penalty is -1.0"),
+        ({"repetition_penalty": 1e-40}, "INVALID_ARG", "must be from 0.001 to 1000"),
+        ({"presence_penalty": 3e38}, "INVALID_ARG", "must be from -1000000 to 1000000"),
+        ({"frequency_penalty": -3e38}, "INVALID_ARG", "must be from -1000000 to 1000000"),
+        ({"stop_words": ["w"] * 1001}, "INVALID_ARG", "stop_words has 1001 words: at most 1000"),
+        ({"bad_words": ["w" * 32_001]}, "INVALID_ARG", "bad_words has 32001 bytes: at most 32000"),
         ({"end_id": 10**6}, "INVALID_ARG", "end_id is 1000000"),
         ({"beam_width": 4}, "UNSUPPORTED", "beam_width is 4: beam search is not supported"),
         ({"return_context_logits": True}, "UNSUPPORTED", "context logits"),
@@ -511,7 +516,7 @@ def test_a_server_that_dies_is_a_sentence(serve) -> None:
         pieces = server.client.stream(PROMPT, Options(max_tokens=3000, end_id=-1))
         next(pieces)
         server.endpoint.process.kill()
-        with pytest.raises(StageFailed, match="no server answers"):
+        with pytest.raises(StageFailed, match="was lost in the middle of the answer"):
             list(pieces)
 
 
