@@ -14,9 +14,7 @@ from specpipe.repository.description import FRONTS, PARAMETER
 from specpipe.serve.connect import ClientTls, connect
 from specpipe.serve.refusals import refusal
 
-_MOST = (
-    64  # draft tokens a step that the loop of upstream's own `tensorrt_llm_bls` may be asked for
-)
+_MOST = 64  # draft tokens a step that upstream's own `tensorrt_llm_bls` may be asked for
 
 
 def fetch_endpoint(url: str, tls: ClientTls | None = None) -> Endpoint:
