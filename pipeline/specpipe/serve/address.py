@@ -68,9 +68,10 @@ def is_loopback(url: str) -> bool:
     """Tell whether HOST:PORT is on this machine, so that no proxy may stand between."""
     host = url.rpartition(":")[0].strip("[]")
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return host == "localhost"
+    return address.is_loopback or address.is_unspecified  # who connects to 0.0.0.0 comes back here
 
 
 def split_host_and_port(url: str) -> tuple[str, int] | None:

@@ -33,14 +33,15 @@ class ClientTls:
         }
 
 
-def connect(url: str, tls: ClientTls | None = None) -> Any:
+def connect(url: str, tls: ClientTls | None = None, *, direct: bool = False) -> Any:
     """Return tritonclient's connection to HOST:PORT; nothing is sent yet.
 
     gRPC takes `http_proxy` and `grpc_proxy` of the environment for loopback too, where no proxy
-    can help. For other machines it uses them as the user set them.
+    can help. For other addresses it uses them as the user set them, unless `direct` tells that the
+    address is one of this machine.
     """
     encryption = tls.arguments() if tls else {}
-    if not is_loopback(url):
+    if not (direct or is_loopback(url)):
         return grpc.InferenceServerClient(url, **encryption)
     options = [
         ("grpc.max_send_message_length", _UNBOUNDED),

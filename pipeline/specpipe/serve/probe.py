@@ -62,7 +62,7 @@ def answers_request(url: str, model: Model, timeout_s: float) -> bool:
 
 def _first_reply(url: str, timeout_s: float, send: Callable[[Any], None]) -> Reply | None:
     replies: queue.Queue[Reply] = queue.Queue()
-    connection = connect(url)
+    connection = connect(url, direct=True)  # it is a server of this machine
     try:
         connection.start_stream(
             lambda result, error: replies.put((result, error)), stream_timeout=timeout_s

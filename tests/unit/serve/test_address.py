@@ -16,6 +16,7 @@ from specpipe.serve.address import (
     split_host_and_port,
 )
 from specpipe.serve.client import Client, Options
+from specpipe.serve.probe import answers_stream
 from specpipe.serve.watch import is_live, requests_in_hand
 
 
@@ -65,6 +66,7 @@ def test_urls_are_host_and_port(url: str, parts: tuple[str, int] | None) -> None
 
 def test_this_machine_is_known_by_its_names() -> None:
     assert all(map(is_loopback, ("127.0.0.1:1", "127.8.9.1:1", "[::1]:1", "localhost:1")))
+    assert all(map(is_loopback, ("0.0.0.0:1", "[::]:1")))
     assert not any(map(is_loopback, ("10.0.0.1:1", "example.org:1", "[fe80::1]:1")))
 
 
@@ -124,4 +126,12 @@ def test_health_and_metrics_are_read_past_a_proxy(healthy: Address, proxied: soc
 def test_grpc_reaches_this_machine_past_a_proxy(host: str, proxied: socket.socket) -> None:
     with pytest.raises(Unavailable, match="no server answers"):
         Client(f"{host}:1", timeout_s=10).generate("hi", Options(max_tokens=1))
+    assert untouched(proxied)
+
+
+def test_serve_reaches_its_own_server_past_a_proxy_whatever_its_address(
+    proxied: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specpipe.serve.connect.is_loopback", lambda url: False)
+    assert not answers_stream("127.0.0.1:1", 5)
     assert untouched(proxied)
