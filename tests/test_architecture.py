@@ -22,7 +22,17 @@ LAYERS = [
     {"serve"},
     {"html", "prompts"},
     {"validate", "tune", "train"},
-    {"locate", "planning", "work", "run", "tuning", "deploying", "inventory", "doctor"},
+    {
+        "locate",
+        "planning",
+        "work",
+        "run",
+        "tuning",
+        "validating",
+        "deploying",
+        "inventory",
+        "doctor",
+    },
     {"present", "present_plan"},
     {"cli"},
 ]

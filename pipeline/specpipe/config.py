@@ -112,6 +112,9 @@ class ValidateOptions:
     max_tokens: int = field(default=64, metadata=at_least(1))
     repeats: int = field(default=1, metadata=at_least(1))
     gates: Mapping[str, float] = field(default_factory=dict)  # metric name -> bound
+    # What speculation is compared with. None: the same server, asked not to speculate, where it can
+    # be asked that. build: a plain engine of the same model. none: nothing.
+    baseline: Literal["build", "none"] | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,16 @@ class RunConfig:
     validate: ValidateOptions = ValidateOptions()
     train: TrainOptions = field(default_factory=TrainOptions)
     path: str = field(default="", metadata=not_written())  # where it was read; by `read_config`
+    places: Mapping[str, Place] = field(  # the line of every key that was given; likewise
+        default_factory=dict, compare=False, repr=False, metadata=not_written()
+    )
+
+    @property
+    def baseline(self) -> "RunConfig":
+        """The same run without speculation, which `validate.baseline: build` compares with."""
+        judged = replace(self.validate, gates={}, baseline=None)
+        name = f"{self.name[:90]}.baseline"
+        return replace(self, name=name, speculation=PLAIN, validate=judged)
 
     def models(self) -> dict[Role, str]:
         """Return the source of every checkpoint that this run converts."""
@@ -176,9 +189,10 @@ def read_config(path: Path) -> RunConfig:
     _check_training(config, places)
     _check_hybrid(config, places)
     _check_confidence(config, places)
+    _check_baseline(config, places)
     if config.engine.gpu is None and not config.engine.tp_size:
         config = replace(config, engine=replace(config.engine, tp_size=1))
-    return replace(config, path=str(path))
+    return replace(config, path=str(path), places=places)
 
 
 def _check_lengths(config: RunConfig, places: Mapping[str, Place]) -> None:
@@ -259,6 +273,15 @@ def _check_confidence(config: RunConfig, places: Mapping[str, Place]) -> None:
         )
 
 
+def _check_baseline(config: RunConfig, places: Mapping[str, Place]) -> None:
+    if config.validate.baseline == "build" and not config.speculation.num_draft_tokens:
+        raise places["validate.baseline"].error(
+            "'validate.baseline' is build, but this run does not speculate: there is nothing to "
+            "compare",
+            hint="remove the key",
+        )
+
+
 def _check_training(config: RunConfig, places: Mapping[str, Place]) -> None:
     train = config.train
     if train.medusa.lora_rank and train.medusa.stage == "medusa1":
@@ -302,7 +325,7 @@ def require_file(text: str, config: RunConfig, key: str) -> Path:
     found = find_file(text, config)
     if found is None:
         raise ConfigError(
-            f"{config.path}: '{key}' is {text!r}: no such file or folder",
+            f"{config.places.get(key, config.path)}: '{key}' is {text!r}: no such file or folder",
             hint="paths are relative to the working directory or to the config file",
         )
     return found

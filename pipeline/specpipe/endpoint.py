@@ -53,6 +53,8 @@ class Tensors:
     drafted: str = ""  # outputs; empty: the model does not report it
     accepted: str = ""
     output_tokens: str = ""
+    context_flag: str = ""  # an input that asks for `context_logits`
+    context_logits: str = ""  # an output: the logits after every token of the prompt
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,11 @@ class Model:
     def can_decode_plainly(self) -> bool:
         """Whether a request can have an answer that is decoded without speculation."""
         return not self.speculates or self.draft_limit is not None
+
+    @property
+    def gives_context_logits(self) -> bool:
+        """Whether answers can carry what the model expects after every token of the prompt."""
+        return bool(self.tensors.context_flag and self.tensors.context_logits)
 
     @property
     def reports_acceptance(self) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from specpipe.artifacts import Workspace, read_artifact
-from specpipe.assembly import load_backend
+from specpipe.assembly import describe_endpoint, load_backend
 from specpipe.building import Backend, BuildRequest, Command, Rejection
 from specpipe.checkpoint.quantize import check_calibration, check_quantization
 from specpipe.checkpoint.source import Source
@@ -34,9 +34,26 @@ from specpipe.plan.sizing import Sizing, choose_ranks, measure, ways_to_fit
 from specpipe.publishing import why_kept
 from specpipe.tree_options import is_open
 from specpipe.trees import assumed_accuracy, grow_tree
+from specpipe.validate.gates import check_validation
 
 
 def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
+    """Return what `build` would do and why it may not, for the run and for its baseline.
+
+    See `_plan_run`; prompts and gates that validation could not use are refused too.
+    """
+    plan = _plan_run(config, workspace)
+    refused = [*plan.rejections, *check_validation(config, describe_endpoint(plan.config))]
+    if config.validate.baseline != "build":
+        return replace(plan, rejections=tuple(refused))
+    plain = config.baseline
+    baseline = _plan_run(plain, replace(workspace, name=plain.name))
+    own = [r for r in baseline.rejections if r not in plan.rejections]
+    refused += [Rejection(f"the baseline: {r.reason}", r.hint) for r in own]
+    return replace(plan, rejections=tuple(refused), baseline=baseline)
+
+
+def _plan_run(config: RunConfig, workspace: Workspace) -> Plan:
     """Return what `build` would do and why it may not; reads no weights, needs no GPU.
 
     The plan's config has a tree in the place of `tree: auto`, and the tensor-parallel ranks that

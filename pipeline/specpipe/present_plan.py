@@ -22,6 +22,7 @@ def plan_text(plan: Plan) -> str:
         list(_speed(plan.estimate, plan)) if plan.estimate else [],
         [line for path, text in plan.files.items() for line in _file(path, text)],
         [line for command in plan.commands for line in _command(command)],
+        list(_baseline(plan.baseline)) if plan.baseline else [],
         list(_verdict(plan)),
     ]
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
@@ -174,6 +175,14 @@ def _pairs(words: list[str]) -> list[str]:
     return joined
 
 
+def _baseline(plan: Plan) -> Iterator[str]:
+    """Yield what is built for `validate.baseline`, and what it needs when it is served."""
+    yield _row("baseline", f"{plan.config.name}: a plain engine, which only `validate` serves")
+    yield from _sizes(plan)
+    for command in plan.commands:
+        yield from _command(command)
+
+
 def _verdict(plan: Plan) -> Iterator[str]:
     for note in plan.notes:
         yield _row("note", note)
@@ -188,7 +197,11 @@ def _verdict(plan: Plan) -> Iterator[str]:
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """Return a plan as plain values; `estimate.costs` is what `tune --cost-model` reads."""
+    """Return a plan as plain values; `estimate.costs` is what `tune --cost-model` reads.
+
+    `commands` are all that build would run, those of the baseline too.
+    """
+    commands = [*plan.commands, *(plan.baseline.commands if plan.baseline else ())]
     return {
         "name": plan.config.name,
         "buildable": not plan.rejections and not plan.gaps,
@@ -203,8 +216,9 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "memory": None if plan.memory is None else _memory_json(plan.memory),
         "estimate": None if plan.estimate is None else _estimate_json(plan.estimate),
         "commands": [
-            {"stage": c.stage, "argv": list(c.argv), "env": dict(c.env)} for c in plan.commands
+            {"stage": c.stage, "argv": list(c.argv), "env": dict(c.env)} for c in commands
         ],
+        "baseline": None if plan.baseline is None else plan_json(plan.baseline),
         "files": dict(plan.files),
         "rejections": [asdict(rejection) for rejection in plan.rejections],
         "not_yet": [asdict(gap) for gap in plan.gaps],

@@ -154,6 +154,7 @@ class _Reader:
         if get_origin(bare) is dict or get_origin(bare) is Mapping:
             item = get_args(bare)[1]
             pairs = pairs_of(node, self.file, key + ".")
+            self.places.update({f"{key}.{k}": self.place(n) for k, (n, _) in pairs.items()})
             return {k: self._scalar(v, item, f"{key}.{k}") for k, (_, v) in pairs.items()}
         value = self._scalar(node, bare, key)
         bound: Bound | None = field.metadata.get("bound")

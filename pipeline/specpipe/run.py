@@ -1,36 +1,26 @@
 """The stages in order: convert, compile, package. What is fresh is skipped, and said to be."""
 
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from specpipe.artifacts import Workspace, locked
-from specpipe.assembly import load_backend
 from specpipe.building import Workshop
-from specpipe.checkpoint.source import locate_model
 from specpipe.config import RunConfig
 from specpipe.contracts import Role
 from specpipe.errors import ConfigError, Unsupported
-from specpipe.locate import KEYS
 from specpipe.planning import make_plan, require_buildable
 from specpipe.publishing import put_back, remove_leftovers, staged, why_kept, write_publish
-from specpipe.serve.address import free_address
-from specpipe.serve.tritonserver import start_server
-from specpipe.validate.gates import check_gates_known
 from specpipe.work import (
     STAGES,
     StageName,
     Work,
     plan_work,
+    plans_of,
     require_planned_engines,
     require_room,
 )
-
-if TYPE_CHECKING:
-    from specpipe.validate.report import Report
 
 Notify = Callable[[str], None]
 Progress = Callable[[int, int], None]
@@ -66,8 +56,9 @@ def build(
     a stage cannot finish; whatever was finished before stays and is reused by the next build.
     """
     plan = make_plan(config, workspace)
-    works = plan_work(plan, workspace, Workshop(notify, runtime))
-    wanted = [work for work in works if work.stage in stages]
+    shop = Workshop(notify, runtime)
+    runs = [plan_work(part, place, shop) for part, place in plans_of(plan, workspace)]
+    wanted = [work for works in runs for work in works if work.stage in stages]
     require_room(wanted)
     require_buildable(plan)
     if runtime and not plan.commands:
@@ -81,7 +72,7 @@ def build(
             put_back(work.path)
         for work in wanted:
             if work.stage == "package":
-                require_planned_engines(works)
+                require_planned_engines(next(works for works in runs if work in works))
             results.append(_perform(work, notify, progress))
         return results
 
@@ -89,7 +80,8 @@ def build(
 def status(config: RunConfig, workspace: Workspace) -> list[StageResult]:
     """Say of every artifact of the run whether it is fresh, and if not, why; changes nothing."""
     results = []
-    for work in plan_work(make_plan(config, workspace), workspace):
+    runs = plans_of(make_plan(config, workspace), workspace)
+    for work in (work for part, place in runs for work in plan_work(part, place)):
         try:
             reason = work.stale()
         except ConfigError as error:  # an earlier stage is not built yet
@@ -131,33 +123,3 @@ def require_repository(config: RunConfig, workspace: Workspace) -> None:
             f"{workspace.repository} cannot be served: {reason}",
             hint=f"run `specpipe build --config {config.path}`",
         )
-
-
-def validate_run(
-    config: RunConfig,
-    workspace: Workspace,
-    url: str | None,
-    *,
-    notify: Notify = lambda text: None,
-    progress: Progress = lambda done, total: None,
-) -> "Report":
-    """Validate a run against the server at `url`, or against one that is started for the time.
-
-    Raises what `validate` and `start_server` raise.
-    """
-    from specpipe.validate.validate import load_prompts, validate
-
-    check_gates_known(config.validate.gates, config.path)
-    require_repository(config, workspace)
-    prompts = load_prompts(config, workspace.repository / "preprocessing/1/tokenizer")
-    model = locate_model(config.target.model, config, KEYS["target"])
-    backend = load_backend(config.engine.backend)
-    versions = dict(backend.versions(config.engine.tensorrt_llm))
-    with contextlib.ExitStack() as stack:
-        if url is None:
-            notify("starting a server for the validation")
-            log = workspace.reports / "tritonserver.log"
-            address = free_address()
-            stack.enter_context(start_server(workspace.repository, address, log))
-            url = address.grpc
-        return validate(config, workspace, url, model, prompts, versions, progress=progress)

@@ -80,7 +80,7 @@ def _observe(
 ) -> "Observed":
     """Build a run for this machine if need be, load its engines and record its answers."""
     from specpipe.tune.tune import observe
-    from specpipe.validate.validate import load_prompts
+    from specpipe.validate.questions import load_prompts
 
     _require_replay(config.speculation)
     costs = _costs(config, workspace, prices)

@@ -73,6 +73,14 @@ class Work:
         return why_stale(self.path, self.kind, self.inputs)
 
 
+def plans_of(plan: Plan, workspace: Workspace) -> list[tuple[Plan, Workspace]]:
+    """Return a plan and that of its baseline, if it has one, each with its workspace."""
+    if plan.baseline is None:
+        return [(plan, workspace)]
+    beside = replace(workspace, name=plan.baseline.config.name)
+    return [(plan, workspace), (plan.baseline, beside)]
+
+
 def plan_work(plan: Plan, workspace: Workspace, shop: Workshop = HERE) -> list[Work]:
     """Return every artifact of the run, in the order in which they must be made."""
     config, roles = plan.config, list(plan.requests)
@@ -224,14 +232,14 @@ def _package(plan: Plan, workspace: Workspace) -> Work:
         }
 
     def write(out: Path, progress: Progress) -> Manifest:
-        asked = inputs()
+        made = Manifest("repository", inputs())
         with tempfile.TemporaryDirectory() as folder:
-            whole = repository
+            whole = replace(repository, key=made.key)
             if source is not None:
                 write_tokenizer(source, plan.requests["target"].model, Path(folder))
-                whole = replace(repository, tokenizer=Path(folder))
+                whole = replace(whole, tokenizer=Path(folder))
             write_repository(whole, out)
-        return Manifest("repository", asked)
+        return made
 
     return Work(
         "package",

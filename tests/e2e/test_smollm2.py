@@ -12,8 +12,8 @@ from specpipe.run import build
 from specpipe.serve.address import free_address
 from specpipe.serve.client import Client, Options, collect
 from specpipe.serve.tritonserver import start_server
+from specpipe.validate.questions import load_prompts
 from specpipe.validate.reference import Reference
-from specpipe.validate.validate import load_prompts
 from tests.conftest import SMOLLM2
 
 pytestmark = [pytest.mark.e2e, pytest.mark.model]

@@ -14,7 +14,8 @@ from specpipe.artifacts import Manifest, Workspace, read_artifact
 from specpipe.config import read_config
 from specpipe.errors import ConfigError, StageFailed, Unsupported
 from specpipe.planning import make_plan
-from specpipe.run import build, require_repository, status, validate_run
+from specpipe.run import build, require_repository, status
+from specpipe.validating import validate_run
 from tests.unit.checkpoint.packers import pack_model
 
 
@@ -271,7 +272,9 @@ def test_the_manifest_says_what_the_engine_was_made_from(write_config, tmp_path:
 def test_bad_prompts_are_refused_before_a_server_is_started(
     write_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("specpipe.run.start_server", lambda *given: pytest.fail("a server started"))
+    monkeypatch.setattr(
+        "specpipe.validating.start_server", lambda *given: pytest.fail("a server started")
+    )
     texts = ["short", "word " * 200]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": t}) + "\n" for t in texts))
     run = setup(write_config(validate={"prompts": str(tmp_path / "p.jsonl")}), tmp_path)

@@ -34,9 +34,9 @@ def validate(config_path: Path, workspace: Path, url: str | None, as_json: bool)
     \b
     Example:  specpipe validate --config model_configs/smollm2-135m_hybrid.yaml
     """
-    from specpipe.run import validate_run
     from specpipe.validate.report import to_json, to_markdown
     from specpipe.validate.validate import require_passed
+    from specpipe.validating import validate_run
 
     config, place = load(config_path, workspace)
     with show_progress("prompts") as progress:

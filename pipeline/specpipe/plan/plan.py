@@ -29,6 +29,7 @@ class Plan:
     notes: tuple[str, ...] = ()  # what is worth knowing, and hinders nothing
     estimate: Estimate | None = None  # step times, on a known GPU
     files: Mapping[str, str] = field(default_factory=dict)  # path -> text that is known beforehand
+    baseline: "Plan | None" = None  # of the plain run that `validate.baseline: build` asks for
 
 
 def make_requests(

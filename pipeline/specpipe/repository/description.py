@@ -13,6 +13,7 @@ from specpipe.errors import ConfigError
 from specpipe.repository.render import parse
 
 PARAMETER = "endpoint"  # of a model's config.pbtxt
+KEY_PARAMETER = "repository_key"  # likewise: the key of the repository's manifest
 FRONTS = ("tensorrt_llm_bls", "tensorrt_llm")  # the first of them that is there has it
 
 

@@ -15,7 +15,7 @@ from specpipe.contracts import Role
 from specpipe.endpoint import Endpoint, dump_endpoint
 from specpipe.methods import DraftModel
 from specpipe.plan.memory import KvBudget
-from specpipe.repository.description import FRONTS, PARAMETER, describe_run
+from specpipe.repository.description import FRONTS, KEY_PARAMETER, PARAMETER, describe_run
 from specpipe.repository.engine_parameters import EnginePlan, engine_parameters
 from specpipe.repository.placement import ENGINE_MODELS, Placement, place
 from specpipe.repository.render import ServedModel
@@ -37,6 +37,7 @@ class RepositoryPlan:
     release: str = ""  # of TensorRT-LLM; empty for other backends
     home: Path = Path()  # where the server will see the repository
     budgets: Mapping[Role, KvBudget] = field(default_factory=dict)  # as far as they are known
+    key: str = ""  # of the repository's manifest, by which a server names what it serves
 
     @property
     def drives_engines(self) -> bool:
@@ -145,7 +146,8 @@ def _text_models(plan: RepositoryPlan) -> list[Entry]:
 
 def _description(plan: RepositoryPlan) -> dict[str, str]:
     """Return how the server is called, for clients that ask it."""
-    return {PARAMETER: dump_endpoint(plan.endpoint)}
+    own = {KEY_PARAMETER: plan.key} if plan.key else {}
+    return {PARAMETER: dump_endpoint(plan.endpoint), **own}
 
 
 def _most_requests(plan: RepositoryPlan) -> dict[str, str]:

@@ -9,24 +9,32 @@ with Client("127.0.0.1:8001") as client:
 import contextlib
 import queue
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 from tritonclient.utils import InferenceServerException
 
+from specpipe.contracts import Logits
 from specpipe.endpoint import Endpoint
 from specpipe.errors import Unsupported
 from specpipe.serve.connect import ClientTls as ClientTls
 from specpipe.serve.connect import connect
 from specpipe.serve.description import fetch_endpoint
 from specpipe.serve.inputs import Options as Options
-from specpipe.serve.inputs import Request, input_tensors, text_request, token_request
+from specpipe.serve.inputs import (
+    Request,
+    context_request,
+    input_tensors,
+    text_request,
+    token_request,
+)
 from specpipe.serve.pieces import Acceptance as Acceptance
 from specpipe.serve.pieces import Generation as Generation
 from specpipe.serve.pieces import Piece as Piece
-from specpipe.serve.pieces import Reader
+from specpipe.serve.pieces import Reader, context_rows, is_final
 from specpipe.serve.pieces import collect as collect
 from specpipe.serve.refusals import absence, disconnection, refusal
 
@@ -36,7 +44,8 @@ class Client:
 
     `endpoint` describes the server; without it the server is asked for its description when it is
     needed first. `count` counts the tokens of an answer where the server does not report them.
-    `tls` encrypts the connection, if the server has a certificate.
+    `tls` encrypts the connection, if the server has a certificate. A request uses the gRPC channel
+    of an earlier one that has ended well; `close` closes them.
     """
 
     def __init__(
@@ -50,6 +59,7 @@ class Client:
     ) -> None:
         self._url, self._timeout_s, self._tls = url, timeout_s, tls
         self._endpoint, self._count = endpoint, count
+        self._idle: deque[Any] = deque()  # open channels that no request uses
 
     def __enter__(self) -> "Client":
         return self
@@ -60,7 +70,13 @@ class Client:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Nothing to do: every request has a connection of its own."""
+        """Close the channels."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the channels that no request uses."""
+        while self._idle:
+            self._idle.pop().close()
 
     @property
     def endpoint(self) -> Endpoint:
@@ -132,30 +148,60 @@ class Client:
             text = endpoint.template.wrap(text)
         return text_request(model, text, options or Options(), stream=stream)
 
+    def context_logits(self, prompt: Sequence[int]) -> Iterator[Logits]:
+        """Yield what the model expects after every token of `prompt`, in blocks [n, V].
+
+        Raises Unsupported if the server does not give that, and what `stream` raises.
+        """
+        model = self.endpoint.tokens
+        if model is None:
+            raise Unsupported(f"the server at {self._url} has no model that takes tokens")
+        left = len(prompt)
+        with contextlib.closing(self._results(context_request(model, prompt))) as results:
+            for result, _ in results:
+                rows = context_rows(result, model)
+                if rows is not None and left > 0:  # upstream's repeat all in every response
+                    left -= len(rows)
+                    yield rows
+
     def _call(self, request: Request) -> Iterator[Piece]:
-        tensors = input_tensors(request.inputs)
         reader = Reader(request.model)
+        with contextlib.closing(self._results(request)) as results:
+            for result, at_s in results:
+                yield reader.piece(result, at_s)
+
+    def _results(self, request: Request) -> Generator[tuple[Any, float], None, None]:
+        """Yield every response and when it came, in seconds since the request was sent."""
+        tensors = input_tensors(request.inputs)
         answers: Answers = queue.Queue()
-        connection = connect(self._url, self._tls)
+        connection = self._connection()
         began = time.perf_counter()
-        finished, answered = False, False
+        finished, answered, failed = False, False, False
         try:
             _send(connection, request.model.name, tensors, request.parameters, answers)
             while not finished:
                 result, error = answers.get(timeout=self._timeout_s)
                 if error is not None:
-                    finished = True
+                    finished = failed = True
                     raise refusal(error, self._url, answered=answered)
-                piece = reader.piece(result, time.perf_counter() - began)
-                finished, answered = piece.final, True
-                yield piece
+                finished, answered = is_final(result), True
+                yield result, time.perf_counter() - began
         except queue.Empty:
             silence = f"nothing arrived for {self._timeout_s:.0f} s"
             lost = disconnection if answered else absence
             raise lost(silence, self._url) from None
         finally:
             connection.stop_stream(cancel_requests=not finished)
-            connection.close()
+            if finished and not failed:
+                self._idle.append(connection)
+            else:
+                connection.close()
+
+    def _connection(self) -> Any:
+        """Return a channel to the server, an open one if there is one that no request uses."""
+        with contextlib.suppress(IndexError):
+            return self._idle.pop()
+        return connect(self._url, self._tls)
 
 
 Answers = queue.Queue[tuple[Any, InferenceServerException | None]]

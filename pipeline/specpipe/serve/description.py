@@ -10,7 +10,7 @@ from specpipe.engine.llmapi.endpoint import TENSORS as LLMAPI_TENSORS
 from specpipe.engine.llmapi.endpoint import describe as describe_llmapi
 from specpipe.engine.upstream_models import TOKENS, upstream_endpoint
 from specpipe.errors import ConfigError
-from specpipe.repository.description import FRONTS, PARAMETER
+from specpipe.repository.description import FRONTS, KEY_PARAMETER, PARAMETER
 from specpipe.serve.connect import ClientTls, connect
 from specpipe.serve.refusals import refusal
 
@@ -37,6 +37,25 @@ def fetch_endpoint(url: str, tls: ClientTls | None = None) -> Endpoint:
         if PARAMETER in config.parameters:
             return load_endpoint(config.parameters[PARAMETER].string_value, f"the server at {url}")
     return _upstreams(found, url)
+
+
+def fetch_repository_key(url: str) -> str | None:
+    """Return the key of the repository that the server at `url` serves; None if it has none.
+
+    Raises Unavailable if it cannot be reached.
+    """
+    connection = connect(url)
+    try:
+        for name in FRONTS:
+            if connection.is_model_ready(name):
+                parameters = connection.get_model_config(name).config.parameters
+                if KEY_PARAMETER in parameters:
+                    return str(parameters[KEY_PARAMETER].string_value)
+    except InferenceServerException as error:
+        raise refusal(error, url) from error
+    finally:
+        connection.close()
+    return None
 
 
 def _upstreams(configs: dict[str, Any], url: str) -> Endpoint:

@@ -1,7 +1,7 @@
 """What a request asks, as the tensors and parameters of the model that it goes to."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,18 @@ def token_request(model: Model, prompt: Sequence[int], options: Options) -> Requ
     """
     inputs = {model.tensors.prompt: list(prompt), model.tensors.prompt_length: [len(prompt)]}
     return _request(model, inputs, options, stream=model.decoupled)
+
+
+def context_request(model: Model, prompt: Sequence[int]) -> Request:
+    """Return a request for the logits after every token of `prompt`, and for one token.
+
+    Raises Unsupported if the model does not give them.
+    """
+    if not model.gives_context_logits:
+        raise Unsupported(f"{model.name} does not return the logits of a prompt")
+    asked = token_request(model, prompt, Options(max_tokens=1))
+    flag = np.array([[True]] if model.batched else [True])
+    return replace(asked, inputs={**asked.inputs, model.tensors.context_flag: flag})
 
 
 def _request(

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from specpipe.contracts import Logits
 from specpipe.endpoint import Model
 
 
@@ -56,8 +57,7 @@ class Reader:
         """Read one response; the last may be empty but for the mark that it is the last."""
         names = self.model.tensors
         answer = result.as_numpy(names.answer)
-        mark = result.get_response().parameters.get("triton_final_response")
-        final = mark is None or bool(mark.bool_param)
+        final = is_final(result)
         tokens = bool(names.prompt_length)
         return Piece(
             text="" if tokens or answer is None else self._text(answer, final=final),
@@ -81,6 +81,18 @@ class Reader:
         new = whole[len(self.text) :]
         self.text += new
         return new
+
+
+def is_final(result: Any) -> bool:
+    """Tell whether a response is the last of its request."""
+    mark = result.get_response().parameters.get("triton_final_response")
+    return mark is None or bool(mark.bool_param)
+
+
+def context_rows(result: Any, model: Model) -> Logits | None:
+    """Return the logits [n, V] of a response after some of the prompt's tokens, if it has any."""
+    array = result.as_numpy(model.tensors.context_logits)
+    return None if array is None else array.reshape(-1, array.shape[-1])
 
 
 def _whole(result: Any, name: str) -> int | None:

@@ -1,51 +1,63 @@
-"""How well an engine knows the reference's language: both read the same texts, token by token.
+"""How well a model knows the reference's language: every arm reads the same texts, token by token.
 
 Speculation has no part in it. Answers that part at one close decision say little about a quantised
-engine; the likelihood of every token says more.
+engine; the likelihood of every token says more. A server is asked for the logits after the tokens
+of a text; what it sends is reduced block by block, so memory does not grow with the text.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
-from specpipe.contracts import Logits, Runner, chain
-from specpipe.validate.reference import Reference
+from specpipe.contracts import Floats, Ints, Logits
 from specpipe.validate.trials import Arm, Reading
 
-BLOCK = 64  # tokens that the engine reads in one step
-Text = tuple[Sequence[int], Sequence[int]]  # prompt and answer
+ROWS = 64  # positions whose logits are in memory in float64
 
 
-def read_by_reference(reference: Reference, texts: Mapping[int, Text]) -> list[Reading]:
-    """Return how transformers reads every text, by number of its prompt."""
-    return _read(texts, "reference", reference.logits)
+@dataclass(frozen=True)
+class Text:
+    """A prompt and the reference's answer to it."""
+
+    number: int  # of the prompt
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """All of it."""
+        return (*self.prompt, *self.answer)
+
+    def cut(self, length: int) -> "Text":
+        """Return the first `length` tokens, at least two."""
+        kept = self.tokens[: max(2, length)]
+        split = min(len(self.prompt), len(kept))
+        return Text(self.number, kept[:split], kept[split:])
 
 
-def read_by_engine(runner: Runner, texts: Mapping[int, Text]) -> list[Reading]:
-    """Return how an engine reads every text; `runner` must allow steps of `BLOCK` rows."""
+def read(text: Text, arm: Arm, blocks: Iterable[Logits]) -> Reading:
+    """Return how a model reads a text; `blocks` are the logits after its tokens, in order."""
+    following = np.array(text.tokens[1:], np.int64)
+    likelihoods: list[float] = []
+    chosen: list[bool] = []
+    for rows in _small(blocks):
+        done = len(likelihoods)
+        wanted = following[done : done + len(rows)]
+        likelihoods += _log_likelihoods(rows[: len(wanted)], wanted).tolist()
+        chosen += (rows[: len(wanted)].argmax(axis=1) == wanted).tolist()
+    return Reading(text.number, arm, tuple(likelihoods), tuple(chosen[len(text.prompt) - 1 :]))
 
-    def logits(tokens: Sequence[int]) -> Logits:
-        blocks = []
-        for begin in range(0, len(tokens), BLOCK):
-            runner.follow(tokens[: begin + 1])
-            scores = runner.score(chain(tokens[begin + 1 : begin + BLOCK]))
-            blocks.append(scores.logits.copy())  # the next step may write over them
-        return np.concatenate(blocks)
 
-    return _read(texts, "plain", logits)
+def _small(blocks: Iterable[Logits]) -> Iterable[Logits]:
+    for block in blocks:
+        for begin in range(0, len(block), ROWS):
+            yield block[begin : begin + ROWS]
 
 
-def _read(
-    texts: Mapping[int, Text], arm: Arm, logits: Callable[[Sequence[int]], Logits]
-) -> list[Reading]:
-    readings = []
-    for number, (prompt, answer) in texts.items():
-        tokens = [*prompt, *answer]
-        rows = logits(tokens[:-1]).astype(np.float64)  # [n - 1, V]
-        following = np.array(tokens[1:])
-        top = rows.max(axis=1)
-        total = np.log(np.exp(rows - top[:, None]).sum(axis=1)) + top
-        likelihoods = rows[np.arange(len(rows)), following] - total
-        chosen = (rows.argmax(axis=1) == following)[len(prompt) - 1 :]
-        readings.append(Reading(number, arm, tuple(likelihoods.tolist()), tuple(chosen.tolist())))
-    return readings
+def _log_likelihoods(rows: Logits, tokens: Ints) -> Floats:
+    exact = rows.astype(np.float64)
+    top = exact.max(axis=1)
+    total = np.log(np.exp(exact - top[:, None]).sum(axis=1)) + top
+    found: Floats = exact[np.arange(len(exact)), tokens] - total
+    return found

@@ -1,11 +1,19 @@
 """Gates: the config's bounds on metrics; lower bounds where larger is better, else upper ones."""
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from specpipe.building import Rejection
+from specpipe.config import RunConfig, require_file
+from specpipe.endpoint import Endpoint
 from specpipe.errors import ConfigError
+from specpipe.prompts import read_prompts
+from specpipe.validate.arms import plain_by, speculates
 from specpipe.validate.metrics import METRICS, Figure, Metric
 from specpipe.validate.trials import Arm
+
+READ = ("greedy_agreement", "perplexity")  # from what the server expects after every token
 
 
 @dataclass(frozen=True)
@@ -23,14 +31,67 @@ class GateResult:
         return f"{self.name} of {self.arm} is {seen}, the gate is {self.bound:g}"
 
 
-def check_gates_known(gates: Mapping[str, float], path: str) -> None:
-    """Raise ConfigError if a gate names no metric."""
-    unknown = sorted(set(gates) - set(METRICS))
-    if unknown:
-        raise ConfigError(
-            f"{path}: 'validate.gates' has {', '.join(unknown)}: not a metric",
-            hint=f"known: {', '.join(METRICS)}",
+def check_validation(config: RunConfig, endpoint: Endpoint) -> Iterator[Rejection]:
+    """Refuse prompts that cannot be read, and gates that nothing could meet.
+
+    Every reason begins with the line of its key.
+    """
+    yield from _check_prompts(config)
+    for name in config.validate.gates:
+        place = config.places.get(f"validate.gates.{name}", config.path)
+        key = f"{place}: 'validate.gates.{name}'"
+        if name not in METRICS:
+            close = difflib.get_close_matches(name, METRICS, 1)
+            guess = f"; did you mean {close[0]!r}?" if close else ""
+            yield Rejection(f"{key}: not a metric{guess}", f"known: {', '.join(METRICS)}")
+        elif reason := why_unmeasured(name, config, endpoint):
+            yield Rejection(f"{key}: {reason}", "remove the gate")
+
+
+def require_valid(config: RunConfig, endpoint: Endpoint) -> None:
+    """Raise ConfigError with every reason of `check_validation`."""
+    found = list(check_validation(config, endpoint))
+    if found:
+        raise ConfigError("\n".join(str(rejection) for rejection in found))
+
+
+def why_unmeasured(name: str, config: RunConfig, endpoint: Endpoint) -> str | None:
+    """Return why a metric cannot be measured on a server; None if it can."""
+    if name in READ and not (endpoint.tokens and endpoint.tokens.gives_context_logits):
+        return (
+            f"{name} is computed from the logits after every token of a prompt, which backend "
+            f"{config.engine.backend} does not serve"
         )
+    if name == "speedup_over_plain" and speculates(config):
+        if config.validate.baseline == "none":
+            return "validate.baseline is none, so there is nothing to compare with"
+        if plain_by(config, endpoint.text) == "none":
+            return (
+                f"no request can turn the speculation of method {config.speculation.method} off; "
+                "set validate.baseline: build to compare with a plain engine"
+            )
+    return None
+
+
+def _check_prompts(config: RunConfig) -> Iterator[Rejection]:
+    name = config.validate.prompts
+    if name is None:
+        return
+    try:
+        file = require_file(name, config, "validate.prompts")
+    except ConfigError as error:
+        yield _rejection(error)
+        return
+    try:
+        read_prompts(file)
+    except ConfigError as error:
+        place = config.places.get("validate.prompts", config.path)
+        found = _rejection(error)
+        yield Rejection(f"{place}: 'validate.prompts': {found.reason}", found.hint)
+
+
+def _rejection(error: ConfigError) -> Rejection:
+    return Rejection(error.args[0], error.hint or "give a file of JSON lines in UTF-8")
 
 
 def judge(

@@ -1,89 +1,157 @@
-"""Sending the same tokens through the reference and through the endpoint, turn by turn."""
+"""Sending the same prompts to the reference and to the endpoint, turn by turn.
 
-from collections.abc import Callable, Sequence
+The reference answers first and is dropped before a server is started, so that only one model is in
+memory at a time. The arms of one server take turns.
+"""
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from specpipe.config import ValidateOptions
+from specpipe.endpoint import Model
 from specpipe.errors import StageFailed
-from specpipe.serve.client import Client, Options, collect
-from specpipe.validate.reference import Reference, ReferenceAnswer
-from specpipe.validate.trials import ARMS, Arm, Divergence, Trial, Trials, find_divergence
+from specpipe.serve.client import Client, Generation, Options, Piece
+from specpipe.validate.arms import ServedArm
+from specpipe.validate.questions import Question, Questions
+from specpipe.validate.trials import (
+    Arm,
+    Decoding,
+    Divergence,
+    Expected,
+    Trial,
+    find_divergence,
+)
+
+if TYPE_CHECKING:
+    from specpipe.validate.reference import Reference
 
 Progress = Callable[[int, int], None]
+WARM_UP_TOKENS = 8
 
 
-def measure(
-    client: Client,
-    reference: Reference,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_tokens: int,
-    end_ids: Sequence[int],
-    repeats: int,
-    speculates: bool,
+def ask_reference(
+    reference: "Reference",
+    questions: Questions,
+    options: ValidateOptions,
     progress: Progress = lambda done, total: None,
-) -> Trials:
-    """Run every prompt through every arm `repeats` times; the arms alternate.
-
-    A first, uncounted round of the first prompt warms every arm up. Raises StageFailed if the
-    server cannot be reached or dies.
-    """
-    arms = ARMS if speculates else ARMS[:2]
-    answers: dict[int, ReferenceAnswer] = {}
+) -> tuple[list[Trial], dict[int, Expected]]:
+    """Let transformers answer every prompt `repeats` times, after an uncounted answer."""
     trials: list[Trial] = []
-
-    def one(number: int, arm: Arm, tokens: int) -> Trial:
-        prompt = prompts[number]
-        if arm != "reference":
-            return _served(client, number, arm, prompt, tokens, end_ids)
-        answer = reference.generate(prompt, tokens, end_ids)
-        answers[number] = answer
-        return Trial(number, arm, answer.tokens, answer.first_s, answer.total_s)
-
-    for arm in arms:
-        one(0, arm, min(8, max_tokens))
-    total = repeats * len(prompts)
+    expected: dict[int, Expected] = {}
+    tokenizer, end_ids = questions.tokenizer, questions.end_ids
+    first = questions.asked[0].tokens
+    reference.generate(first, min(WARM_UP_TOKENS, options.max_tokens), end_ids)
+    total = options.repeats * len(questions.asked)
     for turn in range(total):
-        number = turn % len(prompts)
-        for i in range(len(arms)):
-            trials.append(one(number, arms[(turn + i) % len(arms)], max_tokens))
+        number = turn % len(questions.asked)
+        answer = reference.generate(questions.asked[number].tokens, options.max_tokens, end_ids)
+        text = tokenizer.decode(answer.tokens)
+        ended = bool(answer.tokens) and answer.tokens[-1] in end_ids
+        expected[number] = Expected(text, answer.tokens, answer.margins, ended)
+        trials.append(
+            Trial(number, "reference", text, len(answer.tokens), answer.first_s, answer.total_s)
+        )
         progress(turn + 1, total)
-    return Trials(tuple(trials), tuple(_divergences(trials, answers)))
+    return trials, expected
 
 
-def _served(
+def ask_server(
     client: Client,
-    number: int,
-    arm: Arm,
-    prompt: Sequence[int],
-    max_tokens: int,
-    end_ids: Sequence[int],
-) -> Trial:
-    drafts = 0 if arm == "plain" else None
-    options = Options(max_tokens=max_tokens, end_ids=tuple(end_ids), num_draft_tokens=drafts)
+    arms: Sequence[ServedArm],
+    asked: Sequence[Question],
+    options: ValidateOptions,
+    progress: Progress = lambda done, total: None,
+) -> list[Trial]:
+    """Send every prompt through every arm `repeats` times, as users send it; the arms take turns.
+
+    An uncounted request warms every arm up, and opens the channel that the others use. Raises
+    Unavailable or StageFailed if the server cannot be reached or dies.
+    """
+    for arm in arms:
+        _ask(client, arm, 0, asked[0], min(WARM_UP_TOKENS, options.max_tokens))
+    trials: list[Trial] = []
+    total = options.repeats * len(asked)
+    for turn in range(total):
+        number = turn % len(asked)
+        for i in range(len(arms)):
+            arm = arms[(turn + i) % len(arms)]
+            trials.append(_ask(client, arm, number, asked[number], options.max_tokens))
+        progress(turn + 1, total)
+    return trials
+
+
+def ask_front(client: Client, model: str, question: Question, max_tokens: int) -> str:
+    """Return the answer of one of the models that take text, as it is asked by default."""
+    return client.generate(question.text, Options(max_tokens=max_tokens), model=model).text
+
+
+def _ask(client: Client, arm: ServedArm, number: int, question: Question, most: int) -> Trial:
+    options = Options(max_tokens=most, num_draft_tokens=arm.num_draft_tokens)
     try:
-        answer = collect(client.stream_tokens(prompt, options))
+        pieces = list(_pieces(client, question.text, options))
+        answer = client.collect(iter(pieces))
     except StageFailed as error:
-        raise type(error)(f"validate: prompt {number}, {arm}: {error}") from error
+        raise type(error)(f"validate: prompt {number}, {arm.arm}: {error}") from error
+    count = answer.output_tokens or 0
+    first = count if len(pieces) == 1 else pieces[0].acceptance.accepted_draft_tokens + 1
     return Trial(
         number,
-        arm,
-        answer.tokens,
+        arm.arm,
+        answer.text,
+        count,
         answer.first_s,
         answer.total_s,
-        tuple(n for n in answer.step_tokens if n),
-        answer.acceptance.draft_tokens,
-        answer.acceptance.accepted_draft_tokens,
+        first,
+        max(piece.acceptance.draft_tokens for piece in pieces),
+        max(piece.acceptance.accepted_draft_tokens for piece in pieces),
+        counted=bool(client.endpoint.text.tensors.output_tokens),
     )
 
 
-def _divergences(trials: Sequence[Trial], answers: dict[int, ReferenceAnswer]) -> list[Divergence]:
-    found: dict[tuple[int, Arm], Divergence] = {}
+def _pieces(client: Client, text: str, options: Options) -> Sequence[Piece]:
+    if client.endpoint.text.decoupled:
+        return list(client.stream(text, options))
+    return [_one_piece(client.generate(text, options))]
+
+
+def _one_piece(answer: Generation) -> Piece:
+    return Piece(answer.text, (), True, answer.acceptance, answer.output_tokens, answer.total_s)
+
+
+def decodes_alike(tokens: Model | None, arm: Arm) -> bool:
+    """Tell whether the model that takes tokens decodes as an arm of the text model does."""
+    if tokens is None:
+        return False
+    return tokens.can_decode_plainly if arm == "plain" else tokens.speculates
+
+
+def decode(
+    client: Client, arm: ServedArm, number: int, questions: Questions, max_tokens: int
+) -> Decoding:
+    """Return a prompt's tokens through an arm, from the model that takes tokens."""
+    tokens = client.endpoint.tokens
+    options = Options(
+        max_tokens=max_tokens, end_ids=questions.end_ids, num_draft_tokens=arm.num_draft_tokens
+    )
+    asked = questions.asked[number].tokens
+    answer = client.collect(client.stream_tokens(asked, options))
+    seen = tokens is not None and tokens.decoupled
+    steps = tuple(n for n in answer.step_tokens if n) if seen else ()
+    accepted = answer.acceptance.accepted_draft_tokens
+    return Decoding(number, arm.arm, answer.tokens, steps, accepted)
+
+
+def find_divergences(
+    trials: Sequence[Trial], decodings: Sequence[Decoding], expected: Mapping[int, Expected]
+) -> list[Divergence]:
+    """Return at most one divergence for each prompt of each served arm."""
+    tokens = {(d.prompt, d.arm): d for d in decodings}
+    texts: dict[tuple[int, Arm], list[Trial]] = {}
     for trial in trials:
-        if trial.arm == "reference" or (trial.prompt, trial.arm) in found:
-            continue
-        answer = answers[trial.prompt]
-        difference = find_divergence(
-            trial.prompt, trial.arm, answer.tokens, trial.tokens, answer.margins
-        )
-        if difference is not None:
-            found[trial.prompt, trial.arm] = difference
-    return list(found.values())
+        if trial.arm != "reference":
+            texts.setdefault((trial.prompt, trial.arm), []).append(trial)
+    found = (
+        find_divergence(expected[number], answers, tokens.get((number, arm)))
+        for (number, arm), answers in texts.items()
+    )
+    return [divergence for divergence in found if divergence is not None]

@@ -1,7 +1,7 @@
 """The judge: Hugging Face transformers, float32, plain greedy decoding."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,16 @@ class Reference:
         """Return what the model expects after every one of `tokens`: [n, V]."""
         found: Logits = self._model(input_ids=torch.tensor([list(tokens)])).logits[0].numpy()
         return found
+
+    @torch.no_grad()
+    def read(self, tokens: Sequence[int], block: int) -> Iterator[Logits]:
+        """Yield what the model expects after every one of `tokens`, `block` of them at a time."""
+        past = None
+        for begin in range(0, len(tokens), block):
+            part = torch.tensor([list(tokens[begin : begin + block])])
+            result = self._model(input_ids=part, past_key_values=past, use_cache=True)
+            past = result.past_key_values
+            yield result.logits[0].numpy()
 
     @torch.no_grad()
     def generate(

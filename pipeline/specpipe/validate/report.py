@@ -1,19 +1,19 @@
 """report.json, report.md and a self-contained report.html from one record."""
 
 import json
-import os
-import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from specpipe import __version__, html
+from specpipe import html
 from specpipe.artifacts import write_text
 from specpipe.config import RunConfig
+from specpipe.validate.checks import Check
+from specpipe.validate.conditions import Setting, conditions
 from specpipe.validate.gates import GateResult
-from specpipe.validate.metrics import Figure, Metric
-from specpipe.validate.trials import Arm, Trials
+from specpipe.validate.metrics import Figure, Metric, speedups_by_prompt
+from specpipe.validate.trials import Arm, Divergence, Trials
 
 LABELS: dict[Arm, str] = {
     "reference": "transformers, float32",
@@ -32,43 +32,27 @@ class Report:
     figures: Mapping[str, Mapping[Arm, Figure]]
     trials: Trials
     gates: Sequence[GateResult]
-    versions: Mapping[str, str]
+    setting: Setting
+    checks: tuple[Check, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether every gate was met."""
-        return all(gate.passed for gate in self.gates)
+        """Whether every gate was met and every check held."""
+        return all(gate.passed for gate in self.gates) and all(c.passed for c in self.checks)
 
     def histogram(self) -> dict[int, int]:
-        """Return how many steps of the speculative arm accepted how many draft tokens."""
-        counts = Counter(n - 1 for t in self.trials.of("speculative") for n in t.step_tokens)
+        """Return how many steps accepted how many draft tokens, where steps can be seen."""
+        counts = Counter(
+            count - 1
+            for decoding in self.trials.decodings
+            if decoding.arm == "speculative"
+            for count in decoding.step_tokens
+        )
         return dict(sorted(counts.items()))
 
     def conditions(self) -> dict[str, str]:
         """Return what the numbers depend on."""
-        engine, validate = self.config.engine, self.config.validate
-        return {
-            "run": self.config.name,
-            "model": self.config.target.model,
-            "method": self.config.speculation.method
-            + ("" if self.config.lossless else ", LOSSY where tokens are sampled"),
-            "draft tokens": str(self.config.speculation.num_draft_tokens),
-            "backend": f"{engine.backend}, {engine.dtype}, quantization {engine.quantization}",
-            "machine": f"{_processor()}, {os.cpu_count()} CPUs",
-            "load": f"{self.prompts} prompts, {validate.repeats} repeat(s), one request at a time, "
-            f"at most {validate.max_tokens} tokens, greedy, arms alternating",
-            "versions": ", ".join(f"{k} {v}" for k, v in sorted(self.versions.items())),
-            "specpipe": __version__,
-        }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+        return conditions(self.config, self.prompts, self.setting)
 
 
 def write_report(report: Report, folder: Path) -> Path:
@@ -96,6 +80,8 @@ def to_json(report: Report) -> dict[str, object]:
         "acceptance_histogram": report.histogram(),
         "divergences": [asdict(d) for d in report.trials.divergences],
         "gates": [asdict(gate) for gate in report.gates],
+        "checks": [asdict(check) for check in report.checks],
+        "left_out": dict(report.trials.omitted),
         "trials": [asdict(trial) for trial in report.trials.trials],
     }
 
@@ -108,6 +94,11 @@ def to_markdown(report: Report) -> str:
     lines += _table(report)
     lines += ["", "## Gates", ""]
     lines += [f"- {'ok' if g.passed else 'FAILED'}: {g}" for g in report.gates] or ["none"]
+    lines += ["", "## Checks", ""]
+    lines += [f"- {'ok' if c.passed else 'FAILED'}: {c}" for c in report.checks] or ["none"]
+    if report.trials.omitted:
+        lines += ["", "## Left out", ""]
+        lines += [f"- {name}: {reason}" for name, reason in report.trials.omitted.items()]
     lines += ["", "## Accepted draft tokens a step", ""]
     lines += [f"- {n}: {count} steps" for n, count in report.histogram().items()] or ["none"]
     lines += ["", "## Divergences from the reference", ""]
@@ -140,11 +131,20 @@ def _three_digits(value: float) -> str:
 
 def divergence_lines(report: Report) -> list[str]:
     """Say of every divergence where it is and how sure the reference was there."""
-    return [
-        f"prompt {d.prompt}, {LABELS[d.arm]}: token {d.position} is {d.got}, expected {d.expected}"
-        + (f"; the reference preferred its token by {d.margin:.3f}" if d.margin is not None else "")
-        for d in report.trials.divergences
-    ]
+    return [_divergence_line(divergence) for divergence in report.trials.divergences]
+
+
+def _divergence_line(found: Divergence) -> str:
+    place = f"prompt {found.prompt}, {LABELS[found.arm]}: "
+    texts = f"{found.got_text!r} instead of {found.expected_text!r}"
+    early = "it ends early; " if found.early else ""
+    if found.position is None:
+        return f"{place}{early}{texts}"
+    token = f"token {found.position} is {found.got}, expected {found.expected}"
+    margin = ""
+    if found.margin is not None:
+        margin = f"; the reference preferred its token by {found.margin:.3f}"
+    return f"{place}{early}{token}{margin}; {texts}"
 
 
 def to_html(report: Report) -> str:
@@ -160,13 +160,16 @@ def to_html(report: Report) -> str:
     ]
     speeds = report.figures["tokens_per_second"]
     histogram = {str(n): float(count) for n, count in report.histogram().items()}
-    ratios = _ratios(report)
+    speedup = report.figures["speedup_over_plain"]
+    ratios = speedups_by_prompt(report.trials, "plain", "speculative") if speedup else {}
     gates = [f"{'met' if g.passed else 'FAILED'}: {g}" for g in report.gates]
+    checks = [f"{'held' if c.passed else 'FAILED'}: {c}" for c in report.checks]
     parts = [
         html.verdict(report.passed, report.config.name),
         html.facts(report.conditions()),
         html.heading("Gates", ""),
         html.items(gates or ["none configured"]),
+        *([html.heading("Checks", ""), html.items(checks)] if checks else []),
         html.heading("Figures", "Medians, in brackets the 10th and 90th percentile."),
         html.table(["", *(LABELS[arm] for arm in arms), "meaning"], rows),
         html.heading("Tokens per second", "One request at a time; larger is better."),
@@ -186,18 +189,13 @@ def to_html(report: Report) -> str:
                 "Speculation over the same server without it; the "
                 "line is 1, below it speculation loses.",
             ),
-            html.columns(ratios, "prompt", "speed-up", mark=1.0),
+            html.columns({str(p): r for p, r in ratios.items()}, "prompt", "speed-up", mark=1.0),
         ]
+    if report.trials.omitted:
+        left_out = [f"{name}: {reason}" for name, reason in report.trials.omitted.items()]
+        parts += [html.heading("Left out", ""), html.items(left_out)]
     parts += [
         html.heading("Divergences from the reference", ""),
         html.items(divergence_lines(report) or ["none"]),
     ]
     return html.page(f"Validation of {report.config.name}", parts)
-
-
-def _ratios(report: Report) -> dict[str, float]:
-    def rate(arm: Arm) -> dict[int, float]:
-        return {t.prompt: t.total_s / len(t.tokens) for t in report.trials.of(arm) if t.tokens}
-
-    plain, ours = rate("plain"), rate("speculative")
-    return {str(p): plain[p] / ours[p] for p in sorted(ours) if p in plain}

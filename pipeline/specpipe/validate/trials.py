@@ -1,37 +1,70 @@
 """What validation measured: every prompt through every arm, the raw material of all metrics."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeVar
 
 Arm = Literal["reference", "plain", "speculative"]
 ARMS: tuple[Arm, ...] = ("reference", "plain", "speculative")
+T = TypeVar("T")
+EXCERPT = 24  # characters of an answer that a divergence shows
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One prompt through one arm, once."""
+    """One prompt through one arm, once, as its users see it."""
 
     prompt: int  # its number
     arm: Arm
-    tokens: tuple[int, ...]
-    first_s: float  # to the first token
+    text: str
+    output_tokens: int
+    first_s: float  # to the first response
     total_s: float  # to the last
-    step_tokens: tuple[int, ...] = ()  # tokens of every step; empty for the reference
+    first_tokens: int = 1  # that the first response carries
     draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
+    counted: bool = True  # False: the server does not report `output_tokens`; they are estimated
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """The tokens of one prompt through one arm, from the model that takes tokens."""
+
+    prompt: int
+    arm: Arm
+    tokens: tuple[int, ...]
+    step_tokens: tuple[int, ...] = ()  # tokens of every step; empty where steps cannot be seen
     accepted_draft_tokens: int = 0
 
 
 @dataclass(frozen=True)
+class Expected:
+    """What the reference answers to one prompt, and how sure it was at every token."""
+
+    text: str
+    tokens: tuple[int, ...]
+    margins: tuple[float, ...]  # logit of the chosen token minus that of the runner-up
+    ended: bool = False  # by an end token, which some servers count and others do not
+
+    def agrees(self, trial: Trial) -> bool:
+        """Tell whether an answer is this one, as far as its text and its length show."""
+        counts = {len(self.tokens), len(self.tokens) - self.ended}
+        return trial.text == self.text and (not trial.counted or trial.output_tokens in counts)
+
+
+@dataclass(frozen=True)
 class Divergence:
-    """Where an arm's tokens part from the reference's."""
+    """Where an arm's answer parts from the reference's."""
 
     prompt: int
     arm: Arm
-    position: int  # in the output, from 0
-    expected: int | None  # None: the reference had ended
-    got: int | None  # None: the arm had ended
-    margin: float | None  # by how much the reference preferred its token to the runner-up
+    position: int | None = None  # in the output tokens, from 0; None: only the text is known
+    expected: int | None = None  # None: the reference had ended
+    got: int | None = None  # None: the arm had ended
+    margin: float | None = None  # by how much the reference preferred its token to the runner-up
+    expected_text: str = ""  # from where the texts part
+    got_text: str = ""
+    early: bool = False  # the answer is a beginning of the reference's
 
 
 @dataclass(frozen=True)
@@ -39,7 +72,7 @@ class Reading:
     """How one model reads a prompt and the reference's answer, each token with all before it."""
 
     prompt: int
-    arm: Arm  # the served arms share one engine: plain stands for both
+    arm: Arm
     log_likelihoods: tuple[float, ...]  # of every token but the first
     chosen: tuple[bool, ...]  # of every token of the answer: whether it is the likeliest
 
@@ -50,12 +83,13 @@ class Trials:
 
     trials: tuple[Trial, ...]
     divergences: tuple[Divergence, ...]
-    readings: tuple[Reading, ...] = ()  # none where the engine cannot be driven from here
+    readings: tuple[Reading, ...] = ()
+    decodings: tuple[Decoding, ...] = ()
+    omitted: Mapping[str, str] = field(default_factory=dict)  # metric -> why it was not measured
 
     def read_by(self, arm: Arm) -> list[Reading]:
-        """Return how the model behind an arm reads; nothing for an arm without trials."""
-        reader: Arm = "reference" if arm == "reference" else "plain"
-        return [r for r in self.readings if r.arm == reader] if self.of(arm) else []
+        """Return how the model of an arm reads."""
+        return [reading for reading in self.readings if reading.arm == arm]
 
     def of(self, arm: Arm) -> list[Trial]:
         """Return the trials of one arm, in order."""
@@ -63,13 +97,46 @@ class Trials:
 
 
 def find_divergence(
-    prompt: int, arm: Arm, expected: Sequence[int], got: Sequence[int], margins: Sequence[float]
+    expected: Expected, trials: Sequence[Trial], decoding: Decoding | None
 ) -> Divergence | None:
-    """Return the first position at which two token sequences differ, or None."""
-    for position in range(max(len(expected), len(got))):
-        theirs = expected[position] if position < len(expected) else None
-        ours = got[position] if position < len(got) else None
-        if theirs != ours:
-            margin = margins[position] if position < len(margins) else None
-            return Divergence(prompt, arm, position, theirs, ours, margin)
-    return None
+    """Return where an arm's answers to one prompt part from what is expected; None: nowhere.
+
+    `trials` are its answers in text, at least one; `decoding` is the one in tokens, if known.
+    """
+    wrong = next((trial for trial in trials if not expected.agrees(trial)), None)
+    place = None if decoding is None else _first_difference(expected.tokens, decoding.tokens)
+    if wrong is None and place is None:
+        return None
+    theirs, ours = expected.text, (wrong or trials[0]).text
+    at = _first_difference(theirs, ours)
+    at = len(theirs) if at is None else at
+    shorter = wrong is not None and wrong.output_tokens < len(expected.tokens)
+    found = Divergence(
+        trials[0].prompt,
+        trials[0].arm,
+        expected_text=theirs[at : at + EXCERPT],
+        got_text=ours[at : at + EXCERPT],
+        early=theirs.startswith(ours) and (ours != theirs or shorter),
+    )
+    if decoding is None or place is None:
+        return found
+    return replace(
+        found,
+        position=place,
+        expected=_at(expected.tokens, place),
+        got=_at(decoding.tokens, place),
+        margin=_at(expected.margins, place),
+        early=found.early or place == len(decoding.tokens),
+    )
+
+
+def _at(values: Sequence[T], place: int) -> T | None:
+    return values[place] if place < len(values) else None
+
+
+def _first_difference(left: Sequence[object], right: Sequence[object]) -> int | None:
+    if left == right:
+        return None
+    pairs = zip(left, right, strict=False)
+    shorter = min(len(left), len(right))
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)

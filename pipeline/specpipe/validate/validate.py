@@ -1,118 +1,210 @@
 """`specpipe validate`: measure, judge, report."""
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from specpipe.artifacts import Workspace
-from specpipe.assembly import load_backend
-from specpipe.config import RunConfig, require_file
-from specpipe.errors import ConfigError, GateFailed, Unsupported
-from specpipe.prompts import read_prompts
-from specpipe.repository.models.tokens import load_tokenizer
+from specpipe.config import RunConfig
+from specpipe.endpoint import Endpoint
+from specpipe.errors import GateFailed
+from specpipe.repository.models.context import most_positions
 from specpipe.serve.client import Client
-from specpipe.validate.accuracy import Text, read_by_engine, read_by_reference
-from specpipe.validate.gates import check_gates_known, judge
-from specpipe.validate.measure import measure
+from specpipe.validate.accuracy import ROWS, Text, read
+from specpipe.validate.arms import Plain, ServedArm, plain_by, served_arms, speculates
+from specpipe.validate.checks import Check, check_front, check_plain_arm
+from specpipe.validate.conditions import Setting
+from specpipe.validate.gates import READ, judge, why_unmeasured
+from specpipe.validate.measure import (
+    ask_front,
+    ask_reference,
+    ask_server,
+    decode,
+    decodes_alike,
+    find_divergences,
+)
 from specpipe.validate.metrics import load_metrics
-from specpipe.validate.reference import Reference
-from specpipe.validate.report import Report, write_report
-from specpipe.validate.trials import Arm, Reading
+from specpipe.validate.questions import Questions
+from specpipe.validate.report import Report
+from specpipe.validate.trials import Arm, Decoding, Expected, Reading, Trial, Trials
 
 Progress = Callable[[int, int], None]
+OpenServer = Callable[[], AbstractContextManager[Client]]
 
 
-Prompts = tuple[list[list[int]], tuple[int, ...]]  # as tokens, in the chat template; end tokens
+@dataclass(frozen=True)
+class Subject:
+    """What is validated, and against what."""
+
+    config: RunConfig
+    endpoint: Endpoint
+    model: Path  # the reference
+    questions: Questions
+    versions: Mapping[str, str]
+    url: str | None = None  # of a server that is running already
+
+    @property
+    def plain(self) -> Plain:
+        """Return what decodes plainly; a baseline is not built for a server that is elsewhere."""
+        found = plain_by(self.config, self.endpoint.text)
+        return "none" if found == "build" and self.url is not None else found
+
+    @property
+    def judged(self) -> Arm:
+        """Return the arm that the gates are for."""
+        return "speculative" if speculates(self.config) else "plain"
 
 
-def load_prompts(config: RunConfig, tokenizer_folder: Path) -> Prompts:
-    """Return the run's prompts as tokens, in the model's chat template, and the end tokens.
+@dataclass
+class _Served:
+    """What came from a server."""
 
-    Raises ConfigError if there are none or one is too long for the engine.
-    """
-    options = config.validate
-    path = require_file(options.prompts, config, "validate.prompts") if options.prompts else None
-    tokenizer = load_tokenizer(tokenizer_folder)
-    facts = json.loads((tokenizer_folder / "tokenizer_facts.json").read_text())
-    texts = read_prompts(path)[: options.num_prompts]
-    limit = min(config.engine.max_input_len, config.engine.max_seq_len - options.max_tokens)
-    if limit < 1:
-        raise ConfigError(
-            f"{config.path}: 'validate.max_tokens' is {options.max_tokens}: leaves no "
-            f"room for a prompt in engine.max_seq_len {config.engine.max_seq_len}"
-        )
-    prompts = []
-    for number, text in enumerate(texts, 1):
-        try:
-            asked = facts["chat_prefix"] + text + facts["chat_suffix"]
-            prompts.append(tokenizer.encode(asked, limit))
-        except ConfigError as error:
-            place = f"prompt {number} of {path or 'those that come with specpipe'}"
-            raise ConfigError(
-                f"{place}: {error}",
-                hint="shorten it, or raise engine.max_input_len and max_seq_len and build again",
-            ) from error
-    return prompts, tokenizer.end_ids
+    trials: list[Trial] = field(default_factory=list)
+    decodings: list[Decoding] = field(default_factory=list)
+    readings: list[Reading] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
 
 
 def validate(
-    config: RunConfig,
-    workspace: Workspace,
-    url: str,
-    model: Path,
-    prompts: Prompts,
-    versions: dict[str, str],
+    subject: Subject,
+    ours: OpenServer,
+    baseline: OpenServer | None = None,
     *,
     progress: Progress = lambda done, total: None,
 ) -> Report:
-    """Compare the server at `url` with transformers and write the report into the workspace.
+    """Compare a server with transformers; `baseline` is that of a plain engine, if it is needed.
 
-    `prompts` are what `load_prompts` returned. Raises ConfigError for unknown gates, StageFailed if
-    the server fails. Whether the gates were met is in the report; `require_passed` raises.
+    The servers are opened one after the other, and when the reference is no longer in memory.
+    Raises StageFailed if one of them fails. Whether the gates were met is in the report;
+    `require_passed` raises.
     """
-    check_gates_known(config.validate.gates, config.path)
-    texts, end_ids = prompts
-    speculates = config.speculation.num_draft_tokens > 0
-    reference = Reference(model)
-    with Client(url) as client:
-        trials = measure(
-            client,
-            reference,
-            texts,
-            max_tokens=config.validate.max_tokens,
-            end_ids=end_ids,
-            repeats=config.validate.repeats,
-            speculates=speculates,
-            progress=progress,
+    theirs, expected, texts = _ask_reference(subject, progress)
+    with ours() as client:
+        arms = served_arms(subject.config, subject.endpoint.text)
+        served = _ask(subject, client, arms, expected, progress)
+        served.readings = [r for text in texts.texts for r in _read(client, text, arms)]
+        served.checks += _check_fronts(subject, client, served.trials)
+    if baseline is not None and subject.plain == "build":
+        with baseline() as client:
+            plain = _ask(subject, client, [ServedArm("plain")], expected, progress)
+        served.trials += plain.trials
+        served.decodings += plain.decodings
+    trials = Trials(
+        (*theirs, *served.trials),
+        tuple(find_divergences(served.trials, served.decodings, expected)),
+        (*texts.readings, *served.readings),
+        tuple(served.decodings),
+        _omitted(subject),
+    )
+    reports = subject.endpoint.text.reports_acceptance
+    return _report(subject, trials, [*check_plain_arm(trials, reports=reports), *served.checks])
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """What every model reads, and how the reference reads it; both empty if no server can."""
+
+    texts: Sequence[Text] = ()
+    readings: Sequence[Reading] = ()
+
+
+def _ask_reference(
+    subject: Subject, progress: Progress
+) -> tuple[list[Trial], dict[int, Expected], _Texts]:
+    """Let the reference answer and read; it is in memory only within this call."""
+    from specpipe.validate.reference import Reference
+
+    reference, questions = Reference(subject.model), subject.questions
+    trials, expected = ask_reference(reference, questions, subject.config.validate, progress)
+    if why_unmeasured(READ[0], subject.config, subject.endpoint):
+        return trials, expected, _Texts()
+    longest = _most_tokens(subject)
+    texts = [
+        Text(number, question.tokens, expected[number].tokens).cut(longest)
+        for number, question in enumerate(questions.asked)
+    ]
+    readings = [read(text, "reference", reference.read(text.tokens[:-1], ROWS)) for text in texts]
+    return trials, expected, _Texts(texts, readings)
+
+
+def _most_tokens(subject: Subject) -> int:
+    """Return how many tokens of a text the server can be asked about."""
+    engine = subject.config.engine
+    logits = most_positions(subject.questions.tokenizer.vocab_size)
+    return 1 + min(logits, engine.max_input_len, engine.max_seq_len - 1)
+
+
+def _ask(
+    subject: Subject,
+    client: Client,
+    arms: Sequence[ServedArm],
+    expected: Mapping[int, Expected],
+    progress: Progress,
+) -> _Served:
+    """Ask for every answer in text, and in tokens where they tell more.
+
+    That is every prompt of the judged arm, whose steps are counted, and whatever else diverges.
+    """
+    options, questions = subject.config.validate, subject.questions
+    trials = ask_server(client, arms, questions.asked, options, progress)
+    wrong = {(t.prompt, t.arm) for t in trials if not expected[t.prompt].agrees(t)}
+    decodings = [
+        decode(client, arm, number, questions, options.max_tokens)
+        for arm in arms
+        if decodes_alike(client.endpoint.tokens, arm.arm)
+        for number in range(len(questions.asked))
+        if arm.arm == subject.judged or (number, arm.arm) in wrong
+    ]
+    return _Served(trials, decodings)
+
+
+def _read(client: Client, text: Text, arms: Sequence[ServedArm]) -> Iterator[Reading]:
+    """Let the server read a text; its arms share one engine, and so the reading."""
+    found = read(text, arms[0].arm, client.context_logits(text.tokens[:-1]))
+    for arm in arms:
+        yield Reading(found.prompt, arm.arm, found.log_likelihoods, found.chosen)
+
+
+def _check_fronts(subject: Subject, client: Client, trials: Sequence[Trial]) -> Iterator[Check]:
+    """Check the other models that users call with the first prompt."""
+    answers = [t for t in trials if t.prompt == 0 and t.arm == subject.judged]
+    question, most = subject.questions.asked[0], subject.config.validate.max_tokens
+    for model in client.endpoint.texts[1:]:
+        yield check_front(model.name, ask_front(client, model.name, question, most), answers)
+
+
+def _omitted(subject: Subject) -> dict[str, str]:
+    """Say of every metric that cannot be measured here why."""
+    config, endpoint = subject.config, subject.endpoint
+    found = {name: why_unmeasured(name, config, endpoint) for name in (*READ, "speedup_over_plain")}
+    if subject.url is not None:
+        found["speedup_over_reference"] = (
+            "transformers ran on this machine, and the server may run on another"
         )
-    answered = {t.prompt: (texts[t.prompt], t.tokens) for t in trials.of("reference")}
-    readings = read_by_reference(reference, answered)
-    del reference  # before the engine is loaded: there may not be room for both
-    readings += _read_by_engine(config, workspace, answered)
-    trials = replace(trials, readings=tuple(readings))
+        if speculates(config) and subject.plain == "none" and not found["speedup_over_plain"]:
+            found["speedup_over_plain"] = "no baseline is built for a server that runs already"
+    return {name: reason for name, reason in found.items() if reason}
+
+
+def _report(subject: Subject, trials: Trials, checks: Sequence[Check]) -> Report:
     metrics = load_metrics()
-    figures = {metric.name: metric.compute(trials) for metric in metrics}
-    judged: Arm = "speculative" if speculates else "plain"
-    gates = judge(config.validate.gates, metrics, figures, judged)
-    report = Report(config, len(texts), metrics, figures, trials, gates, versions)
-    write_report(report, workspace.reports)
-    return report
+    figures = {
+        metric.name: {} if _left_out(metric.name, trials) else dict(metric.compute(trials))
+        for metric in metrics
+    }
+    gates = judge(subject.config.validate.gates, metrics, figures, subject.judged)
+    setting = Setting(subject.endpoint.text.name, subject.plain, subject.url, subject.versions)
+    prompts = len(subject.questions.asked)
+    return Report(subject.config, prompts, metrics, figures, trials, gates, setting, tuple(checks))
 
 
-def _read_by_engine(
-    config: RunConfig, workspace: Workspace, texts: Mapping[int, Text]
-) -> list[Reading]:
-    """Let the run's engine read the texts; nothing if it cannot be driven from here."""
-    try:
-        engine = load_backend(config.engine.backend).load(workspace.engine("target"))
-    except Unsupported:
-        return []
-    return read_by_engine(engine.runner(), texts)
+def _left_out(name: str, trials: Trials) -> bool:
+    return name in trials.omitted and name not in READ  # the reference's reading stays
 
 
 def require_passed(report: Report) -> None:
-    """Raise GateFailed naming every gate that was not met."""
+    """Raise GateFailed naming every gate and every check that was not met."""
     failed = [str(gate) for gate in report.gates if not gate.passed]
+    failed += [str(check) for check in report.checks if not check.passed]
     if failed:
         raise GateFailed("; ".join(failed))

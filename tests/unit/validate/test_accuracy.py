@@ -1,13 +1,16 @@
 """Accuracy is read off likelihoods: equal models read alike, coarser ones worse."""
 
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from specpipe.validate.accuracy import read_by_engine, read_by_reference
+from specpipe.contracts import Runner
+from specpipe.speculate.context import read_context
+from specpipe.validate.accuracy import ROWS, Text, read
 from specpipe.validate.metrics import load_metrics
 from specpipe.validate.reference import Reference
 from specpipe.validate.trials import Arm, Reading, Trial, Trials
@@ -16,15 +19,23 @@ ARMS: tuple[Arm, ...] = ("reference", "plain", "speculative")
 
 
 @pytest.fixture(scope="module")
-def texts(tiny: Path) -> dict[int, tuple[list[int], tuple[int, ...]]]:
+def texts(tiny: Path) -> list[Text]:
     """Return two prompts, one longer than a block, with the reference's answers."""
     rng, reference = np.random.default_rng(4), Reference(tiny)
-    prompts = [rng.integers(3, 300, size).tolist() for size in (5, 150)]
-    return {i: (p, reference.generate(p, 20, ()).tokens) for i, p in enumerate(prompts)}
+    prompts = [tuple(rng.integers(3, 300, size).tolist()) for size in (5, 150)]
+    return [Text(i, p, reference.generate(p, 20, ()).tokens) for i, p in enumerate(prompts)]
+
+
+def read_by_reference(reference: Reference, texts: list[Text]) -> list[Reading]:
+    return [read(t, "reference", reference.read(t.tokens[:-1], ROWS)) for t in texts]
+
+
+def read_by_engine(runner: Runner, texts: list[Text]) -> list[Reading]:
+    return [read(t, "plain", read_context(runner, t.tokens[:-1])) for t in texts]
 
 
 def trials(*readings: Reading) -> Trials:
-    return Trials(tuple(Trial(0, arm, (1,), 0.1, 0.2) for arm in ARMS), (), readings)
+    return Trials(tuple(Trial(0, arm, "a", 1, 0.1, 0.2) for arm in ARMS), (), readings)
 
 
 def metric(name: str, found: Trials) -> dict[Arm, float]:
@@ -42,9 +53,8 @@ def test_a_float32_engine_reads_as_the_reference_does(tiny: Path, texts, tiny_en
 
 
 def test_likelihoods_are_those_of_the_softmax(tiny: Path, texts) -> None:
-    prompt, answer = texts[0]
     reading = read_by_reference(Reference(tiny), texts)[0]
-    tokens = torch.tensor([*prompt, *answer])
+    tokens = torch.tensor(texts[0].tokens)
     logits = torch.tensor(Reference(tiny).logits(tokens[:-1].tolist()))
     loss = torch.nn.functional.cross_entropy(logits, tokens[1:])
     assert -np.mean(reading.log_likelihoods) == pytest.approx(float(loss), rel=1e-4)
@@ -59,10 +69,33 @@ def test_four_bits_read_worse_than_thirty_two(tiny: Path, texts, make_engine) ->
     assert surprise["reference"] != surprise["plain"]
 
 
-def test_perplexity_of_one_in_four_everywhere_is_four_for_both_served_arms() -> None:
+def test_perplexity_of_one_in_four_everywhere_is_four() -> None:
     quarter = Reading(0, "plain", (math.log(0.25),) * 3, (True, False))
-    assert metric("perplexity", trials(quarter)) == pytest.approx({"plain": 4, "speculative": 4})
-    assert metric("greedy_agreement", trials(quarter)) == {"plain": 0.5, "speculative": 0.5}
+    assert metric("perplexity", trials(quarter)) == pytest.approx({"plain": 4})
+    assert metric("greedy_agreement", trials(quarter)) == {"plain": 0.5}
+
+
+def test_a_text_is_reduced_in_blocks_that_do_not_grow_with_it(texts) -> None:
+    """The largest array in float64 has `ROWS` rows, whatever arrives at a time."""
+    size, tokens = 5000, texts[1].tokens[:-1]
+    logits = np.zeros((len(tokens), size), np.float32)
+    tracemalloc.start()
+    try:
+        whole = read(texts[1], "plain", [logits])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * ROWS * size * 8 < 2 * len(tokens) * size * 8
+    assert whole == read(texts[1], "plain", (logits[i : i + 7] for i in range(0, len(logits), 7)))
+    assert whole.log_likelihoods == pytest.approx([-math.log(size)] * len(tokens))
+
+
+@pytest.mark.parametrize(("length", "answer"), [(152, 2), (150, 0), (3, 0), (1, 0)])
+def test_a_text_longer_than_a_server_can_be_asked_about_is_cut(texts, length, answer) -> None:
+    cut = texts[1].cut(length)
+    assert len(cut.tokens) == max(2, length) and len(cut.answer) == answer
+    reading = read(cut, "plain", [np.zeros((len(cut.tokens) - 1, 400), np.float32)])
+    assert len(reading.chosen) == answer
 
 
 def test_every_token_weighs_the_same_whatever_its_text() -> None:

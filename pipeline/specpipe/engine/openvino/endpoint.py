@@ -12,12 +12,23 @@ def describe(serving: Serving) -> Endpoint:
 
     `tensorrt_llm` holds the engines and speculates by itself; every model takes a request's limit.
     Where Triton's text models drive the engines, that model follows upstream's rules, so the run is
-    called as one of TensorRT-LLM's newest release.
+    called as one of TensorRT-LLM's newest release. Either returns the logits of a prompt.
     """
     if serving.loop == "bls":
-        return describe_engines(replace(serving, release=None))
+        endpoint = describe_engines(replace(serving, release=None))
+        return replace(endpoint, tokens=_with_context_logits(endpoint.tokens))
     limit = None
     if serving.method != "none":
         limit = DraftLimit("parameter", serving.num_draft_tokens, serving.any_number)
     tokens = Model("tensorrt_llm", TOKENS, speculates=limit is not None, draft_limit=limit)
-    return upstream_endpoint(tokens, limit, streams=serving.streams)
+    endpoint = upstream_endpoint(tokens, limit, streams=serving.streams)
+    return replace(endpoint, tokens=_with_context_logits(tokens))
+
+
+def _with_context_logits(model: Model | None) -> Model | None:
+    if model is None:
+        return None
+    names = replace(
+        model.tensors, context_flag="return_context_logits", context_logits="context_logits"
+    )
+    return replace(model, tensors=names)

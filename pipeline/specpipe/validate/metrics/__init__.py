@@ -9,6 +9,7 @@ from specpipe.validate.trials import Arm, Trials
 
 METRICS: dict[str, str] = {
     "exact_match": "specpipe.validate.metrics.exact_match:METRIC",
+    "early_stops": "specpipe.validate.metrics.early_stops:METRIC",
     "greedy_agreement": "specpipe.validate.metrics.greedy_agreement:METRIC",
     "perplexity": "specpipe.validate.metrics.perplexity:METRIC",
     "ttft_ms": "specpipe.validate.metrics.ttft:METRIC",
@@ -78,16 +79,17 @@ def total_seconds(trials: Trials, arm: Arm) -> dict[int, float]:
 
 def speedups(trials: Trials, over: Arm) -> dict[Arm, Figure]:
     """Return, prompt by prompt, how much faster each arm of the server is than `over` per token."""
-    base = _seconds_per_token(trials, over)
-    samples: dict[Arm, list[float]] = {}
     arms: tuple[Arm, ...] = ("plain", "speculative")
-    for arm in arms:
-        if arm != over:
-            ours = _seconds_per_token(trials, arm)
-            samples[arm] = [base[p] / ours[p] for p in ours if p in base]
-    return by_arm(samples)
+    others = [arm for arm in arms if arm != over]
+    return by_arm({arm: list(speedups_by_prompt(trials, over, arm).values()) for arm in others})
+
+
+def speedups_by_prompt(trials: Trials, over: Arm, arm: Arm) -> dict[int, float]:
+    """Return how much faster an arm is than `over` per token, by prompt; medians of the repeats."""
+    base, ours = _seconds_per_token(trials, over), _seconds_per_token(trials, arm)
+    return {prompt: base[prompt] / ours[prompt] for prompt in sorted(ours) if prompt in base}
 
 
 def _seconds_per_token(trials: Trials, arm: Arm) -> dict[int, float]:
-    counts = {trial.prompt: len(trial.tokens) for trial in trials.of(arm)}
+    counts = {trial.prompt: trial.output_tokens for trial in trials.of(arm)}
     return {p: s / counts[p] for p, s in total_seconds(trials, arm).items() if counts[p]}

@@ -1,4 +1,4 @@
-"""Share of prompts whose tokens are the reference's."""
+"""Share of prompts whose answer is the reference's."""
 
 from specpipe.validate.metrics import Figure, Metric
 from specpipe.validate.trials import Arm, Trials
@@ -21,6 +21,7 @@ METRIC = Metric(
     "exact_match",
     "share",
     True,
-    "Share of prompts whose greedy tokens are those of transformers in float32.",
+    "Share of prompts whose greedy answer is that of transformers in float32: text, length, and "
+    "the tokens where a model that takes tokens decodes alike.",
     compute,
 )

@@ -10,7 +10,7 @@ def compute(trials: Trials) -> dict[Arm, Figure]:
 
 
 def _ms(trial: Trial) -> float | None:
-    later = len(trial.tokens) - (trial.step_tokens[0] if trial.step_tokens else 1)
+    later = trial.output_tokens - trial.first_tokens
     return (trial.total_s - trial.first_s) * 1e3 / later if later > 0 else None
 
 

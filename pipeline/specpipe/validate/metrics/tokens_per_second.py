@@ -6,7 +6,7 @@ from specpipe.validate.trials import ARMS, Arm, Trials
 
 def compute(trials: Trials) -> dict[Arm, Figure]:
     """tokens_per_second = output tokens / time to the last of them."""
-    return by_arm({arm: [len(t.tokens) / t.total_s for t in trials.of(arm)] for arm in ARMS})
+    return by_arm({arm: [t.output_tokens / t.total_s for t in trials.of(arm)] for arm in ARMS})
 
 
 METRIC = Metric(

@@ -9,4 +9,6 @@ def compute(trials: Trials) -> dict[Arm, Figure]:
     return by_arm({arm: [t.first_s * 1e3 for t in trials.of(arm)] for arm in ARMS})
 
 
-METRIC = Metric("ttft_ms", "ms", False, "Time from sending a request to its first token.", compute)
+METRIC = Metric(
+    "ttft_ms", "ms", False, "Time from sending a request to its first response.", compute
+)

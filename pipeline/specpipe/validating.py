@@ -1,0 +1,99 @@
+"""`specpipe validate` for a run: finds its parts, starts its servers one after the other."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specpipe.artifacts import Workspace, read_artifact
+from specpipe.assembly import load_backend
+from specpipe.checkpoint.source import locate_model
+from specpipe.config import RunConfig
+from specpipe.errors import ConfigError
+from specpipe.locate import KEYS
+from specpipe.repository.description import read_endpoint
+from specpipe.run import require_repository
+from specpipe.serve.address import free_address
+from specpipe.serve.client import Client
+from specpipe.serve.description import fetch_repository_key
+from specpipe.serve.tritonserver import start_server
+from specpipe.validate.gates import require_valid
+
+if TYPE_CHECKING:
+    from specpipe.validate.report import Report
+
+Notify = Callable[[str], None]
+Progress = Callable[[int, int], None]
+
+
+def validate_run(
+    config: RunConfig,
+    workspace: Workspace,
+    url: str | None,
+    *,
+    notify: Notify = lambda text: None,
+    progress: Progress = lambda done, total: None,
+) -> "Report":
+    """Validate a run against the server at `url`, or against one that is started for the time.
+
+    Writes the report. Raises ConfigError if the run is not built, if its prompts or gates cannot be
+    used, or if the server serves another repository, and what `validate` and `start_server` raise.
+    """
+    from specpipe.validate.questions import load_questions, tokenizer_folder
+    from specpipe.validate.report import write_report
+    from specpipe.validate.validate import Subject, validate
+
+    require_repository(config, workspace)
+    endpoint = read_endpoint(workspace.repository)
+    require_valid(config, endpoint)
+    if url is not None:
+        require_same_repository(url, workspace.repository)
+    questions = load_questions(config, tokenizer_folder(workspace.repository, endpoint))
+    model = locate_model(config.target.model, config, KEYS["target"])
+    backend = load_backend(config.engine.backend)
+    versions = dict(backend.versions(config.engine.tensorrt_llm))
+    subject = Subject(config, endpoint, model, questions, versions, url)
+    logs = workspace.reports
+
+    def ours() -> AbstractContextManager[Client]:
+        if url is not None:
+            return nullcontext(Client(url))
+        notify("starting a server for the validation")
+        return _started(workspace.repository, logs / "tritonserver.log")
+
+    def baseline() -> AbstractContextManager[Client]:
+        notify("starting the server of the plain engine")
+        return _started(plain.repository, logs / "tritonserver-baseline.log")
+
+    plain = replace(workspace, name=config.baseline.name)
+    if subject.plain == "build":
+        require_repository(config.baseline, plain)
+    report = validate(subject, ours, baseline, progress=progress)
+    write_report(report, workspace.reports)
+    return report
+
+
+@contextmanager
+def _started(repository: Path, log: Path) -> Iterator[Client]:
+    """Serve a repository until the block ends."""
+    with (
+        start_server(repository, free_address(), log) as server,
+        Client(server.address.grpc) as client,
+    ):
+        yield client
+
+
+def require_same_repository(url: str, repository: Path) -> None:
+    """Raise ConfigError if the server at `url` names another repository than this one.
+
+    Upstream's own servers, and repositories of older releases, name none.
+    """
+    served, artifact = fetch_repository_key(url), read_artifact(repository)
+    if served is None or artifact is None or served == artifact.manifest.key:
+        return
+    raise ConfigError(
+        f"the server at {url} serves another repository than {repository}: its key is "
+        f"{served[:12]}, not {artifact.manifest.key[:12]}",
+        hint="serve this run's repository, or give the config of the one that is served",
+    )

@@ -1,0 +1,276 @@
+"""`specpipe validate` on real servers: every way to serve passes, every planted fault is caught."""
+
+import json
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from specpipe.artifacts import Workspace
+from specpipe.cli import main
+from specpipe.config import read_config
+from specpipe.run import build, status
+from specpipe.serve.address import free_address
+from specpipe.serve.client import Client, Options
+from specpipe.serve.tritonserver import start_server
+
+pytestmark = pytest.mark.e2e
+
+PROMPTS = ("The quick brown fox jumps over the lazy dog. The quick", "one two one two one two one")
+LOOKUP = {"method": "prompt_lookup", "num_draft_tokens": 3, "min_matching_ngram_size": 1}
+GATES = {"exact_match": 1.0, "early_stops": 0.0, "greedy_agreement": 1.0, "perplexity": 10_000.0}
+WriteRun = Callable[..., Path]
+
+
+@pytest.fixture
+def write_run(tmp_path: Path, tiny: Path) -> WriteRun:
+    """Return a function that writes and builds a run of the tiny model in `tmp_path`."""
+
+    def write(validate: dict[str, object] | None = None, **sections: object) -> Path:
+        prompts = tmp_path / "prompts.jsonl"
+        prompts.write_text("\n".join(json.dumps({"prompt": text}) for text in PROMPTS))
+        judged = {"prompts": str(prompts), "max_tokens": 24, "gates": GATES, **(validate or {})}
+        values = {
+            "name": "tiny", "target": {"model": str(tiny)},
+            "engine": {"backend": "openvino", "max_input_len": 200, "max_seq_len": 300},
+            "speculation": LOOKUP, "validate": judged, **sections,
+        }  # fmt: skip
+        path = tmp_path / "run.yaml"
+        path.write_text(json.dumps(values, indent=1))
+        build(read_config(path), Workspace(tmp_path, "tiny"))
+        return path
+
+    return write
+
+
+def validate(path: Path, *more: str) -> Result:
+    arguments = ["validate", "--config", str(path), "--workspace", str(path.parent), *more]
+    return CliRunner().invoke(main, arguments)
+
+
+def report(path: Path) -> dict:
+    return json.loads((path.parent / "reports/tiny/report.json").read_text())
+
+
+def median(path: Path, metric: str, arm: str) -> float:
+    return report(path)["metrics"][metric]["arms"][arm]["median"]
+
+
+def test_the_engines_loop_passes_in_text_with_every_figure(write_run: WriteRun) -> None:
+    path = write_run()
+    found = validate(path)
+    assert found.exit_code == 0, found.output
+    for arm in ("plain", "speculative"):
+        for metric in ("exact_match", "greedy_agreement"):
+            assert median(path, metric, arm) == 1
+    assert median(path, "perplexity", "plain") == pytest.approx(
+        median(path, "perplexity", "reference"), rel=1e-3
+    )
+    assert median(path, "acceptance_length", "speculative") >= 1
+    names = [check["name"] for check in report(path)["checks"]]
+    assert any(name.startswith("the plain arm") for name in names)
+    assert any(name.startswith("ensemble gives") for name in names)
+    assert report(path)["acceptance_histogram"]
+    assert all(trial["text"] for trial in report(path)["trials"])
+
+
+def test_a_draft_and_a_target_in_triton_pass_and_speculate(
+    write_run: WriteRun, tiny_draft: Path
+) -> None:
+    """The arm of speculation goes through the loop over both, not to the target by itself."""
+    draft = {"method": "draft_model", "draft": {"model": str(tiny_draft)}, "num_draft_tokens": 3}
+    path = write_run(speculation=draft, serving={"loop": "bls"})
+    found = validate(path)
+    assert found.exit_code == 0, found.output
+    drafted = {t["arm"]: t["draft_tokens"] for t in report(path)["trials"]}
+    assert drafted["speculative"] > 0 and drafted["plain"] == 0
+
+
+def test_a_server_that_answers_in_one_piece_passes(write_run: WriteRun) -> None:
+    path = write_run(serving={"decoupled": False})
+    found = validate(path)
+    assert found.exit_code == 0, found.output
+
+
+def test_an_engine_that_always_speculates_has_no_plain_arm_and_says_so(
+    write_run: WriteRun,
+) -> None:
+    """The stand-in of the C++ models speculates in every request, as those do."""
+    path = write_run(serving={"loop": "bls"})
+    found = validate(path)
+    assert found.exit_code == 0, found.output
+    assert {t["arm"] for t in report(path)["trials"]} == {"reference", "speculative"}
+    assert "no request can turn the speculation" in report(path)["left_out"]["speedup_over_plain"]
+    assert "plain" not in report(path)["metrics"]["speedup_over_reference"]["arms"]
+    assert "without a plain arm" in report(path)["conditions"]["order"]
+
+
+@pytest.mark.parametrize("loop", ["engine", "bls"])
+def test_a_plain_engine_of_its_own_is_built_and_compared_with(
+    loop: str, write_run: WriteRun
+) -> None:
+    path = write_run(serving={"loop": loop}, validate={"baseline": "build"})
+    place = Workspace(path.parent, "tiny")
+    results = status(read_config(path), place)
+    assert [r.path.name for r in results if r.stage == "package"] == ["tiny", "tiny.baseline"]
+    assert all(result.fresh for result in results)
+    plan = CliRunner().invoke(
+        main, ["plan", "--config", str(path), "--workspace", str(path.parent)]
+    )
+    assert "baseline" in plan.output
+    found = validate(path)
+    assert found.exit_code == 0, found.output
+    assert median(path, "exact_match", "plain") == 1
+    assert median(path, "speedup_over_plain", "speculative") > 0
+    assert not any(t["draft_tokens"] for t in report(path)["trials"] if t["arm"] == "plain")
+    assert "that of the plain engine" in report(path)["conditions"]["order"]
+    shutil.rmtree(place.root / "triton_repo/tiny.baseline")
+    assert validate(path).exit_code == 2
+
+
+@contextmanager
+def served(path: Path, spoil: Callable[[Path], None]) -> Iterator[str]:
+    """Serve a copy of a run's repository, in which `spoil` plants a fault; yields its URL."""
+    copy = path.parent / "spoiled"
+    shutil.copytree(path.parent / "triton_repo/tiny", copy)
+    spoil(copy)
+    with start_server(copy, free_address(), path.parent / "spoiled.log") as server:
+        yield server.address.grpc
+
+
+def test_another_model_behind_the_endpoint_is_caught(write_run: WriteRun) -> None:
+    """The weights are shuffled in the served copy; the engine of the run is whole."""
+
+    def shuffle(repository: Path) -> None:
+        weights = max((repository / "tensorrt_llm/1/engines/target").iterdir(),
+                      key=lambda file: file.stat().st_size)  # fmt: skip
+        raw = np.fromfile(weights, np.float32)
+        (places,) = np.nonzero((abs(raw) > 1e-4) & (abs(raw) < 1))  # the rest is sizes and axes
+        raw[places] = np.random.default_rng(0).permutation(raw[places])
+        weights.unlink()
+        raw.tofile(weights)
+
+    path = write_run()
+    with served(path, shuffle) as url:
+        found = validate(path, "--url", url)
+    assert found.exit_code == 5, found.output
+    failed = {gate["name"] for gate in report(path)["gates"] if not gate["passed"]}
+    assert {"exact_match", "greedy_agreement"} <= failed
+    assert median(path, "perplexity", "speculative") != pytest.approx(
+        median(path, "perplexity", "reference"), rel=0.01
+    )
+    assert "machine" not in report(path)["conditions"]
+    assert "may run on another" in report(path)["left_out"]["speedup_over_reference"]
+
+
+def test_a_server_of_another_run_is_named_before_anything_is_measured(
+    write_run: WriteRun, tmp_path: Path
+) -> None:
+    path = write_run()
+    shutil.copytree(tmp_path / "triton_repo/tiny", tmp_path / "other")
+    write_run(speculation={**LOOKUP, "num_draft_tokens": 2})
+    with start_server(tmp_path / "other", free_address(), tmp_path / "other.log") as server:
+        url = server.address.grpc
+        found = validate(path, "--url", url)
+    assert found.exit_code == 2
+    assert f"the server at {url} serves another repository than" in found.output
+    assert not (tmp_path / "reports/tiny/report.json").exists()
+
+
+def code(repository: Path, model: str, text: str) -> None:
+    """Append Python to the entry of a model."""
+    file = repository / model / "1/model.py"
+    file.write_text(file.read_text() + text)
+
+
+DEAF = """
+from specpipe.repository.models import requests
+TextRequest = requests.TextRequest
+def deaf(**values):
+    return TextRequest(**{**values, "num_draft_tokens": None})
+requests.TextRequest = deaf
+"""
+HASTY = """
+from dataclasses import replace
+from specpipe.repository.models import text as module
+Limits = module.Limits
+module.Limits = lambda most: Limits(min(most, 10))
+"""
+
+
+def test_speculation_left_on_in_the_plain_arm_is_caught(write_run: WriteRun) -> None:
+    path = write_run()
+    with served(path, lambda place: code(place, "tensorrt_llm_bls", DEAF)) as url:
+        found = validate(path, "--url", url)
+    assert found.exit_code == 5
+    assert "the plain arm decodes without speculation: it drafted" in found.output
+
+
+def test_an_answer_that_ends_early_is_caught(write_run: WriteRun) -> None:
+    path = write_run()
+    with served(path, lambda place: code(place, "tensorrt_llm_bls", HASTY)) as url:
+        found = validate(path, "--url", url)
+    assert found.exit_code == 5
+    failed = {gate["name"] for gate in report(path)["gates"] if not gate["passed"]}
+    assert failed == {"exact_match", "early_stops"}
+    assert median(path, "early_stops", "speculative") == 1
+    assert any("it ends early" in line for line in found.output.splitlines())
+
+
+class Relay:
+    """Forwards connections to a server and counts them."""
+
+    def __init__(self, url: str) -> None:
+        host, port = url.rsplit(":", 1)
+        self.target, self.accepted = (host, int(port)), 0
+        self.open: list[socket.socket] = []
+        self.threads: list[threading.Thread] = []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        self._start(self._accept)
+
+    def _start(self, target: Callable[..., None], *args: socket.socket) -> None:
+        self.threads.append(threading.Thread(target=target, args=args, daemon=True))
+        self.threads[-1].start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self.listener.accept()
+                self.accepted += 1
+                far = socket.create_connection(self.target)
+                self.open += [near, far]
+                for pair in ((near, far), (far, near)):
+                    self._start(self._copy, *pair)
+
+    @staticmethod
+    def _copy(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while block := source.recv(1 << 16):
+                target.sendall(block)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        for end in (self.listener, *self.open):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in self.threads:
+            thread.join()
+        for end in (self.listener, *self.open):
+            end.close()
+
+
+def test_requests_use_the_channel_of_the_first(serve) -> None:
+    """The time to the first token does not include opening a connection."""
+    with serve() as server, closing(Relay(server.url)) as relay:
+        with Client(relay.url, server.client.endpoint) as client:
+            for _ in range(3):
+                client.generate("one two three", Options(max_tokens=4))
+            assert relay.accepted == 1
