@@ -10,6 +10,7 @@ from specpipe.checkpoint.convert import read_model
 from specpipe.checkpoint.eagle import known_eagle, open_eagle
 from specpipe.checkpoint.families import FAMILIES, HfConfig, find_family
 from specpipe.checkpoint.families.hf import rms_decoder
+from specpipe.checkpoint.families.kinds import require_kinds
 from specpipe.checkpoint.guesser import Guesser
 from specpipe.checkpoint.medusa import HeadsSource, known_heads, open_heads
 from specpipe.checkpoint.redrafter import open_redrafter, trained_redrafter
@@ -83,7 +84,10 @@ def _source(config: RunConfig, role: Role) -> Source | None:
 
 
 def _facts(config: RunConfig, role: Role, source: Source | None) -> HfConfig:
-    return source.hf_config if source else known_model(config.models()[role]) or {}
+    if source is None:
+        return known_model(config.models()[role]) or {}
+    require_kinds(source.hf_config, source.path)
+    return source.hf_config
 
 
 def _architecture(facts: HfConfig) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from specpipe.building import ONE_RANK, Parallel
 from specpipe.checkpoint.families import Family, TensorPlan, find_family
+from specpipe.checkpoint.families.kinds import require_kinds
 from specpipe.checkpoint.guesser import Guesser
 from specpipe.checkpoint.medusa import is_inner_head
 from specpipe.checkpoint.quantize import quantization_inputs, quantize
@@ -31,6 +32,7 @@ def read_model(source: Source, dtype: Dtype, guesser: Guesser | None = None) -> 
 
     Raises Unsupported for an unknown architecture or option, ConfigError for a bad config.json.
     """
+    require_kinds(source.hf_config, source.path)
     model = find_family(source.hf_config).read_config(source.hf_config, dtype)
     return model if guesser is None else guesser.joined(model)
 

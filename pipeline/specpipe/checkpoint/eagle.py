@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from specpipe.building import Rejection
 from specpipe.checkpoint.drafters import refuse_other_drafters
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan, llama
+from specpipe.checkpoint.families.kinds import require_kinds
 from specpipe.checkpoint.families.parts import copy, ignored, linear, llama_layer
 from specpipe.checkpoint.guesser import output_copies
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
@@ -198,6 +199,7 @@ def _sized(
 
 
 def _net(path: Path, hf: HfConfig, dtype: Dtype) -> ModelConfig:
+    require_kinds(hf, path)
     net = llama.read_config(hf, dtype)
     if net.num_hidden_layers != 1:
         raise Unsupported(
