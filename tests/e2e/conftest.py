@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
 from specpipe.artifacts import Workspace
 from specpipe.assembly import open_deployment
+from specpipe.cli import main
 from specpipe.config import RunConfig, read_config
 from specpipe.contracts import Sampling
 from specpipe.processes import last_lines
@@ -53,6 +55,13 @@ class Served:
         if end_id is None:
             return self.tokenizer.end_ids
         return (end_id,) if isinstance(end_id, int) and end_id >= 0 else ()
+
+
+def cli_generate(server: Served, *words: str, config: bool = False) -> Result:
+    """Run `specpipe generate` against a server, with or without the run's config."""
+    run = ("--config", server.config.path, "--workspace", str(server.workspace.root))
+    place = run if config else ()
+    return CliRunner().invoke(main, ["generate", "--url", server.url, *place, *words])
 
 
 @dataclass
