@@ -66,7 +66,8 @@ def _upstreams(configs: dict[str, Any], url: str) -> Endpoint:
         return describe_llmapi(Serving("unknown", streams=decoupled["tensorrt_llm"]))
     if "tensorrt_llm_bls" not in configs:
         raise ConfigError(
-            f"the server at {url} has none of the models {', '.join(FRONTS)}",
+            f"the server at {url} has none of the models that take text: tensorrt_llm_bls, or "
+            "tensorrt_llm of the LLM API",
             hint="give --url of a server that `specpipe serve` started",
         )
     limit = DraftLimit("tensor", _MOST, any_number=True)
