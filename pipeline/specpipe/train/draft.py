@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from specpipe.contracts import Floats
 from specpipe.errors import ConfigError
 from specpipe.recipe import DraftTraining
 from specpipe.train.features import pad
@@ -22,6 +23,8 @@ from specpipe.train.text import (
     documents_a_step,
     next_labels,
 )
+
+ROWS = 256  # positions of the hold-out whose logits are in memory together
 
 
 def kept_layers(options: DraftTraining, total: int) -> tuple[int, ...]:
@@ -74,7 +77,7 @@ class DraftTask:
         """Return the mean divergence from the target over the learned positions of a batch."""
         size = documents_a_step(self.text.training, self.options.schedule.batch_tokens)
         chosen = batch_of(step, size, len(self.text.training), self.seed)
-        taught, said, _ = self._both([self.text.training[i] for i in chosen])
+        taught, said = self._logits(*self._hidden([self.text.training[i] for i in chosen]))
         return divergence(taught, said, self.options.temperature)
 
     def evaluate(self) -> Mapping[str, float]:
@@ -82,8 +85,10 @@ class DraftTask:
         return self.judge(self.text.held_out[:CURVE_DOCUMENTS])
 
     @torch.no_grad()
-    def judge(self, documents: Sequence[Document]) -> dict[str, float]:
+    def judge(self, documents: Sequence[Document], rows: int = ROWS) -> dict[str, float]:
         """Compare with the target on `documents`, over the positions that are learned.
+
+        The logits of `rows` positions are in memory together.
 
         `kl` in nats at temperature 1; `top-1`: the share of positions where both have the same
         most likely token; `overlap`: sum of min(p, q), the rate at which lossless sampling accepts.
@@ -91,29 +96,37 @@ class DraftTask:
         sums = np.zeros(3)
         positions = 0
         for document in documents:
-            taught, said, count = self._both([document])
-            if count == 0:
-                continue
-            p, q = taught.softmax(-1), said.softmax(-1)
-            same = (taught.argmax(-1) == said.argmax(-1)).float().mean()
-            overlap = torch.minimum(p, q).sum(-1).mean()
-            values = [float(divergence(taught, said, 1.0)), float(same), float(overlap)]
-            sums += np.array(values) * count
-            positions += count
+            hidden, states = self._hidden([document])
+            positions += len(hidden)
+            for begin in range(0, len(hidden), rows):
+                part = slice(begin, begin + rows)
+                sums += _agreement(*self._logits(hidden[part], states[part]))
         kl, same_share, overlap_mean = (sums / max(1, positions)).tolist()
         return {"kl": kl, "top-1": same_share, "overlap": overlap_mean}
 
-    def _both(self, documents: Sequence[Document]) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Return the logits of target and draft [N, V] where a label is learned, and N."""
+    def _hidden(self, documents: Sequence[Document]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the hidden states of target and draft, [N, D] each, where a label is learned."""
         ids, mask = pad(documents)
         learned = torch.zeros(mask.shape, dtype=torch.bool)
         for row, document in enumerate(documents):
             learned[row, : len(document)] = torch.from_numpy(next_labels(document) >= 0)
-        hidden = self.target.hidden(ids, mask)[learned]
+        return self.target.hidden(ids, mask)[learned], last_hidden(self.model, ids, mask)[learned]
+
+    def _logits(
+        self, hidden: torch.Tensor, states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits of target and draft, [N, V] each."""
         taught = functional.linear(hidden, self.target.output).float()
-        states = last_hidden(self.model, ids, mask)[learned]
-        said = functional.linear(states, self.model.get_output_embeddings().weight)
-        return taught, said, len(hidden)
+        return taught, functional.linear(states, self.model.get_output_embeddings().weight)
+
+
+def _agreement(taught: torch.Tensor, said: torch.Tensor) -> Floats:
+    """Return the sums over rows of the divergence, of equal choices, and of the overlap."""
+    same = (taught.argmax(-1) == said.argmax(-1)).float().sum()
+    overlap = torch.minimum(taught.softmax(-1), said.softmax(-1)).sum()
+    return np.array(
+        [float(divergence(taught, said, 1.0)) * len(taught), float(same), float(overlap)]
+    )
 
 
 def divergence(taught: torch.Tensor, said: torch.Tensor, temperature: float) -> torch.Tensor:

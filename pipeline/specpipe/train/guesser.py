@@ -15,6 +15,7 @@ from specpipe.train.loop import Group, batch_of
 from specpipe.train.loss import Lesson, Vocabulary, cross_entropy, weighted_sum
 from specpipe.train.text import Bools
 
+ROWS = 4096  # positions of the hold-out whose features are in memory together
 CURVE_POSITIONS = 2048  # of the hold-out, evenly spread, that a point of the curve looks at
 
 
@@ -119,9 +120,17 @@ def judge(
 
 @torch.no_grad()
 def _ranks(net: GuesserNet, output: torch.Tensor, part: Features) -> tuple[list[Ints], list[Bools]]:
-    """Return ranks and label marks of every guess, guesses x [N] each."""
-    spoken = torch.from_numpy(part.spoken)
-    features = net.features(torch.from_numpy(np.array(part.hidden)).float(), spoken)
-    labels = spoken[:, 1:]
-    ranks = [label_ranks(f, net.output(k, output), labels[:, k]) for k, f in enumerate(features)]
-    return ranks, [part.spoken[:, k + 1] >= 0 for k in range(len(features))]
+    """Return ranks and label marks of every guess, guesses x [N] each; block by block."""
+    blocks: list[list[Ints]] = []
+    for begin in range(0, len(part), ROWS):
+        spoken = torch.from_numpy(part.spoken[begin : begin + ROWS])
+        hidden = torch.from_numpy(np.array(part.hidden[begin : begin + ROWS])).float()
+        features = net.features(hidden, spoken)
+        blocks.append(
+            [
+                label_ranks(f, net.output(k, output), spoken[:, k + 1])
+                for k, f in enumerate(features)
+            ]
+        )
+    ranks = [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
+    return ranks, [part.spoken[:, k + 1] >= 0 for k in range(len(ranks))]
