@@ -71,6 +71,7 @@ class BuildRequest:
     sm: int | None = None  # compute capability of `gpu`, without the dot; None: not known
     release: str | None = None  # of TensorRT-LLM; None: the default one
     sources: Mapping[Role, str] = field(default_factory=dict)  # the Hugging Face models
+    revisions: Mapping[Role, str] = field(default_factory=dict)  # of those for which one is given
     ngram_size: int = 0  # longest match that prompt lookup tries
     max_concurrency: int | None = None  # above so many sequences nothing is guessed
     guess_vocabulary: int = 0  # the first tokens, which alone Medusa heads guess; 0: all

@@ -15,7 +15,9 @@ from specpipe.contracts import Role
 from specpipe.errors import ConfigError
 from specpipe.methods import (
     PLAIN,
+    REVISION,
     DraftModel,
+    Eagle3,
     Hybrid,
     Lookahead,
     Medusa,
@@ -36,6 +38,7 @@ class TargetOptions:
     """The model whose answers are served."""
 
     model: str  # a folder, a .gguf file, or a Hugging Face id
+    revision: str | None = field(default=None, metadata=REVISION)  # of a Hugging Face id
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,22 @@ class RunConfig:
         options = self.speculation
         draft = options.draft if isinstance(options, DraftModel | Hybrid) else None
         return {"target": self.target.model, **({"draft": draft.model} if draft else {})}
+
+    def model_key(self, role: Role) -> str:
+        """Return the key whose value `models` has."""
+        return "target.model" if role == "target" else "speculation.draft.model"
+
+    def revision(self, role: Role) -> str | None:
+        """Return the branch, tag or commit that a model is taken from; None: the main branch."""
+        options = self.speculation
+        if role == "target":
+            return self.target.revision
+        draft = options.draft if isinstance(options, DraftModel | Hybrid | Eagle3) else None
+        return draft.revision if draft else None
+
+    def revision_key(self, role: Role) -> str:
+        """Return the key whose value `revision` returns."""
+        return self.model_key(role).replace(".model", ".revision")
 
     def heads(self, role: Role = "target") -> str | None:
         """Return the source of what guesses in a model's own checkpoint, if anything does."""

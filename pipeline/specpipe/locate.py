@@ -11,17 +11,16 @@ from specpipe.checkpoint.eagle import known_eagle, open_eagle
 from specpipe.checkpoint.families import FAMILIES, HfConfig, find_family
 from specpipe.checkpoint.families.hf import rms_decoder
 from specpipe.checkpoint.families.kinds import require_kinds
+from specpipe.checkpoint.finding import find_source, in_cache
 from specpipe.checkpoint.guesser import Guesser
 from specpipe.checkpoint.medusa import HeadsSource, known_heads, open_heads
 from specpipe.checkpoint.redrafter import open_redrafter, trained_redrafter
-from specpipe.checkpoint.source import Source, known_model, locate_model, open_source
+from specpipe.checkpoint.source import Source, known_model
 from specpipe.config import RunConfig, find_file, require_file
 from specpipe.contracts import Role
 from specpipe.errors import ConfigError
 from specpipe.methods import Eagle, ReDrafter, drafter_of
 from specpipe.model import ModelConfig
-
-KEYS: dict[Role, str] = {"target": "target.model", "draft": "speculation.draft.model"}
 
 
 @dataclass(frozen=True)
@@ -78,9 +77,10 @@ def _absent_guessers(config: RunConfig, guessers: Mapping[Role, Guesser]) -> Ite
 
 def _source(config: RunConfig, role: Role) -> Source | None:
     model = config.models()[role]
-    if find_file(model, config) is None and known_model(model) is not None:
+    here = find_file(model, config) is not None or in_cache(config, role)
+    if not here and known_model(model) is not None:
         return None
-    return open_source(locate_model(model, config, KEYS[role]))
+    return find_source(config, role)
 
 
 def _facts(config: RunConfig, role: Role, source: Source | None) -> HfConfig:

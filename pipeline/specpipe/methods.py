@@ -6,10 +6,14 @@ To add a method, write its record here, add it to `Speculation`, and see `assemb
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from specpipe.records import at_least, between
+from specpipe.records import at_least, between, matching
 from specpipe.trees import TreePath, depth
 
 TreeOption = Literal["auto", "dynamic"] | tuple[TreePath, ...]  # dynamic: grown at every step
+
+REVISION = matching(
+    r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}", "a branch, a tag or a commit of a Hugging Face id"
+)
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,7 @@ class DraftOptions:
     model: str
     heads: str | None = None
     num_draft_tokens: int = field(default=4, metadata=between(1, 64))  # its heads' guesses a call
+    revision: str | None = field(default=None, metadata=REVISION)  # of a Hugging Face id
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from specpipe.plan.memory import Memory
 from specpipe.plan.options import check_options
 from specpipe.plan.outlook import engine_notes, outlook
 from specpipe.plan.plan import (
+    Download,
     Plan,
     check_draft_length,
     check_memory,
@@ -100,6 +101,7 @@ def _plan_run(config: RunConfig, workspace: Workspace) -> Plan:
         if gpu and memory
         else None,
         files=dict(_files(backend, built, workspace)),
+        downloads={} if backend.serves_sources else dict(_downloads(found)),
     )
 
 
@@ -176,6 +178,12 @@ def _files(
     for role, request in requests.items():
         for name, text in backend.files(request).items():
             yield str(workspace.engine(role) / name), text
+
+
+def _downloads(found: Located) -> Iterator[tuple[Role, Download]]:
+    for role, source in found.sources.items():
+        if source is not None and source.origin is not None and source.missing:
+            yield role, Download(source.origin.model, source.origin.commit, source.missing)
 
 
 def _memory_of(gpu: Gpu | None) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from specpipe.building import Command, Footprint
 from specpipe.plan.memory import Memory
-from specpipe.plan.plan import Plan
+from specpipe.plan.plan import Download, Plan
 from specpipe.plan.roofline import MOST_BATCH, Estimate
 
 _GIB = 2**30
@@ -19,6 +19,7 @@ def plan_text(plan: Plan) -> str:
     sections = [
         list(_summary(plan)),
         list(_sizes(plan)),
+        [line for download in plan.downloads.values() for line in _download(download)],
         list(_speed(plan.estimate, plan)) if plan.estimate else [],
         [line for path, text in plan.files.items() for line in _file(path, text)],
         [line for command in plan.commands for line in _command(command)],
@@ -111,6 +112,17 @@ def _room(memory: Memory, plan: Plan) -> Iterator[str]:
         tokens = next(iter(memory.kv.values())).tokens
         each = " in each engine" if len(memory.kv) > 1 else ""
         yield _row("KV cache", f"{tokens} tokens{each}, with all that is left")
+
+
+def _download(download: Download) -> Iterator[str]:
+    """Yield what `build` fetches, and each file with its size."""
+    yield _row("download", f"{download.model} at {download.commit}, before it is converted")
+    for name, size in download.files.items():
+        yield _row("", f"{name:<40} " + ("size not known" if size is None else _size(size)))
+
+
+def _size(size: int) -> str:
+    return f"{size / _GIB:.2f} GiB" if size >= _GIB / 100 else f"{size / 2**20:.2f} MiB"
 
 
 def _speed(guess: Estimate, plan: Plan) -> Iterator[str]:
@@ -220,6 +232,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         ],
         "baseline": None if plan.baseline is None else plan_json(plan.baseline),
         "files": dict(plan.files),
+        "downloads": {role: asdict(download) for role, download in plan.downloads.items()},
         "rejections": [asdict(rejection) for rejection in plan.rejections],
         "not_yet": [asdict(gap) for gap in plan.gaps],
         "notes": list(plan.notes),

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from specpipe.artifacts import Workspace, read_artifact
 from specpipe.assembly import load_backend
-from specpipe.checkpoint.source import locate_model
+from specpipe.checkpoint.finding import fetch_source
 from specpipe.config import RunConfig
 from specpipe.errors import ConfigError
-from specpipe.locate import KEYS
 from specpipe.repository.description import read_endpoint
 from specpipe.run import require_repository
 from specpipe.serve.address import free_address
@@ -50,7 +49,7 @@ def validate_run(
     if url is not None:
         require_same_repository(url, workspace.repository)
     questions = load_questions(config, tokenizer_folder(workspace.repository, endpoint))
-    model = locate_model(config.target.model, config, KEYS["target"])
+    model = fetch_source(config, "target", notify).path
     backend = load_backend(config.engine.backend)
     versions = dict(backend.versions(config.engine.tensorrt_llm))
     subject = Subject(config, endpoint, model, questions, versions, url)

@@ -27,17 +27,18 @@ from specpipe.checkpoint.convert import (
     found_state,
     write_checkpoint,
 )
+from specpipe.checkpoint.finding import fetch_source, find_source
 from specpipe.checkpoint.guesser import Guesser
 from specpipe.checkpoint.quantize import quantizing_of
 from specpipe.checkpoint.quantized.formats import Quantizing
 from specpipe.checkpoint.reading import digest_content
-from specpipe.checkpoint.source import Source, locate_model, open_source
+from specpipe.checkpoint.source import Origin, Source, open_source
 from specpipe.checkpoint.tokenizer import tokenizer_files, write_tokenizer
 from specpipe.config import RunConfig, find_file, require_file
 from specpipe.contracts import Role
 from specpipe.digests import Stamp, remember, remembered
 from specpipe.errors import ConfigError
-from specpipe.locate import KEYS, locate_guesser
+from specpipe.locate import locate_guesser
 from specpipe.model import Dtype
 from specpipe.plan.plan import Plan
 from specpipe.prompts import read_prompts
@@ -114,27 +115,35 @@ def _is_stale(work: Work) -> bool:
 
 
 def _convert(config: RunConfig, workspace: Workspace, role: Role, shop: Workshop) -> Work:
-    memory = workspace.engines / ".digests.json"
+    memory, path = workspace.engines / ".digests.json", workspace.checkpoint(role)
+
+    @cache
+    def found() -> Source:
+        return find_source(config, role)
 
     @cache  # so that what is begun, written and named was found once, in one state
-    def found() -> tuple[Options, Mapping[Path, Stamp]]:
-        source = open_source(locate_model(config.models()[role], config, KEYS[role]))
-        guesser = locate_guesser(config, role)
-        quantizing = quantizing_of(config.engine, calibration_prompts(config))
-        options = (source, config.engine.dtype, guesser, quantizing, config.engine.parallel)
-        return options, found_state(source, guesser)
+    def fetched() -> tuple[Options, Mapping[Path, Stamp]]:
+        source = fetch_source(config, role, shop.notify)
+        options = _options_of(config, role, source)
+        return options, found_state(source, options[2])
 
     def inputs() -> dict[str, str]:
-        options, _ = found()
-        return checkpoint_inputs(*options, digest=lambda f: remembered(f, memory, digest_content))
+        source = found()
+
+        def digest(file: Path) -> str:
+            if source.origin and file.name in source.missing:
+                return _noted_digest(path, source.origin, file.name)
+            return remembered(file, memory, digest_content)
+
+        return checkpoint_inputs(*_options_of(config, role, source), digest=digest)
 
     def begun() -> str:
-        options, state = found()
+        options, state = fetched()
         stamps = {str(path.absolute()): seen.text for path, seen in state.items()}
         return digest_json([stamps, checkpoint_options(*options)])
 
     def write(out: Path, progress: Progress) -> Manifest:
-        options, state = found()
+        options, state = fetched()
         source, dtype, guesser, quantizing, parallel = options
         converted = write_checkpoint(
             source, out, dtype, progress, guesser, quantizing, parallel, state=state
@@ -143,9 +152,34 @@ def _convert(config: RunConfig, workspace: Workspace, role: Role, shop: Workshop
             shop.notify(f"convert {role}: {remark}")
         digests = converted.digests
         remember(memory, state, digests)
-        return Manifest("checkpoint", checkpoint_inputs(*options, digest=digests.__getitem__))
+        asked = checkpoint_inputs(*options, digest=digests.__getitem__)
+        return Manifest("checkpoint", asked, _origin_facts(source))
 
-    return Work("convert", role, "checkpoint", workspace.checkpoint(role), inputs, write, begun)
+    return Work("convert", role, "checkpoint", path, inputs, write, begun)
+
+
+def _options_of(config: RunConfig, role: Role, source: Source) -> Options:
+    guesser = locate_guesser(config, role)
+    quantizing = quantizing_of(config.engine, calibration_prompts(config))
+    return source, config.engine.dtype, guesser, quantizing, config.engine.parallel
+
+
+def _origin_facts(source: Source) -> dict[str, str]:
+    """Return what a manifest says of a model that came from the hub."""
+    origin = source.origin
+    return {"model": origin.model, "commit": origin.commit} if origin else {}
+
+
+def _noted_digest(path: Path, origin: Origin, name: str) -> str:
+    """Return the digest of weights that are not on this disk, if they were converted before.
+
+    A commit never changes, so the checkpoint at `path` knows the digests if it was made of it.
+    """
+    artifact = read_artifact(path)
+    made_of = artifact.manifest.facts if artifact else {}
+    if artifact and (made_of.get("model"), made_of.get("commit")) == (origin.model, origin.commit):
+        return artifact.manifest.inputs.get(f"source {name}", "to be fetched")
+    return "to be fetched"
 
 
 def calibration_prompts(config: RunConfig) -> list[str]:

@@ -20,7 +20,7 @@ def gguf_config(path: Path) -> dict[str, Any]:
 
     with _errors(path):
         config: dict[str, Any] = AutoConfig.from_pretrained(
-            path.parent, gguf_file=path.name
+            path.parent, gguf_file=path.name, local_files_only=True
         ).to_dict()
     return config
 
@@ -33,7 +33,9 @@ def gguf_tensors(path: Path) -> "dict[str, torch.Tensor]":
     from transformers import AutoModelForCausalLM
 
     with _errors(path):
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **_options())
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, local_files_only=True, **_options()
+        )
     state: dict[str, torch.Tensor] = model.state_dict()
     return state
 

@@ -9,12 +9,11 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
 from specpipe.checkpoint.gguf import gguf_config, gguf_tensors
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
-from specpipe.config import RunConfig, find_file
 from specpipe.digests import Stamp, stamp
 from specpipe.errors import ConfigError
 
@@ -34,6 +33,7 @@ SMALL_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt")
 BEFORE_TOKENIZER_JSON = ("vocab.json", "merges.txt")  # what transformers makes one of
 
 
@@ -110,56 +110,32 @@ def with_prefix(reader: TensorReader, prefix: str) -> TensorReader:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What a folder in the hub's cache is a copy of, and which weights it does not have yet."""
+
+    model: str  # owner/name
+    commit: str
+    missing: Mapping[str, int | None]  # file -> bytes; None: not known without the hub
+
+
+@dataclass(frozen=True)
 class Source:
     """A checkpoint on disk that has been found, but not read."""
 
     path: Path  # a folder, or a .gguf file
-    weights: tuple[Path, ...]  # the files that hold tensors
+    weights: tuple[Path, ...]  # the files that hold tensors; those of `missing` are not there
     hf_config: Mapping[str, Any]  # config.json
-    stamps: Mapping[Path, Stamp]  # of all `files`, from before the first was read
+    stamps: Mapping[Path, Stamp]  # of all `files` that are there, from before the first was read
+    origin: Origin | None = None  # None: the user's own folder or file
+
+    @property
+    def missing(self) -> Mapping[str, int | None]:
+        """Return the weights that must be fetched before a tensor can be read."""
+        return self.origin.missing if self.origin else {}
 
     def files(self) -> list[Path]:
         """Return every file that decides what a conversion writes."""
-        return list(self.stamps)
-
-
-def locate_model(model: str, config: RunConfig, key: str) -> Path:
-    """Return the folder or .gguf file of `model`: a path, or a Hugging Face id.
-
-    Raises ConfigError if neither exists.
-    """
-    path = find_file(model, config)
-    if path is not None:
-        return path
-    if model.count("/") == 1 and not model.startswith((".", "~", "$", "/")):
-        return _download(model, config, key)
-    raise ConfigError(
-        f"{config.path}: '{key}' is {model!r}: no such folder or file",
-        hint=_where_from(model),
-    )
-
-
-def _where_from(model: str) -> str:
-    if ".cache/specpipe/models/" in model:
-        return "run `scripts/fetch-model` (and `scripts/prune-draft` for the pruned one)"
-    return (
-        "give a folder, a .gguf file or a Hugging Face id (owner/name); paths are relative to the "
-        "working directory or to the config file"
-    )
-
-
-def _download(model: str, config: RunConfig, key: str) -> Path:
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.snapshot_download(model))
-    except Exception as error:  # the hub raises many kinds; all mean that it is not there
-        first = str(error).splitlines()[0]
-        raise ConfigError(
-            f"{config.path}: '{key}' is {model!r}: not on disk and not to be had from the hub "
-            f"({first})",
-            hint="download it elsewhere and give the folder",
-        ) from error
+        return list(dict.fromkeys([*self.weights, *self.stamps]))
 
 
 def open_source(path: Path) -> Source:
@@ -172,9 +148,14 @@ def open_source(path: Path) -> Source:
         return Source(path, (path,), gguf_config(path), stamps)
     if not path.is_dir():
         raise ConfigError(f"{path}: neither a folder nor a .gguf file")
-    weights = weight_files(path)
-    stamps = {file: stamp(file) for file in [*weights, *_small_files(path)]}
-    return Source(path, weights, read_json(path / "config.json"), stamps)
+    return open_folder(path, weight_files(path))
+
+
+def open_folder(path: Path, weights: tuple[Path, ...], origin: Origin | None = None) -> Source:
+    """Find the files beside the weights of a checkpoint, of which some may be missing."""
+    there = [file for file in weights if file.is_file()]
+    stamps = {file: stamp(file) for file in [*there, *_small_files(path)]}
+    return Source(path, weights, read_json(path / "config.json"), stamps, origin)
 
 
 def _small_files(folder: Path) -> list[Path]:
@@ -201,13 +182,43 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     for stem in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{stem}.index.json"
         if index.is_file():
-            shards = sorted(set(read_json(index)["weight_map"].values()))
-            return tuple(_shard(folder, index, shard) for shard in shards)
+            return tuple(_shard(folder, index, shard) for shard in shard_names(index))
         if (folder / stem).is_file():
             return (folder / stem,)
     raise ConfigError(
         f"{folder}: no weights",
         hint="expected model.safetensors, pytorch_model.bin, their .index.json, or a .gguf file",
+    )
+
+
+def shard_names(index: Path) -> list[str]:
+    """Return the files that an index names; raises ConfigError unless all are of its folder."""
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise ConfigError(
+            f"{index}: has no 'weight_map', which names the file of every tensor",
+            hint="fetch the file again; it may be of another format",
+        )
+    for tensor, shard in shards.items():
+        if not isinstance(shard, str) or not _is_inside(shard):
+            raise ConfigError(
+                f"{index}: the file of {tensor} is {shard!r}, which is no name in this folder",
+                hint="do not use this checkpoint: somebody wrote the index by hand",
+            )
+    return sorted(set(shards.values()))
+
+
+def _is_inside(name: str) -> bool:
+    """Tell whether a relative path, as it is written, stays in its folder.
+
+    Links are followed: the hub's cache is made of links, and who can write them can write files.
+    """
+    path = PurePosixPath(name)
+    return (
+        bool(path.parts)
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and (path.suffix in WEIGHT_SUFFIXES and "\\" not in name and "\0" not in name)
     )
 
 

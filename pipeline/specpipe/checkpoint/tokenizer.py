@@ -75,8 +75,12 @@ def _load(source: Source) -> Any:
 
     try:
         if source.path.is_file():
-            return AutoTokenizer.from_pretrained(source.path.parent, gguf_file=source.path.name)
-        return AutoTokenizer.from_pretrained(source.path, use_fast=True, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(
+                source.path.parent, gguf_file=source.path.name, local_files_only=True
+            )
+        return AutoTokenizer.from_pretrained(
+            source.path, use_fast=True, trust_remote_code=False, local_files_only=True
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{source.path}: no usable tokenizer: {str(error).splitlines()[0]}",

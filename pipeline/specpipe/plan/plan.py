@@ -15,6 +15,15 @@ from specpipe.trees import depth
 
 
 @dataclass(frozen=True)
+class Download:
+    """What `build` fetches from the Hugging Face hub before it can convert a model."""
+
+    model: str
+    commit: str
+    files: Mapping[str, int | None]  # bytes; None: not known, for the hub does not answer
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that `build` would do; the config has what was left to the plan filled in."""
 
@@ -30,6 +39,7 @@ class Plan:
     estimate: Estimate | None = None  # step times, on a known GPU
     files: Mapping[str, str] = field(default_factory=dict)  # path -> text that is known beforehand
     baseline: "Plan | None" = None  # of the plain run that `validate.baseline: build` asks for
+    downloads: Mapping[Role, Download] = field(default_factory=dict)  # none if all is on this disk
 
 
 def make_requests(
@@ -55,6 +65,7 @@ def make_requests(
             sm=gpu.sm if gpu else None,
             release=engine.tensorrt_llm,
             sources=_sources(config),
+            revisions=_revisions(config),
             ngram_size=speculation.max_matching_ngram_size
             if isinstance(speculation, PromptLookup)
             else 0,
@@ -72,6 +83,11 @@ def _sources(config: RunConfig) -> dict[Role, str]:
     if isinstance(options, Eagle3):
         named["draft"] = options.draft.model
     return {role: str(find_file(model, config) or model) for role, model in named.items()}
+
+
+def _revisions(config: RunConfig) -> dict[Role, str]:
+    roles: tuple[Role, ...] = ("target", "draft")
+    return {role: revision for role in roles if (revision := config.revision(role))}
 
 
 def _guess_vocabulary(config: RunConfig, role: Role) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from specpipe.artifacts import Manifest, Workspace, digest_json, locked, read_artifact, why_stale
-from specpipe.checkpoint.source import locate_model
+from specpipe.checkpoint.finding import fetch_source
 from specpipe.config import RunConfig
 from specpipe.publishing import remove_leftovers, require_replaceable, staged, write_publish
 from specpipe.recipe import Schedule
@@ -89,7 +89,7 @@ def produce(
         remove_leftovers(place)
         if read_artifact(place) is None:  # else it may be up to date, and then it stays
             require_replaceable([place])
-        path = locate_model(config.target.model, config, "target.model")
+        path = fetch_source(config, "target", notify).path
         target = load_target(path, config.train.dtype, folder / ".digests.json")
         notify("text: reading, and answering prompts if there are any")
         text = gather_text(config, target, work, progress=progress)

@@ -68,9 +68,11 @@ def load_target(path: Path, dtype: Dtype, memory: Path) -> Target:
             hint="save the dequantised model as one, as `scripts/fetch-model` does",
         )
     logging.disable_progress_bar()
-    tokenizer: Any = AutoTokenizer.from_pretrained(path)
+    tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
     end_ids = end_tokens(source, tokenizer.eos_token_id)
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype])
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        path, dtype=DTYPES[dtype], local_files_only=True
+    )
     # Of a slice that is not contiguous, torch multiplies each sequence by a copy of the weights.
     model.get_output_embeddings().register_forward_pre_hook(lambda _, rows: rows[0].contiguous())
     digest = digest_json({f.name: remembered(f, memory, digest_file) for f in source.files()})

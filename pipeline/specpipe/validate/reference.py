@@ -38,12 +38,12 @@ class Reference:
         logging.disable_progress_bar()
         if model.is_file():
             self._model: Any = AutoModelForCausalLM.from_pretrained(
-                model.parent, gguf_file=model.name
+                model.parent, gguf_file=model.name, local_files_only=True
             ).float()
         elif foreign := find_foreign(source := open_source(model)):
             self._model = load_widened(source, foreign)
         else:
-            self._model = AutoModelForCausalLM.from_pretrained(model).float()
+            self._model = AutoModelForCausalLM.from_pretrained(model, local_files_only=True).float()
         if getattr(self._model.config, "attn_logit_softcapping", None):
             self._model.set_attn_implementation("eager")  # transformers 4's default drops the cap
         self._model.eval()

@@ -21,7 +21,7 @@ _LITERALS = {"MTP", "Eagle", "Eagle3", "NGram", "Draft_Target", "SaveState", "Us
 DECODING_TYPES = {"1.1.0": _TABLE, "1.2.1": _TABLE, "1.3.0rc22": _LITERALS}
 ARGUMENTS = {"model", "backend", "dtype", "tensor_parallel_size", "pipeline_parallel_size",
              "max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "kv_cache_config",
-             "speculative_config", "disable_overlap_scheduler"}
+             "speculative_config", "disable_overlap_scheduler", "revision", "tokenizer_revision"}
 DRAFT_FIELDS = {"max_draft_len", "max_concurrency"}
 FIELDS = {"DraftTarget": {"speculative_model_dir"}, "Draft_Target": {"speculative_model"},
           "Eagle": {"speculative_model_dir"}, "Eagle3": {"speculative_model"},
@@ -69,6 +69,12 @@ def test_upstream_knows_every_key_that_is_written(release: str, method: str) -> 
     kind = section.pop("decoding_type", None)
     assert kind is None or kind in DECODING_TYPES[release]
     assert set(section) <= DRAFT_FIELDS | FIELDS.get(kind, set())
+
+
+def test_a_revision_is_that_of_model_and_tokenizer() -> None:
+    values = model_yaml(revisions={"target": "v2"})
+    assert (values["revision"], values["tokenizer_revision"]) == ("v2", "v2")
+    assert "revision" not in model_yaml() and set(values) - {"triton_config"} <= ARGUMENTS
 
 
 def test_plain_decoding_has_no_speculation() -> None:
@@ -119,6 +125,7 @@ def test_building_writes_the_planned_file_and_nothing_else(tmp_path: Path) -> No
         ({"kv_cache_quantization": "int8"}, "no int8 KV cache", "fp8 or none"),
         ({"kv_cache_quantization": "fp8", "gpu": "A10", "sm": 86}, "has no fp8", "none"),
         ({"gpu": None, "sm": None}, "engine.gpu is not given", "H100-SXM"),
+        ({"revisions": {"draft": "v2"}}, "not at speculation.draft.revision v2", "give the folder"),
         ({"parallel": Parallel(3)}, "do not divide by engine.tp_size, which is 3", "tp_size"),
     ],
 )

@@ -231,7 +231,7 @@ def test_an_unknown_model_says_where_it_was_looked_for(write_config, tmp_path: P
 
 
 def test_a_hub_id_that_cannot_be_had_is_a_sentence(write_config, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not to be had from the hub"):
+    with pytest.raises(ConfigError, match="and HF_HUB_OFFLINE is set"):
         plan_of(write_config(target={"model": "nobody/nothing"}), tmp_path)
 
 

@@ -82,8 +82,12 @@ def _load(source: Source, prompts: Sequence[str]) -> "tuple[Any, list[torch.Tens
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(source.path, torch_dtype="auto").to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(source.path)
+    model = (
+        AutoModelForCausalLM.from_pretrained(source.path, torch_dtype="auto", local_files_only=True)
+        .to(device)
+        .eval()
+    )
+    tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
     tokens = []
     for prompt in prompts[:MOST_PROMPTS]:
         text = prompt

@@ -19,7 +19,7 @@ def load_widened(source: Source, foreign: Foreign) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(source.path)
+    config = AutoConfig.from_pretrained(source.path, local_files_only=True)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):

@@ -29,6 +29,7 @@ class LlmApiBackend:
             *_check_release(request, profile),
             *check.check_gpu(request, profile),
             *_check_formats(request),
+            *_check_revisions(request),
             *check.check_ranks(request),
         ]
 
@@ -92,6 +93,15 @@ def _check_release(request: BuildRequest, profile: Profile) -> Iterator[Rejectio
             f"{'' if request.method in UPSTREAM_ONLY else ', or backend: openvino'}"
             if engines
             else f"use backend: openvino, or one of {', '.join(profile.llmapi_methods)}",
+        )
+
+
+def _check_revisions(request: BuildRequest) -> Iterator[Rejection]:
+    if "draft" in request.revisions:
+        yield Rejection(
+            "the LLM API fetches a draft from its main branch only, not at "
+            f"speculation.draft.revision {request.revisions['draft']}",
+            "download it at that revision and give the folder as speculation.draft.model",
         )
 
 

@@ -23,6 +23,7 @@ def model_yaml(request: BuildRequest, profile: Profile) -> str:
     speculation = _speculative_config(request, profile.llmapi)
     values: dict[str, Value | Section] = {
         "model": request.sources["target"],
+        **_revision(request),
         "backend": "pytorch",
         "dtype": request.dtype,
         "tensor_parallel_size": request.parallel.tp_size,
@@ -39,6 +40,12 @@ def model_yaml(request: BuildRequest, profile: Profile) -> str:
         "triton_config": {"max_batch_size": 0, "decoupled": request.streams},
     }
     return yaml.safe_dump(values, sort_keys=False)
+
+
+def _revision(request: BuildRequest) -> dict[str, str]:
+    """Return the commit or branch that upstream fetches model and tokenizer at, if one is given."""
+    revision = request.revisions.get("target")
+    return {"revision": revision, "tokenizer_revision": revision} if revision else {}
 
 
 def _two_models(request: BuildRequest) -> bool:

@@ -1,0 +1,94 @@
+"""Where the models of a run are: a folder, a .gguf file, or the cache of the Hugging Face hub."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from specpipe.checkpoint.hub import (
+    cache_folder,
+    explained,
+    fetch_weights,
+    find_snapshot,
+    is_cached,
+)
+from specpipe.checkpoint.source import Source, open_source
+from specpipe.config import RunConfig, find_file
+from specpipe.contracts import Role
+from specpipe.errors import ConfigError
+
+_GIB = 2**30
+
+
+def find_source(config: RunConfig, role: Role) -> Source:
+    """Find a model of the run; of one on the hub fetch what a plan reads, and no weights.
+
+    Raises ConfigError, in one sentence, if it is not there.
+    """
+    model, place = config.models()[role], _place(config, role)
+    path = find_file(model, config)
+    if path is not None:
+        _refuse_revision(config, role)
+        return open_source(path)
+    if not is_hub_id(model):
+        raise ConfigError(f"{place}: no such folder or file", hint=_where_from(model))
+    with explained(place):
+        return find_snapshot(model, config.revision(role))
+
+
+def fetch_source(config: RunConfig, role: Role, notify: Callable[[str], None]) -> Source:
+    """Find a model of the run with its weights; fetch those that are not on this disk.
+
+    Raises what `find_source` raises.
+    """
+    source = find_source(config, role)
+    if source.origin is None or not source.missing:
+        return source
+    origin = source.origin
+    notify(f"fetching {origin.model} at {origin.commit[:12]}: {describe_files(origin.missing)}")
+    with explained(_place(config, role)):
+        fetch_weights(origin, source.path)
+    return replace(open_source(source.path), origin=replace(origin, missing={}))
+
+
+def in_cache(config: RunConfig, role: Role) -> bool:
+    """Tell whether a model of the run is an id of the hub whose files are all in the cache."""
+    model = config.models()[role]
+    return is_hub_id(model) and is_cached(model, config.revision(role))
+
+
+def is_hub_id(model: str) -> bool:
+    """Tell whether a model can be an id of the hub, owner/name, by the hub's own rules."""
+    part = r"[A-Za-z0-9]([\w.-]*\w)?"
+    if ".." in model or "--" in model or len(model) > 96:
+        return False
+    return re.fullmatch(f"{part}/{part}", model, re.ASCII) is not None
+
+
+def describe_files(files: Mapping[str, int | None]) -> str:
+    """Count files and their bytes: what is, or would be, fetched and where to."""
+    count = f"{len(files)} file{'s' * (len(files) != 1)}"
+    sizes = [size for size in files.values() if size is not None]
+    known = f", {sum(sizes) / _GIB:.2f} GiB" if len(sizes) == len(files) else ""
+    return f"{count}{known}, into {cache_folder()}"
+
+
+def _place(config: RunConfig, role: Role) -> str:
+    return f"{config.path}: '{config.model_key(role)}' is {config.models()[role]!r}"
+
+
+def _refuse_revision(config: RunConfig, role: Role) -> None:
+    if revision := config.revision(role):
+        raise ConfigError(
+            f"{config.path}: '{config.revision_key(role)}' is {revision!r}, but "
+            f"{config.models()[role]} is on this disk, and its files are taken as they are",
+            hint="remove the key, or give a Hugging Face id",
+        )
+
+
+def _where_from(model: str) -> str:
+    if ".cache/specpipe/models/" in model:
+        return "run `scripts/fetch-model` (and `scripts/prune-draft` for the pruned one)"
+    return (
+        "give a folder, a .gguf file or a Hugging Face id (owner/name); paths are relative to the "
+        "working directory or to the config file"
+    )
