@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from specpipe.cli import main
+from specpipe.cli import main, refusal
 from specpipe.cli.output import escape_controls, harmless
 
 COMMANDS = ["build", "compile", "convert", "doctor", "generate", "inspect", "package", "plan",
@@ -161,3 +162,14 @@ def test_a_terminal_never_gets_control_characters_of_a_model() -> None:
 def test_text_is_escaped_only_where_a_terminal_shows_it(terminal: bool, monkeypatch) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
     assert harmless("\x1b[2J") == (r"\x1b[2J" if terminal else "\x1b[2J")
+
+
+def test_what_the_machine_refuses_is_named_as_far_as_it_is_known(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert re.fullmatch(
+        rf"No space left on device; free are [\d.]+ GiB in {re.escape(str(Path.cwd()))}.*",
+        refusal(full),
+    )
+    named = PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+    assert refusal(named) == f"{tmp_path}: Permission denied"
+    assert "None" not in refusal(OSError(errno.EROFS, "Read-only file system"))

@@ -5,6 +5,10 @@ stay inside the commands, so that `--help` is instant and needs neither torch no
 """
 
 import errno
+import os
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import click
@@ -38,6 +42,20 @@ COMMANDS = (
 
 # What the machine refuses; any other OSError is a bug of ours and keeps its traceback.
 _REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def refusal(error: OSError) -> str:
+    """Say what the machine refused: which file, or on which disks there is how much room."""
+    why = error.strerror or str(error) or type(error).__name__
+    if error.filename is not None:
+        file = error.filename  # a descriptor, in a few calls
+        return f"{file if isinstance(file, int) else os.fsdecode(file)}: {why}"
+    if error.errno not in _FULL:
+        return why
+    places = dict.fromkeys((str(Path.cwd()), tempfile.gettempdir()))
+    room = ", ".join(f"{shutil.disk_usage(p).free / 2**30:.1f} GiB in {p}" for p in places)
+    return f"{why}; free are {room}"
 
 
 class _Group(click.Group):
@@ -58,7 +76,7 @@ class _Group(click.Group):
         except OSError as error:
             if error.errno not in _REFUSALS:
                 raise
-            refused = StageFailed(f"{error.filename}: {error.strerror}")
+            refused = StageFailed(refusal(error))
             print_error(refused, ctx)
             ctx.exit(refused.exit_code)
 

@@ -151,6 +151,32 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         open_source(folder)
 
 
+@pytest.mark.parametrize(
+    "shard",
+    ["../outside.safetensors", "/etc/passwd.safetensors", "a/../../b.bin", "..\\x.bin", "", ".",
+     "passwd", 7],
+)  # fmt: skip
+def test_a_shard_outside_its_folder_is_refused(shard: object, copy: Path, tmp_path: Path) -> None:
+    shutil.copyfile(copy / "model.safetensors", tmp_path / "outside.safetensors")
+    index = {"weight_map": {"lm_head.weight": shard}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match="the file of lm_head.weight is .* no name in this fold"):
+        open_source(copy)
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": {}}, {"weight_map": ["a.safetensors"]}])
+def test_an_index_without_a_map_is_a_sentence(index: dict, copy: Path) -> None:
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match=r"index.json: has no 'weight_map'"):
+        open_source(copy)
+
+
+def test_the_links_of_a_hub_cache_are_followed(copy: Path, tmp_path: Path) -> None:
+    (copy / "model.safetensors").rename(tmp_path / "blob")
+    (copy / "model.safetensors").symlink_to(tmp_path / "blob")
+    convert(copy, tmp_path / "out")
+
+
 def test_a_folder_without_weights_says_what_was_expected(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"no weights(.|\n)*safetensors"):
