@@ -93,20 +93,43 @@ def children(draft: Draft, path: Path) -> list[int]:
 
 def draw(p: Floats, rng: np.random.Generator) -> int:
     """Draw a token from the distribution `p` [V]."""
-    cumulative = np.cumsum(p)
-    # The last value is 1 up to rounding; scaling by it keeps the index in range, and zero-width
-    # steps cannot be hit because the search is to the right.
-    return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+    possible = np.flatnonzero(p)
+    cumulative = np.cumsum(p if len(possible) == len(p) else p[possible])
+    # The last value is 1 up to rounding; scaling by it keeps the index in range.
+    return int(possible[np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")])
 
 
-def _residual(p: Floats, q: Floats) -> Floats:
-    rest = np.maximum(p - q, 0.0)
+def _residual(p: Floats, q: "Floats | _OneHot") -> Floats:
+    """Return the normalised max(p - q, 0)."""
+    rest: Floats = q.taken_from(p) if isinstance(q, _OneHot) else np.maximum(p - q, 0.0)
     total = rest.sum()
-    # p == q up to rounding leaves nothing; a rejection then had probability 0, and p is right.
-    return rest / total if total > 0 else p
+    if total <= 0:
+        # p == q up to rounding leaves nothing; a rejection then had probability 0, and p is right.
+        return p
+    rest /= total
+    return rest
 
 
-def _one_hot(token: int, size: int) -> Floats:
-    law = np.zeros(size)
-    law[token] = 1.0
-    return law
+class _OneHot:
+    """The law of a guess that was chosen with certainty; as an array, without making one."""
+
+    def __init__(self, token: int, size: int) -> None:
+        self._token, self._size = token, size
+
+    def __getitem__(self, token: int) -> float:
+        return float(token == self._token)
+
+    def taken_from(self, p: Floats) -> Floats:
+        """Return max(p - q, 0)."""
+        rest = p.copy()
+        rest[self._token] = max(rest[self._token] - 1.0, 0.0)
+        return rest
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> Floats:
+        law = np.zeros(self._size)
+        law[self._token] = 1.0
+        return law
+
+
+def _one_hot(token: int, size: int) -> _OneHot:
+    return _OneHot(token, size)

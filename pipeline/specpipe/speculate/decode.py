@@ -12,7 +12,8 @@ import numpy as np
 
 from specpipe.contracts import Draft, Floats, Logits, Proposer, Runner, Sampling, Scores, Verdict
 from specpipe.speculate import accept
-from specpipe.speculate.sampling import adjust, distribution, log_probability
+from specpipe.speculate.history import Completions, History
+from specpipe.speculate.sampling import Adjustment, distribution, log_probability
 
 Finish = Literal["end_id", "stop_words", "length"]
 
@@ -45,9 +46,10 @@ class Prefilled:
 
 @dataclass
 class _Sequence:
-    """The tokens so far, and where the output begins."""
+    """The tokens so far, where the output begins, and the words that end it."""
 
-    tokens: list[int]
+    tokens: History
+    stop_words: Completions
     prompt_length: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -100,7 +102,8 @@ def decode_events(
     the prompt as well. The caller may stop at any event.
     """
     rng = np.random.default_rng(sampling.seed)
-    sequence = _Sequence(list(prompt))
+    sequence = _Sequence(History(prompt), Completions(limits.stop_words))
+    adjustment = Adjustment(sampling)
     runner.start(prompt)
     proposer.start(prompt, sampling)
     for reader in (runner, *readers):
@@ -110,14 +113,14 @@ def decode_events(
         left = limits.max_tokens - sequence.generated
         draft = proposer.propose(left - 1)
         scores = runner.score(draft)
-        verdict = _judge(draft, scores, sequence, sampling, rule or accept.sample, rng)
+        verdict = _judge(draft, scores, sequence, adjustment, rule or accept.sample, rng)
         step = _step(draft, scores, verdict, sequence, sampling, limits, log_probs)
         if step.finish:
             yield step
             return
         runner.commit(draft, verdict)
         proposer.observe(draft, scores, verdict)
-        sequence.tokens += step.tokens
+        sequence.tokens.extend(step.tokens)
         yield step
 
 
@@ -125,19 +128,19 @@ def _judge(
     draft: Draft,
     scores: Scores,
     sequence: _Sequence,
-    sampling: Sampling,
+    adjustment: Adjustment,
     rule: accept.Rule,
     rng: np.random.Generator,
 ) -> Verdict:
     def logits(path: accept.Path) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
         row = path[-1] + 1 if path else 0
         history = sequence.tokens + [int(draft.tokens[n]) for n in path]
-        return adjust(scores.logits[row], sampling, history, sequence.generated + len(path))
+        return adjustment(scores.logits[row], history, sequence.generated + len(path))
 
     def law(path: accept.Path) -> Floats:
-        return distribution(logits(path), sampling)
+        return distribution(logits(path), adjustment.options)
 
-    if sampling.greedy:
+    if adjustment.options.greedy:
         return accept.greedy(draft, lambda path: int(np.argmax(logits(path))))
     return rule(draft, law, rng)
 
@@ -170,13 +173,13 @@ def _step(
 def _cut(
     emitted: list[int], sequence: _Sequence, sampling: Sampling, limits: Limits
 ) -> tuple[list[int], Finish | None]:
-    """Cut what one step emitted at the first reason to stop."""
+    """Cut what one step emitted at the first reason to stop; a stop word lies in the output."""
     for i, token in enumerate(emitted):
         if token in sampling.end_ids:
             return emitted[: i + 1], "end_id"
-        output = sequence.tokens[sequence.prompt_length :] + emitted[: i + 1]
-        if any(tuple(output[-len(word) :]) == word for word in limits.stop_words):
+        before, generated = sequence.tokens + emitted[:i], sequence.generated + i
+        if any(token in ends for ends in sequence.stop_words.after(before, within=generated)):
             return emitted[: i + 1], "stop_words"
-        if len(output) >= limits.max_tokens:
+        if generated + 1 >= limits.max_tokens:
             return emitted[: i + 1], "length"
     return emitted, None

@@ -22,9 +22,10 @@ from specpipe.contracts import (
 from specpipe.methods import DraftModel, Hybrid
 from specpipe.speculate import accept
 from specpipe.speculate.draft_length import AdaptiveLength
+from specpipe.speculate.history import History
 from specpipe.speculate.medusa import MedusaProposer
 from specpipe.speculate.none import NoProposer
-from specpipe.speculate.sampling import adjust, distribution, log_probability
+from specpipe.speculate.sampling import Adjustment, distribution, log_probability
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ class DraftModelProposer:
         self._runner, self._inner = runner, inner or NoProposer()
         self._sampling = Sampling()
         self._rng = np.random.default_rng(0)
+        self._adjustment = Adjustment(self._sampling)
         self._tokens: list[int] = []
+        self._history = History()
         self._prompt_length = 0
 
     def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
@@ -79,7 +82,8 @@ class DraftModelProposer:
         self._sampling = sampling
         # Guesses must be independent of the verifier's draws: a child of the same seed.
         self._rng = np.random.default_rng([sampling.seed, 1])
-        self._tokens = list(prompt)
+        self._adjustment = Adjustment(sampling)
+        self._tokens, self._history = list(prompt), History(prompt)
         self._prompt_length = len(prompt)
         self._runner.start(prompt)
 
@@ -118,9 +122,10 @@ class DraftModelProposer:
 
         def place(path: accept.Path) -> _Place:
             if path not in places:
-                history = self._tokens + guesses + [int(inner.tokens[n]) for n in path]
+                guessed = [*guesses, *(int(inner.tokens[n]) for n in path)]
+                history = self._history + guessed
                 row = scores.logits[path[-1] + 1 if path else 0]
-                logits = adjust(row, self._sampling, history, len(history) - self._prompt_length)
+                logits = self._adjustment(row, history, len(history) - self._prompt_length)
                 places[path] = _Place(logits, self._sampling)
             return places[path]
 
@@ -143,7 +148,9 @@ class DraftModelProposer:
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
         """Append what the target committed."""
-        self._tokens += verdict.emitted(draft)
+        emitted = verdict.emitted(draft)
+        self._tokens += emitted
+        self._history.extend(emitted)
 
 
 def guided_by(options: DraftModel | Hybrid, runner: Runner) -> Proposer:

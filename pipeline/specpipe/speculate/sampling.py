@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from specpipe.contracts import Floats, Logits, Sampling
+from specpipe.contracts import Floats, Ints, Logits, Sampling
 from specpipe.errors import ConfigError
+from specpipe.speculate.history import Completions, History
 from specpipe.speculate.selection import top_k, top_p, weights_of
 
 # What a request may ask for: name, least, most, and how the bounds read. Within them the arithmetic
@@ -59,30 +60,43 @@ def _require(ok: bool, name: str, value: object, words: str) -> None:
         raise ConfigError(f"{name} is {value}: must be {words}")
 
 
+class Adjustment:
+    """The penalties and bans of one request, made ready for many positions."""
+
+    def __init__(self, options: Sampling) -> None:
+        self.options = options
+        self._bad_words = Completions(options.bad_words)
+
+    def __call__(self, logits: Logits, history: Sequence[int], generated: int) -> Logits:
+        """Apply penalties and bans to `logits` [V]; returns the same array if there are none.
+
+        `history` is the prompt and all output before this position, `generated` how many of its
+        tokens are output. Raises ConfigError if no token is left.
+        """
+        before = History.of(history)
+        changed = _penalise(logits, self.options, before)
+        banned = self._bad_words.after(before) if self._bad_words else []
+        if generated < self.options.min_tokens and self.options.end_ids:
+            banned.append(np.array(self.options.end_ids, np.int64))
+        if banned:
+            changed = changed.copy() if changed is logits else changed
+            changed[np.concatenate(banned)] = -np.inf
+            if changed.max() == -np.inf:
+                raise ConfigError("bad_words and min_tokens ban every token of the vocabulary")
+        return changed
+
+
 def adjust(logits: Logits, options: Sampling, history: Sequence[int], generated: int) -> Logits:
-    """Apply penalties and bans to `logits` [V]; returns the same array if there are none.
-
-    `history` is the prompt and all output before this position, `generated` how many of its tokens
-    are output. Raises ConfigError if no token is left.
-    """
-    changed = _penalise(logits, options, history)
-    banned = [w[-1] for w in options.bad_words if _ends_with(history, w[:-1])]
-    if generated < options.min_tokens:
-        banned += options.end_ids
-    if banned:
-        changed = changed.copy()
-        changed[banned] = -np.inf
-        if changed.max() == -np.inf:
-            raise ConfigError("bad_words and min_tokens ban every token of the vocabulary")
-    return changed
+    """Apply the penalties and bans of `options` at one position; see `Adjustment`."""
+    return Adjustment(options)(logits, history, generated)
 
 
-def _penalise(logits: Logits, options: Sampling, history: Sequence[int]) -> Logits:
+def _penalise(logits: Logits, options: Sampling, history: History) -> Logits:
     repetition, presence = options.repetition_penalty, options.presence_penalty
     frequency = options.frequency_penalty
     if repetition == 1 and presence == 0 and frequency == 0:
         return logits
-    seen, counts = np.unique(np.asarray(history, np.int64), return_counts=True)
+    seen, counts = history.counted()
     values = logits[seen]
     values = np.where(values > 0, values / repetition, values * repetition)
     out = logits.copy()
@@ -90,28 +104,27 @@ def _penalise(logits: Logits, options: Sampling, history: Sequence[int]) -> Logi
     return out
 
 
-def _ends_with(history: Sequence[int], tail: Sequence[int]) -> bool:
-    return not tail or tuple(history[-len(tail) :]) == tuple(tail)
-
-
 def distribution(logits: Logits, options: Sampling) -> Floats:
     """Return the distribution [V] of already adjusted `logits` under temperature, top_k, top_p.
 
     Greedy options give the one-hot distribution of the first most likely token.
     """
-    law = np.zeros(len(logits))
     if options.greedy:
-        law[int(np.argmax(logits))] = 1.0
-        return law
-    kept = np.arange(len(logits))
-    if 0 < options.top_k < len(logits):
-        kept = top_k(logits, options.top_k)
+        return _spread(np.array([np.argmax(logits)]), np.ones(1), len(logits))
+    kept = top_k(logits, options.top_k) if 0 < options.top_k < len(logits) else None
+    values = logits if kept is None else logits[kept]
     if options.top_p < 1:
-        places, weights = top_p(logits[kept], options.temperature, options.top_p)
-        kept = kept[places]
+        places, weights = top_p(values, options.temperature, options.top_p)
+        kept = places if kept is None else kept[places]
     else:
-        weights = weights_of(logits[kept], options.temperature)
-    law[kept] = weights / weights.sum()
+        weights = weights_of(values, options.temperature)
+    weights /= weights.sum()
+    return weights if kept is None else _spread(kept, weights, len(logits))
+
+
+def _spread(places: Ints, values: Floats, size: int) -> Floats:
+    law = np.zeros(size)
+    law[places] = values
     return law
 
 

@@ -283,6 +283,18 @@ def test_metrics_that_fail_cost_no_answer(rig: Rig) -> None:
     assert listener.ended.wait(5) and listener.outcome == "finished"
 
 
+def test_what_was_counted_is_handed_on_once_nothing_is_left(rig: Rig) -> None:
+    """A request that is given up has no last step that could do it."""
+    rested = threading.Event()
+    rig.scheduler.rest = rested.set
+    given_up = rig.submit(1, 10_000)
+    rig.wait_active(1)
+    assert not rested.is_set()
+    given_up.cancel = True
+    rig.gate.set()
+    assert given_up.ended.wait(5) and rested.wait(5)
+
+
 def test_the_process_ends_if_the_thread_that_owns_the_engine_does() -> None:
     ended = subprocess.run(
         [sys.executable, "-c", DYING], capture_output=True, text=True, timeout=60, check=False

@@ -57,7 +57,7 @@ class TritonPythonModel:
         deployment.warm_up()
         slots = [deployment.slot() for _ in range(int(options["max_batch_size"]))]
         meter = Meter(args["model_name"], self._speculation.method)
-        self._scheduler = Scheduler(slots, int(options["max_queue_size"]), meter.add)
+        self._scheduler = Scheduler(slots, int(options["max_queue_size"]), meter.add, meter.export)
         self._scheduler.start()
         self._channel = EngineSocket(
             path=model_socket(os.getppid(), os.environ),

@@ -3,6 +3,7 @@
 Triton exports these beside its own metrics; no backend of upstream does.
 """
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ _GAUGES = {
     "acceptance_rate": "Accepted draft tokens by draft tokens, since the start",
     "acceptance_length": "Tokens a step, the target's own included, since the start",
 }
+_EXPORT_SECONDS = 0.1
 
 
 class Meter:
@@ -39,25 +41,44 @@ class Meter:
         }
         self._metrics = {n: f.Metric(labels=labels) for n, f in self._families.items()}
         self._totals = dict.fromkeys(_COUNTERS, 0)
+        self._new = dict.fromkeys(_COUNTERS, 0)  # counted and not exported yet
+        self._exported_at = time.monotonic()
 
     def add(self, step: Step) -> None:
-        """Count one step of any request."""
-        self._count((1, len(step.tokens), step.drafted, step.accepted))
-        self._set_gauges(self._totals)
+        """Count one step of any request; exported ten times a second and as an answer ends.
+
+        Every metric is a call into Triton, so not all six are made at every step.
+        """
+        self._note((1, len(step.tokens), step.drafted, step.accepted))
+        if step.finish or time.monotonic() - self._exported_at >= _EXPORT_SECONDS:
+            self.export()
+
+    def export(self) -> None:
+        """Hand Triton what was counted since the last time; called too when nothing is in hand."""
+        if self._new["steps"]:
+            self._export_counters()
+            self._set_gauges(self._totals)
 
     def add_request(self, used: Counters) -> None:
         """Count a request of this process; others count theirs."""
         if used.steps:
-            self._count(
+            self._note(
                 (used.steps, used.output_tokens, used.draft_tokens, used.accepted_draft_tokens)
             )
+            self._export_counters()
             self._set_gauges({name: self._metrics[name].value() for name in _COUNTERS})
 
-    def _count(self, counts: tuple[int, ...]) -> None:
+    def _note(self, counts: tuple[int, ...]) -> None:
         for name, count in zip(_COUNTERS, counts, strict=True):
+            self._new[name] += count
+
+    def _export_counters(self) -> None:
+        self._exported_at = time.monotonic()
+        for name, count in self._new.items():
             self._totals[name] += count
             if count:
                 self._metrics[name].increment(count)
+        self._new = dict.fromkeys(_COUNTERS, 0)
 
     def _set_gauges(self, totals: Mapping[str, float]) -> None:
         rate = totals["accepted_draft_tokens"] / max(1, totals["draft_tokens"])

@@ -88,12 +88,14 @@ class _Session:
 class Scheduler:
     """See the module. `start` begins the thread, `close` ends it and every request.
 
-    `observe` is called with every step of every request, from the scheduler's thread.
+    `observe` is called with every step of every request, `rest` when none is left, both from the
+    scheduler's thread.
     """
 
     slots: Sequence[Slot]
     max_queue_size: int
     observe: Callable[[Step], None] = lambda step: None
+    rest: Callable[[], None] = lambda: None
     _waiting: deque[_Session] = field(default_factory=deque)
     _active: list[_Session] = field(default_factory=list)
     _changed: threading.Condition = field(default_factory=threading.Condition)
@@ -166,6 +168,8 @@ class Scheduler:
                     continue
                 elif not self._turn(session):
                     self._release(session)
+            if not self._active:
+                harmless(self.rest)
             if reader in self._active:
                 with self._changed:  # next time it is another's turn to read
                     self._active.remove(reader)

@@ -26,7 +26,8 @@ from specpipe.repository.models.calls import Reply
 from specpipe.repository.models.context import ContextLogits
 from specpipe.speculate.context import read_context
 from specpipe.speculate.decode import Limits, decode
-from specpipe.speculate.sampling import adjust, distribution
+from specpipe.speculate.history import History
+from specpipe.speculate.sampling import Adjustment, distribution
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,8 +167,9 @@ def _laws(question: Question, vocab_size: int) -> Floats | None:
             f"draft_logits is {list(logits.shape)}: must be [{len(question.draft)}, {vocab_size}], "
             "a row for every draft token"
         )
+    adjustment, history = Adjustment(sampling), History(question.prompt)
     rows = []
     for place, row in enumerate(logits):
-        history = [*question.prompt, *question.draft[:place]]
-        rows.append(distribution(adjust(row, sampling, history, place), sampling))
+        before = history + question.draft[:place]
+        rows.append(distribution(adjustment(row, before, place), sampling))
     return np.stack(rows)
