@@ -20,6 +20,7 @@ from specpipe.serve.tritonserver import start_server
 from specpipe.validate.gates import require_valid
 
 if TYPE_CHECKING:
+    from specpipe.validate.questions import Questions
     from specpipe.validate.report import Report
 
 Notify = Callable[[str], None]
@@ -57,13 +58,13 @@ def validate_run(
 
     def ours() -> AbstractContextManager[Client]:
         if url is not None:
-            return nullcontext(Client(url))
+            return nullcontext(Client(url, count=questions.count))
         notify("starting a server for the validation")
-        return _started(workspace.repository, logs / "tritonserver.log")
+        return _started(workspace.repository, logs / "tritonserver.log", questions)
 
     def baseline() -> AbstractContextManager[Client]:
         notify("starting the server of the plain engine")
-        return _started(plain.repository, logs / "tritonserver-baseline.log")
+        return _started(plain.repository, logs / "tritonserver-baseline.log", questions)
 
     plain = replace(workspace, name=config.baseline.name)
     if subject.plain == "build":
@@ -74,11 +75,11 @@ def validate_run(
 
 
 @contextmanager
-def _started(repository: Path, log: Path) -> Iterator[Client]:
+def _started(repository: Path, log: Path, questions: "Questions") -> Iterator[Client]:
     """Serve a repository until the block ends."""
     with (
         start_server(repository, free_address(), log) as server,
-        Client(server.address.grpc) as client,
+        Client(server.address.grpc, count=questions.count) as client,
     ):
         yield client
 

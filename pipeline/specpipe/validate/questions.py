@@ -31,6 +31,10 @@ class Questions:
         """Return the tokens that end an answer."""
         return self.tokenizer.end_ids
 
+    def count(self, text: str) -> int:
+        """Count the tokens of an answer, for servers that do not report them."""
+        return len(self.tokenizer.tokenizer.encode(text, add_special_tokens=False).ids)
+
 
 def load_questions(config: RunConfig, tokenizer_folder: Path) -> Questions:
     """Return the run's prompts. Raises ConfigError if there are none or one is too long."""

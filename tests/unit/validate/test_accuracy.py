@@ -7,11 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from specpipe.contracts import Runner
+from specpipe.repository.models.tokens import TextTokenizer
 from specpipe.speculate.context import read_context
 from specpipe.validate.accuracy import ROWS, Text, read
 from specpipe.validate.metrics import load_metrics
+from specpipe.validate.questions import Questions
 from specpipe.validate.reference import Reference
 from specpipe.validate.trials import Arm, Reading, Trial, Trials
 
@@ -104,3 +108,10 @@ def test_every_token_weighs_the_same_whatever_its_text() -> None:
     found = trials(long, short)
     assert metric("perplexity", found)["reference"] == pytest.approx(2**1.5)
     assert metric("greedy_agreement", found)["reference"] == 0.75
+
+
+def test_an_answer_is_counted_in_the_tokens_of_its_text(tiny: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(tiny / "tokenizer.json"))
+    questions = Questions((), TextTokenizer(tokenizer, 300, (0,), 0, 4))
+    text = "The quick brown fox"
+    assert questions.count(text) == len(AutoTokenizer.from_pretrained(tiny).tokenize(text)) > 0

@@ -9,6 +9,7 @@ import pytest
 
 from specpipe.config import read_config
 from specpipe.endpoint import Endpoint, Serving
+from specpipe.engine.llmapi.endpoint import describe as describe_llmapi
 from specpipe.engine.openvino.endpoint import describe
 from specpipe.engine.tensorrt.endpoint import describe as describe_gpu
 from specpipe.errors import ConfigError, GateFailed, StageFailed
@@ -174,6 +175,26 @@ def test_an_answer_is_judged_by_its_text_and_its_length(text, count, wrong, earl
 
 def test_a_count_that_the_server_does_not_report_is_not_compared() -> None:
     assert EXPECTED.agrees(replace(answer("efgh", 9), counted=False))
+
+
+def test_a_server_that_reports_no_tokens_is_measured_by_the_count_of_its_text() -> None:
+    """As the `llmapi` model: without a count there would be no rates and no speed-ups."""
+
+    class Silent(FakeClient):
+        endpoint = describe_llmapi(Serving("eagle3", 3))
+
+        def stream(self, text: str, options: Options) -> Iterator[Piece]:
+            return (replace(p, output_tokens=None) for p in super().stream(text, options))
+
+        def collect(self, pieces: Iterator[Piece]) -> Generation:
+            whole = collect(pieces)
+            return replace(whole, output_tokens=whole.output_tokens or len(whole.text))
+
+    options = replace(DEMO.validate, max_tokens=4)
+    arms = served_arms(DEMO, Silent.endpoint.text)
+    (trial,) = ask_server(Silent(), arms, questions([1]).asked, options)  # type: ignore[arg-type]
+    assert trial.arm == "speculative" and trial.output_tokens == 4 and not trial.counted
+    assert replace(EXPECTED, tokens=(*RIGHT, 9)).agrees(trial)
 
 
 def test_an_early_stop_is_a_figure_of_its_own_and_no_exact_match() -> None:
