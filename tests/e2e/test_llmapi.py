@@ -36,17 +36,19 @@ def started(tiny: Path, root: Path, *, decoupled: bool) -> Iterator[Started]:
         "engine": {"backend": "llmapi", "gpu": "H100-SXM", "dtype": "bfloat16", "tp_size": 1,
                    "max_input_len": 100, "max_seq_len": 200},
         "speculation": {"method": "prompt_lookup", "num_draft_tokens": 3},
-        "serving": {"decoupled": decoupled},
+        "serving": {"decoupled": decoupled}, "validate": {"num_prompts": 1, "max_tokens": 7},
     }  # fmt: skip
     path = root / "run.yaml"
     path.write_text(json.dumps(values))
     config = read_config(path)
     workspace = Workspace(root, config.name)
     build(config, workspace)
+    placement = (workspace.repository / FILE).read_bytes()
     (workspace.repository / FILE).unlink()  # which asks for GPUs
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLMAPI_MODEL_DIR", str(STAND_IN))
         with start_server(workspace.repository, free_address(), root / "server.log") as server:
+            (workspace.repository / FILE).write_bytes(placement)
             yield path, workspace, server.address.grpc
 
 
@@ -118,3 +120,16 @@ def test_a_run_that_answers_in_one_piece_does_not_stream(tiny: Path, tmp_path: P
         assert client.generate("hi", Options(max_tokens=7)).text == ANSWER
         with pytest.raises(Unsupported, match="cannot stream"):
             list(client.stream("hi"))
+
+
+def test_validate_measures_what_the_model_gives_and_names_what_it_does_not(served: Started) -> None:
+    path, workspace, url = served
+    arguments = ("--config", str(path), "--workspace", str(workspace.root), "--url", url)
+    done = CliRunner().invoke(main, ["validate", *arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output  # no gate is configured
+    report = json.loads((workspace.reports / "report.json").read_text())
+    arms = report["metrics"]["tokens_per_second"]["arms"]
+    assert set(arms) == {"reference", "speculative"} and arms["speculative"]["median"] > 0
+    assert report["metrics"]["exact_match"]["arms"]["speculative"]["median"] == 0
+    left_out = set(report["left_out"])
+    assert {"greedy_agreement", "perplexity", "speedup_over_plain"} <= left_out
