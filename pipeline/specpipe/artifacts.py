@@ -22,7 +22,7 @@ from specpipe.model import ModelConfig, model_from_json
 MANIFEST = "specpipe.json"
 _CHUNK = 1 << 22
 
-Kind = Literal["checkpoint", "engine", "repository", "trained"]
+Kind = Literal["checkpoint", "engine", "repository", "trained", "deployment"]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The stages of a build: `build convert compile package status plan`."""
 
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,8 +34,6 @@ def _build(
 
     config, place = load(config_path, workspace)
     runtime = find_runtime() if in_container else None
-    # A polite kill ends as an exception does: the compiler with it, nothing half-written left.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with show_progress("") as progress:
         results = build(config, place, stages, runtime=runtime, notify=say, progress=progress)
     print_results(results, as_json)

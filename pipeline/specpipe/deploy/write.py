@@ -9,27 +9,33 @@ from typing import Any, Literal
 import yaml
 
 import specpipe
-from specpipe.artifacts import write_text
+from specpipe.artifacts import Manifest, write_text
 from specpipe.deploy import docker, kubernetes
 from specpipe.deploy.dashboard import dashboard
 from specpipe.deploy.deployment import Deployment
 from specpipe.deploy.readme import docker_readme, kubernetes_readme
+from specpipe.publishing import remove_leftovers, staged, write_publish
 
 Kind = Literal["docker", "kubernetes"]
 KINDS: tuple[Kind, ...] = ("docker", "kubernetes")
 
 
 def write_deployment(deployment: Deployment, kind: Kind, out: Path) -> list[Path]:
-    """Write the image and, for `kind`, what runs it, into `out`; return the files.
+    """Write the image and, for `kind`, what runs it, as the artifact `out`; return the files.
 
-    The image's folder holds a copy of specpipe itself, which is not listed.
+    Manifests that an earlier call wrote there are written anew as well. The image's folder holds a
+    copy of specpipe itself, which is not returned. Raises ConfigError, and changes nothing, if
+    `out` holds files that are not ours.
     """
     files = docker_files(deployment)
-    if kind == "kubernetes":
+    if kind == "kubernetes" or (out / "kubernetes").is_dir():
         files = {**files, **kubernetes_files(deployment)}
-    for name, text in files.items():
-        write_text(out / name, text)
-    _copy_package(out / "docker/specpipe")
+    remove_leftovers(out)
+    with staged(out, "deploy") as temporary:
+        for name, text in files.items():
+            write_text(temporary / name, text)
+        _copy_package(temporary / "docker/specpipe")
+        write_publish(temporary, out, Manifest("deployment", {"of": repr(deployment)}))
     return [out / name for name in files]
 
 
@@ -81,5 +87,4 @@ _Dumper.add_representer(str, _text)
 
 def _copy_package(target: Path) -> None:
     source = Path(specpipe.__file__).parent
-    shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))

@@ -344,12 +344,32 @@ def test_the_dashboard_shows_our_metrics_and_upstreams_under_their_names() -> No
 def test_writing_twice_gives_the_same_bytes_and_the_image_holds_specpipe(tmp_path: Path) -> None:
     trees = []
     for _ in range(2):
-        files = write_deployment(GPU, "kubernetes", tmp_path)
+        files = write_deployment(GPU, "kubernetes", tmp_path / "deploy")
         trees.append({file: file.read_bytes() for file in files})
     assert trees[0] == trees[1]
-    package = tmp_path / "docker/specpipe"
+    package = tmp_path / "deploy/docker/specpipe"
     assert (package / "repository/models/text.py").is_file()
     assert not list(package.rglob("__pycache__"))
+
+
+def test_a_deployment_replaces_nothing_of_the_users(tmp_path: Path) -> None:
+    write_deployment(GPU, "kubernetes", tmp_path / "d")
+    overlay = tmp_path / "d/docker/specpipe/mine.py"
+    overlay.write_text("kept")
+    with pytest.raises(ConfigError, match=r"did not write: docker/specpipe/mine.py"):
+        write_deployment(GPU, "docker", tmp_path / "d")
+    assert overlay.read_text() == "kept"
+    (tmp_path / "foreign/docker").mkdir(parents=True)
+    (tmp_path / "foreign/docker/Dockerfile").write_text("FROM mine")
+    with pytest.raises(ConfigError, match="has no specpipe.json"):
+        write_deployment(GPU, "docker", tmp_path / "foreign")
+    assert (tmp_path / "foreign/docker/Dockerfile").read_text() == "FROM mine"
+
+
+def test_manifests_stay_when_only_the_compose_file_is_asked_for(tmp_path: Path) -> None:
+    write_deployment(GPU, "kubernetes", tmp_path / "d")
+    write_deployment(GPU, "docker", tmp_path / "d")
+    assert (tmp_path / "d/kubernetes/workload.yaml").is_file()
 
 
 def test_a_packaged_run_is_deployed_from_the_command_line(write_config, tmp_path: Path) -> None:
