@@ -14,7 +14,7 @@ from specpipe.errors import ConfigError
 from specpipe.repository.description import read_endpoint
 from specpipe.run import require_repository
 from specpipe.serve.address import free_address
-from specpipe.serve.client import Client
+from specpipe.serve.client import Client, ClientTls
 from specpipe.serve.description import fetch_repository_key
 from specpipe.serve.tritonserver import start_server
 from specpipe.validate.gates import require_valid
@@ -32,13 +32,15 @@ def validate_run(
     workspace: Workspace,
     url: str | None,
     *,
+    tls: ClientTls | None = None,
     notify: Notify = lambda text: None,
     progress: Progress = lambda done, total: None,
 ) -> "Report":
     """Validate a run against the server at `url`, or against one that is started for the time.
 
-    Writes the report. Raises ConfigError if the run is not built, if its prompts or gates cannot be
-    used, or if the server serves another repository, and what `validate` and `start_server` raise.
+    `tls` is what the server at `url` takes. Writes the report. Raises ConfigError if the run is not
+    built, if its prompts or gates cannot be used, or if the server serves another repository, and
+    what `validate` and `start_server` raise.
     """
     from specpipe.validate.questions import load_questions, tokenizer_folder
     from specpipe.validate.report import write_report
@@ -48,7 +50,7 @@ def validate_run(
     endpoint = read_endpoint(workspace.repository)
     require_valid(config, endpoint)
     if url is not None:
-        require_same_repository(url, workspace.repository)
+        require_same_repository(url, workspace.repository, tls)
     questions = load_questions(config, tokenizer_folder(workspace.repository, endpoint))
     model = fetch_source(config, "target", notify).path
     backend = load_backend(config.engine.backend)
@@ -58,7 +60,7 @@ def validate_run(
 
     def ours() -> AbstractContextManager[Client]:
         if url is not None:
-            return nullcontext(Client(url, count=questions.count))
+            return nullcontext(Client(url, count=questions.count, tls=tls))
         notify("starting a server for the validation")
         return _started(workspace.repository, logs / "tritonserver.log", questions)
 
@@ -84,12 +86,12 @@ def _started(repository: Path, log: Path, questions: "Questions") -> Iterator[Cl
         yield client
 
 
-def require_same_repository(url: str, repository: Path) -> None:
+def require_same_repository(url: str, repository: Path, tls: ClientTls | None = None) -> None:
     """Raise ConfigError if the server at `url` names another repository than this one.
 
     Upstream's own servers, and repositories of older releases, name none.
     """
-    served, artifact = fetch_repository_key(url), read_artifact(repository)
+    served, artifact = fetch_repository_key(url, tls), read_artifact(repository)
     if served is None or artifact is None or served == artifact.manifest.key:
         return
     raise ConfigError(

@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from specpipe.cli.options import (
+    client_tls,
+    client_tls_options,
     config_option,
     json_option,
     optional_config_option,
@@ -25,8 +27,17 @@ from specpipe.cli.output import end_json, load, plain, say, show_progress
     callback=require_host_and_port,
     help="A server's gRPC endpoint; without it, one is started for the time.",
 )
+@client_tls_options
 @json_option
-def validate(config_path: Path, workspace: Path, url: str | None, as_json: bool) -> None:
+def validate(
+    config_path: Path,
+    workspace: Path,
+    url: str | None,
+    tls_ca: Path | None,
+    tls_certificate: Path | None,
+    tls_key: Path | None,
+    as_json: bool,
+) -> None:
     """Compare with transformers: same tokens? how much faster?
 
     Writes a report. Exits with 5 if a gate of the config is not met.
@@ -38,9 +49,12 @@ def validate(config_path: Path, workspace: Path, url: str | None, as_json: bool)
     from specpipe.validate.validate import require_passed
     from specpipe.validating import validate_run
 
+    tls = client_tls(tls_ca, tls_certificate, tls_key)
+    if tls is not None and url is None:
+        raise click.UsageError("--tls-ca goes with --url")
     config, place = load(config_path, workspace)
     with show_progress("prompts") as progress:
-        report = validate_run(config, place, url, notify=say, progress=progress)
+        report = validate_run(config, place, url, tls=tls, notify=say, progress=progress)
     click.echo(json.dumps(to_json(report)) if as_json else to_markdown(report), nl=as_json)
     end_json()
     say(f"report: {place.reports / 'report.html'}")

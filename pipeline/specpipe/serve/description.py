@@ -39,12 +39,12 @@ def fetch_endpoint(url: str, tls: ClientTls | None = None) -> Endpoint:
     return _upstreams(found, url)
 
 
-def fetch_repository_key(url: str) -> str | None:
+def fetch_repository_key(url: str, tls: ClientTls | None = None) -> str | None:
     """Return the key of the repository that the server at `url` serves; None if it has none.
 
     Raises Unavailable if it cannot be reached.
     """
-    connection = connect(url)
+    connection = connect(url, tls)
     try:
         for name in FRONTS:
             if connection.is_model_ready(name):

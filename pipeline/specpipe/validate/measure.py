@@ -45,7 +45,7 @@ def ask_reference(
     for turn in range(total):
         number = turn % len(questions.asked)
         answer = reference.generate(questions.asked[number].tokens, options.max_tokens, end_ids)
-        text = tokenizer.decode(answer.tokens)
+        text = tokenizer.decode_answer(answer.tokens)
         ended = bool(answer.tokens) and answer.tokens[-1] in end_ids
         expected[number] = Expected(text, answer.tokens, answer.margins, ended)
         trials.append(

@@ -1,6 +1,7 @@
 """Medusa heads from a config to files: how they begin, what they learn, what a kill leaves."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -177,3 +178,17 @@ def test_the_weight_of_the_heads_loss_rises_to_its_full_value(make_run) -> None:
     weights = [heads_weight(options, step, 10) for step in range(10)]
     assert weights == sorted(weights) and 0 < weights[0] < 0.1
     assert weights[-1] == pytest.approx(0.4)
+
+
+def test_a_folder_of_the_users_where_the_product_should_go_is_kept(
+    make_run, tmp_path: Path
+) -> None:
+    """`train.out` names a folder that people keep other things in."""
+    config = make_run()
+    config = replace(config, train=replace(config.train, out=str(tmp_path / "drafts")))
+    mine = tmp_path / "drafts/medusa/notes.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(ConfigError, match=r"drafts/medusa is not empty and has no specpipe.json"):
+        train_medusa(config, Workspace(tmp_path / "w", "t"))
+    assert mine.read_text() == "mine"

@@ -52,6 +52,9 @@ class FakeTokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         return "".join(chr(ord("`") + token) for token in tokens if token)
 
+    def decode_answer(self, tokens: Sequence[int]) -> str:
+        return self.decode(tokens[:-1] if tokens and tokens[-1] in self.end_ids else tokens)
+
 
 class FakeReference:
     """Answers 5 6 7 8 in 4 seconds, the first after 1, always sure by 0.5."""
