@@ -13,6 +13,8 @@ from specpipe.contracts import ROOT, Draft, Floats, Verdict
 
 Path = tuple[int, ...]
 Law = Callable[[Path], Floats]  # path -> the target's distribution [V] behind it
+_BLOCK = 256  # tokens that are summed up at a time to draw one
+
 Rule = Callable[[Draft, Law, np.random.Generator], Verdict]
 
 
@@ -93,10 +95,21 @@ def children(draft: Draft, path: Path) -> list[int]:
 
 def draw(p: Floats, rng: np.random.Generator) -> int:
     """Draw a token from the distribution `p` [V]."""
-    possible = np.flatnonzero(p)
-    cumulative = np.cumsum(p if len(possible) == len(p) else p[possible])
-    # The last value is 1 up to rounding; scaling by it keeps the index in range.
-    return int(possible[np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")])
+    starts = np.arange(0, len(p), _BLOCK)
+    sums = np.cumsum(np.add.reduceat(p, starts))
+    at = rng.random() * sums[-1]  # the last sum is 1 up to rounding
+    block = _reaching(sums, at)
+    inside = np.cumsum(p[starts[block] : starts[block] + _BLOCK])
+    return int(starts[block]) + _reaching(inside, at - (sums[block - 1] if block else 0.0))
+
+
+def _reaching(sums: Floats, at: float) -> int:
+    """Return the first place where ascending `sums` exceed `at`, or else their last increase.
+
+    So no token of probability zero is drawn, and rounding leads to none that is not there.
+    """
+    place = int(np.searchsorted(sums, at, side="right"))
+    return place if place < len(sums) else int(np.searchsorted(sums, sums[-1]))
 
 
 def _residual(p: Floats, q: "Floats | _OneHot") -> Floats:

@@ -5,7 +5,7 @@ return what such a sort would give.
 """
 
 import math
-from collections.abc import Callable
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,10 +77,11 @@ def top_k(logits: Logits, k: int) -> Ints:
 def top_p(logits: Logits, temperature: float, p: float) -> tuple[Ints, Floats]:
     """Return the smallest set of likeliest tokens whose probabilities reach `p`.
 
-    As positions, ascending, with their weights as `weights_of` gives them. The weights of the set
-    are taken in float64, those of the rest in float32: only their sum is needed, and it is taken
-    in float64 too where its error could change the set. So the set is that of float64 arithmetic;
-    where its probability differs from `p` by rounding only (1e-12), one token more or less.
+    As positions in any order, with their weights as `weights_of` gives them. The weights of the
+    set are taken in float64, those of the rest in float32: only their sum is needed, and it is
+    taken in float64 too where its error could change the set. So the set is that of float64
+    arithmetic; where its probability differs from `p` by rounding only (1e-12), one token more or
+    less.
     """
     scale = _Scale(float(logits.max()), temperature)
     if len(logits) <= 2 * _FEW:
@@ -96,8 +97,7 @@ def top_p(logits: Logits, temperature: float, p: float) -> tuple[Ints, Floats]:
     if count is None:
         return _from_all(logits, scale, p, border)
     kept = np.concatenate([inside, border.order[:count]])
-    ascending = np.argsort(kept, kind="stable")  # fast: most of them are in order
-    return kept[ascending], np.concatenate([weights, last[:count]])[ascending]
+    return kept, np.concatenate([weights, last[:count]])
 
 
 def _from_all(
@@ -161,40 +161,29 @@ def _border(logits: Logits, weights: Logits, target: float) -> _Border:
 
 
 def _border_of_many(logits: Logits, weights: Logits, target: float) -> _Border:
-    """Search among the logits of a sample, beginning where the sample's own weights point to.
+    """Search among the logits of a sample, around where the sample's own weights point to.
 
-    A pass over all tokens tells how much lies above one. One logit more at either side, lest the
-    rounding of a sum mislead the search.
+    One logit more at either side, lest the rounding of a sum mislead the search.
     """
     step = len(logits) // _SAMPLE
     sample = np.argsort(-logits[::step]) * step
     marks = np.concatenate([[np.inf], logits[sample], [-np.inf]]).astype(np.float32)
     reached = np.cumsum(weights[sample])
     guess = int(np.searchsorted(reached, target / _sum(weights) * reached[-1]))
-    low, high = _neighbours(
-        guess, len(marks) - 1, lambda at: float(weights @ (logits > marks[at])) < target
-    )
-    first, last = marks[max(0, low - 1)], marks[min(high + 1, len(marks) - 1)]
-    between = np.flatnonzero((logits <= first) & (logits > last))
-    return _Border(float(first), _ordered(logits, between))
-
-
-def _neighbours(guess: int, end: int, is_before: Callable[[int], bool]) -> tuple[int, int]:
-    """Return two neighbours from 0 to `end`: the first `is_before` something, the second not.
-
-    Looks in growing steps from `guess` on, then halves. 0 is before it, `end` is not.
-    """
-    low, high, step = 0, end, 2
-    at = min(max(guess, 1), end - 1)
-    while high - low > 1:
-        if is_before(at):
-            low, at = at, at + step
-        else:
-            high, at = at, at - step
-        step *= 2
-        if not low < at < high or (low > 0 and high < end):
-            at = (low + high) // 2
-    return low, high
+    width = _SAMPLE // 32
+    while True:
+        low = guess - width if guess > 4 * width else 0  # from 0 on, few lie between
+        high = min(guess + width, len(marks) - 1)
+        above = float(weights @ (logits > marks[low])) if low else 0.0
+        places = np.flatnonzero((logits <= marks[low]) & (logits > marks[high]))
+        enough = above + _sum(weights[places]) >= target
+        if (above < target and enough) or (low == 0 and high == len(marks) - 1):
+            break
+        width *= 8
+    values, weights, rest = logits[places], weights[places], target - above
+    at = bisect_left(range(low, high), rest, key=lambda i: float(weights @ (values > marks[i])))
+    first, last = marks[max(low, low + at - 2)], marks[min(low + at + 1, high)]
+    return _Border(float(first), _ordered(logits, places[(values <= first) & (values > last)]))
 
 
 def _ordered(logits: Logits, places: Ints) -> Ints:

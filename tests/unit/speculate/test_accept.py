@@ -182,6 +182,31 @@ def test_draw_never_returns_a_token_of_probability_zero(rng) -> None:
     assert {accept.draw(p, rng) for _ in range(2000)} == {1, 3}
 
 
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 2000])
+def test_a_draw_is_the_inverse_of_the_cumulated_law(size: int) -> None:
+    """Against one sum over all tokens; the numbers come from the same generator."""
+    law = np.random.default_rng(size).dirichlet(np.ones(size))
+    law[::3] *= size == 1  # a third is impossible
+    law /= law.sum()
+    for seed in range(300):
+        at = np.random.default_rng(seed).random()
+        expected = int(np.searchsorted(np.cumsum(law), at, side="right"))
+        assert accept.draw(law, np.random.default_rng(seed)) == min(expected, size - 1)
+
+
+def test_a_number_close_to_one_draws_the_last_possible_token() -> None:
+    class Last(np.random.Generator):
+        def random(self, *args: object, **kwargs: object) -> float:  # type: ignore[override]
+            return float(np.nextafter(1.0, 0.0))
+
+    rng = Last(np.random.PCG64(0))
+    for size in (3, 256, 700):
+        for last in (1, size // 2, size - 2):
+            law = np.zeros(size)
+            law[: last + 1] = 1 / (last + 1)
+            assert accept.draw(law, rng) == last
+
+
 def test_a_residual_of_equal_laws_is_the_law_itself() -> None:
     p = np.array([0.25, 0.75])
     np.testing.assert_array_equal(accept._residual(p, p.copy()), p)

@@ -69,7 +69,7 @@ def test_top_p_keeps_exactly_what_a_sort_of_all_tokens_keeps(kind: str, size: in
         for p in (1e-9, 0.47, 0.9, 1 - 1e-9):
             expected, weights, before = by_sorting(logits, temperature, p)
             places, found = top_p(logits, temperature, p)
-            assert (np.diff(places) > 0).all()
+            assert len(set(places.tolist())) == len(places)
             if np.abs(before - p).min() > 1e-11:  # nearer is decided by rounding
                 assert set(places.tolist()) == expected, (temperature, p)
             np.testing.assert_allclose(found, weights[places], rtol=1e-12)
@@ -79,7 +79,9 @@ def test_a_share_that_rounding_decides_is_off_by_one_token_at_most() -> None:
     for size in (4, 1000, 40_000):
         places, _ = top_p(np.zeros(size, np.float32), 1.0, 0.5)
         assert abs(len(places) - size // 2) <= 1
-        np.testing.assert_array_equal(places, np.arange(len(places)))  # of equals the first
+        np.testing.assert_array_equal(
+            np.sort(places), np.arange(len(places))
+        )  # of equals the first
 
 
 @every_kind
@@ -105,9 +107,10 @@ def test_the_search_gives_the_same_where_rounding_misleads_all_of_it(
         with monkeypatch.context() as patch:
             patch.setattr(selection, name, spoiled)
             for p, (places, weights) in zip((0.1, 0.9), expected, strict=True):
-                found = top_p(logits, 1.0, p)
-                np.testing.assert_array_equal(found[0], places)
-                np.testing.assert_allclose(found[1], weights, rtol=1e-12)
+                slow, fast = top_p(logits, 1.0, p), np.argsort(places)
+                in_place = np.argsort(slow[0])
+                np.testing.assert_array_equal(slow[0][in_place], places[fast])
+                np.testing.assert_allclose(slow[1][in_place], weights[fast], rtol=1e-12)
 
 
 @every_kind
