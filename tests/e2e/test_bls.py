@@ -4,7 +4,6 @@ Everything is as it is packaged for GPUs but for `tensorrt_llm` and `tensorrt_ll
 tensors, answered by the CPU engine.
 """
 
-import json
 import re
 import threading
 import time
@@ -422,29 +421,3 @@ def test_a_lookahead_engine_is_turned_off_by_its_sizes(serve) -> None:
         prompt = server.tokenizer.encode(PROMPT, 100)
         plain = collect(server.client.stream_tokens(prompt, Options(num_draft_tokens=0)))
         assert not plain.acceptance.draft_tokens and plain.output_tokens
-
-
-@pytest.mark.parametrize("config", [True, False])
-@pytest.mark.parametrize("options", [(), ("--stream",), ("--model", "ensemble")])
-def test_generate_asks_in_the_chat_template_with_or_without_the_config(
-    config: bool, options: tuple[str, ...], server: Served
-) -> None:
-    template = server.client.endpoint.template
-    assert template is not None
-    for raw_, prompt in (((), template.wrap("hi")), (("--raw",), "hi")):
-        words = ("--json", "--max-tokens", "12", *options, *raw_, "hi")
-        done = cli_generate(server, *words, config=config)
-        assert done.exit_code == 0, done.output
-        answer = json.loads(done.stdout.splitlines()[0])
-        assert answer["text"] == server.tokenizer.decode(server.plain(prompt, 12))
-        assert answer["output_tokens"] == len(server.plain(prompt, 12))
-
-
-def test_generate_turns_speculation_off_for_one_request(server: Served) -> None:
-    for model in ("ensemble", "tensorrt_llm_bls"):
-        for options, drafts in ((("--num-draft-tokens", "0"), False), ((), True)):
-            words = ("--json", "--raw", "--max-tokens", "40", "--model", model, *options, PROMPT)
-            done = cli_generate(server, *words)
-            assert done.exit_code == 0, done.output
-            answer = json.loads(done.stdout.splitlines()[0])
-            assert (answer["total_draft_tokens"] > 0) == drafts

@@ -17,7 +17,7 @@ from specpipe.repository.signature import MODELS
 from specpipe.serve.client import Options, collect
 from specpipe.validate.reference import Reference
 from tests.e2e import raw
-from tests.e2e.conftest import Served, cli_generate
+from tests.e2e.conftest import Served
 from tests.models import make_heads
 
 pytestmark = pytest.mark.e2e
@@ -538,29 +538,3 @@ def test_a_damaged_repository_does_not_start_and_says_why(serve, tmp_path: Path)
 def test_the_client_refuses_like_the_server(server: Served) -> None:
     with pytest.raises(ConfigError, match="max_tokens is 5000"):
         server.client.generate(PROMPT, Options(max_tokens=5000))
-
-
-@pytest.mark.parametrize("config", [True, False])
-@pytest.mark.parametrize("options", [(), ("--stream",), ("--model", "ensemble")])
-def test_generate_asks_in_the_chat_template_with_or_without_the_config(
-    config: bool, options: tuple[str, ...], server: Served
-) -> None:
-    template = server.client.endpoint.template
-    assert template is not None
-    for raw_, prompt in (((), template.wrap("hi")), (("--raw",), "hi")):
-        words = ("--json", "--max-tokens", "12", *options, *raw_, "hi")
-        done = cli_generate(server, *words, config=config)
-        assert done.exit_code == 0, done.output
-        answer = json.loads(done.stdout.splitlines()[0])
-        assert answer["text"] == server.tokenizer.decode(server.plain(prompt, 12))
-        assert answer["output_tokens"] == len(server.plain(prompt, 12))
-
-
-def test_generate_turns_speculation_off_for_one_request(server: Served) -> None:
-    for model in ("ensemble", "tensorrt_llm_bls"):
-        for options, drafts in ((("--num-draft-tokens", "0"), False), ((), True)):
-            words = ("--json", "--raw", "--max-tokens", "40", "--model", model, *options, PROMPT)
-            done = cli_generate(server, *words)
-            assert done.exit_code == 0, done.output
-            answer = json.loads(done.stdout.splitlines()[0])
-            assert (answer["total_draft_tokens"] > 0) == drafts

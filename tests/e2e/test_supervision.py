@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -125,13 +127,18 @@ COMMANDS = {  # and what of it must run when the signal comes
 }
 
 
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """Return a folder with a short name: a socket's path has at most 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="sp-") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_signal_leaves_nothing_of_a_command_with_a_server(
-    name: str, number: signal.Signals, server: Served, tmp_path: Path
+    name: str, number: signal.Signals, server: Served, scratch: Path, tmp_path: Path
 ) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
     with (tmp_path / "stderr").open("w") as stderr:
         process = subprocess.Popen(
             command(server, name, *(ports() if name == "serve" else ())),
