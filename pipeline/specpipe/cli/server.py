@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,6 +26,8 @@ from specpipe.cli.sampling import to_upstream
 from specpipe.errors import ConfigError
 
 if TYPE_CHECKING:
+    from specpipe.artifacts import Workspace
+    from specpipe.config import RunConfig
     from specpipe.serve.guard import Tls
     from specpipe.serve.tritonserver import RunningServer
 
@@ -108,8 +110,11 @@ def serve(
     from specpipe.serve.progress import Patience
     from specpipe.serve.tritonserver import start_server
 
-    models, log = _find_repository(config_path, workspace, repository)
-    tls = _find_tls(config_path, (tls_certificate, tls_key, tls_client_ca))
+    if (config_path is None) == (repository is None):
+        raise click.UsageError("give --config or --repository, one of them")
+    run = load(config_path, workspace) if config_path else None
+    models, log = _find_repository(run, repository)
+    tls = _find_tls(run, (tls_certificate, tls_key, tls_client_ca))
     address = Address(host, grpc_port, http_port, metrics_port)
     stop = StopRequest()
     handle(stop.repeat)
@@ -149,30 +154,30 @@ def _print_ready(endpoint: "RunningServer") -> None:
 
 
 def _find_repository(
-    config_path: Path | None, workspace: Path, repository: Path | None
+    run: "tuple[RunConfig, Workspace] | None", repository: Path | None
 ) -> tuple[Path, Path]:
     """Return the repository to serve and where the server's output goes."""
-    if (config_path is None) == (repository is None):
-        raise click.UsageError("give --config or --repository, one of them")
-    if repository is not None:
+    if run is None:
+        assert repository is not None
         return repository, Path(tempfile.gettempdir()) / f"specpipe-tritonserver-{os.getpid()}.log"
     from specpipe.run import require_repository
 
-    config, place = load(cast(Path, config_path), workspace)
+    config, place = run
     require_repository(config, place)
     return place.repository, place.reports / "tritonserver.log"
 
 
 def _find_tls(
-    config_path: Path | None, given: "tuple[Path | None, Path | None, Path | None]"
+    run: "tuple[RunConfig, Workspace] | None",
+    given: "tuple[Path | None, Path | None, Path | None]",
 ) -> "Tls | None":
     """Return the certificates of the command line, else those of the run, else none."""
-    from specpipe.config import find_tls, read_config
+    from specpipe.config import find_tls
     from specpipe.serve.guard import Tls
 
     certificate, key, client_ca = given
     if not any(given):
-        files = find_tls(read_config(config_path)) if config_path else None
+        files = find_tls(run[0]) if run else None
         return Tls(*files) if files else None
     if certificate is None or key is None:
         raise click.UsageError("--tls-certificate and --tls-key go together")

@@ -5,7 +5,8 @@ thousand: tokens are counted once, as they come, and words are found by what pre
 token.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import overload
 
 import numpy as np
@@ -45,7 +46,7 @@ class History(Sequence[int]):
     """Committed tokens and, behind a draft's node, those of the path to it."""
 
     def __init__(self, tokens: Iterable[int] = ()) -> None:
-        self._committed = tokens if isinstance(tokens, _Committed) else _Committed(tokens)
+        self._committed = _Committed(tokens)
         self._path: tuple[int, ...] = ()
 
     @staticmethod
@@ -66,6 +67,9 @@ class History(Sequence[int]):
 
     def __len__(self) -> int:
         return len(self._committed.tokens) + len(self._path)
+
+    def __iter__(self) -> Iterator[int]:
+        return chain(self._committed.tokens, self._path)
 
     @overload
     def __getitem__(self, index: int) -> int: ...
