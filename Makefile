@@ -2,7 +2,7 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: check format lint types unit
+.PHONY: check docs format lint types unit
 
 check: lint types unit
 
@@ -19,3 +19,7 @@ types:
 
 unit:
 	$(BIN)/python -m pytest -q --numprocesses 2 -m "not model and not e2e"
+
+# Builds the documentation, serves it on http://127.0.0.1:8090 and opens it where there is a browser.
+docs:
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --strict --livereload --open
