@@ -109,7 +109,7 @@ def test_greedy_output_equals_plain_decoding(
 
 
 def test_an_engine_without_one_says_so(tiny_engine: OpenVinoEngine) -> None:
-    with pytest.raises(Unsupported, match="this engine has no drafter"):
+    with pytest.raises(Unsupported, match="this engine has no ReDrafter"):
         tiny_engine.runner().extend(
             np.zeros(64, np.float32), np.zeros((1, 64), np.float32), np.array([1])
         )

@@ -135,7 +135,9 @@ def test_without_a_compiler_the_checkpoints_are_converted_and_the_next_step_is_n
     run, gpu_machine: Path
 ) -> None:
     (gpu_machine / "bin/trtllm-build").unlink()
-    with pytest.raises(Unsupported, match="trtllm-build is not on this machine(.|\n)*--in-contain"):
+    with pytest.raises(
+        Unsupported, match="trtllm-build is not installed on this machine(.|\n)*--in-contain"
+    ):
         build(*run(), COMPILE)
     assert fates(status(*run()))[:2] == [("convert", "target", True), ("convert", "draft", True)]
 
@@ -149,7 +151,9 @@ def test_a_machine_without_a_gpu_is_refused(run, gpu_machine: Path) -> None:
 
 def test_another_gpu_than_the_planned_one_is_refused(run, gpu_machine: Path, monkeypatch) -> None:
     monkeypatch.setenv("STANDIN_GPUS", "NVIDIA A10, 8.6, 23028, 550.54.15")
-    with pytest.raises(Unsupported, match=r"NVIDIA A10 \(SM 86\), engine.gpu is H100-SXM \(SM 90"):
+    with pytest.raises(
+        Unsupported, match=r"NVIDIA A10 \(SM 86\), but engine.gpu is H100-SXM \(SM 90"
+    ):
         build(*run(), COMPILE)
 
 
@@ -167,8 +171,8 @@ def test_another_release_than_the_planned_one_is_refused_before_it_builds(
     ("fault", "words"),
     [
         ("out-of-memory", "ended with exit code 1(.|\n)*out of memory(.|\n)*lower engine.max_batc"),
-        ("disk-full", "No space left on device(.|\n)*free some space"),
-        ("killed", "was killed, perhaps by the kernel(.|\n)*more memory"),
+        ("disk-full", "No space left on device(.|\n)*free some disk space"),
+        ("killed", "was killed, perhaps by the kernel(.|\n)*add memory"),
         ("no-rank", "rank0.engine is missing, planned was a file"),
         ("config:max_batch_size=1", "max_batch_size is 1, planned was 2"),
         ("config:speculative_decoding_mode=1", "speculative_decoding_mode is 1, planned was 2"),
@@ -366,7 +370,7 @@ def test_known_failures_have_a_hint(text: str, hint: str | None) -> None:
 
 
 def test_exits_are_told_in_words_and_progress_in_few() -> None:
-    assert explain_exit(-15) == "was ended by SIGTERM"
+    assert explain_exit(-15) == "was terminated by SIGTERM"
     assert explain_exit(2) == "ended with exit code 2"
     lines = ["[TRT-LLM] [I] Serializing engine to /e/rank3.engine...", "[TRT] [I] chatter"]
     assert phase(lines) == "writing rank 3" and phase(["chatter"]) is None

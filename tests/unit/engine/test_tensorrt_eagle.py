@@ -53,13 +53,13 @@ def test_upstream_adds_the_drafts_and_a_place_for_every_level_to_the_length() ->
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"max_batch_size": 513}, "at most 512 sequences, engine.max_batch_size is 513"),
-        ({"kv_cache_quantization": "int8"}, "no scales for an int8 one"),
-        ({"kv_cache_quantization": "fp8", "quantization": "fp8"}, "no scales for an fp8 one"),
-        ({"quantization": "int8_sq"}, "engines of method eagle have no SmoothQuant weights"),
+        ({"max_batch_size": 513}, "at most 512 sequences, but engine.max_batch_size is 513"),
+        ({"kv_cache_quantization": "int8"}, "no scales for an int8 KV cache"),
+        ({"kv_cache_quantization": "fp8", "quantization": "fp8"}, "no scales for an fp8 KV cache"),
+        ({"quantization": "int8_sq"}, "engines of method eagle do not support SmoothQuant weights"),
         ({"model": replace(WITH_DRAFTER, architecture="Qwen2ForCausalLM")},
          "EAGLE model cannot be built on Qwen2ForCausalLM, only on LlamaForCausalLM"),
-        ({"draft_nodes": 0}, "method eagle drafts no token"),
+        ({"draft_nodes": 0}, "method eagle would draft no tokens"),
         ({"release": "1.1.0"}, "TensorRT-LLM 1.1.0"),
     ],
 )  # fmt: skip
@@ -75,7 +75,7 @@ def test_the_largest_batch_is_not_refused_and_other_methods_may_have_more() -> N
 def test_windowed_layers_are_refused_because_rows_of_the_cache_are_taken_back() -> None:
     how = replace(LLAMA_8B.arithmetic, sliding_windows=(1024,) * 32)
     text = said(model=replace(WITH_DRAFTER, arithmetic=how))
-    assert "method eagle takes rows of the KV cache back" in text
+    assert "method eagle discards rows of the KV cache" in text
 
 
 def test_every_level_has_weights_of_its_own_and_all_share_one_more_layer_of_cache() -> None:

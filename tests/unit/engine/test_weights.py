@@ -64,7 +64,7 @@ def test_rows_of_zeros_survive_quantisation() -> None:
 
 
 def test_int4_needs_whole_groups() -> None:
-    with pytest.raises(Unsupported, match="divide by 64"):
+    with pytest.raises(Unsupported, match="multiples of 64"):
         int4(np.zeros((2, 65), np.float32))
 
 

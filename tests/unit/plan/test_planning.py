@@ -112,7 +112,7 @@ def test_a_lookahead_that_drafts_nothing_cannot_be_an_engine(tmp_path: Path) -> 
     smallest = (("window_size: 7", "window_size: 1"), ("ngram_size: 7", "ngram_size: 1"),
                 ("set_size: 7", "set_size: 0"))  # fmt: skip
     path = changed(LOOKAHEAD, tmp_path, *smallest)
-    assert "drafts no token" in " ".join(map(str, plan_of(path, tmp_path).rejections))
+    assert "would draft no tokens" in " ".join(map(str, plan_of(path, tmp_path).rejections))
 
 
 def test_the_llm_api_takes_models_that_others_quantised_in_any_way(
@@ -134,7 +134,7 @@ def test_the_cpu_engine_has_no_quantised_kv_cache(write_config, tmp_path: Path) 
     engine = {"backend": "openvino", "max_input_len": 100, "max_seq_len": 200,
               "kv_cache_quantization": "fp8"}  # fmt: skip
     (rejection,) = plan_of(write_config(engine=engine), tmp_path).rejections
-    assert "keeps its KV cache in the type that it computes in" in str(rejection)
+    assert "does not support kv_cache_quantization" in str(rejection)
 
 
 def test_eight_bit_weights_and_cache_halve_the_planned_memory(tmp_path: Path) -> None:
@@ -187,9 +187,9 @@ def test_a_model_that_does_not_divide_is_refused_before_anything_is_read(tmp_pat
         ((("tp_size: 4", "tp_size: 1"),), "GiB on each H100-SXM"),
         ((("tp_size: 4", "tp_size: 3"),), "64 attention heads do not divide by engine.tp_size"),
         ((("max_seq_len: 4096", "max_seq_len: 9000"),), "made for 4096 positions"),
-        ((("bfloat16", "float32"),), "float32 engines are not served"),
+        ((("bfloat16", "float32"),), "engine.dtype is float32, which"),
         ((("Llama-2-7b-chat-hf", "Llama-3.1-8B-Instruct"),), "vocabulary of 128256"),
-        ((("method: draft_model", "method: hybrid"),), "no engine for method hybrid"),
+        ((("method: draft_model", "method: hybrid"),), "does not support method hybrid"),
         ((("num_draft_tokens: 5", "draft_length: adaptive"),), "ignores speculation.draft_length"),
         ((("num_draft_tokens: 5", "max_concurrency: 4"),), "ignores speculation.max_concurrency"),
     ],

@@ -66,29 +66,29 @@ class LlmApiBackend:
         return describe(serving)
 
     def load(self, engine: Path) -> LoadedEngine:
-        """Refuse: upstream's own loop drives the model."""
-        raise Unsupported("Triton's llmapi model drives what it serves, not we")
+        """Refuse: TensorRT-LLM's LLM API runs the model inside Triton."""
+        raise Unsupported("Triton's llmapi model loads the model; specpipe cannot load it here")
 
 
 def _check_release(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
     if profile.llmapi is None:
         yield Rejection(
             f"specpipe has no profile of the LLM API of TensorRT-LLM {profile.tensorrt_llm}",
-            f"leave engine.tensorrt_llm out for {DEFAULT.tensorrt_llm}, or use backend: tensorrt",
+            f"remove engine.tensorrt_llm to use {DEFAULT.tensorrt_llm}, or use backend: tensorrt",
         )
         return
     if not profile.container:
         yield Rejection(
-            f"no Triton container is known that carries TensorRT-LLM {profile.tensorrt_llm}",
-            f"leave engine.tensorrt_llm out for {DEFAULT.tensorrt_llm}",
+            f"specpipe knows no Triton container with TensorRT-LLM {profile.tensorrt_llm}",
+            f"remove engine.tensorrt_llm to use {DEFAULT.tensorrt_llm}",
         )
     if request.method not in profile.llmapi_methods:
         engines = request.method in DEFAULT.methods
         tags = f"{DEFAULT.tags[0]}-{DEFAULT.tags[-1]}"
         yield Rejection(
-            f"method {request.method} needs engines, which the LLM API does not have"
+            f"method {request.method} needs TensorRT-LLM engines, which the LLM API does not use"
             if engines
-            else f"the LLM API has no method {request.method}",
+            else f"the LLM API does not support method {request.method}",
             f"use backend: tensorrt (TensorRT-LLM up to {DEFAULT.tensorrt_llm}, container {tags})"
             f"{'' if request.method in UPSTREAM_ONLY else ', or backend: openvino'}"
             if engines
@@ -99,26 +99,27 @@ def _check_release(request: BuildRequest, profile: Profile) -> Iterator[Rejectio
 def _check_revisions(request: BuildRequest) -> Iterator[Rejection]:
     if "draft" in request.revisions:
         yield Rejection(
-            "the LLM API fetches a draft from its main branch only, not at "
-            f"speculation.draft.revision {request.revisions['draft']}",
-            "download it at that revision and give the folder as speculation.draft.model",
+            "the LLM API downloads a draft model from its main branch only; "
+            f"speculation.draft.revision is {request.revisions['draft']}",
+            "download that revision and set speculation.draft.model to the folder",
         )
 
 
 def _check_formats(request: BuildRequest) -> Iterator[Rejection]:
     if request.quantization != "none":
         yield Rejection(
-            "the LLM API serves a Hugging Face model as it is and does not quantise it to "
+            "the LLM API serves a Hugging Face model unchanged; it does not quantize it to "
             f"{request.quantization}",
-            "set engine.quantization: none and give target.model a quantised export of ModelOpt",
+            "set engine.quantization: none and set target.model to a quantized export of ModelOpt",
         )
     if request.kv_cache_quantization == "int8":
         yield Rejection(
-            "the LLM API has no int8 KV cache", "use kv_cache_quantization: fp8 or none"
+            "the LLM API does not support an int8 KV cache",
+            "use kv_cache_quantization: fp8 or none",
         )
     if request.kv_cache_quantization == "fp8" and request.sm is not None and request.sm < 89:
         yield Rejection(
-            f"{request.gpu} (compute capability {request.sm / 10:.1f}) has no fp8, which the KV "
-            "cache asked for",
+            f"{request.gpu} (compute capability {request.sm / 10:.1f}) does not support fp8, "
+            "which the config sets for the KV cache",
             "use kv_cache_quantization: none",
         )

@@ -130,7 +130,7 @@ class OpenVinoBackend:
         if request.parallel != ONE_RANK:
             found.append(
                 Rejection(
-                    "backend openvino uses one rank",
+                    "the OpenVINO backend supports tp_size 1 only (one rank)",
                     "remove engine.tp_size, engine.pp_size, engine.moe_ep_size and the keys of "
                     "a parallel embedding",
                 )
@@ -138,13 +138,14 @@ class OpenVinoBackend:
         if request.dtype == "float16":
             found.append(
                 Rejection(
-                    "CPUs compute in float32 or bfloat16, not float16", "set engine.dtype: bfloat16"
+                    "engine.dtype is float16; the OpenVINO backend supports float32 and bfloat16",
+                    "set engine.dtype: bfloat16",
                 )
             )
         if request.kv_cache_quantization != "none":
             found.append(
                 Rejection(
-                    "backend openvino keeps its KV cache in the type that it computes in",
+                    "the OpenVINO backend does not support kv_cache_quantization",
                     "remove engine.kv_cache_quantization, or use backend: tensorrt",
                 )
             )
@@ -152,7 +153,8 @@ class OpenVinoBackend:
         if request.quantization == "int4" and any(w % GROUP for w in widths):
             found.append(
                 Rejection(
-                    f"int4 needs widths that divide by {GROUP}, {request.role} has {widths}",
+                    f"int4 needs layer widths that are multiples of {GROUP}; the {request.role} "
+                    f"has {widths}",
                     "set engine.quantization: int8",
                 )
             )
@@ -160,8 +162,8 @@ class OpenVinoBackend:
         if longest is not None and request.max_seq_len > longest:
             found.append(
                 Rejection(
-                    f"the {request.role} turns its positions otherwise from {longest} tokens on "
-                    "(LongRoPE), which the CPU engine does not do",
+                    f"the {request.role} uses LongRoPE with different factors beyond {longest} "
+                    "tokens, which the OpenVINO backend does not support",
                     f"set engine.max_seq_len to {longest} or less",
                 )
             )
@@ -252,7 +254,8 @@ class OpenVinoBackend:
             drafter = _load_guesser(core, engine / DRAFTER) if model.redrafter else None
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ConfigError(
-                f"{engine}: not a usable engine: {error}", hint="run `specpipe compile` again"
+                f"{engine}: the engine cannot be loaded: {error}",
+                hint="run `specpipe compile` again",
             ) from error
         length = int(limits["max_seq_len"])
         table = rope_table(model, length)

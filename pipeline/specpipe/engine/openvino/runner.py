@@ -125,7 +125,8 @@ class OpenVinoRunner:
         heads = self._graph.heads
         if heads is None:
             raise Unsupported(
-                "this engine has no Medusa heads", hint="set speculation.heads and build it again"
+                "this engine has no Medusa heads",
+                hint="set speculation.heads and run `specpipe build` again",
             )
         heads.infer({"hidden": hidden[None]}, share_inputs=True)
         tokens, probs = (heads.get_tensor(name).data for name in ("tokens", "probs"))
@@ -136,7 +137,8 @@ class OpenVinoRunner:
         drafter = self._graph.drafter
         if drafter is None:
             raise Unsupported(
-                "this engine has no drafter", hint="set speculation.heads and build it again"
+                "this engine has no ReDrafter",
+                hint="set speculation.heads and run `specpipe build` again",
             )
         inputs = {"hidden": hidden[None], "states": states, "last": tokens.astype(np.int32)}
         drafter.infer(inputs, share_inputs=True)

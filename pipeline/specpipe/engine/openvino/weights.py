@@ -61,7 +61,9 @@ class Weights:
 
     def _stored(self, name: str) -> tuple[Array, str]:
         if name not in self.tensors:
-            raise ConfigError(f"the checkpoint has no tensor {name}", hint="convert it again")
+            raise ConfigError(
+                f"the checkpoint has no tensor {name}", hint="run `specpipe convert` again"
+            )
         return self.tensors[name]
 
     def _beside(self, name: str, kind: str) -> Logits | None:
@@ -113,7 +115,8 @@ def map_weights(path: Path) -> Weights:
             tensors[name] = (array, entry["dtype"])
     except (OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
         raise ConfigError(
-            f"{path}: not a whole checkpoint file: {error}", hint="run `specpipe convert` again"
+            f"{path}: the checkpoint file is incomplete or damaged: {error}",
+            hint="run `specpipe convert` again",
         ) from error
     return Weights(tensors)
 
@@ -150,7 +153,7 @@ def int4(weights: Logits) -> ov.Node:
     rows, columns = weights.shape
     if columns % GROUP:
         raise Unsupported(
-            f"int4 needs widths that divide by {GROUP}; {columns} does not",
+            f"int4 needs layer widths that are multiples of {GROUP}; {columns} is not",
             hint="use engine.quantization: int8",
         )
     groups = weights.reshape(rows, columns // GROUP, GROUP)

@@ -62,7 +62,7 @@ def survey(request: BuildRequest, profile: Profile, shop: Workshop) -> Site:
     program = None if shop.runtime else find_program()
     if program is None and shop.runtime is None:
         raise Unsupported(
-            "compile: trtllm-build is not on this machine; the checkpoints are converted",
+            "compile: trtllm-build is not installed on this machine; the checkpoints are converted",
             hint="run the same command with --in-container on a machine with the GPU and docker, "
             f"or run it in {profile.container}",
         )
@@ -73,7 +73,7 @@ def survey(request: BuildRequest, profile: Profile, shop: Workshop) -> Site:
     found = versions.get("tensorrt_llm", profile.tensorrt_llm)
     if found != profile.tensorrt_llm:
         raise Unsupported(
-            f"compile: TensorRT-LLM {found} is installed here, the plan is for "
+            f"compile: TensorRT-LLM {found} is installed here, but the plan is for "
             f"{profile.tensorrt_llm}; an engine runs only in the release that built it",
             hint=f"build with --in-container ({profile.container}), or change engine.tensorrt_llm",
         )
@@ -84,16 +84,16 @@ def _require_gpu(request: BuildRequest, shop: Workshop) -> FoundGpu:
     gpus = find_gpus()
     if not gpus:
         raise Unsupported(
-            "compile: nvidia-smi finds no GPU here, and an engine is built on the kind of GPU that "
+            "compile: nvidia-smi finds no GPU here; an engine must be built on the GPU model that "
             "serves it",
             hint=f"run the same command on a machine with {request.gpu}",
         )
     gpu = gpus[0]
     if request.sm not in (None, gpu.sm):
         raise Unsupported(
-            f"compile: this machine has {gpu.name} (SM {gpu.sm}), engine.gpu is {request.gpu} "
-            f"(SM {request.sm}); an engine runs only on the kind that built it",
-            hint="change engine.gpu, or build on the other machine",
+            f"compile: this machine has {gpu.name} (SM {gpu.sm}), but engine.gpu is {request.gpu} "
+            f"(SM {request.sm}); an engine runs only on the GPU model that built it",
+            hint=f"change engine.gpu, or build on a machine with {request.gpu}",
         )
     ranks = request.parallel.world_size
     if len(gpus) < ranks:
@@ -148,7 +148,7 @@ def _run(launch: Launch, role: str, log: Path, shop: Workshop) -> None:
     try:
         code = run_logged(launch, log, on_heartbeat=heartbeat)
     except FileNotFoundError as error:
-        raise Unsupported(f"compile: {launch.argv[0]} is not on this machine") from error
+        raise Unsupported(f"compile: {launch.argv[0]} is not installed on this machine") from error
     if code:
         lines = last_lines(log)
         shown = "".join(f"\n  | {line}" for line in lines)

@@ -69,8 +69,8 @@ def require_as_planned(command: Command, checkpoint: Path, engine: Path, release
     if found:
         listed = "\n".join(f"  - {difference}" for difference in found)
         raise StageFailed(
-            f"compile: trtllm-build ended well, but the engine is not the planned one:\n{listed}",
-            hint="build in the planned container (--in-container); it was not published",
+            f"compile: trtllm-build succeeded, but the engine differs from the plan:\n{listed}",
+            hint="build in the planned container (--in-container); this engine was not published",
         )
 
 
@@ -160,5 +160,5 @@ def _read(file: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise StageFailed(f"compile: {file.name} cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise StageFailed(f"compile: {file.name} is not an object")
+        raise StageFailed(f"compile: {file.name} is not a JSON object")
     return values

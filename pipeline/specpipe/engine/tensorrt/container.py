@@ -22,7 +22,7 @@ def find_runtime() -> str:
         if shutil.which(name):
             return name
     raise Unsupported(
-        "compile: neither docker nor podman is on this machine",
+        "compile: neither docker nor podman is installed on this machine",
         hint="install one with NVIDIA's container toolkit, or run specpipe in the container",
     )
 

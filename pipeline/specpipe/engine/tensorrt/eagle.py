@@ -24,13 +24,13 @@ def check_eagle(request: BuildRequest) -> Iterator[Rejection]:
         )
     if request.max_batch_size > MAX_BATCH_SIZE:
         yield Rejection(
-            f"EAGLE engines take at most {MAX_BATCH_SIZE} sequences, engine.max_batch_size is "
-            f"{request.max_batch_size}",
+            f"EAGLE engines support at most {MAX_BATCH_SIZE} sequences, but engine.max_batch_size "
+            f"is {request.max_batch_size}",
             f"set engine.max_batch_size to {MAX_BATCH_SIZE} or less",
         )
     if request.kv_cache_quantization != "none":
         yield Rejection(
-            f"the drafter's layer lies in the target's KV cache, and has no scales for an "
-            f"{request.kv_cache_quantization} one",
+            f"the EAGLE drafter shares the target's KV cache and has no scales for an "
+            f"{request.kv_cache_quantization} KV cache",
             "set engine.kv_cache_quantization: none",
         )

@@ -17,17 +17,17 @@ _PHASES = (
 _CAUSES = (
     (
         r"unrecognized arguments|invalid choice|the following arguments are required",
-        "this trtllm-build does not know the planned flags, so it is another release: build in the "
-        "planned container (--in-container), or set engine.tensorrt_llm to what is installed",
+        "this trtllm-build does not accept the planned flags, so it is another release: build in "
+        "the planned container (--in-container), or set engine.tensorrt_llm to the installed one",
     ),
     (
         r"No space left on device|Disk quota exceeded",
-        "free some space and run the same command again",
+        "free some disk space and run the same command again",
     ),
     (
         r"out of memory|OutOfMemory|Insufficient memory|std::bad_alloc|Cannot allocate memory",
-        "lower engine.max_batch_size or engine.max_seq_len, quantise, raise engine.tp_size, or "
-        "stop what else uses the GPU",
+        "lower engine.max_batch_size or engine.max_seq_len, quantize, raise engine.tp_size, or "
+        "stop other programs that use the GPU",
     ),
     (
         r"max_workers must be greater than 0|no CUDA-capable device|No CUDA GPUs are available"
@@ -42,12 +42,12 @@ _CAUSES = (
     ),
     (
         r"Required but not provided tensors|not the same shape as the original",
-        "trtllm-build and the checkpoint disagree: that is a defect of specpipe; please report it "
+        "trtllm-build and the checkpoint disagree: this is a defect of specpipe; please report it "
         "with the log",
     ),
     (
         r"Version tag does not match|different version of TensorRT",
-        "a cache of another TensorRT release lies in the way: delete engines/.timing",
+        "engines/.timing holds a cache of another TensorRT release: delete it",
     ),
     (r"Cannot connect to the Docker daemon", "start docker, or run on a machine that has it"),
     (
@@ -70,9 +70,9 @@ def phase(lines: Sequence[str]) -> str | None:
 def explain_exit(code: int) -> str:
     """Say in words how a program ended."""
     if code == -signal.SIGKILL or code == 128 + signal.SIGKILL:
-        return "was killed, perhaps by the kernel for want of host memory"
+        return "was killed, perhaps by the kernel because host memory ran out"
     if code < 0:
-        return f"was ended by {signal.Signals(-code).name}"
+        return f"was terminated by {signal.Signals(-code).name}"
     return f"ended with exit code {code}"
 
 
@@ -82,7 +82,5 @@ def advise(code: int, text: str) -> str | None:
         if re.search(pattern, text, re.IGNORECASE):
             return hint
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
-        return (
-            "give the machine more memory or swap, or set fewer workers by a lower engine.tp_size"
-        )
+        return "add memory or swap, or lower engine.tp_size (fewer parallel workers)"
     return None

@@ -23,8 +23,8 @@ def _check_base(architecture: str, release: str) -> list[Rejection]:
     if architecture == "MixtralForCausalLM":
         return [
             Rejection(
-                "TensorRT-LLM's Medusa model gives heads and experts one activation, and the "
-                "experts' gated one cuts the heads' width in half",
+                "TensorRT-LLM's Medusa model uses one activation for heads and experts, and the "
+                "experts' gated activation would halve the width of the heads",
                 _OTHER_WAYS,
             )
         ]
@@ -39,7 +39,8 @@ def _check_base(architecture: str, release: str) -> list[Rejection]:
     if architecture == "Qwen2ForCausalLM" and _numbers(release) < (1, 1):
         return [
             Rejection(
-                f"TensorRT-LLM {release} reads the config of Qwen2 with Medusa heads as Llama's",
+                f"TensorRT-LLM {release} reads the config of a Qwen2 model with Medusa heads as "
+                "that of a Llama model",
                 "set engine.tensorrt_llm to 1.2.1, or use backend: openvino",
             )
         ]

@@ -120,6 +120,6 @@ def unknown_release(release: str) -> Rejection:
     """Say that no profile describes a release."""
     known = ", ".join(p.tensorrt_llm for p in PROFILES)
     return Rejection(
-        f"engine.tensorrt_llm is {release!r}, a release that specpipe has no profile of",
-        f"known: {known}; leave the key out for {DEFAULT.tensorrt_llm}",
+        f"engine.tensorrt_llm is {release!r}, a release that specpipe does not know",
+        f"known: {known}; remove the key to use {DEFAULT.tensorrt_llm}",
     )

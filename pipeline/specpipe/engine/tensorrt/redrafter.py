@@ -23,7 +23,7 @@ def check_redrafter(request: BuildRequest, release: str) -> list[Rejection]:
     later = redrafter_class(architecture, DEFAULT.tensorrt_llm) is not None
     return [
         Rejection(
-            f"TensorRT-LLM {release} has no ReDrafter on {architecture}",
-            f"leave engine.tensorrt_llm out for {DEFAULT.tensorrt_llm}" if later else _OTHER_WAYS,
+            f"TensorRT-LLM {release} does not support ReDrafter with {architecture}",
+            f"remove engine.tensorrt_llm to use {DEFAULT.tensorrt_llm}" if later else _OTHER_WAYS,
         )
     ]
