@@ -1,1 +1,1 @@
-"""Stage 2: TensorRT-LLM checkpoints into engines, one folder a backend."""
+"""Stage 2: TensorRT-LLM checkpoints into engines, one folder per backend."""

@@ -1,8 +1,8 @@
-"""The models of upstream's TensorRT-LLM repository as clients call them, for every backend that
-is served with them: `tensorrt_llm_bls` and `ensemble` take text, `tensorrt_llm` takes tokens.
+"""The Triton models of NVIDIA's `tensorrtllm_backend`, as clients call them.
 
-The text models are ours and declare the newest release's tensors beside their own release's; the
-tensors of `tensorrt_llm` are those of its release.
+`tensorrt_llm_bls` and `ensemble` take text, `tensorrt_llm` takes tokens. The text models are
+specpipe's own: they declare the tensors of the newest release in addition to those of the run's
+release. `tensorrt_llm` has the tensors of the run's release.
 """
 
 from collections.abc import Mapping
@@ -70,8 +70,9 @@ def tokens_of(release: str) -> Tensors:
 def upstream_endpoint(tokens: Model, limit: DraftLimit | None, *, streams: bool) -> Endpoint:
     """Return the endpoint of text models over `tokens`.
 
-    `limit` is what a request for text can limit: `tensorrt_llm_bls` takes it as a tensor, as
-    upstream's does, and `ensemble`, which has no such tensor, as a request parameter.
+    `limit` is the limit of draft tokens that a text request can set. `tensorrt_llm_bls` takes it as
+    a tensor, as in `tensorrtllm_backend`. `ensemble` has no such tensor there and takes it as a
+    request parameter.
     """
     texts = tuple(
         Model(

@@ -1,1 +1,1 @@
-"""The algorithms of speculative decoding, numpy only. Read accept, then decode, then the rest."""
+"""The algorithms of speculative decoding, numpy only. Read `accept` and `decode` first."""

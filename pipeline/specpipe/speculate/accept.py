@@ -1,7 +1,7 @@
-"""Acceptance: which part of a draft stands, and which token follows. Pure functions in float64.
+"""Acceptance: the accepted part of a draft and the token after it. Pure functions in float64.
 
-A *path* is a tuple of draft nodes, root first. The target is asked lazily, path by path, because
-penalties and length rules make its answer depend on the tokens before.
+A *path* is a tuple of draft nodes, starting below the root. The target's distribution is computed
+lazily, path by path, because penalties and length rules make it depend on the tokens before.
 """
 
 import math
@@ -12,14 +12,14 @@ import numpy as np
 from specpipe.contracts import ROOT, Draft, Floats, Verdict
 
 Path = tuple[int, ...]
-Law = Callable[[Path], Floats]  # path -> the target's distribution [V] behind it
-_BLOCK = 256  # tokens that are summed up at a time to draw one
+Law = Callable[[Path], Floats]  # path -> the target's distribution [V] after it
+_BLOCK = 256  # tokens per partial sum when one token is drawn
 
 Rule = Callable[[Draft, Law, np.random.Generator], Verdict]
 
 
 def greedy(draft: Draft, best: Callable[[Path], int]) -> Verdict:
-    """Follow the target's choice down the tree for as long as the draft contains it.
+    """Follow the target's best tokens down the tree for as long as the draft contains them.
 
     `best(path)` is the target's token after `path`.
     """
@@ -33,12 +33,13 @@ def greedy(draft: Draft, best: Callable[[Path], int]) -> Verdict:
 
 
 def sample(draft: Draft, law: Law, rng: np.random.Generator) -> Verdict:
-    """Emit tokens that are distributed exactly as the target's, whatever was drafted.
+    """Emit tokens with exactly the target's distribution, for any draft.
 
-    `law(path)` is the target's distribution [V] after `path`. A guess x drawn from q is kept with
-    probability min(1, p(x) / q(x)); else p becomes the normalised max(p - q, 0), and the next
-    sibling is tried against that (Leviathan et al. 2211.17192, algorithm 1; for siblings SpecInfer
-    2305.09781, algorithm 2). A guess chosen with certainty has the one-hot q.
+    `law(path)` is the target's distribution [V] after `path`. A draft token x drawn from q is
+    accepted with probability min(1, p(x) / q(x)). If it is rejected, p becomes the normalized
+    max(p - q, 0), and the next sibling is tested with this p (Leviathan et al. 2211.17192,
+    algorithm 1; for siblings SpecInfer 2305.09781, algorithm 2). The q of a draft token that was
+    chosen deterministically is one-hot.
     """
     path: Path = ()
     while True:
@@ -61,11 +62,12 @@ def typical(
     epsilon: float,
     delta: float,
 ) -> Verdict:
-    """Accept whatever is typical of the target; NOT lossless (Medusa 2401.10774, section 2.3.1).
+    """Accept tokens that are typical of the target; NOT lossless.
 
-    A guess x stands if p(x) > min(epsilon, delta * exp(-H(p))), H being the entropy of p in nats: a
-    smaller epsilon accepts more. The deepest path wins, then the likeliest; the next token is
-    drawn from the target's own distribution behind it.
+    The rule is that of Medusa (2401.10774, section 2.3.1). A draft token x is accepted if
+    p(x) > min(epsilon, delta * exp(-H(p))), where H is the entropy of p in nats; a smaller epsilon
+    accepts more. The deepest path wins, of equally deep ones the likeliest. The next token is drawn
+    from the target's distribution after that path.
     """
     best: tuple[int, float, Path] = (0, 0.0, ())
     frontier: list[tuple[float, Path]] = [(0.0, ())]
@@ -87,7 +89,7 @@ def _negative_entropy(p: Floats) -> float:
 
 
 def children(draft: Draft, path: Path) -> list[int]:
-    """Return the nodes directly under the end of `path` that may be accepted, in draft order."""
+    """Return the acceptable children of the last node of `path`, in draft order."""
     parent = path[-1] if path else ROOT
     eligible = draft.parents[: len(draft) - draft.scratch]
     return [int(c) for c in np.flatnonzero(eligible == parent)]
@@ -104,9 +106,9 @@ def draw(p: Floats, rng: np.random.Generator) -> int:
 
 
 def _reaching(sums: Floats, at: float) -> int:
-    """Return the first place where ascending `sums` exceed `at`, or else their last increase.
+    """Return the first index where ascending `sums` exceed `at`, or else their last increase.
 
-    So no token of probability zero is drawn, and rounding leads to none that is not there.
+    So a token of probability zero is never drawn, and rounding cannot give an invalid index.
     """
     place = int(np.searchsorted(sums, at, side="right"))
     return place if place < len(sums) else int(np.searchsorted(sums, sums[-1]))
@@ -117,14 +119,14 @@ def _residual(p: Floats, q: "Floats | _OneHot") -> Floats:
     rest: Floats = q.taken_from(p) if isinstance(q, _OneHot) else np.maximum(p - q, 0.0)
     total = rest.sum()
     if total <= 0:
-        # p == q up to rounding leaves nothing; a rejection then had probability 0, and p is right.
+        # p == q up to rounding: a rejection had probability 0, and p is the correct distribution.
         return p
     rest /= total
     return rest
 
 
 class _OneHot:
-    """The law of a guess that was chosen with certainty; as an array, without making one."""
+    """The one-hot distribution of a draft token chosen deterministically, without an array."""
 
     def __init__(self, token: int, size: int) -> None:
         self._token, self._size = token, size

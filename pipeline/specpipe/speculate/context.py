@@ -1,4 +1,4 @@
-"""What a model expects after every token of a prompt, in blocks; nothing is decoded."""
+"""The logits after every token of a prompt, in blocks; nothing is decoded."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,14 +6,14 @@ import numpy as np
 
 from specpipe.contracts import Logits, Runner, Verdict, chain
 
-BLOCK = 64  # tokens of one call
+BLOCK = 64  # tokens per call
 
 
 def read_context(runner: Runner, prompt: Sequence[int]) -> Iterator[Logits]:
-    """Yield the logits [n, V] after the tokens of `prompt`, `BLOCK` of them at a time, in order.
+    """Yield the logits [n, V] after the tokens of `prompt`, in order and `BLOCK` tokens at a time.
 
-    The runner must allow steps of `BLOCK` rows. The arrays are copies. Between two blocks the
-    caller may use other runners of the engine.
+    The runner must allow steps of `BLOCK` rows. The arrays are copies. The caller may use other
+    runners of the engine between two blocks.
     """
     runner.start(prompt[:1])
     for begin in range(0, len(prompt), BLOCK):

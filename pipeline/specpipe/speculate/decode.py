@@ -1,7 +1,8 @@
-"""The loop: propose, score, accept, commit. One generator yields what every step emitted.
+"""The decoding loop of one sequence: propose, score, accept, commit.
 
-Whoever drives several sequences resumes one of these generators at a time, between any two calls of
-an engine: a long prompt is read in chunks, with an event for each.
+It is a generator that yields after every call of an engine: an event for each chunk of a long
+prompt, then the tokens of every step. A caller with several sequences resumes one generator at a
+time.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,15 +24,15 @@ class Limits:
     """When a sequence ends."""
 
     max_tokens: int
-    stop_words: tuple[tuple[int, ...], ...] = ()  # kept in the output, as upstream keeps them
+    stop_words: tuple[tuple[int, ...], ...] = ()  # kept in the output, as in TensorRT-LLM
 
 
 @dataclass(frozen=True)
 class Step:
-    """One call of the target: the tokens it emitted, and what became of the draft."""
+    """One target forward pass: the tokens that it emitted, and draft and accepted counts."""
 
     tokens: tuple[int, ...]
-    drafted: int  # along the deepest path: siblings compete for one place
+    drafted: int  # depth of the draft: siblings compete for one position
     accepted: int  # draft tokens among `tokens`; at most `drafted`
     finish: Finish | None = None
     log_probs: tuple[float, ...] = ()
@@ -41,12 +42,14 @@ class Step:
 class Prefilled:
     """One call of an engine that ran a chunk of the prompt; nothing was emitted."""
 
-    logits: Logits | None = field(default=None, compare=False)  # [n, V] after its tokens, if asked
+    logits: Logits | None = field(
+        default=None, compare=False
+    )  # [n, V] after its tokens, if requested
 
 
 @dataclass
 class _Sequence:
-    """The tokens so far, where the output begins, and the words that end it."""
+    """The tokens so far, the start of the output, and the stop words."""
 
     tokens: History
     stop_words: Completions
@@ -94,12 +97,12 @@ def decode_events(
     log_probs: bool = False,
     readers: Sequence[Runner] = (),
 ) -> Iterator[Step | Prefilled]:
-    """Yield an event for every chunk of the prompt but the last, then steps as `decode` does.
+    """Yield an event for every chunk of the prompt but the last, then steps like `decode`.
 
-    The output is that of plain decoding with the same options: token for token if greedy, in
-    distribution if sampled and judged by `accept.sample`, which it is unless a `rule` is given.
-    An end token is emitted as the last token. `readers` are the runners of the proposer that read
-    the prompt as well. The caller may stop at any event.
+    The output equals that of plain decoding with the same options. Greedy output is equal token for
+    token. Sampled output has the same distribution with the default rule, `accept.sample`; another
+    `rule` may change it. An end token is emitted as the last token. `readers` are the runners of
+    the proposer that also prefill the prompt. The caller may stop at any event.
     """
     rng = np.random.default_rng(sampling.seed)
     sequence = _Sequence(History(prompt), Completions(limits.stop_words))
@@ -173,7 +176,7 @@ def _step(
 def _cut(
     emitted: list[int], sequence: _Sequence, sampling: Sampling, limits: Limits
 ) -> tuple[list[int], Finish | None]:
-    """Cut what one step emitted at the first reason to stop; a stop word lies in the output."""
+    """Cut the tokens of one step at the first reason to stop; stop words must be in the output."""
     for i, token in enumerate(emitted):
         if token in sampling.end_ids:
             return emitted[: i + 1], "end_id"

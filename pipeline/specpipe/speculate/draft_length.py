@@ -1,8 +1,8 @@
-"""How deep to guess, and when not to: wrappers of any proposer that only lower its limit.
+"""The length of drafts: wrappers that lower the limit of any proposer.
 
-A limit may follow from what was committed, from past acceptance, from the load, or from a draft's
-distribution before a token is drawn from it. It may never follow from a drawn token: keeping only
-the likely guesses is biased, since the rule of acceptance takes them for draws from q.
+A limit may depend on committed tokens, past acceptance, the load, or a draft's distribution before
+a token is drawn from it. It must never depend on a drawn token. Keeping only likely draft tokens
+would bias the output, since the acceptance rule assumes that they are draws from q.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +11,10 @@ from specpipe.contracts import EMPTY, Draft, Proposer, Sampling, Scores, Verdict
 
 
 def next_length(length: int, draft: Draft, verdict: Verdict, most: int) -> int:
-    """Return how deep to guess after a draft: two more if all of it was accepted, else one less.
+    """Return the next draft length: two more if the whole draft was accepted, else one less.
 
-    From 1 to `most`; the "heuristic" schedule of transformers' assisted generation. A step without
-    a draft teaches nothing.
+    The length stays between 1 and `most`. This is the "heuristic" schedule of transformers'
+    assisted generation. A step without a draft does not change the length.
     """
     if draft.depth == 0:
         return length
@@ -23,7 +23,7 @@ def next_length(length: int, draft: Draft, verdict: Verdict, most: int) -> int:
 
 
 class AdaptiveLength:
-    """Lets a proposer guess as deep as its last drafts were worth it."""
+    """Adapts the draft length of a proposer to the acceptance of its last drafts."""
 
     def __init__(self, inner: Proposer, most: int) -> None:
         self.draft_nodes = inner.draft_nodes
@@ -31,26 +31,27 @@ class AdaptiveLength:
         self._last = EMPTY
 
     def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
-        """Begin with the longest drafts again."""
+        """Start a sequence with the longest drafts."""
         self._length, self._last = self._most, EMPTY
         self._inner.start(prompt, sampling)
 
     def propose(self, limit: int) -> Draft:
-        """Guess at most the present length deep."""
+        """Draft at most as deep as the current length."""
         self._last = self._inner.propose(min(limit, self._length))
         return self._last
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
-        """Adapt the length, unless the draft was another's."""
+        """Adapt the length, unless another proposer made the draft."""
         if draft is self._last:
             self._length = next_length(self._length, draft, verdict, self._most)
         self._inner.observe(draft, scores, verdict)
 
 
 class QuietWhenBusy:
-    """Guesses nothing while more than `most` sequences run: their tokens fill the step already.
+    """Drafts nothing while more than `most` sequences run: their tokens already fill the step.
 
-    TensorRT-LLM's `max_concurrency`. `running()` counts the sequences, this one included.
+    The same as TensorRT-LLM's `max_concurrency`. `running()` counts the sequences, including this
+    one.
     """
 
     def __init__(self, inner: Proposer, most: int, running: Callable[[], int]) -> None:
@@ -58,11 +59,11 @@ class QuietWhenBusy:
         self._inner, self._most, self._running = inner, most, running
 
     def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
-        """Start the proposer; the load may fall while the answer grows."""
+        """Start the proposer even when busy: the load can fall later."""
         self._inner.start(prompt, sampling)
 
     def propose(self, limit: int) -> Draft:
-        """Guess, if there is room for it now."""
+        """Draft, unless too many sequences run."""
         return self._inner.propose(limit) if self._running() <= self._most else EMPTY
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:

@@ -1,4 +1,4 @@
-"""A small model guesses, token by token (Leviathan et al. 2211.17192; Chen et al. 2302.01318)."""
+"""Drafting with a small model, token by token (Leviathan 2211.17192; Chen 2302.01318)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -30,30 +30,31 @@ from specpipe.speculate.sampling import Adjustment, distribution, log_probabilit
 
 @dataclass(frozen=True)
 class _Place:
-    """A place behind some tokens: what the draft model says comes next."""
+    """One position of the draft: the draft model's prediction of the next token."""
 
     logits: Logits  # [V], adjusted
     sampling: Sampling
 
     @cached_property
     def law(self) -> Floats:
-        """The distribution [V] that guesses are drawn from."""
+        """The distribution [V] that draft tokens are drawn from."""
         return distribution(self.logits, self.sampling)
 
     @property
     def confidence(self) -> float:
-        """The largest probability of the law; of the model's own law if that is one-hot."""
+        """The largest probability; for greedy sampling that of the model's own distribution."""
         if self.sampling.greedy:
             return math.exp(log_probability(self.logits, int(np.argmax(self.logits))))
         return float(self.law.max())
 
 
 class DraftModelProposer:
-    """Drives a second runner; its guesses come from the very options of the request.
+    """Drafts with a second runner, with the sampling options of the request.
 
-    Rows of the draft's cache are kept from step to step: `follow` drops only what the target
-    refused, and feeds what the cache lacks (after a full acceptance, the last guess). The draft may
-    itself decode speculatively: that changes how often it is called, not the law of its guesses.
+    The draft model keeps its cache rows from step to step. `follow` drops only the rows of rejected
+    tokens and adds missing ones (after a full acceptance, that of the last draft token). The draft
+    model may itself decode speculatively. That changes the number of its calls, not the
+    distribution of its draft tokens.
     """
 
     def __init__(
@@ -63,9 +64,10 @@ class DraftModelProposer:
         min_confidence: float = 0.0,
         inner: Proposer | None = None,
     ) -> None:
-        """Guess up to `num_draft_tokens` tokens, only while confident; 0: always.
+        """Draft up to `num_draft_tokens` tokens.
 
-        `inner` guesses what the draft will guess.
+        The draft ends where the confidence is below `min_confidence` (0: never). `inner` is the
+        proposer of the draft model's own speculative decoding.
         """
         self.draft_nodes = num_draft_tokens
         self._min_confidence = min_confidence
@@ -80,7 +82,7 @@ class DraftModelProposer:
     def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
         """Load the prompt into the draft model."""
         self._sampling = sampling
-        # Guesses must be independent of the verifier's draws: a child of the same seed.
+        # Drafting must be independent of the verifier's draws: a child of the same seed.
         self._rng = np.random.default_rng([sampling.seed, 1])
         self._adjustment = Adjustment(sampling)
         self._tokens, self._history = list(prompt), History(prompt)
@@ -88,11 +90,11 @@ class DraftModelProposer:
         self._runner.start(prompt)
 
     def propose(self, limit: int) -> Draft:
-        """Guess a chain of `num_draft_tokens` tokens, or of `limit` if that is less.
+        """Draft a chain of `num_draft_tokens` tokens, or of `limit` if that is less.
 
-        Ends early where the draft is not confident; whether it is follows from the law at that
-        place, never from the token drawn there, for a guess that is dropped because of what was
-        drawn would bias the answer.
+        The chain ends early where the draft model is not confident. This depends on the
+        distribution at that position, never on the token drawn there: dropping a draft token
+        because of its value would bias the output.
         """
         count = min(limit, self.draft_nodes, self._room())
         self._runner.follow(self._tokens)
@@ -112,9 +114,10 @@ class DraftModelProposer:
         return max(0, self._runner.max_seq_len - len(self._tokens))
 
     def _block(self, guesses: list[int], most: int) -> tuple[list[int], list[_Place]]:
-        """Call the draft model once; it guesses one token, or up to `most` if it speculates.
+        """Call the draft model once; it drafts one token, or up to `most` if it speculates.
 
-        Returns the guesses, and the place of each; one place more if the draft is unsure there.
+        Returns the draft tokens and the place of each. There is one place more if the draft ends
+        there for lack of confidence.
         """
         inner = self._inner.propose(most - 1)
         scores = self._runner.score(inner)
@@ -147,14 +150,14 @@ class DraftModelProposer:
         return tokens, places
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
-        """Append what the target committed."""
+        """Append the committed tokens."""
         emitted = verdict.emitted(draft)
         self._tokens += emitted
         self._history.extend(emitted)
 
 
 def guided_by(options: DraftModel | Hybrid, runner: Runner) -> Proposer:
-    """Return a proposer that guesses with `runner`, as deep as `draft_length` says."""
+    """Return a proposer that drafts with `runner`; `draft_length` sets the rule of its length."""
     tokens, draft = options.num_draft_tokens, options.draft
     confidence = options.min_confidence if options.draft_length == "confidence" else 0.0
     inner = None

@@ -1,9 +1,9 @@
-"""Growing a tree level by level, asking heads or a drafter what follows its likeliest nodes.
+"""Grows a draft tree level by level from the predictions of heads or a recurrent drafter.
 
-A node is worth the product of the chances along its path (2401.10774, section 2.3.3), so a tree of
-n nodes never has a level of which more than the n likeliest nodes count. Heads answer for a whole
-level at once, whatever the path; a drafter has to be asked for each path, and is asked for so many
-only (as EAGLE-2 does, 2406.16858, section 4.1).
+The value of a node is the product of the probabilities along its path (2401.10774, section 2.3.3).
+A tree of n nodes therefore needs at most the n likeliest nodes of each level. Heads predict a whole
+level at once, independent of the path. A recurrent drafter needs one evaluation per path, so it
+extends only the likeliest paths, as in EAGLE-2 (2406.16858, section 4.1).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,14 +14,14 @@ import numpy as np
 
 from specpipe.contracts import EMPTY, ROOT, Draft, Guesses, Logits, Runner
 
-Shares = Mapping[int, float]  # token -> the chance that it follows
-LEAST_WORTH = 1e-4  # of a path; what is less likely is not worth a row
-LEAST_CHANCE = 0.3  # that a step comes to one of the nodes; below, a drafter is not worth asking
+Shares = Mapping[int, float]  # token -> probability that it follows
+LEAST_WORTH = 1e-4  # least probability of a path that is worth a row
+LEAST_CHANCE = 0.3  # least total probability of the nodes that a drafter is run on
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """A token that may come, behind those of its parents; the root has been chosen already."""
+    """A possible token after those of its parents; the root is already chosen."""
 
     token: int
     parent: "Node | None" = None
@@ -30,15 +30,18 @@ class Node:
 
 
 class Guesser(Protocol):
-    """Something that knows what may follow the nodes of a level."""
+    """Predicts the tokens that may follow the nodes of a level."""
 
     def after(self, level: Sequence[Node]) -> list[Shares]:
-        """Return what may follow each node of a level, likeliest nodes first; may be nothing."""
+        """Return the probabilities of the next tokens of each node; may be empty.
+
+        `level` has the likeliest nodes first.
+        """
         ...
 
 
 class Silent:
-    """Knows nothing."""
+    """Predicts nothing."""
 
     def after(self, level: Sequence[Node]) -> list[Shares]:
         """Return nothing for every node."""
@@ -47,12 +50,12 @@ class Silent:
 
 @dataclass(frozen=True)
 class Heads:
-    """Medusa heads, whose guesses depend on the level alone."""
+    """Medusa heads, whose predictions depend only on the level."""
 
     guesses: Guesses
 
     def after(self, level: Sequence[Node]) -> list[Shares]:
-        """Return the same for every node."""
+        """Return the same probabilities for every node."""
         depth, known = level[0].depth, self.guesses
         if depth >= len(known.tokens):
             return [{} for _ in level]
@@ -62,16 +65,20 @@ class Heads:
 
 @dataclass(frozen=True)
 class Recurrent:
-    """A ReDrafter, which is asked for the `beams` likeliest nodes of each of `levels` levels."""
+    """A ReDrafter, run on the `beams` likeliest nodes of each of `levels` levels."""
 
     runner: Runner
-    hidden: Logits  # [D]  behind which the root was chosen
+    hidden: Logits  # [D]  hidden state that the root was predicted from
     beams: int
     levels: int
-    _states: dict[Node, Logits] = field(default_factory=dict)  # of those that were asked for
+    _states: dict[Node, Logits] = field(default_factory=dict)  # of the nodes that it was run on
 
     def after(self, level: Sequence[Node]) -> list[Shares]:
-        """Return nothing for nodes that are too many, too deep or too unlikely, nor behind them."""
+        """Return predictions of the likeliest nodes; nothing for the others.
+
+        Nothing is returned beyond `beams` nodes or `levels` levels, for levels below LEAST_CHANCE,
+        and for descendants of such nodes.
+        """
         known = [n for n in level if n.parent is None or n.parent in self._states]
         asked = known[: self.beams] if level[0].depth < self.levels else []
         if sum(node.chance for node in asked) < LEAST_CHANCE:
@@ -112,13 +119,13 @@ def grow_levels(
 
 
 def likeliest(levels: Sequence[Sequence[Node]], nodes: int) -> list[Node]:
-    """Return the `nodes` likeliest of all levels, every node behind its parent."""
+    """Return the `nodes` likeliest nodes of all levels, every node after its parent."""
     found = (node for level in levels for node in level)
     return sorted(found, key=lambda node: (-node.chance, node.depth))[:nodes]
 
 
 def beams(levels: Sequence[Sequence[Node]]) -> list[Node]:
-    """Return the nodes that lead to the last level, that included, shallow ones first."""
+    """Return the nodes of the last level and their ancestors, shallow ones first."""
     found: dict[Node, None] = {}
     for node in levels[-1] if levels else ():
         at: Node | None = node
@@ -129,7 +136,7 @@ def beams(levels: Sequence[Sequence[Node]]) -> list[Node]:
 
 
 def as_draft(nodes: Sequence[Node]) -> Draft:
-    """Return nodes, every one behind its parent, as a draft."""
+    """Return nodes, each after its parent, as a draft."""
     if not nodes:
         return EMPTY
     places = {node: place for place, node in enumerate(nodes)}

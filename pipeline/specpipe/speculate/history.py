@@ -1,8 +1,7 @@
-"""The tokens before a position, and which words they may complete; neither is read over again.
+"""The tokens before a position, and the words that the next token may complete.
 
-A position costs as much after ten tokens as after ten thousand, with one forbidden word or a
-thousand: tokens are counted once, as they come, and words are found by what precedes their last
-token.
+The cost of a position does not grow with the number of tokens or of forbidden words. Tokens are
+counted once, when they arrive, and words are looked up by the tokens before their last one.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from specpipe.contracts import Ints
 
 
 class _Committed:
-    """Tokens that stay, with how often each was seen; counted when somebody asks."""
+    """Committed tokens and their counts, which are updated on demand."""
 
     def __init__(self, tokens: Iterable[int]) -> None:
         self.tokens = list(tokens)
@@ -38,12 +37,12 @@ class _Committed:
         return self._seen[:size], self._counts[:size]
 
     def place(self, token: int) -> int | None:
-        """Return where `counted` has a token; None if it was not seen."""
+        """Return the index of a token in `counted`; None if it has not occurred."""
         return self._places.get(token)
 
 
 class History(Sequence[int]):
-    """Committed tokens and, behind a draft's node, those of the path to it."""
+    """Committed tokens, followed by those of the path to a draft node, if any."""
 
     def __init__(self, tokens: Iterable[int] = ()) -> None:
         self._committed = _Committed(tokens)
@@ -55,7 +54,7 @@ class History(Sequence[int]):
         return tokens if isinstance(tokens, History) else History(tokens)
 
     def __add__(self, path: Sequence[int]) -> "History":
-        """Return this history and a path; what is committed is shared, not copied."""
+        """Return this history followed by a path; committed tokens are shared, not copied."""
         longer = History.__new__(History)
         longer._committed, longer._path = self._committed, (*self._path, *path)
         return longer
@@ -86,7 +85,7 @@ class History(Sequence[int]):
         return (*self._committed.tokens[-missing:], *self._path)
 
     def counted(self) -> tuple[Ints, Ints]:
-        """Return the distinct tokens and how often each occurs; not to be written to."""
+        """Return the distinct tokens and their counts; the arrays must not be changed."""
         seen, counts = self._committed.counted()
         if not self._path:
             return seen, counts
@@ -104,7 +103,7 @@ class History(Sequence[int]):
 
 
 class Completions:
-    """Which tokens would complete one of many words."""
+    """Finds the tokens that would complete one of many words."""
 
     def __init__(self, words: Iterable[tuple[int, ...]]) -> None:
         found: dict[int, dict[tuple[int, ...], list[int]]] = {}
@@ -121,7 +120,7 @@ class Completions:
     def after(self, history: History, within: int | None = None) -> list[Ints]:
         """Return the tokens that would complete a word after `history`, in groups.
 
-        With `within`, a word must begin among that many last tokens.
+        With `within`, a word must begin among the last `within` tokens.
         """
         most = len(history) if within is None else within
         found = []

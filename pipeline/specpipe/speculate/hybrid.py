@@ -1,6 +1,6 @@
-"""Two sources of drafts: the cheap one first, the other where it has nothing; or one tree of both.
+"""Two sources of drafts: prompt lookup with a fallback, or both merged into one draft tree.
 
-Lossless as its parts are: which of them guesses follows from the committed tokens alone.
+Lossless like its parts, since the choice of the source depends only on committed tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from specpipe.speculate.prompt_lookup import PromptLookupProposer
 
 
 class HybridProposer:
-    """Asks `first`, and `second` if that has no guess; both see every step."""
+    """Drafts with `first`, or with `second` if that draft is empty; both observe every step."""
 
     def __init__(self, first: Proposer, second: Proposer) -> None:
         self.draft_nodes = max(first.draft_nodes, second.draft_nodes)
@@ -28,18 +28,18 @@ class HybridProposer:
         self._second.start(prompt, sampling)
 
     def propose(self, limit: int) -> Draft:
-        """Return the first draft in which a token can be accepted."""
+        """Return the first draft that has acceptable tokens."""
         draft = self._first.propose(limit)
         return draft if draft.depth else self._second.propose(limit)
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
-        """Tell both what was committed."""
+        """Pass the committed tokens to both."""
         self._first.observe(draft, scores, verdict)
         self._second.observe(draft, scores, verdict)
 
 
 def build(options: Hybrid, runners: Mapping[Role, Runner]) -> Proposer:
-    """Return the proposer of `method: hybrid`; `runners` holds what its second source drives."""
+    """Return the proposer of `method: hybrid`; `runners` has those of its second source."""
     nodes = options.num_draft_tokens
     ngrams = options.min_matching_ngram_size, options.max_matching_ngram_size
     if options.grows_trees:
@@ -48,7 +48,7 @@ def build(options: Hybrid, runners: Mapping[Role, Runner]) -> Proposer:
 
 
 def _guesser(options: Hybrid, target: Runner, hidden: Logits) -> Guesser:
-    """Return what has its say in a tree behind a hidden state [D]."""
+    """Return the drafter that contributes nodes to a tree, given the hidden state [D]."""
     if (drafter := options.redrafter) is None:
         return Heads(target.guess(hidden))
     return Recurrent(target, hidden, drafter.num_beams, drafter.draft_len_per_beam)

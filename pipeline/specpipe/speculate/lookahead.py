@@ -1,9 +1,9 @@
-"""Lookahead decoding: the target guesses for itself (Fu et al. 2402.02057, section 3).
+"""Lookahead decoding: the target drafts for itself (Fu et al. 2402.02057, section 3).
 
-One step scores two trees under the root. The *verification* tree holds n-grams that followed the
-root's token before; they are ordinary guesses. The *window* is scratch: W columns of N - 1 levels
-of Jacobi iteration. What the target says after the top level completes W new n-grams, which go into
-a pool, and becomes the new top level as level 0 is dropped.
+One step scores two trees under the root. The *verification* tree has earlier n-grams that
+begin with the root's token; its nodes are ordinary draft tokens. The *window* is scratch: W columns of
+N - 1 levels of Jacobi iteration. The target's best tokens after the top level complete W new
+n-grams, which are added to a pool. They also become the new top level, and level 0 is dropped.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,14 +15,14 @@ from specpipe.methods import Lookahead
 
 
 class Pool:
-    """For every first token, the `most` n-grams with it that were seen last."""
+    """For every first token, the `most` n-grams that were seen last."""
 
     def __init__(self, most: int, end_ids: Sequence[int]) -> None:
         self._most, self._end_ids = most, frozenset(end_ids)
         self._after: dict[int, dict[tuple[int, ...], None]] = {}
 
     def add(self, ngram: Sequence[int]) -> None:
-        """Remember what followed `ngram`'s first token; nothing is guessed beyond an end."""
+        """Add an n-gram; n-grams with an end token are ignored."""
         if not self._end_ids.isdisjoint(ngram):
             return
         known = self._after.setdefault(ngram[0], {})
@@ -33,15 +33,15 @@ class Pool:
             del known[next(iter(known))]
 
     def after(self, token: int) -> list[tuple[int, ...]]:
-        """Return what followed `token`, the latest first."""
+        """Return the tokens that followed `token`, the latest n-gram first."""
         return list(reversed(self._after.get(token, {})))
 
 
 def merge(ngrams: Iterable[Sequence[int]], depth: int) -> tuple[list[int], list[int]]:
-    """Lay n-grams over each other; returns the tokens and parents of the tree, `depth` deep.
+    """Merge n-grams into a tree of at most `depth` levels; returns its tokens and parents.
 
-    Equal beginnings become one path: a token stands at most once under its parent, as a guess
-    chosen with certainty must, or it would be refused twice.
+    Equal prefixes become one path, so a token occurs at most once under its parent. A draft token
+    chosen deterministically must not occur twice, or it would be rejected twice.
     """
     nodes: dict[tuple[int, int], int] = {}
     for ngram in ngrams:
@@ -52,26 +52,26 @@ def merge(ngrams: Iterable[Sequence[int]], depth: int) -> tuple[list[int], list[
 
 
 class Window:
-    """W columns of `height` N - 1 levels of guesses.
+    """W columns of `height` N - 1 levels of draft tokens.
 
-    Level 0 is a chain whose first column is the root itself; the token of level l stands under that
-    of level l - 1 in its column. So a token sees the columns of level 0 up to its own, and its own
+    Level 0 is a chain whose first column is the root. The parent of a token of level l is the token
+    of level l - 1 in its column. So a token attends to level 0 up to its column, and to its own
     column: the mask of the paper's figure 2(b). Its depth, column + level, is its position.
     """
 
     def __init__(self, height: int, levels: Iterable[Sequence[int]]) -> None:
-        """Begin with some levels, the others to be filled one a step.
+        """Start with some levels; each step fills one of the others.
 
-        Every level that is missing costs a column: begin with that many more of them.
+        Filling a level costs a column, so the first levels need one more column per missing level.
         """
         self._height = height
-        self._levels = [list(level) for level in levels]  # level 0 without its column of the root
+        self._levels = [list(level) for level in levels]  # level 0 is stored without the root
 
     def __len__(self) -> int:
         return sum(map(len, self._levels))
 
     def nodes(self, begin: int) -> tuple[list[int], list[int]]:
-        """Return tokens and parents of the nodes, which come behind `begin` others in a draft."""
+        """Return tokens and parents of the nodes, which follow `begin` other nodes in a draft."""
         tokens = [token for level in self._levels for token in level]
         rows = self._rows(begin)
         parents = [*rows[0][:-1], *(node for level in rows[:-1] for node in level)]
@@ -82,7 +82,7 @@ class Window:
         return np.asarray(self._rows(begin)[-1], np.int64)
 
     def _rows(self, begin: int) -> list[list[int]]:
-        """Number the nodes of every level, the root's column included."""
+        """Number the nodes of every level, including the root's column."""
         rows, behind = [], begin
         for level, tokens in enumerate(self._levels):
             ids = list(range(behind, behind + len(tokens)))
@@ -91,9 +91,9 @@ class Window:
         return rows
 
     def advance(self, root: int, outputs: Sequence[int]) -> list[tuple[int, ...]]:
-        """Move one position on, with what the target says after every column of the top level.
+        """Move on by one position; `outputs` are the target's tokens after the top level.
 
-        Returns the W n-grams that this completes; none while there are levels to fill.
+        Returns the W completed n-grams; none while levels are still to be filled.
         """
         if len(self._levels) < self._height:
             self._levels = [list(level[1:]) for level in (*self._levels, outputs)]
@@ -104,10 +104,11 @@ class Window:
 
 
 def first_levels(options: Lookahead, draw: Callable[[int], list[int]]) -> list[list[int]]:
-    """Return what a window begins with; `draw(n)` returns n tokens.
+    """Return the first levels of a window; `draw(n)` returns n tokens.
 
-    As in the paper, level 0 alone, N - 2 columns wider than the window. Where N > W + 2 it would on
-    its way be wider than when it is full, and than engines are built for: then all levels.
+    As in the paper, that is level 0 only, with N - 2 columns more than the window. If N > W + 2, it
+    would exceed the size of the full window, which engines are built for. Then all levels are
+    drawn.
     """
     columns, missing = options.window_size, options.ngram_size - 2
     if missing <= columns:
@@ -116,9 +117,10 @@ def first_levels(options: Lookahead, draw: Callable[[int], list[int]]) -> list[l
 
 
 class LookaheadProposer:
-    """Needs no second model: n-grams of prompt, output and window are verified.
+    """Drafts n-grams of prompt, output and window; needs no second model.
 
-    As upstream, the window moves on by one position a step, however many tokens were accepted.
+    As in TensorRT-LLM, the window moves on by one position per step, for any number of accepted
+    tokens.
     """
 
     def __init__(self, options: Lookahead) -> None:
@@ -133,7 +135,7 @@ class LookaheadProposer:
         options = self._options
         self._tokens = []
         self._pool = Pool(options.verification_set_size, sampling.end_ids)
-        # Guesses must be independent of the verifier's draws: a child of the same seed.
+        # Drafting must be independent of the verifier's draws: a child of the same seed.
         rng = np.random.default_rng([sampling.seed, 1])
         source = np.asarray(prompt, np.int64)
         levels = first_levels(options, lambda count: rng.choice(source, count).tolist())
@@ -153,7 +155,7 @@ class LookaheadProposer:
         )
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
-        """Move the window on and remember the n-grams of what was committed."""
+        """Move the window on and add the n-grams of the committed tokens."""
         if not self.draft_nodes:
             return
         if draft.scratch == len(self._window):  # else the step scored no window

@@ -1,14 +1,14 @@
-"""One tree from two kinds of evidence: what followed the last tokens before, and what heads guess.
+"""One draft tree from n-gram matches and, if there are any, the predictions of heads or a drafter.
 
-Every earlier copy of the last tokens votes for the tokens that followed it, a longer copy with more
-weight. The votes are smoothed with what the heads say, as counts are with a prior: under a path
-that W votes led to, a token with w votes and the head's probability h is taken for right with
+Every earlier match of the last tokens votes for the tokens that followed it; longer matches have
+more weight. The predictions of the heads smooth the votes like a prior smooths counts. After a path
+with W votes, a token with w votes and probability h from the heads has the probability
 
     (w + PRIOR * h) / (W + PRIOR)
 
-so heads decide where nothing repeats, and copies where much does. Without heads h is 0. The tree
-holds the paths of the largest product, as Medusa's does (2401.10774, section 2.3.3); the idea of
-weighing continuations by their frequency is SuffixDecoding's (2411.04975).
+So the heads decide where no text repeats, and the matches where much text repeats. Without heads h
+is 0. The tree has the paths with the largest product of probabilities, as in Medusa (2401.10774,
+section 2.3.3). Weighting continuations by frequency is an idea of SuffixDecoding (2411.04975).
 """
 
 from collections.abc import Callable, Sequence
@@ -28,23 +28,24 @@ from specpipe.speculate.growth import (
 )
 from specpipe.speculate.medusa import hidden_of_last
 
-PRIOR = 2.0  # votes that the heads have together; from 1 to 4 acceptance hardly changes
-GROWTH = 4.0  # how much more a vote weighs whose copy is one token longer
-MOST_COPIES = 64  # the longest and latest ones vote
+PRIOR = 2.0  # votes of all heads together; from 1 to 4 acceptance hardly changes
+GROWTH = 4.0  # factor of a vote's weight per additional token of the match
+MOST_COPIES = 64  # only the longest and latest matches vote
 
 
 @dataclass
 class Continuations:
-    """The votes that led here, and what follows."""
+    """The votes for this node, and its continuations."""
 
     votes: float = 0.0
     after: "dict[int, Continuations]" = field(default_factory=dict)
 
 
 def find_continuations(tokens: Ints, depth: int, shortest: int, longest: int) -> Continuations:
-    """Return what followed the earlier copies of the last tokens of `tokens` [n], `depth` deep.
+    """Return the continuations of earlier matches of the last tokens of `tokens` [n].
 
-    Copies of fewer than `shortest` tokens do not vote, those of `longest` and more vote alike.
+    They are up to `depth` tokens long. Matches shorter than `shortest` do not vote. Matches of
+    `longest` or more tokens have equal weight.
     """
     root = Continuations()
     begins, lengths = _copies(tokens, longest)
@@ -61,7 +62,7 @@ def find_continuations(tokens: Ints, depth: int, shortest: int, longest: int) ->
 
 
 def _copies(tokens: Ints, longest: int) -> tuple[Ints, Ints]:
-    """Return where earlier copies of the last token end, plus one, and how long they match."""
+    """Return the indices after earlier occurrences of the last token, and their match lengths."""
     ends = np.flatnonzero(tokens[:-1] == tokens[-1])
     lengths = np.ones_like(ends)
     alive = np.arange(len(ends))
@@ -74,10 +75,9 @@ def _copies(tokens: Ints, longest: int) -> tuple[Ints, Ints]:
 
 
 def grow_draft(root: int, votes: Continuations, guesser: Guesser, nodes: int, limit: int) -> Draft:
-    """Return the tree of at most `nodes` guesses and `limit` levels that is worth most.
+    """Return the most valuable tree of at most `nodes` nodes and `limit` levels.
 
-    It is not cut where guesses become unlikely: a step of another width costs engines more than
-    its rows do.
+    Unlikely nodes are not pruned: a step of another width costs engines more than its rows do.
     """
     voted: dict[Node, Continuations] = {}
 
@@ -92,7 +92,7 @@ def grow_draft(root: int, votes: Continuations, guesser: Guesser, nodes: int, li
 
 
 def _chances(votes: Continuations, said: Shares) -> Shares:
-    """Return how likely each guess behind a node is right, by the formula above."""
+    """Return the probability of each token after a node, by the formula above."""
     mass = {token: after.votes for token, after in votes.after.items()}
     for token, probability in said.items():
         mass[token] = mass.get(token, 0.0) + PRIOR * probability
@@ -100,7 +100,7 @@ def _chances(votes: Continuations, said: Shares) -> Shares:
 
 
 class TreeLookup:
-    """Guesses a new tree at every step; what `ask` returns for a hidden state has a say in it."""
+    """Grows a new tree at every step; the drafter that `ask` returns contributes to it."""
 
     def __init__(
         self,
@@ -115,11 +115,11 @@ class TreeLookup:
         self._hidden: Logits | None = None  # [D], of the last token before the root
 
     def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
-        """Make `prompt` the text to look in."""
+        """Start a sequence: `prompt` is the text to search."""
         self._tokens, self._hidden = list(prompt), None
 
     def propose(self, limit: int) -> Draft:
-        """Return the tree, cut to `limit` levels; before the first step copies alone count."""
+        """Return the tree, cut to `limit` levels; before the first step it has only matches."""
         if limit <= 0 or not self.draft_nodes:
             return EMPTY
         tokens, nodes = np.asarray(self._tokens, np.int64), self.draft_nodes
@@ -127,7 +127,7 @@ class TreeLookup:
         return grow_draft(self._tokens[-1], votes, self._guesser(), nodes, limit)
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
-        """Append what was committed; keep what the guesser will look at."""
+        """Append the committed tokens and keep the hidden state for the drafter."""
         self._tokens += verdict.emitted(draft)
         if self._ask is not None:
             self._hidden = hidden_of_last(scores, verdict)

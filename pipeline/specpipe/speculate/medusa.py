@@ -1,7 +1,8 @@
-"""Medusa: heads on the target's last hidden state guess the tokens after the next (2401.10774).
+"""Medusa: heads on the target's last hidden state draft the tokens after the next (2401.10774).
 
-Head k, counted from 0, guesses the token k + 2 places after the one whose hidden state it sees; the
-next token itself is the target's own. So the guesses of head k stand k + 1 deep under the root.
+Head k, counted from 0, drafts the token k + 2 positions after the one whose hidden state it reads.
+The target itself chooses the next token. So the draft tokens of head k are at depth k + 1 of the
+tree.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,12 @@ from specpipe.trees import TreePath, grow_tree
 
 
 class MedusaProposer:
-    """Lays the heads' likeliest guesses out as a tree; siblings are chosen with certainty."""
+    """Arranges the heads' likeliest tokens as a tree; siblings are chosen deterministically."""
 
     def __init__(self, runner: Runner, nodes: int, tree: Sequence[TreePath] | None) -> None:
         """Use the first `nodes` paths of the closed list `tree`.
 
-        Without a list, grow a tree at every step from what the heads say of their own guesses.
+        Without a list, grow a tree at every step from the probabilities of the heads.
         """
         self.draft_nodes = nodes
         self._runner = runner
@@ -27,11 +28,11 @@ class MedusaProposer:
         self._hidden: Logits | None = None  # [D], of the last token before the root
 
     def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
-        """Forget the old sequence; the first step, which reads the prompt, is not guessed at."""
+        """Start a new sequence; the first step, which runs the prompt, has no draft."""
         self._hidden = None
 
     def propose(self, limit: int) -> Draft:
-        """Return the tree of the guesses, cut to `limit` levels."""
+        """Return the draft tree, cut to `limit` levels."""
         if self._hidden is None or limit <= 0 or not self.draft_nodes:
             return EMPTY
         guesses = self._runner.guess(self._hidden)
@@ -46,7 +47,7 @@ class MedusaProposer:
         )
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
-        """Keep what the heads will look at."""
+        """Keep the hidden state for the heads."""
         self._hidden = hidden_of_last(scores, verdict)
 
 

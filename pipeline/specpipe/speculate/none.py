@@ -1,4 +1,4 @@
-"""Plain decoding: nothing is ever guessed."""
+"""Plain decoding: every draft is empty."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,19 +7,19 @@ from specpipe.methods import NoSpeculation
 
 
 class NoProposer:
-    """The proposer whose every draft is empty."""
+    """The proposer of empty drafts."""
 
     draft_nodes = 0
 
     def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
-        """Nothing to remember."""
+        """Do nothing."""
 
     def propose(self, limit: int) -> Draft:
         """Return the empty draft."""
         return EMPTY
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
-        """Nothing to learn."""
+        """Do nothing."""
 
 
 def build(options: NoSpeculation, runners: Mapping[Role, Runner]) -> NoProposer:

@@ -1,7 +1,7 @@
-"""Prompt lookup: guess that what followed the last tokens before will follow them again.
+"""Prompt lookup: draft the tokens that followed an earlier match of the last tokens.
 
-After Saxena's prompt lookup decoding; TensorRT-LLM calls it NGram. Needs no model and costs nothing
-where nothing repeats.
+Follows Saxena's prompt lookup decoding; TensorRT-LLM calls it NGram. It needs no model. A step
+without a match is a step of plain decoding.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ from specpipe.speculate.lookup_tree import TreeLookup
 
 
 class PromptLookupProposer:
-    """Looks the last n tokens up in prompt and output, longest n first."""
+    """Searches prompt and output for the last n tokens, longest n first."""
 
     def __init__(self, num_draft_tokens: int, min_ngram: int, max_ngram: int) -> None:
         self.draft_nodes = num_draft_tokens
@@ -34,7 +34,7 @@ class PromptLookupProposer:
         self._tokens: list[int] = []
 
     def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
-        """Make `prompt` the text to look in."""
+        """Start a sequence: `prompt` is the text to search."""
         self._tokens = list(prompt)
 
     def propose(self, limit: int) -> Draft:
@@ -50,15 +50,15 @@ class PromptLookupProposer:
         return EMPTY
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
-        """Append what was committed."""
+        """Append the committed tokens."""
         self._tokens += verdict.emitted(draft)
 
 
 def _continuation(tokens: Ints, n: int, wanted: int) -> int | None:
-    """Return where the text after an earlier copy of the last n tokens begins.
+    """Return the index after an earlier match of the last n tokens; None without a match.
 
-    The latest copy that is followed by `wanted` tokens; if none is, the earliest, which is followed
-    by the most.
+    It is the latest match that is followed by `wanted` tokens. If there is none, it is the
+    earliest, which is followed by the most tokens.
     """
     windows = np.lib.stride_tricks.sliding_window_view(tokens[:-1], n)
     begins = np.flatnonzero((windows == tokens[-n:]).all(axis=1)) + n

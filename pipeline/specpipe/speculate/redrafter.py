@@ -1,8 +1,8 @@
-"""ReDrafter: beams of a small recurrent net that sees the target's hidden state (2403.09919).
+"""ReDrafter: beams of a recurrent drafter that reads the target's hidden state (2403.09919).
 
-Like upstream's engine, it searches for the `num_beams` likeliest continuations and checks them as
-one tree, in which common beginnings stand once. Unlike it, it ends the beams where the step hardly
-comes to their next tokens (`growth.LEAST_CHANCE`).
+Like TensorRT-LLM's engine, it searches for the `num_beams` likeliest continuations and verifies
+them as one tree, in which common prefixes are merged. Unlike that engine, it ends the beams where
+their next tokens become unlikely (`growth.LEAST_CHANCE`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from specpipe.speculate.medusa import hidden_of_last
 
 
 class ReDrafterProposer:
-    """Lays the beams out as a tree; siblings are chosen with certainty."""
+    """Arranges the beams as a tree; siblings are chosen deterministically."""
 
     def __init__(self, runner: Runner, num_beams: int, length: int) -> None:
         self.draft_nodes = num_beams * length
@@ -23,7 +23,7 @@ class ReDrafterProposer:
         self._hidden: Logits | None = None  # [D], of the last token before the root
 
     def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
-        """Forget the old sequence; the first step, which reads the prompt, is not guessed at."""
+        """Start a new sequence; the first step, which runs the prompt, has no draft."""
         self._hidden = None
 
     def propose(self, limit: int) -> Draft:
@@ -35,7 +35,7 @@ class ReDrafterProposer:
         return as_draft(beams(grow_levels(Node(self._root), drafter.after, self._beams, length)))
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
-        """Keep what the drafter will look at."""
+        """Keep the root token and the hidden state for the drafter."""
         self._root = verdict.next_token
         self._hidden = hidden_of_last(scores, verdict)
 

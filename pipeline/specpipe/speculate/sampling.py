@@ -1,7 +1,7 @@
-"""From logits to the distribution that a request asked for, at one position with its history.
+"""From logits to the distribution that a request specifies, at one position with its history.
 
-Order, as transformers and TensorRT-LLM have it: penalties and bans on the logits, then temperature,
-top_k, top_p.
+The order is that of transformers and TensorRT-LLM: penalties and bans on the logits, then
+temperature, top_k, top_p.
 """
 
 import math
@@ -14,8 +14,8 @@ from specpipe.errors import ConfigError
 from specpipe.speculate.history import Completions, History
 from specpipe.speculate.selection import top_k, top_p, weights_of
 
-# What a request may ask for: name, least, most, and how the bounds read. Within them the arithmetic
-# on logits stays finite in float32, over any number of repetitions that fits a sequence.
+# Bounds of request options: name, least, most, and their wording in errors. Within the bounds the
+# arithmetic on logits stays finite in float32, for any number of repetitions in a sequence.
 _BOUNDS = (
     ("temperature", 0.0, math.inf, "at least 0"),
     ("top_k", 0, math.inf, "at least 0 (0: no limit)"),

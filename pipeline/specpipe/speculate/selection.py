@@ -1,7 +1,7 @@
-"""Which tokens top_k and top_p keep, found without sorting the vocabulary.
+"""The tokens that top_k and top_p keep, found without sorting the vocabulary.
 
-Tokens are in the order of a stable sort: most likely first, equal logits by index. Both functions
-return what such a sort would give.
+The order is that of a stable sort: most likely first, equal logits by index. Both functions return
+the same tokens as such a sort.
 """
 
 import math
@@ -20,7 +20,7 @@ _SAMPLE = 512  # logits among which the border of a large set is searched for fi
 
 @dataclass(frozen=True)
 class _Scale:
-    """From logits to weights, of which the likeliest token's is 1."""
+    """Converts logits into weights; the weight of the likeliest token is 1."""
 
     peak: float
     temperature: float
@@ -40,7 +40,7 @@ class _Scale:
 
 
 def _error(rough_sum: float, count: int) -> float:
-    """Return by how much a sum of `count` rough weights may differ from that of the exact ones.
+    """Return the largest error of a sum of `count` rough weights.
 
     A weight exp(-a) is off by at most (3 a + 5) / 2**24 of itself: three roundings of `a`, and the
     2.5 units in the last place of numpy's exp. With weights that sum to R, the mean of `a` is their
@@ -52,14 +52,14 @@ def _error(rough_sum: float, count: int) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Border:
-    """Where a set of the likeliest tokens ends: all above `high` are in, and some of `order`."""
+    """Where a set of the likeliest tokens ends: it has all above `high`, and some of `order`."""
 
     high: float
     order: Ints  # the likeliest tokens that are not above `high`, in order
 
 
 def weights_of(logits: Logits, temperature: float) -> Floats:
-    """Return the unnormalised probabilities of `logits`; the largest is 1."""
+    """Return the unnormalized probabilities of `logits`; the largest is 1."""
     return _Scale(float(logits.max()), temperature).exact(logits)
 
 
@@ -77,11 +77,11 @@ def top_k(logits: Logits, k: int) -> Ints:
 def top_p(logits: Logits, temperature: float, p: float) -> tuple[Ints, Floats]:
     """Return the smallest set of likeliest tokens whose probabilities reach `p`.
 
-    As positions in any order, with their weights as `weights_of` gives them. The weights of the
-    set are taken in float64, those of the rest in float32: only their sum is needed, and it is
-    taken in float64 too where its error could change the set. So the set is that of float64
-    arithmetic; where its probability differs from `p` by rounding only (1e-12), one token more or
-    less.
+    The positions are in any order; the weights are those of `weights_of`. The weights of the set
+    are computed in float64. Of the other tokens only the sum is needed; it is computed in float32,
+    or in float64 if its error could change the set. So the set is that of float64 arithmetic. If
+    the probability of the set differs from `p` only by rounding (1e-12), it can have one token more
+    or less.
     """
     scale = _Scale(float(logits.max()), temperature)
     if len(logits) <= 2 * _FEW:

@@ -1,7 +1,7 @@
-"""A draft whose table of tokens is longer or shorter than the target's, where padding differs.
+"""A draft model whose vocabulary is padded to another size than the target's.
 
-Models of one kind share a tokenizer, but often not the number of rows that it was rounded up to.
-Acceptance compares distributions over the target's tokens, so the draft must speak of these alone.
+Models of one family share a tokenizer, but often pad the vocabulary to different sizes. Acceptance
+compares distributions over the target's tokens, so the draft model is limited to these.
 """
 
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ import numpy as np
 
 from specpipe.contracts import Draft, Extensions, Guesses, Ints, Logits, Runner, Scores, Verdict
 
-STAND_IN = 0  # what a draft reads for a token that it has no row for; it only makes guesses worse
-_NEVER = np.float32(-1e30)  # finite, so that bans on all other tokens leave a law
+STAND_IN = 0  # read by a draft for tokens without a row; this only makes its drafts worse
+_NEVER = np.float32(-1e30)  # finite, so that banning all other tokens leaves a distribution
 
 
 class InVocabulary:
-    """A `Runner` that scores exactly the ids from 0 to `vocab_size` - 1, whatever its engine has.
+    """A `Runner` that scores exactly the ids from 0 to `vocab_size` - 1, for any engine.
 
-    Ids beyond are never proposed; ids that the engine lacks get no probability, and are read as
-    another token where the target committed one.
+    Larger ids are never proposed. Ids that the engine lacks have probability 0; if the target
+    commits one, the engine reads another token for it.
     """
 
     def __init__(self, runner: Runner, vocab_size: int) -> None:
@@ -35,7 +35,7 @@ class InVocabulary:
         return self._runner.prefill()
 
     def follow(self, sequence: Sequence[int]) -> None:
-        """Become `sequence`; see `Runner`."""
+        """Switch to `sequence`; see `Runner`."""
         self._runner.follow(self._known(sequence))
 
     def score(self, draft: Draft) -> Scores:
@@ -44,18 +44,18 @@ class InVocabulary:
         return replace(scores, logits=self._aligned(scores.logits))
 
     def commit(self, draft: Draft, verdict: Verdict) -> None:
-        """Append what was accepted; see `Runner`."""
+        """Append the accepted tokens; see `Runner`."""
         (token,) = self._known([verdict.next_token])
         self._runner.commit(self._readable(draft), replace(verdict, next_token=token))
 
     def guess(self, hidden: Logits) -> Guesses:
-        """Ask the engine's heads; an id beyond the target's is taken for impossible."""
+        """Run the engine's heads; ids beyond the target's get probability 0."""
         guesses = self._runner.guess(hidden)
         known = guesses.tokens < self.vocab_size
         return Guesses(np.where(known, guesses.tokens, STAND_IN), np.where(known, guesses.probs, 0))
 
     def extend(self, hidden: Logits, states: Logits, tokens: Ints) -> Extensions:
-        """Ask the engine's drafter; an id beyond the target's is taken for impossible."""
+        """Run the engine's drafter; ids beyond the target's get probability 0."""
         found = self._runner.extend(hidden, states, self._readable_tokens(tokens))
         known = found.tokens < self.vocab_size
         return Extensions(
@@ -82,5 +82,5 @@ class InVocabulary:
 
 
 def in_vocabulary(runner: Runner, vocab_size: int) -> Runner:
-    """Return `runner`, made to speak of `vocab_size` ids if it does not already."""
+    """Return `runner`, wrapped if its vocabulary size is not `vocab_size`."""
     return runner if runner.vocab_size == vocab_size else InVocabulary(runner, vocab_size)

@@ -1,1 +1,1 @@
-"""TensorRT-LLM without engines: Triton's `llmapi` model on upstream's PyTorch backend."""
+"""TensorRT-LLM without engines: Triton's `llmapi` model on TensorRT-LLM's PyTorch backend."""

@@ -1,4 +1,4 @@
-"""The `llmapi` backend: no engine is compiled; building writes the `model.yaml` that serves it."""
+"""The `llmapi` backend: compiles no engine; building writes the `model.yaml` that Triton serves."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ class LlmApiBackend:
     serves_sources = True
 
     def check(self, request: BuildRequest) -> list[Rejection]:
-        """Return every reason why the asked release cannot serve this."""
+        """Return every reason why the requested release cannot serve this model."""
         profile = profile_of(request.release)
         return [
             *check.check_known(request),
@@ -34,23 +34,23 @@ class LlmApiBackend:
         ]
 
     def versions(self, release: str | None = None) -> Mapping[str, str]:
-        """Name what serves the model."""
+        """Return the TensorRT-LLM release and the container that serve the model."""
         profile = profile_of(release)
         return {"tensorrt_llm": profile.tensorrt_llm, "container": profile.container}
 
     def commands(self, request: BuildRequest, checkpoint: Path, out: Path) -> list[Command]:
-        """Nothing is started."""
+        """Return no commands."""
         return []
 
     def files(self, request: BuildRequest) -> Mapping[str, str]:
-        """Return model.yaml; nothing where the release or the method has none."""
+        """Return model.yaml; nothing if the LLM API of the release does not support the method."""
         profile = profile_of(request.release)
         if profile.llmapi is None or request.method not in profile.llmapi_methods:
             return {}
         return {FILE: model_yaml(request, profile)}
 
     def footprint(self, request: BuildRequest) -> Footprint:
-        """Estimate what the model takes on each GPU, as an engine of these sizes does."""
+        """Estimate the memory on each GPU, as for a TensorRT-LLM engine of these sizes."""
         return footprint(request, profile_of(request.release))
 
     def build(

@@ -28,9 +28,10 @@ TENSORS = Tensors(
 
 
 def describe(serving: Serving) -> Endpoint:
-    """Return the endpoint of a run: one model that takes text, and whose speculation is fixed.
+    """Return the endpoint of a run: one text model; a request cannot change its speculation.
 
-    Streamed responses carry the whole text so far (`output.text`, in upstream's `llmapi` model.py).
+    Streamed responses carry the whole text so far (`output.text` in the `llmapi` model.py of
+    TensorRT-LLM).
     """
     model = Model(
         "tensorrt_llm",

@@ -1,7 +1,7 @@
-"""`model.yaml`: what Triton's `llmapi` model hands to `tensorrt_llm.LLM`, as upstream spells it.
+"""`model.yaml`: the arguments that Triton's `llmapi` model passes to `tensorrt_llm.LLM`.
 
-The keys follow upstream's `llmapi/llm_args.py` and the `model.yaml` of its Triton backend; how
-`speculative_config` is spelt depends on the release, see `profiles.LlmApi`. Nothing here was run on
+The keys follow TensorRT-LLM's `llmapi/llm_args.py` and the `model.yaml` of its Triton backend. The
+keys of `speculative_config` differ between releases, see `profiles.LlmApi`. Nothing here was run on
 a GPU.
 """
 
@@ -43,18 +43,18 @@ def model_yaml(request: BuildRequest, profile: Profile) -> str:
 
 
 def _revision(request: BuildRequest) -> dict[str, str]:
-    """Return the commit or branch that upstream fetches model and tokenizer at, if one is given."""
+    """Return the revision at which TensorRT-LLM downloads model and tokenizer, if one is set."""
     revision = request.revisions.get("target")
     return {"revision": revision, "tokenizer_revision": revision} if revision else {}
 
 
 def _two_models(request: BuildRequest) -> bool:
-    """Tell whether guesses are made beside the target's own graph; upstream then wants it alone."""
+    """Tell whether drafting runs outside the target's graph, which rules out overlap scheduling."""
     return request.method in ("draft_model", "prompt_lookup")
 
 
 def _kv_cache_config(request: BuildRequest) -> Section:
-    """Return the cache's share of free memory and its type; upstream's drafts reuse no blocks."""
+    """Return the KV cache's share of free memory, its type, and whether blocks are reused."""
     cache = request.kv_cache_quantization
     return {
         "free_gpu_memory_fraction": 0.9,
@@ -64,7 +64,7 @@ def _kv_cache_config(request: BuildRequest) -> Section:
 
 
 def _speculative_config(request: BuildRequest, spelling: LlmApi) -> Section:
-    """Return the section of a method; empty for plain decoding."""
+    """Return `speculative_config` for the method; empty for plain decoding."""
     limit: Section = {"max_draft_len": request.draft_nodes}
     if request.max_concurrency is not None:
         limit["max_concurrency"] = request.max_concurrency

@@ -1,1 +1,1 @@
-"""The CPU engine: OpenVINO, driven step by step from Python."""
+"""The CPU engine: an OpenVINO graph, run step by step from Python."""

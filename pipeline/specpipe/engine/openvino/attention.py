@@ -14,10 +14,10 @@ from specpipe.model import ModelConfig
 
 @dataclass(frozen=True)
 class Position:
-    """Where the new tokens stand: what `network.py` says of the inputs of these names."""
+    """Rotary tables and masks of the new tokens: inputs of the graph, described in `network.py`."""
 
     rotary: tuple[ov.Node, ...]  # query_cos, query_sin, key_cos, key_sin; empty: no rotation
-    masks: dict[int, ov.Node]  # sliding window (0: none) -> what may be seen
+    masks: dict[int, ov.Node]  # sliding window (0: none) -> mask
 
 
 def attention(
@@ -25,8 +25,8 @@ def attention(
 ) -> tuple[ov.Node, list[ov.Node]]:
     """Return [1, M, D] of the normed [1, M, D], and the new keys and values of layer `i`.
 
-    The G queries of a KV head are laid out as G rows of one sequence, so that keys and values are
-    never repeated; the query weights are reordered at build time to make that layout free.
+    The G queries of a KV head are G rows of one sequence, so keys and values are never repeated.
+    The query weights are reordered at build time, so this layout costs nothing at run time.
     """
     model, at = build.model, f"transformer.layers.{i}.attention."
     kv_heads, size = model.num_key_value_heads, model.head_size
@@ -49,7 +49,7 @@ def attention(
 
 
 def window(model: ModelConfig, layer: int) -> int:
-    """Return the sliding window of a layer; 0 if it sees everything."""
+    """Return the sliding window of a layer; 0 if the layer attends to the whole sequence."""
     windows = model.arithmetic.sliding_windows
     return windows[layer] if windows else 0
 
@@ -88,7 +88,7 @@ def _groups_first(qkv: Array, model: ModelConfig) -> Array:
 
 
 def _columns(dense: Array, model: ModelConfig) -> Array:
-    """Reorder the columns of the output projection [D, H * h] likewise."""
+    """Reorder the columns of the output projection [D, H * h] from (K, G, h) to (G, K, h)."""
     split = dense.reshape(dense.shape[0], model.num_key_value_heads, -1, model.head_size)
     return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(dense.shape)
 
@@ -96,7 +96,7 @@ def _columns(dense: Array, model: ModelConfig) -> Array:
 def _rotate(x: ov.Node, cos: ov.Node, sin: ov.Node, width: int) -> ov.Node:
     """Apply rotary positions to the first `width` values of every head of [1, M, n, h].
 
-    These very ops are fused into one by the plugin. Behind `width`, cos is constant and sin is 0.
+    The CPU plugin fuses exactly these ops into one. Beyond `width`, cos is constant and sin is 0.
     """
     low = op.slice(x, ints(0), ints(width // 2), ints(1), ints(3))
     whole = width == int(x.get_output_partial_shape(0)[3].get_length())

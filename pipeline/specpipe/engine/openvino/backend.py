@@ -1,4 +1,4 @@
-"""The `openvino` backend: builds engines for any x86-64 or ARM CPU and drives them."""
+"""The `openvino` backend: builds engines for x86-64 and ARM CPUs and runs them."""
 
 import json
 import os
@@ -34,18 +34,21 @@ from specpipe.engine.openvino.weights import GROUP, map_weights
 from specpipe.errors import ConfigError
 
 NETWORK, HEADS, DRAFTER = "openvino_model.xml", "openvino_heads.xml", "openvino_drafter.xml"
-FORMAT = "2"  # raise it when the same checkpoint must give another graph
-ITEM_BYTES = {"int8": 1.0, "int4": 0.6}  # a weight, scales included; others are kept in float32
-OVERHEAD_BYTES = 500 * 2**20  # server, libraries and work buffers beside weights and KV cache
+FORMAT = "2"  # increase it when the graph of the same checkpoint changes
+ITEM_BYTES = {
+    "int8": 1.0,
+    "int4": 0.6,
+}  # bytes per weight, scales included; other weights are kept in float32
+OVERHEAD_BYTES = 500 * 2**20  # server, libraries and work buffers, without weights and KV cache
 
 
 @dataclass(frozen=True)
 class Precision:
     """How an engine computes, from its `dtype` and `quantization`.
 
-    With quantised weights the plugin's bfloat16 path is slower than its float32 path, so both
-    dtypes compute in float32; bfloat16 then permits activations to be rounded to 8 bits in groups
-    of 32 (OpenVINO's dynamic quantisation), an error of the same size as bfloat16's own.
+    With quantized weights the plugin's bfloat16 path is slower than its float32 path, so both
+    dtypes compute in float32. With `bfloat16`, activations are then rounded to 8 bits in groups of
+    32 (OpenVINO's dynamic quantization); the error is as large as that of bfloat16 itself.
     """
 
     dtype: str
@@ -86,15 +89,15 @@ class OpenVinoEngine:
 
     @property
     def max_seq_len(self) -> int:
-        """Most tokens in one sequence, prompt and output."""
+        """Maximum number of tokens in one sequence, prompt and output."""
         return self.graph.max_seq_len
 
     @property
     def pads_steps(self) -> bool:
         """Whether the steps of a speculating sequence are padded to one width.
 
-        In bfloat16 a step of a few rows costs what one row costs, but a change of shape costs the
-        plugin several milliseconds.
+        In bfloat16 a step of a few rows takes as long as a step of one row, but a change of shape
+        costs the plugin several milliseconds.
         """
         return self.graph.bfloat16
 
@@ -103,9 +106,9 @@ class OpenVinoEngine:
         return OpenVinoRunner(self.graph, step_width if self.pads_steps else 0)
 
     def trim(self) -> None:
-        """Drop the mapped weights file from memory: by now the plugin has copies in its own layout.
+        """Drop the mapped weights file from memory; the plugin has copies in its own layout.
 
-        What is still read from it, the rows of the embedding, comes back page by page.
+        Rows of the embedding are still read from the file, page by page.
         """
         for graph in (NETWORK, HEADS, DRAFTER):
             drop_mapped_pages((self.folder / graph).with_suffix(".bin"))
@@ -170,19 +173,19 @@ class OpenVinoBackend:
         return found
 
     def versions(self, release: str | None = None) -> Mapping[str, str]:
-        """Name what the engine's bytes depend on."""
+        """Return the versions that the engine's bytes depend on."""
         return {"openvino": ov.get_version(), "format": FORMAT}
 
     def commands(self, request: BuildRequest, checkpoint: Path, out: Path) -> list[Command]:
-        """Nothing is started: the graph is built in this process."""
+        """Return no commands: the graph is built in this process."""
         return []
 
     def files(self, request: BuildRequest) -> Mapping[str, str]:
-        """Nothing of an engine is known beforehand."""
+        """Return nothing: no file of the engine is known before it is built."""
         return {}
 
     def footprint(self, request: BuildRequest) -> Footprint:
-        """Estimate the memory of the served engine, from above."""
+        """Return an upper estimate of the memory of the served engine."""
         precision = Precision(request.dtype, request.quantization)
         item = ITEM_BYTES.get(request.quantization, 4.0)
         if request.quantization == "none" and request.dtype != "float32":
@@ -204,7 +207,9 @@ class OpenVinoBackend:
     def build(
         self, request: BuildRequest, checkpoint: Path, out: Path, shop: Workshop = HERE
     ) -> Facts:
-        """Write graph and weights, those of the heads, config.json and engine.json into `out`.
+        """Write the graphs with their weights, config.json and engine.json into `out`.
+
+        The graphs are the network and, if the checkpoint has them, Medusa heads or a ReDrafter.
 
         Raises ConfigError if the checkpoint is damaged.
         """
@@ -265,7 +270,7 @@ class OpenVinoBackend:
 
 
 def _load_guesser(core: ov.Core, graph: Path) -> ov.InferRequest:
-    """Compile heads or a drafter; what they guess need not be exact."""
+    """Compile heads or a drafter; draft tokens need not be exact."""
     network = core.read_model(graph)
     _mark_decompression(network)
     rounded = {
@@ -277,9 +282,9 @@ def _load_guesser(core: ov.Core, graph: Path) -> ov.InferRequest:
 
 
 def _prevent_fused_mlp(network: ov.Model) -> None:
-    """Keep the plugin from fusing the MLP, which divides by zero on one CPU (SIGFPE in 2026.4).
+    """Keep the plugin from fusing the MLP: with one CPU it divides by zero.
 
-    The fusion looks for a Swish without the optional second input.
+    It raises SIGFPE in OpenVINO 2026.4. The fusion looks for a Swish without the optional input.
     """
     for node in network.get_ops():
         if node.get_type_name() == "Swish" and node.get_input_size() == 1:
@@ -291,7 +296,7 @@ def _prevent_fused_mlp(network: ov.Model) -> None:
 def _mark_decompression(network: ov.Model) -> None:
     """Tell the plugin to keep 16-bit constants instead of widening them at load time.
 
-    The mark is not written to disk by `save_model`, which knows it under another type.
+    The mark is set after loading, since `save_model` does not write it to disk.
     """
     for node in network.get_ops():
         if node.get_type_name() == "Convert":

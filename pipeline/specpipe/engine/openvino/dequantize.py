@@ -1,8 +1,8 @@
-"""Quantised tensors of a checkpoint as float32, in numpy: how a CPU checks what a GPU will compute.
+"""Dequantization of a checkpoint's tensors to float32, in numpy.
 
-The layouts are those that `checkpoint.quantized.arithmetic` writes, whose docstring describes them;
-`zero` is that of AWQ and GPTQ checkpoints, [k / group, n]. Stacked experts have one more dimension
-in front everywhere.
+The CPU engine uses it to check what a GPU will compute. `checkpoint.quantized.arithmetic` writes
+and describes the layouts. `zero` is the zero point of AWQ and GPTQ checkpoints, [k / group, n].
+Tensors of stacked experts have one more leading dimension.
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ FP8 = _fp8_table()
 
 
 def from_fp8(stored: Array, scale: Logits) -> Logits:
-    """Return bytes [n, k] of e4m3 times one scale [1]; of experts [E, n, k] times theirs [E, 1]."""
+    """Return e4m3 bytes [n, k] times one scale [1]; for experts [E, n, k] times scales [E, 1]."""
     return FP8[stored] * (scale[:, :, None] if stored.ndim > 2 else scale)
 
 

@@ -1,13 +1,13 @@
-"""The graph of a ReDrafter: one more token behind every path of guesses (2403.09919, section 3).
+"""The graph of a ReDrafter: extends every draft path by one token (2403.09919, section 3).
 
     hidden [1, D], states [B, D], last [B] int32
  -> tokens [B, WIDTH] int32, likeliest first;  probs [B, WIDTH];  next_states [B, D]
 
-A path of guesses is known by its last token and by what its parent's state adds to its own,
-U s + b; that is nothing for the first one, the token that the target has chosen itself. The
-arithmetic is that of TensorRT-LLM's engines (tensorrt_llm/models/redrafter), so that what is
-measured here is what will be guessed there. The output layer is treated as that of Medusa's heads,
-see there; a drafter without one of its own has the target's.
+A draft path is represented by its last token and by the term that its parent's state adds to its
+own state, U s + b. The term is zero for the root, the token that the target has chosen. The
+arithmetic is that of TensorRT-LLM's engines (tensorrt_llm/models/redrafter), so acceptance measured
+here carries over to them. The output layer is quantized and cut as for Medusa heads (`heads.py`). A
+drafter without an output layer uses the target's.
 """
 
 import openvino as ov
@@ -22,9 +22,10 @@ from specpipe.model import ModelConfig, RecurrentDrafter
 def build_drafter(
     model: ModelConfig, net: RecurrentDrafter, weights: Weights, vocabulary: int = 0
 ) -> ov.Model:
-    """Return the graph of the checkpoint's drafter; it guesses the first `vocabulary` tokens.
+    """Return the graph of the checkpoint's drafter.
 
-    0: all. Raises ConfigError if a tensor is missing.
+    It drafts only the first `vocabulary` tokens (0: all). Raises ConfigError if a tensor is
+    missing.
     """
     width = model.hidden_size
     inputs = {
@@ -50,7 +51,7 @@ def build_drafter(
 
 
 def _read(net: RecurrentDrafter, weights: Weights, embedded: ov.Node) -> ov.Node:
-    """Return what a token adds to the state: W e, or e itself."""
+    """Return the term that a token adds to the state: W e, or e itself."""
     if not net.is_rnn:
         return embedded
     return op.matmul(embedded, plain(*weights.raw("drafter.rnn_w.weight")), False, True)

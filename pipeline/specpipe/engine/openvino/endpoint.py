@@ -10,9 +10,10 @@ from specpipe.engine.upstream_models import TOKENS, upstream_endpoint
 def describe(serving: Serving) -> Endpoint:
     """Return the endpoint of a run.
 
-    `tensorrt_llm` holds the engines and speculates by itself; every model takes a request's limit.
-    Where Triton's text models drive the engines, that model follows upstream's rules, so the run is
-    called as one of TensorRT-LLM's newest release. Either returns the logits of a prompt.
+    `tensorrt_llm` holds the engines and runs speculative decoding itself; every model accepts a
+    limit of draft tokens per request. With `loop: bls` the text models run the draft/target loop
+    and `tensorrt_llm` follows the rules of TensorRT-LLM, so clients call the run like one of its
+    newest release. In both cases a request can get the logits of its prompt.
     """
     if serving.loop == "bls":
         endpoint = describe_engines(replace(serving, release=None))

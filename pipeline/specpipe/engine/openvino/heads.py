@@ -1,12 +1,12 @@
-"""The graph of Medusa heads: a hidden state in, the likeliest guesses of every head out.
+"""The graph of Medusa heads: maps a hidden state to the likeliest draft tokens of every head.
 
     hidden [1, D]  ->  tokens [K, WIDTH] int32, likeliest first;  probs [K, WIDTH]
 
-K heads of residual blocks x + silu(W x + b) before an output layer (2401.10774, section 2.1.1),
-which all share the target's or each own. Guesses need not be exact, so the output layer, nearly all
-of the work, is kept in 8 bits whatever the engine's precision, and may be cut to the first tokens
-of the vocabulary: where ids were given in the order of merges, those are the frequent ones. The
-idea is that of FR-Spec (2502.14856).
+Each of the K heads has residual blocks x + silu(W x + b) and an output layer (2401.10774, section
+2.1.1). The heads share the target's output layer, or each has its own. Draft tokens need not be
+exact, and the output layer is nearly all of the work. So it is kept in 8 bits at any precision of
+the engine, and can be cut to the first tokens of the vocabulary. Where token ids follow the order
+of merges, these are the frequent tokens. The idea is that of FR-Spec (2502.14856).
 """
 
 from collections.abc import Mapping
@@ -22,9 +22,10 @@ from specpipe.trees import WIDTH
 
 
 def build_heads(model: ModelConfig, weights: Weights, vocabulary: int = 0) -> ov.Model:
-    """Return the graph of the checkpoint's heads; they guess the first `vocabulary` tokens, 0: all.
+    """Return the graph of the checkpoint's heads.
 
-    Raises ConfigError if a tensor is missing.
+    They draft only the first `vocabulary` tokens (0: all). Raises ConfigError if a tensor is
+    missing.
     """
     hidden = op.parameter([1, model.hidden_size], Type.f32, name="hidden")
     heads = range(model.num_medusa_heads)
@@ -34,7 +35,7 @@ def build_heads(model: ModelConfig, weights: Weights, vocabulary: int = 0) -> ov
 
 
 def likeliest(logits: ov.Node) -> dict[str, ov.Output]:
-    """Return the first guesses of every row of logits, [K, WIDTH] each, and their probabilities."""
+    """Return the WIDTH likeliest tokens of every row of logits [K, V] and their probabilities."""
     best = op.topk(logits, op.constant(WIDTH), 1, "max", "value", Type.i32)
     total = op.reduce_sum(op.exp(op.subtract(logits, _first(best))), op.constant([1]), True)
     probs = op.divide(op.exp(op.subtract(best.output(0), _first(best))), total)
@@ -55,7 +56,7 @@ def named_model(
 
 
 def _blocks(x: ov.Node, model: ModelConfig, weights: Weights, head: int) -> ov.Node:
-    """Return [1, D]: the hidden state behind a head's residual blocks."""
+    """Return [1, D]: the hidden state after a head's residual blocks."""
     for layer in range(model.num_medusa_layers):
         at = f"medusa_heads.{head}.medusa_layers.{layer}.linear."
         turned = op.matmul(x, plain(*weights.raw(f"{at}weight")), False, True)
@@ -64,7 +65,7 @@ def _blocks(x: ov.Node, model: ModelConfig, weights: Weights, head: int) -> ov.N
 
 
 def _output_layers(rows: list[ov.Node], weights: Weights, vocabulary: int) -> ov.Node:
-    """Return logits [K, vocabulary]; heads without an output layer of their own share one."""
+    """Return logits [K, vocabulary]; heads without output layers share the target's."""
     own = [f"medusa_heads.{k}.lm_head.weight" for k in range(len(rows))]
     if own[0] in weights.tensors:
         layers = [int8(weights.float32(name)[:vocabulary]) for name in own]

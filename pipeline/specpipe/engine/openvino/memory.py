@@ -1,4 +1,4 @@
-"""Giving memory back to the kernel; where that is not possible, nothing happens."""
+"""Returns memory to the kernel; does nothing where that is not possible."""
 
 import contextlib
 import ctypes
@@ -8,7 +8,7 @@ _MADV_DONTNEED = 4
 
 
 def drop_mapped_pages(file: Path) -> None:
-    """Forget the pages of a read-only mapped file; they are read again when they are needed."""
+    """Drop the pages of a read-only mapped file; the kernel reads them again on access."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         for begin, end in _mappings(file.resolve()):
@@ -19,7 +19,7 @@ def _mappings(file: Path) -> list[tuple[int, int]]:
     found = []
     for line in Path("/proc/self/maps").read_text().splitlines():
         fields = line.split(maxsplit=5)
-        # "w" would mean that pages may hold changes of ours, which must not be dropped.
+        # Pages of a mapping with "w" may hold changes of this process, which must not be dropped.
         if len(fields) == 6 and fields[5] == str(file) and "w" not in fields[1]:
             begin, end = (int(part, 16) for part in fields[0].split("-"))
             found.append((begin, end))

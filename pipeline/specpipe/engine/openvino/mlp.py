@@ -1,4 +1,4 @@
-"""What follows attention in a layer: one MLP, or a mixture of them."""
+"""The part of a layer after attention: one MLP, or a mixture of experts."""
 
 import numpy as np
 import openvino as ov
@@ -43,9 +43,9 @@ def _feed_forward(build: Builder, at: str, x: ov.Node, *, bias: bool) -> ov.Node
 
 
 def _experts(build: Builder, moe: Experts, at: str, x: ov.Node) -> ov.Node:
-    """Evaluate every expert on every token, as one wide MLP; gates cut what was not chosen.
+    """Evaluate every expert on every token, as one wide MLP; gates zero the experts not chosen.
 
-    Right, and as slow as the number of experts: a CPU waits for all their weights.
+    The result is exact. The cost is that of all experts, since the CPU reads all their weights.
     """
     inner = build.linear(x, f"{at}fc.weight", _rows_together)  # [1, M, E * 2I]
     inner = op.reshape(inner, ints(-1, moe.num_experts, 2 * build.model.expert_size), False)
@@ -53,7 +53,7 @@ def _experts(build: Builder, moe: Experts, at: str, x: ov.Node) -> ov.Node:
     inner = op.multiply(ACTIVATIONS[build.model.hidden_act](gate), up)
     inner = build.rounded(
         inner, f"{at}proj.weight"
-    )  # before the gates, which upstream applies last
+    )  # before the gates, which TensorRT-LLM applies last
     inner = op.multiply(inner, op.unsqueeze(_gates(build, moe, at, x), ints(2)))  # [M, E, I]
     inner = op.reshape(inner, ints(1, -1, moe.num_experts * build.model.expert_size), False)
     matrix = build.matrix(f"{at}proj.weight", _columns_together)

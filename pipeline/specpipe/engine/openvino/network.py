@@ -1,24 +1,25 @@
 """The graph of a decoder, built op by op from a TensorRT-LLM checkpoint; no torch.
 
-It never needs rewinding: the KV cache comes in as plain inputs (a prefix of the host's buffers, not
-copied), a mask says what every new token may see (a chain, a tree or a window are all just masks),
-and only the new rows go out. The host writes the accepted rows into the buffers, and nothing else.
+The graph has no state, so rejected draft tokens never have to be rolled back. The KV cache is a
+plain input: a prefix of the host's buffers, which is not copied. A mask defines the tokens that
+every new token attends to; chains, trees and sliding windows differ only in the mask. The graph
+returns the KV rows of the new tokens, and the host copies the accepted rows into its buffers.
 
-Shapes: M new tokens, P cached rows, R rows that logits are wanted for, H heads in K groups of
+Shapes: M new tokens, P cached rows, R rows with requested logits, H heads in K groups of
 G = H / K, head size h, L layers.
 
     tokens     [M] int32           rows       [R] int32, indices into the new tokens
-    query_cos, query_sin  [1, M, 1, h], times 1 / sqrt(h): they carry the softmax's scale
+    query_cos, query_sin  [1, M, 1, h], scaled by 1 / sqrt(h), the scale of the softmax
     key_cos, key_sin      [1, M, 1, h]
     mask       [1, 1, M * G, P + M], 0 or a large negative number
-    mask.W     the same for layers that see W tokens; with ALiBi both are [1, K, M * G, P + M]
-    positions  [M] int32, where there is a table of positions and no rotation
+    mask.W     the same for layers with a window of W tokens; with ALiBi [1, K, M * G, P + M]
+    positions  [M] int32, only for models with learned absolute positions
     key.i      [1, P, K * h]       value.i    [1, P, K * h]
  -> logits     [R, V]              hidden     [R, D], after the final norm
     kv         [2 * L, M, K * h]   new keys and values: layer 0's keys, its values, layer 1's ...
 
-OpenVINO's CPU plugin decides by pattern what it runs fast; what is fused depends on the exact ops
-below. docs/performance.md has the measurements, scripts/bench-engine makes them.
+OpenVINO's CPU plugin recognizes fast paths by pattern: the exact ops below decide which of them are
+fused. docs/performance.md has the measurements; scripts/bench-engine repeats them.
 """
 
 import openvino as ov
@@ -64,7 +65,7 @@ def build_network(
 
 
 def columns(model: ModelConfig) -> tuple[int, ...]:
-    """Return the widths of the inputs of all layers that are quantised."""
+    """Return the input widths of all layers that are quantized."""
     inner = model.num_experts * model.expert_size or model.intermediate_size
     shared = model.moe_shared_expert_intermediate_size
     attended = model.num_attention_heads * model.head_size
@@ -72,17 +73,17 @@ def columns(model: ModelConfig) -> tuple[int, ...]:
 
 
 def windows(model: ModelConfig) -> list[int]:
-    """Return the sliding windows that the layers have, without repetition; 0: sees everything."""
+    """Return the distinct sliding windows of the layers; 0 stands for full attention."""
     return sorted({window(model, i) for i in range(model.num_hidden_layers)})
 
 
 def mask_name(sliding_window: int) -> str:
-    """Return the name of the input that says what layers of this window may see."""
+    """Return the name of the mask input of layers with this window."""
     return f"mask.{sliding_window}" if sliding_window else "mask"
 
 
 def _inputs(model: ModelConfig) -> dict[str, ov.Node]:
-    """Return the inputs by name, in their order; the caches apart."""
+    """Return the inputs by name and in order, without the caches."""
     found = {name: op.parameter([-1], Type.i32, name=name) for name in ("tokens", "rows")}
     if model.rotary_dim:
         shape = [1, -1, 1, model.head_size]
@@ -128,7 +129,7 @@ def _head(build: Builder, table: ov.Node) -> ov.Node:
     tied = build.model.tie_word_embeddings
     if build.quantization == "none":
         return table if tied else plain(*build.weights.raw("lm_head.weight"))
-    # Four bits are too few for the output layer: it stays at eight.
+    # int4 is not precise enough for the output layer, which is always int8.
     return int8(build.weights.float32("lm_head.weight"))
 
 
@@ -166,7 +167,7 @@ def _model(outputs: dict[str, ov.Node], inputs: list[ov.Node]) -> ov.Model:
 
 
 def name_by_order(model: ov.Model) -> None:
-    """Name every op by its place; by default names count every op that the process ever made."""
+    """Name every op by its place in the graph; default names depend on earlier graphs."""
     for i, node in enumerate(model.get_ordered_ops()):
         if node.get_type_name() != "Parameter":
             node.set_friendly_name(f"{node.get_type_name()}.{i}")
@@ -175,9 +176,10 @@ def name_by_order(model: ov.Model) -> None:
 def _language_model_mark() -> ov.Node:
     """Return a sink that makes the CPU plugin treat the graph as a language model.
 
-    The plugin looks for an attention op and a state. Only then does it multiply float32 activations
-    with 16-bit weights directly, instead of widening them at load time (25 ms against 16 ms a step
-    for SmolLM2-135M). Ours is one number that attends to itself; it influences nothing.
+    The plugin looks for an attention op and a state. Only if it finds them does it multiply float32
+    activations with 16-bit weights directly, instead of widening the weights at load time (16 ms
+    instead of 25 ms per step for SmolLM2-135M). This mark is one number that attends to itself; it
+    has no effect on the outputs.
     """
     info = VariableInfo()
     info.data_shape, info.data_type, info.variable_id = (

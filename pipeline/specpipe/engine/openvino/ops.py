@@ -1,4 +1,4 @@
-"""The small pieces of a graph: weights as nodes, norms, activations, constants."""
+"""Building blocks of a graph: weights as nodes, norms, activations, constants."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Activation = Callable[[ov.Node], ov.Node]
 
 @dataclass(frozen=True)
 class Builder:
-    """What every layer needs; `linear` turns weights [n, k] into a node."""
+    """Model, weights and precision, and the nodes that every layer is built from."""
 
     model: ModelConfig
     weights: Weights
@@ -26,16 +26,16 @@ class Builder:
     cache_type: Type
 
     def linear(self, x: ov.Node, name: str, order: Reorder | None = None) -> ov.Node:
-        """Multiply `x` with the transposed weights `name`, reordered first if asked."""
+        """Multiply `x` with the transposed weights `name`; `order` reorders the weights first."""
         return op.matmul(self.rounded(x, name, order), self.matrix(name, order), False, True)
 
     def rounded(self, x: ov.Node, name: str, order: Reorder | None = None) -> ov.Node:
-        """Round the inputs of a layer that was quantised for a GPU, as it does."""
+        """Round the inputs of a layer that was quantized for a GPU, as the GPU does."""
         how = self.weights.rounding(name)
         if how is None:
             return x
         scale = how.scale
-        if scale is not None and order is not None:  # what moves columns moves their scales
+        if scale is not None and order is not None:  # reordered columns need reordered scales
             rows = self.weights.raw(name)[0].shape[0]
             scale = order(np.broadcast_to(scale, (rows, len(scale))))[0]
         return rounded(x, how, scale)
@@ -57,11 +57,11 @@ class Builder:
         return {"int8": int8, "int4": int4}[self.quantization](wide)
 
     def plain_linear(self, x: ov.Node, name: str) -> ov.Node:
-        """Multiply with weights that are never quantised."""
+        """Multiply with weights that are never quantized."""
         return op.matmul(x, plain(*self.weights.raw(name)), False, True)
 
     def norm(self, x: ov.Node, name: str) -> ov.Node:
-        """Norm the last dimension of [1, n, D] as the model norms."""
+        """Apply the model's norm, LayerNorm or RMSNorm, to the last dimension of [1, n, D]."""
         if self.model.arithmetic.layer_norm:
             return self._layer_norm(x, name)
         return self.rms_norm(x, name)
@@ -98,7 +98,7 @@ def _gelu_tanh(x: ov.Node) -> ov.Node:
     return op.gelu(x, "tanh")
 
 
-ACTIVATIONS: dict[str, Activation] = {  # upstream's `hidden_act`, as transformers computes it
+ACTIVATIONS: dict[str, Activation] = {  # TensorRT-LLM's `hidden_act`, computed as in transformers
     "silu": swish,
     "swiglu": swish,
     "gelu": _gelu,
@@ -107,11 +107,11 @@ ACTIVATIONS: dict[str, Activation] = {  # upstream's `hidden_act`, as transforme
     "gelu_pytorch_tanh": _gelu_tanh,
     "geglu": _gelu_tanh,
 }
-FUSED = ("swiglu", "geglu")  # one matrix [2 * I, D] holds what is gated, then the gate
+FUSED = ("swiglu", "geglu")  # one matrix [2 * I, D]: the gated half, then the gate
 
 
 def softcap(x: ov.Node, cap: float | None) -> ov.Node:
-    """Bend values smoothly into (-cap, cap)."""
+    """Return cap * tanh(x / cap): values limited smoothly to (-cap, cap); None: unchanged."""
     if cap is None:
         return x
     return op.multiply(op.tanh(op.divide(x, scalar(cap, ()))), scalar(cap, ()))

@@ -1,6 +1,6 @@
 """Rotary positions (2104.09864) as tables of cosines and sines, with HF's scaling rules.
 
-Computed in float32 in transformers' order of operations, so that both agree to the last digits.
+Computed in float32 and in transformers' order of operations, so that both agree to the last digit.
 """
 
 import math
@@ -15,7 +15,7 @@ from specpipe.model import ModelConfig
 
 @dataclass(frozen=True)
 class RopeTable:
-    """One row a position."""
+    """One row per position."""
 
     cos: Logits  # [positions, head_size]
     sin: Logits  # [positions, head_size]
@@ -24,7 +24,7 @@ class RopeTable:
 def rope_table(model: ModelConfig, positions: int) -> RopeTable:
     """Return the table for positions 0 .. `positions` - 1.
 
-    Of heads that are rotated in part, the rest has a cosine of 1 and a sine of 0.
+    In partly rotated heads the other dimensions have a cosine of 1 and a sine of 0.
     """
     width = model.rotary_dim
     exponent = np.arange(0, width, 2, dtype=np.float32) / np.float32(max(width, 1))
@@ -42,7 +42,11 @@ def rope_table(model: ModelConfig, positions: int) -> RopeTable:
 
 
 def exact_positions(model: ModelConfig) -> int | None:
-    """Return how many positions have one rule; None: all. LongRoPE has two, ours is the first."""
+    """Return the number of positions with exact angles; None: all positions.
+
+    LongRoPE has one set of factors up to the original length and another beyond it; this table has
+    only the first.
+    """
     rule = dict(model.rotary_scaling or {})
     if rule.get("rope_type") != "longrope":
         return None
@@ -63,7 +67,7 @@ def _scale(inverse: Logits, scaling: dict[str, Any]) -> Logits:
 
 
 def _attention_factor(scaling: dict[str, Any], longest: int) -> np.float32:
-    """Return what LongRoPE (2402.13753) multiplies cosines and sines with; 1 for other kinds."""
+    """Return LongRoPE's factor (2402.13753) for cosines and sines; 1 for other kinds."""
     if scaling.get("rope_type") != "longrope":
         return np.float32(1)
     if scaling.get("attention_factor") is not None:
@@ -74,7 +78,7 @@ def _attention_factor(scaling: dict[str, Any], longest: int) -> np.float32:
 
 
 def _llama3(inverse: Logits, rule: dict[str, float]) -> Logits:
-    """Llama 3.1: long waves are slowed by `factor`, short ones kept, those between are blended."""
+    """Llama 3.1: divide low frequencies by `factor`, keep high ones, blend those between."""
     context = rule["original_max_position_embeddings"]
     low, high = rule["low_freq_factor"], rule["high_freq_factor"]
     wavelength = 2 * math.pi / inverse

@@ -1,4 +1,4 @@
-"""Driving a compiled graph: one sequence, its KV buffers, and steps over any tree of drafts."""
+"""The OpenVINO runner: one sequence, its KV cache, and steps that verify any draft tree."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,15 +24,16 @@ from specpipe.engine.openvino.visibility import Step, depths, mask
 from specpipe.errors import Unsupported
 from specpipe.model import ModelConfig
 
-BLOCK = 64  # cached rows are handed over in blocks, since every new shape costs the plugin time
-# Prompt tokens a call: what other streams wait for. Smaller ones cost more a token, larger ones do
-# not cost less (scripts/bench-prefill); it is constant, so that an answer does not depend on load.
+BLOCK = 64  # cached rows are passed in whole blocks, since every new shape costs the plugin time
+# Prompt tokens per prefill call; other streams wait for one such call. Smaller chunks cost more per
+# token and larger ones do not cost less (scripts/bench-prefill). The size is constant, so that the
+# output does not depend on load.
 CHUNK = BLOCK
 
 
 @dataclass
 class Graph:
-    """A compiled model and its one request, shared by all runners; not thread-safe."""
+    """A compiled model and its only infer request, shared by all runners; not thread-safe."""
 
     compiled: ov.CompiledModel
     model: ModelConfig
@@ -43,7 +44,7 @@ class Graph:
     drafter: ov.InferRequest | None = None
     request: ov.InferRequest = field(init=False)
     ports: dict[str, ov.ConstOutput] = field(init=False)
-    bound: "tuple[OpenVinoRunner, int] | None" = None  # whose cache is bound, and how many rows
+    bound: "tuple[OpenVinoRunner, int] | None" = None  # owner and rows of the bound cache
 
     def __post_init__(self) -> None:
         self.request = self.compiled.create_infer_request()
@@ -55,9 +56,9 @@ class Graph:
 
 
 class OpenVinoRunner:
-    """One sequence. Tokens without cached rows are *pending*; the last of them is the root.
+    """One sequence; see `Runner`. Tokens without cached rows are *pending*; the last is the root.
 
-    What `score` returns are views of the engine's memory, valid until the graph's next call.
+    `score` returns views of the engine's memory, which are valid until the next call of the graph.
     """
 
     def __init__(self, graph: Graph, step_width: int = 0) -> None:
@@ -74,16 +75,16 @@ class OpenVinoRunner:
         # Zeros, not garbage: masked rows are multiplied by a weight of 0, and 0 * NaN is NaN.
         self._cache = np.zeros((2 * model.num_hidden_layers, rows, self._width), kind)
         self._tokens: list[int] = []
-        self._speculates = False  # steps are padded from the sequence's first draft on
+        self._speculates = False  # steps are padded from the first draft of the sequence on
         self._cached = 0
         self._fresh: NDArray[Any] = self._cache[:, :0]
 
     def start(self, prompt: Sequence[int]) -> None:
-        """Forget the old sequence and take `prompt`."""
+        """Start a new sequence with `prompt`."""
         self._tokens, self._cached, self._speculates = list(prompt), 0, False
 
     def follow(self, sequence: Sequence[int]) -> None:
-        """Become `sequence`; rows of the longest common prefix are kept."""
+        """Switch to `sequence`; keep the cached rows of the longest common prefix."""
         new = list(sequence)
         limit = min(self._cached, len(new) - 1)
         old = np.asarray(self._tokens[:limit], np.int64)
@@ -92,7 +93,7 @@ class OpenVinoRunner:
         self._tokens = new
 
     def prefill(self) -> bool:
-        """Run CHUNK pending tokens, if there are more than that."""
+        """Run CHUNK pending tokens, if more than CHUNK are pending."""
         if len(self._tokens) - self._cached <= CHUNK:
             return False
         end = self._cached + CHUNK
@@ -102,12 +103,15 @@ class OpenVinoRunner:
         return True
 
     def score(self, draft: Draft) -> Scores:
-        """Run the pending tokens and the draft's nodes, the last CHUNK and these in one call."""
+        """Run the pending tokens and the draft's nodes.
+
+        The last CHUNK pending tokens and the nodes run in one call.
+        """
         while self.prefill():
             pass
         self._speculates = self._speculates or len(draft) > 0
         pending = self._tokens[self._cached :]
-        first = len(pending) - 1  # where the root stands among the new tokens
+        first = len(pending) - 1  # index of the root among the new tokens
         tokens = np.concatenate([np.asarray(pending, np.int64), draft.tokens])
         parents = np.concatenate([np.arange(-1, first), _shift(draft.parents, first)])
         rows = np.arange(first, len(tokens))
@@ -133,7 +137,7 @@ class OpenVinoRunner:
         return Guesses(tokens.astype(np.int64), probs.astype(np.float64))
 
     def extend(self, hidden: Logits, states: Logits, tokens: Ints) -> Extensions:
-        """Run the drafter behind B paths; raises Unsupported if there is none."""
+        """Run the drafter on B draft paths; raises Unsupported if there is none."""
         drafter = self._graph.drafter
         if drafter is None:
             raise Unsupported(
@@ -159,7 +163,7 @@ class OpenVinoRunner:
         count = max(len(tokens), self._step_width if pads else 0)
         depth = depths(parents)
         positions = np.zeros(count, np.int64)
-        # Only scratch nodes can lie beyond the end of the sequence; where they stand is no matter.
+        # Only scratch nodes can lie beyond the end of the sequence; their position does not matter.
         positions[: len(tokens)] = np.minimum(self._cached + depth, self.max_seq_len - 1)
         padded = np.zeros(count, np.int32)
         padded[: len(tokens)] = tokens
@@ -180,7 +184,7 @@ class OpenVinoRunner:
         return Scores(logits, hidden)
 
     def _where(self, step: Step) -> dict[str, NDArray[Any]]:
-        """Say where the new tokens stand and what they see, as far as the graph asks."""
+        """Return masks, positions and rotary tables of the new tokens, those that the graph has."""
         model, ports = self._graph.model, self._graph.ports
         found: dict[str, NDArray[Any]] = {
             mask_name(window): mask(step, model, window) for window in windows(model)
@@ -201,7 +205,7 @@ class OpenVinoRunner:
         }
 
     def _bind(self) -> int:
-        """Hand the cache's prefix over, in whole blocks; returns its rows."""
+        """Bind the prefix of the cache, in whole blocks; returns the number of its rows."""
         past = max(BLOCK, -(-self._cached // BLOCK) * BLOCK)
         graph, shape = self._graph, [1, past, self._width]
         if graph.bound is None or graph.bound[0] is not self or graph.bound[1] != past:

@@ -1,7 +1,7 @@
-"""What every new token may see, as masks that are added to attention's scores.
+"""Attention masks: the tokens that every new token attends to. They are added to the scores.
 
-Rows of a mask stand for a new token and one of the G heads of its group (row m * G + g), columns
-for the rows of the cache, and then the new tokens.
+Row m * G + g of a mask belongs to new token m and to head g of each group of G heads. The columns
+are the rows of the cache, followed by the new tokens.
 """
 
 import math
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from specpipe.contracts import Ints
 from specpipe.model import ModelConfig
 
-HIDDEN = np.float32(-3.0e38)  # added to a score, it leaves no weight
+HIDDEN = np.float32(-3.0e38)  # added to a score, it makes the attention weight 0
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """The new tokens of one call: a tree behind `cached` rows, of which `past` are handed over."""
+    """The new tokens of one call: a tree after `cached` rows; the graph gets `past` rows."""
 
     parents: Ints  # [n], indices among the new tokens; -1: the end of the cache
     positions: Ints  # [M], M >= n: the rest is padding
@@ -27,12 +27,12 @@ class Step:
 
     @property
     def key_positions(self) -> Ints:
-        """Where every column stands in the sequence."""
+        """The position of every column in the sequence."""
         return np.concatenate([np.arange(self.past), self.positions])
 
 
 def visible(step: Step) -> NDArray[np.bool_]:
-    """Return [M, past + M]: the cache, one's ancestors and oneself."""
+    """Return [M, past + M]: each token sees the cache, its ancestors and itself."""
     count = len(step.positions)
     seen = np.zeros((count, step.past + count), np.bool_)
     seen[:, : step.cached] = True
@@ -54,10 +54,10 @@ def mask(step: Step, model: ModelConfig, sliding_window: int = 0) -> NDArray[np.
 
 
 def _alibi(step: Step, model: ModelConfig) -> NDArray[np.float32]:
-    """Return [1, K, M * G, past + M]: what distance adds to the scores (2108.12409).
+    """Return [1, K, M * G, past + M]: ALiBi's bias of the scores (2108.12409).
 
-    As a multiple of the key's position, which differs from distance by what softmax ignores; times
-    attention's scale, as Falcon has it.
+    A multiple of the key's position instead of the distance: the two differ by a constant per row,
+    which softmax ignores. It is multiplied by the attention scale, as in Falcon.
     """
     kv_heads, count = model.num_key_value_heads, len(step.positions)
     slopes = slopes_of(model.num_attention_heads) * np.float32(model.attention_scale)
@@ -66,7 +66,7 @@ def _alibi(step: Step, model: ModelConfig) -> NDArray[np.float32]:
 
 
 def slopes_of(heads: int) -> NDArray[np.float32]:
-    """Return ALiBi's slope of every head; where `heads` is no power of two, as BLOOM has them."""
+    """Return the ALiBi slope of every head; computed as in BLOOM if `heads` is no power of two."""
     power = 2 ** math.floor(math.log2(heads))
     first = [2.0 ** (-8 * (i + 1) / power) for i in range(power)]
     rest = [2.0 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
@@ -74,7 +74,7 @@ def slopes_of(heads: int) -> NDArray[np.float32]:
 
 
 def depths(parents: Ints) -> Ints:
-    """Return how many new tokens stand above each."""
+    """Return the number of ancestors of each new token, among the new tokens."""
     if is_chain(parents):
         return np.arange(len(parents))
     depth = np.zeros(len(parents), np.int64)

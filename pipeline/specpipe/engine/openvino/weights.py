@@ -1,8 +1,9 @@
 """A checkpoint's tensors, mapped from disk, as OpenVINO constants: plain, int8 or int4.
 
-Plain weights are kept in 16 bits wherever that is exact, whatever the compute type: decoding waits
-for memory, and OpenVINO widens 16-bit weights on the fly. Checkpoints that are quantised for GPUs
-are computed with in float32, inputs rounded as there, to see what they are worth.
+Plain weights are kept in 16 bits wherever that is exact, for every compute type: decoding is bound
+by memory bandwidth, and OpenVINO widens 16-bit weights on the fly. Checkpoints quantized for GPUs
+are dequantized to float32, with inputs rounded as on the GPU, so that their accuracy can be
+measured on the CPU.
 """
 
 import json
@@ -25,10 +26,10 @@ GROUP = 64  # columns that share one int4 scale
 
 @dataclass(frozen=True, eq=False)
 class Rounding:
-    """What a quantised layer does to its inputs before it multiplies them."""
+    """How a quantized layer rounds its inputs before the multiplication."""
 
     kind: Literal["int8", "fp8"]
-    step: float  # what one unit of it is worth
+    step: float  # value of one unit
     scale: Logits | None  # [k]  multiplied first
 
 
@@ -46,7 +47,7 @@ class Weights:
         return array, dtype
 
     def rounding(self, name: str) -> "Rounding | None":
-        """Return how the inputs of a quantised layer's weights are rounded; None if they are not.
+        """Return how the inputs of a quantized layer are rounded; None if they are not.
 
         The activations of nvfp4 are not rounded: their scales follow from the values.
         """
@@ -139,16 +140,16 @@ def plain(array: Array, dtype: str) -> ov.Node:
 
 
 def int8(weights: Logits) -> ov.Node:
-    """Quantise [n, k] symmetrically with one scale a row."""
+    """Quantize [n, k] symmetrically with one scale per row."""
     scale = _scale(np.abs(weights).max(axis=1, keepdims=True) / 127)
     levels = np.clip(np.rint(weights / scale.astype(np.float32)), -127, 127).astype(np.int8)
     return op.multiply(op.convert(op.constant(levels), "f32"), _f32(scale))
 
 
 def int4(weights: Logits) -> ov.Node:
-    """Quantise [n, k] with one scale and zero point for every GROUP columns of a row.
+    """Quantize [n, k] with one scale and zero point for every GROUP columns of a row.
 
-    Raises Unsupported if k does not divide by GROUP.
+    Raises Unsupported if k is not a multiple of GROUP.
     """
     rows, columns = weights.shape
     if columns % GROUP:
@@ -190,9 +191,10 @@ def _typed(raw: Array, shape: list[int], kind: ov.Type) -> ov.Node:
 
 
 def rounded(x: ov.Node, how: Rounding, scale: Logits | None) -> ov.Node:
-    """Round inputs [1, M, k] as a quantised layer does, after `scale` [k] (`how.scale`, reordered).
+    """Round inputs [1, M, k] as a quantized layer does.
 
-    int8 and 8-bit floats saturate.
+    They are first multiplied by `scale` [k] (`how.scale`, reordered). int8 and 8-bit floats
+    saturate.
     """
     if scale is not None:
         x = op.multiply(x, op.constant(scale.reshape(1, 1, -1).astype(np.float32)))
@@ -206,10 +208,10 @@ def rounded(x: ov.Node, how: Rounding, scale: Logits | None) -> ov.Node:
 
 
 def _nearest_e4m3(x: ov.Node) -> ov.Node:
-    """Round to three bits behind the leading one; the plugin's own op rounds to 16 bits first.
+    """Round to three bits after the leading one; the plugin's own op rounds to 16 bits first.
 
-    A logarithm that is off by a rounding error puts only numbers next to a power of two into the
-    wrong binade, and those become that power in both.
+    A rounding error of the logarithm moves only numbers next to a power of two into the wrong
+    binade. Such numbers round to that power in both binades.
     """
     size = op.maximum(op.abs(x), _scalar(2.0**-9))
     exponent = op.floor(op.multiply(op.log(size), _scalar(1 / np.log(2))))

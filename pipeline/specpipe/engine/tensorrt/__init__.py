@@ -1,1 +1,1 @@
-"""TensorRT-LLM engines for NVIDIA GPUs; built inside the container that will serve them."""
+"""TensorRT-LLM engines for NVIDIA GPUs, built in the container that serves them."""

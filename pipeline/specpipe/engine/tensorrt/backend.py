@@ -1,4 +1,4 @@
-"""The `tensorrt` backend: engines by `trtllm-build`, served by Triton's own C++ backend."""
+"""The `tensorrt` backend: engines built by `trtllm-build` and served by Triton's C++ backend."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +25,7 @@ class TensorRtBackend:
     serves_sources = False
 
     def check(self, request: BuildRequest) -> list[Rejection]:
-        """Return every reason why the asked release cannot build this engine."""
+        """Return every reason why the requested release cannot build this engine."""
         profile = profile_of(request.release)
         return [
             *check.check_known(request),
@@ -41,7 +41,7 @@ class TensorRtBackend:
         ]
 
     def versions(self, release: str | None = None) -> Mapping[str, str]:
-        """Name what the engine's bytes depend on."""
+        """Return the versions that the engine's bytes depend on."""
         profile = profile_of(release)
         return {
             "tensorrt_llm": profile.tensorrt_llm,
@@ -57,11 +57,11 @@ class TensorRtBackend:
         return [Command("compile", build_flags(request, checkpoint, out, profile))]
 
     def files(self, request: BuildRequest) -> Mapping[str, str]:
-        """Nothing of an engine is known beforehand."""
+        """Return nothing: no file of the engine is known before it is built."""
         return {}
 
     def footprint(self, request: BuildRequest) -> Footprint:
-        """Estimate what the engine takes on each GPU."""
+        """Estimate the memory of the engine on each GPU."""
         return footprint(request, profile_of(request.release))
 
     def build(
@@ -77,5 +77,5 @@ class TensorRtBackend:
         return describe(serving)
 
     def load(self, engine: Path) -> LoadedEngine:
-        """Refuse: TensorRT-LLM engines are driven by Triton's own backend, not from here."""
+        """Refuse: Triton's tensorrtllm backend runs TensorRT-LLM engines, not specpipe."""
         raise Unsupported("a TensorRT-LLM engine is served by Triton's tensorrtllm backend")

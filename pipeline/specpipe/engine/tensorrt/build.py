@@ -1,4 +1,4 @@
-"""Compiling a checkpoint with `trtllm-build`, here or in the container, and judging the result."""
+"""Compiles a checkpoint with `trtllm-build`, here or in the container, and checks the engine."""
 
 import os
 import shlex
@@ -24,7 +24,7 @@ from specpipe.processes import Launch, last_lines, run_logged
 
 @dataclass(frozen=True)
 class Site:
-    """Where the compiler runs, and what is known of that place before it starts."""
+    """Where the compiler runs: its GPU, versions and container image."""
 
     gpu: FoundGpu
     versions: Mapping[str, str]
@@ -34,11 +34,11 @@ class Site:
 def build_engine(
     request: BuildRequest, command: Command, out: Path, profile: Profile, shop: Workshop
 ) -> Facts:
-    """Run the planned command, check what it wrote into `out`, and return the facts about it.
+    """Run the planned command, check the engine in `out`, and return the facts about it.
 
-    The log is written beside `out` (`<role>.build.log`); timings of kernels are kept in `.timing`
-    beside the run's folder, for the next build on the same kind of GPU. Raises Unsupported if this
-    machine cannot build the engine, StageFailed with the end of the log if the build fails.
+    The log is `<role>.build.log` in the parent folder of `out`. Kernel timings are kept in
+    `.timing` next to the run's folder, for the next build on the same GPU model. Raises Unsupported
+    if this machine cannot build the engine, StageFailed with the end of the log if the build fails.
     """
     site = survey(request, profile, shop)
     checkpoint = Path(command.options()["--checkpoint_dir"])
@@ -53,12 +53,12 @@ def build_engine(
 
 
 def log_file(out: Path, role: str) -> Path:
-    """Return the log of an engine's build: it lies beside the engine."""
+    """Return the log file of an engine's build, which is next to the engine's folder."""
     return out.parent / f"{role}.build.log"
 
 
 def survey(request: BuildRequest, profile: Profile, shop: Workshop) -> Site:
-    """Look at the machine that shall build; raises Unsupported with the next step if it cannot."""
+    """Check that this machine can build; raises Unsupported with the next step if it cannot."""
     program = None if shop.runtime else find_program()
     if program is None and shop.runtime is None:
         raise Unsupported(
@@ -112,7 +112,7 @@ def _with_cache(command: Command, out: Path, cache: Path) -> tuple[str, ...]:
 
 
 def _keep_cache(out: Path, cache: Path) -> None:
-    """Move the timings out of the engine's folder; a build beside this one may do the same."""
+    """Move the timings out of the engine's folder; a parallel build may do so at the same time."""
     written = out / cache.name
     if written.is_file():
         cache.parent.mkdir(parents=True, exist_ok=True)

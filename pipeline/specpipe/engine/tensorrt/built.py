@@ -1,4 +1,4 @@
-"""A built engine against its plan: everything that its config.json says, before it is published."""
+"""Compares the config.json of a built engine with the plan, before the engine is published."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -48,7 +48,7 @@ _MODEL = (
 
 @dataclass(frozen=True)
 class Difference:
-    """One value that is not as planned."""
+    """One value that differs from the plan."""
 
     key: str
     planned: object
@@ -59,9 +59,9 @@ class Difference:
 
 
 def require_as_planned(command: Command, checkpoint: Path, engine: Path, release: str) -> None:
-    """Raise StageFailed, naming every difference, if an engine is not what was asked for.
+    """Raise StageFailed with every difference if an engine differs from its plan.
 
-    `checkpoint` is the folder that `command` compiled; `release` the one that had to build it.
+    `checkpoint` is the folder that `command` compiled; `release` is the planned release.
     """
     built = _read(engine / "config.json")
     source = _read(checkpoint / "config.json")
@@ -77,7 +77,7 @@ def require_as_planned(command: Command, checkpoint: Path, engine: Path, release
 def compare(
     flags: Mapping[str, str], checkpoint: Mapping[str, Any], built: Mapping[str, Any], release: str
 ) -> list[Difference]:
-    """Return what differs between a built config.json and its plan: flags, checkpoint, release."""
+    """Return the differences of a built config.json from its flags, checkpoint and release."""
     found = [Difference("version", release, built.get("version"))]
     model = built.get("pretrained_config") or {}
     found += _compare_model(checkpoint, model)
@@ -96,9 +96,9 @@ def _compare_model(planned: Mapping[str, Any], built: Mapping[str, Any]) -> Iter
         ("mapping", ("world_size", "tp_size", "pp_size")),
         ("quantization", ("quant_algo", "kv_cache_quant_algo")),
     ):
-        ours, theirs = planned.get(section) or {}, built.get(section) or {}
-        for key in (key for key in keys if key in ours):
-            yield Difference(f"{section}.{key}", ours[key], theirs.get(key))
+        wanted, found = planned.get(section) or {}, built.get(section) or {}
+        for key in (key for key in keys if key in wanted):
+            yield Difference(f"{section}.{key}", wanted[key], found.get(key))
 
 
 def _compare_sizes(flags: Mapping[str, str], built: Mapping[str, Any]) -> Iterator[Difference]:
@@ -114,7 +114,10 @@ def _compare_sizes(flags: Mapping[str, str], built: Mapping[str, Any]) -> Iterat
 
 
 def _compare_lengths(flags: Mapping[str, str], built: Mapping[str, Any]) -> Iterator[Difference]:
-    """Lengths may grow: upstream adds the draft to max_seq_len, and clips what cannot be used."""
+    """Compare lengths, which may grow: trtllm-build adds the draft tokens to max_seq_len.
+
+    It also lowers lengths that the engine cannot use.
+    """
     sequence, batch = int(flags["--max_seq_len"]), int(flags["--max_batch_size"])
     least = {
         "max_seq_len": sequence,
@@ -135,7 +138,7 @@ def _compare_plugins(flags: Mapping[str, str], built: Mapping[str, Any]) -> Iter
 
 
 def _plugin_value(value: object) -> str:
-    """Say a value of plugin_config in the words of the flags."""
+    """Return a value of plugin_config as the flags of trtllm-build spell it."""
     if isinstance(value, bool) or value is None:
         return "enable" if value else "disable"
     return str(value)

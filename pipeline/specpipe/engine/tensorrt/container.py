@@ -1,8 +1,8 @@
-"""`trtllm-build` inside the container that will serve the engine: one argument list, no shell.
+"""`trtllm-build` inside the container that serves the engine: one argument list, no shell.
 
-Only the compiler runs there. It sees the checkpoint read-only, the folder that it writes, and the
-folder of its timing cache, each under the path that it has outside, so the planned command is
-unchanged. Nothing is installed, and what it writes belongs to the caller.
+Only the compiler runs in the container. It sees the checkpoint (read-only), its output folder and
+the folder of its timing cache. Each has the same path as outside, so the planned command is
+unchanged. Nothing is installed, and its output files belong to the caller.
 """
 
 import os
@@ -36,7 +36,7 @@ def in_container(
     read_only: Sequence[Path],
     writable: Sequence[Path],
 ) -> Launch:
-    """Wrap a command so that it runs in `image` with every GPU; `name` is the container's."""
+    """Wrap a command so that it runs in `image` with every GPU; the container is called `name`."""
     gpus = ("--gpus", "all") if runtime == "docker" else ("--device", "nvidia.com/gpu=all")
     owner = () if runtime == "podman" else ("--user", f"{os.getuid()}:{os.getgid()}")
     keep = ("--userns", "keep-id") if runtime == "podman" else ()
@@ -54,15 +54,18 @@ def in_container(
             *gpus,
             *owner,
             *keep,
-            *("--network", "none"),  # the compiler needs none
+            *("--network", "none"),  # the compiler needs no network
             *("--shm-size", "2g"),
             *("--ulimit", "memlock=-1"),
             *("--ulimit", "stack=67108864"),
             *("--env", "HOME=/tmp"),
-            *("--env", "USER=specpipe"),  # torch asks for a name, and the id has none in there
+            *(
+                "--env",
+                "USER=specpipe",
+            ),  # torch needs a user name, and the caller's id has none here
             *(word for mount in mounts for word in ("--mount", mount)),
             *("--workdir", "/tmp"),
-            image,  # its entrypoint stays: it prepares the libraries for the host's driver
+            image,  # its entrypoint is kept: it prepares the libraries for the host's driver
             *argv,
         ),
         abort=(runtime, "rm", "--force", name),

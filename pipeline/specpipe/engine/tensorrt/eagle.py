@@ -1,18 +1,18 @@
-"""What TensorRT-LLM's EAGLE engines ask: rules of `tensorrt_llm/models/eagle` and `builder.py`.
+"""Requirements of TensorRT-LLM's EAGLE engines: `tensorrt_llm/models/eagle` and `builder.py`.
 
-Read in upstream's sources of 1.x; nothing here was run on a GPU.
+Taken from the sources of TensorRT-LLM 1.x; nothing here was run on a GPU.
 """
 
 from collections.abc import Iterator
 
 from specpipe.building import BuildRequest, Rejection
 
-BASES = ("LlamaForCausalLM", "MistralForCausalLM")  # what upstream's LLaMAForCausalLM computes
+BASES = ("LlamaForCausalLM", "MistralForCausalLM")  # computed by TensorRT-LLM's LLaMAForCausalLM
 MAX_BATCH_SIZE = 512
 
 
 def check_eagle(request: BuildRequest) -> Iterator[Rejection]:
-    """Refuse what an engine with a drafter in its checkpoint cannot be; nothing without one."""
+    """Refuse settings that an engine with an EAGLE drafter does not support."""
     if not request.model.num_eagle_layers:
         return
     architecture = request.model.architecture

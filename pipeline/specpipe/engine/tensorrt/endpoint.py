@@ -4,16 +4,16 @@ from specpipe.endpoint import Carrier, DraftLimit, Endpoint, Model, Serving
 from specpipe.engine.tensorrt.profiles import profile_of
 from specpipe.engine.upstream_models import tokens_of, upstream_endpoint
 
-# How a request turns an engine's own speculation off. Lookahead's sizes may be lowered by request
-# tensors; the C++ backend reads nothing of the kind for Medusa, EAGLE and ReDrafter.
+# How a request turns off the speculation of an engine. Request tensors can lower the sizes of
+# lookahead. The C++ backend has no such tensors for Medusa, EAGLE and ReDrafter.
 _OFF: dict[str, Carrier] = {"lookahead": "lookahead"}
 
 
 def describe(serving: Serving) -> Endpoint:
     """Return the endpoint of a run.
 
-    With a draft model the text models drive draft and target; `tensorrt_llm` is then the target,
-    answers in one piece and never speculates. Other engines speculate by themselves.
+    With a draft model the text models run the draft/target loop. `tensorrt_llm` is then the target:
+    it does not stream and does not speculate. Other engines run speculative decoding themselves.
     """
     tensors = tokens_of(profile_of(serving.release).tensorrt_llm)
     if serving.method == "draft_model":

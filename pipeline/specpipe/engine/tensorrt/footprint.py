@@ -1,7 +1,7 @@
-"""What an engine takes on each GPU: sharded, padded, quantised weights, KV cache, work buffers.
+"""Memory of an engine on each GPU: sharded, padded and quantized weights, KV cache, work buffers.
 
-Weights and cache are counted; work buffers follow the sizes of the largest step, and the reserve
-for libraries is a rule of thumb. None of it was measured on a GPU.
+Weights and cache are counted. Work buffers are estimated from the largest step. The reserve for
+libraries is a rule of thumb. Nothing here was measured on a GPU.
 """
 
 import math
@@ -18,7 +18,7 @@ from specpipe.engine.tensorrt.profiles import DEFAULT, Profile
 CONTEXT_BYTES = 2**30  # CUDA context, TensorRT and cuBLAS, by rule of thumb
 COMMUNICATION_BYTES = 2**29  # NCCL and all-reduce buffers, where there are several ranks
 
-# Bytes of a quantised weight, scales included (groups of 128 for AWQ, of 16 for NVFP4).
+# Bytes per quantized weight, scales included (groups of 128 for AWQ, of 16 for NVFP4).
 WEIGHT_BYTES: Mapping[str, float] = {
     "none": 2.0,
     "int8": 1.0,
@@ -32,7 +32,7 @@ _HALF = 2  # bytes of float16 and bfloat16
 
 
 def footprint(request: BuildRequest, profile: Profile = DEFAULT) -> Footprint:
-    """Return what an engine takes on the fullest of its GPUs."""
+    """Return the memory of an engine on the GPU that holds most."""
     ranks = request.parallel.world_size
     blocks = math.ceil(engine_seq_len(request) / profile.tokens_per_block)
     weights, looked_up = _weights(request)
@@ -48,7 +48,7 @@ def footprint(request: BuildRequest, profile: Profile = DEFAULT) -> Footprint:
 
 
 def _guesser(request: BuildRequest) -> int:
-    """Return the bytes of the layer that guesses one token."""
+    """Return the bytes of the layer that drafts one token."""
     if not guessing_layers(request):
         return 0
     model = request.model
@@ -58,10 +58,11 @@ def _guesser(request: BuildRequest) -> int:
 
 
 def _weights(request: BuildRequest) -> tuple[int, int]:
-    """Return the bytes of the fullest rank, and those that steps only pick rows from.
+    """Return the weight bytes of the largest rank, and the bytes that a step reads only rows of.
 
-    Embedding and head stay in 16 bits, the head's rows are padded. The embedding is on every rank
-    of the first stage unless it is cut as well; a tied head is stored again if it is cut.
+    Embedding and head stay in 16 bits, and the head's rows are padded. Every rank of the first
+    stage holds the whole embedding unless it is sharded. A tied head is stored again if it is
+    sharded.
     """
     model, tp, pp = request.model, request.parallel.tp_size, request.parallel.pp_size
     table = model.vocab_size * model.hidden_size
@@ -72,7 +73,7 @@ def _weights(request: BuildRequest) -> tuple[int, int]:
     head = padded(model.vocab_size, tp) // tp * model.hidden_size * _HALF
     first = table * _HALF // (tp if request.parallel.use_parallel_embedding else 1)
     last = head + model.guesser_parameters(padded(model.vocab_size, tp)) * _HALF // tp
-    picked = model.num_eagle_layers * first  # every copy of a drafter has an embedding of its own
+    picked = model.num_eagle_layers * first  # every copy of a drafter has its own embedding
     if pp > 1:  # every stage is as full as the fullest; a step reads the last one's head once
         return int(layers + max(first, last)), max(first, last) - last // pp
     if model.tie_word_embeddings and tp == 1:
@@ -81,12 +82,12 @@ def _weights(request: BuildRequest) -> tuple[int, int]:
 
 
 def guessing_layers(request: BuildRequest) -> int:
-    """Return the layers, each as large as one of the target's, that guess beside it."""
+    """Return the number of drafting layers, each as large as a layer of the target."""
     return {"eagle3": 1, "mtp": request.draft_nodes}.get(request.method, 0)
 
 
 def _duplicated(request: BuildRequest) -> float:
-    """Return the bytes that KV heads take more, all ranks together, where ranks outnumber them."""
+    """Return the additional bytes of KV heads that are copied because there are more ranks."""
     model = request.model
     extra = max(0, request.parallel.tp_size - model.num_key_value_heads)
     rows = 2 * extra * model.head_size * model.num_hidden_layers
@@ -106,7 +107,7 @@ def _kv_per_token(request: BuildRequest) -> int:
 
 
 def _activations(request: BuildRequest, tokens: int) -> int:
-    """Estimate the work buffers of a step of `tokens` tokens, from above.
+    """Return an upper estimate of the work buffers of a step of `tokens` tokens.
 
     Residual, normed and attended states; queries, keys and values; both halves of the MLP; and the
     logits of every row that decodes, in 32 bits, before and after they are gathered.
@@ -123,10 +124,11 @@ def _activations(request: BuildRequest, tokens: int) -> int:
 
 
 def _beams(request: BuildRequest) -> int:
-    """Return the bytes of what a ReDrafter and the target say of every token of every beam.
+    """Return the bytes of a ReDrafter's and the target's logits for every token of every beam.
 
-    Whole on each rank, in 16 bits: the last step's guesses, the target's opinion of them before and
-    after its best token was picked, and the next guesses (redrafter_helper.py).
+    Each rank holds four copies, whole and in 16 bits: the drafts of the last step, the target's
+    logits for them before and after the best token was picked, and the next drafts
+    (redrafter_helper.py).
     """
     net = request.model.redrafter
     if net is None:
@@ -136,5 +138,5 @@ def _beams(request: BuildRequest) -> int:
 
 
 def padded(size: int, ranks: int) -> int:
-    """Return the next multiple of `ranks`: what a vocabulary is padded to."""
+    """Return the next multiple of `ranks`, to which a vocabulary is padded."""
     return math.ceil(size / ranks) * ranks

@@ -1,10 +1,10 @@
-"""The log of `trtllm-build`: how far it is, and why it failed. Only a few lines are understood."""
+"""Reads progress and failures from the log of `trtllm-build`; only a few lines are recognized."""
 
 import re
 import signal
 from collections.abc import Sequence
 
-# what a line says -> how far the build is; the last line that is understood counts
+# log line -> progress of the build; the last line that matches counts
 _PHASES = (
     (r"Serializing engine to .*rank(\d+)\.engine", "writing rank {0}"),
     (r"Engine serialized", "rank written"),
@@ -13,7 +13,7 @@ _PHASES = (
     (r"Loading (?:the )?(?:timing cache|serialized timing cache)", "reading the timing cache"),
 )
 
-# what a log says -> what to do; the first that matches counts
+# pattern in the log -> hint; the first pattern that matches counts
 _CAUSES = (
     (
         r"unrecognized arguments|invalid choice|the following arguments are required",
@@ -58,7 +58,7 @@ _CAUSES = (
 
 
 def phase(lines: Sequence[str]) -> str | None:
-    """Say how far the build is by its latest lines; None if they do not tell."""
+    """Return the progress of the build from its latest lines; None if no line matches."""
     for line in reversed(lines):
         for pattern, words in _PHASES:
             match = re.search(pattern, line)
@@ -68,7 +68,7 @@ def phase(lines: Sequence[str]) -> str | None:
 
 
 def explain_exit(code: int) -> str:
-    """Say in words how a program ended."""
+    """Describe the exit code of a program in words."""
     if code == -signal.SIGKILL or code == 128 + signal.SIGKILL:
         return "was killed, perhaps by the kernel because host memory ran out"
     if code < 0:
@@ -77,7 +77,7 @@ def explain_exit(code: int) -> str:
 
 
 def advise(code: int, text: str) -> str | None:
-    """Return what to do about a failure, by what the log says; None if it is not a known one."""
+    """Return a hint for a failure from its exit code and log; None for an unknown failure."""
     for pattern, hint in _CAUSES:
         if re.search(pattern, text, re.IGNORECASE):
             return hint

@@ -1,7 +1,7 @@
-"""From a build request to the flags of `trtllm-build`; a method without a row is refused.
+"""Converts a build request into the flags of `trtllm-build`; methods without a row are refused.
 
-Every flag that matters is written, because upstream's defaults change between releases. What
-upstream's builder would silently change (`builder.py::build`) is asked for as it would come out.
+Every relevant flag is written, because TensorRT-LLM's defaults change between releases. Values that
+its builder would silently change (`builder.py::build`) are written as they would come out.
 """
 
 from pathlib import Path
@@ -21,9 +21,9 @@ _MODES: dict[str, dict[Role, str | None]] = {
 }
 
 METHODS = tuple(_MODES)
-FP8_READERS = ("fp8", "nvfp4")  # quantisations whose attention reads 8-bit caches in blocks
+FP8_READERS = ("fp8", "nvfp4")  # quantizations whose attention reads 8-bit caches in blocks
 _GEMM_PLUGINS = {"fp8": "disable", "nvfp4": "nvfp4"}  # else the dtype
-# What speculation does not use, and what some GPUs and releases refuse; upstream's own defaults.
+# Not used by speculation, and refused by some GPUs and releases; TensorRT-LLM's defaults.
 _OFF = ("--gemm_swiglu_plugin", "--fp8_rowwise_gemm_plugin", "--low_latency_gemm_plugin",
         "--low_latency_gemm_swiglu_plugin", "--lora_plugin", "--multiple_profiles",
         "--reduce_fusion", "--user_buffer", "--streamingllm", "--pp_reduce_scatter")  # fmt: skip
@@ -101,9 +101,9 @@ def _switch(on: bool) -> str:
 
 
 def reads_blocks(request: BuildRequest) -> bool:
-    """Tell whether prompts can be read behind cached blocks (paged context attention).
+    """Tell whether a prompt can attend to cached blocks (paged-context attention).
 
-    Upstream's builder turns it off for 8-bit caches, but for FP8 ones of FP8 and FP4 engines.
+    trtllm-build turns it off for 8-bit caches, except for FP8 caches of FP8 and FP4 engines.
     """
     if request.kv_cache_quantization == "fp8":
         return request.quantization in FP8_READERS
@@ -111,23 +111,23 @@ def reads_blocks(request: BuildRequest) -> bool:
 
 
 def longest_prompt(request: BuildRequest) -> int:
-    """Return the tokens of the longest prompt that the engine is given.
+    """Return the number of tokens of the longest prompt that the engine receives.
 
-    Both engines of `draft_model` are called again and again with prompt and output so far.
+    The draft/target loop of `draft_model` calls both engines with the prompt and the output so far.
     """
     return request.max_seq_len if request.method == "draft_model" else request.max_input_len
 
 
 def step_tokens(request: BuildRequest) -> int:
-    """Return the tokens of a step in which every sequence decodes."""
+    """Return the number of tokens of a step in which every sequence decodes."""
     drafted = request.draft_nodes if takes_drafts(request) else 0
     return request.max_batch_size * (drafted + 1)
 
 
 def engine_seq_len(request: BuildRequest) -> int:
-    """Return what `trtllm-build` makes of max_seq_len: it adds the room for the drafts.
+    """Return the engine's max_seq_len: `trtllm-build` adds the number of draft tokens to it.
 
-    For EAGLE it adds a place for every level of the tree as well.
+    For EAGLE it also adds one token per level of the tree.
     """
     if not takes_drafts(request):
         return request.max_seq_len
@@ -135,10 +135,10 @@ def engine_seq_len(request: BuildRequest) -> int:
 
 
 def num_tokens(request: BuildRequest, profile: Profile) -> int:
-    """Return the most tokens of one step: a whole prompt with its drafts, or 8192 of several.
+    """Return the most tokens of one step: a whole prompt with its draft, or 8192 of several.
 
-    At least every draft at once and one block, at most all that the sequences can hold: between
-    these bounds upstream's builder leaves the number alone.
+    The lower bound is one step with all drafts, and one block. The upper bound is the capacity of
+    all sequences. trtllm-build does not change a number between these bounds.
     """
     prompt = longest_prompt(request) + (request.draft_nodes if takes_drafts(request) else 0)
     several = min(8192, request.max_batch_size * longest_prompt(request))

@@ -1,4 +1,4 @@
-"""What a machine has of NVIDIA's: GPUs and driver by `nvidia-smi`, the installed releases."""
+"""Finds NVIDIA GPUs, their driver (by `nvidia-smi`) and installed TensorRT-LLM releases."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ class FoundGpu:
 
 
 def find_gpus() -> tuple[FoundGpu, ...]:
-    """Ask `nvidia-smi`; empty where there is none or it finds nothing."""
+    """Return the GPUs that `nvidia-smi` lists; empty if it is missing or finds none."""
     query = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
@@ -43,7 +43,7 @@ def find_gpus() -> tuple[FoundGpu, ...]:
 def _gpu(row: list[str]) -> FoundGpu:
     name, capability, memory, driver = row
     sm = capability.replace(".", "")
-    mib = memory if memory.isdigit() else "0"  # GPUs that share the host's memory say "[N/A]"
+    mib = memory if memory.isdigit() else "0"  # "[N/A]" for GPUs that share the host's memory
     return FoundGpu(name, int(sm) if sm.isdigit() else 0, int(mib), driver)
 
 
@@ -54,10 +54,10 @@ def find_program() -> Path | None:
 
 
 def installed_versions(program: Path) -> Mapping[str, str]:
-    """Return the releases of tensorrt_llm and tensorrt beside `program`, without importing them.
+    """Return the tensorrt_llm and tensorrt releases installed with `program`.
 
-    The interpreter in the program's first line is asked, which need not be ours. A package that
-    cannot be found is left out.
+    The Python interpreter in the program's first line reads them without importing the packages. It
+    can be another interpreter than this one. Missing packages are left out.
     """
     with program.open("rb") as file:
         first = file.readline(256)

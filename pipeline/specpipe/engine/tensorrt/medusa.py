@@ -1,6 +1,6 @@
-"""What TensorRT-LLM's Medusa engines ask of a target: rules of `tensorrt_llm/models/medusa`.
+"""Requirements of TensorRT-LLM's Medusa engines for a target: `tensorrt_llm/models/medusa`.
 
-Read in upstream's sources of 0.17 and 1.x; nothing here was run on a GPU.
+Taken from the sources of TensorRT-LLM 0.17 and 1.x; nothing here was run on a GPU.
 """
 
 from specpipe.building import BuildRequest, Rejection
@@ -10,9 +10,9 @@ _OTHER_WAYS = "use method: draft_model or lookahead, or backend: openvino"
 
 
 def check_medusa(request: BuildRequest, release: str) -> list[Rejection]:
-    """Return every reason why a target with heads in its checkpoint cannot be such an engine.
+    """Return every reason why a target with Medusa heads cannot be built as a Medusa engine.
 
-    Nothing if there are no heads. `release` is that of TensorRT-LLM, such as `1.2.1`.
+    Empty without heads. `release` is a TensorRT-LLM release, such as `1.2.1`.
     """
     if not request.model.num_medusa_heads:
         return []

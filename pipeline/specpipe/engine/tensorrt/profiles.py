@@ -1,6 +1,6 @@
-"""TensorRT-LLM releases as data: what belongs together, and what each can do.
+"""TensorRT-LLM releases as data: matching versions and containers, and supported features.
 
-Engines run only in the release that built them, so a profile names the container as well. Sources:
+Engines run only in the release that built them, so a profile also names the container. Sources:
 `docs/introduction/compatibility.md` of triton-inference-server/server (26.08) for containers,
 TensorRT and CUDA; `tensorrt_llm/llmapi/llm_args.py` of TensorRT-LLM for `model.yaml`; the release
 notes. Nothing here was run on a GPU.
@@ -17,28 +17,28 @@ _LLMAPI_METHODS = ("none", "draft_model", "prompt_lookup", "eagle3", "mtp")
 
 @dataclass(frozen=True)
 class LlmApi:
-    """How a release spells `speculative_config` in the `model.yaml` of Triton's `llmapi` model."""
+    """Spelling of `speculative_config` in the `model.yaml` of Triton's `llmapi` model."""
 
     draft_target: str
     eagle3: str
     draft_key: str  # the key that names the draft's folder
 
 
-# Up to 1.2.1 the keys of a table in `DecodingBaseConfig.from_dict` (1.2.1 also reads the draft's
-# folder as `speculative_model`); on the 1.3 line Literals of pydantic records.
+# Up to 1.2.1 these are the keys of a table in `DecodingBaseConfig.from_dict` (1.2.1 also accepts
+# `speculative_model` for the draft's folder). In 1.3 they are Literals of pydantic records.
 _TABLE = LlmApi("DraftTarget", "Eagle", "speculative_model_dir")
 _LITERALS = LlmApi("Draft_Target", "Eagle3", "speculative_model")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """One release and the container that carries it."""
+    """One release, its container and its features."""
 
     tensorrt_llm: str
     tensorrt: str
     cuda: str
-    tags: tuple[str, ...]  # Triton releases whose containers carry it; none: not known
-    methods: tuple[str, ...]  # what its engines can do; none: it has no engines
+    tags: tuple[str, ...]  # Triton releases whose containers include it; empty: unknown
+    methods: tuple[str, ...]  # methods of its engines; empty: no engines
     sms: tuple[int, ...]  # compute capabilities
     tokens_per_block: int = 32
     gathers_logits_at_runtime: bool = True  # else a flag of `trtllm-build`
@@ -49,7 +49,7 @@ class Profile:
 
     @property
     def container(self) -> str:
-        """Return the image to build and serve in; empty if none is known."""
+        """Return the image to build and serve with; empty if none is known."""
         return _IMAGE.format(self.tags[0]) if self.tags else ""
 
 
@@ -69,14 +69,14 @@ PROFILES = (
         tensorrt="10.9.0.34",
         cuda="12.8",
         tags=("25.04",),
-        # its Triton cannot be told lookahead's sizes
+        # Triton of this release cannot set the sizes of lookahead
         methods=("none", "draft_model", "medusa", "eagle", "redrafter"),
         sms=(*_AMPERE_TO_HOPPER, 100),
         tokens_per_block=64,
         gathers_logits_at_runtime=False,
-        # By its notes 0.17 began with nvfp4, and with 12.0 for some models; both are untried here.
+        # Release notes: 0.17 added nvfp4, and SM 12.0 for some models; both are untested here.
         quantizations=("none", "int8", "int4", "fp8", "int4_awq", "int8_sq"),
-        int4_awq_experts=False,  # they came with 0.19
+        int4_awq_experts=False,  # added in 0.19
     ),
     Profile(
         tensorrt_llm="1.1.0",
@@ -101,7 +101,7 @@ PROFILES = (
 )
 
 DEFAULT = PROFILES[0]
-ENGINES_END = "1.3.0rc22"  # from here on upstream has no engines, only its PyTorch backend
+ENGINES_END = "1.3.0rc22"  # TensorRT-LLM has no engines from here on, only its PyTorch backend
 
 
 def find_profile(release: str | None) -> Profile | None:
@@ -112,12 +112,12 @@ def find_profile(release: str | None) -> Profile | None:
 
 
 def profile_of(release: str | None) -> Profile:
-    """Return the profile of a release; that of the default one for a release without."""
+    """Return the profile of a release; the default profile for an unknown release."""
     return find_profile(release) or DEFAULT
 
 
 def unknown_release(release: str) -> Rejection:
-    """Say that no profile describes a release."""
+    """Return the refusal of a release without a profile."""
     known = ", ".join(p.tensorrt_llm for p in PROFILES)
     return Rejection(
         f"engine.tensorrt_llm is {release!r}, a release that specpipe does not know",

@@ -1,6 +1,6 @@
-"""What TensorRT-LLM's ReDrafter engines ask of a target: `tensorrt_llm/models/redrafter`.
+"""Requirements of TensorRT-LLM's ReDrafter engines for a target: `tensorrt_llm/models/redrafter`.
 
-Read in upstream's sources of 0.17 and 1.x; nothing here was run on a GPU.
+Taken from the sources of TensorRT-LLM 0.17 and 1.x; nothing here was run on a GPU.
 """
 
 from specpipe.building import BuildRequest, Rejection
@@ -13,7 +13,7 @@ _OTHER_WAYS = "use method: draft_model or lookahead"
 def check_redrafter(request: BuildRequest, release: str) -> list[Rejection]:
     """Return every reason why a target with a ReDrafter cannot be an engine of `release`.
 
-    Nothing if there is no drafter in its checkpoint.
+    Empty without a drafter in its checkpoint.
     """
     if request.model.redrafter is None:
         return []
