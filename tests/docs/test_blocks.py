@@ -101,6 +101,15 @@ def test_commands_in_prose_exist(page: Path) -> None:
             check_pip(words[1:])
 
 
+@pytest.mark.parametrize("page", sorted(Path("tests/golden").glob("help_*.txt")), ids=str)
+def test_examples_of_the_help_take_their_options(page: Path) -> None:
+    for line in re.findall(
+        r"^ +(?:Examples?: +|Start here: +)?(specpipe .+)$", page.read_text(), re.MULTILINE
+    ):
+        for words in commands(re.sub(r"\s{2,}#.*", "", line)):
+            check(words)
+
+
 def check_names(words: list[str]) -> None:
     """Check the commands and options of a line that may hold placeholders."""
     command: click.Command = main
@@ -158,7 +167,7 @@ def check_script(name: str, words: list[str]) -> None:
     assert path.stat().st_mode & 0o100, f"{name} is not executable"
     if path.name == "setup":
         assert set(words) <= extras(), f"setup {words}: not extras of pyproject.toml"
-    text = usage(path)
+    text = usage(path) if words else ""
     for choices in re.findall(r"^usage: .*\{([\w,-]+)\}", text):
         text += "".join(usage(path, word) for word in words if word in choices.split(","))
     for option in [word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)]:
