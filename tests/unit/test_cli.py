@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from specpipe.cli import main, refusal
 from specpipe.cli.output import escape_controls, harmless
 
-COMMANDS = ["build", "compile", "convert", "doctor", "generate", "inspect", "package", "plan",
+COMMANDS = ["build", "compile", "completion", "convert", "doctor", "generate", "inspect", "package", "plan",
             "recommend", "serve",
             "status", "train", "tune", "validate"]  # fmt: skip
 TRAINING = ["train draft", "train medusa", "train redrafter"]
@@ -37,7 +37,7 @@ def test_help_is_the_golden_one(command: str) -> None:
     if os.environ.get("UPDATE_GOLDEN"):
         file.write_text(result.output)
     assert result.output == file.read_text(), "UPDATE_GOLDEN=1 writes it"
-    assert not command or "Example:  specpipe" in result.output
+    assert not command or re.search(r"Example:  (specpipe|scripts/)", result.output)
 
 
 @pytest.mark.parametrize("group", ["", "train"])
@@ -60,11 +60,11 @@ def test_help_imports_neither_torch_nor_transformers_nor_openvino() -> None:
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
-        (["build"], 2, "Missing option '--config'"),
-        (["bild"], 2, "No such command 'bild'"),
+        (["build"], 2, "error: missing option '--config'"),
+        (["bild"], 2, "error: no such command 'bild'"),
         (["build", "--config", "nothing.yaml"], 2, "nothing.yaml: no such file"),
         (["plan", "--config", "README.md"], 2, "README.md:"),
-        (["package", "--config", "f", "--image", "r/x:1"], 2, "--image goes with --deploy"),
+        (["package", "--config", "f", "--image", "r/x:1"], 2, "--image needs --deploy"),
         (["plan", "--config", "f", "--workspace", "README.md"], 2, "'README.md' is a file"),
         (["generate", "--url", "127.0.0.1:1", "hi"], 6, "no server answers at 127.0.0.1:1"),
         (["serve", "--config", "model_configs/llama70b_draft7b.yaml", "--http-port", "0"], 2, "0"),
@@ -102,6 +102,48 @@ def test_serving_what_is_not_built_says_what_to_run(write_config, tmp_path: Path
     for command in ("serve", "validate"):
         result = run(command, "--config", str(write_config()), "--workspace", str(tmp_path))
         assert result.exit_code == 2 and "specpipe build" in result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "then"),
+    [
+        ("convert", "specpipe compile --config {}"),
+        ("compile", "specpipe package --config {}"),
+        ("package", "specpipe serve --config {}"),
+        ("package --deploy docker", "follow {out}/deploy/tiny/docker/README.md"),
+        ("build", "specpipe serve --config {}"),
+    ],
+)
+def test_a_command_names_the_next_one_unless_a_program_reads_it(
+    command: str, then: str, write_config, tmp_path: Path
+) -> None:
+    path, out = str(write_config()), tmp_path / "w"
+    place = ["--config", path, "--workspace", str(out)]
+    assert run("build", *place, "--json").stderr.find("next:") == -1
+    result = run(*command.split(), *place)
+    assert result.stderr.endswith(f"next: {then.format(path, out=out)}\n"), result.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_that_asks_specpipe(shell: str) -> None:
+    script = run("completion", shell).stdout
+    assert f"_SPECPIPE_COMPLETE={shell}_complete" in script and "specpipe" in script
+
+
+def test_the_completion_of_bash_completes_commands() -> None:
+    script = run("completion", "bash").stdout
+    ask = (
+        'COMP_WORDS=(specpipe val); COMP_CWORD=1; _specpipe_completion specpipe; echo "$COMPREPLY"'
+    )
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", f"{script}\n{ask}"],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "validate"
 
 
 def test_doctor_reports_json_and_needs_no_config() -> None:
@@ -168,7 +210,7 @@ def test_text_is_escaped_only_where_a_terminal_shows_it(terminal: bool, monkeypa
 def test_what_the_machine_refuses_is_named_as_far_as_it_is_known(tmp_path: Path) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
     assert re.fullmatch(
-        rf"No space left on device; free are [\d.]+ GiB in {re.escape(str(Path.cwd()))}.*",
+        rf"No space left on device; free space: [\d.]+ GiB in {re.escape(str(Path.cwd()))}.*",
         refusal(full),
     )
     named = PermissionError(errno.EACCES, "Permission denied", str(tmp_path))

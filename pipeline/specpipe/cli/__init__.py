@@ -1,7 +1,7 @@
 """The command line: parse, call one function, print. Data goes to stdout, progress to stderr.
 
-One file a group of commands; a new command is a function there and a place in `COMMANDS`. Imports
-stay inside the commands, so that `--help` is instant and needs neither torch nor openvino.
+Each file has a group of commands. A new command is a function there and an entry of `COMMANDS`.
+Imports stay inside the commands, so that `--help` is instant and needs neither torch nor openvino.
 """
 
 import errno
@@ -14,13 +14,15 @@ from typing import Any
 import click
 
 from specpipe import __version__
+from specpipe.cli.completion import completion
 from specpipe.cli.ending import end_quietly, exit_code, terminable
 from specpipe.cli.improve import recommend, train, tune
 from specpipe.cli.judge import doctor, inspect, validate
+from specpipe.cli.options import JSON
 from specpipe.cli.output import print_error
 from specpipe.cli.server import generate, serve
 from specpipe.cli.stages import build, compile_, convert, package, plan, status
-from specpipe.errors import SpecpipeError, StageFailed
+from specpipe.errors import ConfigError, SpecpipeError, StageFailed
 
 COMMANDS = (
     build,
@@ -37,16 +39,17 @@ COMMANDS = (
     train,
     tune,
     recommend,
+    completion,
 )
 
 
-# What the machine refuses; any other OSError is a bug of ours and keeps its traceback.
+# Refusals of the machine. Any other OSError is a bug and keeps its traceback.
 _REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def refusal(error: OSError) -> str:
-    """Say what the machine refused: which file, or on which disks there is how much room."""
+    """Describe what the machine refused: which file, or how much room the disks have."""
     why = error.strerror or str(error) or type(error).__name__
     if error.filename is not None:
         file = error.filename  # a descriptor, in a few calls
@@ -55,11 +58,34 @@ def refusal(error: OSError) -> str:
         return why
     places = dict.fromkeys((str(Path.cwd()), tempfile.gettempdir()))
     room = ", ".join(f"{shutil.disk_usage(p).free / 2**30:.1f} GiB in {p}" for p in places)
-    return f"{why}; free are {room}"
+    return f"{why}; free space: {room}"
+
+
+def usage_error(error: click.UsageError) -> ConfigError:
+    """Return an error of click in the form of all errors: lower case, with a hint."""
+    message = error.format_message().rstrip(".")
+    path = error.ctx.command_path if error.ctx else "specpipe"
+    return ConfigError(f"{message[:1].lower()}{message[1:]}", hint=f"run `{path} --help`")
+
+
+def _shows_help(error: click.UsageError) -> bool:
+    """Whether click prints the help instead of an error, as for a group without a command."""
+    kind = getattr(click.exceptions, "NoArgsIsHelpError", None)
+    return kind is not None and isinstance(error, kind)
 
 
 class _Group(click.Group):
-    """Turns our errors, signals and what the machine refuses into a sentence and an exit code."""
+    """Turns errors, signals and refusals of the machine into a sentence and an exit code."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[JSON] = "--json" in args  # for errors that precede the command's own options
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if _shows_help(error):
+                raise
+            print_error(usage_error(error), ctx)
+            ctx.exit(ConfigError.exit_code)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -68,6 +94,11 @@ class _Group(click.Group):
         except SpecpipeError as error:
             print_error(error, ctx)
             ctx.exit(error.exit_code)
+        except click.UsageError as error:
+            if _shows_help(error):
+                raise
+            print_error(usage_error(error), ctx)
+            ctx.exit(ConfigError.exit_code)
         except KeyboardInterrupt as interrupt:
             click.echo(f"\ninterrupted{f' by {interrupt}' if str(interrupt) else ''}", err=True)
             ctx.exit(exit_code(interrupt))
@@ -81,15 +112,18 @@ class _Group(click.Group):
             ctx.exit(refused.exit_code)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("specpipe", cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="specpipe")
 def main() -> None:
-    """Turn a Hugging Face checkpoint into a Triton server that decodes speculatively.
+    """Build, serve and validate a Triton server with speculative decoding.
 
     \b
     Start here:  specpipe build --config model_configs/smollm2-135m_hybrid.yaml
-    Exit codes:  0 ok, 1 bug, 2 config or usage, 3 unsupported here, 4 stage failed, 5 gate failed,
-                 6 server unavailable, 130 Ctrl-C, 143 SIGTERM
+    Exit codes:  0 success, 1 internal error, 2 invalid config or usage,
+                 3 not supported by this backend or machine, 4 a stage failed,
+                 5 a gate failed, 6 server unavailable (try again later),
+                 129 SIGHUP, 130 Ctrl-C, 141 closed pipe, 143 SIGTERM;
+                 `serve` exits with 0 when it is stopped by a signal
     """
 
 

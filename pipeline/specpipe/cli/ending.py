@@ -1,4 +1,4 @@
-"""How a command ends from outside: Ctrl-C, a signal of a supervisor, a reader that left."""
+"""How a command ends from outside: Ctrl-C, a supervisor's signal, a closed pipe."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ SHELL_OFFSET = 128  # shells report the death by a signal as 128 and its number
 
 
 class Terminated(KeyboardInterrupt):
-    """A signal asked the command to end; it cleans up exactly as after Ctrl-C."""
+    """A signal ended the command; it cleans up exactly as after Ctrl-C."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -25,9 +25,9 @@ class Terminated(KeyboardInterrupt):
 def terminable() -> Iterator[None]:
     """Raise Terminated in the block at the first SIGTERM or SIGHUP; further ones are ignored.
 
-    Without this they would end Python on the spot, and leave what `finally` removes: servers,
-    shared memory, temporary folders. A SIGHUP that `nohup` ignores stays ignored. A command may set
-    handlers of its own in the block. Does nothing outside of the main thread, as Python has it.
+    Otherwise these signals end Python at once, and servers, shared memory and temporary folders
+    stay. A SIGHUP that `nohup` ignores stays ignored. A command may set its own handlers in the
+    block. Does nothing outside the main thread, where Python does not allow signal handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -57,13 +57,13 @@ def handle(stop: Callable[[], None]) -> None:
 
 
 def exit_code(interrupt: KeyboardInterrupt) -> int:
-    """Return what shells report of the signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+    """Return the exit code that shells report: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
     number = interrupt.number if isinstance(interrupt, Terminated) else signal.SIGINT
     return SHELL_OFFSET + number
 
 
 def end_quietly() -> int:
-    """Give up output that nobody reads, as of `| head`; return the exit code that shells expect."""
+    """Discard output that nobody reads, as with `| head`; return the shells' exit code for it."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

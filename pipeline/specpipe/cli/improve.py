@@ -1,7 +1,8 @@
-"""Making a run faster: `train tune recommend`."""
+"""Make a run faster: `train tune recommend`."""
 
 import json
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from specpipe.cli.options import (
     json_option,
     workspace_option,
 )
-from specpipe.cli.output import end_json, load, plain, say, show_progress
+from specpipe.cli.output import end_json, load, plain, say, show_progress, suggest
 
 if TYPE_CHECKING:
     from specpipe.train.produce import TrainResult
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 
 @click.group()
 def train() -> None:
-    """Train heads, a ReDrafter or a draft model for a target.
+    """Train Medusa heads, a ReDrafter or a draft model for a target.
 
     \b
-    Example:  specpipe train medusa --config model_configs/smollm2-135m_train.yaml
+    Example:  scripts/training-prompts --out engines/smollm2-135m_train/prompts.jsonl
+              specpipe train medusa --config model_configs/smollm2-135m_train.yaml
     """
 
 
@@ -37,14 +39,15 @@ def train() -> None:
 def medusa(config_path: Path, workspace: Path, as_json: bool) -> None:
     """Train Medusa heads on text or on the target's own answers.
 
-    Resumes where it was killed.
+    An interrupted training resumes.
 
     \b
-    Example:  specpipe train medusa --config model_configs/smollm2-135m_train.yaml
+    Example:  scripts/training-prompts --out engines/smollm2-135m_train/prompts.jsonl
+              specpipe train medusa --config model_configs/smollm2-135m_train.yaml
     """
     from specpipe.train.make_heads import train_medusa
 
-    _train(train_medusa, config_path, workspace, as_json)
+    _train(train_medusa, "speculation.heads", config_path, workspace, as_json)
 
 
 @train.command()
@@ -54,14 +57,15 @@ def medusa(config_path: Path, workspace: Path, as_json: bool) -> None:
 def redrafter(config_path: Path, workspace: Path, as_json: bool) -> None:
     """Train a ReDrafter on text or on the target's own answers.
 
-    Resumes where it was killed.
+    An interrupted training resumes.
 
     \b
-    Example:  specpipe train redrafter --config model_configs/smollm2-135m_train.yaml
+    Example:  scripts/training-prompts --out engines/smollm2-135m_train/prompts.jsonl
+              specpipe train redrafter --config model_configs/smollm2-135m_train.yaml
     """
     from specpipe.train.make_drafter import train_redrafter
 
-    _train(train_redrafter, config_path, workspace, as_json)
+    _train(train_redrafter, "speculation.heads", config_path, workspace, as_json)
 
 
 @train.command()
@@ -69,21 +73,27 @@ def redrafter(config_path: Path, workspace: Path, as_json: bool) -> None:
 @workspace_option
 @json_option
 def draft(config_path: Path, workspace: Path, as_json: bool) -> None:
-    """Distil the target into a copy of itself with fewer layers.
+    """Distil the target into a smaller copy with fewer layers.
 
-    Resumes where it was killed.
+    An interrupted training resumes.
 
     \b
-    Example:  specpipe train draft --config model_configs/smollm2-135m_train.yaml
+    Example:  scripts/training-prompts --out engines/smollm2-135m_train/prompts.jsonl
+              specpipe train draft --config model_configs/smollm2-135m_train.yaml
     """
     from specpipe.train.make_draft import train_draft
 
-    _train(train_draft, config_path, workspace, as_json)
+    _train(train_draft, "speculation.draft.model", config_path, workspace, as_json)
 
 
 def _train(
-    make: "Callable[..., TrainResult]", config_path: Path, workspace: Path, as_json: bool
+    make: "Callable[..., TrainResult]",
+    key: str,
+    config_path: Path,
+    workspace: Path,
+    as_json: bool,
 ) -> None:
+    """Train, print what was gained, and name the key that uses the product."""
     config, place = load(config_path, workspace)
     with show_progress("") as progress:
         result = make(config, place, notify=say, progress=progress)
@@ -92,17 +102,20 @@ def _train(
     click.echo(json.dumps(summary, indent=2) if as_json else str(result.path))
     for name, value in summary["report"]["after"].items():
         say(f"{name}: {summary['report']['before'][name]:.3f} -> {value:.3f} on the hold-out")
-    say(f"{'fresh' if result.fresh else 'written'}; report: {result.path / 'report.html'}")
+    say(f"{'up to date' if result.fresh else 'written'}; report: {result.path / 'report.html'}")
+    suggest(f"set `{key}: {result.path}` in the YAML file of a run", as_json)
 
 
 def _require_writable(
     context: click.Context, option: click.Parameter, out: Path | None
 ) -> Path | None:
-    """Refuse a file that cannot be written in the end, before anything is measured for it."""
+    """Refuse a file that cannot be written, before the measurement starts."""
     if out is not None:
         place = next(folder for folder in out.absolute().parents if folder.exists())
         if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-            raise click.BadParameter(f"{out} cannot be written: {place} is no folder to write to")
+            raise click.BadParameter(
+                f"{out} cannot be written: {place} is not a writable directory"
+            )
     return out
 
 
@@ -114,7 +127,7 @@ def _require_writable(
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False, writable=True),
     callback=_require_writable,
-    help="Write the run's YAML with the chosen settings here; without it nothing is written.",
+    help="Write the run with the chosen settings to this YAML file.",
 )
 @costs_option
 @gpu_option
@@ -127,11 +140,11 @@ def tune(
     gpu: str | None,
     as_json: bool,
 ) -> None:
-    """Choose the method's settings for this machine and the prompts.
+    """Find the fastest settings of the run's method.
 
-    Answers to the prompts of `validate:` are recorded once; every setting is then replayed against
-    them and priced with the step costs measured here; the best one is run for real. A run for a GPU
-    is recorded with the CPU engine and priced by the plan's estimate for the GPU.
+    Fastest on this machine, for the prompts of `validate:`. Records the answers once, replays every
+    setting against them with step times measured here, and measures the best setting. A run for a
+    GPU is recorded with the CPU engine, and its step times are the estimate of the plan.
 
     \b
     Example:  specpipe tune --config model_configs/smollm2-135m_hybrid.yaml --out tuned.yaml
@@ -148,6 +161,7 @@ def tune(
     if out is not None:
         write_settings(config_path, out, tuning)
         say(f"wrote {out}")
+        suggest(f"specpipe build --config {shlex.quote(str(out))}", as_json)
 
 
 @click.command()
@@ -159,9 +173,10 @@ def tune(
 def recommend(
     config_path: Path, workspace: Path, costs: Path | None, gpu: str | None, as_json: bool
 ) -> None:
-    """Compare the methods that the run's models allow, at their best.
+    """Compare every available method, each with its best settings.
 
-    Prompt lookup and lookahead need nothing; a draft or heads are tried if the run names them.
+    Prompt lookup and lookahead are always available. A draft model or heads are compared if the run
+    names them.
 
     \b
     Example:  specpipe recommend --config model_configs/smollm2-135m_medusa.yaml

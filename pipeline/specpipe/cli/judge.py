@@ -1,4 +1,4 @@
-"""Is it right, and what is missing: `validate inspect doctor`."""
+"""Check a server, an artifact or a machine: `validate inspect doctor`."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from specpipe.cli.options import (
     require_host_and_port,
     workspace_option,
 )
-from specpipe.cli.output import end_json, load, plain, say, show_progress
+from specpipe.cli.output import counted, end_json, load, plain, say, show_progress
 
 
 @click.command()
@@ -25,7 +25,7 @@ from specpipe.cli.output import end_json, load, plain, say, show_progress
     "--url",
     metavar="HOST:PORT",
     callback=require_host_and_port,
-    help="A server's gRPC endpoint; without it, one is started for the time.",
+    help="gRPC endpoint of a running server. Default: start a temporary server.",
 )
 @client_tls_options
 @json_option
@@ -38,9 +38,9 @@ def validate(
     tls_key: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare with transformers: same tokens? how much faster?
+    """Compare tokens and speed with transformers; write a report.
 
-    Writes a report. Exits with 5 if a gate of the config is not met.
+    Exits with 5 if a gate of the config is not met.
 
     \b
     Example:  specpipe validate --config model_configs/smollm2-135m_hybrid.yaml
@@ -51,7 +51,7 @@ def validate(
 
     tls = client_tls(tls_ca, tls_certificate, tls_key)
     if tls is not None and url is None:
-        raise click.UsageError("--tls-ca goes with --url")
+        raise click.UsageError("--tls-ca needs --url")
     config, place = load(config_path, workspace)
     with show_progress("prompts") as progress:
         report = validate_run(config, place, url, tls=tls, notify=say, progress=progress)
@@ -63,15 +63,16 @@ def validate(
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--tensors", is_flag=True, help="Read every value, not the headers alone.")
+@click.option("--tensors", is_flag=True, help="Also read every value, not only the headers.")
 @json_option
 def inspect(folder: Path, tensors: bool, as_json: bool) -> None:
-    """Say what a checkpoint or engine is, and what is wrong with it.
+    """Describe a checkpoint or engine and list its defects.
 
-    Takes TensorRT-LLM's, of any converter, and OpenVINO engines. Exits with 5 if there are defects.
+    DIR is a TensorRT-LLM checkpoint of any converter, a TensorRT-LLM engine or an OpenVINO engine.
+    Exits with 5 if there are defects.
 
     \b
-    Example:  specpipe inspect engines/demo/checkpoints/target --tensors
+    Example:  specpipe inspect engines/smollm2-135m_hybrid/checkpoints/target
     """
     from specpipe.checkpoint.inspection.describe import inspection_text
     from specpipe.checkpoint.inspection.inspect import inspect_folder
@@ -85,15 +86,15 @@ def inspect(folder: Path, tensors: bool, as_json: bool) -> None:
     click.echo(json.dumps(plain(found), indent=2) if as_json else inspection_text(found))
     end_json()
     if found.defects:
-        raise GateFailed(f"{folder}: {len(found.defects)} defects were found")
+        raise GateFailed(f"{folder}: {counted(len(found.defects), 'defect')}")
 
 
 @click.command()
-@optional_config_option("Also say what this run misses.")
+@optional_config_option("Also check the requirements of this run.")
 @workspace_option
 @json_option
 def doctor(config_path: Path | None, workspace: Path, as_json: bool) -> None:
-    """Say what this machine has, and what a run would miss.
+    """Check this machine and list what the run needs but lacks.
 
     \b
     Example:  specpipe doctor --config model_configs/smollm2-135m_hybrid.yaml

@@ -17,12 +17,12 @@ config_option = click.option(
     required=True,
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="The run's YAML file, e.g. one of model_configs/*.yaml.",
+    help="YAML file of the run, e.g. one of model_configs/*.yaml.",
 )
 
 
 def optional_config_option(purpose: str) -> Callable[[Command], Command]:
-    """Return the option of a command that can do without a run; `purpose` is its help."""
+    """Return the option of a command that does not need a run; `purpose` is its help."""
     return click.option(
         "--config",
         "config_path",
@@ -35,11 +35,12 @@ def optional_config_option(purpose: str) -> Callable[[Command], Command]:
 workspace_option = click.option(
     "--workspace",
     default=".",
+    show_default=True,
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where engines/, triton_repo/ and reports/ are; the working directory if not given.",
+    help="Directory of engines/, triton_repo/ and reports/.",
 )
-JSON = "specpipe.json"  # key of a context's `meta`: whether the command prints JSON
+JSON = "specpipe.json"  # key of a context's `meta`: true until the command has printed its JSON
 
 
 def _remember(context: click.Context, option: click.Parameter, value: bool) -> bool:
@@ -48,7 +49,11 @@ def _remember(context: click.Context, option: click.Parameter, value: bool) -> b
 
 
 json_option = click.option(
-    "--json", "as_json", is_flag=True, callback=_remember, help="Print JSON on stdout."
+    "--json",
+    "as_json",
+    is_flag=True,
+    callback=_remember,
+    help="Print the result as JSON on stdout.",
 )
 
 
@@ -57,21 +62,21 @@ costs_option = click.option(
     "costs",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Price steps by this JSON file, from another machine, not by timing this one.",
+    help="Read step times from this JSON file instead of measuring them here.",
 )
 
 
 gpu_option = click.option(
     "--gpu",
     metavar="NAME",
-    help="Price steps by an estimate for this GPU, e.g. H100-SXM; a run for a GPU has its own.",
+    help="Estimate step times for this GPU, e.g. H100-SXM. Default: engine.gpu of the run.",
 )
 
 
 def require_host_and_port(
     context: click.Context, option: click.Parameter, value: str | None
 ) -> str | None:
-    """Refuse what is not HOST:PORT: a gRPC endpoint has no scheme."""
+    """Refuse a value that is not HOST:PORT: a gRPC endpoint has no scheme."""
     from specpipe.serve.address import split_host_and_port
 
     if value is not None and split_host_and_port(value) is None:
@@ -82,24 +87,34 @@ def require_host_and_port(
 
 
 def port_options(command: Command) -> Command:
-    """Add the options that say where a server listens."""
-    for flag, default in (("metrics", 8002), ("http", 8000), ("grpc", 8001)):
+    """Add the options that set where a server listens."""
+    ports = (("metrics", "metrics", 8002), ("http", "HTTP", 8000), ("grpc", "gRPC", 8001))
+    for flag, protocol, default in ports:
         command = click.option(
-            f"--{flag}-port", default=default, show_default=True, type=click.IntRange(1, 65535)
+            f"--{flag}-port",
+            metavar="PORT",
+            default=default,
+            show_default=True,
+            type=click.IntRange(1, 65535),
+            help=f"Port of the {protocol} endpoint.",
         )(command)
     return click.option(
-        "--host", default="127.0.0.1", show_default=True, help="Listen on this address only."
+        "--host",
+        metavar="ADDRESS",
+        default="127.0.0.1",
+        show_default=True,
+        help="Address to listen on.",
     )(command)
 
 
 def tls_options(command: Command) -> Command:
-    """Add the options that encrypt the gRPC endpoint, which a run's config may hold as well."""
+    """Add the options that encrypt the gRPC endpoint; a run can set them in `serving.tls`."""
     return _file_options(
         command,
         {
-            "tls-certificate": "Encrypt gRPC with this certificate (PEM); serving.tls of a run.",
-            "tls-key": "The certificate's private key, PEM.",
-            "tls-client-ca": "Let in clients that this authority (PEM) certified.",
+            "tls-certificate": "Encrypt gRPC with this certificate (PEM). Default: serving.tls.",
+            "tls-key": "Private key of the certificate (PEM).",
+            "tls-client-ca": "Accept only clients whose certificate this authority (PEM) signed.",
         },
     )
 
@@ -109,9 +124,9 @@ def client_tls_options(command: Command) -> Command:
     return _file_options(
         command,
         {
-            "tls-ca": "Encrypt, and trust servers that this authority (PEM) certified.",
-            "tls-certificate": "With --tls-ca: the certificate (PEM) to show to the server.",
-            "tls-key": "With --tls-ca: the certificate's private key, PEM.",
+            "tls-ca": "Encrypt, and trust servers whose certificate this authority (PEM) signed.",
+            "tls-certificate": "Client certificate (PEM). Needs --tls-ca.",
+            "tls-key": "Private key of the client certificate (PEM). Needs --tls-ca.",
         },
     )
 
@@ -124,13 +139,13 @@ def _file_options(command: Command, helps: dict[str, str]) -> Command:
 
 
 def client_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> "ClientTls | None":
-    """Return what the options of a client say; None: not encrypted."""
+    """Return the TLS options of a client; None if the connection is not encrypted."""
     from specpipe.serve.connect import ClientTls
 
     if (certificate is None) != (key is None):
-        raise click.UsageError("--tls-certificate and --tls-key go together")
+        raise click.UsageError("--tls-certificate and --tls-key must be given together")
     if ca is None:
         if certificate is not None:
-            raise click.UsageError("--tls-certificate goes with --tls-ca")
+            raise click.UsageError("--tls-certificate needs --tls-ca")
         return None
     return ClientTls(ca, certificate, key)

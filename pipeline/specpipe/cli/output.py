@@ -1,4 +1,4 @@
-"""What every command does the same way: read the config, show progress, print results."""
+"""Shared by all commands: read the config, show progress, print results."""
 
 import contextlib
 import json
@@ -32,6 +32,17 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
+def suggest(command: str, as_json: bool) -> None:
+    """Print the command that users run next, unless a program reads the output."""
+    if not as_json:
+        say(f"next: {command}")
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 defect`, `2 defects`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 @contextlib.contextmanager
 def show_progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a callback that draws a bar on stderr; a new total begins a new bar."""
@@ -59,10 +70,10 @@ def print_results(results: "list[StageResult]", as_json: bool) -> None:
 
 
 def harmless(text: str) -> str:
-    """Return a model's text as a terminal may show it; unchanged where no terminal shows it.
+    """Return a model's text in a form that is safe on a terminal; unchanged elsewhere.
 
-    Control characters move the cursor, rename the window or write to the clipboard, and some
-    reverse the order of what is read. They appear as escapes: `\\x1b` instead of ESC.
+    Control characters move the cursor, rename the window, write to the clipboard or reverse the
+    reading order. They appear as escapes: `\\x1b` instead of ESC.
     """
     return escape_controls(text) if sys.stdout.isatty() else text
 
@@ -88,7 +99,7 @@ def _escaped(character: str) -> str:
 
 
 def print_error(error: SpecpipeError, context: click.Context) -> None:
-    """Print a sentence on stderr; on stdout as well, as JSON, if a command still owes its JSON."""
+    """Print a sentence on stderr, and JSON on stdout if the command has not printed its own."""
     click.echo(f"error: {error}", err=True)
     if context.meta.get(JSON):
         what = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
@@ -96,12 +107,12 @@ def print_error(error: SpecpipeError, context: click.Context) -> None:
 
 
 def end_json() -> None:
-    """Note that a command has printed its JSON: what fails after this is reported on stderr."""
+    """Note that a command has printed its JSON: later errors appear on stderr only."""
     click.get_current_context().meta[JSON] = False
 
 
 def plain(value: Any) -> Any:
-    """Turn records and paths into what JSON knows."""
+    """Turn records and paths into values that JSON has."""
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, dict):

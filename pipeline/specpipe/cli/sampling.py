@@ -1,12 +1,12 @@
-"""The flags of sampling, as users of other servers know them, in terms of upstream's rule."""
+"""The sampling flags, with the meaning of other servers, translated to TensorRT-LLM's rule."""
 
 Flags = tuple[float | None, int | None, float | None]  # temperature, top_k, top_p
 
 
 def to_upstream(temperature: float | None, top_k: int | None, top_p: float | None) -> Flags:
-    """Return the flags as a TensorRT-LLM server must be sent them to mean what they do elsewhere.
+    """Return the values to send to a TensorRT-LLM server for the flags of a user.
 
-    Upstream ignores a temperature unless `top_k` or `top_p` is given, too
+    TensorRT-LLM ignores a temperature unless `top_k` or `top_p` is given too
     (triton-inference-server/tensorrtllm_backend, issue 221), and older releases refuse 0.
     """
     if temperature == 0:

@@ -1,7 +1,8 @@
-"""A running server, and what a client asks it: `serve generate`."""
+"""A running server and its clients: `serve generate`."""
 
 import json
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from specpipe.cli.options import (
     tls_options,
     workspace_option,
 )
-from specpipe.cli.output import harmless, load, say
+from specpipe.cli.output import harmless, load, say, suggest
 from specpipe.cli.sampling import to_upstream
 from specpipe.errors import ConfigError
 
@@ -31,22 +32,24 @@ if TYPE_CHECKING:
     from specpipe.serve.guard import Tls
     from specpipe.serve.tritonserver import RunningServer
 
+DEFAULT_URL = "127.0.0.1:8001"
+
 
 @click.command()
-@optional_config_option("The run's YAML file; its repository must be built and fresh.")
+@optional_config_option("YAML file of the run. Its repository must be built and up to date.")
 @workspace_option
 @click.option(
     "--repository",
     metavar="DIR",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Serve this packaged repository, wherever it came from, instead of a run's.",
+    help="Serve this packaged repository instead of the run's own.",
 )
 @click.option(
     "--timeout",
     "timeout_s",
     metavar="S",
     type=click.IntRange(min=1),
-    help="Seconds that the models may take to load; 120 on CPUs and 1800 on GPUs if not given.",
+    help="Timeout for loading the models, in seconds. Default: 120 on CPUs, 1800 on GPUs.",
 )
 @click.option(
     "--drain",
@@ -55,7 +58,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=0),
     default=60,
     show_default=True,
-    help="Seconds that requests may take to end when the server is stopped.",
+    help="Time for in-flight requests to finish when the server is stopped, in seconds.",
 )
 @click.option(
     "--restarts",
@@ -63,7 +66,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Start a server that ends by itself or hangs again, N times an hour at most.",
+    help="Restart a server that crashed or hangs, at most N times per hour.",
 )
 @click.option(
     "--stall-timeout",
@@ -72,9 +75,11 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     default=30,
     show_default=True,
-    help="Seconds without progress after which the server counts as hung.",
+    help="Time without progress after which the server counts as hung, in seconds.",
 )
-@click.option("--log-to-stderr", is_flag=True, help="Show the server's output too; for containers.")
+@click.option(
+    "--log-to-stderr", is_flag=True, help="Also print the server's log on stderr, for containers."
+)
 @json_option
 @port_options
 @tls_options
@@ -98,8 +103,9 @@ def serve(
 ) -> None:
     """Serve the packaged repository with Triton until Ctrl-C.
 
-    Prints one JSON line on stdout when every model is ready, at every start. When it is stopped,
-    requests in hand are answered first; a second Ctrl-C does not wait for them.
+    Prints one JSON line on stdout each time all models are ready. On Ctrl-C, SIGTERM or SIGHUP the
+    server finishes in-flight requests first, and the exit code is 0. Press Ctrl-C again to stop at
+    once.
 
     \b
     Example:  specpipe serve --config model_configs/smollm2-135m_hybrid.yaml
@@ -111,7 +117,7 @@ def serve(
     from specpipe.serve.tritonserver import start_server
 
     if (config_path is None) == (repository is None):
-        raise click.UsageError("give --config or --repository, one of them")
+        raise click.UsageError("give either --config or --repository")
     run = load(config_path, workspace) if config_path else None
     models, log = _find_repository(run, repository)
     tls = _find_tls(run, (tls_certificate, tls_key, tls_client_ca))
@@ -133,14 +139,21 @@ def serve(
         stop,
         Budget(restarts),
         drain_s,
-        on_ready=_print_ready,
+        on_ready=partial(_print_ready, _generate(config_path, address.grpc), as_json),
         report=say,
         patience=Patience.of(stalled_s),
     )
-    say("stopped")
+    say("server stopped")
 
 
-def _print_ready(endpoint: "RunningServer") -> None:
+def _generate(config_path: Path | None, url: str) -> str:
+    """Return the command that sends a prompt to the server."""
+    run = f" --config {shlex.quote(str(config_path))}" if config_path else ""
+    place = "" if url == DEFAULT_URL else f" --url {url}"
+    return f'specpipe generate{run}{place} --stream "What is the capital of France?"'
+
+
+def _print_ready(command: str, as_json: bool, endpoint: "RunningServer") -> None:
     address = endpoint.address
     ready = {
         "ready": True,
@@ -151,12 +164,13 @@ def _print_ready(endpoint: "RunningServer") -> None:
         "log": str(endpoint.log),
     }
     click.echo(json.dumps(ready))
+    suggest(command, as_json)
 
 
 def _find_repository(
     run: "tuple[RunConfig, Workspace] | None", repository: Path | None
 ) -> tuple[Path, Path]:
-    """Return the repository to serve and where the server's output goes."""
+    """Return the repository to serve and the path of the server's log."""
     if run is None:
         assert repository is not None
         return repository, Path(tempfile.gettempdir()) / f"specpipe-tritonserver-{os.getpid()}.log"
@@ -180,7 +194,7 @@ def _find_tls(
         files = find_tls(run[0]) if run else None
         return Tls(*files) if files else None
     if certificate is None or key is None:
-        raise click.UsageError("--tls-certificate and --tls-key go together")
+        raise click.UsageError("--tls-certificate and --tls-key must be given together")
     return Tls(certificate, key, client_ca)
 
 
@@ -190,41 +204,69 @@ def _show(text: bytes) -> None:
 
 @click.command()
 @click.argument("prompt", required=False)
-@optional_config_option("The run that is served; without it the server is asked how it is called.")
+@optional_config_option(
+    "YAML file of the run that is served. Without it, the server describes itself."
+)
 @workspace_option
 @click.option(
     "--url",
-    default="127.0.0.1:8001",
+    default=DEFAULT_URL,
     show_default=True,
     metavar="HOST:PORT",
     callback=require_host_and_port,
-    help="The gRPC endpoint.",
+    help="gRPC endpoint of the server.",
 )
 @click.option(
     "--model",
     metavar="NAME",
-    help="A model that takes text, e.g. ensemble; the server's main one if not given.",
+    help="Model that takes text, e.g. ensemble. Default: the main model of the server.",
 )
 @click.option("--raw", is_flag=True, help="Send PROMPT as it is, without the chat template.")
-@click.option("--stream", is_flag=True, help="Print the answer as it arrives.")
-@click.option("--max-tokens", default=128, show_default=True, type=click.IntRange(min=1))
+@click.option("--stream", is_flag=True, help="Print the answer while it is generated.")
+@click.option(
+    "--max-tokens",
+    metavar="N",
+    default=128,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Maximum number of output tokens.",
+)
 @click.option(
     "--temperature",
+    metavar="T",
     type=click.FloatRange(min=0),
-    help="Sample at this temperature; 0 takes the most likely tokens.",
+    help="Sampling temperature; 0 decodes greedily.",
 )
-@click.option("--top-k", type=click.IntRange(min=0), help="Sample from the k most likely tokens.")
+@click.option(
+    "--top-k",
+    metavar="K",
+    type=click.IntRange(min=0),
+    help="Sample from the K most likely tokens.",
+)
 @click.option(
     "--top-p",
+    metavar="P",
     type=click.FloatRange(0, 1),
-    help="Sample from the most likely tokens of this total mass.",
+    help="Nucleus sampling: keep the top tokens whose probabilities sum to P.",
 )
-@click.option("--seed", type=click.IntRange(min=0))
-@click.option("--stop", "stop_words", multiple=True, help="End after this text; may be repeated.")
+@click.option(
+    "--seed",
+    metavar="N",
+    type=click.IntRange(min=0),
+    help="Seed of the sampling. Equal seeds give equal answers.",
+)
+@click.option(
+    "--stop",
+    "stop_words",
+    metavar="TEXT",
+    multiple=True,
+    help="Stop after this text. Can be given several times.",
+)
 @click.option(
     "--num-draft-tokens",
+    metavar="N",
     type=click.IntRange(min=0),
-    help="At most so many a step; 0 turns speculation off.",
+    help="Maximum number of draft tokens per step; 0 turns speculation off.",
 )
 @client_tls_options
 @json_option
@@ -250,8 +292,8 @@ def generate(
 ) -> None:
     """Send PROMPT, or stdin, to a server and print the answer.
 
-    PROMPT is sent as a user's message, in the model's chat template, if it has one.
-    Without --temperature, --top-k and --top-p the most likely tokens are taken.
+    PROMPT is sent as a user message in the model's chat template, if the model has one. Decoding is
+    greedy unless --temperature, --top-k or --top-p is given.
 
     \b
     Example:  specpipe generate --config F --stream "What is the capital of France?"
@@ -300,15 +342,15 @@ def _count(tokenizer: Path, text: str) -> int:
 
 
 def _text(prompt: str | None) -> str:
-    """Return the prompt, or stdin; raises ConfigError if its bytes are no text."""
-    # What the shell gives in bytes that are no UTF-8 comes as lone surrogates.
+    """Return the prompt, or stdin; raises ConfigError if it is empty or not UTF-8."""
+    # Bytes of the command line that are not UTF-8 arrive as lone surrogates.
     raw = sys.stdin.buffer.read() if prompt is None else prompt.encode(errors="surrogateescape")
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
         raise ConfigError(f"the prompt is not UTF-8: {error}") from error
     if not text:
-        raise ConfigError("the prompt is empty", hint="give PROMPT, or a text on stdin")
+        raise ConfigError("the prompt is empty", hint="give PROMPT, or send a text on stdin")
     return text
 
 

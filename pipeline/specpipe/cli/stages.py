@@ -1,6 +1,7 @@
 """The stages of a build: `build convert compile package status plan`."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from specpipe.cli.options import config_option, json_option, workspace_option
-from specpipe.cli.output import load, print_results, say, show_progress
+from specpipe.cli.output import load, print_results, say, show_progress, suggest
 
 if TYPE_CHECKING:
     from specpipe.deploy.write import Kind
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 container_option = click.option(
     "--in-container",
     is_flag=True,
-    help="Run the compiler in the release's container, by docker or podman (backend tensorrt).",
+    help="Run trtllm-build in NVIDIA's container, with docker or podman (backend tensorrt).",
 )
 
 
@@ -39,18 +40,23 @@ def _build(
     print_results(results, as_json)
 
 
+def _next(command: str, config_path: Path, as_json: bool, options: str = "") -> None:
+    suggest(f"specpipe {command} --config {shlex.quote(str(config_path))}{options}", as_json)
+
+
 @click.command()
 @config_option
 @workspace_option
 @container_option
 @json_option
 def build(config_path: Path, workspace: Path, in_container: bool, as_json: bool) -> None:
-    """Run every stage that is not fresh: convert, compile, package.
+    """Convert, compile and package; skip stages that are up to date.
 
     \b
     Example:  specpipe build --config model_configs/smollm2-135m_hybrid.yaml
     """
     _build(("convert", "compile", "package"), config_path, workspace, as_json, in_container)
+    _next("serve", config_path, as_json)
 
 
 @click.command()
@@ -58,12 +64,13 @@ def build(config_path: Path, workspace: Path, in_container: bool, as_json: bool)
 @workspace_option
 @json_option
 def convert(config_path: Path, workspace: Path, as_json: bool) -> None:
-    """Convert the Hugging Face checkpoints to TensorRT-LLM's format.
+    """Convert Hugging Face checkpoints to TensorRT-LLM checkpoints.
 
     \b
     Example:  specpipe convert --config model_configs/smollm2-135m_hybrid.yaml
     """
     _build(("convert",), config_path, workspace, as_json)
+    _next("compile", config_path, as_json)
 
 
 @click.command(name="compile")
@@ -78,6 +85,7 @@ def compile_(config_path: Path, workspace: Path, in_container: bool, as_json: bo
     Example:  specpipe compile --config model_configs/smollm2-135m_hybrid.yaml
     """
     _build(("compile",), config_path, workspace, as_json, in_container)
+    _next("package", config_path, as_json)
 
 
 @click.command()
@@ -87,27 +95,29 @@ def compile_(config_path: Path, workspace: Path, in_container: bool, as_json: bo
     "--deploy",
     "kind",
     type=click.Choice(["docker", "kubernetes"]),
-    help="Also write deploy/NAME: an image, and a compose file or manifests that serve it.",
+    help="Also write deploy/NAME: a Dockerfile, and a compose file or Kubernetes manifests.",
 )
-@click.option("--image", metavar="REF", help="With --deploy: what the image is called, e.g. r/x:1.")
+@click.option(
+    "--image", metavar="REF", help="Name of the image, e.g. registry.example/x:1. Needs --deploy."
+)
 @click.option(
     "--gpus-per-node",
     default=8,
     show_default=True,
     type=click.IntRange(min=1),
-    help="With --deploy: a server of more GPUs spans several nodes.",
+    help="GPUs per node; an engine with more GPUs is spread over several nodes. Needs --deploy.",
 )
 @click.option(
     "--base-image",
     metavar="REF",
-    help="With --deploy: build the image from this one, e.g. name@sha256:DIGEST.",
+    help="Base image, e.g. name@sha256:DIGEST. Needs --deploy.",
 )
 @click.option(
     "--monitoring-namespace",
     metavar="NAME",
     default="monitoring",
     show_default=True,
-    help="With --deploy kubernetes: the namespace whose Prometheus may read the metrics.",
+    help="Namespace whose Prometheus may read the metrics. Needs --deploy kubernetes.",
 )
 @json_option
 def package(
@@ -120,20 +130,26 @@ def package(
     monitoring_namespace: str,
     as_json: bool,
 ) -> None:
-    """Write the Triton model repository around the engines.
+    """Write the Triton model repository for the engines.
 
     \b
     Example:  specpipe package --config model_configs/smollm2-135m_hybrid.yaml
     """
     if (image or base_image) is not None and kind is None:
-        raise click.UsageError(f"--{'' if image else 'base-'}image goes with --deploy")
+        raise click.UsageError(f"--{'' if image else 'base-'}image needs --deploy")
     _build(("package",), config_path, workspace, as_json)
-    if kind is not None:
-        from specpipe.deploying import DeployOptions, deploy_run
+    if kind is None:
+        _next("serve", config_path, as_json)
+        return
+    from specpipe.deploying import DeployOptions, deploy_run
 
-        options = DeployOptions(image, gpus_per_node, base_image, monitoring_namespace)
-        for file in deploy_run(*load(config_path, workspace), kind, options):
-            say(f"wrote {file}")
+    options = DeployOptions(image, gpus_per_node, base_image, monitoring_namespace)
+    files = deploy_run(*load(config_path, workspace), kind, options)
+    for file in files:
+        say(f"wrote {file}")
+    for file in files:
+        if file.name == "README.md":
+            suggest(f"follow {file}", as_json)
 
 
 @click.command()
@@ -141,7 +157,7 @@ def package(
 @workspace_option
 @json_option
 def status(config_path: Path, workspace: Path, as_json: bool) -> None:
-    """Say which artifacts are fresh, and why the rest is not.
+    """Show which artifacts are up to date, and why others are stale.
 
     \b
     Example:  specpipe status --config model_configs/smollm2-135m_hybrid.yaml
@@ -156,9 +172,9 @@ def status(config_path: Path, workspace: Path, as_json: bool) -> None:
 @workspace_option
 @json_option
 def plan(config_path: Path, workspace: Path, as_json: bool) -> None:
-    """Show what would be built, if it fits, and every reason why not.
+    """Dry run: show engines, memory and every reason for a refusal.
 
-    Reads no weights.
+    Reads no weights. Exits with 3 if the run is refused.
 
     \b
     Example:  specpipe plan --config model_configs/llama70b_draft7b.yaml
