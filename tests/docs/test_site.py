@@ -80,3 +80,11 @@ def test_links_between_the_root_and_docs_lead_to_pages_of_the_site(checkout: Pat
     html = (checkout / "build/site/index.html").read_text()
     assert '<p><a href="decisions.html">a</a> b <a href="gpu.html">c</a></p>' in html
     assert "[d](x.md)" in html
+
+
+def test_the_index_of_decisions_lists_each_of_them_once() -> None:
+    index, *_ = (text := Path("DECISIONS.md").read_text()).split("\n## 1. ")
+    listed = re.findall(r"^- \[(\d+\. .+)\]\(#", index, re.MULTILINE)
+    headings = re.findall(r"^## (\d+\. .+)$", text, re.MULTILINE)
+    assert sorted(listed) == sorted(headings)
+    assert [int(heading.split(".")[0]) for heading in headings] == [*range(1, len(headings) + 1)]
