@@ -48,7 +48,7 @@ def _find(table: Mapping[str, str], name: str, what: str) -> Any:
     except ModuleNotFoundError as error:
         raise Unsupported(
             f"{what} {name!r} needs the package {error.name}",
-            hint="pip install 'specpipe-trtllm[cpu]' for openvino",
+            hint="for openvino, in a clone of specpipe: pip install -e '.[cpu]'",
         ) from error
 
 

@@ -32,6 +32,8 @@ from specpipe.records import at_least, between, matching, not_written, read_reco
 from specpipe.tree_options import is_open, with_whole_tree
 from specpipe.yaml_nodes import Place
 
+_RELATIVE = "paths are relative to the working directory or to the config file"
+
 
 @dataclass(frozen=True)
 class TargetOptions:
@@ -336,7 +338,7 @@ def find_file(text: str, config: RunConfig) -> Path | None:
     return None
 
 
-def require_file(text: str, config: RunConfig, key: str) -> Path:
+def require_file(text: str, config: RunConfig, key: str, *, hint: str = _RELATIVE) -> Path:
     """Return the existing file or folder that `text` names.
 
     Raises ConfigError if there is none.
@@ -345,7 +347,7 @@ def require_file(text: str, config: RunConfig, key: str) -> Path:
     if found is None:
         raise ConfigError(
             f"{config.places.get(key, config.path)}: '{key}' is {text!r}: no such file or folder",
-            hint="paths are relative to the working directory or to the config file",
+            hint=hint,
         )
     return found
 

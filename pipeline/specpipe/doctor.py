@@ -101,7 +101,7 @@ def _packages(machine: Machine, needs: Needs | None) -> Iterator[Finding]:
 def _server(machine: Machine, needs: Needs | None) -> Finding:
     problem = None
     if machine.server is None and needs is not None:
-        problem = "pip install 'specpipe-trtllm[cpu]'"
+        problem = "in a clone of specpipe: pip install -e '.[cpu]'"
         if needs.profile:
             problem = f"serve in {needs.profile.container}, or with `specpipe package --deploy`"
     return Finding("tritonserver", machine.server or "missing", problem)

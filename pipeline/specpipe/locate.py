@@ -11,7 +11,7 @@ from specpipe.checkpoint.eagle import known_eagle, open_eagle
 from specpipe.checkpoint.families import FAMILIES, HfConfig, find_family
 from specpipe.checkpoint.families.hf import rms_decoder
 from specpipe.checkpoint.families.kinds import require_kinds
-from specpipe.checkpoint.finding import find_source, in_cache
+from specpipe.checkpoint.finding import find_source, in_cache, named_by
 from specpipe.checkpoint.guesser import Guesser
 from specpipe.checkpoint.medusa import HeadsSource, known_heads, open_heads
 from specpipe.checkpoint.redrafter import open_redrafter, trained_redrafter
@@ -154,12 +154,13 @@ def locate_guesser(config: RunConfig, role: Role) -> Guesser | None:
     except ConfigError as error:
         if known_guesser(config, path) is None:
             raise
-        raise ConfigError(str(error), hint=f"download {path} and give the folder") from error
-    if (beams := _beams(config)) is not None:
-        return open_redrafter(file, beams, _release(config))
-    if isinstance(config.speculation, Eagle):
-        return open_eagle(file, config.speculation, config.engine.dtype)
-    return _in_layout(config, open_heads(file))
+        raise ConfigError(str(error), hint=f"download {path} and give its folder") from error
+    with named_by(config, config.heads_key(role)):
+        if (beams := _beams(config)) is not None:
+            return open_redrafter(file, beams, _release(config))
+        if isinstance(config.speculation, Eagle):
+            return open_eagle(file, config.speculation, config.engine.dtype)
+        return _in_layout(config, open_heads(file))
 
 
 def _beams(config: RunConfig) -> ReDrafter | None:

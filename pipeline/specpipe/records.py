@@ -31,6 +31,7 @@ from specpipe.yaml_nodes import (
 
 T = TypeVar("T")
 
+SIMILAR = 0.65  # of difflib's ratio, from which a known word is suggested; vllm and llmapi: 0.6
 ANCHORS = "x-"  # keys of the whole file that begin so hold anchors, and are not read
 _SCALARS: dict[type, tuple[str, str]] = {
     str: ("tag:yaml.org,2002:str", "text"),
@@ -113,7 +114,8 @@ class _Reader:
         fields = _keys(record)
         for key, (key_node, _) in pairs.items():
             if key not in fields and (prefix or not key.startswith(ANCHORS)):
-                raise self.unknown(key_node, prefix, fields, members)
+                method = _method(record) if members else ""
+                raise self.unknown(key_node, prefix, fields, members, method)
         values = {}
         for name, field in fields.items():
             if name in pairs:
@@ -130,10 +132,16 @@ class _Reader:
         prefix: str,
         fields: Mapping[str, object],
         members: tuple[Any, ...],
+        method: str,
     ) -> ConfigError:
         key = str(node.value)
+        if owners := _owners(key, members):
+            return self.place(node).error(
+                f"method {method} does not take the key '{prefix}{key}'",
+                f"it is a key of these methods: {', '.join(owners)}",
+            )
         close = _suggest(key, fields)
-        hint = _owners(key, members) or (None if close else _known(fields))
+        hint = None if close else _known(fields)
         return self.place(node).error(f"unknown key '{prefix}{shorten(key)}'{close}", hint)
 
     def value(self, node: yaml.Node, hint: Any, field: Field[Any], key: str) -> Any:
@@ -237,15 +245,14 @@ def _method(record: Any) -> str:
     return str(get_args(get_type_hints(record)["method"])[0])
 
 
-def _owners(key: str, members: tuple[Any, ...]) -> str | None:
-    """Name the methods that do have `key`, if any has."""
+def _owners(key: str, members: tuple[Any, ...]) -> list[str]:
+    """Return the methods that take `key`."""
     records = [member for member in members if dataclasses.is_dataclass(member)]
-    owners = [_method(r) for r in records if key in {f.name for f in dataclasses.fields(r)}]
-    return f"it is a key of method {', '.join(owners)}" if owners else None
+    return [_method(r) for r in records if key in {f.name for f in dataclasses.fields(r)}]
 
 
 def _suggest(word: str, known: typing.Iterable[Any]) -> str:
-    close = difflib.get_close_matches(word, [str(k) for k in known], n=1)
+    close = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=SIMILAR)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 

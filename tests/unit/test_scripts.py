@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,18 @@ PYTHON = [
     for path in sorted(Path("scripts").iterdir())
     if path.is_file() and path.read_bytes().startswith(b"#!/usr/bin/env python3")
 ]
+
+
+def test_no_file_tells_to_install_specpipe_from_an_index() -> None:
+    """specpipe is on no package index, where somebody else could register its name."""
+    files = [p for p in Path().iterdir() if p.suffix in (".md", ".toml")]
+    for folder in ("docs", "pipeline", "scripts", "tests", "model_configs", "triton_repo"):
+        files += [p for p in Path(folder).rglob("*") if p.is_file()]
+    command = re.compile(r"\b(?:pip|pipx|uv)\b[^\n]*\binstall\b[^\n]*['\"\s]specpipe-trtllm")
+    command_to_find = "pip install 'specpipe-" + "trtllm[cpu]'"
+    assert command.search(command_to_find)
+    found = [str(p) for p in files if command.search(p.read_text(errors="ignore"))]
+    assert not found, f"write pip install -e '.[extra]', in a clone: {found}"
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.name)

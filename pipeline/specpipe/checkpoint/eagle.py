@@ -50,6 +50,7 @@ _SHARED = {
     "rotary_base": "rope_theta",
     "rotary_scaling": "rope_scaling",
 }
+_EXPECTED = "an EAGLE drafter: config.json with model.safetensors or pytorch_model.bin"
 _FROM_TARGET = ("logits_dtype", "mapping", "use_parallel_embedding", "embedding_sharding_dim")
 
 
@@ -144,7 +145,7 @@ def open_eagle(path: Path, options: Eagle, dtype: Dtype) -> EagleSource:
     Raises Unsupported for a drafter of another method or of several layers, ConfigError for a
     folder without one and for tensors that are missing or that no drafter has.
     """
-    weights = weight_files(path)
+    weights = weight_files(path, expected=_EXPECTED)
     with read_tensors(weights) as reader:
         names = reader.names()
     refuse_other_drafters(path, names, "eagle", "an EAGLE-1 or EAGLE-2 drafter")

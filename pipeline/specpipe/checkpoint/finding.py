@@ -1,7 +1,8 @@
 """Where the models of a run are: a folder, a .gguf file, or the cache of the Hugging Face hub."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 from specpipe.checkpoint.hub import (
@@ -14,7 +15,7 @@ from specpipe.checkpoint.hub import (
 from specpipe.checkpoint.source import Source, open_source
 from specpipe.config import RunConfig, find_file
 from specpipe.contracts import Role
-from specpipe.errors import ConfigError
+from specpipe.errors import ConfigError, Unsupported
 
 _GIB = 2**30
 
@@ -28,7 +29,8 @@ def find_source(config: RunConfig, role: Role) -> Source:
     path = find_file(model, config)
     if path is not None:
         _refuse_revision(config, role)
-        return open_source(path)
+        with named_by(config, config.model_key(role)):
+            return open_source(path)
     if not is_hub_id(model):
         raise ConfigError(f"{place}: no such folder or file", hint=_where_from(model))
     with explained(place):
@@ -48,6 +50,16 @@ def fetch_source(config: RunConfig, role: Role, notify: Callable[[str], None]) -
     with explained(_place(config, role)):
         fetch_weights(origin, source.path)
     return replace(open_source(source.path), origin=replace(origin, missing={}))
+
+
+@contextmanager
+def named_by(config: RunConfig, key: str) -> Iterator[None]:
+    """Begin a ConfigError about a path, or Unsupported, with the line and the key that name it."""
+    try:
+        yield
+    except (ConfigError, Unsupported) as error:
+        place = config.places.get(key, config.path)
+        raise type(error)(f"{place}: '{key}': {error.message}", hint=error.hint) from error
 
 
 def in_cache(config: RunConfig, role: Role) -> bool:
@@ -73,15 +85,17 @@ def describe_files(files: Mapping[str, int | None]) -> str:
 
 
 def _place(config: RunConfig, role: Role) -> str:
-    return f"{config.path}: '{config.model_key(role)}' is {config.models()[role]!r}"
+    key = config.model_key(role)
+    return f"{config.places.get(key, config.path)}: '{key}' is {config.models()[role]!r}"
 
 
 def _refuse_revision(config: RunConfig, role: Role) -> None:
     if revision := config.revision(role):
+        key = config.revision_key(role)
         raise ConfigError(
-            f"{config.path}: '{config.revision_key(role)}' is {revision!r}, but "
-            f"{config.models()[role]} is on this disk, and its files are taken as they are",
-            hint="remove the key, or give a Hugging Face id",
+            f"{config.places.get(key, config.path)}: '{key}' is {revision!r}, but "
+            f"{config.models()[role]} is a local path, which has no revisions",
+            hint=f"remove the key, or set {config.model_key(role)} to a Hugging Face id",
         )
 
 

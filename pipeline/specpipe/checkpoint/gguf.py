@@ -57,7 +57,7 @@ def _errors(path: Path) -> Iterator[None]:
     except ImportError as error:
         raise Unsupported(
             f"{path}: reading GGUF needs gguf and accelerate: {error}",
-            hint="pip install 'specpipe-trtllm[gguf]'",
+            hint="in a clone of specpipe: pip install -e '.[gguf]'",
         ) from error
     except (ValueError, OSError, KeyError) as error:
         raise ConfigError(f"{path}: not a usable GGUF file: {error}") from error

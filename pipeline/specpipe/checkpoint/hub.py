@@ -183,8 +183,8 @@ def _explain(error: Exception) -> tuple[str, str]:
     first = (str(error).splitlines() or [type(error).__name__])[0]
     if isinstance(error, errors.HfHubHTTPError | ValueError):
         return (
-            f"{constants.ENDPOINT} did not give it: {first}",
-            "try again later, or download it elsewhere and give the folder",
+            f"{constants.ENDPOINT} refused the download: {first}",
+            "try again later, or download the model on another machine and give its folder",
         )
     return _explain_silence(offline=constants.HF_HUB_OFFLINE)
 
@@ -192,15 +192,16 @@ def _explain(error: Exception) -> tuple[str, str]:
 def _explain_silence(*, offline: bool) -> tuple[str, str]:
     from huggingface_hub import constants
 
-    where = f"not, or not whole, in {cache_folder()}, and"
+    where = f"no complete copy in {cache_folder()}, and"
     if offline:
         return (
             f"{where} HF_HUB_OFFLINE is set",
-            "fetch it on a machine with a network and copy the cache, or unset HF_HUB_OFFLINE",
+            "unset HF_HUB_OFFLINE, or download the model on another machine and give its folder",
         )
     return (
         f"{where} {constants.ENDPOINT} cannot be reached",
-        "check the network, HF_ENDPOINT and proxies, or download it elsewhere and give the folder",
+        "check the network, HF_ENDPOINT and proxies, or download the model on another machine "
+        "(a gated model needs HF_TOKEN) and give its folder",
     )
 
 
@@ -211,7 +212,7 @@ def _refusals() -> tuple[tuple[type[Exception], str, str], ...]:
     return (
         (
             errors.GatedRepoError,
-            "gives it only to those who have accepted its conditions",
+            "gives the model only to users who have accepted its conditions",
             "accept them on its page, then set HF_TOKEN or run `hf auth login`",
         ),
         (
@@ -221,12 +222,12 @@ def _refusals() -> tuple[tuple[type[Exception], str, str], ...]:
         ),
         (
             errors.RepositoryNotFoundError,
-            "has no such model, or it is private; and there is no such folder here",
+            "has no such model or it is private, and no such folder exists here",
             "check the spelling; for a private model set HF_TOKEN or run `hf auth login`",
         ),
         (
             errors.EntryNotFoundError,
-            f"has the model, but it has no {_CONFIG}",
+            f"has the model, but the model has no {_CONFIG}",
             "give the id of a model in transformers' format, or the path of a .gguf file",
         ),
     )

@@ -34,6 +34,7 @@ from specpipe.model import ModelConfig
 
 WEIGHTS = "medusa_lm_head.safetensors"
 FILES = (WEIGHTS, "medusa_lm_head.pt")
+_EXPECTED = f"{', '.join(FILES)} or model.safetensors, as `specpipe train medusa` writes one"
 # model_type in the config of a checkpoint with heads -> the architecture of the target
 BASES = {
     "llama": "LlamaForCausalLM",
@@ -173,7 +174,7 @@ def _find(path: Path) -> tuple[Path, ...]:
     for name in FILES:
         if (path / name).is_file():
             return (path / name,)
-    return weight_files(path)
+    return weight_files(path, expected=_EXPECTED)
 
 
 def _count(path: Path, names: set[str]) -> tuple[int, int, bool]:

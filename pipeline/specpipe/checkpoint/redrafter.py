@@ -34,6 +34,7 @@ from specpipe.model import ModelConfig, RecurrentDrafter, redrafter_class
 
 MODULE = "drafter"
 OUTPUT = f"{MODULE}.lm_head.weight"
+_EXPECTED = "model.safetensors, as `specpipe train redrafter` writes one, or Apple's model.pt"
 _NAME = re.compile(
     r"(?:lm_heads?|0)\.(?P<layer>\d+)\.linear\.(?P<part>weight|bias)"
     r"|(?:lm_heads?|0)\.(?P<output>\d+)\.weight"
@@ -175,7 +176,7 @@ def _find(path: Path) -> tuple[Path, ...]:
     pickled = path / "model.pt"
     if pickled.is_file() and not (path / "model.safetensors").is_file():
         return (pickled,)
-    return weight_files(path)
+    return weight_files(path, expected=_EXPECTED)
 
 
 def _names(path: Path, reader: TensorReader) -> dict[str, str]:

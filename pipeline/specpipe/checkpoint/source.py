@@ -33,6 +33,7 @@ SMALL_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
+_WEIGHTS = "model.safetensors, pytorch_model.bin, their .index.json, or a .gguf file"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt")
 BEFORE_TOKENIZER_JSON = ("vocab.json", "merges.txt")  # what transformers makes one of
 
@@ -177,8 +178,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def weight_files(folder: Path) -> tuple[Path, ...]:
-    """Return the files of a folder that hold its tensors; raises ConfigError if there are none."""
+def weight_files(folder: Path, *, expected: str = _WEIGHTS) -> tuple[Path, ...]:
+    """Return the files of a folder that hold its tensors.
+
+    Raises ConfigError if there are none; the hint then names the `expected` files.
+    """
     for stem in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{stem}.index.json"
         if index.is_file():
@@ -186,8 +190,8 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         if (folder / stem).is_file():
             return (folder / stem,)
     raise ConfigError(
-        f"{folder}: no weights",
-        hint="expected model.safetensors, pytorch_model.bin, their .index.json, or a .gguf file",
+        f"{folder}: no weights in this folder",
+        hint=f"expected {expected}",
     )
 
 

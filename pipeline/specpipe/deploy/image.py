@@ -31,7 +31,7 @@ def requirements(*, gpu: bool) -> tuple[str, ...]:
     except importlib.metadata.PackageNotFoundError as error:
         raise Unsupported(
             f"{error.name} is not installed, whose version the image needs",
-            hint="pip install 'specpipe-trtllm[cpu]'",
+            hint="in a clone of specpipe: pip install -e '.[cpu]'",
         ) from error
 
 

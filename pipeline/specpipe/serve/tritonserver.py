@@ -147,7 +147,7 @@ def _server_home(folder: Path) -> _Home:
     if spec is None or not spec.submodule_search_locations:
         raise Unsupported(
             "no tritonserver: the package nvidia-pytriton is not installed",
-            hint="pip install 'specpipe-trtllm[cpu]'",
+            hint="in a clone of specpipe: pip install -e '.[cpu]'",
         )
     _require_old_numpy()
     package = Path(next(iter(spec.submodule_search_locations)))

@@ -42,7 +42,9 @@ def _prompts(
     config: RunConfig, how: SelfDistillation, target: Target, work: Path, progress: Progress
 ) -> list[str]:
     key = "train.self_distillation.prompts"
-    written = read_prompts(require_file(how.prompts, config, key)) if how.prompts else []
+    hint = f"write it with `scripts/training-prompts --out {how.prompts}`, or give another file"
+    file = require_file(how.prompts, config, key, hint=hint) if how.prompts else None
+    written = read_prompts(file) if file else []
     invented = invent_prompts(target, how, config.train.seed, work, progress=progress)
     if not written and not invented:
         raise ConfigError(

@@ -217,11 +217,11 @@ def test_a_hub_that_cannot_be_reached_is_a_sentence(specpipe: Run) -> None:
 
 REFUSED = {
     "acme/b..ad": "no such folder or file\n  hint: give a folder",
-    "acme/broken": "did not give it: ",
-    "acme/nothing": "has no such model, or it is private; and there is no such folder here\n  hint",
+    "acme/broken": "refused the download: ",
+    "acme/nothing": "has no such model or it is private, and no such folder exists here\n  hint",
     "acme/tiny@v9": "has the model, but not this revision\n  hint: give a branch",
     "acme/gated": "accepted its conditions\n  hint: accept them on its page, then set HF_TOKEN",
-    "acme/empty": "has the model, but it has no config.json\n  hint: give the id of a model",
+    "acme/empty": "has the model, but the model has no config.json\n  hint: give the id of a model",
     "acme/pickles": "has no safetensors at",
     "acme/evil": "is '../../../evil.safetensors', which is no name in this folder",
 }

@@ -20,12 +20,14 @@ from specpipe.checkpoint.inspection.describe import inspection_text
 from specpipe.checkpoint.inspection.inspect import inspect_folder
 from specpipe.checkpoint.medusa import open_heads
 from specpipe.checkpoint.quantized.formats import Quantizing
+from specpipe.checkpoint.redrafter import open_redrafter
 from specpipe.checkpoint.source import open_source
 from specpipe.cli import main
 from specpipe.errors import ConfigError
+from specpipe.methods import ReDrafter
 from specpipe.publishing import write_publish
 from tests.families import WORLDS, make_family
-from tests.models import make_heads, make_llama
+from tests.models import make_heads, make_llama, make_redrafter
 from tests.unit.checkpoint.quantised import write_quantised
 
 RANKS = [Parallel(), Parallel(2, 1), Parallel(1, 2), Parallel(4, 2)]
@@ -387,6 +389,34 @@ def test_other_drafters_are_looked_at_as_far_as_they_are_known(
     lost = list(keys)[1]
     change_config(folder, **{lost: None})
     assert f"needs {lost} in config.json" in defects(folder)[0]
+
+
+@pytest.mark.parametrize("own_output", [False, True])
+def test_a_redrafter_of_the_cpu_engine_may_share_the_output_layer(
+    own_output: bool, tmp_path: Path
+) -> None:
+    out = tmp_path / "checkpoint"
+    out.mkdir()
+    source = open_source(make_llama(tmp_path / "hf", seed=1))
+    make_redrafter(tmp_path / "drafter", seed=2, exit_dim=64, own_output=own_output)
+    found = open_redrafter(tmp_path / "drafter", ReDrafter("redrafter", "drafter"), release="")
+    write_checkpoint(source, out, "float32", no_progress, found)
+    assert defects(out) == []
+    change_tensors(out, lambda t: t.pop("drafter.layers.0.linear.weight"))
+    assert "rank 0 lacks drafter.layers.0.linear.weight" in defects(out)[0]
+
+
+def test_a_redrafter_of_tensorrt_needs_its_own_output_layer(tmp_path: Path) -> None:
+    out = tmp_path / "checkpoint"
+    out.mkdir()
+    source = open_source(make_llama(tmp_path / "hf", seed=1))
+    make_redrafter(tmp_path / "drafter", seed=2, exit_dim=64, own_output=False)
+    options = ReDrafter("redrafter", "drafter")
+    found = open_redrafter(tmp_path / "drafter", options, release="1.2.1")
+    write_checkpoint(source, out, "float16", no_progress, found)
+    assert defects(out) == []
+    change_tensors(out, lambda t: t.pop("drafter.lm_head.weight"))
+    assert "rank 0 lacks drafter.lm_head.weight" in defects(out)[0]
 
 
 def test_an_eagle_checkpoint_with_stages_is_a_defect(make: Make) -> None:

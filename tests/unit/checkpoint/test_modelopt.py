@@ -1,6 +1,6 @@
 """The real Model-Optimizer calibrates, and its own export of the same model is the judge of ours.
 
-Skipped where it is not installed: pip install 'specpipe-trtllm[quantize]'.
+Skipped where it is not installed: pip install -e '.[quantize]'.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("modelopt", reason="pip install 'specpipe-trtllm[quantize]'")
+pytest.importorskip("modelopt", reason="pip install -e '.[quantize]'")
 
 import torch
 import transformers

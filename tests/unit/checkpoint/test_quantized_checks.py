@@ -83,7 +83,7 @@ def test_calibration_without_model_optimizer_is_a_gap_of_the_machine(
     monkeypatch.setattr(calibrate, "PACKAGE", "a-package-that-is-not-there")
     (gap,) = check_calibration(EngineOptions("tensorrt", quantization="fp8"), [None])
     assert "Model-Optimizer, which is not installed" in gap.reason
-    assert "specpipe-trtllm[quantize]" in gap.hint
+    assert "pip install -e '.[quantize]'" in gap.hint
     assert check_calibration(EngineOptions("tensorrt", quantization="int8"), [None]) == []
 
 

@@ -397,3 +397,29 @@ def test_a_refusal_names_sizes_that_fit_and_they_do(tmp_path: Path) -> None:
         file = tmp_path / "fits.yaml"
         file.write_text(text.replace(old, new))
         assert plan_of(file, tmp_path).rejections == (), (key, value)
+
+
+@pytest.mark.parametrize(
+    ("speculation", "expected"),
+    [
+        ({"method": "medusa", "num_draft_tokens": 4}, "expected medusa_lm_head.safetensors"),
+        ({"method": "redrafter"}, "expected model.safetensors, as `specpipe train redrafter`"),
+        ({"method": "eagle", "num_draft_tokens": 4}, "expected an EAGLE drafter"),
+    ],
+    ids=lambda value: value["method"] if isinstance(value, dict) else "",
+)
+def test_a_folder_without_heads_is_named_with_its_line_and_the_file_that_it_lacks(
+    speculation: dict[str, object], expected: str, write_config, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    path = write_config(speculation={**speculation, "heads": str(tmp_path / "empty")})
+    with pytest.raises(ConfigError) as caught:
+        plan_of(path, tmp_path)
+    assert re.search(r"\.yaml:\d+: 'speculation.heads': ", str(caught.value))
+    assert "no weights in this folder" in str(caught.value) and expected in str(caught.value)
+
+
+def test_a_model_that_is_not_there_is_named_with_its_line(write_config, tmp_path: Path) -> None:
+    path = write_config(target={"model": "~/nothing/here"})
+    with pytest.raises(ConfigError, match=r"\.yaml:\d+: 'target.model' is '~/nothing/here': no "):
+        plan_of(path, tmp_path)

@@ -1,5 +1,6 @@
 """Prompts that the target makes up: different ones, kept batch by batch."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from specpipe.contracts import Sampling
 from specpipe.errors import ConfigError
 from specpipe.recipe import SelfDistillation
 from specpipe.train import invented
+from specpipe.train.gather import gather_text
 from specpipe.train.invented import invent_prompts
 from specpipe.train.target import Target
 
@@ -65,3 +67,14 @@ def test_a_target_that_ends_nothing_is_refused(
     monkeypatch.setattr(invented, "generate", lambda target, prompts, *rest: [[5]] * len(prompts))
     with pytest.raises(ConfigError, match="ended 0 of 400 prompts"):
         invent(target, tmp_path, 300)
+
+
+def test_missing_prompts_are_named_with_their_line_and_the_script_that_writes_them(
+    target: Target, make_run, tmp_path: Path
+) -> None:
+    run = make_run(self_distillation={"prompts": "nowhere/prompts.jsonl"})
+    with pytest.raises(ConfigError) as caught:
+        gather_text(run, target, tmp_path, progress=lambda done, total: None)
+    said = str(caught.value)
+    assert re.search(r"\.yaml:\d+: 'train.self_distillation.prompts' is 'nowhere/", said)
+    assert "`scripts/training-prompts --out nowhere/prompts.jsonl`" in said

@@ -20,7 +20,7 @@ from specpipe.checkpoint.inspection.config import (
 )
 from specpipe.checkpoint.inspection.records import File, Finding, Ranks
 from specpipe.checkpoint.medusa import BASES, planned_heads
-from specpipe.checkpoint.redrafter import planned_drafter
+from specpipe.checkpoint.redrafter import OUTPUT, planned_drafter
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.checkpoint.shard import Rank, cut, local_name, rank_file
 from specpipe.divide import check_parallel
@@ -179,7 +179,18 @@ def _plans(raw: Json, headers: Mapping[int, Header]) -> tuple[ModelConfig, list[
         plans += planned_heads(model, shares_output=shares and not whole)
     if model.eagle_net_config is not None:
         plans += planned_outputs(plans, model.num_eagle_layers) + planned_drafters(model)
-    return model, plans + planned_drafter(model)
+    return model, plans + _planned_drafter(raw, model, headers)
+
+
+def _planned_drafter(
+    raw: Json, model: ModelConfig, headers: Mapping[int, Header]
+) -> list[TensorPlan]:
+    """List the tensors of a ReDrafter; only TensorRT-LLM needs a copy of a shared output layer."""
+    plans = planned_drafter(model)
+    names = {name for header in headers.values() for name in header}
+    if text(raw, "architecture") in REDRAFTERS or OUTPUT in names:
+        return plans
+    return [plan for plan in plans if plan.name != OUTPUT]
 
 
 def _with_net(full: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 PACKAGE = "nvidia-modelopt"
-MISSING = "pip install 'specpipe-trtllm[quantize]'"
+MISSING = "in a clone of specpipe: pip install -e '.[quantize]'"
 MOST_PROMPTS, MOST_TOKENS = 512, 2048  # as upstream's quantize.py takes samples; longest prompt
 _CONFIGS = {
     "fp8": "FP8_DEFAULT_CFG",
