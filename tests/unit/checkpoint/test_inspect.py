@@ -609,5 +609,5 @@ def test_the_command_prints_json_and_exits_with_five_if_there_are_defects(make: 
     change_config(folder, vocab_size=None)
     broken = CliRunner().invoke(main, ["inspect", str(folder), "--json"])
     assert broken.exit_code == 5 and "config.json lacks vocab_size" in broken.stdout
-    assert "1 defects were found" in broken.stderr
+    assert ": 1 defect\n" in broken.stderr
     assert CliRunner().invoke(main, ["inspect", str(folder / "none")]).exit_code == 2

@@ -51,7 +51,7 @@ def cache(name: str) -> dict[str, object]:
         ({"method": "prompt_lookup"}, "does not support method prompt_lookup",
          "backend: llmapi or backend: openvino"),
         ({"method": "hybrid"}, "does not support method hybrid", "use backend: openvino"),
-        ({"release": "9.9"}, "engine.tensorrt_llm is '9.9'", "known: 1.2.1, 0.18.2"),
+        ({"release": "9.9"}, "tensorrt_llm is '9.9'", "for this backend: 1.2.1, 0.18.2; remove"),
         ({"release": "1.3.0rc22"}, "1.3.0rc22 no longer builds engines", "to use 1.2.1"),
         ({"release": "1.1.0"}, "builds no engines with TensorRT-LLM 1.1.0", "backend: llmapi"),
         ({"release": "0.18.2", "model": QWEN3}, "supports Qwen3ForCausalLM since 1.0",

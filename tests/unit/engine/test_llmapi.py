@@ -124,7 +124,7 @@ def test_building_writes_the_planned_file_and_nothing_else(tmp_path: Path) -> No
         ({"method": "hybrid"}, "the LLM API does not support method hybrid", "eagle3"),
         ({"release": "0.18.2"}, "no profile of the LLM API", "backend: tensorrt"),
         ({"release": "1.3.0rc22"}, "knows no Triton container", "to use 1.2.1"),
-        ({"release": "7"}, "engine.tensorrt_llm is '7'", "known: 1.2.1"),
+        ({"release": "7"}, "engine.tensorrt_llm is '7'", "known for this backend: 1.2.1, "),
         ({"quantization": "int8"}, "does not quantize it to int8", "export of ModelOpt"),
         ({"kv_cache_quantization": "int8"}, "not support an int8 KV cache", "fp8 or none"),
         ({"kv_cache_quantization": "fp8", "gpu": "A10", "sm": 86}, "does not support fp8", "none"),

@@ -187,7 +187,7 @@ def test_a_model_that_does_not_divide_is_refused_before_anything_is_read(tmp_pat
         ((("tp_size: 4", "tp_size: 1"),), "GiB on each H100-SXM"),
         ((("tp_size: 4", "tp_size: 3"),), "64 attention heads do not divide by engine.tp_size"),
         ((("max_seq_len: 4096", "max_seq_len: 9000"),), "made for 4096 positions"),
-        ((("bfloat16", "float32"),), "engine.dtype is float32, which"),
+        ((("bfloat16", "float32"),), "engine.dtype is float32 (the default), which"),
         ((("Llama-2-7b-chat-hf", "Llama-3.1-8B-Instruct"),), "vocabulary of 128256"),
         ((("method: draft_model", "method: hybrid"),), "does not support method hybrid"),
         ((("num_draft_tokens: 5", "draft_length: adaptive"),), "ignores speculation.draft_length"),

@@ -10,7 +10,7 @@ from specpipe.engine.llmapi.endpoint import describe
 from specpipe.engine.llmapi.model_yaml import FILE, model_yaml
 from specpipe.engine.tensorrt import check
 from specpipe.engine.tensorrt.footprint import footprint
-from specpipe.engine.tensorrt.profiles import DEFAULT, Profile, profile_of
+from specpipe.engine.tensorrt.profiles import DEFAULT, Profile, llmapi_releases, profile_of
 from specpipe.errors import Unsupported
 from specpipe.methods import UPSTREAM_ONLY
 
@@ -25,7 +25,7 @@ class LlmApiBackend:
         """Return every reason why the requested release cannot serve this model."""
         profile = profile_of(request.release)
         return [
-            *check.check_known(request),
+            *check.check_known(request, llmapi_releases()),
             *_check_release(request, profile),
             *check.check_gpu(request, profile),
             *_check_formats(request),

@@ -13,7 +13,7 @@ from specpipe.engine.tensorrt.endpoint import describe
 from specpipe.engine.tensorrt.footprint import footprint
 from specpipe.engine.tensorrt.lower import METHODS, build_flags
 from specpipe.engine.tensorrt.medusa import check_medusa
-from specpipe.engine.tensorrt.profiles import profile_of
+from specpipe.engine.tensorrt.profiles import engine_releases, profile_of
 from specpipe.engine.tensorrt.redrafter import check_redrafter
 from specpipe.errors import Unsupported
 
@@ -28,7 +28,7 @@ class TensorRtBackend:
         """Return every reason why the requested release cannot build this engine."""
         profile = profile_of(request.release)
         return [
-            *check.check_known(request),
+            *check.check_known(request, engine_releases()),
             *check.check_release(request, profile),
             *check.check_gpu(request, profile),
             *check.check_quantization(request, profile),

@@ -4,7 +4,7 @@ A check reports every reason, not only the first one.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from specpipe.building import BuildRequest, Rejection
 from specpipe.divide import check_parallel
@@ -23,10 +23,13 @@ _NEEDS_SM = {"fp8": 89, "nvfp4": 100}
 _ENGINES = ", ".join(METHODS)
 
 
-def check_known(request: BuildRequest) -> Iterator[Rejection]:
-    """Refuse releases without a profile; the other checks then use the default profile."""
+def check_known(request: BuildRequest, supported: Sequence[str]) -> Iterator[Rejection]:
+    """Refuse releases without a profile; the other checks then use the default profile.
+
+    `supported` are the releases that the backend supports, for the hint.
+    """
     if request.release is not None and find_profile(request.release) is None:
-        yield unknown_release(request.release)
+        yield unknown_release(request.release, supported)
 
 
 def check_release(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
@@ -84,7 +87,7 @@ def check_gpu(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
         )
     if request.dtype == "float32":
         yield Rejection(
-            "engine.dtype is float32, which specpipe does not serve on GPUs",
+            "engine.dtype is float32 (the default), which specpipe does not serve on GPUs",
             "set engine.dtype: bfloat16 or float16",
         )
 

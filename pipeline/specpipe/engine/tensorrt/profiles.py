@@ -6,6 +6,7 @@ TensorRT and CUDA; `tensorrt_llm/llmapi/llm_args.py` of TensorRT-LLM for `model.
 notes. Nothing here was run on a GPU.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specpipe.building import Rejection
@@ -116,10 +117,20 @@ def profile_of(release: str | None) -> Profile:
     return find_profile(release) or DEFAULT
 
 
-def unknown_release(release: str) -> Rejection:
-    """Return the refusal of a release without a profile."""
-    known = ", ".join(p.tensorrt_llm for p in PROFILES)
+def engine_releases() -> list[str]:
+    """Return the releases whose engines specpipe builds."""
+    return [p.tensorrt_llm for p in PROFILES if p.methods]
+
+
+def llmapi_releases() -> list[str]:
+    """Return the releases whose LLM API specpipe serves in a container."""
+    return [p.tensorrt_llm for p in PROFILES if p.llmapi is not None and p.container]
+
+
+def unknown_release(release: str, supported: Sequence[str]) -> Rejection:
+    """Return the refusal of a release without a profile; `supported` by the run's backend."""
+    known = ", ".join(supported)
     return Rejection(
         f"engine.tensorrt_llm is {release!r}, a release that specpipe does not know",
-        f"known: {known}; remove the key to use {DEFAULT.tensorrt_llm}",
+        f"known for this backend: {known}; remove the key to use {DEFAULT.tensorrt_llm}",
     )
