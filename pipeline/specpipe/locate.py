@@ -66,7 +66,7 @@ def _absent_models(config: RunConfig, sources: Mapping[Role, Source | None]) -> 
     for role, source in sources.items():
         if source is None:
             model = config.models()[role]
-            yield f"{model} is not on this disk: planned from what is known of it, to be fetched"
+            yield f"{model} is not downloaded; the plan uses specpipe's built-in table"
 
 
 def _absent_guessers(config: RunConfig, guessers: Mapping[Role, Guesser]) -> Iterator[str]:

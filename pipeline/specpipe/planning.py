@@ -1,4 +1,4 @@
-"""`specpipe plan`: read the models' facts, ask the backend, collect every refusal."""
+"""`specpipe plan`: read the models' facts, check the backend, collect every refusal."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,9 +39,9 @@ from specpipe.validate.gates import check_validation
 
 
 def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
-    """Return what `build` would do and why it may not, for the run and for its baseline.
+    """Return the plan of a run and of its baseline, with every reason for a refusal.
 
-    See `_plan_run`; prompts and gates that validation could not use are refused too.
+    See `_plan_run`. Prompts and gates that validation cannot use are refused too.
     """
     plan = _plan_run(config, workspace)
     refused = [*plan.rejections, *check_validation(config, describe_endpoint(plan.config))]
@@ -55,10 +55,10 @@ def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
 
 
 def _plan_run(config: RunConfig, workspace: Workspace) -> Plan:
-    """Return what `build` would do and why it may not; reads no weights, needs no GPU.
+    """Return what `build` would do, or why it cannot; reads no weights, needs no GPU.
 
-    The plan's config has a tree in the place of `tree: auto`, and the tensor-parallel ranks that
-    were chosen if none were given. Raises what `locate` raises.
+    In the plan's config, `tree: auto` is replaced by a tree, and a missing `tp_size` by the number
+    of ranks that the plan chose. Raises what `locate` raises.
     """
     backend = load_backend(config.engine.backend)
     found = locate(config, backend)
@@ -80,6 +80,7 @@ def _plan_run(config: RunConfig, workspace: Workspace) -> Plan:
     ]
     built = {r: q for r, q in requests.items() if r == "target" or not backend.serves_sources}
     places = list(_places(backend, built, workspace))
+    commands = tuple(_commands(backend, built, workspace))
     guesser = found.guessers.get("target")
     accuracy = guesser.accuracy if guesser else None
     return Plan(
@@ -87,7 +88,7 @@ def _plan_run(config: RunConfig, workspace: Workspace) -> Plan:
         models={} if found.outlined else found.models,
         requests=built,
         memory=memory,
-        commands=tuple(_commands(backend, built, workspace)),
+        commands=commands,
         versions=backend.versions(config.engine.tensorrt_llm),
         rejections=tuple(dict.fromkeys([*rejections, *_occupied(places)])),
         gaps=tuple(check_calibration(config.engine, found.sources.values())),
@@ -95,6 +96,7 @@ def _plan_run(config: RunConfig, workspace: Workspace) -> Plan:
             *found.notes,
             *notes(differing, own_loop=own_loop),
             *engine_notes(config, found.models["target"], gpu),
+            *_length_notes(config, commands),
             *(f"{reason}; build does not replace them" for reason in _kept(places, owned=True)),
         ),
         estimate=outlook(config, requests, memory.footprints, gpu, accuracy)
@@ -108,7 +110,7 @@ def _plan_run(config: RunConfig, workspace: Workspace) -> Plan:
 def _check_requests(
     config: RunConfig, requests: Mapping[Role, BuildRequest], backend: Backend
 ) -> Iterator[Rejection]:
-    """Check every engine by itself and with the others, and that its GPU is known."""
+    """Check every engine, the lengths of the models, and that the GPU is known."""
     for request in requests.values():
         yield from backend.check(request)
     yield from check_models(requests)
@@ -117,9 +119,9 @@ def _check_requests(
 
 
 def _check_parts(config: RunConfig, found: Located, *, serves_sources: bool) -> Iterator[Rejection]:
-    """Check every model by itself: its number formats, and what guesses beside it."""
+    """Check every model: its number formats, its heads or drafter, and the tree."""
     for role, source in found.sources.items():
-        if not serves_sources:  # then what they are quantised to is upstream's affair
+        if not serves_sources:  # else TensorRT-LLM reads the quantized weights itself
             yield from check_quantization(config.engine, found.models[role], source)
     for role, own in found.guessers.items():
         yield from own.check(role, found.models[role])
@@ -134,7 +136,7 @@ def _with_gpus_name(config: RunConfig) -> RunConfig:
 
 
 def _with_ranks(config: RunConfig, sizing: Sizing, gpu: Gpu | None) -> RunConfig:
-    """Choose the tensor-parallel ranks if none were given; one where the GPU is not known."""
+    """Choose the tensor-parallel ranks if none were given; one rank if the GPU is not known."""
     if config.engine.tp_size:
         return config
     ranks = choose_ranks(sizing) if gpu else 1
@@ -153,13 +155,13 @@ def _places(
 
 
 def _occupied(places: Sequence[Path]) -> Iterator[Rejection]:
-    """Refuse places where something stands that is not ours."""
+    """Refuse places that hold files which specpipe did not write."""
     for reason in _kept(places, owned=False):
         yield Rejection(reason, "move it elsewhere; if an interrupted build left it, delete it")
 
 
 def _kept(places: Sequence[Path], *, owned: bool) -> Iterator[str]:
-    """Say what build must not replace: other files in folders of ours, or whole other folders."""
+    """Yield what build must not replace: foreign files in specpipe's folders, or other folders."""
     for path in places:
         if (read_artifact(path) is not None) == owned and (reason := why_kept(path)):
             yield reason
@@ -170,6 +172,18 @@ def _commands(
 ) -> Iterator[Command]:
     for role, request in requests.items():
         yield from backend.commands(request, workspace.checkpoint(role), workspace.engine(role))
+
+
+def _length_notes(config: RunConfig, commands: Sequence[Command]) -> Iterator[str]:
+    """Yield why a command has another input length than the config."""
+    given = str(config.engine.max_input_len)
+    lengths = {command.options().get("--max_input_len", given) for command in commands}
+    for length in sorted(lengths - {given}):
+        yield (
+            f"trtllm-build gets --max_input_len {length}, not the config's {given}: the "
+            "draft/target loop calls both engines with the prompt and the output so far, which "
+            "can be as long as engine.max_seq_len"
+        )
 
 
 def _files(
@@ -216,7 +230,7 @@ def require_buildable(plan: Plan) -> None:
 
 
 def _compare_draft(found: Located) -> list[Difference]:
-    """Return what the draft's vocabulary has that the target's has not, and the reverse."""
+    """Return the differences between the vocabularies of the draft and the target."""
     if "draft" not in found.sources:
         return []
     roles: tuple[Role, Role] = ("target", "draft")

@@ -1,4 +1,4 @@
-"""A plan into text at a glance, and into plain values that carry all of it."""
+"""Convert a plan to text for a screen, and to plain values with every detail."""
 
 import shlex
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from specpipe.building import Command, Footprint
-from specpipe.plan.memory import Memory
+from specpipe.plan.memory import KV_SHARE, Largest, Memory
 from specpipe.plan.plan import Download, Plan
 from specpipe.plan.roofline import MOST_BATCH, Estimate
 
@@ -15,58 +15,85 @@ _COLUMN = 13
 
 
 def plan_text(plan: Plan) -> str:
-    """Return a plan for people: what, on what, does it fit, how fast, how, and why not."""
+    """Return a plan for people: obstacles, engines, memory, estimate, commands and notes.
+
+    A refused run gets no estimate and no commands, because it would never run like that.
+    """
     sections = [
+        list(_obstacles(plan)),
         list(_summary(plan)),
         list(_sizes(plan)),
+        *([] if plan.rejections else _steps(plan)),
+        list(_verdict(plan)),
+    ]
+    return "\n\n".join("\n".join(lines) for lines in sections if lines)
+
+
+def _steps(plan: Plan) -> list[list[str]]:
+    """Return the sections of a plan that only a run without refusals has."""
+    return [
         [line for download in plan.downloads.values() for line in _download(download)],
         list(_speed(plan.estimate, plan)) if plan.estimate else [],
         [line for path, text in plan.files.items() for line in _file(path, text)],
         [line for command in plan.commands for line in _command(command)],
         list(_baseline(plan.baseline)) if plan.baseline else [],
-        list(_verdict(plan)),
     ]
-    return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
 def _row(name: str, text: str) -> str:
     return f"{name:<{_COLUMN}}{text}"
 
 
+def _obstacles(plan: Plan) -> Iterator[str]:
+    """Yield why `build` would not run, each reason with what to change."""
+    found = (("REFUSED", plan.rejections), ("missing on this machine:", plan.gaps))
+    for label, reasons in found:
+        for reason in reasons:
+            yield _row(label, reason.reason) if len(label) < _COLUMN else f"{label} {reason.reason}"
+            yield _row("", f"-> {reason.hint}")
+
+
 def _summary(plan: Plan) -> Iterator[str]:
     config, engine = plan.config, plan.config.engine
     nodes = config.speculation.num_draft_tokens
     lossy = "" if config.lossless else "; LOSSY where tokens are sampled"
-    drafts = f", {nodes} draft token{'s' * (nodes > 1)} a step" if nodes else ""
+    drafts = f", {_plural(nodes, 'draft token')} per step" if nodes else ""
     yield _row("run", f"{config.name}: {config.speculation.method}{drafts}{lossy}")
     versions = ", ".join(f"{k} {v}" for k, v in plan.versions.items() if k != "container")
     yield _row("backend", f"{engine.backend} ({versions})")
     if plan.versions.get("container"):
         yield _row("container", plan.versions["container"])
-    formats: str = engine.dtype
-    formats += f", {engine.quantization} weights" * (engine.quantization != "none")
-    formats += f", {engine.kv_cache_quantization} KV cache" * (
-        engine.kv_cache_quantization != "none"
-    )
-    where = "this machine"
-    if engine.gpu is not None:
-        ranks = engine.tp_size * engine.pp_size
-        cut = f", tp {engine.tp_size}, pp {engine.pp_size}" if ranks > 1 else ""
-        where = f"{ranks} x {engine.gpu}{cut}"
-    yield _row("on", f"{where}; {formats}")
+    yield _row("hardware", f"{_hardware(plan)}; {_formats(plan)}")
     yield _row(
-        "for",
-        f"{_sequences(engine.max_batch_size)} of {engine.max_seq_len} tokens, prompts of up to "
-        f"{engine.max_input_len}",
+        "limits",
+        f"batch size {engine.max_batch_size}, sequence length {engine.max_seq_len}, "
+        f"input length {engine.max_input_len}",
     )
 
 
-def _sequences(number: int) -> str:
-    return f"{number} sequence{'s' * (number != 1)}"
+def _hardware(plan: Plan) -> str:
+    engine = plan.config.engine
+    if engine.gpu is None:
+        return "CPU of this machine" if engine.backend == "openvino" else "GPU not given"
+    ranks = engine.tp_size * engine.pp_size
+    cut = f", tp {engine.tp_size}, pp {engine.pp_size}" if ranks > 1 else ""
+    return f"{ranks} x {engine.gpu}{cut}"
+
+
+def _formats(plan: Plan) -> str:
+    engine = plan.config.engine
+    weights, cache = engine.quantization, engine.kv_cache_quantization
+    formats: str = engine.dtype
+    formats += f", {weights} weights" * (weights != "none")
+    return formats + f", {cache} KV cache" * (cache != "none")
+
+
+def _plural(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _sizes(plan: Plan) -> Iterator[str]:
-    """Yield a line an engine, and what is left."""
+    """Yield a line for each engine, and the memory that is needed and available."""
     if not plan.models:
         yield _row("memory", "not estimated: specpipe does not know this architecture")
         return
@@ -75,14 +102,14 @@ def _sizes(plan: Plan) -> Iterator[str]:
         heading += f"{'weights':>10}{'KV cache':>10}{'buffers':>9}{'total':>8}"
     unit = ""
     if plan.memory is not None:
-        unit = "  GiB on each GPU" if plan.config.engine.gpu else "  GiB"
+        unit = "  GiB on each GPU" if plan.config.engine.gpu else "  GiB of RAM"
     yield _row("engine", heading + unit)
     for role, model in plan.models.items():
         facts = f"{model.num_parameters / 1e9:>9.2f} B{model.num_hidden_layers:>8}"
         facts += f"{model.vocab_size:>12}"
         yield _row(role, facts + (_cells(plan.memory.footprints[role]) if plan.memory else ""))
     if plan.memory is None:
-        yield _row("memory", "not estimated: no known machine to hold it against")
+        yield _row("memory", "not estimated: the memory of the GPU is not known")
     else:
         yield from _room(plan.memory, plan)
 
@@ -95,27 +122,34 @@ def _cells(part: Footprint) -> str:
 
 
 def _room(memory: Memory, plan: Plan) -> Iterator[str]:
-    free = memory.usable - memory.total
-    state = f"{free / _GIB:.1f} free" if free >= 0 else f"{-free / _GIB:.1f} TOO MUCH"
+    needed, available = memory.total / _GIB, memory.usable / _GIB
+    where = " on each GPU" if plan.config.engine.gpu else " of RAM"
     yield _row(
         "memory",
-        f"{memory.total / _GIB:.1f} of {memory.usable / _GIB:.1f} GiB, {state}; an estimate",
+        f"{needed:.1f} GiB needed, {available:.1f} GiB available{where} (estimate)"
+        + ("" if memory.fits else ": does not fit"),
     )
     if memory.largest is not None and memory.largest.batch_size:
-        engine = plan.config.engine
-        yield _row(
-            "room for",
-            f"{_sequences(memory.largest.batch_size)} of {engine.max_seq_len} tokens, or "
-            f"{engine.max_batch_size} of {memory.largest.seq_len}",
-        )
+        yield _row("maximum", _maximum(memory.largest, plan))
     if memory.kv and memory.fits:
         tokens = next(iter(memory.kv.values())).tokens
         each = " in each engine" if len(memory.kv) > 1 else ""
-        yield _row("KV cache", f"{tokens} tokens{each}, with all that is left")
+        yield _row(
+            "KV cache",
+            f"{tokens} tokens{each}, from {KV_SHARE:.0%} of the memory left after loading",
+        )
+
+
+def _maximum(largest: Largest, plan: Plan) -> str:
+    engine = plan.config.engine
+    text = f"batch size {largest.batch_size} at {engine.max_seq_len} tokens"
+    if largest.seq_len:
+        text += f", or batch size {engine.max_batch_size} at {largest.seq_len} tokens"
+    return text
 
 
 def _download(download: Download) -> Iterator[str]:
-    """Yield what `build` fetches, and each file with its size."""
+    """Yield what `build` downloads, and each file with its size."""
     yield _row("download", f"{download.model} at {download.commit}, before it is converted")
     for name, size in download.files.items():
         yield _row("", f"{name:<40} " + ("size not known" if size is None else _size(size)))
@@ -125,38 +159,41 @@ def _size(size: int) -> str:
     return f"{size / _GIB:.2f} GiB" if size >= _GIB / 100 else f"{size / 2**20:.2f} MiB"
 
 
-def _speed(guess: Estimate, plan: Plan) -> Iterator[str]:
+def _speed(found: Estimate, plan: Plan) -> Iterator[str]:
+    """Yield the estimated time of a step (one target forward pass), and the speed-ups."""
     rows = plan.config.speculation.num_draft_tokens + 1
     yield _row(
         "estimate",
-        f"from {plan.config.engine.gpu}'s data sheet, behind {guess.context} tokens; not measured",
+        f"roofline from the {plan.config.engine.gpu} data sheet, context length {found.context}; "
+        "not measured",
     )
-    steps = [f"plain {guess.plain_ms:.1f} ms"]
+    steps = [f"decode {found.plain_ms:.1f} ms"]
     if rows > 1:
-        steps.append(f"{rows} rows {guess.verify_ms:.1f} ms")
-    if guess.draft_ms:
-        steps.append(f"draft {guess.draft_ms:.1f} ms a token")
-        steps.append(f"hand-over {guess.handover_ms:.1f} ms")
-    if guess.heads_ms:
-        steps.append(f"guessing {guess.heads_ms:.1f} ms")
-    yield _row("a step", ", ".join(steps))
-    if guess.cases:
-        yield _row("pays from", f"{guess.break_even_tokens:.2f} tokens a step, for one sequence")
-    for case in guess.cases:
+        steps.append(f"verify {rows} tokens {found.verify_ms:.1f} ms")
+    if found.draft_ms:
+        steps.append(f"draft {found.draft_ms:.1f} ms per token")
+        steps.append(f"call overhead {found.handover_ms:.1f} ms")
+    if found.heads_ms:
+        steps.append(f"draft {found.heads_ms:.1f} ms")
+    yield _row("step time", ", ".join(steps))
+    if found.cases:
+        yield _row("break-even", f"{found.break_even_tokens:.2f} tokens per step at batch size 1")
+    width = max((len(case.assumed.label) for case in found.cases), default=0) + 1
+    for case in found.cases:
+        full = f", {case.speedup_full:.2f}x at batch {found.batch}" if found.batch > 1 else ""
         yield _row(
             "",
-            f"{case.assumed.label:<20} {case.assumed.tokens:>5.2f} tokens a step: "
-            f"{case.speedup:.2f}x for one, {case.speedup_full:.2f}x for {guess.batch}; "
-            f"{_paying(case.pays)}",
+            f"{case.assumed.label + ':':<{width}} {case.assumed.tokens:>5.2f} tokens per step, "
+            f"{case.speedup:.2f}x at batch 1{full}, {_faster(case.pays)}",
         )
 
 
-def _paying(batches: tuple[int, int] | None) -> str:
+def _faster(batches: tuple[int, int] | None) -> str:
     if batches is None:
-        return "does not pay"
+        return "never faster"
     first, last = batches
-    start = f"from batch {first} " if first > 1 else ""
-    return f"pays {start}up to {'batch ' if first == 1 else ''}{last}{'+' * (last == MOST_BATCH)}"
+    start = f"from batch {first} to" if first > 1 else "up to batch"
+    return f"faster {start} {last}{'+' * (last == MOST_BATCH)}"
 
 
 def _file(path: str, text: str) -> list[str]:
@@ -164,7 +201,7 @@ def _file(path: str, text: str) -> list[str]:
 
 
 def _command(command: Command) -> list[str]:
-    """Return a command as a shell would take it, a few flags a line."""
+    """Return a command in shell syntax, with a few flags on each line."""
     name, *words = (shlex.quote(word) for word in command.argv)
     lines, pairs = [_row(command.stage, name)], _pairs(words)
     for pair in pairs:
@@ -188,8 +225,10 @@ def _pairs(words: list[str]) -> list[str]:
 
 
 def _baseline(plan: Plan) -> Iterator[str]:
-    """Yield what is built for `validate.baseline`, and what it needs when it is served."""
-    yield _row("baseline", f"{plan.config.name}: a plain engine, which only `validate` serves")
+    """Yield the engine of `validate.baseline`, with the memory that it needs when it is served."""
+    yield _row(
+        "baseline", f"{plan.config.name}: an engine without speculation, for `validate` only"
+    )
     yield from _sizes(plan)
     for command in plan.commands:
         yield from _command(command)
@@ -198,20 +237,14 @@ def _baseline(plan: Plan) -> Iterator[str]:
 def _verdict(plan: Plan) -> Iterator[str]:
     for note in plan.notes:
         yield _row("note", note)
-    for rejection in plan.rejections:
-        yield _row("REFUSED", rejection.reason)
-        yield _row("", f"-> {rejection.hint}")
-    for gap in plan.gaps:
-        yield _row("not yet", gap.reason)
-        yield _row("", f"-> {gap.hint}")
     if not plan.rejections and not plan.gaps:
-        yield _row("ok", "`specpipe build` can run this")
+        yield _row("ok", "`specpipe build` can build this run")
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """Return a plan as plain values; `estimate.costs` is what `tune --cost-model` reads.
+    """Return a plan as plain values; `tune --cost-model` reads `estimate.costs`.
 
-    `commands` are all that build would run, those of the baseline too.
+    `commands` are all commands that `build` would run, including those of the baseline.
     """
     commands = [*plan.commands, *(plan.baseline.commands if plan.baseline else ())]
     return {
@@ -254,28 +287,28 @@ def _memory_json(memory: Memory) -> dict[str, Any]:
     }
 
 
-def _estimate_json(guess: Estimate) -> dict[str, Any]:
+def _estimate_json(found: Estimate) -> dict[str, Any]:
     return {
         "measured": False,
-        "context": guess.context,
-        "plain_ms": guess.plain_ms,
-        "verify_ms": guess.verify_ms,
-        "handover_ms": guess.handover_ms,
-        "break_even_tokens": guess.break_even_tokens,
+        "context": found.context,
+        "plain_ms": found.plain_ms,
+        "verify_ms": found.verify_ms,
+        "handover_ms": found.handover_ms,
+        "break_even_tokens": found.break_even_tokens,
         "cases": [
             {
                 "assumed": case.assumed.label,
                 "tokens_a_step": case.assumed.tokens,
                 "speedup": case.speedup,
-                f"speedup_at_batch_{guess.batch}": case.speedup_full,
+                f"speedup_at_batch_{found.batch}": case.speedup_full,
                 "pays_at_batches": case.pays,
             }
-            for case in guess.cases
+            for case in found.cases
         ],
         "costs": {
-            "step_ms": {str(rows): ms for rows, ms in guess.costs.items()},
-            "heads_ms": guess.heads_ms,
-            "draft_ms": guess.draft_ms,
-            "handover_ms": guess.handover_ms,
+            "step_ms": {str(rows): ms for rows, ms in found.costs.items()},
+            "heads_ms": found.heads_ms,
+            "draft_ms": found.draft_ms,
+            "handover_ms": found.handover_ms,
         },
     }

@@ -1,8 +1,8 @@
-"""Does a draft mean the target's tokens? Compared token by token, and what a difference rules out.
+"""Compare the vocabularies of draft and target token by token, and decide what can be served.
 
-Sizes of the models' tables differ more often than tokenizers do: rows beyond the tokenizer's last
-id are padding, and mean nothing. Our own loop lets a draft speak only of the target's rows
-(`speculate/vocabulary.py`); an engine that verifies by itself has no such guard.
+The sizes of the embedding tables differ more often than the tokenizers. Rows after the last id of
+the tokenizer are padding and stand for no token. specpipe's loop restricts a draft to the target's
+rows (`speculate/vocabulary.py`). An engine that verifies draft tokens itself has no such guard.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,26 +13,26 @@ from specpipe.building import Rejection
 
 RulesOut = Literal["nothing", "draft logits", "engines", "everything"]
 _CONSEQUENCE: dict[RulesOut, str] = {
-    "nothing": "answers stay the same; such a token is never guessed right",
-    "draft logits": "only tokens can be compared, no probabilities: a request to a GPU engine must "
+    "nothing": "answers stay the same; such a draft token is never accepted",
+    "draft logits": "tokens can be compared, but not probabilities; a request to a GPU engine must "
     "not set use_draft_logits",
-    "engines": "an engine that verifies drafts by itself has no guard against such ids",
+    "engines": "an engine that verifies draft tokens itself has no guard against such ids",
     "everything": "a draft must mean the same ids",
 }
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What one model calls its ids."""
+    """The ids of one model and their tokens."""
 
     rows: int  # of the model's table and of its logits: vocab_size of config.json
-    tokens: Mapping[str, int] | None = None  # of the tokenizer; None: it is not here
+    tokens: Mapping[str, int] | None = None  # of the tokenizer; None: there is no tokenizer
     special: Mapping[str, tuple[int, ...]] | None = None  # "end" -> its ids; None: not known
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One way in which a draft's vocabulary is not the target's."""
+    """One difference between the vocabularies of draft and target."""
 
     sentence: str
     rules_out: RulesOut
@@ -42,14 +42,17 @@ class Difference:
 
 
 def differences(target: Vocabulary, draft: Vocabulary) -> list[Difference]:
-    """Return every difference, what rules out most first; empty if the two are the same."""
+    """Return every difference, the most severe first; empty if there is none."""
     found = [*_tokens(target, draft), *_rows(target, draft), *_special(target, draft)]
     order = list(_CONSEQUENCE)
     return sorted(found, key=lambda difference: -order.index(difference.rules_out))
 
 
 def refusals(found: Iterable[Difference], *, own_loop: bool) -> list[Rejection]:
-    """Return the differences that cannot be served; `own_loop`: drafts are verified by ours."""
+    """Refuse the differences that cannot be served.
+
+    `own_loop`: specpipe's loop verifies the draft tokens.
+    """
     hints: dict[RulesOut, str] = {
         "everything": "use a draft with the target's tokenizer",
         "engines": "use a draft whose table is no larger than the target's, or backend: openvino",
@@ -59,7 +62,7 @@ def refusals(found: Iterable[Difference], *, own_loop: bool) -> list[Rejection]:
 
 
 def notes(found: Iterable[Difference], *, own_loop: bool) -> list[str]:
-    """Return the differences that can be lived with, each with what it means."""
+    """Return the differences that can be served, each with its consequence."""
     harmless = ("nothing", "draft logits") if not own_loop else ("nothing",)
     return [str(difference) for difference in found if difference.rules_out in harmless]
 
@@ -68,8 +71,9 @@ def _tokens(target: Vocabulary, draft: Vocabulary) -> Iterator[Difference]:
     if target.tokens is None or draft.tokens is None:
         if target.rows != draft.rows:
             yield Difference(
-                f"the draft has a vocabulary of {draft.rows} tokens, the target of {target.rows}, "
-                "and their tokenizers are not here to tell whether that is padding alone",
+                f"the draft has a vocabulary of {draft.rows} tokens, the target of {target.rows}; "
+                "without both tokenizers specpipe cannot tell whether the difference is only "
+                "padding",
                 "everything",
             )
         return
@@ -83,7 +87,7 @@ def _tokens(target: Vocabulary, draft: Vocabulary) -> Iterator[Difference]:
 
 
 def _clashes(ours: Mapping[str, int], theirs: Mapping[str, int]) -> list[str]:
-    """List our tokens that they have at another id, or at whose id they have another token."""
+    """List tokens of `ours` with another id in `theirs`, or whose id has another token there."""
     at = {number: token for token, number in theirs.items()}
     return [t for t, i in ours.items() if theirs.get(t, i) != i or at.get(i, t) != t]
 
@@ -101,26 +105,26 @@ def _only_target(tokens: Mapping[str, int], draft: Vocabulary) -> Iterator[Diffe
     beyond = {t: i for t, i in tokens.items() if i >= draft.rows}
     if beyond:
         yield Difference(
-            f"the target's {_named(beyond)} lie beyond the {draft.rows} rows of the draft's table",
+            f"the draft's table of {draft.rows} rows lacks the target's {_named(beyond)}",
             "engines",
         )
     if len(tokens) > len(beyond):
         rest = {t: i for t, i in tokens.items() if i < draft.rows}
-        yield Difference(f"the target's {_named(rest)} mean nothing to the draft", "nothing")
+        yield Difference(f"the draft's vocabulary lacks the target's {_named(rest)}", "nothing")
 
 
 def _only_draft(tokens: Mapping[str, int], target: Vocabulary) -> Iterator[Difference]:
     inside = {t: i for t, i in tokens.items() if i < target.rows}
     if inside:
-        yield Difference(f"the draft's {_named(inside)} mean nothing to the target", "nothing")
+        yield Difference(f"the target's vocabulary lacks the draft's {_named(inside)}", "nothing")
 
 
 def _rows(target: Vocabulary, draft: Vocabulary) -> Iterator[Difference]:
     if target.rows == draft.rows or target.tokens is None or draft.tokens is None:
         return
     sizes = f"the draft's table has {draft.rows} rows, the target's {target.rows}"
-    alone = f"; that is padding alone, all {len(target.tokens)} tokens agree"
-    sizes += alone if target.tokens == draft.tokens else ""
+    padding = f"; the difference is only padding, all {len(target.tokens)} tokens agree"
+    sizes += padding if target.tokens == draft.tokens else ""
     if draft.rows < target.rows:
         yield Difference(sizes, "draft logits")
     else:
@@ -133,8 +137,8 @@ def _special(target: Vocabulary, draft: Vocabulary) -> Iterator[Difference]:
     for name in sorted(ours.keys() & theirs.keys()):
         if ours[name] != theirs[name]:
             yield Difference(
-                f"the {name} token is {_ids(ours[name])} to the target and {_ids(theirs[name])} to "
-                "the draft; requests follow the target",
+                f"the {name} token is {_ids(ours[name])} in the target and {_ids(theirs[name])} in "
+                "the draft; requests use the target's",
                 "nothing",
             )
 
@@ -143,7 +147,8 @@ def _named(tokens: Mapping[str, int]) -> str:
     """Return `2 tokens 7-8 ('<a>', '<b>')`."""
     names = ", ".join(repr(t) for t in sorted(tokens, key=lambda t: tokens[t])[:3])
     more = ", ..." if len(tokens) > 3 else ""
-    return f"{len(tokens)} tokens with ids {_ids(tokens.values())} ({names}{more})"
+    s = "s" * (len(tokens) != 1)
+    return f"{len(tokens)} token{s} with id{s} {_ids(tokens.values())} ({names}{more})"
 
 
 def _ids(numbers: Iterable[int]) -> str:

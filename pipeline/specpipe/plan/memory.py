@@ -1,8 +1,9 @@
-"""Does the deployment fit, how is the KV cache shared out, and how large could it be.
+"""Check whether a deployment fits, divide the KV cache, and find the largest sizes.
 
-All engines of a run lie on the same GPUs. A KV cache takes a share of what is free *after its
-engine was loaded* (`kv_cache_free_gpu_mem_fraction`), so with two engines the split would depend on
-which loads first; a number of tokens for each (`max_tokens_in_paged_kv_cache`) does not.
+All engines of a run are on the same GPUs. A KV cache takes a share of the memory that is free
+*after its engine was loaded* (`kv_cache_free_gpu_mem_fraction`). With two engines that split would
+depend on which engine loads first. So the plan gives each cache a number of tokens
+(`max_tokens_in_paged_kv_cache`).
 """
 
 from collections.abc import Callable, Mapping
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 from specpipe.building import Footprint
 from specpipe.contracts import Role
 
-RESERVE = 0.05  # of the memory stays free
-KV_SHARE = 0.9  # of what is free after the engines; the rest is for the decoder's own buffers
+RESERVE = 0.05  # share of the memory that stays free
+KV_SHARE = 0.9  # of the memory left after loading; the rest is for the decoder's buffers
 _BLOCK = 64  # a multiple of every release's tokens_per_block
 Fits = Callable[[int], bool]
 
@@ -22,29 +23,29 @@ class KvBudget:
     """The room of one engine's KV cache on each GPU."""
 
     tokens: int  # of all sequences together
-    fraction: float  # of what is free after loading; an upper bound where there are two engines
+    fraction: float  # of the memory left after loading; an upper bound if there are two engines
 
 
 @dataclass(frozen=True)
 class Largest:
-    """What else would fit, one thing changed at a time; 0: nothing does."""
+    """The largest batch and length that fit, each with the other unchanged; 0: none fits."""
 
-    batch_size: int  # at the asked length
-    seq_len: int  # at the asked batch
+    batch_size: int  # at the configured length
+    seq_len: int  # at the configured batch size
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What the deployment takes on the machine (each GPU), against what there is; in bytes."""
+    """The memory that a deployment needs and that is available, in bytes (on each GPU)."""
 
     footprints: Mapping[Role, Footprint]
     available: int
-    kv: Mapping[Role, KvBudget]  # on GPUs; a CPU's caches are allocated one by one
+    kv: Mapping[Role, KvBudget]  # on GPUs; the CPU engine allocates each cache when it is needed
     largest: Largest | None = None
 
     @property
     def needed(self) -> Mapping[Role, int]:
-        """What each engine takes, with the KV cache that was asked for."""
+        """The memory of each engine, with the KV cache of the configured limits."""
         return {role: footprint.total for role, footprint in self.footprints.items()}
 
     @property
@@ -54,17 +55,17 @@ class Memory:
 
     @property
     def caches(self) -> int:
-        """What the KV caches of all sequences take."""
+        """The memory of the KV caches of all sequences."""
         return sum(part.kv_per_token * part.kv_tokens for part in self.footprints.values())
 
     @property
     def usable(self) -> int:
-        """What may be taken."""
+        """The memory that the deployment may use."""
         return int(self.available * (1 - RESERVE))
 
     @property
     def fits(self) -> bool:
-        """Whether everything has room, on a GPU in the caches' share of what the engines leave."""
+        """Whether the engines fit, and their caches fit into their share of the rest (on GPUs)."""
         share = KV_SHARE if self.kv else 1.0
         fixed = sum(part.fixed for part in self.footprints.values())
         return fixed + self.caches / share <= self.usable
@@ -73,9 +74,9 @@ class Memory:
 def plan_memory(
     footprints: Mapping[Role, Footprint], available: int, *, on_gpu: bool = True
 ) -> Memory:
-    """Return the memory of a deployment, on GPUs with its KV caches given what the engines leave.
+    """Return the memory of a deployment; on GPUs the KV caches get what the engines leave.
 
-    Engines of one run cache the same sequences, so each gets room for as many tokens.
+    Engines of one run cache the same sequences, so each cache holds the same number of tokens.
     """
     if not on_gpu:
         return Memory(footprints, available, {})
@@ -89,7 +90,7 @@ def plan_memory(
 def largest(fits: Fits, most: int) -> int:
     """Return the largest number up to `most` that fits; 0 if not even 1 does.
 
-    What fits must fit with less as well.
+    If a number fits, all smaller numbers must fit too.
     """
     low, high = 0, most
     while low < high:

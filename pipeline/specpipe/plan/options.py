@@ -1,4 +1,4 @@
-"""Options of a method that only our own loop follows, and methods that only upstream's has."""
+"""Refuse options that only specpipe's loop supports, and methods that a backend lacks."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ from specpipe.methods import (
     ReDrafter,
 )
 
-# What a target without layers of its own for that may use instead.
+# Methods for a target without layers for multi-token prediction.
 _WITHOUT_LAYERS = {
     "openvino": "draft_model or prompt_lookup",
     "tensorrt": "draft_model or lookahead",
@@ -24,9 +24,9 @@ _WITHOUT_LAYERS = {
 
 
 def check_options(config: RunConfig, next_token_layers: int = 0) -> Iterator[Rejection]:
-    """Refuse what the backend would ignore, and what it cannot do at all.
+    """Refuse options that the backend ignores and methods that it does not support.
 
-    `next_token_layers` is what the target has for multi-token prediction.
+    `next_token_layers` is the number of the target's layers for multi-token prediction.
     """
     backend, options = config.engine.backend, config.speculation
     if isinstance(options, MultiToken) and not next_token_layers:
@@ -38,37 +38,37 @@ def check_options(config: RunConfig, next_token_layers: int = 0) -> Iterator[Rej
     if backend == "openvino":
         if isinstance(options, ReDrafter) and not options.greedy_search:
             yield Rejection(
-                "backend openvino searches a ReDrafter's beams for the likeliest tokens, it does "
-                "not draw them",
+                "backend openvino drafts the most likely tokens with a ReDrafter; it does not "
+                "sample draft tokens",
                 "remove speculation.greedy_search, or use backend: tensorrt",
             )
         if isinstance(options, Eagle):
             yield Rejection(
-                f"method {options.method} runs in TensorRT-LLM's engines only",
+                f"method {options.method} runs only in TensorRT-LLM engines",
                 "use backend: tensorrt, or one of medusa, draft_model, prompt_lookup",
             )
         if isinstance(options, Eagle3 | MultiToken):
             yield Rejection(
-                f"method {options.method} runs in TensorRT-LLM's LLM API only",
+                f"method {options.method} runs only in TensorRT-LLM's LLM API",
                 "use backend: llmapi, or one of medusa, draft_model, prompt_lookup",
             )
         return
     if isinstance(options, Eagle) and options.tree == "dynamic":
         yield Rejection(
-            "Triton can give an EAGLE engine one tree for every step (eagle_choices), but not have "
-            "it grow one at every step, as EAGLE-2 does",
+            "Triton can give an EAGLE engine one fixed tree (eagle_choices), but not a tree that "
+            "grows at every step, as in EAGLE-2",
             "set tree: auto, or list its paths; TensorRT-LLM's run.py runs the same engine with "
             "--eagle_use_dynamic_tree",
         )
     for key in _ignored(config):
         yield Rejection(
-            f"backend {backend} drafts by its own rules and ignores speculation.{key}",
+            f"backend {backend} ignores speculation.{key}",
             "remove the key, or use backend: openvino",
         )
 
 
 def _ignored(config: RunConfig) -> Iterator[str]:
-    """Yield the given keys of `speculation` that have no counterpart upstream."""
+    """Yield the given keys of `speculation` that TensorRT-LLM has no option for."""
     options, engines = config.speculation, config.engine.backend == "tensorrt"
     if options.max_concurrency is not None and engines:
         yield "max_concurrency"

@@ -1,4 +1,4 @@
-"""What a plan says beside its engines: how fast it may become, and what to know beforehand."""
+"""The estimate of a plan (step times and speed-ups), and its notes on the engines."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -13,7 +13,7 @@ from specpipe.trees import TreePath, assumed_accuracy, expected_tokens, supposed
 
 _RATES = (0.6, 0.7, 0.8, 0.9)
 _TOKENS = (1.5, 2.0, 2.5)
-_FIRST_GUESSES = (0.5, 0.6, 0.7)
+_FIRST_TOKENS = (0.5, 0.6, 0.7)
 
 Accuracy = Sequence[Sequence[float]]
 
@@ -25,7 +25,7 @@ def outlook(
     gpu: Gpu,
     accuracy: Accuracy | None,
 ) -> Estimate:
-    """Estimate step times and speed-ups behind sequences of half the longest length."""
+    """Estimate step times and speed-ups at a context of half the maximum length."""
     context = config.engine.max_seq_len // 2
     placed = {r: Placed(gpu, requests[r], footprints[r], context) for r in requests}
     nodes = config.speculation.num_draft_tokens
@@ -33,91 +33,94 @@ def outlook(
 
 
 def assumptions(config: RunConfig, accuracy: Accuracy | None) -> list[Assumed]:
-    """Return how well a run's guesses may be taken; measured only where heads are calibrated."""
+    """Return the acceptance to assume for a run; only calibrated heads have measured values."""
     options = config.speculation
     if isinstance(options, NoSpeculation):
         return []
     if isinstance(options, Medusa) and not isinstance(options.tree, str):
         heads = max(len(path) for path in options.tree)
         tokens = expected_tokens(accuracy or assumed_accuracy(heads), options.tree)
-        return [Assumed("as calibrated" if accuracy else "as usual heads guess", tokens)]
+        return [Assumed("as calibrated" if accuracy else "typical Medusa heads", tokens)]
     if isinstance(options, Eagle) and not isinstance(options.tree, str):
-        return [_first_right(options, options.tree, rate) for rate in _FIRST_GUESSES]
+        return [_first_accepted(options, options.tree, rate) for rate in _FIRST_TOKENS]
     if isinstance(options, Lookahead):
-        return [Assumed("supposed", tokens) for tokens in _TOKENS]
+        return [Assumed("assumed", tokens) for tokens in _TOKENS]
     if isinstance(options, ReDrafter) and accuracy:
         first_beam = [(0,) * n for n in range(1, options.draft_len_per_beam + 1)]
         tokens = expected_tokens(accuracy, first_beam[: len(accuracy)])
-        return [Assumed("as calibrated, the first beam alone", tokens)]
+        return [Assumed("as calibrated, first beam only", tokens)]
     beam = options.draft_len_per_beam if isinstance(options, ReDrafter) else None
     drafted = beam or options.num_draft_tokens
-    return [Assumed(f"{rate:.0%} accepted", chained_tokens(rate, drafted)) for rate in _RATES]
+    return [Assumed(f"acceptance {rate:.0%}", chained_tokens(rate, drafted)) for rate in _RATES]
 
 
-def _first_right(options: Eagle, tree: Sequence[TreePath], rate: float) -> Assumed:
+def _first_accepted(options: Eagle, tree: Sequence[TreePath], rate: float) -> Assumed:
     accuracy = supposed_accuracy(options.num_eagle_layers, rate)
-    return Assumed(f"{rate:.0%} of first guesses right", expected_tokens(accuracy, tree))
+    return Assumed(f"first token accepted {rate:.0%}", expected_tokens(accuracy, tree))
 
 
 def engine_notes(config: RunConfig, target: ModelConfig, gpu: Gpu | None) -> Iterator[str]:
-    """Yield what does not forbid a run, but may surprise."""
+    """Yield facts about a run that may surprise but do not forbid it."""
     engine, method = config.engine, config.speculation.method
     if engine.backend != "tensorrt":
         return
     if isinstance(config.speculation, Medusa | Eagle):
         yield (
-            f"engines of method {method} accept what equals the target's most likely token, "
-            "whatever a request asks for; send greedy requests"
+            f"engines of method {method} accept a draft token if it is the target's most likely "
+            "token and ignore the sampling options of a request; send greedy requests"
         )
     if isinstance(config.speculation, Eagle) and engine.quantization != "none":
         yield (
-            "upstream documents EAGLE for weights in float16 and bfloat16, not for "
-            f"{engine.quantization} ones; the drafter stays in 16 bits"
+            "TensorRT-LLM documents EAGLE for float16 and bfloat16 weights, not for "
+            f"{engine.quantization} weights; the drafter stays in 16 bits"
         )
     if isinstance(config.speculation, ReDrafter):
         yield from _beam_notes(config.speculation, engine.quantization)
     if method in ("draft_model", "medusa") and engine.pp_size > 1:
-        yield f"upstream documents {method} with tensor parallelism, not with pipeline stages"
+        yield f"TensorRT-LLM documents {method} with tensor parallelism, not with pipeline stages"
     if gpu is None:
         return
     if gpu.sm // 10 == 10 and method in REWINDING:  # kernels/xqaDispatcher.cpp
         yield (
-            f"on {gpu.name} engines of 0.20 stopped for want of an attention kernel for {method} "
-            "(TensorRT-LLM issue 6158), and upstream's sources had none in late 2025; whether "
-            "1.2.1 has is not known: try a small model first"
+            f"TensorRT-LLM 0.20 has no attention kernel for {method} on {gpu.name} (issue 6158), "
+            "and its sources of late 2025 had none; it is not known whether 1.2.1 has one; try a "
+            "small model first"
         )
     if method in REWINDING:
         yield from _group_notes(target, gpu, engine.kv_cache_quantization)
     if engine.tp_size > 1 and not gpu.nvlink_gbs:
-        yield f"{gpu.name} has no NVLink: each of {engine.tp_size} ranks talks over PCIe"
+        yield f"{gpu.name} has no NVLink: the {engine.tp_size} ranks communicate over PCIe"
 
 
 def _group_notes(target: ModelConfig, gpu: Gpu, cache: str) -> Iterator[str]:
-    """Look at the query heads that share a key-value head.
+    """Check the number of query heads that share a key-value head.
 
-    After upstream's `decoderXQARunner.cpp` of 1.x: several tokens of a sequence at a time are
-    attended to by kernels for groups that divide 64, or, from an fp8 cache on compute capability
-    9.0, of up to 64; older kernels take even groups.
+    TensorRT-LLM 1.x (`decoderXQARunner.cpp`) verifies several tokens of a sequence with attention
+    kernels for group sizes that divide 64. With an fp8 cache on compute capability 9.0 it has
+    kernels for all sizes up to 64. Older kernels support even sizes.
     """
     group = target.num_attention_heads // target.num_key_value_heads
     if 64 % group and not (gpu.sm == 90 and cache == "fp8"):
         yield (
-            f"{group} query heads share a key-value head; upstream's sources have attention "
-            "kernels for drafts where that number divides 64: the engine may stop with `No "
-            "available XQA kernels are found for speculative decoding mode`; try it first"
+            f"{group} query heads share a key-value head; TensorRT-LLM has attention kernels for "
+            "draft tokens only where this number divides 64; the engine may stop with `No "
+            "available XQA kernels are found for speculative decoding mode`; test it first"
         )
 
 
 def _beam_notes(options: ReDrafter, quantization: str) -> Iterator[str]:
     if options.greedy_search:
         yield (
-            "ReDrafter engines with greedy_search accept what equals the target's most likely "
-            "token, whatever a request asks for; send greedy requests"
+            "ReDrafter engines with greedy_search accept a draft token if it is the target's most "
+            "likely token and ignore the sampling options of a request; send greedy requests"
         )
     else:
         yield (
-            "ReDrafter engines without greedy_search sample by a request's temperature alone; "
-            "top_k, top_p and penalties are not looked at"
+            "ReDrafter engines without greedy_search use only the temperature of a request and "
+            "ignore top_k, top_p and penalties"
         )
     if quantization not in ("none", "fp8"):
-        yield f"upstream documents ReDrafter with 16-bit and fp8 weights, not with {quantization}"
+        yield (
+            "TensorRT-LLM documents ReDrafter with 16-bit and fp8 weights, not with "
+            f"{quantization} weights"
+        )

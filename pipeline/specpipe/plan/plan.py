@@ -1,4 +1,4 @@
-"""The plan of a run: engines, memory, commands, and every reason why it cannot be built."""
+"""The plan of a run: engines, memory, commands, and every reason for a refusal."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,30 +16,34 @@ from specpipe.trees import depth
 
 @dataclass(frozen=True)
 class Download:
-    """What `build` fetches from the Hugging Face hub before it can convert a model."""
+    """The files that `build` downloads from the Hugging Face hub before it converts a model."""
 
     model: str
     commit: str
-    files: Mapping[str, int | None]  # bytes; None: not known, for the hub does not answer
+    files: Mapping[str, int | None]  # bytes; None: the hub did not answer
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that `build` would do; the config has what was left to the plan filled in."""
+    """Everything that `build` would do. The plan fills in the config's open values."""
 
     config: RunConfig
-    models: Mapping[Role, ModelConfig]  # none if an architecture is not known here
-    requests: Mapping[Role, BuildRequest]  # of the engines that are built
+    models: Mapping[Role, ModelConfig]  # empty if specpipe does not know an architecture
+    requests: Mapping[Role, BuildRequest]  # one for each engine to build
     memory: Memory | None  # None: the GPU or the model is not known
     commands: tuple[Command, ...]
     versions: Mapping[str, str]
-    rejections: tuple[Rejection, ...]  # this can never work as configured
-    gaps: tuple[Rejection, ...]  # this could work, but not with this release of specpipe
-    notes: tuple[str, ...] = ()  # what is worth knowing, and hinders nothing
+    rejections: tuple[Rejection, ...]  # this config can never be built
+    gaps: tuple[Rejection, ...]  # this machine lacks something that the build needs
+    notes: tuple[str, ...] = ()  # useful to know; they do not prevent a build
     estimate: Estimate | None = None  # step times, on a known GPU
-    files: Mapping[str, str] = field(default_factory=dict)  # path -> text that is known beforehand
-    baseline: "Plan | None" = None  # of the plain run that `validate.baseline: build` asks for
-    downloads: Mapping[Role, Download] = field(default_factory=dict)  # none if all is on this disk
+    files: Mapping[str, str] = field(
+        default_factory=dict
+    )  # path -> text, for files that can be shown before the build
+    baseline: "Plan | None" = None  # the run without speculation of `validate.baseline: build`
+    downloads: Mapping[Role, Download] = field(
+        default_factory=dict
+    )  # empty if all files are on this disk
 
 
 def make_requests(
@@ -78,7 +82,7 @@ def make_requests(
 
 
 def _sources(config: RunConfig) -> dict[Role, str]:
-    """Return where the models are; a Hugging Face id stays one unless there is such a folder."""
+    """Return the paths of the models; a Hugging Face id without such a folder stays an id."""
     options, named = config.speculation, config.models()
     if isinstance(options, Eagle3):
         named["draft"] = options.draft.model
@@ -98,15 +102,15 @@ def _guess_vocabulary(config: RunConfig, role: Role) -> int:
 
 
 def check_models(requests: Mapping[Role, BuildRequest]) -> list[Rejection]:
-    """Return what is wrong with the models for the asked lengths."""
+    """Refuse lengths that the models do not support."""
     found = []
     for role, request in requests.items():
         longest = request.model.max_position_embeddings
         if request.max_seq_len > longest:
             found.append(
                 Rejection(
-                    f"engine.max_seq_len is {request.max_seq_len}, but the {role} was made for "
-                    f"{longest} positions",
+                    f"engine.max_seq_len is {request.max_seq_len}, but the {role} supports at most "
+                    f"{longest} positions (max_position_embeddings)",
                     f"set engine.max_seq_len to {longest} or less",
                 )
             )
@@ -114,7 +118,7 @@ def check_models(requests: Mapping[Role, BuildRequest]) -> list[Rejection]:
 
 
 def check_tree(config: RunConfig, target: ModelConfig) -> list[Rejection]:
-    """Return what is wrong with the listed tree of a run for the Medusa heads of its target."""
+    """Refuse a listed tree that is deeper than the number of Medusa heads."""
     tree = config.speculation.tree if isinstance(config.speculation, Medusa | Hybrid) else ""
     deepest = 0 if isinstance(tree, str) else depth(tree)
     if deepest <= target.num_medusa_heads:
@@ -122,14 +126,14 @@ def check_tree(config: RunConfig, target: ModelConfig) -> list[Rejection]:
     return [
         Rejection(
             f"speculation.tree is {deepest} levels deep, but there are "
-            f"{target.num_medusa_heads} heads, and each guesses one level",
+            f"{target.num_medusa_heads} heads, and each drafts one level",
             f"shorten the paths to {target.num_medusa_heads}, or set tree: auto",
         )
     ]
 
 
 def check_draft_length(config: RunConfig) -> list[Rejection]:
-    """Refuse a step that is as long as the longest sequence, now that its tree is complete."""
+    """Refuse a planned tree with which one step is as long as the longest sequence."""
     drafted, longest = config.speculation.num_draft_tokens, config.engine.max_seq_len
     if drafted + 1 < longest:
         return []
@@ -143,20 +147,22 @@ def check_draft_length(config: RunConfig) -> list[Rejection]:
 
 
 def check_memory(memory: Memory, config: RunConfig, ways: Sequence[str]) -> list[Rejection]:
-    """Say if the deployment does not fit; `ways` are changes with which it does."""
+    """Refuse a deployment that does not fit; with each change in `ways` it would fit."""
     if memory.fits:
         return []
-    gpu = config.engine.gpu
-    where = f"each {gpu}" if gpu else "this machine"
-    parts = ", ".join(f"{role} {size / 2**30:.1f}" for role, size in memory.needed.items())
-    these = "each of these fits" if len(ways) > 1 else "this fits"
-    narrow = ", of which caches take nine tenths at most" if memory.total <= memory.usable else ""
-    larger = "take larger GPUs" if gpu else "take a machine with more memory"
+    engine, gib = config.engine, 2**30
+    where = f"GPU memory on each {engine.gpu}" if engine.gpu else "RAM on this machine"
+    parts = ", ".join(f"{role} {size / gib:.1f}" for role, size in memory.needed.items())
+    share = "; KV caches can use at most 90% of it after loading"
+    limit = share if memory.total <= memory.usable else ""
+    these = "make one of these changes" if len(ways) > 1 else "make this change"
+    larger = "use larger GPUs" if engine.gpu else "use a machine with more RAM"
     return [
         Rejection(
-            f"the engines need {memory.total / 2**30:.1f} GiB on {where} ({parts}; KV caches are "
-            f"{memory.caches / 2**30:.1f} of it), {memory.usable / 2**30:.1f} GiB can be "
-            f"used{narrow}",
+            f"the engines need {memory.total / gib:.1f} GiB of {where} ({parts}), but "
+            f"{memory.usable / gib:.1f} GiB are available{limit}; the KV cache for "
+            f"max_batch_size {engine.max_batch_size} x max_seq_len {engine.max_seq_len} takes "
+            f"{memory.caches / gib:.1f} GiB of the total",
             f"{these}: {'; '.join(ways)}" if ways else f"{larger}, or a smaller model",
         )
     ]

@@ -1,4 +1,4 @@
-"""Trying a deployment at other sizes: ranks that are chosen, limits, and what would make it fit."""
+"""Try a deployment at other sizes: choose ranks, find limits, and find changes that fit."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -31,19 +31,19 @@ class Sizing:
         return replace(self, config=replace(self.config, engine=engine))
 
     def memory(self) -> Memory:
-        """Return what the run takes."""
+        """Return the memory that the run needs."""
         requests = make_requests(self.config, self.models)
         footprints = {role: self.backend.footprint(r) for role, r in requests.items()}
         on_gpu = self.config.engine.gpu is not None
         return plan_memory(footprints, self.available, on_gpu=on_gpu)
 
     def rejections(self) -> set[Rejection]:
-        """Return what the backend refuses."""
+        """Return the backend's refusals."""
         requests = make_requests(self.config, self.models)
         return {r for request in requests.values() for r in self.backend.check(request)}
 
     def fits(self, engine: EngineOptions, known: set[Rejection]) -> bool:
-        """Tell whether the run fits with other options, and is refused for nothing new."""
+        """Tell whether the run fits with other options, without a new refusal."""
         other = self.with_engine(engine)
         return other.memory().fits and other.rejections() <= known
 
@@ -57,7 +57,7 @@ def choose_ranks(sizing: Sizing) -> int:
 
 
 def measure(sizing: Sizing) -> Memory:
-    """Return what the run takes, with the largest batch and length that fit."""
+    """Return the memory that the run needs, with the largest batch and length that fit."""
     return replace(sizing.memory(), largest=_largest(sizing))
 
 
@@ -80,7 +80,7 @@ def _of_length(engine: EngineOptions, length: int) -> EngineOptions:
 
 
 def ways_to_fit(sizing: Sizing, memory: Memory) -> list[str]:
-    """Name the changes with which a run that is too large would fit, one of each kind."""
+    """Return changes with which a run that is too large would fit, one of each kind."""
     engine, known = sizing.config.engine, sizing.rejections()
     kinds = [*_cheaper(engine), *_smaller(sizing, memory.largest or Largest(0, 0))]
     return [f"engine.{way}" for kind in kinds if (way := _first_that_fits(sizing, kind, known))]
@@ -93,7 +93,7 @@ def _first_that_fits(
 
 
 def _cheaper(engine: EngineOptions) -> Iterator[dict[str, EngineOptions]]:
-    """Yield engines that take less memory for the same requests: more ranks, fewer bits."""
+    """Yield engines that need less memory for the same requests: more ranks, fewer bits."""
     on_cpu = engine.gpu is None
     if not on_cpu:
         yield {f"tp_size: {n}": replace(engine, tp_size=n) for n in _RANKS if n > engine.tp_size}
@@ -106,7 +106,7 @@ def _cheaper(engine: EngineOptions) -> Iterator[dict[str, EngineOptions]]:
 
 
 def _smaller(sizing: Sizing, limits: Largest) -> Iterator[dict[str, EngineOptions]]:
-    """Yield the largest batch and the largest length that fit, or both where neither is enough."""
+    """Yield the largest batch and the largest length that fit, or both if neither is enough."""
     engine = sizing.config.engine
     least = max(engine.max_input_len, sizing.config.speculation.num_draft_tokens + 1)
     if limits.batch_size:

@@ -49,7 +49,7 @@ def test_a_smaller_table_that_is_padding_alone_rules_out_draft_logits_on_gpus_on
     target, draft = vocabulary(rows=9), vocabulary(rows=4)
     refused, noted = told(target, draft, own_loop=False)
     assert refused == ""
-    assert "the draft's table has 4 rows, the target's 9; that is padding alone" in noted
+    assert "the draft's table has 4 rows, the target's 9; the difference is only padding" in noted
     assert "must not set use_draft_logits" in noted
     assert told(target, draft, own_loop=True) == ("", "")
 
@@ -65,7 +65,7 @@ def test_tokens_of_the_target_beyond_the_drafts_table_are_refused_on_gpus() -> N
     more = {**TOKENS, "<x>": 4, "<y>": 5}
     target, draft = vocabulary(rows=6, tokens=more), vocabulary(rows=4)
     refused, _ = told(target, draft, own_loop=False)
-    assert "2 tokens with ids 4-5 ('<x>', '<y>') lie beyond the 4 rows" in refused
+    assert "table of 4 rows lacks the target's 2 tokens with ids 4-5 ('<x>', '<y>')" in refused
     assert told(target, draft, own_loop=True)[0] == ""
 
 
@@ -73,19 +73,27 @@ def test_tokens_that_one_side_has_in_the_padding_of_the_other_are_noted() -> Non
     target = vocabulary(tokens={**TOKENS, "<x>": 3})
     for own_loop in (True, False):
         refused, noted = told(target, vocabulary(), own_loop=own_loop)
-        assert refused == "" and "1 tokens with ids 3 ('<x>') mean nothing to the draft" in noted
+        assert (
+            refused == ""
+            and "draft's vocabulary lacks the target's 1 token with id 3 ('<x>')" in noted
+        )
         refused, noted = told(vocabulary(), target, own_loop=own_loop)
-        assert refused == "" and "1 tokens with ids 3 ('<x>') mean nothing to the target" in noted
+        assert (
+            refused == ""
+            and "target's vocabulary lacks the draft's 1 token with id 3 ('<x>')" in noted
+        )
 
 
 def test_special_ids_that_differ_are_noted_by_name() -> None:
     _, noted = told(vocabulary(end=(2,)), vocabulary(end=(1, 2)), own_loop=True)
-    assert "the end token is 2 to the target and 1-2 to the draft; requests follow" in noted
+    assert (
+        "the end token is 2 in the target and 1-2 in the draft; requests use the target's" in noted
+    )
 
 
 def test_unequal_tables_without_tokenizers_are_refused_for_they_cannot_be_compared() -> None:
     refused, _ = told(Vocabulary(9), Vocabulary(4), own_loop=False)
-    assert "a vocabulary of 4 tokens, the target of 9, and their tokenizers are not here" in refused
+    assert "a vocabulary of 4 tokens, the target of 9; without both tokenizers" in refused
     assert told(Vocabulary(9), Vocabulary(9), own_loop=False) == ("", "")
 
 

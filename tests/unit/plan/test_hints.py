@@ -116,7 +116,7 @@ def test_a_cpu_is_offered_sizes_that_fit_it(
         assert measure(sizing).fits
         return
     rejection = refused(sizing)
-    assert "on this machine" in rejection.reason and "KV caches are" in rejection.reason
+    assert "on this machine" in rejection.reason and "KV cache for" in rejection.reason
     offered = rejection.hint.split(": ", 1)[1].split("; ")
     assert all(way in rejection.hint for way in ways)
     for way in offered:
@@ -135,7 +135,7 @@ def test_the_offered_size_is_the_largest(key: str, tmp_path: Path) -> None:
 
 def test_what_no_size_can_make_fit_needs_more_memory(tmp_path: Path) -> None:
     assert refused(sizing_of(tmp_path, 0.5)).hint == (
-        "take a machine with more memory, or a smaller model"
+        "use a machine with more RAM, or a smaller model"
     )
 
 

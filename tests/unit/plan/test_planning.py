@@ -48,7 +48,7 @@ def test_what_a_redrafter_engine_does_with_requests_is_noted(tmp_path: Path) -> 
     (note,) = engine_notes(greedy, LLAMA_8B, GPUS["H100-SXM"])
     assert "send greedy requests" in note
     notes = list(engine_notes(read_config(sampled), LLAMA_8B, GPUS["H100-SXM"]))
-    assert "sample by a request's temperature alone" in notes[0]
+    assert "use only the temperature of a request" in notes[0]
     assert "16-bit and fp8 weights, not with int8" in notes[1]
 
 
@@ -85,7 +85,7 @@ def test_the_tiny_run_can_be_built(write_config, tmp_path: Path) -> None:
     plan = plan_of(write_config(), tmp_path)
     require_buildable(plan)
     assert plan.rejections == plan.gaps == plan.commands == ()
-    assert "`specpipe build` can run this" in plan_text(plan)
+    assert "`specpipe build` can build this run" in plan_text(plan)
 
 
 def test_a_known_model_is_planned_without_being_there(tmp_path: Path) -> None:
@@ -184,9 +184,9 @@ def test_a_model_that_does_not_divide_is_refused_before_anything_is_read(tmp_pat
     [
         ((("gpu: H100-SXM", "gpu: H100"),), "did you mean H100-PCIe or H100-SXM"),
         ((("  gpu: H100-SXM\n", ""),), "engine.gpu is not given"),
-        ((("tp_size: 4", "tp_size: 1"),), "GiB on each H100-SXM"),
+        ((("tp_size: 4", "tp_size: 1"),), "GiB of GPU memory on each H100-SXM"),
         ((("tp_size: 4", "tp_size: 3"),), "64 attention heads do not divide by engine.tp_size"),
-        ((("max_seq_len: 4096", "max_seq_len: 9000"),), "made for 4096 positions"),
+        ((("max_seq_len: 4096", "max_seq_len: 9000"),), "supports at most 4096 positions"),
         ((("bfloat16", "float32"),), "engine.dtype is float32 (the default), which"),
         ((("Llama-2-7b-chat-hf", "Llama-3.1-8B-Instruct"),), "vocabulary of 128256"),
         ((("method: draft_model", "method: hybrid"),), "does not support method hybrid"),
@@ -321,8 +321,10 @@ def test_a_draft_with_less_padding_is_noted_and_one_with_more_is_refused_for_gpu
             tmp_path,
         )
 
-    (note,) = plan(padded, tiny).notes
-    assert "padding alone" in note and note in plan_text(plan(padded, tiny))
+    note, length = plan(padded, tiny).notes
+    assert "only padding" in note and "--max_input_len" in length
+    assert length in plan_text(plan(padded, tiny))
+    assert note.count("padding") == 1 and note in plan_text(plan(padded, tiny))
     assert plan(padded, tiny).rejections == ()
     assert "ids 320-383" in str(plan(tiny, padded).rejections)
 
@@ -385,7 +387,7 @@ def test_the_json_of_a_plan_carries_everything(tmp_path: Path) -> None:
 def test_a_refusal_names_sizes_that_fit_and_they_do(tmp_path: Path) -> None:
     full = (("tp_size: 4", "tp_size: 2"), ("batch_size: 8", "batch_size: 16"))
     (rejection,) = plan_of(changed(LLAMA, tmp_path, *full), tmp_path).rejections
-    ways = [way.split(": ") for way in rejection.hint.split("fits: ")[1].split("; ")]
+    ways = [way.split(": ") for way in rejection.hint.split("changes: ")[1].split("; ")]
     assert len(ways) >= 2
     for key, value in ways:
         name = key.removeprefix("engine.")
