@@ -1,18 +1,18 @@
 """What can go wrong, as sentences for the person who can fix them.
 
-SpecpipeError            exit code 1: a bug of ours
+SpecpipeError            exit code 1: an internal error, a bug of specpipe
 ├── ConfigError          2: the YAML file, a flag or an input file is wrong
-├── Unsupported          3: right, but this backend, version or machine cannot do it
+├── Unsupported          3: valid, but not supported by this backend, release or machine
 ├── StageFailed          4: a stage started and did not finish
-│   └── Unavailable      6: a server is absent, gone or busy; the same command may work later
-└── GateFailed           5: everything ran, and the result is not good enough
+│   └── Unavailable      6: a server is absent, stopped or busy; the same command may work later
+└── GateFailed           5: everything ran, but a result misses a gate
 """
 
 from collections.abc import Sequence
 
 
 class SpecpipeError(Exception):
-    """The parent of every error raised on purpose: a sentence and, if known, what to do next."""
+    """The parent of every error raised on purpose: a sentence and, if known, the next step."""
 
     exit_code = 1
 
@@ -26,35 +26,35 @@ class SpecpipeError(Exception):
 
 
 class ConfigError(SpecpipeError):
-    """Something the user wrote cannot be used as it stands."""
+    """Something that the user wrote is invalid."""
 
     exit_code = 2
 
 
 class Unreadable(ConfigError):
-    """An input file is missing or the machine refuses to read it; its content is not at fault."""
+    """An input file is missing or cannot be read; nothing is known about its content."""
 
 
 class Unsupported(SpecpipeError):
-    """The request is well formed, but cannot be served here."""
+    """The request is valid, but not supported here."""
 
     exit_code = 3
 
 
 class StageFailed(SpecpipeError):
-    """A stage of the pipeline broke off; nothing half-written was left behind."""
+    """A stage of the pipeline did not finish; it left no partial output."""
 
     exit_code = 4
 
 
 class Unavailable(StageFailed):
-    """A server cannot be reached, has ended, or takes no further request: trying again may help."""
+    """A server is unreachable, has ended or accepts no further request; a retry may help."""
 
     exit_code = 6
 
 
 class GateFailed(SpecpipeError):
-    """Validation ran to its end and a gate of the config was not met."""
+    """All checks ran, and a result misses a gate, or an inspected artifact has defects."""
 
     exit_code = 5
 

@@ -13,10 +13,12 @@ from click.testing import CliRunner
 
 from specpipe.cli import main, refusal
 from specpipe.cli.output import escape_controls, harmless
+from specpipe.cli.server import DEFAULT_URL, generate_command
+from specpipe.serve.guard import Tls
 
-COMMANDS = ["build", "compile", "completion", "convert", "doctor", "generate", "inspect", "package", "plan",
-            "recommend", "serve",
-            "status", "train", "tune", "validate"]  # fmt: skip
+COMMANDS = ["build", "compile", "completion", "convert", "doctor", "generate", "inspect",
+            "package", "plan", "recommend", "serve", "status", "train", "tune",
+            "validate"]  # fmt: skip
 TRAINING = ["train draft", "train medusa", "train redrafter"]
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -107,11 +109,11 @@ def test_serving_what_is_not_built_says_what_to_run(write_config, tmp_path: Path
 @pytest.mark.parametrize(
     ("command", "then"),
     [
-        ("convert", "specpipe compile --config {}"),
-        ("compile", "specpipe package --config {}"),
-        ("package", "specpipe serve --config {}"),
+        ("convert", "specpipe compile --config {} --workspace {out}"),
+        ("compile", "specpipe package --config {} --workspace {out}"),
+        ("package", "specpipe serve --config {} --workspace {out}"),
         ("package --deploy docker", "follow {out}/deploy/tiny/docker/README.md"),
-        ("build", "specpipe serve --config {}"),
+        ("build", "specpipe serve --config {} --workspace {out}"),
     ],
 )
 def test_a_command_names_the_next_one_unless_a_program_reads_it(
@@ -122,6 +124,26 @@ def test_a_command_names_the_next_one_unless_a_program_reads_it(
     assert run("build", *place, "--json").stderr.find("next:") == -1
     result = run(*command.split(), *place)
     assert result.stderr.endswith(f"next: {then.format(path, out=out)}\n"), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "workspace", "url", "files", "options"),
+    [
+        ("f.yaml", ".", DEFAULT_URL, (), "--config f.yaml"),
+        ("my run.yaml", "w", DEFAULT_URL, (), "--config 'my run.yaml' --workspace w"),
+        (None, ".", "127.0.0.1:9001", (), "--url 127.0.0.1:9001"),
+        (None, ".", "[::1]:8001", (), "--url '[::1]:8001'"),
+        ("f.yaml", ".", DEFAULT_URL, ("c", "k", None), "--config f.yaml --tls-ca FILE"),
+        (None, ".", DEFAULT_URL, ("c", "k", "a"),
+         "--tls-ca FILE --tls-certificate FILE --tls-key FILE"),
+    ],
+)  # fmt: skip
+def test_a_server_names_the_command_that_reaches_it(
+    config: str | None, workspace: str, url: str, files: tuple[str, ...], options: str
+) -> None:
+    tls = Tls(*(file and Path(file) for file in files)) if files else None
+    command = generate_command(config and Path(config), Path(workspace), url, tls)
+    assert command == f'specpipe generate {options} --stream "What is the capital of France?"'
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 from specpipe.cli import main
 from tests.unit.test_cli import COMMANDS, TRAINING
 
-# What every command needs beside --config.
+# What a command needs in addition to --config.
 ARGUMENTS = {"generate": ["hi"], "inspect": ["nowhere"]}
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from specpipe.cli.options import (
     json_option,
     workspace_option,
 )
-from specpipe.cli.output import end_json, load, plain, say, show_progress, suggest
+from specpipe.cli.output import end_json, load, plain, run_flags, say, show_progress, suggest
 
 if TYPE_CHECKING:
     from specpipe.train.produce import TrainResult
@@ -65,7 +64,8 @@ def redrafter(config_path: Path, workspace: Path, as_json: bool) -> None:
     """
     from specpipe.train.make_drafter import train_redrafter
 
-    _train(train_redrafter, "speculation.heads", config_path, workspace, as_json)
+    key = "speculation.heads (in a hybrid: speculation.redrafter.heads)"
+    _train(train_redrafter, key, config_path, workspace, as_json)
 
 
 @train.command()
@@ -101,9 +101,9 @@ def _train(
     summary = {**plain(result), "report": json.loads(text)}
     click.echo(json.dumps(summary, indent=2) if as_json else str(result.path))
     for name, value in summary["report"]["after"].items():
-        say(f"{name}: {summary['report']['before'][name]:.3f} -> {value:.3f} on the hold-out")
+        say(f"{name}: {summary['report']['before'][name]:.3f} -> {value:.3f} on the hold-out set")
     say(f"{'up to date' if result.fresh else 'written'}; report: {result.path / 'report.html'}")
-    suggest(f"set `{key}: {result.path}` in the YAML file of a run", as_json)
+    suggest(f"in the YAML file of a run, set {key} to {result.path}", as_json)
 
 
 def _require_writable(
@@ -142,9 +142,9 @@ def tune(
 ) -> None:
     """Find the fastest settings of the run's method.
 
-    Fastest on this machine, for the prompts of `validate:`. Records the answers once, replays every
-    setting against them with step times measured here, and measures the best setting. A run for a
-    GPU is recorded with the CPU engine, and its step times are the estimate of the plan.
+    Records the answers to the prompts of `validate:` once. Replays every setting against them with
+    step times measured on this machine, then measures the best setting. For a run with engine.gpu,
+    the CPU engine records the answers and the plan estimates the step times.
 
     \b
     Example:  specpipe tune --config model_configs/smollm2-135m_hybrid.yaml --out tuned.yaml
@@ -161,7 +161,7 @@ def tune(
     if out is not None:
         write_settings(config_path, out, tuning)
         say(f"wrote {out}")
-        suggest(f"specpipe build --config {shlex.quote(str(out))}", as_json)
+        suggest(f"specpipe build {run_flags(out, workspace)}", as_json)
 
 
 @click.command()

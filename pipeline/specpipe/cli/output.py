@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -32,10 +33,16 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def suggest(command: str, as_json: bool) -> None:
-    """Print the command that users run next, unless a program reads the output."""
+def suggest(step: str, as_json: bool) -> None:
+    """Print the next step for users, unless a program reads the output."""
     if not as_json:
-        say(f"next: {command}")
+        say(f"next: {step}")
+
+
+def run_flags(config_path: Path, workspace: Path) -> str:
+    """Return the options that name a run, as a shell reads them."""
+    place = "" if workspace == Path() else f" --workspace {shlex.quote(str(workspace))}"
+    return f"--config {shlex.quote(str(config_path))}{place}"
 
 
 def counted(number: int, noun: str) -> str:

@@ -22,7 +22,7 @@ from specpipe.cli.options import (
     tls_options,
     workspace_option,
 )
-from specpipe.cli.output import harmless, load, say, suggest
+from specpipe.cli.output import harmless, load, run_flags, say, suggest
 from specpipe.cli.sampling import to_upstream
 from specpipe.errors import ConfigError
 
@@ -139,18 +139,25 @@ def serve(
         stop,
         Budget(restarts),
         drain_s,
-        on_ready=partial(_print_ready, _generate(config_path, address.grpc), as_json),
+        on_ready=partial(
+            _print_ready, generate_command(config_path, workspace, address.grpc, tls), as_json
+        ),
         report=say,
         patience=Patience.of(stalled_s),
     )
     say("server stopped")
 
 
-def _generate(config_path: Path | None, url: str) -> str:
-    """Return the command that sends a prompt to the server."""
-    run = f" --config {shlex.quote(str(config_path))}" if config_path else ""
-    place = "" if url == DEFAULT_URL else f" --url {url}"
-    return f'specpipe generate{run}{place} --stream "What is the capital of France?"'
+def generate_command(config_path: Path | None, workspace: Path, url: str, tls: "Tls | None") -> str:
+    """Return the command that sends a prompt to the server; FILE: one that users must name."""
+    options = [run_flags(config_path, workspace)] if config_path else []
+    if url != DEFAULT_URL:
+        options.append(f"--url {shlex.quote(url)}")
+    if tls is not None:
+        options.append("--tls-ca FILE")
+    if tls is not None and tls.client_ca is not None:
+        options.append("--tls-certificate FILE --tls-key FILE")
+    return " ".join(["specpipe generate", *options, '--stream "What is the capital of France?"'])
 
 
 def _print_ready(command: str, as_json: bool, endpoint: "RunningServer") -> None:
@@ -296,7 +303,8 @@ def generate(
     greedy unless --temperature, --top-k or --top-p is given.
 
     \b
-    Example:  specpipe generate --config F --stream "What is the capital of France?"
+    Example:  specpipe generate --config model_configs/smollm2-135m_hybrid.yaml \\
+                  --stream "What is the capital of France?"
     """
     from specpipe.present import generation_json, generation_text
     from specpipe.repository.description import read_endpoint

@@ -1,7 +1,6 @@
 """The stages of a build: `build convert compile package status plan`."""
 
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from specpipe.cli.options import config_option, json_option, workspace_option
-from specpipe.cli.output import load, print_results, say, show_progress, suggest
+from specpipe.cli.output import load, print_results, run_flags, say, show_progress, suggest
 
 if TYPE_CHECKING:
     from specpipe.deploy.write import Kind
@@ -40,8 +39,8 @@ def _build(
     print_results(results, as_json)
 
 
-def _next(command: str, config_path: Path, as_json: bool, options: str = "") -> None:
-    suggest(f"specpipe {command} --config {shlex.quote(str(config_path))}{options}", as_json)
+def _next(command: str, config_path: Path, workspace: Path, as_json: bool) -> None:
+    suggest(f"specpipe {command} {run_flags(config_path, workspace)}", as_json)
 
 
 @click.command()
@@ -56,7 +55,7 @@ def build(config_path: Path, workspace: Path, in_container: bool, as_json: bool)
     Example:  specpipe build --config model_configs/smollm2-135m_hybrid.yaml
     """
     _build(("convert", "compile", "package"), config_path, workspace, as_json, in_container)
-    _next("serve", config_path, as_json)
+    _next("serve", config_path, workspace, as_json)
 
 
 @click.command()
@@ -70,7 +69,7 @@ def convert(config_path: Path, workspace: Path, as_json: bool) -> None:
     Example:  specpipe convert --config model_configs/smollm2-135m_hybrid.yaml
     """
     _build(("convert",), config_path, workspace, as_json)
-    _next("compile", config_path, as_json)
+    _next("compile", config_path, workspace, as_json)
 
 
 @click.command(name="compile")
@@ -85,7 +84,7 @@ def compile_(config_path: Path, workspace: Path, in_container: bool, as_json: bo
     Example:  specpipe compile --config model_configs/smollm2-135m_hybrid.yaml
     """
     _build(("compile",), config_path, workspace, as_json, in_container)
-    _next("package", config_path, as_json)
+    _next("package", config_path, workspace, as_json)
 
 
 @click.command()
@@ -102,10 +101,11 @@ def compile_(config_path: Path, workspace: Path, in_container: bool, as_json: bo
 )
 @click.option(
     "--gpus-per-node",
+    metavar="N",
     default=8,
     show_default=True,
     type=click.IntRange(min=1),
-    help="GPUs per node; an engine with more GPUs is spread over several nodes. Needs --deploy.",
+    help="GPUs per node. An engine with more GPUs spans several nodes. Needs --deploy.",
 )
 @click.option(
     "--base-image",
@@ -139,7 +139,7 @@ def package(
         raise click.UsageError(f"--{'' if image else 'base-'}image needs --deploy")
     _build(("package",), config_path, workspace, as_json)
     if kind is None:
-        _next("serve", config_path, as_json)
+        _next("serve", config_path, workspace, as_json)
         return
     from specpipe.deploying import DeployOptions, deploy_run
 

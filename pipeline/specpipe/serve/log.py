@@ -131,7 +131,8 @@ _PREFIX = re.compile(r"^[EWIF]\d{4} \S+ +\d+ \S+\] ")
 def find_cause(log: Path) -> str:
     """Return the last line of a log that names a cause, without Triton's decoration of it."""
     lines = last_lines(log, 1000, 1 << 20)
-    errors = [line for line in lines if _ERROR.search(line) and not _NO_CAUSE.search(line)]
-    found = (errors or lines or ["no output"])[-1].strip()
+    telling = [line for line in lines if line.strip() and not _NO_CAUSE.search(line)]
+    errors = [line for line in telling if _ERROR.search(line)]
+    found = (errors or telling or ["it printed no cause" if lines else "no output"])[-1].strip()
     sentence = _PREFIX.sub("", found).strip('"').split("\\n\\nAt:")[0]
     return sentence.replace("\\n", " ").strip()[-400:]

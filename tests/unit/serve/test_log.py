@@ -50,6 +50,13 @@ def test_without_an_error_the_cause_is_the_last_line(tmp_path: Path) -> None:
     assert find_cause(tmp_path / "nothing") == "no output"
 
 
+def test_the_warnings_of_a_machine_without_a_gpu_are_never_the_cause(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text(f"I1128 1 2 main.cc:1] starting\n{WITHOUT_GPU}{AT_THE_END}")
+    (tmp_path / "bare").write_text("Error: Failed to initialize NVML\n\n")
+    assert find_cause(tmp_path / "log") == "starting"
+    assert find_cause(tmp_path / "bare") == "it printed no cause"
+
+
 def test_a_folder_without_models_is_no_repository(tmp_path: Path) -> None:
     (tmp_path / "some/1").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"is no model repository(.|\n)*triton_repo/<name>"):
