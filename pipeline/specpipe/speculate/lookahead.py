@@ -1,8 +1,8 @@
 """Lookahead decoding: the target drafts for itself (Fu et al. 2402.02057, section 3).
 
 One step scores two trees under the root. The *verification* tree has earlier n-grams that
-begin with the root's token; its nodes are ordinary draft tokens. The *window* is scratch: W columns of
-N - 1 levels of Jacobi iteration. The target's best tokens after the top level complete W new
+begin with the root's token; its nodes are ordinary draft tokens. The *window* is scratch: W columns
+of N - 1 levels of Jacobi iteration. The target's best tokens after the top level complete W new
 n-grams, which are added to a pool. They also become the new top level, and level 0 is dropped.
 """
 
