@@ -82,11 +82,12 @@ def test_a_wrong_gpu_or_cost_model_is_named_by_its_flag(command: str, write_conf
     assert result.exit_code == 2 and "nofile: cannot be read: No such file" in result.stderr
 
 
+@pytest.mark.parametrize("place", ["file", "/proc"])
 def test_tune_refuses_a_place_it_cannot_write_to_before_it_works(
-    write_config, tmp_path: Path
+    place: str, write_config, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    out = tmp_path / "file/tuned.yaml"
+    out = tmp_path / place / "tuned.yaml"
     result = run("tune", "--config", str(write_config()), "--out", str(out))
     assert result.exit_code == 2 and "is not a writable directory" in result.stderr
 
@@ -123,8 +124,11 @@ def test_an_address_that_is_not_of_this_machine_gets_a_hint_for_that(
         (["--bad"], "no such option '--bad'", "specpipe"),
         (["generate", "--top-p", "3", "hi"], "invalid value for '--top-p'", "specpipe generate"),
         (["train", "medusas"], "no such command 'medusas'", "specpipe train"),
+        (["plan", "--config"], "option '--config' requires an argument", "specpipe plan"),
+        (["completion"], "missing argument 'SHELL'. Choose from: bash, zsh, fish\n",
+         "specpipe completion"),
     ],
-)
+)  # fmt: skip
 def test_a_usage_error_has_the_form_of_every_error(
     args: list[str], message: str, help_of: str
 ) -> None:

@@ -61,10 +61,11 @@ def refusal(error: OSError) -> str:
     return f"{why}; free space: {room}"
 
 
-def usage_error(error: click.UsageError) -> ConfigError:
-    """Return an error of click in the form of all errors: lower case, with a hint."""
-    message = error.format_message().rstrip(".")
-    path = error.ctx.command_path if error.ctx else "specpipe"
+def usage_error(error: click.UsageError, ctx: click.Context) -> ConfigError:
+    """Return an error of click in the form of all errors: one line, lower case, with a hint."""
+    message = " ".join(error.format_message().split()).rstrip(".")
+    group = f"{ctx.command_path} {ctx.invoked_subcommand or ''}".rstrip()  # the parser gives no context
+    path = error.ctx.command_path if error.ctx else group
     return ConfigError(f"{message[:1].lower()}{message[1:]}", hint=f"run `{path} --help`")
 
 
@@ -84,7 +85,7 @@ class _Group(click.Group):
         except click.UsageError as error:
             if _shows_help(error):
                 raise
-            print_error(usage_error(error), ctx)
+            print_error(usage_error(error, ctx), ctx)
             ctx.exit(ConfigError.exit_code)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -97,7 +98,7 @@ class _Group(click.Group):
         except click.UsageError as error:
             if _shows_help(error):
                 raise
-            print_error(usage_error(error), ctx)
+            print_error(usage_error(error, ctx), ctx)
             ctx.exit(ConfigError.exit_code)
         except KeyboardInterrupt as interrupt:
             click.echo(f"\ninterrupted{f' by {interrupt}' if str(interrupt) else ''}", err=True)

@@ -1,7 +1,7 @@
 """Make a run faster: `train tune recommend`."""
 
 import json
-import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,10 +112,12 @@ def _require_writable(
     """Refuse a file that cannot be written, before the measurement starts."""
     if out is not None:
         place = next(folder for folder in out.absolute().parents if folder.exists())
-        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        try:
+            tempfile.TemporaryFile(dir=place).close()
+        except OSError as error:
             raise click.BadParameter(
                 f"{out} cannot be written: {place} is not a writable directory"
-            )
+            ) from error
     return out
 
 
