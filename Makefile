@@ -1,4 +1,4 @@
-# The checks that every commit passes. `scripts/test` sets everything up and runs all of it.
+# The checks that every commit must pass. `scripts/test` installs everything and runs all tests.
 VENV ?= .venv
 BIN := $(VENV)/bin
 

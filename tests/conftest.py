@@ -1,4 +1,4 @@
-"""Fixtures: a tiny random Llama, made in a second, and what is built from it."""
+"""Fixtures: a tiny random Llama and the artifacts built from it."""
 
 import json
 import os
@@ -30,7 +30,7 @@ plant_from_environment()  # before any test module imports what it replaces
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what needs the real model, which takes longest; skip it where it is missing."""
+    """Run tests with the real model first, since they take longest; skip them without it."""
     items.sort(key=lambda item: "model" not in item.keywords)
     if SMOLLM2.is_dir():
         return
@@ -47,7 +47,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return another random model with the same tokenizer: a draft that is mostly wrong."""
+    """Return another random model with the same tokenizer: a draft that is mostly rejected."""
     return make_llama(tmp_path_factory.mktemp("draft") / "draft", seed=2, num_hidden_layers=1)
 
 
@@ -136,9 +136,9 @@ def sample_text() -> str:
 
 @pytest.fixture
 def gpu_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Make this machine look like one with an H100 and TensorRT-LLM 1.2.1, by stand-ins.
+    """Emulate a machine with an H100 and TensorRT-LLM 1.2.1, by mock executables.
 
-    Returns the folder that holds them, with an empty one for programs "inside the container".
+    Returns the folder of the mocks; its `container` subfolder is for programs in the container.
     """
     standins = Path(__file__).parent / "standins"
     place = tmp_path / "machine"
@@ -156,7 +156,7 @@ def gpu_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def container_machine(gpu_machine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Move `trtllm-build` of the GPU machine into the container of a stand-in docker."""
+    """Move `trtllm-build` of the GPU machine into the container of a mock docker."""
     (gpu_machine / "bin/trtllm-build").rename(gpu_machine / "container/trtllm-build")
     (gpu_machine / "bin/docker").symlink_to(Path(__file__).parent / "standins/docker")
     monkeypatch.setenv("STANDIN_CONTAINER_PATH", str(gpu_machine / "container"))

@@ -1,4 +1,4 @@
-"""A tiny random model of every family, with the real class, and variants that change its facts."""
+"""A tiny random model of every family, with its real class, and variants with other configs."""
 
 import json
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def rope(**rule: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class World:
-    """One architecture of the table: its classes, its sizes, and what else may be in its config."""
+    """One architecture of the table: its classes, its sizes, and variants of its config."""
 
     model: str  # class in transformers
     sizes: dict[str, Any]

@@ -1,4 +1,4 @@
-"""A Hugging Face hub on loopback: the endpoints that huggingface_hub calls, and who called them."""
+"""A mock Hugging Face hub on loopback: the endpoints that huggingface_hub calls, and a log."""
 
 import hashlib
 import json

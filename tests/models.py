@@ -127,7 +127,7 @@ def make_eagle(
 ) -> dict[str, Any]:
     """Return a random EAGLE drafter for `make_llama` in its authors' names, written into `folder`.
 
-    `changes` are keys of its config; `tensors` are written beside its own.
+    `changes` are keys of its config; `tensors` are written in addition to its own.
     """
     import torch
     from safetensors.torch import save_file

@@ -1,7 +1,7 @@
-"""Planted mistakes: each makes speculation wrong in one way that has really happened somewhere.
+"""Mutants: each breaks speculative decoding in one way that has happened in real code.
 
 A mutant replaces one attribute of one module. `scripts/mutants` plants them one after the other and
-runs the tests that must fail then; where one survives, the proof of losslessness has a hole.
+runs the tests that must then fail. A surviving mutant is a gap in the tests of losslessness.
 """
 
 import importlib
@@ -21,7 +21,7 @@ VARIABLE = "SPECPIPE_MUTANT"  # its value is the name of the mutant to plant
 
 @dataclass(frozen=True)
 class Mutant:
-    """One wrong attribute, made from the honest one, and the tests that must notice."""
+    """One wrong attribute, derived from the correct one, and the tests that must fail."""
 
     attribute: str  # module:name or module:class.name
     spoil: Callable[[Any], Any]
@@ -29,7 +29,7 @@ class Mutant:
 
 
 def plant(name: str, replace_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
-    """Replace the mutant's attribute for as long as `replace_attribute` makes it last."""
+    """Replace the mutant's attribute by means of `replace_attribute`."""
     mutant = MUTANTS[name]
     module, _, path = mutant.attribute.partition(":")
     owner: Any = importlib.import_module(module)
@@ -236,7 +236,7 @@ def keeps_a_row_of_a_refused_guess(honest: Any) -> Any:
     def commit(self: Any, draft: Draft, verdict: Verdict) -> None:
         honest(self, draft, verdict)
         if len(verdict.path) < len(draft):
-            self._cached += 1  # the row behind the path was another token's
+            self._cached += 1  # the row after the path belongs to another token
 
     return commit
 

@@ -1,4 +1,4 @@
-"""Taking parts of a tensor, and putting the parts of all ranks together again, the slow way."""
+"""Shards a tensor and merges the shards of all ranks again, the simple way."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ Files = list[dict[str, torch.Tensor]]
 
 
 def take(tensor: torch.Tensor, part: Cut) -> torch.Tensor:
-    """Return what a cut says, by index, with zeros for what is not there."""
+    """Return the shard that a cut describes, by index, with zeros for padding."""
     for dim, ranges in enumerate(part.ranges):
         index = torch.tensor([i for begin, end in ranges for i in range(begin, end)])
         missing = max(int(index.max()) + 1 - tensor.shape[dim], 0)

@@ -1,4 +1,4 @@
-"""The dependency rule of ARCHITECTURE.md, enforced on the import statements themselves."""
+"""The dependency rule of ARCHITECTURE.md, enforced on the import statements."""
 
 import ast
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""The law of an answer: what it must be, what it is by enumeration, and what draws say.
+"""The distribution of an output: expected, computed by enumeration, and estimated from draws.
 
-`enumerate_law` runs the real code, proposer, loop and verifier, once for every way in which its
-random decisions can fall out, and adds up probabilities: no sampling error, so no bias can hide.
+`enumerate_law` runs the real proposer, loop and verifier once for every outcome of their random
+decisions and adds up the probabilities. There is no sampling error that could hide a bias.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from specpipe.speculate.decode import Limits
 from specpipe.speculate.sampling import adjust, distribution
 from tests.contract.worlds import PROMPT, World
 
-LENGTH = 3  # tokens whose joint law is looked at
+LENGTH = 3  # tokens of the joint distribution
 T = TypeVar("T")
 
 
@@ -31,9 +31,9 @@ class Dice:
     untried: list[tuple[int, ...]] = field(default_factory=list)
 
     def choose(self, weights: Floats) -> int:
-        """Decide for an index, with a probability that is proportional to its weight.
+        """Choose an index, with a probability proportional to its weight.
 
-        Without any weight all probability is lost, which shows in the law.
+        If all weights are 0, the probability is lost, which shows in the distribution.
         """
         possible = np.flatnonzero(weights > 0)
         if not len(possible):
@@ -49,13 +49,13 @@ class Dice:
         return outcome
 
     def random(self) -> "Throw":
-        """Return a number from [0, 1) that is decided when it is compared."""
+        """Return a number from [0, 1) that is chosen when it is compared."""
         return Throw(self)
 
 
 @dataclass(frozen=True)
 class Throw:
-    """A uniform number times `scale`; asked only once whether it is below something."""
+    """A uniform number times `scale`, which is compared only once."""
 
     dice: Dice
     scale: float = 1.0
@@ -79,7 +79,7 @@ def outcomes(program: Callable[[Dice], T]) -> Iterator[tuple[T, float]]:
 
 
 def exact_law(world: World, sampling: Sampling) -> Floats:
-    """Return the joint law [V, V, V] of the first tokens by definition; after an end it is 0."""
+    """Return the expected distribution [V, V, V] of the first tokens; after an end it is 0."""
     joint = np.zeros((world.vocab_size,) * LENGTH)
 
     def walk(output: tuple[int, ...], odds: float) -> None:
@@ -99,12 +99,12 @@ def exact_law(world: World, sampling: Sampling) -> Floats:
 def enumerate_law(
     world: World, options: str, sampling: Sampling, draft_law: str = "random", depth: int = 2
 ) -> Floats:
-    """Return the joint law of what the proposer of `options` and the verifier emit together."""
+    """Return the joint distribution of the output with the proposer of `options`."""
     return enumerate_proposer(world, world.proposer(options, draft_law, depth), sampling)
 
 
 def enumerate_proposer(world: World, proposer: Proposer, sampling: Sampling) -> Floats:
-    """Return the joint law of what one proposer and the verifier emit together."""
+    """Return the joint distribution of the output with a proposer."""
     joint = np.zeros((world.vocab_size,) * LENGTH)
 
     def answer(dice: Dice) -> list[int]:
@@ -118,7 +118,7 @@ def enumerate_proposer(world: World, proposer: Proposer, sampling: Sampling) -> 
 
 
 def verdicts(draft: Draft, law: Callable[[accept.Path], Floats]) -> Iterator[tuple[Verdict, float]]:
-    """Yield what `accept.sample` can decide about one draft, with the probability of each way."""
+    """Yield the possible verdicts of `accept.sample` on a draft, with their probabilities."""
 
     def decide(dice: Dice) -> Verdict:
         with pytest.MonkeyPatch.context() as patch:
@@ -129,7 +129,7 @@ def verdicts(draft: Draft, law: Callable[[accept.Path], Floats]) -> Iterator[tup
 
 
 def _decide_by(dice: Dice, patch: pytest.MonkeyPatch) -> None:
-    """Make the verifier and the draft ask `dice` instead of their generators."""
+    """Make the verifier and the draft use `dice` instead of their generators."""
     rule = accept.sample
 
     def sample(draft: Draft, law: Callable[[accept.Path], Floats], rng: object) -> Verdict:

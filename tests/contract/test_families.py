@@ -1,4 +1,4 @@
-"""Every family in the table: converted, run through the CPU engine, logits as in transformers."""
+"""Every family in the table is converted and run on the CPU; logits equal transformers'."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_every_family_has_a_model_here() -> None:
 
 
 def reference(folder: Path) -> Logits:
-    """Return a function from sequences to transformers' logits of all their places."""
+    """Return a function from sequences to transformers' logits at all positions."""
     model = AutoModelForCausalLM.from_pretrained(folder).float().eval()
     if getattr(model.config, "attn_logit_softcapping", None):
         model.set_attn_implementation("eager")  # transformers 4's default drops the cap

@@ -1,4 +1,4 @@
-"""Every proposer leaves the target's law as it is: by enumeration to 1e-12, and by 50,000 draws."""
+"""No proposer changes the target's distribution: by enumeration to 1e-12, and by 50,000 draws."""
 
 from statistics import NormalDist
 
@@ -23,7 +23,7 @@ SAMPLED = {
 }
 DRAWS = 50_000
 # Bonferroni: one false alarm in a thousand runs, over all methods together. Two more, because
-# chi-square's tail is longer than the normal law's.
+# chi-square's tail is longer than that of the normal distribution.
 BOUND = NormalDist().inv_cdf(1 - 1e-3 / len(PROPOSERS)) + 2
 
 every_option = pytest.mark.parametrize("options", OPTIONS)
@@ -40,7 +40,7 @@ def test_the_joint_law_of_three_tokens_is_exactly_the_targets(options: str, name
 
 @pytest.mark.parametrize("method", PROPOSERS)
 def test_fifty_thousand_answers_are_distributed_as_the_target(method: str) -> None:
-    """Unlike enumeration, this sees generators that are not independent of each other."""
+    """Unlike enumeration, this test detects generators that depend on each other."""
     counts = frequencies(WORLD, method, SAMPLED["plain"], draws=DRAWS)
     assert excess(exact_law(WORLD, SAMPLED["plain"]), counts) < BOUND
 

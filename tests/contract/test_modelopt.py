@@ -1,4 +1,4 @@
-"""Our tensors are those of an independent exporter: NVIDIA Model-Optimizer 0.47.
+"""specpipe's tensors equal those of an independent exporter: NVIDIA Model-Optimizer 0.47.
 
 What it wrote of the models in `tests.modelopt` is kept in tests/data/modelopt.json, which
 `scripts/compare-modelopt --facts` writes; the exporter itself is not needed here.

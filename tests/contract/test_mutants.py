@@ -1,4 +1,4 @@
-"""The proofs can fail: planted mistakes, the quick ones in this process, change what is proven.
+"""Mutation tests: planted mistakes change the checked property. The quick ones run here.
 
 `scripts/mutants` plants all of them and runs the whole tests.
 """
@@ -14,7 +14,7 @@ from tests.contract.worlds import OPTIONS, World
 from tests.mutants import MUTANTS, plant
 
 WORLD = World(vocab_size=3)
-# Enough of a request's options for every mutant of the law to show itself.
+# Request options that reveal every mutant of the distribution.
 SAMPLED = [
     Sampling(top_k=0),
     Sampling(top_k=0, temperature=0.6),
@@ -25,7 +25,7 @@ OF_GREEDY = ["greedy token from the wrong row", "first guess always accepted"]
 
 
 def farthest_law() -> float:
-    """Return how far any proposer's joint law is from the target's, in total variation."""
+    """Return the largest total variation of a proposer's joint distribution from the target's."""
     return max(
         np.abs(enumerate_law(WORLD, options, sampling) - exact_law(WORLD, sampling)).sum() / 2
         for options in OPTIONS
@@ -64,7 +64,7 @@ def test_a_mutant_of_greedy_acceptance_changes_an_answer(
 def test_taking_a_drawn_guess_for_a_certain_one_is_lossless_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Not a mutant: a one-hot q is right for any guess, even where its law is not known."""
+    """Not a mutant: a one-hot q is right for any draft token, even one of unknown distribution."""
     honest = accept.sample
     monkeypatch.setattr(
         accept,

@@ -1,7 +1,7 @@
-"""What every proposer in the table promises, whatever it is: greedy equality, bounds, restarts.
+"""The contract of every proposer in the table: greedy equality, bounds, restarts.
 
-A new method is picked up unasked. Its law is proven in test_laws.py, and that each promise can fail
-in test_mutants.py.
+A new method is tested without changes here. test_laws.py tests its distribution, and
+test_mutants.py shows that each test can fail.
 """
 
 import itertools

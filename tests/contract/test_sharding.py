@@ -1,4 +1,4 @@
-"""Every family, cut for every deployment that it divides by: merged, the ranks are the model."""
+"""Every family is sharded for every valid deployment; the merged ranks equal the model."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What every proposer is tried with: a target of few tokens, drafts of three kinds, options."""
+"""The inputs of the proposer tests: a target of few tokens, drafts of three kinds, options."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from tests.unit.speculate.scripted import Law, ScriptedRunner, random_law
 DRAFT = DraftOptions("unused")
 WITH_HEADS = DraftOptions("unused", heads="unused")
 
-OPTIONS: dict[str, Callable[[int], Speculation]] = {  # how deep to guess -> options
+OPTIONS: dict[str, Callable[[int], Speculation]] = {  # draft depth -> options
     "none": lambda depth: NoSpeculation(),
     "prompt_lookup": lambda depth: PromptLookup("prompt_lookup", depth, 1, 3),
     "prompt_lookup, tree": lambda depth: PromptLookup("prompt_lookup", depth, 1, 3, "dynamic"),
@@ -67,7 +67,7 @@ OPTIONS: dict[str, Callable[[int], Speculation]] = {  # how deep to guess -> opt
 
 
 def _tree(depth: int) -> tuple[TreePath, ...]:
-    """Return a chain of that depth with siblings beside and under its first node."""
+    """Return a chain of `depth` with siblings next to and under its first node."""
     chain = [(0,) * level for level in range(1, depth + 1)]
     return complete_tree([*chain, (1,), (1, 1)] if depth > 1 else [(0,), (1,)])
 
@@ -77,7 +77,7 @@ PROMPT = [0, 1, 2, 0, 2, 1, 1, 0, 1]  # every token was followed by several: tre
 
 @dataclass(frozen=True)
 class World:
-    """A target over `vocab_size` tokens, and the laws that a draft may have."""
+    """A target over `vocab_size` tokens, and the possible distributions of a draft."""
 
     vocab_size: int
     target: Law = field(init=False)
@@ -99,7 +99,7 @@ class World:
         return self._proposer(options, draft, depth, self.drafts[draft_law])
 
     def proposer_of_size(self, options: str, vocab_size: int, depth: int = 3) -> Proposer:
-        """Return a proposer whose draft model has a table of `vocab_size` rows."""
+        """Return a proposer whose draft model has a vocabulary of `vocab_size` rows."""
         draft = ScriptedRunner(random_law(vocab_size, seed=3), vocab_size)
         return self._proposer(options, in_vocabulary(draft, self.vocab_size), depth, self.target)
 
@@ -123,10 +123,10 @@ class World:
         return [token for step in steps for token in step.tokens]
 
     def plain(self, sampling: Sampling, limits: Limits) -> list[int]:
-        """Decode one token a step."""
+        """Decode one token per step."""
         return self.generate(make_proposer(NoSpeculation(), {}), sampling, limits)
 
 
 def _worst(law: Floats) -> Floats:
-    """Return a law that is nearly certain of the token that the target wants least."""
+    """Return a distribution with nearly all mass on the target's least likely token."""
     return 0.97 * np.eye(len(law))[int(np.argmin(law))] + 0.03 / len(law)

@@ -1,4 +1,4 @@
-"""Real servers around tiny models, and what they should answer, computed in this process."""
+"""Real servers with tiny models, and the expected answers, computed in this process."""
 
 import json
 from collections.abc import Callable, Generator, Iterator
@@ -26,7 +26,7 @@ ENGINE = {"backend": "openvino", "max_batch_size": 2, "max_input_len": 100, "max
 
 
 class Served:
-    """A running server and the means to know what it must answer."""
+    """A running server, and functions that compute its expected answers."""
 
     def __init__(self, config: RunConfig, workspace: Workspace, endpoint: RunningServer) -> None:
         self.config, self.workspace, self.endpoint = config, workspace, endpoint
@@ -66,7 +66,7 @@ def cli_generate(server: Served, *words: str, config: bool = False) -> Result:
 
 @dataclass
 class Servers:
-    """The servers of this session that run, and what is to be said of those that died in a test."""
+    """The running servers of this session, and reports on those that died in a test."""
 
     running: list[RunningServer] = field(default_factory=list)
     obituaries: list[str] = field(default_factory=list)
@@ -94,7 +94,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport]:
-    """Show, with a test that fails, how its server died."""
+    """Add the report of a dead server to the failing test."""
     report = yield
     servers = item.config.stash[SERVERS]
     if report.failed:

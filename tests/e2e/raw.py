@@ -1,4 +1,4 @@
-"""Requests as any gRPC client sends them, tensor by tensor; nothing of specpipe's own client."""
+"""gRPC requests built tensor by tensor, without specpipe's own client."""
 
 import queue
 import threading

@@ -1,6 +1,6 @@
-"""A packaged `backend: llmapi` run in a real tritonserver, with a stand-in for upstream's model.
+"""A packaged `backend: llmapi` run in a real tritonserver, with a mock of TensorRT-LLM's model.
 
-The stand-in has upstream's tensors, refusals and streams; how it decodes is made up.
+The mock has the tensors, refusals and streams of that model; its decoding is made up.
 """
 
 import json

@@ -101,7 +101,7 @@ def test_a_server_that_answers_in_one_piece_passes(write_run: WriteRun) -> None:
 def test_an_engine_that_always_speculates_has_no_plain_arm_and_says_so(
     write_run: WriteRun,
 ) -> None:
-    """The stand-in of the C++ models speculates in every request, as those do."""
+    """The emulator of the C++ models speculates in every request, like these models."""
     path = write_run(serving={"loop": "bls"})
     found = validate(path)
     assert found.exit_code == 0, found.output

@@ -1,1 +1,1 @@
-"""Executables that stand in for what a machine with a GPU has; they check what they are told."""
+"""Mock executables of a machine with a GPU; they check their arguments."""

@@ -1,4 +1,4 @@
-"""A temperature means what it does with other servers; upstream ignores it where it is alone."""
+"""A temperature works as in other servers; TensorRT-LLM ignores it without top_k and top_p."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Commands that are ended from outside: by a signal, or by a reader that left. Nothing is left."""
+"""Commands ended by a signal, or by a closed output pipe, leave nothing behind."""
 
 import signal
 import subprocess

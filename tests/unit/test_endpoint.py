@@ -1,4 +1,4 @@
-"""How each backend says its servers are called, held against upstream's own tables of tensors."""
+"""The endpoints that each backend describes, compared with TensorRT-LLM's tables of tensors."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from specpipe.errors import ConfigError
 from specpipe.repository.signature import served_signature, table_of
 
 TENSORRT, LLMAPI = TensorRtBackend(), LlmApiBackend()
-OWN_LOOP = ("medusa", "eagle", "redrafter")  # engines that speculate, whatever a request says
+OWN_LOOP = ("medusa", "eagle", "redrafter")  # engines that speculate in every request
 
 
 def config(name: str) -> RunConfig:

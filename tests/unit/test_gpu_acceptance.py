@@ -1,4 +1,4 @@
-"""scripts/gpu-acceptance, as far as it goes without a GPU: it goes on, and it tells the truth."""
+"""scripts/gpu-acceptance without a GPU: it continues after failures and reports them."""
 
 import json
 import os

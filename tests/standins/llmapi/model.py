@@ -1,4 +1,4 @@
-"""Upstream's `llmapi` model as its clients see it, without TensorRT-LLM: it counts.
+"""A mock of TensorRT-LLM's `llmapi` model as clients see it: it counts.
 
 The answer to any prompt is " one two three ..." up to `sampling_param_max_tokens` words. What
 upstream's model.py refuses is refused, with its words; streamed responses carry the whole text so

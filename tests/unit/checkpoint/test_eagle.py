@@ -1,4 +1,4 @@
-"""EAGLE drafters: one layer in its authors' layout, a copy a level beside its target."""
+"""EAGLE drafters: one layer in its authors' layout, one copy per level next to its target."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The facts of every family: how much it weighs, what config.json says, what cannot be had."""
+"""The facts of every family: number of weights, config.json, and unsupported models."""
 
 import json
 import math
@@ -72,7 +72,7 @@ def test_every_tensor_has_a_place_and_shapes_that_fit_its_cut(name: str) -> None
     assert first == tables & {plan.name for plan in plans}
 
 
-UPSTREAM_KEYS = {  # what upstream's config and model classes read beside the common keys
+UPSTREAM_KEYS = {  # read by TensorRT-LLM's classes in addition to the common keys
     "LlamaForCausalLM": {"attn_bias", "mlp_bias", "rotary_base", "residual_mlp"},
     "MistralForCausalLM": {"attn_bias", "mlp_bias", "rotary_base", "residual_mlp"},
     "MixtralForCausalLM": {"moe", "rotary_base", "residual_mlp"},

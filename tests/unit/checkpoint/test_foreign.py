@@ -1,4 +1,4 @@
-"""Checkpoints that others quantised: every number is read as its layout says, and kept."""
+"""Checkpoints quantized by other tools: every number is read in its layout, and kept."""
 
 import json
 from pathlib import Path

@@ -123,7 +123,7 @@ def test_refused(changes: dict[str, object], reason: str, hint: str) -> None:
         ranks(8, 2),
         {**weights("int4_awq"), "model": MIXTRAL},
         {**weights("fp8"), "model": QWEN_MOE, "release": "0.18.2"},
-        {"gpu": "unheard-of", "sm": None},  # `plan` says that it is not known
+        {"gpu": "unheard-of", "sm": None},  # `plan` reports that it is unknown
     ],
 )
 def test_not_refused(changes: dict[str, object]) -> None:

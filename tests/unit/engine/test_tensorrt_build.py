@@ -1,6 +1,6 @@
-"""Building TensorRT-LLM engines: what happens around `trtllm-build`, with a stand-in for it.
+"""Building TensorRT-LLM engines with a mock `trtllm-build`.
 
-Nothing here needs a GPU; what the stand-ins cannot prove is whether TensorRT accepts the network.
+Nothing here needs a GPU. The mock cannot prove that TensorRT accepts the network.
 """
 
 import json

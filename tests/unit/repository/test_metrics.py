@@ -1,4 +1,4 @@
-"""What a Meter hands to Triton, and when; the backend's module is a stand-in that adds up."""
+"""The values that a Meter passes to Triton, and when; the backend's module is a mock."""
 
 import sys
 from types import ModuleType

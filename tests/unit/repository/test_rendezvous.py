@@ -1,4 +1,4 @@
-"""Where an engine and its text models meet: a folder that is theirs alone."""
+"""Where an engine and its text models meet: a folder that only they can access."""
 
 import os
 import stat

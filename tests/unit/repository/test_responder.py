@@ -45,7 +45,7 @@ class Error:
 
 @pytest.fixture
 def triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """Return the module that only Triton can import, with a stand-in for Triton's own."""
+    """Return the module that only Triton can import, with a mock of Triton's own."""
     backend = ModuleType("triton_python_backend_utils")
     backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL = FINAL  # type: ignore[attr-defined]
     backend.Tensor = lambda name, array: (name, array)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Many requests, one engine: order, turns, bounds, cancellation, and errors that stay alone."""
+"""Many requests, one engine: order, turns, bounds, cancellation, and isolated errors."""
 
 import subprocess
 import sys

@@ -275,7 +275,7 @@ def test_the_bias_is_as_long_as_the_padded_output_layer(write: Write) -> None:
 
 
 def test_the_models_bring_the_code_that_they_need(write: Write) -> None:
-    """They import in an environment of numpy and tokenizers alone, as upstream's container has."""
+    """They import with only numpy and tokenizers installed, as in NVIDIA's container."""
     repository = write(DRAFT)
     program = """
 import sys, types

@@ -1,4 +1,4 @@
-"""The C++ backend's rules, by which its stand-ins answer; the messages are upstream's own."""
+"""The C++ backend's rules, which its emulators follow; the messages are TensorRT-LLM's."""
 
 from typing import Any
 

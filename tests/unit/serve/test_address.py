@@ -71,7 +71,7 @@ def test_this_machine_is_known_by_its_names() -> None:
 
 
 class Health(BaseHTTPRequestHandler):
-    """Answers as a live server with three requests in hand."""
+    """Answers like a live server with three in-flight requests."""
 
     def do_GET(self) -> None:
         self.send_response(200)

@@ -93,7 +93,7 @@ def test_a_server_that_is_not_wanted_any_more_when_it_is_ready_is_not_announced(
 
 
 class Metrics:
-    """A metrics port that says in turn how many requests are in hand, the last of them for ever."""
+    """A metrics port that reports these numbers of in-flight requests in turn; the last repeats."""
 
     def __init__(self, counts: list[int]) -> None:
         class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Starting Triton for GPUs: the command lines of upstream's launcher, with stand-in programs."""
+"""Starting Triton for GPUs: the command lines of NVIDIA's launcher, with mock executables."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""A server that runs and does not move is found, and a busy one is left alone; by a fake clock."""
+"""A server without progress is found, and a busy one is not disturbed; with a fake clock."""
 
 import queue
 import threading

@@ -249,4 +249,4 @@ def test_typical_acceptance_is_lossy_and_the_enumeration_sees_it() -> None:
     first = [
         1 if accept.typical(draft, lambda path: law, rng, 0.09, 0.3).path else 0 for _ in range(50)
     ]
-    assert all(first)  # plain decoding says token 1 three times in ten
+    assert all(first)  # plain decoding emits token 1 three times in ten

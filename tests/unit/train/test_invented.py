@@ -13,7 +13,7 @@ from specpipe.train.gather import gather_text
 from specpipe.train.invented import invent_prompts
 from specpipe.train.target import Target
 
-Batches = dict[int, list[list[int]]]  # seed -> what the target says
+Batches = dict[int, list[list[int]]]  # seed -> tokens of the target
 
 
 @pytest.fixture

@@ -115,7 +115,7 @@ def test_soft_labels_are_what_the_target_says_at_the_place_of_each_guess(
 def test_soft_labels_teach_what_the_target_would_say_instead_of_the_text(
     make_run, target: Target, tmp_path: Path
 ) -> None:
-    """A random model does not say what the text says: the drafter follows the model."""
+    """The drafter follows the model, not the text: a random model does not predict the text."""
 
     def agreement(name: str, *, soft: bool) -> float:
         config = make_run(redrafter={"draft_len": 1, "schedule": SCHEDULE, "soft_labels": soft})

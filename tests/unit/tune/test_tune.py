@@ -249,7 +249,7 @@ def test_every_tree_that_is_tried_has_its_size() -> None:
     ids=lambda options: options.method,
 )
 def test_tuned_settings_are_read_back_as_they_are(options: Speculation, tmp_path: Path) -> None:
-    """Keys that have no effect beside the others are refused by the reader, so none is written."""
+    """The config reader refuses keys without effect, so none is written."""
     text = "name: a\nengine: {backend: openvino}\ntarget: {model: m}\n"
     path = tmp_path / "run.yaml"
     path.write_text(replace_speculation(text, options, ["tuned"]))
