@@ -1,8 +1,8 @@
-"""What passes between the stages: folders with a manifest, keyed by content.
+"""Artifacts, which one stage passes to the next: folders with a manifest, keyed by content.
 
-A folder with a manifest (`specpipe.json`) is whole: `publishing` writes it. The manifest names
-every input by digest: if they still match, the artifact is up to date; if not, the difference is
-the reason.
+A folder with a manifest (`specpipe.json`) is complete: `publishing` writes the manifest last. The
+manifest names every input by digest. If the digests still match, the artifact is up to date. If
+not, the difference is the reason to build it again.
 """
 
 import contextlib
@@ -23,11 +23,12 @@ MANIFEST = "specpipe.json"
 _CHUNK = 1 << 22
 
 Kind = Literal["checkpoint", "engine", "repository", "trained", "deployment"]
+MISSING = "no earlier output"  # the reason to build an artifact that does not exist
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact was made from and what is in it; equal inputs give equal bytes."""
+    """The inputs and files of an artifact; equal inputs give equal bytes."""
 
     kind: Kind
     inputs: Mapping[str, str]  # name of the input -> digest or value
@@ -46,7 +47,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A whole artifact on disk."""
+    """A complete artifact on disk."""
 
     path: Path
     manifest: Manifest
@@ -79,7 +80,7 @@ class Workspace:
 
     @property
     def deployment(self) -> Path:
-        """Folder of what serves the repository elsewhere."""
+        """Folder of the files that deploy the repository on another machine."""
         return self.root / "deploy" / self.name
 
     @property
@@ -104,7 +105,7 @@ def digest_file(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file atomically, making its folder if need be."""
+    """Write a small file atomically; creates its folder if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
@@ -112,7 +113,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_artifact(path: Path) -> Artifact | None:
-    """Open the artifact at `path`; None if there is none or it is not whole."""
+    """Open the artifact at `path`; None if there is none or it is incomplete."""
     try:
         raw = json.loads((path / MANIFEST).read_text())
         manifest = Manifest(raw["kind"], raw["inputs"], raw["facts"], raw["files"])
@@ -122,31 +123,31 @@ def read_artifact(path: Path) -> Artifact | None:
 
 
 def why_stale(path: Path, kind: Kind, inputs: Callable[[], Mapping[str, str]]) -> str | None:
-    """Say why the artifact at `path` cannot be reused for `inputs`; None if it is fresh.
+    """Return why the artifact at `path` cannot be reused for `inputs`; None if it is up to date.
 
-    The inputs, which may take long to digest, are asked for only if there is a whole artifact.
+    `inputs`, which may take long to digest, is called only if there is a complete artifact.
     """
     if not path.exists():
-        return "not built yet"
+        return MISSING
     artifact = read_artifact(path)
     if artifact is None or artifact.manifest.kind != kind:
-        return "no whole artifact there (an interrupted or foreign folder)"
+        return "the folder is incomplete or was not created by specpipe"
     damage = next(describe_damage(artifact), None)
     return damage or describe_changes(artifact.manifest.inputs, inputs()) or None
 
 
 def describe_damage(artifact: Artifact) -> Iterator[str]:
-    """Say which files are not as large as the manifest says, or not there."""
+    """Yield the files that are missing or differ in size from the manifest."""
     for name, size in artifact.manifest.files.items():
         file = artifact.path / name
         if not file.is_file():
             yield f"{name} is missing"
         elif file.stat().st_size != size:
-            yield f"{name} has {file.stat().st_size} bytes, not {size}"
+            yield f"{name} has {file.stat().st_size} bytes instead of {size}"
 
 
 def describe_changes(old: Mapping[str, str], new: Mapping[str, str]) -> str:
-    """Say which inputs differ, and how; empty if none does. Of records, only the keys that do."""
+    """Return which inputs changed, and how; empty if none. Of a record, only the changed keys."""
     changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     return "; ".join(_difference(name, old.get(name), new.get(name)) for name in changed)
 
@@ -155,11 +156,15 @@ def _difference(name: str, old: str | None, new: str | None) -> str:
     before, after = _keys(old), _keys(new)
     if before and after:
         return describe_changes(before, after)
-    return f"{name}: {_short(old)} -> {_short(new)}"
+    if old is None:
+        return f"{name} is new ({_short(new)})"
+    if new is None:
+        return f"{name} was removed (it was {_short(old)})"
+    return f"{name} changed from {_short(old)} to {_short(new)}"
 
 
 def _keys(value: str | None) -> dict[str, str]:
-    """Return the keys of a record that is an input, each value as JSON; empty if it is none."""
+    """Return the keys of a record, each value as JSON; empty if `value` is no record."""
     try:
         record = json.loads(value or "")
     except ValueError:
@@ -168,17 +173,16 @@ def _keys(value: str | None) -> dict[str, str]:
 
 
 def _short(value: str | None) -> str:
-    if value is None:
-        return "absent"
-    return value[:12] if len(value) == 64 else value
+    text = value or ""
+    return text[:12] if len(text) == 64 else text
 
 
 @contextlib.contextmanager
 def locked(folder: Path, notify: Callable[[str], None]) -> Iterator[None]:
-    """Hold the folder's lock, so that two builds of one run do not meet.
+    """Hold the folder's lock, so that two builds of one run never work at the same time.
 
-    If another process holds it, say so through `notify` and wait; a dead process holds nothing.
-    Raises StageFailed if the folder cannot be made or written to.
+    If another process holds the lock, report it through `notify` and wait; the lock of a dead
+    process is free. Raises StageFailed if the folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

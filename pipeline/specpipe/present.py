@@ -1,45 +1,51 @@
-"""Results into text and plain values for the command line; no decisions are made here."""
+"""Convert results to text and plain values for the command line; makes no decisions."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+from specpipe.artifacts import MISSING
 from specpipe.doctor import Finding
 from specpipe.methods import Speculation, drafter_of
 from specpipe.run import StageResult
 from specpipe.serve.pieces import Generation
 from specpipe.tune.candidates import is_tuned
-from specpipe.tune.tune import Prediction, Tuning
+from specpipe.tune.tune import MEASURED, Prediction, Tuning
 
 
 def results_text(results: Sequence[StageResult]) -> str:
-    """Return one line an artifact."""
+    """Return one line for each artifact."""
     if not results:
-        return "nothing to do: this backend has no such stage"
+        return "nothing to do: this backend does not have this stage"
     lines = []
     for result in results:
         what = f"{result.stage} {result.role or ''}".strip()
-        if result.fresh:
-            state = "fresh"
-        elif result.seconds:
-            state = f"built in {result.seconds:.1f} s ({result.reason})"
-        else:
-            state = f"stale: {result.reason}"
-        lines.append(f"{what:<16} {state:<30} {result.path}")
+        lines.append(f"{what:<16} {_state(result):<30} {result.path}")
+    if any(not result.fresh and not result.seconds for result in results):
+        lines.append("run `specpipe build` to build what is missing or stale")
     return "\n".join(lines)
 
 
+def _state(result: StageResult) -> str:
+    if result.fresh:
+        return "up to date"
+    why = "" if result.reason == MISSING else f" ({result.reason})"
+    if result.seconds:
+        return f"built in {result.seconds:.1f} s{why}"
+    return "missing" if result.reason == MISSING else f"stale: {result.reason}"
+
+
 def generation_text(answer: Generation) -> str:
-    """Return the figures of one answer in a line."""
+    """Return the figures of one answer as one line."""
     tokens, accepted = answer.output_tokens, answer.acceptance.accepted_draft_tokens
     if tokens is None:
-        return f"{answer.total_s:.2f} s; the server does not report how many tokens"
+        return f"{answer.total_s:.2f} s; the server does not report the number of tokens"
     speed = f"{tokens} tokens in {answer.total_s:.2f} s ({tokens / answer.total_s:.1f} tokens/s)"
     if not answer.acceptance.draft_tokens:
         return f"{speed}; nothing was drafted"
     return (
         f"{speed}; accepted {accepted} of {answer.acceptance.draft_tokens} draft tokens "
-        f"({answer.acceptance.rate:.0%}), {tokens / max(1, tokens - accepted):.2f} tokens a step"
+        f"({answer.acceptance.rate:.0%}), {tokens / max(1, tokens - accepted):.2f} tokens per step"
     )
 
 
@@ -57,7 +63,7 @@ def generation_json(answer: Generation) -> dict[str, Any]:
 
 
 def findings_text(findings: Sequence[Finding]) -> str:
-    """Return one line a finding."""
+    """Return one line for each finding, and one for each problem."""
     return "\n".join(
         f"{f.name:<36} {f.found}" + (f"\n{'':<36} PROBLEM: {f.problem}" if f.problem else "")
         for f in findings
@@ -65,7 +71,7 @@ def findings_text(findings: Sequence[Finding]) -> str:
 
 
 def settings_text(options: Speculation) -> str:
-    """Return a method with its tuned settings in a few words."""
+    """Return a method and its tuned settings as short text."""
     records = (options, drafter_of(options))
     values = {
         field.name: getattr(record, field.name)
@@ -79,9 +85,11 @@ def settings_text(options: Speculation) -> str:
 
 
 def predictions_text(found: Sequence[Prediction]) -> str:
-    """Return one line a method, and the advice."""
+    """Return a line for each method, and the recommendation."""
     width = max(len(settings_text(p.options)) for p in found)
-    lines = [f"{'method at its best':<{width}} {'tokens/step':>11} {'ms/token':>9} {'speed-up':>9}"]
+    lines = [
+        f"{'method, best settings':<{width}} {'tokens/step':>11} {'ms/token':>9} {'speed-up':>9}"
+    ]
     lines += [
         f"{settings_text(p.options):<{width}} {p.tokens_a_step:>11.2f} {p.ms_a_token:>9.1f} "
         f"{p.speedup:>8.2f}x"
@@ -89,11 +97,13 @@ def predictions_text(found: Sequence[Prediction]) -> str:
     ]
     best = found[0]
     why = (
-        "nothing pays here"
+        "no method is faster than plain decoding here"
         if best.options.method == "none"
-        else f"{best.tokens_a_step:.2f} tokens a step at {best.ms_a_token:.1f} ms a token"
+        else f"{best.tokens_a_step:.2f} tokens per step, {best.ms_a_token:.1f} ms per token"
     )
-    return "\n".join([*lines, "", f"recommended: {settings_text(best.options)}; {why}"])
+    source = "figures: predicted for the held-out prompts (every second prompt)"
+    advice = f"recommended: {settings_text(best.options)} ({why})"
+    return "\n".join([*lines, "", source, advice])
 
 
 def prediction_json(found: Prediction) -> dict[str, Any]:
@@ -107,37 +117,55 @@ def prediction_json(found: Prediction) -> dict[str, Any]:
 
 
 def tuning_text(tuning: Tuning) -> str:
-    """Return what was tried and what is best, for people."""
+    """Return the settings that were tried, the best one and its figures, for people."""
     cost = ", ".join(
         f"{n}: {ms:.1f}" for n, ms in zip(tuning.cost.rows, tuning.cost.ms, strict=True)
     )
-    lines = [f"a step over n rows takes, in ms   {cost}", ""]
-    lines.append(f"{'settings':<64} {'tokens/step':>11} {'predicted':>9}")
-    lines += [
-        f"{settings_text(p.options):<64} {p.tokens_a_step:>11.2f} {p.speedup:>8.2f}x"
-        for p in tuning.tried[:8]
+    shown = tuning.tried[:8]
+    width = max([len("settings"), *(len(settings_text(p.options)) for p in shown)])
+    lines = [
+        f"time to verify n tokens, in ms   {cost}",
+        "",
+        "predicted for the prompts on which the settings are chosen (every second prompt)",
+        f"{'settings':<{width}} {'tokens/step':>11} {'speed-up':>9}",
     ]
+    lines += [
+        f"{settings_text(p.options):<{width}} {p.tokens_a_step:>11.2f} {p.speedup:>8.2f}x"
+        for p in shown
+    ]
+    lines += ["", f"best         {settings_text(tuning.best)}", *_held_out(tuning)]
+    return "\n".join([*lines, f"break-even   {_break_even(tuning.break_even_batch)}"])
+
+
+def _held_out(tuning: Tuning) -> list[str]:
+    """Return the figures of the best settings on the prompts that did not choose them."""
     held, measured = tuning.holdout, tuning.measured_speedup
-    here = (
-        "priced for another machine, not measured"
-        if measured is None
-        else f"measured {measured:.2f}x, without the reading of the prompt"
-    )
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"best        {settings_text(tuning.best)}",
-            f"held out    {held.tokens_a_step:.2f} tokens/step; predicted {held.speedup:.2f}x; "
-            + here,
-            f"break-even  batch {tuning.break_even_batch}, on an engine of these step costs that "
-            "scores a batch at once; openvino takes turns, where a batch changes nothing",
-        ]
+    lines = [
+        f"held out     predicted for the other prompts: {held.tokens_a_step:.2f} tokens/step, "
+        f"{held.speedup:.2f}x"
+    ]
+    if measured is None:
+        return [*lines, "             not measured: the step times are of another machine"]
+    return [
+        *lines,
+        f"             measured on at most {MEASURED} of them: {measured:.2f}x (time per token "
+        "after prefill)",
+    ]
+
+
+def _break_even(batch: int) -> str:
+    if batch < 1:
+        limit = "speculation is never faster"
+    else:
+        limit = f"speculation is faster up to batch size {batch}"
+    return (
+        f"{limit} on an engine that batches requests with these step times; the OpenVINO engine "
+        "runs requests in turn, so there the batch size has no effect"
     )
 
 
 def tuning_json(tuning: Tuning) -> dict[str, Any]:
-    """Return a tuning as plain values."""
+    """Return the result of `tune` as plain values."""
     return {
         "best": asdict(tuning.best),
         "tokens_per_step": tuning.holdout.tokens_a_step,

@@ -1,11 +1,11 @@
-"""The stages in order: convert, compile, package. What is fresh is skipped, and said to be."""
+"""Run the stages in order: convert, compile, package. Up-to-date stages are skipped."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from specpipe.artifacts import Workspace, locked
+from specpipe.artifacts import MISSING, Workspace, locked
 from specpipe.building import Workshop
 from specpipe.config import RunConfig
 from specpipe.contracts import Role
@@ -28,13 +28,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class StageResult:
-    """What one stage did for one model."""
+    """The outcome of one stage for one model."""
 
     stage: StageName
     role: Role | None  # None: the stage works on the whole run
     path: Path
-    fresh: bool  # nothing had to be done
-    reason: str  # why it was built, or would be
+    fresh: bool  # the artifact was up to date
+    reason: str  # why it was built or must be built
     seconds: float = 0.0
 
 
@@ -47,13 +47,14 @@ def build(
     notify: Notify = lambda text: None,
     progress: Progress = lambda done, total: None,
 ) -> list[StageResult]:
-    """Run the given stages; a stage whose artifact is fresh is skipped.
+    """Run the given stages; a stage whose artifact is up to date is skipped.
 
-    With `runtime` (docker, podman) the backend's compiler runs in the container of its release.
+    With `runtime` (docker or podman) the compiler runs in the NVIDIA container of its release.
 
-    Raises Unsupported with every reason if the plan is refused, ConfigError if something that is
-    not ours stands where an artifact must go, both before any work; StageFailed or ConfigError if
-    a stage cannot finish; whatever was finished before stays and is reused by the next build.
+    Raises Unsupported with every reason if the plan is refused, ConfigError if files
+    that specpipe did not write are where an artifact must go, both before any work. Raises
+    StageFailed or ConfigError if a stage cannot finish. Finished artifacts stay, and the next
+    build reuses them.
     """
     plan = make_plan(config, workspace)
     shop = Workshop(notify, runtime)
@@ -78,13 +79,13 @@ def build(
 
 
 def status(config: RunConfig, workspace: Workspace) -> list[StageResult]:
-    """Say of every artifact of the run whether it is fresh, and if not, why; changes nothing."""
+    """Return for every artifact whether it is up to date, and why not; changes nothing."""
     results = []
     runs = plans_of(make_plan(config, workspace), workspace)
     for work in (work for part, place in runs for work in plan_work(part, place)):
         try:
             reason = work.stale()
-        except ConfigError as error:  # an earlier stage is not built yet
+        except ConfigError as error:  # the artifact of an earlier stage is missing
             reason = str(error).splitlines()[0]
         if reason is not None and (kept := why_kept(work.path)):
             reason = f"cannot be built: {kept}"
@@ -97,7 +98,7 @@ def _perform(work: Work, notify: Notify, progress: Progress) -> StageResult:
     if reason is None:
         remove_leftovers(work.path)
         return StageResult(work.stage, work.role, work.path, fresh=True, reason="")
-    notify(f"{work.stage}{' ' + work.role if work.role else ''}: {reason}")
+    notify(f"{work.stage}{' ' + work.role if work.role else ''}: building ({reason})")
     began = time.perf_counter()
     resume = work.begun() if work.begun else None
     remove_leftovers(work.path, resume)
@@ -114,12 +115,13 @@ def _perform(work: Work, notify: Notify, progress: Progress) -> StageResult:
 
 
 def require_repository(config: RunConfig, workspace: Workspace) -> None:
-    """Raise ConfigError if the run's repository is missing or older than its engines."""
+    """Raise ConfigError if the run's repository is missing or stale."""
     works = plan_work(make_plan(config, workspace), workspace)
     reason = works[-1].stale()
     require_planned_engines(works)
     if reason is not None:
+        state = "it is not built yet" if reason == MISSING else f"it is stale: {reason}"
         raise ConfigError(
-            f"{workspace.repository} cannot be served: {reason}",
+            f"{workspace.repository} cannot be served: {state}",
             hint=f"run `specpipe build --config {config.path}`",
         )

@@ -1,4 +1,4 @@
-"""The artifacts of a run: where each lies, what decides its bytes, and how it is made."""
+"""The artifacts of a run: their paths, the inputs that decide their bytes, and how to make them."""
 
 import itertools
 import tempfile
@@ -59,18 +59,18 @@ Options = tuple[Source, Dtype, Guesser | None, Quantizing, Parallel]  # of a con
 
 @dataclass(frozen=True)
 class Work:
-    """One artifact to make: where, from what, and how."""
+    """One artifact to make: its path, its inputs, and the function that writes it."""
 
     stage: StageName
     role: Role | None
     kind: Kind
     path: Path
     inputs: Callable[[], Mapping[str, str]]
-    write: Callable[[Path, Progress], Manifest]  # fills a folder and says from what
-    begun: Callable[[], str] | None = None  # key of a folder that `write` can go on with
+    write: Callable[[Path, Progress], Manifest]  # fills a folder, returns the manifest
+    begun: Callable[[], str] | None = None  # key of a folder in which `write` can resume
 
     def stale(self) -> str | None:
-        """Say why the artifact must be made; None if it is fresh."""
+        """Return why the artifact must be made; None if it is up to date."""
         return why_stale(self.path, self.kind, self.inputs)
 
 
@@ -78,8 +78,8 @@ def plans_of(plan: Plan, workspace: Workspace) -> list[tuple[Plan, Workspace]]:
     """Return a plan and that of its baseline, if it has one, each with its workspace."""
     if plan.baseline is None:
         return [(plan, workspace)]
-    beside = replace(workspace, name=plan.baseline.config.name)
-    return [(plan, workspace), (plan.baseline, beside)]
+    other = replace(workspace, name=plan.baseline.config.name)
+    return [(plan, workspace), (plan.baseline, other)]
 
 
 def plan_work(plan: Plan, workspace: Workspace, shop: Workshop = HERE) -> list[Work]:
@@ -94,10 +94,10 @@ def plan_work(plan: Plan, workspace: Workspace, shop: Workshop = HERE) -> list[W
 
 
 def require_room(works: Sequence[Work]) -> None:
-    """Raise ConfigError if something that is not ours stands where an artifact must go.
+    """Raise ConfigError if files that specpipe did not write are where an artifact must go.
 
-    A folder of ours that holds other files as well is refused only if it must be replaced: it, or
-    what it is made from, is stale.
+    An artifact's folder that also holds other files is refused only if it must be replaced, which
+    means that the artifact or one of its inputs is stale.
     """
     kept = [work for work in works if why_kept(work.path)]
     if kept:
@@ -110,7 +110,7 @@ def require_room(works: Sequence[Work]) -> None:
 def _is_stale(work: Work) -> bool:
     try:
         return work.stale() is not None
-    except ConfigError:  # what it is made from is not built
+    except ConfigError:  # one of its inputs is not built
         return True
 
 
@@ -121,7 +121,7 @@ def _convert(config: RunConfig, workspace: Workspace, role: Role, shop: Workshop
     def found() -> Source:
         return find_source(config, role)
 
-    @cache  # so that what is begun, written and named was found once, in one state
+    @cache  # `begun` and `write` must see the same state of the files
     def fetched() -> tuple[Options, Mapping[Path, Stamp]]:
         source = fetch_source(config, role, shop.notify)
         options = _options_of(config, role, source)
@@ -165,7 +165,7 @@ def _options_of(config: RunConfig, role: Role, source: Source) -> Options:
 
 
 def _origin_facts(source: Source) -> dict[str, str]:
-    """Return what a manifest says of a model that came from the hub."""
+    """Return the manifest's facts about a model that came from the hub."""
     origin = source.origin
     return {"model": origin.model, "commit": origin.commit} if origin else {}
 
@@ -173,7 +173,7 @@ def _origin_facts(source: Source) -> dict[str, str]:
 def _noted_digest(path: Path, origin: Origin, name: str) -> str:
     """Return the digest of weights that are not on this disk, if they were converted before.
 
-    A commit never changes, so the checkpoint at `path` knows the digests if it was made of it.
+    A commit never changes. So a checkpoint at `path` that was made of it has the digests.
     """
     artifact = read_artifact(path)
     made_of = artifact.manifest.facts if artifact else {}
@@ -183,7 +183,7 @@ def _noted_digest(path: Path, origin: Origin, name: str) -> str:
 
 
 def calibration_prompts(config: RunConfig) -> list[str]:
-    """Return the texts that quantisation is calibrated with: all prompts of the validation."""
+    """Return the texts for the calibration of a quantization: all prompts of the validation."""
     text = config.validate.prompts
     return read_prompts(require_file(text, config, "validate.prompts") if text else None)
 
@@ -228,7 +228,7 @@ def _compile(
 
 
 def _options(commands: list[Command]) -> dict[str, str]:
-    """Return what the planned programs are told, but for where files are and how many work."""
+    """Return the options of the planned programs, except paths and the number of workers."""
     told = {name: value for command in commands for name, value in command.options().items()}
     places = ("--checkpoint_dir", "--output_dir", "--workers")
     return {name: value for name, value in told.items() if name not in places}
@@ -286,7 +286,7 @@ def _package(plan: Plan, workspace: Workspace) -> Work:
 
 
 def _served_source(config: RunConfig) -> Source | None:
-    """Return the target of a run that serves it as it is; None if it is not on this disk."""
+    """Return the target of a run that serves it unchanged; None if it is not on this disk."""
     path = find_file(config.target.model, config)
     return None if path is None else open_source(path)
 
@@ -306,16 +306,16 @@ def _require_same_weights(workspace: Workspace, role: Role) -> None:
     checkpoint = _key(workspace.checkpoint(role), "convert")
     if engine is not None and engine.manifest.inputs.get("checkpoint") != checkpoint:
         raise ConfigError(
-            f"{workspace.engine(role)} was compiled from other weights than those in "
-            f"{workspace.checkpoint(role)}",
+            f"{workspace.engine(role)} is stale: it was compiled from other weights than "
+            f"{workspace.checkpoint(role)} has now",
             hint="run `specpipe compile` or `specpipe build`",
         )
 
 
 def require_planned_engines(works: list[Work]) -> None:
-    """Raise ConfigError if an engine that is there was compiled for other options or another GPU.
+    """Raise ConfigError if an engine was compiled with other options or for another GPU.
 
-    Missing engines and other weights are the business of the package itself.
+    The package stage itself reports missing engines and changed weights.
     """
     for work in works:
         engine = read_artifact(work.path) if work.stage == "compile" else None
@@ -327,6 +327,7 @@ def require_planned_engines(works: list[Work]) -> None:
         changes = describe_changes(built, asked)
         if changes:
             raise ConfigError(
-                f"{work.path} was not compiled for what the config asks now: {changes}",
-                hint="run `specpipe compile` or `specpipe build`",
+                f"{work.path} is stale: it was compiled with different settings than the config "
+                f"has now: {changes}",
+                hint="run `specpipe build`",
             )

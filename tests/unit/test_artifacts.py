@@ -27,24 +27,30 @@ def test_changed_inputs_are_named_with_old_and_new_value(tmp_path: Path) -> None
     publish(tmp_path / "a")
     reason = why_stale(tmp_path / "a", "engine", lambda: {"weights": "b" * 64, "extra": "1"})
     assert reason == (
-        "dtype: float32 -> absent; extra: absent -> 1; weights: aaaaaaaaaaaa -> bbbbbbbbbbbb"
+        "dtype was removed (it was float32); extra is new (1); "
+        "weights changed from aaaaaaaaaaaa to bbbbbbbbbbbb"
     )
 
 
 def test_of_records_the_keys_that_differ_are_named() -> None:
     old = {"speculation": '{"method": "medusa", "num_draft_tokens": 4, "tree": [[0]]}'}
     new = {"speculation": '{"method": "medusa", "num_draft_tokens": 6}'}
-    assert describe_changes(old, new) == "num_draft_tokens: 4 -> 6; tree: [[0]] -> absent"
-    assert describe_changes({"n": "3"}, {"n": "4"}) == "n: 3 -> 4"
+    assert describe_changes(old, new) == (
+        "num_draft_tokens changed from 4 to 6; tree was removed (it was [[0]])"
+    )
+    assert describe_changes({"n": "3"}, {"n": "4"}) == "n changed from 3 to 4"
 
 
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda a: (a / "data.txt").write_text("cont"), "has 4 bytes, not 7"),
+        (lambda a: (a / "data.txt").write_text("cont"), "has 4 bytes instead of 7"),
         (lambda a: (a / "data.txt").unlink(), "data.txt is missing"),
-        (lambda a: (a / "specpipe.json").unlink(), "no whole artifact"),
-        (lambda a: (a / "specpipe.json").write_text("{"), "no whole artifact"),
+        (lambda a: (a / "specpipe.json").unlink(), "incomplete or was not created by specpipe"),
+        (
+            lambda a: (a / "specpipe.json").write_text("{"),
+            "incomplete or was not created by specpipe",
+        ),
     ],
 )
 def test_a_damaged_artifact_is_not_reused(damage, words: str, tmp_path: Path) -> None:

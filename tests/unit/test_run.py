@@ -70,7 +70,7 @@ def test_only_what_a_change_touches_is_built_again(write_config, tmp_path: Path)
     assert [(r.stage, r.fresh) for r in results] == [
         ("convert", True), ("compile", False), ("package", False),
     ]  # fmt: skip
-    assert results[1].reason == "max_seq_len: 200 -> 300"
+    assert results[1].reason == "max_seq_len changed from 200 to 300"
 
 
 def test_status_names_what_is_stale_and_why_and_changes_nothing(
@@ -78,13 +78,13 @@ def test_status_names_what_is_stale_and_why_and_changes_nothing(
 ) -> None:
     source = Path(shutil.copytree(tiny, tmp_path / "source"))
     run = setup(write_config(target={"model": str(source)}), tmp_path)
-    assert status(*run)[0].reason == "not built yet"
+    assert status(*run)[0].reason == "no earlier output"
     build(*run)
     assert all(result.fresh for result in status(*run))
     tokenizer = source / "tokenizer_config.json"
     tokenizer.write_text(tokenizer.read_text() + " ")
     convert, compiled, packaged = status(*run)
-    assert convert.reason.startswith("source tokenizer_config.json: ")
+    assert convert.reason.startswith("source tokenizer_config.json changed from ")
     assert compiled.fresh and packaged.fresh  # they match the checkpoint that is there
 
 
@@ -98,7 +98,7 @@ def test_a_checkpoint_of_a_version_that_knew_one_end_token_is_stale(
     older = Manifest("checkpoint", {**manifest.inputs, "format": "3"})
     values = {**json.loads(file.read_text()), "inputs": older.inputs, "key": older.key}
     file.write_text(json.dumps(values))
-    assert status(*run)[0].reason.startswith("format: 3 -> ")
+    assert status(*run)[0].reason.startswith("format changed from 3 to ")
 
 
 def test_a_changed_end_token_is_converted_and_packaged_again(
@@ -108,7 +108,7 @@ def test_a_changed_end_token_is_converted_and_packaged_again(
     run = setup(write_config(target={"model": str(source)}), tmp_path)
     build(*run)
     (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 0]}))
-    assert status(*run)[0].reason.startswith("source generation_config.json: ")
+    assert status(*run)[0].reason.startswith("source generation_config.json changed from ")
     said: list[str] = []
     build(*run, notify=said.append)
     facts = run[1].repository / "preprocessing/1/tokenizer/tokenizer_facts.json"

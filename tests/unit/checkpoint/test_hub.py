@@ -135,7 +135,7 @@ def test_a_plan_fetches_no_weights_and_says_what_a_build_will_fetch(
 
 
 def test_status_doctor_and_serve_fetch_no_weights(hub: Hub, specpipe: Run) -> None:
-    assert succeeded(specpipe("status", "--json"))[0]["reason"] == "not built yet"
+    assert succeeded(specpipe("status", "--json"))[0]["reason"] == "no earlier output"
     specpipe("doctor")
     for command in ("serve", "validate"):
         refused = specpipe(command)

@@ -520,7 +520,7 @@ def test_files_that_differ_from_our_manifest_are_defects(engine: Path, tmp_path:
     write_publish(engine, out, Manifest("engine", {}))
     assert defects(out) == []
     (out / "rank0.engine").write_bytes(b"shorter")
-    assert "rank0.engine has 7 bytes, not 4, as specpipe.json says" in defects(out)[0]
+    assert "rank0.engine has 7 bytes instead of 4, according to specpipe.json" in defects(out)[0]
 
 
 def test_our_cpu_engine_is_described_too(tiny_engine) -> None:

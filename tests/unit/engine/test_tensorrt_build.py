@@ -291,7 +291,7 @@ def test_an_engine_for_another_gpu_or_option_is_not_packaged_nor_served(
     build(*run(), COMPILE)
     other = run(gpu="H200")
     for check in (lambda: build(*other, ("package",)), lambda: require_repository(*other)):
-        with pytest.raises(ConfigError, match="config asks now: gpu: H100-SXM -> H200"):
+        with pytest.raises(ConfigError, match="config has now: gpu changed from H100-SXM to H200"):
             check()
 
 

@@ -52,7 +52,7 @@ def test_the_text_of_a_tuning_has_every_figure_of_its_json(measured: float | Non
         value = figures[key]
         shown = str(value) if isinstance(value, int) else f"{value or 0:.2f}"
         assert value is None or re.search(rf"\b{re.escape(shown)}", text), f"{key} {shown}"
-    assert ("measured 1.43x" in text) == (measured is not None)
+    assert ("of them: 1.43x" in text) == (measured is not None)
     assert (text.count("held out") == 1 and "not measured" in text) or measured
 
 

@@ -190,5 +190,5 @@ def _against_manifest(folder: Path) -> list[Finding]:
     if artifact is None:
         return [Finding(f"{MANIFEST} is damaged", again)]
     return [
-        Finding(f"{sentence}, as {MANIFEST} says", again) for sentence in describe_damage(artifact)
+        Finding(f"{sentence}, according to {MANIFEST}", again) for sentence in describe_damage(artifact)
     ]
