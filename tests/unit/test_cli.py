@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from specpipe.cli import main, refusal
-from specpipe.cli.output import escape_controls, harmless
+from specpipe.cli.output import escape_controls, harmless, progress_lines
 from specpipe.cli.server import DEFAULT_URL, generate_command
 from specpipe.serve.guard import Tls
 
@@ -221,6 +221,19 @@ def test_a_terminal_never_gets_control_characters_of_a_model() -> None:
     assert escape_controls("abc\u202egpj.exe") == r"abc\u202egpj.exe"
     text = "Zwei Zeilen\n\tund \U0001f469\u200d\U0001f680 naïve"
     assert escape_controls(text) == text
+
+
+def test_a_log_gets_a_line_of_progress_every_half_minute(capsys) -> None:
+    times = iter([0.0, 1.0, 29.9, 30.0, 30.0, 59.0, 61.0, 61.0])
+    update = progress_lines("prompts", lambda: next(times))
+    for done in range(1, 6):
+        update(done, 20)
+    assert capsys.readouterr().err == "prompts: 3 of 20\nprompts: 5 of 20\n"
+
+
+def test_a_build_prints_no_empty_line_in_a_log(write_config, tmp_path: Path) -> None:
+    result = run("build", "--config", str(write_config()), "--workspace", str(tmp_path / "w"))
+    assert "" not in result.stderr.splitlines()
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -64,7 +64,9 @@ def refusal(error: OSError) -> str:
 def usage_error(error: click.UsageError, ctx: click.Context) -> ConfigError:
     """Return an error of click in the form of all errors: one line, lower case, with a hint."""
     message = " ".join(error.format_message().split()).rstrip(".")
-    group = f"{ctx.command_path} {ctx.invoked_subcommand or ''}".rstrip()  # the parser gives no context
+    group = (
+        f"{ctx.command_path} {ctx.invoked_subcommand or ''}".rstrip()
+    )  # the parser gives no context
     path = error.ctx.command_path if error.ctx else group
     return ConfigError(f"{message[:1].lower()}{message[1:]}", hint=f"run `{path} --help`")
 

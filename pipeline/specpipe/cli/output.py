@@ -4,6 +4,7 @@ import contextlib
 import json
 import shlex
 import sys
+import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, is_dataclass
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from specpipe.artifacts import Workspace
     from specpipe.config import RunConfig
     from specpipe.run import StageResult
+
+LINE_SECONDS = 30.0  # between two lines of progress in a log
 
 
 def load(config_path: Path, workspace: Path) -> "tuple[RunConfig, Workspace]":
@@ -52,7 +55,13 @@ def counted(number: int, noun: str) -> str:
 
 @contextlib.contextmanager
 def show_progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a callback that draws a bar on stderr; a new total begins a new bar."""
+    """Yield a callback that draws a bar on stderr; a new total begins a new bar.
+
+    Where stderr is not a terminal, the callback prints a line now and then.
+    """
+    if not sys.stderr.isatty():
+        yield progress_lines(what or "progress")
+        return
     with contextlib.ExitStack() as stack:
         bars: dict[int, Any] = {}
 
@@ -67,6 +76,21 @@ def show_progress(what: str) -> Iterator[Callable[[int, int], None]]:
             bars[total].update(done - bars[total].pos)
 
         yield update
+
+
+def progress_lines(
+    what: str, now: Callable[[], float] = time.monotonic
+) -> Callable[[int, int], None]:
+    """Return a callback that prints the progress on stderr, at most once in `LINE_SECONDS`."""
+    printed = now()
+
+    def update(done: int, total: int) -> None:
+        nonlocal printed
+        if now() - printed >= LINE_SECONDS:
+            printed = now()
+            say(f"{what}: {done} of {total}")
+
+    return update
 
 
 def print_results(results: "list[StageResult]", as_json: bool) -> None:
