@@ -151,7 +151,7 @@ class OpenVinoRunner:
         return Extensions(best.astype(np.int64), probs.astype(np.float64), after.copy())
 
     def _keep(self, rows: Ints) -> None:
-        """Write the named new rows behind the cached ones."""
+        """Append these new rows to the cached ones."""
         begin = self._cached
         fresh = self._fresh[:, : len(rows)] if _is_prefix(rows) else self._fresh[:, rows]
         self._cache[:, begin : begin + len(rows)] = fresh
