@@ -103,9 +103,8 @@ def test_commands_in_prose_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", sorted(Path("tests/golden").glob("help_*.txt")), ids=str)
 def test_examples_of_the_help_take_their_options(page: Path) -> None:
-    for line in re.findall(
-        r"^ +(?:Examples?: +|Start here: +)?(specpipe .+)$", page.read_text(), re.MULTILINE
-    ):
+    text = re.sub(r" *\\\n +", " ", page.read_text())  # examples of two lines
+    for line in re.findall(r"^ +(?:Examples?: +|Start here: +)?(specpipe .+)$", text, re.MULTILINE):
         for words in commands(re.sub(r"\s{2,}#.*", "", line)):
             check(words)
 
