@@ -1,4 +1,4 @@
-"""What a backend is asked to build, and what it answers: the other seam beside `contracts`."""
+"""What a backend is asked to build, and what it answers: the other seam next to `contracts`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -73,8 +73,8 @@ class BuildRequest:
     sources: Mapping[Role, str] = field(default_factory=dict)  # the Hugging Face models
     revisions: Mapping[Role, str] = field(default_factory=dict)  # of those for which one is given
     ngram_size: int = 0  # longest match that prompt lookup tries
-    max_concurrency: int | None = None  # above so many sequences nothing is guessed
-    guess_vocabulary: int = 0  # the first tokens, which alone Medusa heads guess; 0: all
+    max_concurrency: int | None = None  # with more sequences, nothing is drafted
+    guess_vocabulary: int = 0  # Medusa heads draft only the first N tokens; 0: all
     streams: bool = True  # whether answers are served piece by piece
 
 
@@ -152,7 +152,7 @@ class Backend(Protocol):
         ...
 
     def versions(self, release: str | None = None) -> Mapping[str, str]:
-        """Name what the engine's bytes depend on beside its inputs (library versions).
+        """Name what the engine's bytes depend on besides its inputs (library versions).
 
         `release` picks one of several, as `BuildRequest.release` does.
         """
@@ -163,7 +163,7 @@ class Backend(Protocol):
     ) -> Facts:
         """Compile `checkpoint` into the empty folder `out`; return what its manifest remembers.
 
-        Logs and caches may lie beside `out`. Raises Unsupported if this machine cannot do it,
+        Logs and caches may lie next to `out`. Raises Unsupported if this machine cannot do it,
         StageFailed if it began and did not succeed.
         """
         ...

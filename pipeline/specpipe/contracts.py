@@ -199,7 +199,7 @@ class LoadedEngine(Protocol):
 class Proposer(Protocol):
     """A source of drafts: draft model, prompt lookup, ...; asked for facts, never for its name."""
 
-    draft_nodes: int  # at most this many tokens are scored beside the root
+    draft_nodes: int  # at most this many tokens are scored in addition to the root
 
     def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
         """Begin a new sequence; `sampling` is what the target's tokens will be picked with."""

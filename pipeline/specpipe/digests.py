@@ -33,7 +33,7 @@ def stamp(path: Path) -> Stamp:
 
 
 def stamp_of(stat: os.stat_result) -> Stamp:
-    """Return the stamp of an open file, from what `os.fstat` says."""
+    """Return the stamp of an open file, from the result of `os.fstat`."""
     text = f"{stat.st_size}:{stat.st_ino}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
     return Stamp(text, time.time_ns() - stat.st_ctime_ns > _SETTLED_NS)
 

@@ -49,7 +49,7 @@ class Machine:
 
     python: tuple[int, int, int]
     packages: Mapping[str, str | None]  # version; None: not installed
-    server: str | None  # where a tritonserver is to be had
+    server: str | None  # where a tritonserver is
     cpus: int
     cpu_kinds: tuple[str, ...]
     memory_bytes: int
@@ -59,7 +59,7 @@ class Machine:
     gpus: tuple[FoundGpu, ...]
     runtime: Runtime | None
     compiler: Path | None  # trtllm-build
-    compiler_versions: Mapping[str, str]  # of tensorrt_llm and tensorrt beside it
+    compiler_versions: Mapping[str, str]  # of tensorrt_llm and tensorrt next to it
 
 
 def look(workspace: Path, ports: Sequence[int] = PORTS) -> Machine:

@@ -1,6 +1,6 @@
 """The facts of a decoder-only model, and what follows from them; the keys of config.json.
 
-Engines are built from these facts alone: no code asks for an architecture by its name.
+Engines are built from these facts only: no code asks for an architecture by its name.
 """
 
 import math
@@ -27,7 +27,7 @@ class Experts:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What upstream's class of an architecture does unasked, so that config.json has no key of its.
+    """What TensorRT-LLM's class of an architecture does by default: config.json has no key for it.
 
     The defaults mean: as Llama.
     """
@@ -227,7 +227,7 @@ class ModelConfig:
 
 
 def model_from_json(raw: Mapping[str, Any]) -> ModelConfig:
-    """Return the facts in a parsed config.json; further keys are left alone.
+    """Return the facts in a parsed config.json; further keys are ignored.
 
     What upstream cannot do is not among them: that is for those who plan a checkpoint. Raises
     TypeError if a key without a default is missing.
@@ -257,7 +257,7 @@ def _known(
 def redrafter_class(architecture: str, release: str) -> str | None:
     """Return TensorRT-LLM's class for a target with a ReDrafter in its checkpoint; None: no such.
 
-    Up to the 0.17 line one class for Llama alone, in the 1.x sources one for Llama and one for
+    Up to the 0.17 line one class for Llama only, in the 1.x sources one for Llama and one for
     Qwen2 (tensorrt_llm/models/__init__.py, examples/redrafter/convert_checkpoint.py).
     """
     if release.startswith("0."):

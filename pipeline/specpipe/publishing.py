@@ -5,7 +5,7 @@ file that only this module writes. What has no mark is not ours and is never del
 folder is exchanged with the old one in one step of the kernel (`renameat2`), so at every moment
 there is the old artifact or the new one. Where the file system cannot exchange (some network and
 FUSE file systems), the old one is renamed first; a process killed between the two renames leaves
-no artifact for the time, and the next build puts the old one back before it does anything else.
+no artifact, and the next build puts the old one back before it does anything else.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from pathlib import Path
 from specpipe.artifacts import MANIFEST, Artifact, Manifest, read_artifact
 from specpipe.errors import ConfigError, StageFailed, Unreadable, first_few
 
-_MARK = ".mark"  # ends the name of the file that says that its neighbour is ours
+_MARK = ".mark"  # ends the name of the file that marks its neighbour as specpipe's
 _MARK_TEXT = "specpipe: a folder that is being written or replaced; it may be deleted\n"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
@@ -29,7 +29,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def why_kept(path: Path) -> str | None:
-    """Say what at `path` is not ours, so that nothing may replace it; None if all of it is."""
+    """Return what at `path` is not specpipe's, so that nothing may replace it; None if all is."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         return f"{path} is {'a symbolic link' if path.is_symlink() else 'a file'}, not a folder"
     if not path.exists() or not any(path.iterdir()):

@@ -32,7 +32,7 @@ def complete_tree(paths: Sequence[TreePath]) -> tuple[TreePath, ...]:
         if not all(0 <= rank < WIDTH for rank in path):
             raise ConfigError(
                 f"path {i} is {list(path)}: a rank must be from 0 to {WIDTH - 1}, "
-                f"since {WIDTH} guesses of each head are looked at"
+                f"since the top {WIDTH} tokens of each head are read"
             )
     whole = {path[:depth] for path in paths for depth in range(1, len(path) + 1)}
     return tuple(sorted(whole, key=lambda path: (len(path), path)))

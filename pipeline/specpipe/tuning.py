@@ -1,6 +1,6 @@
 """`specpipe tune` and `recommend` for a run: answers are recorded here, steps priced anywhere.
 
-Which guesses are right follows from the models alone, so a run that is meant for a GPU is tuned
+The accepted tokens depend only on the models, so a run that is meant for a GPU is tuned
 with the CPU engine and the GPU's step times: estimated (`plan/roofline.py`), or those of a file.
 """
 
@@ -47,8 +47,8 @@ def tune_run(
 ) -> "Tuning":
     """Choose the settings of the run's method for its prompts.
 
-    Builds what is not fresh first. Raises what `build` raises, and Unsupported if the GPU is not
-    known.
+    Builds what is not up to date first. Raises what `build` raises, and Unsupported if the GPU is
+    not known.
     """
     from specpipe.tune.tune import tune
 

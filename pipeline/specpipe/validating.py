@@ -36,7 +36,7 @@ def validate_run(
     notify: Notify = lambda text: None,
     progress: Progress = lambda done, total: None,
 ) -> "Report":
-    """Validate a run against the server at `url`, or against one that is started for the time.
+    """Validate a run against the server at `url`, or against one that is started for it.
 
     `tls` is what the server at `url` takes. Writes the report. Raises ConfigError if the run is not
     built, if its prompts or gates cannot be used, or if the server serves another repository, and

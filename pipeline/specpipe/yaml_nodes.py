@@ -146,7 +146,7 @@ def shorten(text: str) -> str:
 
 
 def _problem(error: yaml.MarkedYAMLError) -> str:
-    """Return what is wrong; some problems go on with a sentence that their context began."""
+    """Return what is wrong; some problems complete a sentence that their context began."""
     problem = error.problem or "cannot be parsed"
     return f"{error.context}, {problem}" if problem.startswith("but ") else problem
 

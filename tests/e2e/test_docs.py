@@ -52,9 +52,12 @@ def at(text: str, address: Address) -> str:
 
 
 @pytest.mark.parametrize("block", of_language("python"), ids=str)
-def test_python_of_a_page_runs_and_prints(block: Block, address: Address) -> None:
+def test_python_of_a_page_runs_and_prints(block: Block, address: Address, tmp_path: Path) -> None:
+    (tmp_path / "model_configs").symlink_to(Path("model_configs").absolute())
     command = [sys.executable, "-c", at(block.text, address)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     if "print(" in block.text:
         assert done.stdout.splitlines()[0].strip(), "the first line is empty"

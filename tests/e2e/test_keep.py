@@ -79,7 +79,7 @@ def test_an_answer_in_hand_is_completed_before_the_server_stops(
 ) -> None:
     with serving(server, tmp_path) as process:
         assert not isinstance(answer_while(process, signals=1), Exception)
-    assert "requests in hand: 1" in (tmp_path / "stderr").read_text()
+    assert "requests in flight: 1" in (tmp_path / "stderr").read_text()
 
 
 def test_who_stops_twice_does_not_wait_for_answers(server: Served, tmp_path: Path) -> None:

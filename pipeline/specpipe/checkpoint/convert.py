@@ -69,7 +69,7 @@ def checkpoint_options(
     quantizing: Quantizing = PLAIN,
     parallel: Parallel = ONE_RANK,
 ) -> dict[str, str]:
-    """Name what decides the bytes of the converted checkpoint beside the contents of files."""
+    """Name what decides the bytes of the converted checkpoint, apart from the contents of files."""
     options = guesser.options() if guesser else {}
     options |= {name: str(value) for name, value in asdict(parallel).items()}
     options |= quantization_inputs(source, quantizing)
@@ -96,9 +96,9 @@ def write_checkpoint(
     """Convert `source` into the folder `out`: config.json, a rankN.safetensors for every rank,
     tokenizer/, and digests.json with the sha256 of every tensor's bytes.
 
-    The folder is empty, or holds what a killed conversion with the same options and the same
-    `state` of the files (`found_state`, the present one if it is not given) left; then it is gone
-    on with. What guesses for the model goes into the same files. Raises Unsupported if the model
+    The folder is empty, or holds the unfinished work of a killed conversion with the same options
+    and the same `state` of the files (`found_state`, the present one if it is not given), which is
+    then completed. The drafter goes into the same files. Raises Unsupported if the model
     does not divide by the ranks, ConfigError naming every tensor that is missing, unexpected or of
     the wrong shape, StageFailed if the disk is too small, all before anything is written; and
     StageFailed if a file that was read is not what it was in that state.

@@ -18,7 +18,7 @@ _KINDS = {
     "eagle3": (
         "an EAGLE-3 drafter",
         "set speculation.method: eagle3 and engine.backend: llmapi; TensorRT-LLM's engines have "
-        "EAGLE-1 and EAGLE-2 alone",
+        "only EAGLE-1 and EAGLE-2",
     ),
     "redrafter": ("a ReDrafter", "set speculation.method: redrafter"),
 }

@@ -1,7 +1,7 @@
 """What a method adds to its target's checkpoint: Medusa heads, or a drafter of another kind.
 
 Upstream's engines of such methods hold target and guesser in one network, so conversion writes both
-into the same files, with a config.json that says what was added.
+into the same files, with a config.json that describes the addition.
 """
 
 import json
@@ -19,7 +19,7 @@ from specpipe.contracts import Role
 from specpipe.errors import ConfigError
 from specpipe.model import ModelConfig
 
-CALIBRATION = "calibration.json"  # what training finds out, beside what it made
+CALIBRATION = "calibration.json"  # the accuracy that training measured, next to its product
 
 
 class Guesser(Protocol):
@@ -42,7 +42,7 @@ class Guesser(Protocol):
 
     @property
     def summary(self) -> str:
-        """Say what it is planned as, for one that is not on disk: `4 heads of 1 layer`."""
+        """Describe it for a plan, if it is not on disk: `4 heads of 1 layer`."""
         ...
 
     def files(self) -> list[Path]:
@@ -50,7 +50,7 @@ class Guesser(Protocol):
         ...
 
     def options(self) -> dict[str, str]:
-        """Return what decides the bytes that are written, beside the files."""
+        """Return what decides the bytes that are written, apart from the files."""
         ...
 
     def joined(self, model: ModelConfig) -> ModelConfig:
@@ -113,7 +113,7 @@ def output_copies(plans: list[TensorPlan], names: Iterable[str]) -> list[TensorP
 
 
 def read_calibration(folder: Path, heads: int | None) -> tuple[tuple[float, ...], ...] | None:
-    """Read calibration.json, which training writes beside the tensors; None if there is none.
+    """Read calibration.json, which training writes next to the tensors; None if there is none.
 
     `heads` is how many there must be, None: any number. Raises ConfigError for another number and
     for a damaged file.

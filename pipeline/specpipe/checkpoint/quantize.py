@@ -56,7 +56,7 @@ def quantize(
     reader: TensorReader,
     out: Path,
 ) -> tuple[list[TensorPlan], Quantizing]:
-    """Return the plans of the quantised checkpoint, and what config.json says of it.
+    """Return the plans of the quantised checkpoint, and config.json's section on it.
 
     Calibrates first where that is asked for, unless `out` holds a calibration, and writes that
     there. Raises what `calibrate` and `find_foreign` raise.
@@ -118,7 +118,7 @@ def _calibrate(
 
 
 def quantization_inputs(source: Source, quantizing: Quantizing) -> dict[str, str]:
-    """Name what decides the bytes of a quantised checkpoint beside the model; empty if plain."""
+    """Name what decides the bytes of a quantized checkpoint besides the model; empty if plain."""
     if (quantizing.weights, quantizing.kv_cache) == ("none", "none"):
         return {}
     inputs = {
@@ -136,7 +136,7 @@ def quantization_inputs(source: Source, quantizing: Quantizing) -> dict[str, str
 def check_quantization(
     engine: EngineOptions, model: ModelConfig, source: Source | None
 ) -> list[Rejection]:
-    """Return every reason why a model cannot be quantised, or read, as the config says.
+    """Return every reason why a model cannot be quantized, or read, as configured.
 
     Raises Unsupported if it is quantised in a way that cannot be read.
     """

@@ -88,7 +88,7 @@ class Reading:
 
 @contextmanager
 def begin_reading(stamps: Mapping[Path, Stamp], out: Path) -> Iterator[Reading]:
-    """Read files that were stamped, going on with what a killed conversion noted in `out`.
+    """Read stamped files; resume from what a killed conversion recorded in `out`.
 
     The note is left there only if the reading is broken off.
     """

@@ -172,7 +172,7 @@ def _read_header(fd: int) -> tuple[dict[str, Entry], str]:
             raise ValueError("its tensors overlap or leave a hole")
         end = entry.end
     if end != (size := os.fstat(fd).st_size):
-        raise ValueError(f"it has {size} bytes, its header says {end}")
+        raise ValueError(f"it has {size} bytes, its header states {end}")
     return entries, hashlib.sha256(text).hexdigest()
 
 
@@ -186,5 +186,5 @@ def _entry(name: str, value: dict[str, object], start: int) -> Entry:
     for dim in shape:
         size *= dim
     if dtype in DTYPES and size != end - begin:
-        raise ValueError(f"{name} has {end - begin} bytes, its shape says {size}")
+        raise ValueError(f"{name} has {end - begin} bytes, its shape needs {size}")
     return Entry(dtype, tuple(shape), start + begin, start + end)

@@ -15,7 +15,7 @@ _MARK = "\ue000user text\ue000"  # private-use characters: no template contains 
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """What serving must know beside tokenizer.json."""
+    """What serving needs in addition to tokenizer.json."""
 
     vocab_size: int  # ids in use, added tokens included
     end_ids: tuple[int, ...]  # any of them ends an answer; never empty
@@ -84,7 +84,7 @@ def _load(source: Source) -> Any:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{source.path}: no usable tokenizer: {str(error).splitlines()[0]}",
-            hint="tokenizer.json must lie beside config.json",
+            hint="tokenizer.json must be in the folder of config.json",
         ) from error
 
 

@@ -1,7 +1,7 @@
 """From the tensors of a source to the files of all ranks: in parallel, resumable, within the disk.
 
 Every planned tensor is one task. Its bytes are digested on their way and its name is noted in a
-journal when it is whole, so a killed conversion goes on with the tensors that it lacks.
+journal when it is whole, so a killed conversion resumes with the missing tensors.
 """
 
 import json
@@ -159,5 +159,5 @@ def _require_space(out: Path, files: Mapping[str, Mapping[str, Announced]]) -> N
 
 
 def _allocated(file: Path) -> int:
-    """Return what a file that is gone on with takes on the disk already."""
+    """Return the bytes that a file to be completed already takes on the disk."""
     return file.stat().st_blocks * 512 if file.is_file() else 0

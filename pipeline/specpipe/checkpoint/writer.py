@@ -1,7 +1,7 @@
 """Writing one safetensors file in pieces: any tensor first, several at a time, from any thread.
 
 The format (8 bytes of header length, a JSON header, the raw data) is that of the safetensors
-library, whose own writer wants every tensor in memory at once. Since the header says where each
+library, whose own writer wants every tensor in memory at once. Since the header states where each
 tensor lies, each piece can be written to its place, and digested on the way.
 """
 
@@ -42,7 +42,7 @@ class Announced:
 class SafetensorsWriter:
     """A context manager: announces all tensors, then takes each in pieces.
 
-    A file that is already there with the same header is gone on with: `holds` tells which of its
+    A file that is already there with the same header is completed: `holds` tells which of its
     tensors have the bytes they should have.
     """
 

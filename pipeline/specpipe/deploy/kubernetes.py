@@ -186,7 +186,7 @@ def _rules(deployment: Deployment) -> Yaml:
     failures = f'sum(rate(nv_inference_request_failure{{{one},reason!="CANCELED"}}[5m]))'
     alerts = [
         ("SpecpipeSpeculationDoesNotPay", f"{tokens} / {steps} < 1.1 and {drafted} > 0", "1h",
-         "Fewer than 1.1 tokens a step: guesses are rarely accepted, plain decoding is as fast"),
+         "Fewer than 1.1 tokens a step: few draft tokens are accepted, plain decoding is as fast"),
         ("SpecpipeRequestsFail", f"{failures} > 0.1", "10m", "More than one request in 10 s fails"),
     ]  # fmt: skip
     rules = [

@@ -184,5 +184,5 @@ def _literal(word: str) -> str:
 
 
 def _node_label(product: str) -> str:
-    """Say a GPU's name as GPU feature discovery labels nodes (k8s-device-plugin internal/lm)."""
+    """Return a GPU's name as GPU feature discovery labels nodes (k8s-device-plugin internal/lm)."""
     return "-".join(re.sub(r"[^A-Za-z0-9-_. ]", "", product).split())

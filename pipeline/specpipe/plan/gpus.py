@@ -2,7 +2,7 @@
 
 Throughput is dense (the sheets' large print is with sparsity, which is twice as much) and, for the
 GeForce cards, with 32-bit accumulation, as TensorRT-LLM's kernels have it. Every row was compared
-with copies of the sheets; docs/gpu.md says with which.
+with copies of the sheets; docs/gpu.md lists them.
 """
 
 import difflib
@@ -92,7 +92,7 @@ _SPELLINGS = {name.lower(): name for name in (*GPUS, *ALIASES)}
 
 
 def unknown_gpu(name: str, key: str = "engine.gpu") -> Rejection:
-    """Say that a GPU is not in the table, with similar names if there are any; `key` named it."""
+    """Refuse a GPU that is not in the table, with similar names if any; `key` named it."""
     close = _similar(name)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return Rejection(f"{key} is {name!r}, which is not known", f"{hint}known: {', '.join(GPUS)}")

@@ -87,7 +87,7 @@ def expert_parameters(model: ModelConfig) -> int:
 
 
 def touched(model: ModelConfig, tokens: float) -> float:
-    """Return the share of the weights that a step of so many tokens reads.
+    """Return the share of the weights that a step of `tokens` tokens reads.
 
     Every token picks `top_k` of the experts; evenly spread picks leave (1 - k/E)^n of them idle.
     """
@@ -104,7 +104,7 @@ def throughput(gpu: Gpu, quantization: str) -> float:
 
 
 def guess_ms(engine: Placed) -> float:
-    """Estimate the milliseconds in which a step's tokens are guessed beside the target.
+    """Estimate the milliseconds in which heads draft a step's tokens.
 
     Medusa's heads guess all at once, a ReDrafter one token of all beams at a time; a guessing layer
     goes once, with the output layer, for each.
@@ -157,7 +157,7 @@ class Estimate:
     plain_ms: float  # one sequence, one row
     verify_ms: float  # one sequence, root and drafts
     draft_ms: float  # one token of the draft model
-    heads_ms: float  # guessing beside the target
+    heads_ms: float  # drafting by heads
     handover_ms: float  # of a speculative step
     break_even_tokens: float  # tokens a step must emit to pay, for one sequence
     cases: tuple[Case, ...]
@@ -206,7 +206,7 @@ def _price(target: Placed, draft: Placed | None, nodes: int, batch: int) -> floa
 def _paying(
     target: Placed, draft: Placed | None, nodes: int, tokens: float
 ) -> tuple[int, int] | None:
-    """Return between which batches steps of so many tokens are worth their price.
+    """Return between which batches steps of that many tokens are worth their price.
 
     One sequence may be too few: where a single row reads few of the experts, drafts read more.
     """

@@ -29,7 +29,7 @@ class Placement:
 
 
 def place(ranks: Mapping[Role, int], *, spawns: bool = True, release: str) -> Placement:
-    """Return how to start a server for engines of so many ranks each; they share the GPUs."""
+    """Return how to start a server for engines of these numbers of ranks; they share the GPUs."""
     several = len(ranks) > 1 and max(ranks.values()) > 1
     if several and not spawns:
         world = 1 + sum(ranks.values())  # the orchestrator has a rank of its own

@@ -22,7 +22,7 @@ from specpipe.repository.render import ServedModel
 from specpipe.repository.signature import LLMAPI, NEWEST, served_signature, table_of
 
 _TOKENIZER = "../../preprocessing/1/tokenizer"  # seen from a model's version folder
-MOST_INSTANCES = 16  # processes of a text model, unless serving.instances says otherwise
+MOST_INSTANCES = 16  # processes of a text model, unless serving.instances is set
 SPARE_REQUESTS = 16  # that the engine has answered, but whose text is still being sent
 
 
@@ -151,7 +151,7 @@ def _description(plan: RepositoryPlan) -> dict[str, str]:
 
 
 def _most_requests(plan: RepositoryPlan) -> dict[str, str]:
-    """Return how many requests a text model has in hand at a time; the others drive one each."""
+    """Return how many requests a text model has in flight at a time; the others drive one each."""
     if plan.drives_engines:
         return {}
     config = plan.config

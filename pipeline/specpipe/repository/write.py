@@ -28,7 +28,7 @@ FORMAT = "4"  # raise it when the same engines must give another repository
 
 
 def repository_options(config: RunConfig) -> dict[str, str]:
-    """Return the options that decide what is written, beside the engines and the tokenizer."""
+    """Return the options that decide what is written, apart from the engines and the tokenizer."""
     engine, serving = config.engine, config.serving
     return {
         **engine_options(config),

@@ -34,7 +34,7 @@ class Options:
     end_ids: tuple[int, ...] = ()  # any of them ends an answer in tokens; `end_id` takes one
     stop_words: tuple[str, ...] = ()
     bad_words: tuple[str, ...] = ()
-    num_draft_tokens: int | None = None  # at most so many a step; 0: plain decoding
+    num_draft_tokens: int | None = None  # the most per step; 0: plain decoding
 
 
 _KINDS: dict[str, type] = {

@@ -54,10 +54,10 @@ def keep_serving(
     report: Callable[[str], None],
     patience: Patience = NORMAL,
 ) -> None:
-    """Serve until `stop` is asked for, then let the requests in hand end, for `drain_s` at most.
+    """Serve until `stop` is asked for, then let in-flight requests end, for `drain_s` at most.
 
     A server that ends by itself, stands still for longer than `patience` allows, or loses the
-    process of a model is started again as long as `budget` lasts; its log is kept beside the new
+    process of a model is started again as long as `budget` lasts; its log is kept next to the new
     one. Raises StageFailed when the budget is spent, and what `start` raises.
     """
     while True:
@@ -94,14 +94,16 @@ def _await_end(
 def _drain(
     endpoint: RunningServer, stop: StopRequest, drain_s: float, report: Callable[[str], None]
 ) -> None:
-    """Wait until two looks in a row find nothing in hand: between them a request may move on."""
+    """Wait until two looks in a row find nothing in flight: between them a request may move on."""
     deadline = time.monotonic() + drain_s
     idle, told = 0, False
     while idle < 2 and time.monotonic() < deadline and endpoint.failure() is None:
         count = requests_in_hand(endpoint.address)
         idle = 0 if count else idle + 1
         if count and not told:
-            report(f"requests in hand: {count}; they have {drain_s:.0f} s; stop again to end them")
+            report(
+                f"requests in flight: {count}; they have {drain_s:.0f} s; stop again to end them"
+            )
             told = True
         if stop.hurried.wait(POLL_SECONDS):
             return

@@ -18,13 +18,13 @@ from specpipe.repository.render import parse, to_text
 SERVER = Path("/opt/tritonserver/bin/tritonserver")  # in the container
 LOADING_SECONDS = 1800.0  # engines of a hundred gigabytes come from a disk
 # For models to unload. Triton does not wait for the answers of decoupled models, `keep` does; and
-# Triton 2.51 waits in vain for a model of which a client left as its answer ended.
+# Triton 2.51 waits in vain for a model whose client disconnected as its answer ended.
 EXIT_SECONDS = 5
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A program and what its environment has beside ours."""
+    """A program and what its environment has in addition to specpipe's."""
 
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()

@@ -1,4 +1,4 @@
-"""Signs of life of a running tritonserver: its models' processes, and what they have in hand."""
+"""Signs of life of a running tritonserver: its models' processes, and their in-flight requests."""
 
 import contextlib
 import signal
@@ -50,7 +50,7 @@ def _name(folder: Path) -> str:
 
 
 def describe_end(code: int) -> str:
-    """Say how a process ended, by its exit code; that of a signal is negative."""
+    """Describe how a process ended, by its exit code; that of a signal is negative."""
     if code >= 0:
         return f"ended by itself with exit code {code}"
     return f"was ended by {signal.Signals(-code).name}"
@@ -82,5 +82,5 @@ def read_metrics(address: Address) -> list[str] | None:
 
 
 def count_in_hand(lines: Iterable[str]) -> int:
-    """Return the sum of what Prometheus' lines say is in hand."""
+    """Return the sum of the in-flight requests in Prometheus' lines."""
     return sum(int(float(line.rpartition(" ")[2])) for line in lines if line.startswith(_IN_HAND))

@@ -38,7 +38,7 @@ class Calibration:
 
     def to_json(self) -> dict[str, object]:
         """Return the content of calibration.json."""
-        rule = "every shallower head had the right token among its first 10 guesses"
+        rule = "every shallower head had the right token among its first 10 choices"
         return {"width": WIDTH, "condition": rule, **asdict(self)}
 
 

@@ -1,7 +1,7 @@
 """Self-distillation: the target answers prompts, and the answers are kept as JSON lines.
 
 One line a prompt, written a batch at a time: what was answered before an interruption is not asked
-again. A batch's sampling seed depends on its number alone, so a resumed file equals an
+again. A batch's sampling seed depends only on its number, so a resumed file equals an
 uninterrupted one.
 """
 

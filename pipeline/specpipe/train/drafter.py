@@ -22,7 +22,7 @@ from specpipe.artifacts import write_text
 
 @dataclass(frozen=True)
 class DrafterConfig:
-    """config.json beside the weights, in Apple's keys."""
+    """config.json next to the weights, in Apple's keys."""
 
     hidden_size: int
     vocab_size: int
@@ -35,7 +35,7 @@ class RecurrentNet(nn.Module):
     """The drafter; its output layer is the target's LM head, which stays as it is."""
 
     def __init__(self, steps: int, layers: int, embedding: torch.Tensor, seed: int) -> None:
-        """Begin as the LM head that sees h alone; `embedding` [V, D] is the target's, frozen."""
+        """Begin as the LM head that sees only h; `embedding` [V, D] is the target's, frozen."""
         super().__init__()
         self.steps = steps
         width = int(embedding.shape[1])

@@ -57,7 +57,7 @@ def read_features(
     count, width = int(sum(k.sum() for k in kept)), int(target.output.shape[1])
     if count == 0:
         raise ConfigError(
-            "no position of the text has a label for the first guess",
+            "no position of the text has a label for the first draft token",
             hint="answers must be at least two tokens long; raise train.sequence_length",
         )
     key = digest_json([target.digest, target.dtype, [d.digest() for d in documents]])

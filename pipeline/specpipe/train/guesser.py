@@ -100,7 +100,7 @@ def guesses_loss(
 ) -> torch.Tensor:
     """Return sum of decay^k times the cross entropy of guess k; shapes as in `GuesserNet`.
 
-    `lessons`, one a guess, give the distributions to learn; without them it is the tokens alone.
+    `lessons`, one a guess, give the distributions to learn; without them it is the tokens only.
     """
     chosen = vocabulary.candidates(spoken[:, 1:], rng)
     losses = [

@@ -19,7 +19,7 @@ from specpipe.checkpoint.medusa import WEIGHTS
 
 @dataclass(frozen=True)
 class HeadsConfig:
-    """config.json beside the weights; the names are FasterDecoding's, the last ones are ours."""
+    """config.json next to the weights; the names are FasterDecoding's, the last ones are ours."""
 
     medusa_num_heads: int
     medusa_num_layers: int

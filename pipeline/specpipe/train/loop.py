@@ -1,6 +1,6 @@
 """Steps, learning rate, checkpoints and the curve: the same for everything that is trained.
 
-What a step does depends on the weights and the step's number alone, so a run that was killed and
+What a step does depends only on the weights and the step's number, so a run that was killed and
 resumed ends in the same bytes as one that was not.
 """
 
@@ -47,7 +47,7 @@ class Task(Protocol):
         ...
 
     def loss(self, step: int) -> torch.Tensor:
-        """Return the loss of a step's batch; depends on the weights and `step` alone."""
+        """Return the loss of a step's batch; depends only on the weights and `step`."""
         ...
 
     def evaluate(self) -> Mapping[str, float]:

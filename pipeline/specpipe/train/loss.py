@@ -64,7 +64,7 @@ class Lesson:
 
     hidden: torch.Tensor  # [N, D]  the target's hidden states there
     output: torch.Tensor  # [V, D]  its LM head
-    known: torch.Tensor  # [N]  bool; where it is not, the label alone is learned
+    known: torch.Tensor  # [N]  bool; where it is not, only the label is learned
 
 
 def cross_entropy(

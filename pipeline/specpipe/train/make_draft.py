@@ -20,7 +20,7 @@ def train_draft(
     notify: Notify = lambda text: None,
     progress: Progress = lambda done, total: None,
 ) -> TrainResult:
-    """Make a draft as `train.draft` says: the target with fewer layers, distilled.
+    """Make a draft as `train.draft` specifies: the target with fewer layers, distilled.
 
     Writes a Hugging Face checkpoint with the target's tokenizer, and a report; a fresh product is
     left as it is. Raises ConfigError for text or layers that cannot be used.

@@ -17,7 +17,7 @@ def train_redrafter(
     notify: Notify = lambda text: None,
     progress: Progress = lambda done, total: None,
 ) -> TrainResult:
-    """Train a ReDrafter as `train.redrafter` says; a fresh product is left as it is.
+    """Train a ReDrafter as `train.redrafter` specifies; a product that is up to date stays.
 
     Writes `model.safetensors` in Apple's names, `config.json`, `calibration.json` and a report.
     Raises ConfigError for text that cannot be used.

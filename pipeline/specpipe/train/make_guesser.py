@@ -29,7 +29,7 @@ class Learned:
 
 
 def learn(job: Job, net: GuesserNet, options: GuesserTraining, guesses: int) -> Learned:
-    """Train `net`, which guesses so many tokens, on the frozen target's hidden states."""
+    """Train `net`, which drafts `guesses` tokens, on the frozen target's hidden states."""
     output, seed = job.target.output, job.config.train.seed
     training, held_out = _features(job, guesses)
     before, _ = judge(net, output, held_out)

@@ -27,7 +27,7 @@ def train_medusa(
     notify: Notify = lambda text: None,
     progress: Progress = lambda done, total: None,
 ) -> TrainResult:
-    """Train Medusa heads as `train.medusa` says; a fresh product is left as it is.
+    """Train Medusa heads as `train.medusa` specifies; a product that is up to date stays.
 
     Writes `medusa_lm_head.safetensors`, `config.json`, `calibration.json` and a report; medusa2
     also writes `backbone/`, the changed target as a Hugging Face checkpoint. Raises ConfigError for
@@ -65,7 +65,7 @@ def _medusa2(job: Job, out: Path) -> TrainingReport:
     model.to(DTYPES[job.target.dtype]).save_pretrained(out / BACKBONE)
     job.target.tokenizer.save_pretrained(out / BACKBONE)
     _write(job, heads, calibration, BACKBONE, out)
-    job.notify(f"serve the folder {BACKBONE}/ beside the heads, not {job.config.target.model}")
+    job.notify(f"serve the folder {BACKBONE}/ next to the heads, not {job.config.target.model}")
     return report(_title(job), job, options, Learned(curve, before, after, calibration))
 
 

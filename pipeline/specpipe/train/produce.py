@@ -2,7 +2,7 @@
 
 A product is a folder with a manifest, like every artifact: it appears whole or not at all, and is
 made again only if the target, the text or the options have changed. What is only needed on the way
-(answers, hidden states, the checkpoint to resume from) lies beside it in `work/`.
+(answers, hidden states, the checkpoint to resume from) lies next to it in `work/`.
 """
 
 import contextlib
@@ -58,7 +58,7 @@ class Job:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a `train` command made, or found to be fresh."""
+    """What a `train` command made, or found up to date."""
 
     path: Path
     fresh: bool
@@ -78,7 +78,7 @@ def produce(
     notify: Notify,
     progress: Progress,
 ) -> TrainResult:
-    """Make the product `kind` in the run's training folder, unless it is fresh.
+    """Make the product `kind` in the run's training folder, unless it is up to date.
 
     `options` is the record that it depends on; `make` fills an empty folder and returns the report.
     Raises ConfigError, before any work, if something that is not ours stands in its place.
@@ -122,7 +122,7 @@ def training_folder(config: RunConfig, workspace: Workspace) -> Path:
 
 
 def text_facts(job: Job) -> dict[str, str | int | float]:
-    """Return what a report says about target and text."""
+    """Return a report's facts about target and text."""
     text = job.text
     return {
         "target": job.config.target.model,
@@ -138,7 +138,7 @@ def text_facts(job: Job) -> dict[str, str | int | float]:
 
 @contextlib.contextmanager
 def determinism() -> Iterator[None]:
-    """Make torch refuse operations whose result could differ from run to run, for the time."""
+    """Make torch refuse, in a `with` block, operations whose result could differ between runs."""
     settings = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)

@@ -53,7 +53,7 @@ def _accuracy_table(heads: Sequence[HeadAccuracy]) -> list[str]:
         (f"head {k}", str(head.positions), *(f"{head.top[n - 1]:.3f}" for n in _TOP))
         for k, head in enumerate(heads)
     ]
-    note = "Share of labels among a head's first guesses; head k guesses k + 2 tokens ahead."
+    note = "Share of labels among a head's top tokens; head k predicts k + 2 tokens ahead."
     names = ("", "positions", *(f"top-{n}" for n in _TOP))
     return [html.heading("Accuracy of the heads", note), html.table(names, rows)]
 

@@ -107,7 +107,7 @@ def _messages(line: str, place: str) -> list[dict[str, str]]:
 
 
 def _chat(line: _ChatLine, tokenizer: Any, length: int) -> Document:
-    """Return the chat in the model's template; only what the assistant says is learned."""
+    """Return the chat in the model's template; only the assistant's messages are learned."""
     whole = in_template(tokenizer, line.messages, answer=False)
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     starts = np.asarray([start for start, _ in encoded["offset_mapping"]], np.int64)

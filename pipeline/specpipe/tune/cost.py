@@ -72,7 +72,9 @@ def read_costs(path: Path) -> Costs:
             raise ValueError("step_ms needs two points or more, from 1 row on, all above 0")
         pads = raw.pop("pads_steps", False)
         if not isinstance(pads, bool) or raw.keys() - set(_PARTS):
-            raise ValueError(f"beside step_ms it may have {', '.join(_PARTS)} and pads_steps")
+            raise ValueError(
+                f"in addition to step_ms it may have {', '.join(_PARTS)} and pads_steps"
+            )
         parts = {name: _ms(value) for name, value in raw.items()}
         return Costs(curve, pads_steps=pads, **parts)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

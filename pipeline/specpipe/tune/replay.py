@@ -66,7 +66,7 @@ class _Recorded:
         return False
 
     def score(self, draft: Draft) -> Scores:
-        """Say what the draft model would choose next, as logits of one certain token."""
+        """Return what the draft model would choose next, as logits of one certain token."""
         assert self._trace.draft is not None
         self.draft_calls += 1
         at = min(len(self._sequence) - len(self._trace.prompt), len(self._trace.output))

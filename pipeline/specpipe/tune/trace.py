@@ -1,8 +1,7 @@
 """What the target answers, recorded once; from then on any setting can be tried without it.
 
-Greedy answers are the same whatever is guessed. So which guesses would have been right follows from
-the answers alone, from what the heads say at each of their tokens, and from what the draft model
-says next to each of them.
+Greedy answers are the same whatever is drafted. So the tokens that would be
+accepted follow from the answers, and from what the heads and the draft model draft at each token.
 """
 
 from collections.abc import Mapping, Sequence
@@ -87,7 +86,7 @@ def _verdict(draft: Draft, scores: Scores) -> Verdict:
 
 
 def _draft_choices(runner: Runner, prompt: Sequence[int], output: Sequence[int]) -> Ints:
-    """Read the whole answer in one call; row i says what the draft model would choose at i."""
+    """Read the whole answer in one call; row i is what the draft model would choose at i."""
     runner.start(prompt)
     choices: Ints = runner.score(chain(output)).logits.argmax(-1).astype(np.int64)
     return choices

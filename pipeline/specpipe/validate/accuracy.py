@@ -1,8 +1,9 @@
 """How well a model knows the reference's language: every arm reads the same texts, token by token.
 
-Speculation has no part in it. Answers that part at one close decision say little about a quantised
-engine; the likelihood of every token says more. A server is asked for the logits after the tokens
-of a text; what it sends is reduced block by block, so memory does not grow with the text.
+Speculation has no part in it. Answers that diverge at one close decision show little about a
+quantized engine; the likelihood of every token shows more. A server is asked for the logits after
+the tokens of a text; what it sends is reduced block by block, so memory does not grow with the
+text.
 """
 
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""The arms of a validation: what answers each, and what a request of it says."""
+"""The arms of a validation: what answers each, and what its requests contain."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -130,7 +130,7 @@ def _three_digits(value: float) -> str:
 
 
 def divergence_lines(report: Report) -> list[str]:
-    """Say of every divergence where it is and how sure the reference was there."""
+    """Describe where every divergence is and how sure the reference was there."""
     return [_divergence_line(divergence) for divergence in report.trials.divergences]
 
 

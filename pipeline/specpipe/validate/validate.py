@@ -174,7 +174,7 @@ def _check_fronts(subject: Subject, client: Client, trials: Sequence[Trial]) -> 
 
 
 def _omitted(subject: Subject) -> dict[str, str]:
-    """Say of every metric that cannot be measured here why."""
+    """Return, for every metric that cannot be measured here, why."""
     config, endpoint = subject.config, subject.endpoint
     found = {name: why_unmeasured(name, config, endpoint) for name in (*READ, "speedup_over_plain")}
     if subject.url is not None:

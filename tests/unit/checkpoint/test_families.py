@@ -189,13 +189,13 @@ def test_plan_says_what_upstreams_class_would_compute_otherwise(
 def test_plan_says_from_which_release_on_a_family_is_there() -> None:
     qwen3 = facts("Qwen3ForCausalLM", "plain")
     old = reasons(TensorRtBackend(), qwen3, release="0.18.2")
-    assert "from 0.20 on, not in 0.18.2" in old
-    assert "from 0.20" not in reasons(TensorRtBackend(), qwen3, release="1.2.1")
+    assert "since 0.20, the config uses 0.18.2" in old
+    assert "since 0.20" not in reasons(TensorRtBackend(), qwen3, release="1.2.1")
 
 
 def test_plan_keeps_engines_within_the_sliding_window() -> None:
     model = facts("MistralForCausalLM", "window")
-    assert "see the last 20 tokens" in reasons(TensorRtBackend(), model, max_seq_len=21)
+    assert "a sliding window of 20 tokens" in reasons(TensorRtBackend(), model, max_seq_len=21)
     assert "tokens" not in reasons(TensorRtBackend(), model, max_seq_len=20, max_input_len=10)
     cpu = reasons(OpenVinoBackend(), model, max_seq_len=400, gpu=None)
     assert "tokens" not in cpu  # its masks know the window
@@ -203,7 +203,7 @@ def test_plan_keeps_engines_within_the_sliding_window() -> None:
 
 def test_plan_keeps_the_cpu_engine_where_long_rope_has_one_rule() -> None:
     model = facts("Phi3ForCausalLM", "long rope")
-    assert "from 256 tokens on" in reasons(OpenVinoBackend(), model, max_seq_len=257, gpu=None)
+    assert "beyond 256 tokens" in reasons(OpenVinoBackend(), model, max_seq_len=257, gpu=None)
     assert "LongRoPE" not in reasons(OpenVinoBackend(), model, max_seq_len=256, gpu=None)
 
 

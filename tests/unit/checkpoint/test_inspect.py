@@ -462,7 +462,7 @@ def test_an_engine_is_described_from_its_config(engine: Path) -> None:
     )  # fmt: skip
     text = inspection_text(found)
     assert "batch 4, input 100, sequence 207, tokens a step 512, beams 1, KV cache PAGED" in text
-    assert "served by TensorRT-LLM 1.2.1 alone" in text
+    assert "served only by TensorRT-LLM 1.2.1" in text
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from specpipe.repository.models.guards import Threads, harmless
 
 
 def test_threads_beyond_the_bound_are_refused_until_one_ends() -> None:
-    threads, go = Threads(2, "in hand"), threading.Event()
+    threads, go = Threads(2, "in flight"), threading.Event()
     before = set(threading.enumerate())
 
     def wait() -> None:
@@ -17,7 +17,9 @@ def test_threads_beyond_the_bound_are_refused_until_one_ends() -> None:
 
     for _ in range(2):
         threads.start(wait)
-    with pytest.raises(EngineError, match="busy: 2 requests are in hand, which is the limit") as e:
+    with pytest.raises(
+        EngineError, match="busy: 2 requests are in flight, which is the limit"
+    ) as e:
         threads.start(wait)
     assert e.value.code == "UNAVAILABLE"
     started = set(threading.enumerate()) - before
@@ -29,7 +31,7 @@ def test_threads_beyond_the_bound_are_refused_until_one_ends() -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_fails_gives_its_place_back() -> None:
-    threads, before = Threads(1, "in hand"), set(threading.enumerate())
+    threads, before = Threads(1, "in flight"), set(threading.enumerate())
     go = threading.Event()
 
     def fail() -> None:
@@ -46,7 +48,7 @@ def test_a_thread_that_fails_gives_its_place_back() -> None:
 
 
 def test_a_thread_that_cannot_start_gives_its_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = Threads(1, "in hand")
+    threads = Threads(1, "in flight")
 
     def fail(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

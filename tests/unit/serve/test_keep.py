@@ -127,7 +127,7 @@ def test_a_server_is_stopped_once_nothing_has_been_in_hand_for_two_looks(tmp_pat
             start, stop, Budget(0), 60, on_ready=lambda e: stop.repeat(), report=told.append
         )
         assert metrics.left == [7]
-    assert told == ["requests in hand: 2; they have 60 s; stop again to end them"]
+    assert told == ["requests in flight: 2; they have 60 s; stop again to end them"]
 
 
 def test_who_stops_again_does_not_wait(tmp_path: Path) -> None:

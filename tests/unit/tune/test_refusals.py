@@ -59,7 +59,10 @@ def test_the_text_of_a_tuning_has_every_figure_of_its_json(measured: float | Non
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"step_ms": {"1": 14, "8": 15}, "head_ms": 1}', "beside step_ms it may have heads_ms"),
+        (
+            '{"step_ms": {"1": 14, "8": 15}, "head_ms": 1}',
+            "in addition to step_ms it may have heads_ms",
+        ),
         ('{"step_ms": {"1": 14, "8": 15}, "heads_ms": "1"}', "'1' is not a number of milliseconds"),
         ('{"step_ms": {"1": 14, "8": 15}, "draft_ms": -1}', "-1 ms cannot be"),
         ('{"step_ms": {"1": 14, "8": Infinity}}', "inf ms cannot be"),

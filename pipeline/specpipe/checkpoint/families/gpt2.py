@@ -76,7 +76,7 @@ def _layer(model: ModelConfig, ours: str, theirs: str) -> list[TensorPlan]:
 
 
 def _transposed(plan: TensorPlan) -> TensorPlan:
-    """Read a matrix as HF's `Conv1D` has it; leave a bias alone."""
+    """Read a matrix as HF's `Conv1D` has it; leave a bias as it is."""
     if len(plan.shape) == 1:
         return plan
     return replace(plan, source_shapes=(plan.shape[::-1],), join=transposed)
@@ -88,7 +88,7 @@ def extra_config(model: ModelConfig) -> dict[str, Any]:
 
 
 def gpt_keys(variant: str, *, bias: bool) -> dict[str, Any]:
-    """Return the keys that upstream's `GPTConfig` reads beside the model's facts."""
+    """Return the keys that upstream's `GPTConfig` reads in addition to the model's facts."""
     return {
         "gpt_variant": variant,
         "bias": bias,

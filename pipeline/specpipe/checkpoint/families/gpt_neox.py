@@ -65,7 +65,7 @@ def _layer(model: ModelConfig, ours: str, theirs: str) -> list[TensorPlan]:
 
 
 def extra_config(model: ModelConfig) -> dict[str, Any]:
-    """Return the keys that upstream's GPT-NeoX model reads beside the common ones."""
+    """Return the keys that upstream's GPT-NeoX model reads in addition to the common ones."""
     share = model.rotary_dim / model.head_size
     return {"rotary_pct": share, "rotary_emb_base": model.rotary_base}
 

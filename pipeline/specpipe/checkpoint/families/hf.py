@@ -77,7 +77,7 @@ def rotary_width(hf: HfConfig, head_size: int, default: float) -> int:
 def layer_windows(hf: HfConfig, sliding: Callable[[int], bool]) -> tuple[int, ...]:
     """Return the sliding window of every layer, 0 for none; empty if no layer has one that cuts.
 
-    `layer_types` says which layers slide; before transformers had it, `sliding` said so.
+    `layer_types` lists the layers that slide; before transformers had it, `sliding` did.
     """
     size, layers = hf.get("sliding_window"), need(hf, "num_hidden_layers")
     if not size or size >= need(hf, "max_position_embeddings"):
@@ -89,7 +89,7 @@ def layer_windows(hf: HfConfig, sliding: Callable[[int], bool]) -> tuple[int, ..
 
 
 def all_layers(index: int) -> bool:
-    """Say that every layer slides."""
+    """Return true: every layer slides."""
     return True
 
 

@@ -35,7 +35,7 @@ def tensors(model: ModelConfig) -> list[TensorPlan]:
 
 
 def extra_config(model: ModelConfig) -> dict[str, Any]:
-    """Return the keys that upstream's `LLaMAConfig` reads beside the model's facts."""
+    """Return the keys that upstream's `LLaMAConfig` reads in addition to the model's facts."""
     return {"residual_mlp": False, "disable_weight_only_quant_plugin": False}
 
 

@@ -11,7 +11,7 @@ from specpipe.model import Arithmetic, Dtype, ModelConfig
 
 
 def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:
-    """Return the facts; the window counts only if `use_sliding_window` says so."""
+    """Return the facts; the window counts only if `use_sliding_window` is true."""
     require_act(hf, "silu")
     return replace(
         rms_decoder(hf, dtype, "Qwen2ForCausalLM"),
@@ -28,7 +28,7 @@ def windows(hf: HfConfig) -> tuple[int, ...]:
 
 
 def qwen_keys(kind: str) -> dict[str, Any]:
-    """Return the keys that upstream's `QWenConfig` reads beside the model's facts."""
+    """Return the keys that upstream's `QWenConfig` reads in addition to the model's facts."""
     return {
         "qwen_type": kind,
         "seq_length": 8192,  # read even where logn attention, its one use, is off

@@ -1,6 +1,6 @@
 """config.json as upstream reads it: its defaults, its rules, and what it lacks.
 
-Sources: `PretrainedConfig` (tensorrt_llm/models/modeling_utils.py), the config classes beside it,
+Sources: `PretrainedConfig` (tensorrt_llm/models/modeling_utils.py), the config classes next to it,
 and cpp/tensorrt_llm/runtime/gptJsonConfig.cpp.
 """
 
@@ -116,7 +116,7 @@ def complete(raw: Json) -> dict[str, Any]:
 
 
 def describe_speculation(raw: Json, mode: str | None = None) -> Speculation:
-    """Return how the model drafts, as far as its config says."""
+    """Return how the model drafts, as far as its config shows."""
     return Speculation(
         mode,
         whole(raw, "max_draft_len"),
@@ -141,7 +141,7 @@ def describe_ranks(raw: Json) -> Ranks | None:
 
 
 def check_config(raw: Json) -> Iterator[Finding]:
-    """Yield everything that is wrong with config.json alone."""
+    """Yield everything that is wrong with config.json by itself."""
     yield from _check_keys(raw)
     yield from _check_mapping(raw)
     yield from _check_rope(raw)

@@ -36,7 +36,7 @@ _VALUES = "the values of the tensors: run with --tensors"
 def inspect_folder(folder: Path, progress: Progress | None = None) -> Inspection:
     """Describe a TensorRT-LLM checkpoint or engine, or an OpenVINO engine of ours.
 
-    Reads headers alone; with `progress` every value as well. Raises ConfigError if the folder is
+    Reads only headers; with `progress` every value as well. Raises ConfigError if the folder is
     none of these; what is wrong with one that is, are its defects.
     """
     if not folder.is_dir():
@@ -142,7 +142,7 @@ def _inspect_engine(folder: Path, raw: Json) -> Inspection:
         describe_limits(build),
         tuple(files),
         (*found, *_against_manifest(folder)),
-        (f"served by TensorRT-LLM {version} alone, on the kind of GPU it was built on",)
+        (f"served only by TensorRT-LLM {version}, on the kind of GPU it was built on",)
         if version
         else (),
         ("the plans in rankN.engine: only TensorRT can read them",),
@@ -190,5 +190,6 @@ def _against_manifest(folder: Path) -> list[Finding]:
     if artifact is None:
         return [Finding(f"{MANIFEST} is damaged", again)]
     return [
-        Finding(f"{sentence}, according to {MANIFEST}", again) for sentence in describe_damage(artifact)
+        Finding(f"{sentence}, according to {MANIFEST}", again)
+        for sentence in describe_damage(artifact)
     ]

@@ -1,4 +1,4 @@
-"""What an inspection says: facts, files, findings, and what could not be looked at."""
+"""The result of an inspection: facts, files, findings, and what could not be checked."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -29,7 +29,7 @@ Rows = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
 def by_rows(weight: "torch.Tensor", function: Rows) -> "torch.Tensor":
-    """Apply a function that treats rows alone (or in pairs) to all rows, block by block."""
+    """Apply a function that treats rows one by one (or in pairs) to all rows, block by block."""
     import torch
 
     step = max(2, _BLOCK_VALUES // weight.shape[1] // 2 * 2)

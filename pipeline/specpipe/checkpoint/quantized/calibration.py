@@ -1,6 +1,6 @@
 """What calibration found out: how large the inputs of every linear layer are, and their scales.
 
-Kept beside the weights that it shaped, as `calibration.safetensors`. Modules have the names of the
+Kept next to the weights that it shaped, as `calibration.safetensors`. Modules have the names of the
 Hugging Face model.
 """
 

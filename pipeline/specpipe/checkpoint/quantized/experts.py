@@ -1,4 +1,4 @@
-"""Stacked experts as so many matrices, and what is made of each of them stacked again.
+"""Stacked experts as one matrix each, and what is made of each of them stacked again.
 
 In a checkpoint of TensorRT-LLM the experts of a layer are one tensor [E, n, k], and so is what
 belongs to each of them: `weights_scaling_factor` [E, 1] or [E, n, k / group], `zero`

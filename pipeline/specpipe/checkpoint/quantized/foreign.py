@@ -124,7 +124,7 @@ def _is_quantized(plan: TensorPlan, foreign: Foreign, names: AbstractSet[str]) -
 
 
 def is_left_over(name: str, reader: TensorReader) -> bool:
-    """Tell whether a tensor of such files says nothing: GPTQ's group indices, biases of zeros."""
+    """Tell whether a tensor of such files is empty of content: group indices, zero biases."""
     return name.endswith(".g_idx") or (name.endswith(".bias") and not bool(reader.read(name).any()))
 
 

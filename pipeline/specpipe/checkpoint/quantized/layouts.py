@@ -33,7 +33,7 @@ def fp8_tensors(plan: TensorPlan) -> list[TensorPlan]:
     """Return what becomes of Model-Optimizer's FP8 layer, or stack of experts, with weights `plan`.
 
     The parts of a fused matrix come under the largest of their scales, and all inputs under the
-    largest of theirs: upstream's experts have one input scale together.
+    largest input scale: TensorRT-LLM's experts share one.
     """
     inputs = [f"{module}.input_scale" for module in modules_of(plan)]
     return [
@@ -53,7 +53,7 @@ def _fp8_matrix(plan: TensorPlan) -> list[TensorPlan]:
 
 
 def _largest(plan: TensorPlan, kind: str, scales: Sequence[str]) -> TensorPlan:
-    """Plan the largest of some scalars beside the weights `plan`."""
+    """Plan the largest of some scalars next to the weights `plan`."""
     return replace(
         plan, name=plan.name.removesuffix("weight") + kind, shape=(1,), sources=tuple(scales),
         source_shapes=tuple(() for _ in scales), dtype="float32", join=_maximum,

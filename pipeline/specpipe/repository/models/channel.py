@@ -33,7 +33,7 @@ from specpipe.speculate.decode import Step
 
 PATIENCE_SECONDS = 10.0  # for a request to arrive whole once its connection is open
 READ_BYTES = 1 << 16
-ROOM_SECONDS = 1.0  # that a connection waits, unread, while so many arrive: a burst is no fault
+ROOM_SECONDS = 1.0  # that a connection waits, unread, while that many arrive: a burst is no fault
 MOST_ARRIVING = 64  # connections whose request is being read, a thread each
 PAUSE_SECONDS = 0.05  # after a connection could not be accepted: files may be free again
 

@@ -65,7 +65,7 @@ def describe(error: Exception) -> tuple[str, str]:
 
 
 def spell(code: str, sentence: str) -> str:
-    """Return the message of an error: streams carry no code beside it."""
+    """Return the message of an error: streams carry no separate code."""
     return f"{code}: {sentence}"
 
 

@@ -18,7 +18,7 @@ P = ParamSpec("P")
 
 @dataclass
 class Threads:
-    """Starts threads, at most `most` at a time; `doing` says what a thread's request is doing.
+    """Starts threads, at most `most` at a time; `doing` describes the state of a thread's request.
 
     If all are running, `start` waits `wait_s` seconds for one to end.
     """

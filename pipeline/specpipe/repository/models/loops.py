@@ -58,7 +58,7 @@ def follow_engine(
 ) -> Generator[Progress, None, None]:
     """Yield the answer of an engine that decodes by itself, speculating or not.
 
-    That an answer ends is known when the engine says no more, or by an end token that it returns:
+    An answer ends when the engine sends no more tokens, or with an end token that it returns:
     the C++ engines return all of them but the first, which they keep.
     Raises Unsupported for a number of draft tokens that the engine cannot be held to.
     """
@@ -207,7 +207,7 @@ class _Sequence:
         return step
 
     def _cut(self, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], Finish | None]:
-        """Cut at the first reason to stop; an engine that says nothing has met its end token."""
+        """Cut at the first reason to stop; an engine that sends nothing has met its end token."""
         kept = tokens[: self.left]
         if count := length_to_end(kept, self.request.sampling.end_ids):
             return kept[:count], "end_id"

@@ -1,6 +1,6 @@
 """Prometheus: what speculation does, summed over all requests of one model.
 
-Triton exports these beside its own metrics; no backend of upstream does.
+Triton exports these in addition to its own metrics; no backend of TensorRT-LLM does.
 """
 
 import time
@@ -54,7 +54,7 @@ class Meter:
             self.export()
 
     def export(self) -> None:
-        """Hand Triton what was counted since the last time; called too when nothing is in hand."""
+        """Export what was counted since the last call; also called when nothing is in flight."""
         if self._new["steps"]:
             self._export_counters()
             self._set_gauges(self._totals)

@@ -140,7 +140,7 @@ class Scheduler:
     def probe(self, answer: Callable[[Heartbeat], None]) -> None:
         """Have `answer` called by the scheduler's thread as soon as it comes to it.
 
-        Raises EngineError if so many wait for that already that the thread must stand still.
+        Raises EngineError if the queue for that is full, so that the thread would stand still.
         """
         with self._changed:
             if len(self._probes) >= MOST_PROBES:

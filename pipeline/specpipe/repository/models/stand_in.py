@@ -62,7 +62,7 @@ class TritonPythonModel:
         bounds.check_tokens(tensors, self._max_seq_len, "max_seq_len")
         upstream_rules.check_streaming(tensors, decoupled=False)
         requests.refuse_unsupported(tensors, _SUPPORTED)
-        if requests.flag(tensors, "stop"):  # nothing runs beside this request
+        if requests.flag(tensors, "stop"):  # nothing else runs
             return outputs((), (), None)
         question = self._question(tensors)
         wants_context = requests.flag(tensors, context.FLAG)

@@ -38,7 +38,7 @@ class TritonPythonModel:
         self._decoupled = triton.is_decoupled(args)
         self._source = open_source(options, args["model_name"])
         self._traffic = Traffic(args["model_name"])
-        self._threads = Threads(int(options.get("max_requests", MOST_REQUESTS)), "in hand")
+        self._threads = Threads(int(options.get("max_requests", MOST_REQUESTS)), "in flight")
         triton.trim_memory()
 
     def execute(self, batch: list[Any]) -> None:

@@ -23,7 +23,7 @@ class TextTokenizer:
     longest_token: int  # in bytes
 
     def most_bytes(self, tokens: int) -> int:
-        """Return how many bytes a text of so many tokens can have at most."""
+        """Return how many bytes a text of `tokens` tokens can have at most."""
         return tokens * self.longest_token
 
     def encode(self, text: str, max_input_len: int) -> list[int]:

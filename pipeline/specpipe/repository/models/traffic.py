@@ -1,4 +1,4 @@
-"""Prometheus: how many requests a text model has in hand, and how long they took.
+"""Prometheus: how many requests a text model has in flight, and how long they took.
 
 Triton's own counters do not tell for a model that answers in pieces: they stop when `execute`
 returns. Autoscalers need the first number, dashboards the others.

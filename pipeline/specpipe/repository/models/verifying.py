@@ -80,7 +80,7 @@ def read_prompt(prompt: Sequence[int], prefixes: "Prefixes") -> ContextLogits:
 
 
 class Prefixes:
-    """The sequences that an engine has room for; a call goes on with the one that fits best."""
+    """The sequences that an engine has room for; a call continues the one that fits best."""
 
     def __init__(self, runners: Sequence[Runner]) -> None:
         self._runners = [_Keeping(runner) for runner in runners]
