@@ -1,5 +1,6 @@
-"""The one YAML file of a run, as frozen records; nothing below this module sees YAML.
+"""The YAML file of a run as frozen records. No module below this one reads YAML.
 
+The text under a field documents its key: `scripts/write-docs` makes docs/configuration.md from it.
 Relative paths are looked up from the working directory, then from the config's folder; `~` and
 environment variables are expanded.
 """
@@ -37,31 +38,56 @@ _RELATIVE = "paths are relative to the working directory or to the config file"
 
 @dataclass(frozen=True)
 class TargetOptions:
-    """The model whose answers are served."""
+    """The model that is served."""
 
-    model: str  # a folder, a .gguf file, or a Hugging Face id
-    revision: str | None = field(default=None, metadata=REVISION)  # of a Hugging Face id
+    model: str
+    """A folder, a `.gguf` file, or a Hugging Face id."""
+    revision: str | None = field(default=None, metadata=REVISION)
+    """Branch, tag or commit of a Hugging Face id. Default: `main`."""
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What is compiled, and for which machine."""
+    """How the engines are compiled, and for which machine."""
 
     backend: Literal["openvino", "tensorrt", "llmapi"]
+    """`openvino`: any CPU. `tensorrt`: engines for NVIDIA GPUs. `llmapi`: TensorRT-LLM without
+    engines."""
     gpu: str | None = field(default=None, metadata=matching(r".*\S.*", "the name of a GPU"))
+    """Required for `tensorrt` and `llmapi`: the GPU, e.g. `H100-SXM`. See
+    [the list](support.md#gpus)."""
     dtype: Dtype = "float32"
-    quantization: Quantization = "none"  # int8, int4: weights only
+    """Type of the computation. `openvino`: `float32` or `bfloat16`. `tensorrt`, `llmapi`:
+    `bfloat16` or `float16`; the default is refused there."""
+    quantization: Quantization = "none"
+    """`int8` and `int4` quantize weights only. The other formats are
+    [calibrated](quantization.md) and are for GPUs."""
     kv_cache_quantization: CacheQuantization = "none"
-    exclude_modules: tuple[str, ...] | None = None  # patterns; None: what upstream leaves out
-    tensorrt_llm: str | None = None  # the release, e.g. "1.2.1"; see engine/tensorrt/profiles.py
-    tp_size: int = field(default=0, metadata=at_least(1))  # 0, if left out: the plan chooses
+    """`tensorrt`: format of the KV cache. `openvino` refuses all but `none`."""
+    exclude_modules: tuple[str, ...] | None = None
+    """`tensorrt`: patterns of modules that are not quantized. A list replaces the default of
+    TensorRT-LLM (`*lm_head`, `*router`, `*vocab_embedding`, ...), extended by drafters."""
+    tensorrt_llm: str | None = None
+    """`tensorrt`, `llmapi`: the release, in quotes, e.g. `"0.18.2"`. Default: 1.2.1."""
+    tp_size: int = field(default=0, metadata=at_least(1))
+    """GPUs that share every layer (tensor parallelism). Default: the fewest on which the run
+    fits. `openvino`: 1 only."""
     pp_size: int = field(default=1, metadata=at_least(1))
-    moe_ep_size: int = field(default=1, metadata=at_least(1))  # ranks that share out the experts
-    use_parallel_embedding: bool = False  # cut the embedding instead of having it on every rank
-    embedding_sharding_dim: Literal[0, 1] = 0  # along the vocabulary, or the hidden size
+    """Pipeline stages that the layers are distributed over."""
+    moe_ep_size: int = field(default=1, metadata=at_least(1))
+    """How many of the `tp_size` ranks distribute whole experts. The other ranks split each
+    expert."""
+    use_parallel_embedding: bool = False
+    """Split the embedding over the ranks instead of copying it to each. Gemma: always split."""
+    embedding_sharding_dim: Literal[0, 1] = 0
+    """Split the embedding along the vocabulary (0) or the hidden size (1)."""
     max_batch_size: int = field(default=4, metadata=between(1, 4096))
+    """Sequences at a time. GPUs decode them in one batch; the CPU engine decodes them in turn.
+    Each has its own KV cache."""
     max_input_len: int = field(default=1024, metadata=at_least(1))
+    """Longest prompt, in tokens."""
     max_seq_len: int = field(default=2048, metadata=at_least(2))
+    """Longest prompt and output together, in tokens."""
 
     def sized_like(self, other: "EngineOptions") -> "EngineOptions":
         """Return these options for as many sequences of such lengths as `other` has."""
@@ -89,42 +115,60 @@ class TlsOptions:
     """PEM files that encrypt the gRPC endpoint."""
 
     certificate: str
+    """PEM file: certificate of the server. gRPC is encrypted; HTTP serves health and metadata
+    only."""
     key: str
-    client_ca: str | None = None  # given: clients must show a certificate that it signed
+    """PEM file: private key of the certificate."""
+    client_ca: str | None = None
+    """PEM file: clients must present a certificate that this authority signed."""
 
 
 @dataclass(frozen=True)
 class ServingOptions:
     """How Triton serves the engine."""
 
-    decoupled: bool = True  # streaming; False: one response a request, for unary gRPC calls
+    decoupled: bool = True
+    """`true`: streaming. `false`: one response per request, for unary gRPC calls."""
     max_queue_size: int = field(default=64, metadata=at_least(1))
-    # Who drives the engines: the CPU engine itself, or Triton's text models as they do on GPUs.
-    # Backend tensorrt knows the second only.
+    """Requests that may wait. Further requests are answered with UNAVAILABLE."""
     loop: Literal["engine", "bls"] = "engine"
-    instances: int | None = field(default=None, metadata=at_least(1))  # of each text model, if bls
-    repository_path: str | None = None  # where a server of GPU engines sees the repository
-    spawn_processes: bool = True  # False: mpirun starts the workers of several engines (Slurm)
-    tls: TlsOptions | None = None  # None: gRPC is not encrypted
+    """`openvino`: `bls` packages the GPU layout, in which Triton's text models call draft and
+    target. `tensorrt` always uses it."""
+    instances: int | None = field(default=None, metadata=at_least(1))
+    """With `bls`: processes of each text model, each with one request at a time. Default:
+    `max_batch_size`, at most 16."""
+    repository_path: str | None = None
+    """`tensorrt`: path of the repository as a tritonserver sees it that you start yourself.
+    Default: where it is written."""
+    spawn_processes: bool = True
+    """`tensorrt`: `false` lets mpirun start the workers of two engines with several ranks
+    (Slurm)."""
+    tls: TlsOptions | None = None
+    """Encryption of gRPC. Default: none."""
 
 
 @dataclass(frozen=True)
 class ValidateOptions:
-    """What is compared with the Hugging Face reference, and what must come out."""
+    """What `validate` sends, compares and requires."""
 
-    prompts: str | None = None  # JSON lines with a "prompt" key; None: the 20 that come with us
+    prompts: str | None = None
+    """JSON lines with a `prompt` key. Default: 20 prompts that specpipe contains."""
     num_prompts: int = field(default=20, metadata=at_least(1))
+    """Number of prompts to use."""
     max_tokens: int = field(default=64, metadata=at_least(1))
+    """Maximum number of output tokens per answer."""
     repeats: int = field(default=1, metadata=at_least(1))
-    gates: Mapping[str, float] = field(default_factory=dict)  # metric name -> bound
-    # What speculation is compared with. None: the same server, asked not to speculate, where it can
-    # be asked that. build: a plain engine of the same model. none: nothing.
+    """How often every prompt is sent."""
+    gates: Mapping[str, float] = field(default_factory=dict)
+    """Bounds on [metrics](#gates). `plan` refuses metrics that cannot be measured."""
     baseline: Literal["build", "none"] | None = None
+    """`build`: compare with a separate plain engine. `none`: compare with nothing. Default: the
+    same server without speculation, where requests can turn it off."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run: what to convert, how to speculate, where it runs, how it is judged."""
+    """One run: its models, its speculation, its engine and its validation."""
 
     name: str = field(
         metadata=matching(
@@ -132,6 +176,7 @@ class RunConfig:
             "at most 100 letters, digits, dots, hyphens and underscores, first a letter or digit",
         )
     )
+    """Name of the folders in `engines/`, `triton_repo/` and `reports/`."""
     target: TargetOptions
     engine: EngineOptions
     speculation: Speculation = PLAIN
@@ -173,7 +218,7 @@ class RunConfig:
         return self.model_key(role).replace(".model", ".revision")
 
     def heads(self, role: Role = "target") -> str | None:
-        """Return the source of what guesses in a model's own checkpoint, if anything does."""
+        """Return the source of the heads or drafter in a checkpoint; None if it has none."""
         options = self.speculation
         if role == "draft":
             draft = options.draft if isinstance(options, DraftModel | Hybrid) else None
@@ -267,7 +312,7 @@ def _check_hybrid(config: RunConfig, places: Mapping[str, Place]) -> None:
     given = [name for name in sources if getattr(options, name) is not None]
     if not given:
         raise places["speculation"].error(
-            "method hybrid needs a second source of drafts beside prompt lookup",
+            "method hybrid needs a second source of drafts in addition to prompt lookup",
             hint="give speculation.draft.model, speculation.heads or speculation.redrafter.heads, "
             "or use method: prompt_lookup",
         )
@@ -307,7 +352,7 @@ def _check_training(config: RunConfig, places: Mapping[str, Place]) -> None:
     train = config.train
     if train.medusa.lora_rank and train.medusa.stage == "medusa1":
         raise places["train.medusa.lora_rank"].error(
-            "'train.medusa.lora_rank' is for stage: medusa2; medusa1 leaves the backbone as it is"
+            "'train.medusa.lora_rank' is for stage: medusa2; medusa1 does not change the backbone"
         )
     if train.medusa.soft_labels and train.medusa.stage == "medusa2":
         raise places["train.medusa.soft_labels"].error(

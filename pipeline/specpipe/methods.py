@@ -1,5 +1,6 @@
-"""The speculation methods as records: `method:` and its own keys, and nothing of another's.
+"""The speculation methods as records: `method:` and only the keys of that method.
 
+The text under a field documents its key: `scripts/write-docs` makes docs/configuration.md from it.
 To add a method, write its record here, add it to `Speculation`, and see `assembly.PROPOSERS`.
 """
 
@@ -18,115 +19,140 @@ REVISION = matching(
 
 @dataclass(frozen=True)
 class DraftOptions:
-    """The small model that guesses; with Medusa heads of its own it needs fewer calls to do so."""
+    """The draft model. With Medusa heads of its own it needs fewer calls."""
 
     model: str
+    """Folder, `.gguf` file or Hugging Face id of the draft. Its tokenizer must be the target's;
+    the embedding may be [padded differently](conversion.md#drafts-against-targets)."""
     heads: str | None = None
-    num_draft_tokens: int = field(default=4, metadata=between(1, 64))  # its heads' guesses a call
-    revision: str | None = field(default=None, metadata=REVISION)  # of a Hugging Face id
+    """Medusa heads of the draft model. The draft then drafts several tokens per call, with the
+    same distribution."""
+    num_draft_tokens: int = field(default=4, metadata=between(1, 64))
+    """Tokens that the heads of the draft model draft per call."""
+    revision: str | None = field(default=None, metadata=REVISION)
+    """Branch, tag or commit of a Hugging Face id. Not for `backend: llmapi`. Default: `main`."""
 
 
 @dataclass(frozen=True)
 class NoSpeculation:
-    """Plain decoding, one token a step."""
+    """Plain decoding: one token per step."""
 
     method: Literal["none"] = "none"
 
     @property
     def num_draft_tokens(self) -> int:
-        """No tokens are guessed."""
+        """Nothing is drafted."""
         return 0
 
     @property
     def max_concurrency(self) -> None:
-        """There is no speculation to be held back."""
+        """There is no speculation to limit."""
         return None
 
 
 @dataclass(frozen=True)
 class PromptLookup:
-    """Guesses copied from where the last tokens occurred before, in prompt or output.
-
-    `tree: chain` copies what followed the best match, as TensorRT-LLM's NGram does; `dynamic` lays
-    out what followed all matches as a tree, the likeliest first.
-    """
+    """Draft tokens copied from an earlier occurrence of the last tokens in prompt or output."""
 
     method: Literal["prompt_lookup"]
     num_draft_tokens: int = field(default=4, metadata=between(1, 64))
+    """Draft tokens per step: length of the chain, or nodes of the tree."""
     min_matching_ngram_size: int = field(default=2, metadata=between(1, 16))
+    """Shortest n-gram that counts as a match."""
     max_matching_ngram_size: int = field(default=3, metadata=between(1, 16))
+    """Longest n-gram, which is tried first."""
     tree: Literal["chain", "dynamic"] = "chain"
-    draft_length: Literal["fixed", "adaptive"] = "fixed"  # see DraftModel
+    """`chain`: what followed the best match, as TensorRT-LLM's NGram does. `dynamic`: a tree of
+    what followed all matches, most likely first."""
+    draft_length: Literal["fixed", "adaptive"] = "fixed"
+    """`adaptive`: longer drafts after full acceptance, shorter drafts after rejections."""
     max_concurrency: int | None = field(default=None, metadata=at_least(1))
+    """Draft nothing while more sequences than this are running. Default: no limit."""
 
 
 @dataclass(frozen=True)
 class DraftModel:
-    """Guesses of a smaller model with the same tokenizer.
-
-    `draft_length`: always `num_draft_tokens`; or shorter after drafts that were refused; or only
-    while the draft's most likely token has a probability of at least `min_confidence`. Above
-    `max_concurrency` running sequences nothing is guessed.
-    """
+    """Drafts of a smaller model with the same tokenizer."""
 
     method: Literal["draft_model"]
     draft: DraftOptions
     num_draft_tokens: int = field(default=4, metadata=between(1, 64))
+    """Draft tokens per step."""
     draft_length: Literal["fixed", "adaptive", "confidence"] = "fixed"
+    """`adaptive`: longer after full acceptance, shorter after rejections. `confidence`: stops
+    below `min_confidence`."""
     min_confidence: float = field(default=0.4, metadata=between(0, 1))
+    """With `draft_length: confidence`: least probability of the draft's most likely token."""
     max_concurrency: int | None = field(default=None, metadata=at_least(1))
+    """Draft nothing while more sequences than this are running. Default: no limit."""
 
 
 @dataclass(frozen=True)
 class DrafterOptions:
-    """A ReDrafter that guesses beside copies; the names are those of `ReDrafter`."""
+    """A ReDrafter that is merged with prompt lookup; the names are those of `ReDrafter`."""
 
-    heads: str  # folder of the drafter; see `checkpoint.redrafter`
-    num_beams: int = field(default=3, metadata=between(1, 32))  # paths it continues on a level
-    draft_len_per_beam: int = field(default=4, metadata=between(1, 32))  # levels
+    heads: str
+    """Folder of the [ReDrafter](conversion.md#redrafter)."""
+    num_beams: int = field(default=3, metadata=between(1, 32))
+    """Paths per level that the ReDrafter continues."""
+    draft_len_per_beam: int = field(default=4, metadata=between(1, 32))
+    """Levels of the tree that the ReDrafter fills."""
 
 
 @dataclass(frozen=True)
 class Hybrid:
-    """Prompt lookup first; where that finds nothing, a draft model or Medusa heads guess.
+    """Prompt lookup with a second source of drafts; give `draft`, `heads` or `redrafter`.
 
-    With heads and `tree: dynamic`, and with a ReDrafter, there is no first and second: both have
-    their say in one tree. The keys are those of the two methods; `draft_length` governs a draft
-    model. `num_draft_tokens` bounds both: what is looked up, and what the second guesses.
+    A draft model, or heads without `tree: dynamic`, draft when prompt lookup finds no match. A
+    ReDrafter, or heads with `tree: dynamic`, are merged with the matches into one tree.
     """
 
     method: Literal["hybrid"]
     draft: DraftOptions | None = None
     num_draft_tokens: int = field(default=4, metadata=between(1, 64))
+    """Bound on the draft tokens of each source, or on the nodes of the merged tree."""
     min_matching_ngram_size: int = field(default=2, metadata=between(1, 16))
+    """Shortest n-gram that counts as a match."""
     max_matching_ngram_size: int = field(default=3, metadata=between(1, 16))
+    """Longest n-gram, which is tried first."""
     draft_length: Literal["fixed", "adaptive", "confidence"] = "fixed"
+    """With `draft`: as for method `draft_model`."""
     min_confidence: float = field(default=0.4, metadata=between(0, 1))
+    """With `draft_length: confidence`: least probability of the draft's most likely token."""
     max_concurrency: int | None = field(default=None, metadata=at_least(1))
+    """Draft nothing while more sequences than this are running. Default: no limit."""
     heads: str | None = None
+    """Folder or file of [Medusa heads](conversion.md#medusa-heads)."""
     tree: TreeOption = "auto"
+    """With `heads`: as for method `medusa`; `dynamic` also merges in the matches of prompt lookup.
+    Refused with `redrafter`."""
     redrafter: DrafterOptions | None = None
-    guess_vocabulary: int | None = field(default=None, metadata=at_least(16))  # see Medusa
+    guess_vocabulary: int | None = field(default=None, metadata=at_least(16))
+    """With `heads`: as for method `medusa`."""
 
     @property
     def grows_trees(self) -> bool:
-        """Whether copies and the second source have their say in one tree."""
+        """Whether the matches and the second source are merged into one tree."""
         return self.redrafter is not None or (self.heads is not None and self.tree == "dynamic")
 
 
 @dataclass(frozen=True)
 class Lookahead:
-    """N-grams that the target finds by Jacobi iteration; the paper's W, N and G, in this order."""
+    """N-grams that the target finds by Jacobi iteration (lookahead decoding)."""
 
     method: Literal["lookahead"]
     window_size: int = field(default=4, metadata=at_least(1))
+    """W of the paper: positions of the lookahead window."""
     ngram_size: int = field(default=3, metadata=at_least(1))
+    """N of the paper: length of the n-grams."""
     verification_set_size: int = field(default=4, metadata=at_least(0))
+    """G of the paper: n-grams that one step verifies."""
     max_concurrency: int | None = field(default=None, metadata=at_least(1))
+    """Draft nothing while more sequences than this are running. Default: no limit."""
 
     @property
     def num_draft_tokens(self) -> int:
-        """Count what one step scores beside the root: the window, then the n-grams to verify.
+        """Count the tokens of one step after the root: the window, then the n-grams to verify.
 
         Equals the `--max_draft_len` that TensorRT-LLM demands for the same sizes
         (`LookaheadDecodingConfig`, cpp/tensorrt_llm/executor/decodingConfig.cpp).
@@ -137,42 +163,55 @@ class Lookahead:
 
 @dataclass(frozen=True)
 class Medusa:
-    """Guesses of heads on the target's last hidden state, checked as a tree.
-
-    `guess_vocabulary`: heads guess only the first so many tokens of the vocabulary, which are the
-    frequent ones of a BPE vocabulary; that costs few guesses and saves most of the heads' time.
-    """
+    """Drafts of heads on the target's last hidden state, verified as a tree."""
 
     method: Literal["medusa"]
-    heads: str  # folder or file; see `checkpoint.medusa` for the layouts
-    num_draft_tokens: int = field(default=16, metadata=between(1, 255))  # nodes of the tree
+    heads: str
+    """Folder or file of [Medusa heads](conversion.md#medusa-heads) in the layout of
+    FasterDecoding, Medusa-2 or ModelOpt."""
+    num_draft_tokens: int = field(default=16, metadata=between(1, 255))
+    """Nodes of the tree."""
     tree: TreeOption = "auto"
-    acceptance: Literal["exact", "typical"] = "exact"  # typical is lossy where it samples
+    """`auto`: grown from the heads' `calibration.json`. `dynamic`: grown in every step from the
+    heads' probabilities. A list of paths such as `[[0], [0, 0], [1]]`: missing prefixes are
+    added."""
+    acceptance: Literal["exact", "typical"] = "exact"
+    """`typical` accepts tokens that are likely enough when tokens are sampled. It is lossy."""
     typical_epsilon: float = field(default=0.09, metadata=between(0, 1))
+    """With `typical`: the paper's epsilon."""
     typical_delta: float = field(default=0.3, metadata=between(0, 1))
-    guess_vocabulary: int | None = field(default=None, metadata=at_least(16))  # None: all
+    """With `typical`: the paper's delta."""
+    guess_vocabulary: int | None = field(default=None, metadata=at_least(16))
+    """`openvino`: heads draft only the first N tokens of the vocabulary, which are the frequent
+    ones of a BPE vocabulary. Default: all."""
     max_concurrency: int | None = field(default=None, metadata=at_least(1))
+    """Draft nothing while more sequences than this are running. Default: no limit."""
 
 
 @dataclass(frozen=True)
 class Eagle:
-    """Guesses of a one-layer decoder on the target's hidden states (EAGLE-1), level by level of a
-    fixed tree; for TensorRT-LLM's engines only, whose names and limits the keys have.
+    """Drafts of a one-layer decoder on the target's hidden states (EAGLE-1); `tensorrt` only.
 
     `num_eagle_layers` and `num_draft_tokens` are those of the tree if one is listed, and bound the
-    one that `tree: auto` grows.
+    tree that `tree: auto` grows.
     """
 
     method: Literal["eagle"]
-    heads: str  # folder of the drafter; see `checkpoint.eagle`
-    num_draft_tokens: int = field(default=63, metadata=between(1, 256))  # nodes of the tree
+    heads: str
+    """Folder of the [EAGLE drafter](conversion.md#eagle-drafters)."""
+    num_draft_tokens: int = field(default=63, metadata=between(1, 256))
+    """Nodes of the tree."""
     tree: TreeOption = "auto"
-    num_eagle_layers: int = field(default=4, metadata=between(1, 16))  # levels of the tree
-    max_non_leaves_per_layer: int = field(default=10, metadata=between(1, 256))  # with children
+    """`auto`: grown for assumed acceptance rates. Or a list of paths. `dynamic` is refused."""
+    num_eagle_layers: int = field(default=4, metadata=between(1, 16))
+    """Levels of the tree. The engine has a copy of the drafter for each. Default for a listed
+    tree: its depth."""
+    max_non_leaves_per_layer: int = field(default=10, metadata=between(1, 256))
+    """Nodes with children on one level that the engine has room for."""
 
     @property
     def max_concurrency(self) -> None:
-        """Upstream always speculates."""
+        """The engines of TensorRT-LLM speculate at every load."""
         return None
 
     def with_tree(self, tree: tuple[TreePath, ...]) -> "Eagle":
@@ -182,62 +221,68 @@ class Eagle:
 
 @dataclass(frozen=True)
 class Eagle3:
-    """Guesses of a one-layer model that reads the target's hidden states; for `llmapi` only."""
+    """Drafts of a one-layer model that reads the target's hidden states; `llmapi` only."""
 
     method: Literal["eagle3"]
-    draft: DraftOptions  # an EAGLE-3 checkpoint that was trained for this target
+    draft: DraftOptions
+    """An EAGLE-3 checkpoint that was trained for this target."""
     num_draft_tokens: int = field(default=3, metadata=between(1, 64))
+    """Draft tokens per step."""
     max_concurrency: int | None = field(default=None, metadata=at_least(1))
+    """Draft nothing while more sequences than this are running. Default: no limit."""
 
 
 @dataclass(frozen=True)
 class MultiToken:
-    """Guesses of layers that come with the target (multi-token prediction); for `llmapi` only."""
+    """Drafts of the target's own layers for multi-token prediction; `llmapi` only."""
 
     method: Literal["mtp"]
     num_nextn_predict_layers: int = field(default=1, metadata=between(1, 8))
+    """Tokens that the target's layers draft."""
 
     @property
     def num_draft_tokens(self) -> int:
-        """Each layer guesses one token."""
+        """Each layer drafts one token."""
         return self.num_nextn_predict_layers
 
     @property
     def max_concurrency(self) -> None:
-        """Upstream always speculates."""
+        """The engines of TensorRT-LLM speculate at every load."""
         return None
 
 
 @dataclass(frozen=True)
 class ReDrafter:
-    """Beams of a small recurrent net beside the target (2403.09919).
-
-    `greedy_search: false` is for `tensorrt` only.
-    """
+    """Beams of a recurrent drafter on the target's last hidden state (arXiv 2403.09919)."""
 
     method: Literal["redrafter"]
-    heads: str  # folder of the drafter; see `checkpoint.redrafter` for the spellings
+    heads: str
+    """Folder of the [ReDrafter](conversion.md#redrafter)."""
     num_beams: int = field(default=5, metadata=between(1, 32))
+    """Beams per step."""
     draft_len_per_beam: int = field(default=5, metadata=between(1, 32))
-    greedy_search: bool = True  # false: tokens are sampled by the temperature of a request
+    """Tokens per beam. A step verifies one token and at most `num_beams` times this number."""
+    greedy_search: bool = True
+    """`true`: accept a draft token if it is the target's most likely token. `false` (`tensorrt`):
+    sample with the request's temperature; other sampling options are ignored."""
 
     @property
     def num_draft_tokens(self) -> int:
-        """Count what one step scores beside the root, if no two beams begin alike.
+        """Count the tokens of one step after the root, if no two beams share a prefix.
 
-        This is the `max_draft_len` that upstream's builder computes (`build`, builder.py).
+        This is the `max_draft_len` that TensorRT-LLM's builder computes (`build`, builder.py).
         """
         return self.num_beams * self.draft_len_per_beam
 
     @property
     def max_concurrency(self) -> None:
-        """Upstream always speculates."""
+        """The engines of TensorRT-LLM speculate at every load."""
         return None
 
 
-AnyLength = PromptLookup | DraftModel | Hybrid | Medusa  # a request may ask for fewer tokens
+AnyLength = PromptLookup | DraftModel | Hybrid | Medusa  # a request may set fewer tokens
 WithTree = Medusa | Hybrid | Eagle
-WithHeads = WithTree | ReDrafter  # `heads` guess, and go into the target's checkpoint
+WithHeads = WithTree | ReDrafter  # their `heads` go into the target's checkpoint
 Speculation = NoSpeculation | AnyLength | Lookahead | Eagle | ReDrafter | Eagle3 | MultiToken
 
 PLAIN = NoSpeculation()
@@ -250,6 +295,6 @@ def drafter_of(options: Speculation) -> DrafterOptions | None:
     return options.redrafter if isinstance(options, Hybrid) else None
 
 
-# methods whose engines take rows of the KV cache back
+# methods whose engines discard rows of the KV cache
 REWINDING = ("medusa", "lookahead", "eagle", "redrafter")
-UPSTREAM_ONLY = ("eagle", "eagle3", "mtp")  # methods without a proposer of ours
+UPSTREAM_ONLY = ("eagle", "eagle3", "mtp")  # methods without a proposer of specpipe
