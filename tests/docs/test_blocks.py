@@ -151,7 +151,9 @@ def parse(command: click.Command, words: list[str]) -> None:
         assert words[0] in command.commands, f"there is no command {words[0]!r}"
         return parse(command.commands[words[0]], words[1:])
     try:
-        command.make_context(command.name or "specpipe", words).close()
+        # A command remembers its help option, so it must see the settings of its group here too.
+        root = click.Context(main, info_name="specpipe", **main.context_settings)
+        command.make_context(command.name or "specpipe", words, parent=root).close()
     except click.exceptions.Exit as ended:
         assert ended.exit_code == 0
     except click.BadParameter as error:  # files of the reader need not exist here
