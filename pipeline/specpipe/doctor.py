@@ -1,6 +1,6 @@
-"""`specpipe doctor`: what this machine has, and what a run would miss, step by step.
+"""`specpipe doctor`: check this machine, and list what a run needs and does not find.
 
-`inventory.look` gathers the facts; everything here is a pure function of them.
+`inventory.look` gathers the facts. All functions here are pure functions of them.
 """
 
 from collections.abc import Iterator
@@ -21,43 +21,43 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """One fact about the machine, and the problem with it, if any."""
 
     name: str
-    found: str  # what is there, or "missing"
-    problem: str | None = None  # why the run cannot work, and what to do
+    found: str  # the version, size or name; or "missing"
+    problem: str | None = None  # why the run cannot work, or what to do
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a run asks of a machine."""
+    """The requirements of a run."""
 
     backend: str
     gpu: str | None = None
     ranks: int = 1
     disk_bytes: int = 0  # checkpoints and engines
-    profile: Profile | None = None  # of TensorRT-LLM, where the run uses it
+    profile: Profile | None = None  # of TensorRT-LLM, if the run uses it
 
     @property
     def sm(self) -> int | None:
-        """Compute capability of the GPU that the run is for; None if it is not known."""
+        """Compute capability of the run's GPU; None if it is not known."""
         gpu = find_gpu(self.gpu) if self.gpu else None
         return gpu.sm if gpu else None
 
 
 def examine(config: RunConfig | None, workspace: Path = Path()) -> list[Finding]:
-    """Look at this machine; with a config, name what that run needs and does not have."""
+    """Check this machine; with a config, also check the requirements of that run."""
     needs = needs_of(config, workspace) if config else None
     return judge(look(workspace), needs)
 
 
 def needs_of(config: RunConfig, workspace: Path) -> Needs:
-    """Return what a run asks of a machine; the disk only if its models are known."""
+    """Return the requirements of a run; the disk space only if its models are known."""
     engine = config.engine
     profile = find_profile(engine.tensorrt_llm) if engine.gpu else None
     try:
         requests = make_plan(config, Workspace(workspace, config.name)).requests
-    except SpecpipeError:  # `plan` says what is wrong; this command is about the machine
+    except SpecpipeError:  # `plan` reports it; this command checks the machine
         return Needs(engine.backend, engine.gpu, 1, 0, profile)
     target = requests["target"]
     weights = sum(request.model.num_parameters for request in requests.values())
@@ -66,7 +66,7 @@ def needs_of(config: RunConfig, workspace: Path) -> Needs:
 
 
 def judge(machine: Machine, needs: Needs | None) -> list[Finding]:
-    """Return everything that is there, and what of it is a problem for `needs`."""
+    """Return the facts about the machine, with the problems that they are for `needs`."""
     compiles = needs is not None and needs.backend == "tensorrt"
     return [
         _python(machine),
@@ -114,7 +114,7 @@ def _numpy(machine: Machine, needs: Needs | None) -> Finding:
     return Finding(
         "numpy for Triton's Python backend",
         "ok" if old else f"{version or 'missing'}, must be below 2",
-        "pip install 'numpy<2': with numpy 2 answers arrive empty" if bad else None,
+        "pip install 'numpy<2': with numpy 2 the server returns empty answers" if bad else None,
     )
 
 
@@ -136,14 +136,14 @@ def _ports(machine: Machine, needs: Needs | None) -> Finding:
     if not machine.busy_ports:
         return Finding("ports 8000 to 8002", "free")
     busy = ", ".join(map(str, machine.busy_ports))
-    problem = "stop what listens there, or give --http-port, --grpc-port, --metrics-port"
-    return Finding("ports 8000 to 8002", f"taken: {busy}", problem if needs else None)
+    problem = "stop the program on these ports, or set --http-port, --grpc-port, --metrics-port"
+    return Finding("ports 8000 to 8002", f"in use: {busy}", problem if needs else None)
 
 
 def _gpus(machine: Machine, needs: Needs | None) -> Iterator[Finding]:
     wanted = f"{needs.ranks} x {needs.gpu}" if needs and needs.gpu else None
     if not machine.gpus:
-        problem = f"the run needs {wanted}, and nvidia-smi finds no GPU" if wanted else None
+        problem = f"the run needs {wanted}, but nvidia-smi finds no GPU" if wanted else None
         yield Finding("gpu", "none", problem)
         return
     first = machine.gpus[0]
@@ -165,30 +165,32 @@ def _driver(version: str, needs: Needs | None) -> Finding:
     old = branch.isdigit() and int(branch) < least
     problem = (
         f"CUDA {needs.profile.cuda} of TensorRT-LLM {needs.profile.tensorrt_llm} needs driver "
-        f"{least} or newer (data centre GPUs may do with the container's compatibility package)"
+        f"{least} or newer (on data centre GPUs the container's compatibility package may do)"
     )
     return Finding("driver", version, problem if old else None)
 
 
 def _runtime(machine: Machine, needs: Needs | None) -> Finding:
-    """A container is one of two ways to compile; it is a problem only where the other is shut."""
+    """Check the container runtime; it is required only if there is no trtllm-build here."""
     runtime, elsewhere = machine.runtime, machine.compiler is not None
     if runtime is None:
         found, problem = "missing", "install docker and NVIDIA's container toolkit"
     elif not runtime.answers:
-        found = f"{runtime.name} does not answer"
-        problem = "start the daemon, and let this user use it"
+        found = f"{runtime.name}: daemon is not running or not accessible"
+        problem = "start the daemon, and give this user access to it"
     elif not runtime.knows_nvidia:
-        found = f"{runtime.name}, without NVIDIA's runtime"
+        found = f"{runtime.name}, without NVIDIA's container runtime"
         problem = "nvidia-ctk runtime configure --runtime=docker, then restart docker"
     else:
-        return Finding("containers", f"{runtime.name}, with NVIDIA's runtime")
+        return Finding("containers", f"{runtime.name}, with NVIDIA's container runtime")
     return Finding("containers", found, problem if needs and not elsewhere else None)
 
 
 def _compiler(machine: Machine, needs: Needs | None) -> Finding:
     if machine.compiler is None:
-        return Finding("trtllm-build", "missing; --in-container has it")
+        return Finding(
+            "trtllm-build", "missing (--in-container uses NVIDIA's container)"
+        )
     version = machine.compiler_versions.get("tensorrt_llm", "of an unknown release")
     problem = None
     if needs and needs.profile and version != needs.profile.tensorrt_llm:

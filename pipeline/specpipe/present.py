@@ -65,7 +65,7 @@ def generation_json(answer: Generation) -> dict[str, Any]:
 def findings_text(findings: Sequence[Finding]) -> str:
     """Return one line for each finding, and one for each problem."""
     return "\n".join(
-        f"{f.name:<36} {f.found}" + (f"\n{'':<36} PROBLEM: {f.problem}" if f.problem else "")
+        f"{f.name:<36} {f.found}" + (f"\n{'':<36} problem: {f.problem}" if f.problem else "")
         for f in findings
     )
 

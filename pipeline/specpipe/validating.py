@@ -1,5 +1,7 @@
-"""`specpipe validate` for a run: finds its parts, starts its servers one after the other."""
+"""`specpipe validate` for a run: find its files and start its servers one after the other."""
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from specpipe.validate.questions import Questions
     from specpipe.validate.report import Report
 
+EVERY_S = 15.0  # between two lines of progress where stderr is no terminal
 Notify = Callable[[str], None]
 Progress = Callable[[int, int], None]
 
@@ -36,11 +39,11 @@ def validate_run(
     notify: Notify = lambda text: None,
     progress: Progress = lambda done, total: None,
 ) -> "Report":
-    """Validate a run against the server at `url`, or against one that is started for it.
+    """Validate a run with the server at `url`, or with a temporary server.
 
-    `tls` is what the server at `url` takes. Writes the report. Raises ConfigError if the run is not
-    built, if its prompts or gates cannot be used, or if the server serves another repository, and
-    what `validate` and `start_server` raise.
+    `tls` has the certificates for the server at `url`. Writes the report. Raises ConfigError if the
+    run is not built, if its prompts or gates cannot be used, or if the server serves another
+    repository; and everything that `validate` and `start_server` raise.
     """
     from specpipe.validate.questions import load_questions, tokenizer_folder
     from specpipe.validate.report import write_report
@@ -61,19 +64,38 @@ def validate_run(
     def ours() -> AbstractContextManager[Client]:
         if url is not None:
             return nullcontext(Client(url, count=questions.count, tls=tls))
-        notify("starting a server for the validation")
+        notify("starting a temporary server")
         return _started(workspace.repository, logs / "tritonserver.log", questions)
 
     def baseline() -> AbstractContextManager[Client]:
-        notify("starting the server of the plain engine")
+        notify("starting the server of the plain engine (baseline)")
         return _started(plain.repository, logs / "tritonserver-baseline.log", questions)
 
     plain = replace(workspace, name=config.baseline.name)
     if subject.plain == "build":
         require_repository(config.baseline, plain)
-    report = validate(subject, ours, baseline, progress=progress)
+    asked = len(questions.asked) * config.validate.repeats
+    notify(f"validating with {asked} prompts; first transformers answers them, then the server")
+    show = progress if sys.stderr.isatty() else spoken_progress(progress, notify)
+    report = validate(subject, ours, baseline, progress=show)
     write_report(report, workspace.reports)
     return report
+
+
+def spoken_progress(
+    progress: Progress, notify: Notify, clock: Callable[[], float] = time.monotonic
+) -> Progress:
+    """Return a callback that also reports progress as a line, at most every `EVERY_S` seconds."""
+    last = clock()
+
+    def update(done: int, total: int) -> None:
+        nonlocal last
+        progress(done, total)
+        if clock() - last >= EVERY_S:
+            last = clock()
+            notify(f"prompt {done} of {total}")
+
+    return update
 
 
 @contextmanager
@@ -87,15 +109,15 @@ def _started(repository: Path, log: Path, questions: "Questions") -> Iterator[Cl
 
 
 def require_same_repository(url: str, repository: Path, tls: ClientTls | None = None) -> None:
-    """Raise ConfigError if the server at `url` names another repository than this one.
+    """Raise ConfigError if the server at `url` reports another repository than this one.
 
-    Upstream's own servers, and repositories of older releases, name none.
+    Servers of tensorrtllm_backend and repositories of older releases report none.
     """
     served, artifact = fetch_repository_key(url, tls), read_artifact(repository)
     if served is None or artifact is None or served == artifact.manifest.key:
         return
     raise ConfigError(
         f"the server at {url} serves another repository than {repository}: its key is "
-        f"{served[:12]}, not {artifact.manifest.key[:12]}",
-        hint="serve this run's repository, or give the config of the one that is served",
+        f"{served[:12]} instead of {artifact.manifest.key[:12]}",
+        hint="serve this run's repository, or pass the config of the run that the server serves",
     )

@@ -40,7 +40,7 @@ def test_a_machine_with_everything_has_no_problem() -> None:
 @pytest.mark.parametrize(
     ("machine", "name", "words"),
     [
-        (changed(gpus=()), "gpu", "needs 4 x H100-SXM, and nvidia-smi finds no GPU"),
+        (changed(gpus=()), "gpu", "needs 4 x H100-SXM, but nvidia-smi finds no GPU"),
         (changed(gpus=(H100,)), "gpu", "needs 4 x H100-SXM: lower engine.tp_size"),
         (changed(gpus=(FoundGpu("NVIDIA L4", 89, 23034, "580.1"),) * 4), "gpu",
          "for H100-SXM (SM 90): change engine.gpu"),

@@ -1,4 +1,4 @@
-"""The arms of a validation: what answers each, and what its requests contain."""
+"""The arms of a validation (the configurations that are compared), and their requests."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,16 +12,16 @@ Plain = Literal["request", "build", "none"]
 
 @dataclass(frozen=True)
 class ServedArm:
-    """How the requests of an arm are made."""
+    """The request options of an arm."""
 
     arm: Arm
-    num_draft_tokens: int | None = None  # 0: the server is asked not to speculate
+    num_draft_tokens: int | None = None  # 0: the request turns speculation off
 
 
 def plain_by(config: RunConfig, text: Model) -> Plain:
-    """Return what decodes plainly: a request to the same server, an engine of its own, or nothing.
+    """Return what decodes without speculation: a request to the same server, a baseline or nothing.
 
-    An engine that speculates in every request has no plain arm, unless one is built for it.
+    An engine that speculates in every request has no plain arm unless a baseline is built for it.
     """
     if config.validate.baseline is not None:
         return config.validate.baseline
@@ -29,12 +29,12 @@ def plain_by(config: RunConfig, text: Model) -> Plain:
 
 
 def speculates(config: RunConfig) -> bool:
-    """Tell whether there is anything to compare plain decoding with."""
+    """Tell whether the run speculates; only then can it be compared with plain decoding."""
     return config.speculation.num_draft_tokens > 0
 
 
 def served_arms(config: RunConfig, text: Model) -> list[ServedArm]:
-    """Return the arms that the run's own server answers."""
+    """Return the arms of the run's own server."""
     if not speculates(config):
         return [ServedArm("plain")]
     plain = [ServedArm("plain", 0)] if plain_by(config, text) == "request" else []

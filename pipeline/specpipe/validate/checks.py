@@ -1,4 +1,4 @@
-"""What must hold for the figures to mean what they are called, whatever gates a config has."""
+"""Checks that the figures depend on; they apply with any gates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from specpipe.validate.trials import Trial, Trials
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at, and what was seen."""
+    """One check and its result."""
 
     name: str
     passed: bool
@@ -19,25 +19,25 @@ class Check:
 
 
 def check_plain_arm(trials: Trials, *, reports: bool) -> list[Check]:
-    """Check that the arm called plain did not speculate; nothing if there is no such arm.
+    """Check that the plain arm did not speculate; returns nothing if there is no plain arm.
 
-    `reports` tells whether the server reports draft tokens at all.
+    `reports` tells whether the server reports draft tokens.
     """
     plain = trials.of("plain")
     if not plain or not trials.of("speculative"):
         return []
-    name = "the plain arm decodes without speculation"
+    name = "plain decoding does not speculate"
     if not reports:
-        return [Check(name, True, "not known, the server does not report draft tokens")]
+        return [Check(name, True, "not known: the server does not report draft tokens")]
     drafted = sum(trial.draft_tokens for trial in plain)
-    return [Check(name, drafted == 0, f"it drafted {drafted} tokens")]
+    return [Check(name, drafted == 0, f"{drafted} draft tokens")]
 
 
 def check_front(model: str, text: str, answers: Sequence[Trial]) -> Check:
-    """Check that another model that users call answers as the one that was measured."""
+    """Check that another text model gives the same answer as the measured one."""
     same = any(text == trial.text for trial in answers)
     return Check(
-        f"{model} gives the measured model's answer to prompt {answers[0].prompt}",
+        f"{model} gives the same answer to prompt {answers[0].prompt} as the measured model",
         same,
-        "the same text" if same else f"{text[:40]!r} instead of {answers[0].text[:40]!r}",
+        "same text" if same else f"{text[:40]!r} instead of {answers[0].text[:40]!r}",
     )

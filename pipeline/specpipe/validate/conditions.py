@@ -1,4 +1,4 @@
-"""What the figures of a report depend on, and what was left out and why."""
+"""The conditions of a validation, on which the figures of its report depend."""
 
 import os
 import platform
@@ -15,14 +15,14 @@ from specpipe.validate.arms import Plain
 class Setting:
     """How a validation was run."""
 
-    model: str  # that answered, of those that take text
+    model: str  # the text model that answered
     plain: Plain
-    url: str | None  # of a server that was running already; None: one was started
+    url: str | None  # of a server that was already running; None: one was started
     versions: Mapping[str, str]  # of the backend here
 
 
 def conditions(config: RunConfig, prompts: int, setting: Setting) -> dict[str, str]:
-    """Return what the numbers depend on; what is not known of the server is left out."""
+    """Return the conditions of the figures, without those that are not known of the server."""
     engine, options = config.engine, config.validate
     found = {
         "run": config.name,
@@ -31,29 +31,32 @@ def conditions(config: RunConfig, prompts: int, setting: Setting) -> dict[str, s
         + ("" if config.lossless else ", LOSSY where tokens are sampled"),
         "draft tokens": str(config.speculation.num_draft_tokens),
         "backend": f"{engine.backend}, {engine.dtype}, quantization {engine.quantization}",
-        "load": f"{prompts} prompts, {options.repeats} repeat(s), one request at a time, "
-        f"at most {options.max_tokens} tokens, greedy, as text through {setting.model}",
+        "load": f"{_plural(prompts, 'prompt')}, {_plural(options.repeats, 'repetition')}, "
+        f"concurrency 1, max_tokens {options.max_tokens}, greedy, text requests to {setting.model}",
         "order": _order(setting),
         "specpipe": __version__,
     }
     if setting.url is not None:
-        return {**found, "server": f"{setting.url}; its machine and its versions are not known"}
-    versions = ", ".join(f"{k} {v}" for k, v in sorted(setting.versions.items()))
-    machine = f"{_processor()}, {os.cpu_count()} CPUs"
+        return {**found, "server": f"{setting.url}; its machine and versions are not known"}
+    named = {k: v for k, v in setting.versions.items() if k != "format"}  # of engine folders
+    versions = ", ".join(f"{k} {v}" for k, v in sorted(named.items()))
+    machine = f"{_processor()}, {_plural(os.cpu_count() or 0, 'CPU')}"
     return {**found, "machine": machine, "versions": versions}
 
 
 def _order(setting: Setting) -> str:
-    parts = ["transformers first, by itself"]
+    first = "transformers first, without a server"
     if setting.url is not None:
-        parts = ["transformers first, while the server was running"]
+        first = "transformers first, while the server was running"
     if setting.plain == "request":
-        return "; ".join([*parts, "then the served arms in turns, on one server"])
+        return f"{first}; then plain and speculative decoding in turn, on one server"
     if setting.plain == "build":
-        return "; ".join(
-            [*parts, "then the run's server, then that of the plain engine, by itself each"]
-        )
-    return "; ".join([*parts, "then the run's server, without a plain arm"])
+        return f"{first}; then the run's server; then the server of the plain engine"
+    return f"{first}; then the run's server; plain decoding was not measured"
+
+
+def _plural(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""Gates: the config's bounds on metrics; lower bounds where larger is better, else upper ones."""
+"""Gates: bounds on metrics. A bound is a minimum if larger is better, otherwise a maximum."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,15 +10,15 @@ from specpipe.endpoint import Endpoint
 from specpipe.errors import ConfigError
 from specpipe.prompts import read_prompts
 from specpipe.validate.arms import plain_by, speculates
-from specpipe.validate.metrics import METRICS, Figure, Metric
+from specpipe.validate.metrics import METRICS, Figure, Metric, load_metrics
 from specpipe.validate.trials import Arm
 
-READ = ("greedy_agreement", "perplexity")  # from what the server expects after every token
+READ = ("greedy_agreement", "perplexity")  # computed from the logits after every token
 
 
 @dataclass(frozen=True)
 class GateResult:
-    """One gate, and whether it was met."""
+    """One gate, and whether it passed."""
 
     name: str
     arm: Arm
@@ -27,14 +27,30 @@ class GateResult:
     passed: bool
 
     def __str__(self) -> str:
-        seen = "not measured" if self.value is None else f"{self.value:.3g}"
-        return f"{self.name} of {self.arm} is {seen}, the gate is {self.bound:g}"
+        seen = "not measured"
+        if self.value is not None:
+            seen = _number(self.value)
+            if not self.passed and seen == _number(self.bound):  # do not round a failure away
+                seen = str(self.value)
+        return f"{self.name} = {seen} (required: {self.relation} {_number(self.bound)})"
+
+    @property
+    def relation(self) -> str:
+        """The comparison that the value must satisfy."""
+        larger = {metric.name: metric.larger_is_better for metric in load_metrics()}
+        return ">=" if larger.get(self.name, True) else "<="
+
+
+def _number(value: float) -> str:
+    """Return a number with four significant digits, and at least two decimals if it is small."""
+    short = f"{value:.4g}" if abs(value) < 9999.5 else f"{value:.0f}"
+    return f"{value:.2f}" if abs(value) < 100 and float(f"{value:.2f}") == float(short) else short
 
 
 def check_validation(config: RunConfig, endpoint: Endpoint) -> Iterator[Rejection]:
-    """Refuse prompts that cannot be read, and gates that nothing could meet.
+    """Refuse prompts that cannot be read, and gates on metrics that cannot be measured.
 
-    Every reason begins with the line of its key.
+    Every reason begins with the file and line of its key.
     """
     yield from _check_prompts(config)
     for name in config.validate.gates:
@@ -100,7 +116,7 @@ def judge(
     figures: Mapping[str, Mapping[Arm, Figure]],
     arm: Arm,
 ) -> list[GateResult]:
-    """Hold the median of every gated metric of `arm` against its bound."""
+    """Compare the median of every gated metric of `arm` with its bound."""
     results = []
     for metric in metrics:
         if metric.name in gates:

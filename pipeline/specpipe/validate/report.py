@@ -1,9 +1,9 @@
-"""report.json, report.md and a self-contained report.html from one record."""
+"""Write report.json, report.md and a self-contained report.html from one record."""
 
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from specpipe import html
@@ -17,14 +17,14 @@ from specpipe.validate.trials import Arm, Divergence, Trials
 
 LABELS: dict[Arm, str] = {
     "reference": "transformers, float32",
-    "plain": "served, no speculation",
-    "speculative": "served, speculation",
+    "plain": "plain decoding",
+    "speculative": "speculative decoding",
 }
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that validation found, with the conditions it was found under."""
+    """The results of a validation, and its conditions."""
 
     config: RunConfig
     prompts: int
@@ -34,14 +34,15 @@ class Report:
     gates: Sequence[GateResult]
     setting: Setting
     checks: tuple[Check, ...] = ()
+    words: Mapping[int, str] = field(default_factory=dict)  # text of tokens in divergences
 
     @property
     def passed(self) -> bool:
-        """Whether every gate was met and every check held."""
+        """Whether every gate and every check passed."""
         return all(gate.passed for gate in self.gates) and all(c.passed for c in self.checks)
 
     def histogram(self) -> dict[int, int]:
-        """Return how many steps accepted how many draft tokens, where steps can be seen."""
+        """Return the number of steps by accepted draft tokens; empty if the server hides steps."""
         counts = Counter(
             count - 1
             for decoding in self.trials.decodings
@@ -51,7 +52,7 @@ class Report:
         return dict(sorted(counts.items()))
 
     def conditions(self) -> dict[str, str]:
-        """Return what the numbers depend on."""
+        """Return the conditions of the figures."""
         return conditions(self.config, self.prompts, self.setting)
 
 
@@ -87,23 +88,29 @@ def to_json(report: Report) -> dict[str, object]:
 
 
 def to_markdown(report: Report) -> str:
-    """Return the report for people who read text."""
+    """Return the report as text in Markdown."""
     lines = [f"# Validation of {report.config.name}: {'passed' if report.passed else 'FAILED'}", ""]
     lines += [f"- {key}: {value}" for key, value in report.conditions().items()]
-    lines += ["", "Medians, in brackets the 10th and 90th percentile.", ""]
+    lines += ["", "Medians, with the 10th and 90th percentiles in brackets.", ""]
     lines += _table(report)
     lines += ["", "## Gates", ""]
-    lines += [f"- {'ok' if g.passed else 'FAILED'}: {g}" for g in report.gates] or ["none"]
+    lines += [f"- {_verdict(g.passed)}: {g}" for g in report.gates] or ["none"]
     lines += ["", "## Checks", ""]
-    lines += [f"- {'ok' if c.passed else 'FAILED'}: {c}" for c in report.checks] or ["none"]
+    lines += [f"- {_verdict(c.passed)}: {c}" for c in report.checks] or ["none"]
     if report.trials.omitted:
-        lines += ["", "## Left out", ""]
+        lines += ["", "## Not measured", ""]
         lines += [f"- {name}: {reason}" for name, reason in report.trials.omitted.items()]
-    lines += ["", "## Accepted draft tokens a step", ""]
-    lines += [f"- {n}: {count} steps" for n, count in report.histogram().items()] or ["none"]
+    lines += ["", "## Accepted draft tokens per step", ""]
+    lines += [
+        f"- {n}: {count} step{'s' * (count != 1)}" for n, count in report.histogram().items()
+    ] or ["none"]
     lines += ["", "## Divergences from the reference", ""]
     lines += [f"- {text}" for text in divergence_lines(report)] or ["none"]
     return "\n".join(lines) + "\n"
+
+
+def _verdict(passed: bool) -> str:
+    return "passed" if passed else "FAILED"
 
 
 def _table(report: Report) -> list[str]:
@@ -130,25 +137,32 @@ def _three_digits(value: float) -> str:
 
 
 def divergence_lines(report: Report) -> list[str]:
-    """Describe where every divergence is and how sure the reference was there."""
-    return [_divergence_line(divergence) for divergence in report.trials.divergences]
+    """Return a line for each divergence, with the logit margin of the reference."""
+    return [_divergence_line(divergence, report.words) for divergence in report.trials.divergences]
 
 
-def _divergence_line(found: Divergence) -> str:
+def _divergence_line(found: Divergence, words: Mapping[int, str]) -> str:
     place = f"prompt {found.prompt}, {LABELS[found.arm]}: "
     texts = f"{found.got_text!r} instead of {found.expected_text!r}"
-    early = "it ends early; " if found.early else ""
+    early = "ends early; " if found.early else ""
     if found.position is None:
         return f"{place}{early}{texts}"
-    token = f"token {found.position} is {found.got}, expected {found.expected}"
+    got, expected = (_token(number, words) for number in (found.got, found.expected))
+    token = f"token {found.position} is {got}, expected {expected}"
     margin = ""
     if found.margin is not None:
-        margin = f"; the reference preferred its token by {found.margin:.3f}"
-    return f"{place}{early}{token}{margin}; {texts}"
+        margin = f"; logit margin of the reference: {found.margin:.3f}"
+    return f"{place}{early}{token}{margin}; text: {texts}"
+
+
+def _token(number: int | None, words: Mapping[int, str]) -> str:
+    if number is None:
+        return "none (the answer had ended)"
+    return f"{number} ({words[number]!r})" if number in words else str(number)
 
 
 def to_html(report: Report) -> str:
-    """Return one page without outside references."""
+    """Return one page without external references."""
     arms = [arm for arm in LABELS if report.trials.of(arm)]
     rows = [
         [
@@ -162,15 +176,15 @@ def to_html(report: Report) -> str:
     histogram = {str(n): float(count) for n, count in report.histogram().items()}
     speedup = report.figures["speedup_over_plain"]
     ratios = speedups_by_prompt(report.trials, "plain", "speculative") if speedup else {}
-    gates = [f"{'met' if g.passed else 'FAILED'}: {g}" for g in report.gates]
-    checks = [f"{'held' if c.passed else 'FAILED'}: {c}" for c in report.checks]
+    gates = [f"{_verdict(g.passed)}: {g}" for g in report.gates]
+    checks = [f"{_verdict(c.passed)}: {c}" for c in report.checks]
     parts = [
         html.verdict(report.passed, report.config.name),
         html.facts(report.conditions()),
         html.heading("Gates", ""),
         html.items(gates or ["none configured"]),
         *([html.heading("Checks", ""), html.items(checks)] if checks else []),
-        html.heading("Figures", "Medians, in brackets the 10th and 90th percentile."),
+        html.heading("Figures", "Medians, with the 10th and 90th percentiles in brackets."),
         html.table(["", *(LABELS[arm] for arm in arms), "meaning"], rows),
         html.heading("Tokens per second", "One request at a time; larger is better."),
         html.bars({LABELS[arm]: speeds[arm].median for arm in arms if arm in speeds}, "tokens/s"),
@@ -178,7 +192,8 @@ def to_html(report: Report) -> str:
     if histogram:
         parts += [
             html.heading(
-                "Accepted draft tokens a step", "How many steps accepted how many tokens."
+                "Accepted draft tokens per step",
+                "Number of steps by accepted tokens. A step is one target forward pass.",
             ),
             html.columns(histogram, "accepted draft tokens", "steps"),
         ]
@@ -186,14 +201,13 @@ def to_html(report: Report) -> str:
         parts += [
             html.heading(
                 "Speed-up by prompt",
-                "Speculation over the same server without it; the "
-                "line is 1, below it speculation loses.",
+                "Speculative over plain decoding. Below the line at 1 speculation is slower.",
             ),
             html.columns({str(p): r for p, r in ratios.items()}, "prompt", "speed-up", mark=1.0),
         ]
     if report.trials.omitted:
         left_out = [f"{name}: {reason}" for name, reason in report.trials.omitted.items()]
-        parts += [html.heading("Left out", ""), html.items(left_out)]
+        parts += [html.heading("Not measured", ""), html.items(left_out)]
     parts += [
         html.heading("Divergences from the reference", ""),
         html.items(divergence_lines(report) or ["none"]),

@@ -1,4 +1,4 @@
-"""`specpipe validate`: measure, judge, report."""
+"""`specpipe validate`: measure, compare with the gates, report."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -26,7 +26,7 @@ from specpipe.validate.measure import (
 from specpipe.validate.metrics import load_metrics
 from specpipe.validate.questions import Questions
 from specpipe.validate.report import Report
-from specpipe.validate.trials import Arm, Decoding, Expected, Reading, Trial, Trials
+from specpipe.validate.trials import Arm, Decoding, Divergence, Expected, Reading, Trial, Trials
 
 Progress = Callable[[int, int], None]
 OpenServer = Callable[[], AbstractContextManager[Client]]
@@ -34,30 +34,30 @@ OpenServer = Callable[[], AbstractContextManager[Client]]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is validated, and against what."""
+    """The run that is validated, and the reference."""
 
     config: RunConfig
     endpoint: Endpoint
     model: Path  # the reference
     questions: Questions
     versions: Mapping[str, str]
-    url: str | None = None  # of a server that is running already
+    url: str | None = None  # of a server that is already running
 
     @property
     def plain(self) -> Plain:
-        """Return what decodes plainly; a baseline is not built for a server that is elsewhere."""
+        """Return what decodes without speculation; a server at a URL gets no baseline."""
         found = plain_by(self.config, self.endpoint.text)
         return "none" if found == "build" and self.url is not None else found
 
     @property
     def judged(self) -> Arm:
-        """Return the arm that the gates are for."""
+        """Return the arm that the gates apply to."""
         return "speculative" if speculates(self.config) else "plain"
 
 
 @dataclass
 class _Served:
-    """What came from a server."""
+    """The results of one server."""
 
     trials: list[Trial] = field(default_factory=list)
     decodings: list[Decoding] = field(default_factory=list)
@@ -72,11 +72,11 @@ def validate(
     *,
     progress: Progress = lambda done, total: None,
 ) -> Report:
-    """Compare a server with transformers; `baseline` is that of a plain engine, if it is needed.
+    """Compare a server with transformers; `baseline` opens the server of a plain engine.
 
-    The servers are opened one after the other, and when the reference is no longer in memory.
-    Raises StageFailed if one of them fails. Whether the gates were met is in the report;
-    `require_passed` raises.
+    The servers run one after the other, after the reference was removed from memory. Raises
+    StageFailed if a server fails. The report shows whether the gates passed; `require_passed`
+    raises if one did not.
     """
     theirs, expected, texts = _ask_reference(subject, progress)
     with ours() as client:
@@ -102,7 +102,7 @@ def validate(
 
 @dataclass(frozen=True)
 class _Texts:
-    """What every model reads, and how the reference reads it; both empty if no server can."""
+    """The texts that every model reads, and the reference's reading; empty if no server can."""
 
     texts: Sequence[Text] = ()
     readings: Sequence[Reading] = ()
@@ -111,7 +111,7 @@ class _Texts:
 def _ask_reference(
     subject: Subject, progress: Progress
 ) -> tuple[list[Trial], dict[int, Expected], _Texts]:
-    """Let the reference answer and read; it is in memory only within this call."""
+    """Let the reference answer and read; it is in memory only during this call."""
     from specpipe.validate.reference import Reference
 
     reference, questions = Reference(subject.model), subject.questions
@@ -128,7 +128,7 @@ def _ask_reference(
 
 
 def _most_tokens(subject: Subject) -> int:
-    """Return how many tokens of a text the server can be asked about."""
+    """Return the number of tokens of a text for which the server can return logits."""
     engine = subject.config.engine
     logits = most_positions(subject.questions.tokenizer.vocab_size)
     return 1 + min(logits, engine.max_input_len, engine.max_seq_len - 1)
@@ -141,9 +141,10 @@ def _ask(
     expected: Mapping[int, Expected],
     progress: Progress,
 ) -> _Served:
-    """Ask for every answer in text, and in tokens where they tell more.
+    """Request every answer as text, and some answers also as tokens.
 
-    That is every prompt of the judged arm, whose steps are counted, and whatever else diverges.
+    Tokens are requested for every prompt of the judged arm, whose steps are counted, and for all
+    other answers that diverge.
     """
     options, questions = subject.config.validate, subject.questions
     trials = ask_server(client, arms, questions.asked, options, progress)
@@ -159,14 +160,14 @@ def _ask(
 
 
 def _read(client: Client, text: Text, arms: Sequence[ServedArm]) -> Iterator[Reading]:
-    """Let the server read a text; its arms share one engine, and so the reading."""
+    """Let the server read a text; its arms share one engine and so one reading."""
     found = read(text, arms[0].arm, client.context_logits(text.tokens[:-1]))
     for arm in arms:
         yield Reading(found.prompt, arm.arm, found.log_likelihoods, found.chosen)
 
 
 def _check_fronts(subject: Subject, client: Client, trials: Sequence[Trial]) -> Iterator[Check]:
-    """Check the other models that users call with the first prompt."""
+    """Send the first prompt to the other text models and check their answers."""
     answers = [t for t in trials if t.prompt == 0 and t.arm == subject.judged]
     question, most = subject.questions.asked[0], subject.config.validate.max_tokens
     for model in client.endpoint.texts[1:]:
@@ -174,7 +175,7 @@ def _check_fronts(subject: Subject, client: Client, trials: Sequence[Trial]) -> 
 
 
 def _omitted(subject: Subject) -> dict[str, str]:
-    """Return, for every metric that cannot be measured here, why."""
+    """Return why a metric cannot be measured here, for every such metric."""
     config, endpoint = subject.config, subject.endpoint
     found = {name: why_unmeasured(name, config, endpoint) for name in (*READ, "speedup_over_plain")}
     if subject.url is not None:
@@ -182,7 +183,7 @@ def _omitted(subject: Subject) -> dict[str, str]:
             "transformers ran on this machine, and the server may run on another"
         )
         if speculates(config) and subject.plain == "none" and not found["speedup_over_plain"]:
-            found["speedup_over_plain"] = "no baseline is built for a server that runs already"
+            found["speedup_over_plain"] = "a server that is already running gets no baseline"
     return {name: reason for name, reason in found.items() if reason}
 
 
@@ -195,15 +196,25 @@ def _report(subject: Subject, trials: Trials, checks: Sequence[Check]) -> Report
     gates = judge(subject.config.validate.gates, metrics, figures, subject.judged)
     setting = Setting(subject.endpoint.text.name, subject.plain, subject.url, subject.versions)
     prompts = len(subject.questions.asked)
-    return Report(subject.config, prompts, metrics, figures, trials, gates, setting, tuple(checks))
+    words = token_words(subject.questions, trials.divergences)
+    return Report(
+        subject.config, prompts, metrics, figures, trials, gates, setting, tuple(checks), words
+    )
+
+
+def token_words(questions: Questions, found: Sequence[Divergence]) -> dict[int, str]:
+    """Return the text of every token at which an answer diverges, by id."""
+    ids = {i for d in found for i in (d.got, d.expected) if i is not None}
+    decode_ids = questions.tokenizer.tokenizer.decode
+    return {i: decode_ids([i], skip_special_tokens=False) for i in sorted(ids)}
 
 
 def _left_out(name: str, trials: Trials) -> bool:
-    return name in trials.omitted and name not in READ  # the reference's reading stays
+    return name in trials.omitted and name not in READ  # the reference's reading is kept
 
 
 def require_passed(report: Report) -> None:
-    """Raise GateFailed naming every gate and every check that was not met."""
+    """Raise GateFailed naming every gate and every check that did not pass."""
     failed = [str(gate) for gate in report.gates if not gate.passed]
     failed += [str(check) for check in report.checks if not check.passed]
     if failed:

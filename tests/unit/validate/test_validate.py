@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from specpipe.serve.client import Acceptance, Generation, Options, Piece, collec
 from specpipe.validate.arms import ServedArm, plain_by, served_arms
 from specpipe.validate.checks import Check, check_front, check_plain_arm
 from specpipe.validate.conditions import Setting
-from specpipe.validate.gates import check_validation, judge, require_valid
+from specpipe.validate.gates import GateResult, check_validation, judge, require_valid
 from specpipe.validate.measure import (
     ask_reference,
     ask_server,
@@ -39,6 +40,7 @@ from specpipe.validate.trials import (
     find_divergence,
 )
 from specpipe.validate.validate import require_passed
+from specpipe.validating import spoken_progress
 
 RIGHT = (5, 6, 7, 8)
 SPECULATING = [ServedArm("plain", 0), ServedArm("speculative")]
@@ -224,7 +226,7 @@ def test_a_plain_arm_that_speculates_fails_whatever_the_gates() -> None:
     (honest,) = check_plain_arm(run([1]), reports=True)
     (caught,) = check_plain_arm(run([1], Deaf()), reports=True)
     assert honest.passed and not caught.passed
-    assert str(caught) == "the plain arm decodes without speculation: it drafted 8 tokens"
+    assert str(caught) == "plain decoding does not speculate: 8 draft tokens"
     (unknown,) = check_plain_arm(run([1], Deaf()), reports=False)
     assert unknown.passed and "not known" in unknown.seen
 
@@ -376,9 +378,9 @@ def test_the_report_says_what_failed_in_every_form(report: Report, tmp_path: Pat
     raw = json.loads((tmp_path / "report.json").read_text())
     assert raw["passed"] is False and raw["gates"][0]["name"] == "exact_match"
     assert raw["acceptance_histogram"] == {"2": 2, "0": 1}
-    for text in ((tmp_path / "report.md").read_text(), page.read_text()):
-        assert "FAILED: exact_match of speculative is 0.5, the gate is 1" in text
-        assert "token 2 is 26, expected 7; the reference preferred its token by 0.500" in text
+    for text in ((tmp_path / "report.md").read_text(), unescape(page.read_text())):
+        assert "FAILED: exact_match = 0.50 (required: >= 1.00)" in text
+        assert "token 2 is 26, expected 7; logit margin of the reference: 0.500" in text
         assert "FAILED: ensemble agrees: another text" in text
         assert "perplexity: not served" in text
 
@@ -404,7 +406,7 @@ def test_conditions_come_with_the_figures(report: Report) -> None:
 
 
 def test_a_failed_gate_raises_with_its_figures(report: Report) -> None:
-    with pytest.raises(GateFailed, match="exact_match of speculative is 0.5, the gate is 1; ens"):
+    with pytest.raises(GateFailed, match=r"exact_match = 0.50 \(required: >= 1.00\); ens"):
         require_passed(report)
 
 
@@ -420,7 +422,7 @@ def test_of_a_server_elsewhere_nothing_is_said_that_is_only_known_of_this_machin
     there = replace(report, setting=replace(report.setting, url="far.example:8001"))
     conditions = there.conditions()
     assert "machine" not in conditions and "versions" not in conditions
-    assert conditions["server"].startswith("far.example:8001; its machine and its versions are not")
+    assert conditions["server"].startswith("far.example:8001; its machine and versions are not")
     assert "while the server was running" in conditions["order"]
 
 
@@ -470,3 +472,34 @@ def test_bad_prompt_files_are_refused_with_the_line(text: str, words: str, tmp_p
     file.write_text(text)
     with pytest.raises(ConfigError, match=words):
         read_prompts(file)
+
+
+def test_a_divergence_shows_its_tokens_as_text_and_ids(report: Report) -> None:
+    text = to_markdown(replace(report, words={26: " cat", 7: " dog"}))
+    assert "token 2 is 26 (' cat'), expected 7 (' dog'); logit margin" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "bound", "value", "shown"),
+    [
+        ("exact_match", 0.995, 0.9949, "exact_match = 0.9949 (required: >= 0.995)"),
+        ("exact_match", 1.0, 0.999999, "exact_match = 0.999999 (required: >= 1.00)"),
+        ("ttft_ms", 1.0, 124.0, "ttft_ms = 124 (required: <= 1.00)"),
+        ("speedup_over_plain", 1.2, None, "speedup_over_plain = not measured (required: >= 1.20)"),
+    ],
+)
+def test_a_gate_shows_its_value_and_what_is_required(
+    name: str, bound: float, value: float | None, shown: str
+) -> None:
+    assert str(GateResult(name, "speculative", bound, value, passed=False)) == shown
+
+
+def test_progress_is_also_a_line_every_fifteen_seconds() -> None:
+    said: list[str] = []
+    seen: list[tuple[int, int]] = []
+    times = iter([0.0, 5.0, 16.0, 16.0, 20.0, 40.0, 40.0])
+    update = spoken_progress(lambda *at: seen.append(at), said.append, lambda: next(times))
+    for done in range(1, 5):
+        update(done, 20)
+    assert seen == [(n, 20) for n in range(1, 5)]
+    assert said == ["prompt 2 of 20", "prompt 4 of 20"]
