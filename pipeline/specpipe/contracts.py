@@ -1,7 +1,7 @@
 """The seam of decoding: what runners and proposers promise, and the records they exchange.
 
-A *sequence* is the prompt and every token committed so far. Its last token is the *root*: a draft
-is a tree of guesses under it, and one call of the target scores the root and every guess.
+A *sequence* is the prompt and every token committed so far. Its last token is the *root*. A draft
+is a tree of draft tokens under it, and one call of the target scores the root and the whole tree.
 """
 
 from collections.abc import Sequence
@@ -60,19 +60,19 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Guesses:
-    """What K heads guess from one hidden state: head k the token k + 2 places on."""
+    """What K heads predict from one hidden state: head k the token k + 2 places ahead."""
 
     tokens: Ints  # [K, W]  likeliest first
-    probs: Floats  # [K, W]  what each head gives its guess
+    probs: Floats  # [K, W]  of each prediction, by its head
 
 
 @dataclass(frozen=True, eq=False)
 class Extensions:
-    """What a recurrent drafter guesses behind each of B paths of guesses."""
+    """What a recurrent drafter predicts after each of B paths of draft tokens."""
 
     tokens: Ints  # [B, W]  likeliest first
-    probs: Floats  # [B, W]  what it gives its guess
-    states: Logits  # [B, D]  of the paths: what it needs to go on behind their children
+    probs: Floats  # [B, W]  of each prediction
+    states: Logits  # [B, D]  of the paths: the input for their children
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Runner(Protocol):
         ...
 
     def extend(self, hidden: Logits, states: Logits, tokens: Ints) -> Extensions:
-        """Ask the engine's drafter what follows B paths of guesses after a hidden state [D].
+        """Predict what follows B paths of draft tokens after a hidden state [D].
 
         A path is known by its last token, `tokens` [B], and by the state `states` [B, D] that came
         with its parent's guesses: zeros for the first, whose token is the one that follows
@@ -185,7 +185,7 @@ class LoadedEngine(Protocol):
 
     @property
     def pads_steps(self) -> bool:
-        """Whether a sequence that speculates always pays for the full `step_width`."""
+        """Whether a speculating sequence always costs the full `step_width`."""
         ...
 
     def runner(self, step_width: int = 0) -> Runner:
@@ -197,7 +197,7 @@ class LoadedEngine(Protocol):
 
 
 class Proposer(Protocol):
-    """A source of drafts: draft model, prompt lookup, ...; asked for facts, never for its name."""
+    """A source of drafts: draft model, prompt lookup, ...; described by facts, never by name."""
 
     draft_nodes: int  # at most this many tokens are scored in addition to the root
 

@@ -25,12 +25,12 @@ from specpipe.model import ModelConfig
 
 @dataclass(frozen=True)
 class Located:
-    """What a plan goes by."""
+    """The models, heads and drafters that a plan is computed from."""
 
     sources: Mapping[Role, Source | None]  # None: well-known, and not on disk
-    models: Mapping[Role, ModelConfig]  # with what guesses beside them
+    models: Mapping[Role, ModelConfig]  # with their heads or drafters
     guessers: Mapping[Role, Guesser]
-    outlined: bool = False  # an architecture is unknown here, so sizes are not to be had from it
+    outlined: bool = False  # an architecture is unknown here, so no sizes follow from it
     next_token_layers: int = 0  # layers for multi-token prediction that the target has
     notes: tuple[str, ...] = ()
 
@@ -108,7 +108,7 @@ def _outline(facts: HfConfig, config: RunConfig) -> ModelConfig:
 def _guesser(
     config: RunConfig, role: Role, model: ModelConfig, source: Source | None
 ) -> Guesser | None:
-    """Find what guesses beside a model; if the model is not there, it need not be there either."""
+    """Find a model's heads or drafter; they may be absent if the model is not on disk."""
     name = config.heads(role)
     if name is None or source is not None or find_file(name, config) is not None:
         return locate_guesser(config, role)
@@ -120,7 +120,7 @@ def _guesser(
 
 
 def known_guesser(config: RunConfig, name: str) -> Guesser | None:
-    """Return the facts of a well-known guesser of the run's method; None if it is none."""
+    """Return the facts of well-known heads or a drafter of the run's method; None of others."""
     options = config.speculation
     if isinstance(options, Eagle):
         return known_eagle(name, options, config.engine.dtype)
@@ -145,7 +145,7 @@ def _trained_heads(config: RunConfig, name: str, model: ModelConfig) -> HeadsSou
 
 
 def locate_guesser(config: RunConfig, role: Role) -> Guesser | None:
-    """Find what guesses beside a model; raises ConfigError if it is not where the run says."""
+    """Find a model's heads or drafter; raises ConfigError if they are not at the run's path."""
     path = config.heads(role)
     if path is None:
         return None
@@ -164,7 +164,7 @@ def locate_guesser(config: RunConfig, role: Role) -> Guesser | None:
 
 
 def _beams(config: RunConfig) -> ReDrafter | None:
-    """Return how a ReDrafter beside the target is used; None if none is."""
+    """Return the options of the run's ReDrafter; None if it has none."""
     options = config.speculation
     if isinstance(options, ReDrafter):
         return options

@@ -145,7 +145,7 @@ class ModelConfig:
 
     @property
     def num_parameters(self) -> int:
-        """Count the weights and biases, guessers apart (tied embeddings counted once)."""
+        """Count weights and biases without heads and drafters (tied embeddings counted once)."""
         how, hidden = self.arithmetic, self.hidden_size
         tables = self.vocab_size * (1 if self.tie_word_embeddings else 2)
         if self.position_embedding_type == "learned_absolute":
@@ -175,7 +175,7 @@ class ModelConfig:
 
     @property
     def guesser_module(self) -> str:
-        """Return the module that guesses in the same checkpoint, by name; empty if none does."""
+        """Return the name of the module that drafts in the same checkpoint; empty if none does."""
         here = {
             "medusa_heads": self.num_medusa_heads,
             "eagle_nets": self.num_eagle_layers,

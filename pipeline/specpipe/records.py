@@ -1,4 +1,4 @@
-"""YAML text into frozen dataclasses; whatever does not fit is refused with file:line and a hint.
+"""YAML text into frozen dataclasses; values that do not fit are refused with file:line and a hint.
 
 A record declares its keys by its fields: the annotation is the type, `at_least`, `between` and
 `matching` state what values are possible. Unions of records are told apart by their `method` field.
@@ -43,7 +43,7 @@ _SCALARS: dict[type, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Bound:
-    """A test that a value must pass, and the words that say so."""
+    """A test that a value must pass, and its description in words."""
 
     low: float | None = None
     high: float | None = None
@@ -51,7 +51,7 @@ class Bound:
     meaning: str = ""  # the pattern in words
 
     def problem(self, value: object) -> str | None:
-        """Say what is wrong with `value`, or None."""
+        """Return what is wrong with `value`; None if nothing is."""
         if self.pattern is not None and not re.fullmatch(self.pattern, str(value)):
             return f"must be {self.meaning}"
         if self.low is not None and isinstance(value, (int, float)) and not value >= self.low:

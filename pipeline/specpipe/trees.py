@@ -1,6 +1,6 @@
 """Draft trees as lists of paths, as Medusa writes them (2401.10774, "medusa_choices").
 
-The path (0, 2) names a node under the root's child (0): the second head's guess of rank 2, counted
+The path (0, 2) names a node under the root's child (0): the second head's token of rank 2, counted
 from 0, after the first head's best. A list is *closed* if every path comes after its own prefix.
 """
 
@@ -43,8 +43,8 @@ def grow_tree(
 ) -> tuple[TreePath, ...]:
     """Return the closed list of `nodes` paths (fewer if there are no more) of most expected tokens.
 
-    `accuracy[k][r]` is the probability that head k's guess of rank r is right where the path to it
-    is; a path is worth the product along it (2401.10774, section 2.3.3). The list is ordered by
+    `accuracy[k][r]` is the probability that head k's token of rank r is accepted where the path to
+    it is; a path is worth the product along it (2401.10774, section 2.3.3). The list is ordered by
     worth, so each beginning of it is the best tree of its size. At most `widest` nodes of a level
     have children, those of most worth.
     """
@@ -74,10 +74,10 @@ def assumed_accuracy(heads: int) -> tuple[tuple[float, ...], ...]:
 
 
 def supposed_accuracy(levels: int, first: float) -> tuple[tuple[float, ...], ...]:
-    """Return what guesses come to if `first` is the chance of the likeliest, on every level.
+    """Return an accuracy table in which the likeliest token is right with chance `first`.
 
-    So it is for guessers that see the guess before. Each further rank is supposed to catch a
-    quarter of what those before it missed: an assumption, not a fact.
+    This describes drafters that see the draft token before. Each further rank is assumed to be
+    right in a quarter of the cases in which all earlier ranks are wrong; nothing measured this.
     """
     row = (first, *((1 - first) * 0.25 * 0.75**rank for rank in range(WIDTH - 1)))
     return (row,) * levels

@@ -1,6 +1,6 @@
 """Which method a drafter was trained for, so that nobody waits for an engine of another.
 
-EAGLE's is one decoder layer behind a matrix `fc` over token and hidden state (EAGLE-3's layer is
+EAGLE's is one decoder layer after a matrix `fc` over token and hidden state (EAGLE-3's layer is
 called `midlayer`); ReDrafter's is a small recurrent net, whose tensors may look like those of one
 Medusa head (examples/redrafter/convert_checkpoint.py lists its three spellings).
 """
@@ -27,7 +27,7 @@ _KINDS = {
 def refuse_other_drafters(path: Path, names: Set[str], wanted: str, what: str) -> None:
     """Raise Unsupported, naming the way, if the tensors are a drafter of another method.
 
-    `wanted` is the method of the run and `what` its guesser in words.
+    `wanted` is the method of the run and `what` its drafter in words.
     """
     method = drafter_method(path, names)
     if method and method != wanted:

@@ -70,7 +70,7 @@ class EagleSource:
 
     @property
     def summary(self) -> str:
-        """Say that it is one layer, as every drafter of this kind."""
+        """Return the size in words: one layer, as every drafter of this kind has."""
         return f"a drafter of 1 layer of hidden size {self.net.hidden_size}"
 
     def files(self) -> list[Path]:
@@ -120,7 +120,7 @@ class EagleSource:
     def config(self, hf: HfConfig, written: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keys that make a target's config one of upstream's `EagleConfig`.
 
-        What it says of the drafter is a whole config of a Llama, which is never quantised.
+        The drafter's part is a complete config of a Llama, which is never quantised.
         """
         net = {
             **written["eagle_net_config"],

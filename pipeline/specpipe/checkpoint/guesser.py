@@ -23,7 +23,7 @@ CALIBRATION = "calibration.json"  # the accuracy that training measured, next to
 
 
 class Guesser(Protocol):
-    """A guesser that was found, but not read, and how it is to be written."""
+    """Heads or a drafter that were found, but not read, and how they will be written."""
 
     @property
     def path(self) -> Path:
@@ -37,7 +37,7 @@ class Guesser(Protocol):
 
     @property
     def accuracy(self) -> tuple[tuple[float, ...], ...] | None:
-        """How often guesses are right, as `trees.grow_tree` reads it; None: not measured."""
+        """How often draft tokens are right, as `trees.grow_tree` reads it; None: not measured."""
         ...
 
     @property
@@ -54,7 +54,7 @@ class Guesser(Protocol):
         ...
 
     def joined(self, model: ModelConfig) -> ModelConfig:
-        """Return the facts of a target with this guesser in its checkpoint."""
+        """Return the facts of a target with this drafter in its checkpoint."""
         ...
 
     def check(self, role: Role, model: ModelConfig) -> list[Rejection]:

@@ -1,8 +1,8 @@
-"""Models on the Hugging Face hub: small files for a plan, weights only for those who ask for them.
+"""Models on the Hugging Face hub: small files for a plan, weights for the commands that read them.
 
 All requests are huggingface_hub's own, so HF_HUB_OFFLINE, HF_TOKEN, HF_ENDPOINT and HF_HOME mean
 what they mean elsewhere, and other tools share the cache. A revision is resolved to a commit when
-its weights are not in the cache; from then on the cached commit is used without asking the hub.
+its weights are not in the cache; from then on the cached commit is used without any request.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ _CONFIG = "config.json"
 def find_snapshot(model: str, revision: str | None) -> Source:
     """Return a model in the cache, with what a plan reads, at the commit that `revision` is.
 
-    The hub is asked only if something is missing in the cache; if it does not answer, what is
-    there must do. Raises ConfigError or what huggingface_hub raises.
+    The hub is called only if something is missing in the cache; if it does not answer, the cached
+    files are used. Raises ConfigError or what huggingface_hub raises.
     """
     cached = _cached(model, revision)
     if cached is not None and _is_whole(cached):
@@ -174,7 +174,7 @@ def explained(place: str) -> Iterator[None]:
 
 
 def _explain(error: Exception) -> tuple[str, str]:
-    """Say what an exception of huggingface_hub means."""
+    """Return what an exception of huggingface_hub means, and a hint."""
     from huggingface_hub import constants, errors
 
     for kind, problem, hint in _refusals():

@@ -1,16 +1,17 @@
-"""Medusa heads on disk, in the three layouts that are about, as tensors of TensorRT-LLM's names.
+"""Medusa heads on disk, in the three layouts that exist, as tensors of TensorRT-LLM's names.
 
 - FasterDecoding: `medusa_lm_head.safetensors` or `.pt`, `{head}.{layer}.linear.weight`, and
   `{head}.{layers}.weight` for the output layer;
-- Medusa-2: the same behind `medusa_head.`, among the model's own tensors;
+- Medusa-2: the same after `medusa_head.`, among the model's own tensors;
 - ModelOpt: `medusa_heads.{head}.medusa_layers.{layer}.linear.weight`, `.lm_head.weight`.
 
 Heads and layers are counted from the tensors: published configs are known to be wrong. The output
 layers may be missing: then the heads share the target's.
 
-They are written beside their target in one of two layouts. Compact, for our own engine: as they
-were found. In full, for TensorRT-LLM: `MedusaForCausalLM`, where every head has an output layer,
-so that a shared one is written once a head, and the config fixes the number of drafted tokens.
+They are written next to their target in one of two layouts. Compact, for specpipe's CPU engine: as
+they were found. In full, for TensorRT-LLM's `MedusaForCausalLM`, where every head has an output
+layer. A shared one is then written once for each head, and the config fixes the number of draft
+tokens.
 """
 
 import re
@@ -57,7 +58,7 @@ class HeadsSource(RenamedTensors):
     hidden_size: int
     shares_output: bool
     accuracy: tuple[tuple[float, ...], ...] | None  # [heads, ranks], see `trees.grow_tree`
-    max_draft_len: int | None = None  # in full, for trees of so many nodes; None: compact
+    max_draft_len: int | None = None  # in full, for trees of this many nodes; None: compact
 
     def in_full(self, max_draft_len: int) -> "HeadsSource":
         """Return the heads for upstream's layout, for trees of exactly `max_draft_len` nodes."""
@@ -65,7 +66,7 @@ class HeadsSource(RenamedTensors):
 
     @property
     def summary(self) -> str:
-        """Say how many heads of how many layers they are."""
+        """Return the number of heads and of their layers in words."""
         return f"{self.num_heads} heads of {self.num_layers} layer{'s'[: self.num_layers > 1]}"
 
     def options(self) -> dict[str, str]:

@@ -58,7 +58,7 @@ def quantize(
 ) -> tuple[list[TensorPlan], Quantizing]:
     """Return the plans of the quantised checkpoint, and config.json's section on it.
 
-    Calibrates first where that is asked for, unless `out` holds a calibration, and writes that
+    Calibrates first where the format needs it, unless `out` holds a calibration, and writes that
     there. Raises what `calibrate` and `find_foreign` raise.
     """  # fmt: skip
     foreign = find_foreign(source)

@@ -90,7 +90,7 @@ class Reading:
 def begin_reading(stamps: Mapping[Path, Stamp], out: Path) -> Iterator[Reading]:
     """Read stamped files; resume from what a killed conversion recorded in `out`.
 
-    The note is left there only if the reading is broken off.
+    The journal stays there only if the reading is interrupted.
     """
     with Journal(out / JOURNAL) as journal:
         yield Reading(stamps, journal)

@@ -1,11 +1,11 @@
-"""ReDrafter's drafters on disk, in upstream's three spellings, as tensors of TensorRT-LLM's names.
+"""ReDrafter's drafters on disk, in three spellings, as tensors of TensorRT-LLM's names.
 
 - Apple's: `lm_head.{layer}.linear.weight`, `lm_head.{layers}.weight`, `input_proj.weight`;
 - the plural: `lm_heads.`, `input_projs.`;
 - without names: `0.{layer}.linear.weight`, `0.{layers}.weight`;
 
-and, in all of them, `rnn_u` and `rnn_w` if the state is a recurrent one. What a drafter is made of
-is told by its tensors; config.json, which is where upstream's converter looks
+and, in all of them, `rnn_u` and `rnn_w` if the state is a recurrent one. The
+tensors determine the drafter's layers; config.json, which TensorRT-LLM's converter reads
 (examples/redrafter/convert_checkpoint.py), must agree. A drafter without an output layer, as
 `specpipe train redrafter` writes it, shares the target's.
 """
@@ -58,7 +58,7 @@ class RecurrentSource(RenamedTensors):
 
     @property
     def summary(self) -> str:
-        """Say what the net is made of."""
+        """Return the net's layers in words."""
         state = "a recurrent state" if self.net.is_rnn else "a sum of embeddings"
         layers = f"{self.net.num_layers} layer{'s'[: self.net.num_layers > 1]}"
         return f"{layers} of {self.net.exit_dim} values on {state}"
@@ -103,7 +103,7 @@ class RecurrentSource(RenamedTensors):
         return output_copies(plans, [OUTPUT]) if copied else []
 
     def config(self, hf: HfConfig, written: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the class of the whole, and which class the target alone would have.
+        """Return the class of the whole, and the class that the target has without the drafter.
 
         Nothing for our own engine. Raises Unsupported if the release has none.
         """
@@ -145,7 +145,7 @@ def open_redrafter(path: Path, options: ReDrafter, release: str) -> RecurrentSou
 def trained_redrafter(
     path: Path, model: ModelConfig, options: ReDrafter, release: str
 ) -> RecurrentSource:
-    """Return the facts of a drafter as Apple's recipe trains one for `model`, for planning alone.
+    """Return the facts of a drafter as Apple's recipe trains one for `model`, only for planning.
 
     Two layers of twice the hidden size on a recurrent state (recurrent_drafting/cmd/train.sh).
     """
@@ -273,14 +273,15 @@ def _with_beams(net: RecurrentDrafter, options: ReDrafter) -> RecurrentDrafter:
 
 
 def _compare_config(path: Path, net: RecurrentDrafter, hidden: int, vocab: int) -> None:
-    """Raise ConfigError if config.json is there and says something else than the tensors."""
+    """Raise ConfigError if config.json is there and contradicts the tensors."""
     file = path / "config.json"
     said = read_json(file) if file.is_file() else {}
     told: dict[str, int] = {key: getattr(net, fact) for key, fact in _TOLD.items()}
     told |= {"hidden_size": hidden, "vocab_size": vocab}
-    wrong = [f"{k} {said[k]}, its tensors {v}" for k, v in told.items() if said.get(k, v) != v]
-    if wrong:
+    differ = {key: value for key, value in told.items() if said.get(key, value) != value}
+    if differ:
+        wrong = (f"{key} is {said[key]}, the tensors have {v}" for key, v in differ.items())
         raise ConfigError(
-            f"{file} says {'; '.join(wrong)}",
+            f"{file} does not match the weights: {'; '.join(wrong)}",
             hint="config.json belongs to another drafter, or the weights do",
         )

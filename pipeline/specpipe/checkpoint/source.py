@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 
-# What decides a conversion beside the weights.
+# The files that decide a conversion, in addition to the weights.
 SMALL_FILES = (
     "config.json",
     "hf_quant_config.json",
@@ -153,7 +153,7 @@ def open_source(path: Path) -> Source:
 
 
 def open_folder(path: Path, weights: tuple[Path, ...], origin: Origin | None = None) -> Source:
-    """Find the files beside the weights of a checkpoint, of which some may be missing."""
+    """Find the other files of a checkpoint whose weights are given; some weights may be missing."""
     there = [file for file in weights if file.is_file()]
     stamps = {file: stamp(file) for file in [*there, *_small_files(path)]}
     return Source(path, weights, read_json(path / "config.json"), stamps, origin)

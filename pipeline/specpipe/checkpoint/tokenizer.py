@@ -43,7 +43,7 @@ def write_tokenizer(source: Source, model: ModelConfig, out: Path) -> TokenizerF
     tokenizer = _load(source)
     facts = _facts(tokenizer, source)
     _require_fitting(facts, model, source)
-    out.mkdir(exist_ok=True)  # there already, if a conversion was killed behind this
+    out.mkdir(exist_ok=True)  # there already, if a conversion was killed after this
     tokenizer.backend_tokenizer.save(str(out / "tokenizer.json"))
     text = json.dumps(asdict(facts), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     (out / "tokenizer_facts.json").write_text(text, encoding="utf-8")

@@ -39,7 +39,7 @@ def answer_prompts(
 ) -> list[Document]:
     """Return prompt and answer of every prompt as a document in which the answer is learned.
 
-    The answers are cached in `folder` as answers-<key>.jsonl; short prompts are asked first.
+    The answers are cached in `folder` as answers-<key>.jsonl; short prompts come first.
     """
     file = folder / f"answers-{answers_key(target, prompts, how, seed)[:16]}.jsonl"
     texts = [in_template(target.tokenizer, [_user(p)], answer=True) for p in prompts]

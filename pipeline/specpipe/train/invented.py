@@ -1,4 +1,4 @@
-"""Prompts that the target makes up: it is asked to go on where a user would begin to speak.
+"""Prompts that the target makes up: it continues where a user's turn would begin.
 
 A chat model has seen many prompts in its training and gives back prompts like them (Xu et al. 2024,
 "Magpie", arXiv 2406.08464). They need not make sense; what counts is how the target answers.
@@ -28,7 +28,7 @@ def invent_prompts(
 ) -> list[str]:
     """Return `how.invented_prompts` different prompts.
 
-    They are cached in `folder`, a batch at a time, so that an interrupted run goes on. Raises
+    They are cached in `folder`, a batch at a time, so that an interrupted run resumes. Raises
     ConfigError if the target hardly ever ends a prompt.
     """
     wanted = how.invented_prompts

@@ -25,8 +25,8 @@ class Candidates:
 class Vocabulary:
     """How candidates are chosen.
 
-    The `frequent` tokens and the labels at hand always take part; of the rest, `samples` are drawn
-    a step, and each stands for rest / samples tokens: an unbiased estimate of the softmax's
+    The `frequent` tokens and the labels of the batch always take part. Of the rest, `samples` are
+    drawn a step, and each stands for rest / samples tokens: an unbiased estimate of the softmax's
     denominator (Bengio and Senecal 2008, importance sampling, with a uniform proposal). With no
     frequent tokens, every token takes part and the loss is exact.
     """

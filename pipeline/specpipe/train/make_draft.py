@@ -22,8 +22,8 @@ def train_draft(
 ) -> TrainResult:
     """Make a draft as `train.draft` specifies: the target with fewer layers, distilled.
 
-    Writes a Hugging Face checkpoint with the target's tokenizer, and a report; a fresh product is
-    left as it is. Raises ConfigError for text or layers that cannot be used.
+    Writes a Hugging Face checkpoint with the target's tokenizer, and a report; an up-to-date
+    product is kept. Raises ConfigError for text or layers that cannot be used.
     """
     return produce(
         "draft", config.train.draft, _draft, config, workspace, notify=notify, progress=progress

@@ -81,7 +81,7 @@ def produce(
     """Make the product `kind` in the run's training folder, unless it is up to date.
 
     `options` is the record that it depends on; `make` fills an empty folder and returns the report.
-    Raises ConfigError, before any work, if something that is not ours stands in its place.
+    Raises ConfigError, before any work, if something that specpipe did not make is in its place.
     """
     folder = training_folder(config, workspace)
     place, work = folder / kind, folder / "work"

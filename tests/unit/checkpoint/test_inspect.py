@@ -173,7 +173,7 @@ def test_missing_and_unexpected_tensors_are_named_with_their_rank(make: Make) ->
     change_tensors(folder, lambda t: t.update(extra=torch.zeros(1)), rank=1)
     first, second = defects(folder)
     assert "rank 1 lacks transformer.layers.1.mlp.fc.weight" in first
-    assert "rank 1 has extra, which the config does not ask for" in second
+    assert "rank 1 has extra, which the config does not require" in second
 
 
 def test_a_vocabulary_that_is_not_padded_is_recognised(make: Make) -> None:
@@ -220,7 +220,7 @@ def test_another_type_than_the_configs_is_a_defect_for_upstream_only_warns(make:
     change_tensors(
         folder, lambda t: t.update({"transformer.ln_f.weight": t["transformer.ln_f.weight"].half()})
     )
-    assert "transformer.ln_f.weight is float16, its config says float32" in defects(folder)[0]
+    assert "transformer.ln_f.weight is float16, its config states float32" in defects(folder)[0]
 
 
 @pytest.mark.parametrize(

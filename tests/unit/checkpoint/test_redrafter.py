@@ -215,10 +215,10 @@ def test_tensors_that_make_no_drafter_are_refused_by_name(
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("exit_dim", 96, "says exit_dim 96, its tensors 128"),
-        ("rnn", False, "says rnn False, its tensors True"),
-        ("num_draft_layers", 1, "says num_draft_layers 1, its tensors 2"),
-        ("vocab_size", 32000, "says vocab_size 32000, its tensors 320"),
+        ("exit_dim", 96, "weights: exit_dim is 96, the tensors have 128"),
+        ("rnn", False, "weights: rnn is False, the tensors have True"),
+        ("num_draft_layers", 1, "weights: num_draft_layers is 1, the tensors have 2"),
+        ("vocab_size", 32000, "weights: vocab_size is 32000, the tensors have 320"),
     ],
 )
 def test_a_config_of_another_drafter_is_refused(

@@ -34,7 +34,7 @@ _VALUES = "the values of the tensors: run with --tensors"
 
 
 def inspect_folder(folder: Path, progress: Progress | None = None) -> Inspection:
-    """Describe a TensorRT-LLM checkpoint or engine, or an OpenVINO engine of ours.
+    """Describe a TensorRT-LLM checkpoint or engine, or an OpenVINO engine of specpipe's.
 
     Reads only headers; with `progress` every value as well. Raises ConfigError if the folder is
     none of these; what is wrong with one that is, are its defects.

@@ -1,4 +1,4 @@
-"""The tensors of every rank against those that config.json asks for: names, shapes, padding."""
+"""The tensors of every rank compared with config.json: names, shapes, padding."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
@@ -27,7 +27,7 @@ from specpipe.divide import check_parallel
 from specpipe.errors import ConfigError, Unsupported, first_few
 from specpipe.model import ModelConfig, model_from_json
 
-# What quantisation adds beside the weights; upstream's names of all its ways.
+# What quantisation adds next to the weights; TensorRT-LLM's names, of every format.
 _SCALES = (
     "scaling_factor", "scaling_factor_interleaved", "block_scaling_factor", "global_scale",
     "per_channel_scale", "act_scale", "smoother", "scale_to_int", "zero", "alpha",
@@ -36,7 +36,7 @@ _SCALES = (
 _WEIGHT_BITS = {"W4A16": 4, "W4A8": 4, "NVFP4": 4, "W8A16": 8, "W8A8": 8, "FP8": 8}
 _FLOATS = {"float32": 32, "float16": 16, "bfloat16": 16}
 _AS_LLAMA = ("LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Qwen2ForCausalLM")
-# What these have beside a Llama; upstream builds them on nothing else.
+# What these have in addition to a Llama; TensorRT-LLM builds them on nothing else.
 DRAFTERS = {"EagleForCausalLM": "eagle_nets."}
 _CONVERT = "convert the model again"
 
@@ -127,7 +127,7 @@ class Layout:
 
 
 def read_layout(raw: Json, ranks: Ranks, headers: Mapping[int, Header]) -> Layout:
-    """Return which tensors config.json asks for.
+    """Return which tensors config.json requires.
 
     Raises Unsupported, with the reason, if that cannot be told.
     """
@@ -209,7 +209,7 @@ def unknown_drafter(raw: Json, expected: Mapping[str, Expected]) -> str | None:
 def compare(
     rank: int, header: Header, expected: Mapping[str, Expected], raw: Json
 ) -> Iterator[Finding]:
-    """Yield what one rank lacks, has too much, or has in the wrong shape or type."""
+    """Yield the missing, the superfluous and the misshapen or mistyped tensors of one rank."""
     missing = sorted(expected.keys() - header.keys() - _may_lack(header))
     drafter = unknown_drafter(raw, expected)
     unexpected = sorted(
@@ -223,7 +223,7 @@ def compare(
         yield Finding(f"rank {rank} lacks {first_few(missing)}", _hint(missing, unexpected))
     if unexpected:
         yield Finding(
-            f"rank {rank} has {first_few(unexpected)}, which the config does not ask for",
+            f"rank {rank} has {first_few(unexpected)}, which the config does not require",
             _hint(missing, unexpected),
         )
     yield from _check_scales(rank, header, raw)
@@ -239,7 +239,7 @@ def compare(
 
 
 def _check_scales(rank: int, header: Header, raw: Json) -> Iterator[Finding]:
-    """Quantised weights need scales beside them, a quantised KV cache one in every layer."""
+    """Quantised weights need scales next to them, a quantised KV cache one in every layer."""
     scaled = {name.rpartition(".")[0] for name in header if name.endswith(_SCALES)}
     packed = (name for name, stored in header.items() if stored.dtype not in _FLOATS)
     modules = {name.removesuffix(".weight") for name in packed if name.endswith(".weight")}
@@ -275,7 +275,7 @@ def _wrong(name: str, stored: Stored, expected: Expected, raw: Json) -> str | No
         return _wrong_shape(name, stored, expected)
     dtype = expected.plan.dtype or text(raw, "dtype")
     if stored.dtype != dtype:
-        return f"{name} is {stored.dtype}, its config says {dtype}"
+        return f"{name} is {stored.dtype}, its config states {dtype}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""What calibration found out: how large the inputs of every linear layer are, and their scales.
+"""What calibration measured: how large the inputs of every linear layer are, and their scales.
 
 Kept next to the weights that it shaped, as `calibration.safetensors`. Modules have the names of the
 Hugging Face model.
