@@ -35,7 +35,10 @@ from specpipe.model import ModelConfig
 
 WEIGHTS = "medusa_lm_head.safetensors"
 FILES = (WEIGHTS, "medusa_lm_head.pt")
-_EXPECTED = f"{', '.join(FILES)} or model.safetensors, as `specpipe train medusa` writes one"
+_EXPECTED = (
+    f"{WEIGHTS} (`specpipe train medusa` writes it into engines/NAME/train/medusa), {FILES[1]} or "
+    "model.safetensors"
+)
 # model_type in the config of a checkpoint with heads -> the architecture of the target
 BASES = {
     "llama": "LlamaForCausalLM",

@@ -34,7 +34,10 @@ from specpipe.model import ModelConfig, RecurrentDrafter, redrafter_class
 
 MODULE = "drafter"
 OUTPUT = f"{MODULE}.lm_head.weight"
-_EXPECTED = "model.safetensors, as `specpipe train redrafter` writes one, or Apple's model.pt"
+_EXPECTED = (
+    "model.safetensors, as `specpipe train redrafter` writes it into engines/NAME/train/redrafter, "
+    "or Apple's model.pt"
+)
 _NAME = re.compile(
     r"(?:lm_heads?|0)\.(?P<layer>\d+)\.linear\.(?P<part>weight|bias)"
     r"|(?:lm_heads?|0)\.(?P<output>\d+)\.weight"
