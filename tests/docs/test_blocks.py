@@ -23,7 +23,6 @@ PROGRAMS = """
     apt-get cat cd cp curl docker echo eval export git helm jq kill kubectl mkdir mpirun nvidia-smi
     openssl podman pwd python python3 rm rsync scp sleep source ssh systemctl tar tritonserver wait
 """
-PENDING = {"deployment", "serving"}  # WIDEN
 SECTIONS = set(RunConfig.__dataclass_fields__)
 RUN = {
     "name": "example",
@@ -46,7 +45,7 @@ def of_page(page: Path) -> list[Block]:
     return [block for block in BLOCKS if block.page == page]
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p.stem not in PENDING], ids=str)
+@pytest.mark.parametrize("page", PAGES, ids=str)
 def test_every_block_names_its_language(page: Path) -> None:
     for block in of_page(page):
         assert block.language in LANGUAGES, (
