@@ -188,9 +188,7 @@ def _runtime(machine: Machine, needs: Needs | None) -> Finding:
 
 def _compiler(machine: Machine, needs: Needs | None) -> Finding:
     if machine.compiler is None:
-        return Finding(
-            "trtllm-build", "missing (--in-container uses NVIDIA's container)"
-        )
+        return Finding("trtllm-build", "missing (--in-container uses NVIDIA's container)")
     version = machine.compiler_versions.get("tensorrt_llm", "of an unknown release")
     problem = None
     if needs and needs.profile and version != needs.profile.tensorrt_llm:
