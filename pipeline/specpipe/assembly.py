@@ -141,14 +141,14 @@ class Slot:
 
 
 def acceptance_rule(options: Speculation) -> accept.Rule:
-    """Return how guesses are judged where tokens are sampled."""
+    """Return the acceptance rule for sampled tokens."""
     if isinstance(options, Medusa) and options.acceptance == "typical":
         return partial(accept.typical, epsilon=options.typical_epsilon, delta=options.typical_delta)
     return accept.sample
 
 
 def limit_draft(options: Speculation, num_draft_tokens: int | None) -> Speculation:
-    """Return `options` for a request that asks for at most `num_draft_tokens`.
+    """Return `options` for a request with at most `num_draft_tokens` draft tokens.
 
     Raises ConfigError for a number below 0 or above what the engine was built for, and for any but
     these two if the method's drafts have one shape only.

@@ -1,4 +1,4 @@
-"""What a backend is asked to build, and what it answers: the other seam next to `contracts`."""
+"""Build requests and what a backend returns for them: the interface next to `contracts`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -54,7 +54,7 @@ ONE_RANK = Parallel()
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """Everything a backend may know when it is asked whether, and then to, build one engine."""
+    """Everything that a backend receives to check and to build one engine."""
 
     role: Role
     model: ModelConfig
@@ -87,8 +87,8 @@ class Footprint:
     kv_tokens: int  # tokens for which there must be room: every sequence at its longest
     activations: int  # work buffers of the largest step
     runtime: int  # libraries, contexts, communication
-    looked_up: int = 0  # the part of the weights that steps only pick rows from
-    guesser: int = 0  # the part that is read for every guessed token and for no other
+    looked_up: int = 0  # share of the weights from which steps only look up rows
+    guesser: int = 0  # share that is read only to draft tokens
 
     @property
     def fixed(self) -> int:
@@ -97,7 +97,7 @@ class Footprint:
 
     @property
     def total(self) -> int:
-        """All, with the KV cache that was asked for."""
+        """The sum, with the KV cache of the configured limits."""
         return self.fixed + self.kv_per_token * self.kv_tokens
 
 
@@ -137,7 +137,7 @@ class Backend(Protocol):
 
     @property
     def whole_heads(self) -> bool:
-        """Whether checkpoints hold Medusa heads in full, in upstream's layout."""
+        """Whether checkpoints hold Medusa heads in full, in TensorRT-LLM's layout."""
         ...
 
     @property

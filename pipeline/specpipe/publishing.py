@@ -59,7 +59,7 @@ def _is_cache(file: Path) -> bool:
 
 
 def require_replaceable(paths: Sequence[Path]) -> None:
-    """Raise ConfigError, naming everything at these places that is not ours."""
+    """Raise ConfigError, naming everything at these places that specpipe did not write."""
     kept = [reason for path in paths if (reason := why_kept(path))]
     if kept:
         raise ConfigError(
@@ -79,7 +79,8 @@ def staged(path: Path, stage: str, resume: str | None = None) -> Iterator[Path]:
     It is empty, unless `resume` is given, a key of what is made and of what: then it is what a
     killed or interrupted process left that was making the same. It stays if the block is
     interrupted or if a file outside of it cannot be read. Raises ConfigError if what stands at
-    `path` is not ours; StageFailed, naming the stage and the file, for every OSError.
+    `path` was not written by specpipe. Raises StageFailed for every OSError, naming the stage and
+    the file.
     """
     require_replaceable([path])
     temporary = _make_sibling(path, stage, resume)

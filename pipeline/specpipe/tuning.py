@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Prices:
-    """For which machine steps are priced; neither: for this one, by timing it."""
+    """The source of the step times; with neither key, this machine is measured."""
 
     file: Path | None = None  # see `tune.cost.read_costs`
     gpu: str | None = None  # estimated
@@ -63,9 +63,9 @@ def recommend_run(
     notify: Notify = lambda text: None,
     progress: Progress = lambda done, total: None,
 ) -> "list[Prediction]":
-    """Compare the methods that the run's models allow and its GPU, if any, can do.
+    """Compare the methods that the run's models and its GPU, if any, support.
 
-    Says of every other method why not. Raises what `tune_run` raises.
+    Reports why every other method is left out. Raises what `tune_run` raises.
     """
     from specpipe.tune.tune import recommend
 
@@ -85,10 +85,10 @@ def _observe(
     _require_replay(config.speculation)
     costs = _costs(config, workspace, prices)
     if costs and not prices.file:
-        notify("steps are priced by an estimate for the GPU, not by measurements")
+        notify("step times: an estimate for the GPU, not measured")
     here = on_this_machine(config)
     place = Workspace(workspace.root, here.name)
-    build(here, place, notify=notify, progress=progress)
+    _build_here(config, here, place, notify, progress)
     plan = make_plan(here, place)
     prompts, end_ids = load_prompts(here, place.repository / "preprocessing/1/tokenizer")
     engines = {role: place.engine(role) for role in plan.requests}
@@ -96,10 +96,25 @@ def _observe(
     return observe(plan.config, deployment, prompts, end_ids, costs=costs, progress=progress)
 
 
+def _build_here(
+    config: RunConfig, here: RunConfig, place: Workspace, notify: Notify, progress: Progress
+) -> None:
+    """Build the run for this machine; a refusal states that the CPU engine is meant."""
+    try:
+        build(here, place, notify=notify, progress=progress)
+    except Unsupported as error:
+        if here is config:
+            raise
+        raise Unsupported(
+            f"answers are recorded with the CPU engine, which cannot be used here: {error.message}",
+            hint=error.hint,
+        ) from error
+
+
 def _require_replay(options: Speculation) -> None:
     if options.method in UPSTREAM_ONLY:
         raise Unsupported(
-            f"method {options.method} runs in TensorRT-LLM only, and settings are tried with the "
+            f"method {options.method} runs only in TensorRT-LLM, but settings are tried with the "
             "CPU engine",
             hint="measure it with `specpipe validate` on a GPU machine",
         )
@@ -115,7 +130,7 @@ def on_this_machine(config: RunConfig) -> RunConfig:
 
 
 def on_gpu(config: RunConfig, gpu: str) -> RunConfig:
-    """Return the run as it would be planned for `gpu`."""
+    """Return the run with an engine for `gpu`."""
     engine = config.engine
     if engine.backend != "openvino":
         return replace(config, engine=replace(engine, gpu=gpu))
@@ -134,8 +149,8 @@ def _costs(config: RunConfig, workspace: Workspace, prices: Prices) -> Costs | N
     estimate = make_plan(on_gpu(config, gpu), workspace).estimate
     if estimate is None:
         raise Unsupported(
-            f"{config.target.model} is of an architecture whose sizes specpipe does not know, so "
-            f"that its steps on {gpu} cannot be estimated",
+            f"{config.target.model} has an architecture that specpipe does not know, so its step "
+            f"times on {gpu} cannot be estimated",
             hint="tune a run whose models are of the families in docs/families.md",
         )
     return estimated_costs(estimate)
@@ -155,7 +170,7 @@ def _allowed(
     methods: Sequence[Speculation],
     notify: Notify,
 ) -> list[Speculation]:
-    """Return the methods against which a GPU has no more than against plain decoding."""
+    """Return the methods that a GPU supports, apart from refusals of plain decoding."""
 
     def rejections(method: Speculation) -> tuple[Rejection, ...]:
         return make_plan(on_gpu(replace(config, speculation=method), gpu), workspace).rejections

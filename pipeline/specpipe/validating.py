@@ -75,7 +75,7 @@ def validate_run(
     if subject.plain == "build":
         require_repository(config.baseline, plain)
     asked = len(questions.asked) * config.validate.repeats
-    notify(f"validating with {asked} prompts; first transformers answers them, then the server")
+    notify(f"validating with {asked} prompts: transformers answers them first, then the server")
     show = progress if sys.stderr.isatty() else spoken_progress(progress, notify)
     report = validate(subject, ours, baseline, progress=show)
     write_report(report, workspace.reports)

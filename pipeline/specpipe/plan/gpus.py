@@ -1,4 +1,4 @@
-"""NVIDIA GPUs as data, from NVIDIA's data sheets: the facts that a plan reckons with.
+"""NVIDIA GPUs as data, from NVIDIA's data sheets: the facts that a plan uses.
 
 Throughput is dense (the sheets' large print is with sparsity, which is twice as much) and, for the
 GeForce cards, with 32-bit accumulation, as TensorRT-LLM's kernels have it. Every row was compared
@@ -66,7 +66,7 @@ _ROWS = (
 
 GPUS = {gpu.name: gpu for gpu in _ROWS}
 
-# Names that leave something open, with what they mean.
+# Short names of GPUs that have a usual variant. H100 has none: its three variants differ widely.
 ALIASES = {
     "A100-40GB": "A100-40GB-SXM",
     "A100-80GB": "A100-80GB-SXM",
@@ -99,7 +99,7 @@ def unknown_gpu(name: str, key: str = "engine.gpu") -> Rejection:
 
 
 def _similar(name: str) -> list[str]:
-    """Return the names that begin with `name`, or whose product is called almost like it."""
+    """Return the names that begin with `name`, or whose product name is similar."""
     asked = name.strip().lower()
     begins = [known for known in GPUS if known.lower().startswith(asked)] if asked else []
     if begins:

@@ -1,4 +1,4 @@
-"""How long a step takes on a GPU, estimated from its data sheet; nothing here was measured.
+"""Estimate the time of a step on a GPU from its data sheet; nothing here was measured.
 
 A step over n rows of b sequences reads the weights and b KV caches once and multiplies n b rows:
 
@@ -30,7 +30,7 @@ ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 @dataclass(frozen=True)
 class Placed:
-    """An engine on a GPU, behind sequences of `context` tokens."""
+    """An engine on a GPU, with sequences of `context` tokens in the KV cache."""
 
     gpu: Gpu
     request: BuildRequest
@@ -39,7 +39,7 @@ class Placed:
 
     @property
     def heads_bytes(self) -> int:
-        """What the guesser in the checkpoint reads at once, on each GPU; in 16 bits."""
+        """Bytes of the heads or drafter that one draft step reads on each GPU, in 16 bits."""
         model, parallel = self.request.model, self.request.parallel
         return 2 * model.guesser_parameters(model.vocab_size) // parallel.tp_size
 
@@ -124,7 +124,7 @@ def gpu_costs(engine: Placed) -> dict[int, float]:
 
 
 def chained_tokens(acceptance: float, drafted: int) -> float:
-    """Return the tokens that a step over a chain emits, the target's own included."""
+    """Return the tokens per step with a chain of draft tokens, the target's token included."""
     if acceptance == 1:
         return drafted + 1.0
     return (1 - acceptance ** (drafted + 1)) / (1 - acceptance)
@@ -132,7 +132,7 @@ def chained_tokens(acceptance: float, drafted: int) -> float:
 
 @dataclass(frozen=True)
 class Assumed:
-    """How well guesses are taken: an assumption, in words and as tokens a step."""
+    """An assumed acceptance, as a label and as tokens per step."""
 
     label: str
     tokens: float
@@ -140,17 +140,17 @@ class Assumed:
 
 @dataclass(frozen=True)
 class Case:
-    """What an assumption comes to."""
+    """The estimated effect of an assumption."""
 
     assumed: Assumed
     speedup: float  # one sequence
     speedup_full: float  # a full batch
-    pays: tuple[int, int] | None  # the smallest and the largest batch at which it pays
+    pays: tuple[int, int] | None  # the smallest and largest batch at which it is faster
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Step times, and what speculation makes of them; estimated, not measured."""
+    """Step times and speed-ups; estimated, not measured."""
 
     context: int
     batch: int
@@ -159,7 +159,7 @@ class Estimate:
     draft_ms: float  # one token of the draft model
     heads_ms: float  # drafting by heads
     handover_ms: float  # of a speculative step
-    break_even_tokens: float  # tokens a step must emit to pay, for one sequence
+    break_even_tokens: float  # tokens per step from which speculation is faster, at batch 1
     cases: tuple[Case, ...]
     costs: dict[int, float]
 

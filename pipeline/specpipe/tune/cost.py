@@ -37,10 +37,10 @@ class CostCurve:
         return self.ms[-1] + max(slope, 0.0) * (rows - self.rows[-1])
 
     def break_even_batch(self, rows: float, tokens: float, most: int = 256) -> int:
-        """Return the largest batch at which steps of `rows` rows and `tokens` tokens still pay.
+        """Return the largest batch at which steps of `rows` rows and `tokens` tokens are faster.
 
         For engines that score a batch in one step: b sequences cost T(b * rows) with speculation,
-        and T(b) without. 0: it does not even pay for one.
+        and T(b) without. 0: speculation is not faster even at batch 1.
         """
         pays = [b for b in range(1, most + 1) if tokens * self(b) > self(b * rows)]
         return max(pays, default=0)
@@ -48,7 +48,7 @@ class CostCurve:
 
 @dataclass(frozen=True)
 class Costs:
-    """What the parts of a step cost on one machine, in milliseconds."""
+    """The times of the parts of a step on one machine, in milliseconds."""
 
     step: CostCurve  # of the target
     heads_ms: float = 0.0  # the heads, once; a drafter, one level

@@ -42,8 +42,8 @@ class _Recorded:
     """Stands for the target's heads, or for a draft model, and answers from a trace.
 
     A drafter is asked for real, since its answers depend on each other; the time is not counted.
-    As draft model it knows the target's answer only: once a guess is wrong, what follows does not
-    matter, because it cannot be accepted.
+    As draft model it knows only the target's answer: after a rejected draft token, the
+    rest does not matter, because it cannot be accepted.
     """
 
     def __init__(self, trace: Trace, target: Runner) -> None:

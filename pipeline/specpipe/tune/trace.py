@@ -52,7 +52,7 @@ def record(
 ) -> Trace:
     """Decode `prompt` greedily and note what heads and draft model would have said.
 
-    A drafter's guesses depend on each other, so of it only what it looks at is noted.
+    A drafter's tokens depend on each other, so only its inputs are recorded.
 
     Guesses copied from the text save steps here, and change nothing of what is recorded.
     """
@@ -93,15 +93,15 @@ def _draft_choices(runner: Runner, prompt: Sequence[int], output: Sequence[int])
 
 
 def head_accuracy(traces: Sequence[Trace]) -> list[list[float]]:
-    """Return [heads, WIDTH]: how often the guess of each rank was right, where a path led to it.
+    """Return [heads, WIDTH]: how often the token of each rank was right, if a path led to it.
 
-    A path leads to head k where each head before it had the right token among its guesses.
+    A path leads to head k where each head before it had the right token among its draft tokens.
     """
     heads = max((len(g.tokens) for t in traces for g in t.guesses), default=0)
     hits, reached = np.zeros((heads, WIDTH)), np.zeros(heads)
     for trace in traces:
         for i, guesses in enumerate(trace.guesses):
-            # After i tokens the root is the one at i; the first head guesses the one behind it.
+            # After i tokens the root is the one at i; the first head drafts the next one.
             for head in range(min(heads, len(trace.output) - i - 1)):
                 reached[head] += 1
                 right = np.flatnonzero(guesses.tokens[head] == trace.output[i + 1 + head])

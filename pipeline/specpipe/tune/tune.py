@@ -1,4 +1,4 @@
-"""`specpipe tune`: record answers, time steps, replay every setting, run the best one for real."""
+"""`specpipe tune`: record answers, time steps, replay all settings, measure the best one."""
 
 import statistics
 import time
@@ -22,7 +22,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a setting is expected to do, one request at a time."""
+    """The predicted figures of a setting, at concurrency 1."""
 
     options: Speculation
     tokens_a_step: float
@@ -32,7 +32,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What was found, with the figures behind it."""
+    """The best settings and their figures."""
 
     best: Speculation  # NoSpeculation: do not speculate
     tried: tuple[Prediction, ...]  # on the fitting half of the prompts, the best first
@@ -93,7 +93,7 @@ def observe(
 
 
 def tune(seen: Observed) -> Tuning:
-    """Choose the settings of the run's method; run the best one for real on the held-out half."""
+    """Choose the settings of the run's method; measure the best one on held-out prompts."""
     accuracy = head_accuracy(seen.fit)
     tried = _predict_all(seen, _possible(seen, seen.speculation, accuracy))
     worth_it = bool(tried) and tried[0].speedup >= GAIN
@@ -132,7 +132,7 @@ def _possible(
 
 
 def _predict_all(seen: Observed, settings: Sequence[Speculation]) -> list[Prediction]:
-    """Return what every setting does on the fitting half, the best first."""
+    """Return the prediction of every setting for the fitting half, the best first."""
     found = [_predict(seen, options, seen.fit) for options in settings]
     return sorted(found, key=lambda p: -p.speedup)
 
@@ -159,9 +159,9 @@ def _guesser(config: RunConfig) -> GuesserKind | None:
 
 
 def _predict(seen: Observed, options: Speculation, traces: Sequence[Trace]) -> Prediction:
-    """Replay `options` and price every step; lookahead, which guesses with the target, is run.
+    """Replay `options` and add up the step times; lookahead, which drafts with the target, is run.
 
-    The first step, which reads the prompt, costs the same whatever is guessed and is left out.
+    The first step is the prefill. It costs the same with all settings and is left out.
     """
     steps = tokens = 0
     ms = 0.0

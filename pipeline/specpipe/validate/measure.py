@@ -1,4 +1,4 @@
-"""Sending the same prompts to the reference and to the endpoint, turn by turn.
+"""Send the same prompts to the reference and to the endpoint, in turn.
 
 The reference answers first and is dropped before a server is started, so that only one model is in
 memory at a time. The arms of one server take turns.
@@ -81,7 +81,7 @@ def ask_server(
 
 
 def ask_front(client: Client, model: str, question: Question, max_tokens: int) -> str:
-    """Return the answer of one of the models that take text, as it is asked by default."""
+    """Return the answer of one of the text models to a request with default options."""
     return client.generate(question.text, Options(max_tokens=max_tokens), model=model).text
 
 

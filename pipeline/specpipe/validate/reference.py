@@ -31,7 +31,7 @@ class Reference:
     """
 
     def __init__(self, model: Path) -> None:
-        """Load a checkpoint folder or a .gguf file in float32, whatever it is quantised to."""
+        """Load a checkpoint folder or a .gguf file in float32, with any quantization."""
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 

@@ -1,4 +1,4 @@
-"""What validation measured: every prompt through every arm, the raw material of all metrics."""
+"""The measurements of a validation: every prompt through every arm, for all metrics."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -54,15 +54,15 @@ class Expected:
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where an arm's answer parts from the reference's."""
+    """Where an arm's answer diverges from the reference's."""
 
     prompt: int
     arm: Arm
     position: int | None = None  # in the output tokens, from 0; None: only the text is known
     expected: int | None = None  # None: the reference had ended
     got: int | None = None  # None: the arm had ended
-    margin: float | None = None  # by how much the reference preferred its token to the runner-up
-    expected_text: str = ""  # from where the texts part
+    margin: float | None = None  # logit margin of the reference over the runner-up
+    expected_text: str = ""  # from where the texts diverge
     got_text: str = ""
     early: bool = False  # the answer is a beginning of the reference's
 
@@ -99,7 +99,7 @@ class Trials:
 def find_divergence(
     expected: Expected, trials: Sequence[Trial], decoding: Decoding | None
 ) -> Divergence | None:
-    """Return where an arm's answers to one prompt part from what is expected; None: nowhere.
+    """Return where an arm's answers to one prompt diverge from the expected one; None: nowhere.
 
     `trials` are its answers in text, at least one; `decoding` is the one in tokens, if known.
     """

@@ -26,7 +26,7 @@ CONFIGS = Path("model_configs")
 )
 def test_methods_that_only_upstream_has_are_not_tuned_here(run, name: str, tmp_path: Path) -> None:
     config = read_config(CONFIGS / f"{name}.yaml")
-    with pytest.raises(Unsupported, match=r"method \w+ runs in TensorRT-LLM only") as caught:
+    with pytest.raises(Unsupported, match=r"method \w+ runs only in TensorRT-LLM") as caught:
         run(config, Workspace(tmp_path, config.name), Prices())
     assert "backend: llmapi" not in str(caught.value)
 
@@ -35,7 +35,9 @@ def test_methods_that_only_upstream_has_are_not_tuned_here(run, name: str, tmp_p
 def test_an_architecture_without_an_estimate_is_not_tuned(run, tmp_path: Path) -> None:
     config = read_config(CONFIGS / "deepseek-v3_mtp_llmapi.yaml")
     config = replace(config, speculation=PromptLookup("prompt_lookup"))
-    with pytest.raises(Unsupported, match=r"DeepSeek-V3 is of an architecture whose sizes"):
+    with pytest.raises(
+        Unsupported, match=r"DeepSeek-V3 has an architecture that specpipe does not know"
+    ):
         run(config, Workspace(tmp_path, config.name), Prices())
 
 
