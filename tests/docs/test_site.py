@@ -40,7 +40,6 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.skipif(not Path("docs/support.md").exists(), reason="WIDEN")
 def test_the_site_builds_strictly_and_refers_to_no_other_host(checkout: Path) -> None:
     done = build(checkout)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -57,9 +57,9 @@ class RunningServer:
         return self.process.poll() is None
 
     def failure(self) -> str | None:
-        """Say what has ended that nobody asked to end; None while the server is whole.
+        """Describe the process that ended by itself; None while the server is whole.
 
-        Triton says that it is ready, and answers with errors, when the process of a model is gone.
+        Without the process of a model, Triton reports that it is ready, and answers with errors.
         """
         code = self.process.poll()
         if code is not None:
@@ -81,11 +81,11 @@ def start_server(
 ) -> Iterator[RunningServer]:
     """Serve `repository` until the block ends; nothing of the server is left afterwards.
 
-    The block begins when every model is ready, or when `give_up()` says not to wait for that.
-    `log` is where its output goes; while another server writes there, a file beside it, which the
-    endpoint names. `show` gets the output too. Raises ConfigError if `repository` is none or a port
-    is taken, Unsupported if no server is installed or the engines are
-    for another machine, StageFailed with the server's own words if it does not become ready.
+    The block begins when every model is ready, or when `give_up()` returns true. The output goes to
+    `log`; while another server writes there, to a file next to it, which the endpoint names. `show`
+    gets the output too. Raises ConfigError if `repository` is none or a port is taken, Unsupported
+    if no server is installed or the engines are for another machine, StageFailed with the server's
+    own words if it does not become ready.
     """
     require_models(repository)
     require_same_machine(repository)
@@ -260,7 +260,7 @@ def _remove_shared_memory(region: str) -> None:
 
 
 def find_server() -> str | None:
-    """Say where a tritonserver is to be had, for `doctor`; None if nowhere."""
+    """Return the tritonserver of this machine, for `doctor`; None if there is none."""
     if importlib.util.find_spec("pytriton") is not None:
         return f"nvidia-pytriton {importlib.metadata.version('nvidia-pytriton')}"
     return shutil.which("tritonserver")
