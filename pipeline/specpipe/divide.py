@@ -1,4 +1,4 @@
-"""Whether a model divides by the ranks that are asked for; every reason why not."""
+"""Whether a model divides by the requested ranks; every reason why not."""
 
 from collections.abc import Iterator
 

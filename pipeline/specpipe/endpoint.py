@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from specpipe.errors import ConfigError
 
-# How a request asks for fewer draft tokens. tensor, parameter: the number, under the name
+# How a request sets fewer draft tokens. tensor, parameter: the number, under the name
 # `num_draft_tokens`. lookahead: the three sizes of lookahead decoding, of which 1, 1, 0 is plain.
 Carrier = Literal["tensor", "parameter", "lookahead"]
 
@@ -33,8 +33,8 @@ class DraftLimit:
     """How one request limits its draft tokens; 0 means plain decoding."""
 
     carrier: Carrier
-    most: int  # draft tokens of a step, unless a request asks for fewer
-    any_number: bool = False  # False: a request may ask for 0 or `most` only
+    most: int  # draft tokens of a step, unless a request sets fewer
+    any_number: bool = False  # False: a request may set only 0 or `most`
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class RecurrentDrafter:
     """ReDrafter's net (2403.09919) in its target's checkpoint, and the beams that it lays out.
 
     It reads a hidden state of the target and a recurrent state of the same size; `exit_dim` is the
-    width of its residual layers. Keys of config.json: these names behind `redrafter_`.
+    width of its residual layers. Keys of config.json: these names after `redrafter_`.
     """
 
     num_layers: int

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import torch
 
 # Facts that are the target's own in upstream's engine: its tokens, hidden states, positions and
-# KV cache, which holds the drafter's layer behind the target's -> what they are called.
+# KV cache, which holds the drafter's layer after the target's -> what they are called.
 _SHARED = {
     "hidden_size": "hidden size",
     "vocab_size": "vocabulary size",

@@ -1,4 +1,4 @@
-"""One safetensors file, read by byte ranges: memory holds the rows that were asked for, no more.
+"""One safetensors file, read by byte ranges: memory holds only the requested rows.
 
 A mapping would do as well, but every page of it that was touched counts as memory of the process;
 reading into a small buffer that stays in the processor's cache is not slower.

@@ -41,7 +41,7 @@ def learn(job: Job, net: GuesserNet, options: GuesserTraining, guesses: int) -> 
 
 
 def _features(job: Job, guesses: int) -> tuple[Features, Features]:
-    job.notify("hidden states of the target: computing what is not cached")
+    job.notify("computing the hidden states of the target that are not cached")
     first, second = (
         read_features(job.target, documents, guesses, job.work, progress=job.progress)
         for documents in (job.text.training, job.text.held_out)

@@ -91,7 +91,7 @@ def produce(
             require_replaceable([place])
         path = fetch_source(config, "target", notify).path
         target = load_target(path, config.train.dtype, folder / ".digests.json")
-        notify("text: reading, and answering prompts if there are any")
+        notify("reading text and generating answers to the prompts")
         text = gather_text(config, target, work, progress=progress)
         inputs = {
             "target": target.digest,

@@ -149,7 +149,7 @@ def embedding(source: str, model: ModelConfig) -> TensorPlan:
 
 
 def last(plans: Sequence[TensorPlan]) -> list[TensorPlan]:
-    """Place tensors behind all layers."""
+    """Place tensors after all layers."""
     return [replace(plan, stage="last") for plan in plans]
 
 
