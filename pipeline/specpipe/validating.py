@@ -1,7 +1,5 @@
 """`specpipe validate` for a run: find its files and start its servers one after the other."""
 
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from specpipe.validate.questions import Questions
     from specpipe.validate.report import Report
 
-EVERY_S = 15.0  # between two lines of progress where stderr is no terminal
 Notify = Callable[[str], None]
 Progress = Callable[[int, int], None]
 
@@ -76,26 +73,9 @@ def validate_run(
         require_repository(config.baseline, plain)
     asked = len(questions.asked) * config.validate.repeats
     notify(f"validating with {asked} prompts: transformers answers them first, then the server")
-    show = progress if sys.stderr.isatty() else spoken_progress(progress, notify)
-    report = validate(subject, ours, baseline, progress=show)
+    report = validate(subject, ours, baseline, progress=progress)
     write_report(report, workspace.reports)
     return report
-
-
-def spoken_progress(
-    progress: Progress, notify: Notify, clock: Callable[[], float] = time.monotonic
-) -> Progress:
-    """Return a callback that also reports progress as a line, at most every `EVERY_S` seconds."""
-    last = clock()
-
-    def update(done: int, total: int) -> None:
-        nonlocal last
-        progress(done, total)
-        if clock() - last >= EVERY_S:
-            last = clock()
-            notify(f"prompt {done} of {total}")
-
-    return update
 
 
 @contextmanager

@@ -40,7 +40,6 @@ from specpipe.validate.trials import (
     find_divergence,
 )
 from specpipe.validate.validate import require_passed
-from specpipe.validating import spoken_progress
 
 RIGHT = (5, 6, 7, 8)
 SPECULATING = [ServedArm("plain", 0), ServedArm("speculative")]
@@ -492,14 +491,3 @@ def test_a_gate_shows_its_value_and_what_is_required(
     name: str, bound: float, value: float | None, shown: str
 ) -> None:
     assert str(GateResult(name, "speculative", bound, value, passed=False)) == shown
-
-
-def test_progress_is_also_a_line_every_fifteen_seconds() -> None:
-    said: list[str] = []
-    seen: list[tuple[int, int]] = []
-    times = iter([0.0, 5.0, 16.0, 16.0, 20.0, 40.0, 40.0])
-    update = spoken_progress(lambda *at: seen.append(at), said.append, lambda: next(times))
-    for done in range(1, 5):
-        update(done, 20)
-    assert seen == [(n, 20) for n in range(1, 5)]
-    assert said == ["prompt 2 of 20", "prompt 4 of 20"]
