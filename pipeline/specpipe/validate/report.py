@@ -172,38 +172,26 @@ def to_html(report: Report) -> str:
         ]
         for m in report.metrics
     ]
-    speeds = report.figures["tokens_per_second"]
-    histogram = {str(n): float(count) for n, count in report.histogram().items()}
-    speedup = report.figures["speedup_over_plain"]
-    ratios = speedups_by_prompt(report.trials, "plain", "speculative") if speedup else {}
     gates = [f"{_verdict(g.passed)}: {g}" for g in report.gates]
     checks = [f"{_verdict(c.passed)}: {c}" for c in report.checks]
     parts = [
         html.verdict(report.passed, report.config.name),
-        html.facts(report.conditions()),
         html.heading("Gates", ""),
         html.items(gates or ["none configured"]),
-        *([html.heading("Checks", ""), html.items(checks)] if checks else []),
+        *_speed_charts(report, arms),
+        html.heading("Conditions", ""),
+        html.facts(report.conditions()),
         html.heading("Figures", "Medians, with the 10th and 90th percentiles in brackets."),
         html.table(["", *(LABELS[arm] for arm in arms), "meaning"], rows),
-        html.heading("Tokens per second", "One request at a time; larger is better."),
-        html.bars({LABELS[arm]: speeds[arm].median for arm in arms if arm in speeds}, "tokens/s"),
+        *([html.heading("Checks", ""), html.items(checks)] if checks else []),
     ]
-    if histogram:
+    if histogram := {str(n): float(count) for n, count in report.histogram().items()}:
         parts += [
             html.heading(
                 "Accepted draft tokens per step",
                 "Number of steps by accepted tokens. A step is one target forward pass.",
             ),
             html.columns(histogram, "accepted draft tokens", "steps"),
-        ]
-    if ratios:
-        parts += [
-            html.heading(
-                "Speed-up by prompt",
-                "Speculative over plain decoding. Below the line at 1 speculation is slower.",
-            ),
-            html.columns({str(p): r for p, r in ratios.items()}, "prompt", "speed-up", mark=1.0),
         ]
     if report.trials.omitted:
         left_out = [f"{name}: {reason}" for name, reason in report.trials.omitted.items()]
@@ -213,3 +201,22 @@ def to_html(report: Report) -> str:
         html.items(divergence_lines(report) or ["none"]),
     ]
     return html.page(f"Validation of {report.config.name}", parts)
+
+
+def _speed_charts(report: Report, arms: Sequence[Arm]) -> list[str]:
+    """Return the charts of tokens per second and of the speed-up of each prompt."""
+    speeds = report.figures["tokens_per_second"]
+    parts = [
+        html.heading("Tokens per second", "One request at a time; larger is better."),
+        html.bars({LABELS[arm]: speeds[arm].median for arm in arms if arm in speeds}, "tokens/s"),
+    ]
+    if report.figures["speedup_over_plain"]:
+        ratios = speedups_by_prompt(report.trials, "plain", "speculative")
+        parts += [
+            html.heading(
+                "Speed-up by prompt",
+                "Speculative over plain decoding. Below the line at 1 speculation is slower.",
+            ),
+            html.columns({str(p): r for p, r in ratios.items()}, "prompt", "speed-up", mark=1.0),
+        ]
+    return parts
