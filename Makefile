@@ -22,4 +22,5 @@ unit:
 
 # Builds the documentation, serves it on http://127.0.0.1:8090 and opens it where there is a browser.
 docs:
+	scripts/setup cpu gguf dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --strict --livereload --open
