@@ -68,7 +68,11 @@ def test_help_imports_neither_torch_nor_transformers_nor_openvino() -> None:
         (["plan", "--config", "README.md"], 2, "README.md:"),
         (["package", "--config", "f", "--image", "r/x:1"], 2, "--image needs --deploy"),
         (["plan", "--config", "f", "--workspace", "README.md"], 2, "'README.md' is a file"),
-        (["generate", "--url", "127.0.0.1:1", "hi"], 6, "no server answers at 127.0.0.1:1"),
+        (
+            ["generate", "--url", "127.0.0.1:1", "hi"],
+            6,
+            "no server at 127.0.0.1:1 (connection refused)",
+        ),
         (["serve", "--config", "model_configs/llama70b_draft7b.yaml", "--http-port", "0"], 2, "0"),
     ],
 )

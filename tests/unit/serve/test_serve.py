@@ -1,7 +1,9 @@
 """The server's surroundings that need no server: ports, messages, the client's tensors."""
 
+import http.server
 import re
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from tritonclient.utils import InferenceServerException
 from specpipe.errors import ConfigError, StageFailed, Unavailable, Unsupported
 from specpipe.serve.address import Address, free_address, require_free_ports
 from specpipe.serve.client import Acceptance, Client, Options, Piece, collect
-from specpipe.serve.refusals import refusal
+from specpipe.serve.refusals import absence, refusal
 from specpipe.serve.tritonserver import start_server
 from specpipe.serve.watch import is_ready
 
@@ -75,8 +77,33 @@ def test_the_servers_errors_become_ours(status, message: str, kind: type[Excepti
     assert not re.search(r"\b[A-Z]+_?[A-Z]+: ", str(error))
 
 
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        ("last error: UNKNOWN: ipv4:127.0.0.1:1: Failed to connect to remote host: "
+         "Connection refused", "no server at h:1 (connection refused)"),
+        ("errors resolving h:1: address lookup failed for h:1: Domain name not found",
+         "no server at h:1 (unknown host name)"),
+        ("Failed parsing HTTP/2 (Expected SETTINGS frame)",
+         "the server at h:1 does not speak gRPC\n  hint: the gRPC port is 8001 by default"),
+        ("Socket closed", "the server at h:1 closed the connection"),
+        ("something new", "no server at h:1: something new"),
+    ],
+)  # fmt: skip
+def test_an_absent_server_has_a_short_cause(reason: str, message: str) -> None:
+    assert str(absence(reason, "h:1")).startswith(message)
+
+
+def test_a_port_of_http_is_named() -> None:
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(Unavailable, match="does not speak gRPC|closed the connection"):
+            Client(f"127.0.0.1:{server.server_port}").generate("hi", Options(max_tokens=1))
+        server.shutdown()
+
+
 def test_an_absent_server_is_a_sentence_with_a_hint() -> None:
-    with pytest.raises(Unavailable, match=r"no server answers(.|\n)*specpipe serve"):
+    with pytest.raises(Unavailable, match=r"no server at (.|\n)*specpipe serve"):
         Client("127.0.0.1:1").generate("hi", Options(max_tokens=1))
 
 
