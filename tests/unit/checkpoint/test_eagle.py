@@ -296,7 +296,7 @@ def test_the_cpu_engine_refuses_it_and_names_what_works(
     write_config: Callable[..., Path], drafter: Path, tmp_path: Path
 ) -> None:
     config = eagle_run(write_config, drafter, backend="openvino", gpu=None, dtype="float32")
-    words = "eagle runs in TensorRT-LLM's engines only; use backend: tensorrt, or one of medusa"
+    words = "eagle runs only in TensorRT-LLM engines; use backend: tensorrt, or one of medusa"
     with pytest.raises(Unsupported, match=words):
         build(config, Workspace(tmp_path, config.name), ("convert",))
 

@@ -283,4 +283,4 @@ def test_equal_content_elsewhere_is_fresh_and_other_content_of_equal_looks_is_no
     assert [result.fresh for result in build(*run, ("convert",))] == [True]
     flip(copy / "model.safetensors")
     (result,) = build(*run, ("convert",))
-    assert not result.fresh and result.reason.startswith("source model.safetensors: ")
+    assert not result.fresh and result.reason.startswith("source model.safetensors changed")

@@ -85,7 +85,7 @@ def test_a_fresh_product_is_left_alone_and_changed_options_make_it_again(
     first = train_medusa(make_run(), workspace)
     assert not first.fresh and train_medusa(make_run(), workspace).fresh
     changed = train_medusa(make_run(medusa={"head_loss_decay": 0.5}), workspace)
-    assert changed.reason.startswith("options: ")
+    assert changed.reason.startswith("options changed")
 
 
 def test_two_trainings_give_equal_bytes_and_another_seed_gives_others(

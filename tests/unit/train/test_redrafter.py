@@ -84,7 +84,7 @@ def test_a_fresh_one_is_left_alone_and_medusa_heads_are_another_product(
     assert not first.fresh and train_redrafter(make_run(), workspace).fresh
     assert first.path.name == "redrafter"
     changed = train_redrafter(make_run(redrafter={"draft_len": 2}), workspace)
-    assert changed.reason.startswith("options: ")
+    assert changed.reason.startswith("options changed")
 
 
 def test_soft_labels_are_what_the_target_says_at_the_place_of_each_guess(
