@@ -39,10 +39,10 @@ def answers_stream(url: str, timeout_s: float) -> bool:
 
 
 def answers_request(url: str, model: Model, timeout_s: float) -> bool:
-    """Tell whether a request for one token is answered, be it with an error of its own.
+    """Return whether a request for one token is answered; an error of the model is an answer too.
 
-    A full queue is no answer: whether the engine moves is told by other signs. Our models leave
-    the request out of their metrics.
+    A full queue is not an answer: other checks show whether the engine moves. specpipe's models
+    leave the request out of their metrics.
     """
     drafts = None if model.draft_limit is None else 0
     options = Options(max_tokens=1, num_draft_tokens=drafts)

@@ -45,10 +45,10 @@ def ask_engine(
 
 
 def ping_engine(path: Path, timeout_s: float) -> Heartbeat:
-    """Return what the thread that owns the engine answers; it does so between any two steps.
+    """Return the answer of the thread that owns the engine, which answers between two steps.
 
-    Raises EngineError UNAVAILABLE if it does not answer within `timeout_s`: the process is gone or
-    stopped, or the engine is in a call that does not return.
+    Raises EngineError UNAVAILABLE if there is no answer within `timeout_s`: the process has ended
+    or is stopped, or the engine is in a call that does not return.
     """
     deadline = time.monotonic() + timeout_s
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
