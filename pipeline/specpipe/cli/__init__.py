@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -64,17 +64,19 @@ def refusal(error: OSError) -> str:
 def usage_error(error: click.UsageError, ctx: click.Context) -> ConfigError:
     """Return an error of click in the form of all errors: one line, lower case, with a hint."""
     message = " ".join(error.format_message().split()).rstrip(".")
-    group = (
-        f"{ctx.command_path} {ctx.invoked_subcommand or ''}".rstrip()
-    )  # the parser gives no context
-    path = error.ctx.command_path if error.ctx else group
+    # The parser's own errors have no context.
+    command = f"{ctx.command_path} {ctx.invoked_subcommand or ''}".rstrip()
+    path = error.ctx.command_path if error.ctx else command
     return ConfigError(f"{message[:1].lower()}{message[1:]}", hint=f"run `{path} --help`")
 
 
-def _shows_help(error: click.UsageError) -> bool:
-    """Whether click prints the help instead of an error, as for a group without a command."""
-    kind = getattr(click.exceptions, "NoArgsIsHelpError", None)
-    return kind is not None and isinstance(error, kind)
+def _refuse_usage(error: click.UsageError, ctx: click.Context) -> NoReturn:
+    """Print a usage error and exit; for a group without a command click prints the help."""
+    shows_help = getattr(click.exceptions, "NoArgsIsHelpError", None)
+    if shows_help is not None and isinstance(error, shows_help):
+        raise error
+    print_error(usage_error(error, ctx), ctx)
+    ctx.exit(ConfigError.exit_code)
 
 
 class _Group(click.Group):
@@ -85,10 +87,7 @@ class _Group(click.Group):
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            if _shows_help(error):
-                raise
-            print_error(usage_error(error, ctx), ctx)
-            ctx.exit(ConfigError.exit_code)
+            _refuse_usage(error, ctx)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -98,10 +97,7 @@ class _Group(click.Group):
             print_error(error, ctx)
             ctx.exit(error.exit_code)
         except click.UsageError as error:
-            if _shows_help(error):
-                raise
-            print_error(usage_error(error, ctx), ctx)
-            ctx.exit(ConfigError.exit_code)
+            _refuse_usage(error, ctx)
         except KeyboardInterrupt as interrupt:
             click.echo(f"\ninterrupted{f' by {interrupt}' if str(interrupt) else ''}", err=True)
             ctx.exit(exit_code(interrupt))
