@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "pipeline/specpipe"
 
 # From the bottom up; a module imports from its own group and from groups above it in this list.
 LAYERS = [
-    {"errors"},
+    {"errors", "cpu"},
     {"model"},
     {"contracts", "endpoint"},
     {"building"},

@@ -68,7 +68,7 @@ class EngineOptions:
     """`tensorrt`: patterns of modules that are not quantized. A list replaces the default of
     TensorRT-LLM (`*lm_head`, `*router`, `*vocab_embedding`, ...), extended by drafters."""
     tensorrt_llm: str | None = None
-    """`tensorrt`, `llmapi`: the release, in quotes, e.g. `"0.18.2"`. Default: 1.2.1."""
+    """`tensorrt`, `llmapi`: the release, in quotes, e.g. `"0.18.2"`. Default: `{release}`."""
     tp_size: int = field(default=0, metadata=at_least(1))
     """GPUs that share every layer (tensor parallelism). Default: the fewest on which the run
     fits. `openvino`: 1 only."""

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specpipe.artifacts import Workspace
-from specpipe.config import RunConfig
+from specpipe.config import EngineOptions, RunConfig
 from specpipe.engine.tensorrt.profiles import Profile, find_profile
 from specpipe.errors import SpecpipeError
 from specpipe.inventory import Machine, look
 from specpipe.plan.gpus import find_gpu
+from specpipe.plan.outlook import cpu_notes
 from specpipe.planning import make_plan
 
 _LEAST_DRIVER = {"12": 525, "13": 580}  # branch of the driver by CUDA's major version
@@ -37,6 +38,7 @@ class Needs:
     ranks: int = 1
     disk_bytes: int = 0  # checkpoints and engines
     profile: Profile | None = None  # of TensorRT-LLM, if the run uses it
+    engine: EngineOptions | None = None
 
     @property
     def sm(self) -> int | None:
@@ -58,11 +60,11 @@ def needs_of(config: RunConfig, workspace: Path) -> Needs:
     try:
         requests = make_plan(config, Workspace(workspace, config.name)).requests
     except SpecpipeError:  # `plan` reports it; this command checks the machine
-        return Needs(engine.backend, engine.gpu, 1, 0, profile)
+        return Needs(engine.backend, engine.gpu, 1, 0, profile, engine)
     target = requests["target"]
     weights = sum(request.model.num_parameters for request in requests.values())
     ranks = target.parallel.world_size
-    return Needs(engine.backend, engine.gpu, ranks, 4 * weights, profile)
+    return Needs(engine.backend, engine.gpu, ranks, 4 * weights, profile, engine)
 
 
 def judge(machine: Machine, needs: Needs | None) -> list[Finding]:
@@ -74,6 +76,7 @@ def judge(machine: Machine, needs: Needs | None) -> list[Finding]:
         _server(machine, needs),
         _numpy(machine, needs),
         Finding("cpu", f"{machine.cpus} CPUs, {' '.join(machine.cpu_kinds)}"),
+        *_bfloat16(machine, needs),
         Finding("memory", _size(machine.memory_bytes)),
         _shared_memory(machine),
         _disk(machine, needs),
@@ -116,6 +119,13 @@ def _numpy(machine: Machine, needs: Needs | None) -> Finding:
         "ok" if old else f"{version or 'missing'}, must be below 2",
         "pip install 'numpy<2': with numpy 2 the server returns empty answers" if bad else None,
     )
+
+
+def _bfloat16(machine: Machine, needs: Needs | None) -> Iterator[Finding]:
+    """Note that the CPU engine of a run in bfloat16 gains nothing here; this is no problem."""
+    if needs and needs.engine:
+        for note in cpu_notes(needs.engine, machine.cpu_kinds):
+            yield Finding("bfloat16", f"emulated: {note}")
 
 
 def _shared_memory(machine: Machine) -> Finding:

@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import socket
 import subprocess
@@ -12,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from specpipe.cpu import cpu_kinds
 from specpipe.engine.tensorrt.container import RUNTIMES
 from specpipe.engine.tensorrt.machine import (
     FoundGpu,
@@ -31,7 +31,6 @@ PACKAGES = (
     "nvidia-pytriton",
 )
 PORTS = (8000, 8001, 8002)
-_CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "avx_vnni")
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def look(workspace: Path, ports: Sequence[int] = PORTS) -> Machine:
         packages={name: _version(name) for name in PACKAGES},
         server=find_server(),
         cpus=os.cpu_count() or 0,
-        cpu_kinds=_cpu_kinds(),
+        cpu_kinds=cpu_kinds(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         shared_memory_bytes=shutil.disk_usage(shm).free if shm.is_dir() else 0,
         disk_bytes=shutil.disk_usage(_existing(workspace.absolute())).free,
@@ -105,14 +104,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _cpu_kinds() -> tuple[str, ...]:
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        flags = ""
-    return tuple(name for name in _CPU_FLAGS if name in flags) or (platform.machine(),)
 
 
 def _existing(path: Path) -> Path:

@@ -34,6 +34,17 @@ class DraftOptions:
 
 
 @dataclass(frozen=True)
+class Eagle3Draft:
+    """The EAGLE-3 checkpoint; it has no heads of its own."""
+
+    model: str
+    """Folder or Hugging Face id of an EAGLE-3 checkpoint that was trained for this target."""
+    revision: str | None = field(default=None, metadata=REVISION)
+    """Branch, tag or commit. Refused: TensorRT-LLM loads the main branch. Download the revision
+    and set `model` to its folder."""
+
+
+@dataclass(frozen=True)
 class NoSpeculation:
     """Plain decoding: one token per step."""
 
@@ -224,7 +235,7 @@ class Eagle3:
     """Drafts of a one-layer model that reads the target's hidden states; `llmapi` only."""
 
     method: Literal["eagle3"]
-    draft: DraftOptions
+    draft: Eagle3Draft
     """An EAGLE-3 checkpoint that was trained for this target."""
     num_draft_tokens: int = field(default=3, metadata=between(1, 64))
     """Draft tokens per step."""

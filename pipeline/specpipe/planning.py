@@ -1,7 +1,7 @@
 """`specpipe plan`: read the models' facts, check the backend, collect every refusal."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from specpipe.checkpoint.source import Source
 from specpipe.checkpoint.tokenizer import read_vocabulary, special_ids
 from specpipe.config import RunConfig
 from specpipe.contracts import Role
+from specpipe.cpu import cpu_kinds
 from specpipe.errors import Unsupported
 from specpipe.locate import Located, locate
 from specpipe.methods import Hybrid, Medusa
@@ -21,7 +22,7 @@ from specpipe.plan.compatibility import Difference, Vocabulary, differences, not
 from specpipe.plan.gpus import Gpu, find_gpu, spelling, unknown_gpu
 from specpipe.plan.memory import Memory
 from specpipe.plan.options import check_options
-from specpipe.plan.outlook import engine_notes, outlook
+from specpipe.plan.outlook import cpu_notes, engine_notes, outlook
 from specpipe.plan.plan import (
     Download,
     Plan,
@@ -80,6 +81,7 @@ def _plan_run(config: RunConfig, workspace: Workspace) -> Plan:
     ]
     built = {r: q for r, q in requests.items() if r == "target" or not backend.serves_sources}
     places = list(_places(backend, built, workspace))
+    rejections += _occupied(places)
     commands = tuple(_commands(backend, built, workspace))
     guesser = found.guessers.get("target")
     accuracy = guesser.accuracy if guesser else None
@@ -90,12 +92,13 @@ def _plan_run(config: RunConfig, workspace: Workspace) -> Plan:
         memory=memory,
         commands=commands,
         versions=backend.versions(config.engine.tensorrt_llm),
-        rejections=tuple(dict.fromkeys([*rejections, *_occupied(places)])),
+        rejections=tuple(dict.fromkeys(_located(config, rejections))),
         gaps=tuple(check_calibration(config.engine, found.sources.values())),
         notes=(
             *found.notes,
             *notes(differing, own_loop=own_loop),
             *engine_notes(config, found.models["target"], gpu),
+            *cpu_notes(config.engine, cpu_kinds()),
             *_length_notes(config, commands),
             *(f"{reason}; build does not replace them" for reason in _kept(places, owned=True)),
         ),
@@ -116,6 +119,14 @@ def _check_requests(
     yield from check_models(requests)
     if config.engine.gpu and find_gpu(config.engine.gpu) is None:
         yield unknown_gpu(config.engine.gpu)
+
+
+def _located(config: RunConfig, rejections: Iterable[Rejection]) -> Iterator[Rejection]:
+    """Put file and line before every reason that begins with a key of the config."""
+    for rejection in rejections:
+        place = config.places.get(rejection.reason.split(maxsplit=1)[0])
+        reason = f"{place}: {rejection.reason}" if place else rejection.reason
+        yield replace(rejection, reason=reason)
 
 
 def _check_parts(config: RunConfig, found: Located, *, serves_sources: bool) -> Iterator[Rejection]:

@@ -359,3 +359,9 @@ def test_refuses_an_impossible_training(
     with pytest.raises(ConfigError) as error:
         read(tmp_path, GOOD + TRAIN.replace(old, new))
     assert f"demo.yaml:{line}: " in str(error.value) and words in str(error.value)
+
+
+def test_the_draft_of_eagle3_takes_no_keys_of_heads(tmp_path: Path) -> None:
+    text = "  method: eagle3\n  draft: {model: small, heads: x}\n"
+    with pytest.raises(ConfigError, match=r"demo.yaml:\d+: unknown key 'speculation.draft.heads'"):
+        read(tmp_path, GOOD.replace("  method: prompt_lookup\n", text))

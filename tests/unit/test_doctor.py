@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.config import read_config
+from specpipe.artifacts import Workspace
+from specpipe.config import EngineOptions, read_config
+from specpipe.cpu import cpu_kinds, emulates_bfloat16
 from specpipe.doctor import Needs, examine, judge, needs_of
 from specpipe.engine.tensorrt.machine import FoundGpu
 from specpipe.engine.tensorrt.profiles import DEFAULT
 from specpipe.inventory import Machine, Runtime, find_container_runtime, look
+from specpipe.plan.outlook import cpu_notes
+from specpipe.planning import make_plan
 
 H100 = FoundGpu("NVIDIA H100 80GB HBM3", 90, 81559, "580.65.06")
 PACKAGES = {"torch": "2.10", "numpy": "1.26.4", "openvino": None, "nvidia-pytriton": None}
@@ -111,3 +115,46 @@ def test_the_container_runtime_is_asked(script: str, expected, tmp_path: Path, m
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     runtime = find_container_runtime()
     assert runtime is not None and (runtime.answers, runtime.knows_nvidia) == expected
+
+
+BF16 = read_config(Path("model_configs/smollm2-135m_hybrid_bf16.yaml")).engine
+NATIVE = ("avx2", "avx512f", "avx512_bf16")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "engine", "noted"),
+    [
+        (("avx2",), BF16, True),
+        (("avx2", "avx512f"), BF16, True),
+        (NATIVE, BF16, False),
+        (("avx2", "amx_bf16"), BF16, False),
+        (("aarch64",), BF16, False),
+        (("avx2",), dataclasses.replace(BF16, dtype="float32"), False),
+        (("avx2",), dataclasses.replace(BF16, quantization="int8"), False),
+        (("avx2",), dataclasses.replace(BF16, backend="tensorrt"), False),
+    ],
+)
+def test_bfloat16_on_a_cpu_without_its_instructions_is_noted(
+    kinds: tuple[str, ...], engine: EngineOptions, noted: bool
+) -> None:
+    notes = list(cpu_notes(engine, kinds))
+    assert [("engine.dtype: float32" in note) for note in notes] == [True] * noted
+    machine = changed(cpu_kinds=kinds)
+    found = judge(machine, Needs("openvino", engine=engine))
+    (lines,) = [[f for f in found if f.name == "bfloat16"]]
+    assert len(lines) == noted and not any(line.problem for line in lines)
+
+
+def test_the_flags_of_a_cpu_are_whole_words(tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("model name : X\nflags : fpu avx2 avx512f avx512_bf16_of_tomorrow\n")
+    assert cpu_kinds(info) == ("avx2", "avx512f")
+    assert len(cpu_kinds(tmp_path / "none")) == 1
+
+
+def test_plan_notes_bfloat16_as_the_cpu_of_this_machine_has_it(tmp_path: Path) -> None:
+    config = read_config(Path("model_configs/smollm2-135m_hybrid_bf16.yaml"))
+    if not Path(config.target.model).expanduser().is_dir():
+        pytest.skip("the model is not on this machine")
+    notes = make_plan(config, Workspace(tmp_path, config.name)).notes
+    assert any("amx_bf16" in note for note in notes) == emulates_bfloat16(cpu_kinds())

@@ -89,4 +89,4 @@ def _tls(deployment: Deployment) -> list[str]:
 
 
 def _block(*commands: str) -> list[str]:
-    return ["```", *commands, "```", ""]
+    return ["```bash", *commands, "```", ""]

@@ -1,10 +1,11 @@
 """The estimate of a plan (step times and speed-ups), and its notes on the engines."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from specpipe.building import BuildRequest, Footprint
-from specpipe.config import RunConfig
+from specpipe.config import EngineOptions, RunConfig
 from specpipe.contracts import Role
+from specpipe.cpu import emulates_bfloat16
 from specpipe.methods import REWINDING, Eagle, Lookahead, Medusa, NoSpeculation, ReDrafter
 from specpipe.model import ModelConfig
 from specpipe.plan.gpus import Gpu
@@ -90,6 +91,17 @@ def engine_notes(config: RunConfig, target: ModelConfig, gpu: Gpu | None) -> Ite
         yield from _group_notes(target, gpu, engine.kv_cache_quantization)
     if engine.tp_size > 1 and not gpu.nvlink_gbs:
         yield f"{gpu.name} has no NVLink: the {engine.tp_size} ranks communicate over PCIe"
+
+
+def cpu_notes(engine: EngineOptions, kinds: Collection[str]) -> Iterator[str]:
+    """Yield a note if the CPU engine of a run computes in bfloat16 and the CPU cannot."""
+    if engine.backend != "openvino" or engine.quantization != "none":
+        return
+    if engine.dtype == "bfloat16" and emulates_bfloat16(kinds):
+        yield (
+            "this CPU has neither avx512_bf16 nor amx_bf16, so it computes bfloat16 with float32 "
+            "instructions; engine.dtype: float32 is as fast or faster here, and its output is exact"
+        )
 
 
 def _group_notes(target: ModelConfig, gpu: Gpu, cache: str) -> Iterator[str]:

@@ -1,0 +1,22 @@
+"""The instructions of this machine's CPU that decide how fast a data type is."""
+
+import platform
+from collections.abc import Collection
+from pathlib import Path
+
+_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "avx_vnni")
+_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
+
+
+def cpu_kinds(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
+    """Return the flags of the CPU that matter here; the architecture if it has none of them."""
+    try:
+        flags = cpuinfo.read_text().split()
+    except OSError:
+        flags = []
+    return tuple(name for name in _FLAGS if name in flags) or (platform.machine(),)
+
+
+def emulates_bfloat16(kinds: Collection[str]) -> bool:
+    """Return whether an x86 CPU with these flags has no instructions for bfloat16."""
+    return bool(set(kinds) & set(_FLAGS)) and not _BFLOAT16 & set(kinds)
