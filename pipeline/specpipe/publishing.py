@@ -1,11 +1,11 @@
-"""Folders that appear whole or not at all, and that replace nothing of the user's.
+"""Publish folders atomically, and never replace files of the user.
 
-An artifact is built in a sibling of its place, under a name of its own with a *mark* next to it: a
-file that only this module writes. What has no mark is not ours and is never deleted. The finished
-folder is exchanged with the old one in one step of the kernel (`renameat2`), so at every moment
-there is the old artifact or the new one. Where the file system cannot exchange (some network and
-FUSE file systems), the old one is renamed first; a process killed between the two renames leaves
-no artifact, and the next build puts the old one back before it does anything else.
+An artifact is built in a temporary folder next to its destination. A *mark*, a file that only this
+module writes, lies next to the temporary folder; a folder without a mark is never deleted. One
+system call (`renameat2`) exchanges the finished folder with the old one, so either the old or the
+new artifact exists at any time. Some network and FUSE file systems cannot exchange folders. There
+the old folder is renamed first; if the process is killed between the two renames, the next build
+first moves the old artifact back.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def why_kept(path: Path) -> str | None:
-    """Return what at `path` is not specpipe's, so that nothing may replace it; None if all is."""
+    """Return why nothing may replace `path`, for example foreign files; None if it may."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         return f"{path} is {'a symbolic link' if path.is_symlink() else 'a file'}, not a folder"
     if not path.exists() or not any(path.iterdir()):
@@ -46,7 +46,7 @@ def why_kept(path: Path) -> str | None:
 def unlisted(artifact: Artifact) -> list[str]:
     """Return the files in an artifact's folder that its manifest does not list.
 
-    What Python caches next to the models that a server runs does not count.
+    Python's caches next to the models of a server are ignored.
     """
     known = {MANIFEST, *artifact.manifest.files}
     files = (f for f in artifact.path.rglob("*") if f.is_symlink() or not f.is_dir())
@@ -59,7 +59,7 @@ def _is_cache(file: Path) -> bool:
 
 
 def require_replaceable(paths: Sequence[Path]) -> None:
-    """Raise ConfigError, naming everything at these places that specpipe did not write."""
+    """Raise ConfigError with all files at these paths that specpipe did not write."""
     kept = [reason for path in paths if (reason := why_kept(path))]
     if kept:
         raise ConfigError(
@@ -76,11 +76,11 @@ def require_replaceable(paths: Sequence[Path]) -> None:
 def staged(path: Path, stage: str, resume: str | None = None) -> Iterator[Path]:
     """Yield a marked sibling of `path`; remove it if the block raises.
 
-    It is empty, unless `resume` is given, a key of what is made and of what: then it is what a
-    killed or interrupted process left that was making the same. It stays if the block is
-    interrupted or if a file outside of it cannot be read. Raises ConfigError if what stands at
-    `path` was not written by specpipe. Raises StageFailed for every OSError, naming the stage and
-    the file.
+    The folder is empty, unless `resume` is given, a key of the artifact and its inputs: then it has
+    the files that a killed or interrupted process with the same key left. With `resume`, the folder
+    is kept if the block is interrupted or if a file outside of it cannot be read. Raises
+    ConfigError if specpipe did not write the folder at `path`. Raises StageFailed for every
+    OSError, with the stage and the file.
     """
     require_replaceable([path])
     temporary = _make_sibling(path, stage, resume)
@@ -97,7 +97,7 @@ def staged(path: Path, stage: str, resume: str | None = None) -> Iterator[Path]:
         raise
     finally:
         if not keep:
-            _remove(temporary)  # after success: the artifact that was replaced
+            _remove(temporary)  # after success it contains the replaced artifact
 
 
 def _make_sibling(path: Path, stage: str, resume: str | None) -> Path:
@@ -106,7 +106,7 @@ def _make_sibling(path: Path, stage: str, resume: str | None) -> Path:
         if resume is None:
             return _marked(_free_name(path, "tmp"), exist_ok=False)
         begun = path.with_name(_begun_name(path, resume))
-        if (begun / MANIFEST).exists():  # it was published: this is what it replaced
+        if (begun / MANIFEST).exists():  # it was published; this folder has the replaced artifact
             _remove(begun)
         return _marked(begun, exist_ok=True)
     except OSError as error:
@@ -114,10 +114,10 @@ def _make_sibling(path: Path, stage: str, resume: str | None) -> Path:
 
 
 def _marked(folder: Path, *, exist_ok: bool) -> Path:
-    """Make a folder whose mark is there before it is."""
+    """Write the mark of a folder, then make the folder."""
     mark = _mark(folder)
     if not (exist_ok and _has_mark(folder)):
-        with mark.open("x", encoding="utf-8") as file:  # refuses a file of somebody else's
+        with mark.open("x", encoding="utf-8") as file:  # fails if a foreign file has this name
             file.write(_MARK_TEXT)
     folder.mkdir(exist_ok=exist_ok and _has_mark(folder))
     return folder
@@ -135,7 +135,7 @@ def _has_mark(folder: Path) -> bool:
 
 
 def _free_name(path: Path, kind: str) -> Path:
-    """Return a name next to `path` that nobody has, in this or another container."""
+    """Return an unused name next to `path`, unique across containers."""
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.{kind}")
 
 
@@ -144,7 +144,7 @@ def _begun_name(path: Path, resume: str) -> str:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a marked folder, its mark last; nothing if it has none."""
+    """Delete a marked folder, then its mark; do nothing if it has no mark."""
     if _has_mark(folder):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
@@ -154,8 +154,8 @@ def _remove(folder: Path) -> None:
 def write_publish(temporary: Path, path: Path, manifest: Manifest) -> Artifact:
     """Write the manifest into `temporary` and make it the artifact at `path`.
 
-    The artifact that was there, if one was, is then at `temporary`. Raises ConfigError if what
-    stands at `path` is not ours.
+    An old artifact at `path` is moved to `temporary`. Raises ConfigError if specpipe did not write
+    the folder at `path`.
     """
     files = {str(f.relative_to(temporary)): f.stat().st_size for f in _files(temporary)}
     whole = Manifest(manifest.kind, manifest.inputs, manifest.facts, files)
@@ -176,9 +176,9 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _replace(temporary: Path, path: Path) -> None:
-    """Put `temporary` at `path`, and what was there at `temporary`."""
+    """Move `temporary` to `path`, and an old folder at `path` to `temporary`."""
     if not path.exists() or not any(path.iterdir()):
-        temporary.rename(path)  # which replaces an empty folder
+        temporary.rename(path)  # rename replaces an empty folder
     elif not exchange(temporary, path):
         old = _free_name(path, "old")
         _mark(old).write_text(_MARK_TEXT, encoding="utf-8")
@@ -203,10 +203,10 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def remove_leftovers(path: Path, resume: str | None = None) -> None:
-    """Delete what dead builds of the artifact at `path` left; the caller holds the lock.
+    """Delete the leftovers of dead builds of the artifact at `path`; the caller holds the lock.
 
-    Only what has our mark is deleted; what a build with the key `resume` began stays. An artifact
-    that a killed build had moved away, and not replaced yet, is put back.
+    Only marked folders are deleted; the folder of a build with the key `resume` is kept. If a
+    killed build had moved the old artifact away without replacing it, it is moved back.
     """
     put_back(path)
     for folder in _siblings(path):
@@ -230,7 +230,7 @@ def _siblings(path: Path) -> list[Path]:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each entry on the disk."""
+    """Make a folder and its parents, and flush each entry to the disk."""
     missing = [f for f in (folder, *folder.parents) if not f.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for made in reversed(missing):
@@ -238,7 +238,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _sync(entry: Path) -> None:
-    """Wait until a file or a folder's entries are on the disk, where that can be asked for."""
+    """Flush a file or the entries of a folder to the disk, if the file system supports it."""
     fd = os.open(entry, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -250,7 +250,7 @@ def _sync(entry: Path) -> None:
 
 
 def _outside(error: OSError, temporary: Path) -> Path | None:
-    """Return the file that an error names, if it is none of those that are being written."""
+    """Return the file that an error names, unless it is in `temporary`."""
     if not isinstance(error.filename, str | bytes | os.PathLike):
         return None
     file = Path(os.fsdecode(error.filename))

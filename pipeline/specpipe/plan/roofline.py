@@ -5,8 +5,8 @@ A step over n rows of b sequences reads the weights and b KV caches once and mul
     t = max(bytes / (BANDWIDTH_SHARE bandwidth), 2 parameters n b / (FLOPS_SHARE throughput))
         + all-reduces + launches
 
-(the roofline of Williams et al. 2009, with shares for what kernels reach). With a chance of
-acceptance a for every one of K chained guesses, a step emits (1 - a^(K+1)) / (1 - a) tokens
+(the roofline of Williams et al. 2009, with the shares that kernels reach). If each of K chained
+draft tokens is accepted with probability a, a step emits (1 - a^(K+1)) / (1 - a) tokens
 (2211.17192, equation 1), and the speed-up is tokens t(1) / (t(K+1) + drafting).
 """
 
@@ -23,7 +23,7 @@ FLOPS_SHARE = 0.6
 LAUNCH_S = 5e-6  # a layer
 ALL_REDUCE_S = 10e-6  # its latency
 STEP_S = 100e-6  # scheduling and sampling
-PCIE_GBS = 50.0  # both directions together, where there is no NVLink
+PCIE_GBS = 50.0  # both directions together, without NVLink
 HANDOVER_MS = 1.0  # a request from Triton's loop to an engine and back
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
@@ -69,7 +69,7 @@ def _all_reduce_s(gpu: Gpu, request: BuildRequest, tokens: float) -> float:
 
 
 def multiplied(model: ModelConfig) -> int:
-    """Return the parameters that a token is multiplied with: no embedding, its own experts only."""
+    """Return the parameters that a token is multiplied with: its experts, without the embedding."""
     tables = 0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size
     idle = 0.0
     if model.moe:
@@ -89,7 +89,7 @@ def expert_parameters(model: ModelConfig) -> int:
 def touched(model: ModelConfig, tokens: float) -> float:
     """Return the share of the weights that a step of `tokens` tokens reads.
 
-    Every token picks `top_k` of the experts; evenly spread picks leave (1 - k/E)^n of them idle.
+    Every token uses `top_k` experts. If they are evenly distributed, (1 - k/E)^n are idle.
     """
     if model.moe is None:
         return 1.0
@@ -106,8 +106,8 @@ def throughput(gpu: Gpu, quantization: str) -> float:
 def guess_ms(engine: Placed) -> float:
     """Estimate the milliseconds in which heads draft a step's tokens.
 
-    Medusa's heads guess all at once, a ReDrafter one token of all beams at a time; a guessing layer
-    goes once, with the output layer, for each.
+    Medusa's heads draft all tokens at once; a ReDrafter drafts one token of all beams at a time.
+    For each of them, a drafting layer and the output layer run once.
     """
     model, nodes = engine.request.model, engine.request.draft_nodes
     output = 2 * model.vocab_size * model.hidden_size // engine.request.parallel.tp_size
@@ -196,7 +196,7 @@ def estimate(
 
 
 def _price(target: Placed, draft: Placed | None, nodes: int, batch: int) -> float:
-    """Return what a speculative step costs, in plain steps."""
+    """Return the cost of a speculative step, in plain steps."""
     step = step_ms(target, nodes + 1, batch) + guess_ms(target)
     if draft:
         step += nodes * step_ms(draft, 1, batch) + 2 * HANDOVER_MS
@@ -206,9 +206,9 @@ def _price(target: Placed, draft: Placed | None, nodes: int, batch: int) -> floa
 def _paying(
     target: Placed, draft: Placed | None, nodes: int, tokens: float
 ) -> tuple[int, int] | None:
-    """Return between which batches steps of that many tokens are worth their price.
+    """Return the smallest and largest batch at which steps of that many tokens are faster.
 
-    One sequence may be too few: where a single row reads few of the experts, drafts read more.
+    One sequence may be too few: a single row reads few experts, and draft tokens read more.
     """
     batches = range(1, MOST_BATCH + 1)
     pays = [b for b in batches if tokens > _price(target, draft, nodes, b)]

@@ -1,1 +1,1 @@
-"""Stage 3: engines into a Triton model repository, and the models that run inside Triton."""
+"""Stage 3: write a Triton model repository; also the models that run inside Triton."""

@@ -1,4 +1,4 @@
-"""The description of an endpoint that every repository carries, in the models that take text."""
+"""The endpoint's description, which every repository stores in its text models."""
 
 import json
 from dataclasses import replace
@@ -14,13 +14,13 @@ from specpipe.repository.render import parse
 
 PARAMETER = "endpoint"  # of a model's config.pbtxt
 KEY_PARAMETER = "repository_key"  # likewise: the key of the repository's manifest
-FRONTS = ("tensorrt_llm_bls", "tensorrt_llm")  # the first of them that is there has it
+FRONTS = ("tensorrt_llm_bls", "tensorrt_llm")  # the first one in the repository has the description
 
 
 def describe_run(config: RunConfig, tokenizer: Path | None) -> Endpoint:
-    """Return how a run is called, with the chat template of its tokenizer's folder, if it is there.
+    """Return the endpoint of a run, with the chat template of its tokenizer's folder, if any.
 
-    Without a tokenizer the description names no folder for it.
+    Without a tokenizer, `Endpoint.tokenizer` is empty.
     """
     endpoint = describe_endpoint(config)
     if tokenizer is None:
@@ -29,7 +29,7 @@ def describe_run(config: RunConfig, tokenizer: Path | None) -> Endpoint:
 
 
 def read_template(tokenizer: Path) -> Template | None:
-    """Return the chat template of a tokenizer's folder; None if the folder has no facts."""
+    """Return the chat template of a tokenizer's folder; None if it has no tokenizer_facts.json."""
     file = tokenizer / "tokenizer_facts.json"
     if not file.exists():
         return None
@@ -38,7 +38,7 @@ def read_template(tokenizer: Path) -> Template | None:
 
 
 def read_endpoint(repository: Path) -> Endpoint:
-    """Return how the server of a repository is called; raises ConfigError if it does not say."""
+    """Return the endpoint that a repository describes; raises ConfigError if it has none."""
     for name in FRONTS:
         file = repository / name / "config.pbtxt"
         if not file.exists():

@@ -1,7 +1,7 @@
 """The parameters of upstream's C++ model `tensorrt_llm`, one value for each key of a release.
 
-An empty value is what upstream takes for "not given": its parsers throw on it and fall back to
-their default (inflight_batcher_llm/src/utils.cc). No placeholder can be left, for none is written.
+Upstream treats an empty value as "not given": its parsers throw on it and use their default
+(inflight_batcher_llm/src/utils.cc). The files contain no placeholders.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ _DECODING_MODES = {
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """What decides the parameters of one engine's model."""
+    """The facts that determine the parameters of one engine's model."""
 
     request: BuildRequest
     ranks: Mapping[Role, int]  # of every engine on these GPUs
@@ -36,7 +36,7 @@ class EnginePlan:
     speculation: Speculation
     engine_dir: Path  # as the server sees it
     table: str
-    budget: KvBudget | None = None  # None: the plan knows nothing of the GPU's memory
+    budget: KvBudget | None = None  # None: the plan does not know the GPU's memory
 
 
 def engine_parameters(plan: EnginePlan) -> dict[str, str]:
@@ -66,9 +66,9 @@ _FIXED = {
     "enable_context_fmha_fp32_acc": "false",
     "enable_trt_overlap": "false",
     "encoder_model_path": "",
-    "exclude_input_in_output": "false",  # our calls say it in every request
+    "exclude_input_in_output": "false",  # set in every request of our calls
     "executor_worker_path": WORKER,
-    "gpt_model_type": "inflight_fused_batching",  # what every method needs
+    "gpt_model_type": "inflight_fused_batching",  # required by every method
     "gpu_weights_percent": "1.0",
     "guided_decoding_backend": "",
     "iter_stats_max_iterations": "1000",
@@ -92,10 +92,10 @@ _FIXED = {
 
 
 def _cache(plan: EnginePlan) -> dict[str, str]:
-    """Two engines on the same GPUs get token budgets, so that neither depends on who loads first.
+    """Two engines on the same GPUs get token budgets, so the order of loading has no effect.
 
-    A budget that the plan does not know holds every slot's longest sequence, the draft under
-    verification included, in whole blocks. Where the plan fits, the share binds neither engine.
+    If the plan sets no budget, the budget is the longest sequence of every slot, with the draft
+    tokens to be verified, in whole blocks. If the plan fits, neither engine reaches its share.
     """
     request, budget = plan.request, plan.budget
     shared = len(plan.ranks) > 1
@@ -105,7 +105,7 @@ def _cache(plan: EnginePlan) -> dict[str, str]:
         "enable_kv_cache_reuse": "true",  # the loop resends the whole sequence at every step
         "kv_cache_free_gpu_mem_fraction": str(budget.fraction if budget else KV_SHARE),
         "max_tokens_in_paged_kv_cache": str(tokens) if shared else "",
-        "max_attention_window_size": "",  # the engine's own length, which has room for the drafts
+        "max_attention_window_size": "",  # length of the engine, which includes the draft tokens
     }
 
 

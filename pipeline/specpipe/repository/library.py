@@ -1,7 +1,7 @@
-"""The part of specpipe that Triton's models need, copied into a repository.
+"""Copy the modules of specpipe that Triton's models import into a repository.
 
-So a repository for GPUs runs in upstream's container as it is: it needs Python, numpy and the
-tokenizers package, and nothing that the container has not.
+A repository for GPUs then runs in upstream's unchanged container, which has Python, numpy and the
+tokenizers package. It needs nothing else.
 """
 
 import ast
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from specpipe.artifacts import digest_file, digest_json
 
-LIBRARY = "preprocessing/1/lib"  # Triton looks for models one level up, and finds none in here
+LIBRARY = "preprocessing/1/lib"  # Triton does not search this folder for models
 _PACKAGE = Path(__file__).parents[1]
 _ROOTS = ("text", "preprocessing", "postprocessing")
 
 
 def write_library(out: Path) -> None:
-    """Copy the modules that the models import, whole packages of them, into `out`."""
+    """Copy the modules that the models import into `out`."""
     for file in library_files():
         place = out / "specpipe" / file
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -24,7 +24,7 @@ def write_library(out: Path) -> None:
 
 
 def library_digest() -> str:
-    """Return a digest of what `write_library` copies."""
+    """Return a digest of the files that `write_library` copies."""
     return digest_json({str(file): digest_file(_PACKAGE / file) for file in library_files()})
 
 

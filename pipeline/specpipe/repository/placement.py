@@ -1,7 +1,7 @@
-"""Which process and which GPU an engine of TensorRT-LLM runs on. Pure functions.
+"""Place the engines of TensorRT-LLM on processes and GPUs. Pure functions.
 
-Leader mode: mpirun starts one tritonserver a rank, and rank 0 serves. Orchestrator mode: one
-tritonserver drives workers, which is the only way to have several engines of several ranks.
+Leader mode: mpirun starts one tritonserver per rank, and rank 0 serves. Orchestrator mode: one
+tritonserver drives workers. Several engines of several ranks need orchestrator mode.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from specpipe.contracts import Role
 from specpipe.errors import ConfigError
 
-FILE = "launch.json"  # in the root of the repository; Triton looks at folders only
+FILE = "launch.json"  # in the root of the repository; Triton reads folders only
 ENGINE_MODELS: dict[Role, str] = {"target": "tensorrt_llm", "draft": "tensorrt_llm_draft"}
 
 
@@ -21,7 +21,7 @@ class Placement:
     """How the server of a repository must be started."""
 
     models: tuple[str, ...]  # those that hold engines
-    world_size: int  # processes that mpirun starts; 1: none but the server
+    world_size: int  # processes that mpirun starts; 1: the server only
     gpus: int
     orchestrator: bool
     spawns: bool  # the orchestrator starts its workers by itself
@@ -40,7 +40,7 @@ def place(ranks: Mapping[Role, int], *, spawns: bool = True, release: str) -> Pl
 
 
 def gpu_device_ids(ranks: int) -> str:
-    """Return the GPUs of an engine, as the backend's parameter of that name wants them."""
+    """Return the GPUs of an engine, in the format of the backend's parameter of that name."""
     return ",".join(str(gpu) for gpu in range(ranks))
 
 
@@ -56,13 +56,13 @@ def participant_ids(role: Role, ranks: Mapping[Role, int], placement: Placement)
 
 
 def write_placement(placement: Placement, repository: Path) -> None:
-    """Write what `read_placement` reads."""
+    """Write the placement to the file that `read_placement` reads."""
     text = json.dumps(asdict(placement), indent=2, sort_keys=True) + "\n"
     (repository / FILE).write_text(text, encoding="utf-8")
 
 
 def read_placement(repository: Path) -> Placement | None:
-    """Return how a repository's server is started; None: without engines of TensorRT-LLM.
+    """Return how to start the server of a repository; None if it has no TensorRT-LLM engines.
 
     Raises ConfigError if the file is damaged.
     """

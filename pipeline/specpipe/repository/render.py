@@ -1,4 +1,4 @@
-"""config.pbtxt, rendered through the very protobuf that Triton reads."""
+"""Render config.pbtxt with the protobuf definition that Triton reads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from specpipe.repository.signature import Signature, Tensor
 
 @dataclass(frozen=True)
 class ServedModel:
-    """One model of a repository, as Triton is told about it."""
+    """The configuration of one model of a repository."""
 
     name: str
     signature: Signature
@@ -49,7 +49,7 @@ def to_text(config: pb.ModelConfig) -> str:
 
 
 def parse(text: str) -> pb.ModelConfig:
-    """Read a config.pbtxt back; raises text_format.ParseError if Triton would refuse it."""
+    """Parse a config.pbtxt; raises text_format.ParseError if Triton would refuse it."""
     return text_format.Parse(text, pb.ModelConfig())
 
 

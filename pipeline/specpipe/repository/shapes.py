@@ -1,6 +1,6 @@
-"""Which models a repository has: one shape for the CPU engine, one for TensorRT-LLM's, one llmapi.
+"""Choose the models of a repository: for the CPU engine, for TensorRT-LLM's, or for llmapi.
 
-Upstream's five names are the same in the first two, so a client does not see which it talks to.
+The first two have upstream's five model names, so one client works with both.
 """
 
 import json
@@ -23,19 +23,19 @@ from specpipe.repository.signature import LLMAPI, NEWEST, served_signature, tabl
 
 _TOKENIZER = "../../preprocessing/1/tokenizer"  # seen from a model's version folder
 MOST_INSTANCES = 16  # processes of a text model, unless serving.instances is set
-SPARE_REQUESTS = 16  # that the engine has answered, but whose text is still being sent
+SPARE_REQUESTS = 16  # requests whose tokens are complete and whose text is still being sent
 
 
 @dataclass(frozen=True)
 class RepositoryPlan:
-    """What a repository is made from."""
+    """The inputs of a repository."""
 
     config: RunConfig
     engines: Mapping[Role, Path]
-    tokenizer: Path | None  # None: not on this disk, and upstream's own model brings it
+    tokenizer: Path | None  # None: not on this disk; upstream's model loads its own
     requests: Mapping[Role, BuildRequest] = field(default_factory=dict)
     release: str = ""  # of TensorRT-LLM; empty for other backends
-    home: Path = Path()  # where the server will see the repository
+    home: Path = Path()  # path of the repository on the server
     budgets: Mapping[Role, KvBudget] = field(default_factory=dict)  # as far as they are known
     key: str = ""  # of the repository's manifest, by which a server names what it serves
 
@@ -46,12 +46,12 @@ class RepositoryPlan:
 
     @property
     def serves_sources(self) -> bool:
-        """Whether upstream's LLM API serves the model, without engines of ours."""
+        """Whether upstream's LLM API serves the model, without engines of specpipe."""
         return load_backend(self.config.engine.backend).serves_sources
 
     @property
     def drafts(self) -> bool:
-        """Whether the loop over draft and target is ours, in the text models."""
+        """Whether specpipe's text models run the loop over draft and target."""
         return self.drives_engines and isinstance(self.config.speculation, DraftModel)
 
     @property
@@ -61,7 +61,7 @@ class RepositoryPlan:
 
     @property
     def endpoint(self) -> Endpoint:
-        """How the server of this repository is called."""
+        """The endpoint of the server of this repository."""
         return describe_run(self.config, self.tokenizer)
 
     @property
@@ -71,7 +71,7 @@ class RepositoryPlan:
 
     @property
     def placement(self) -> Placement:
-        """How the server of TensorRT-LLM engines is started; the LLM API starts its own ranks."""
+        """How to start the server of TensorRT-LLM engines; the LLM API starts its own ranks."""
         if self.serves_sources:
             gpus = max(self.ranks.values())
             return Placement((ENGINE_MODELS["target"],), 1, gpus, False, True, self.release)
@@ -145,13 +145,13 @@ def _text_models(plan: RepositoryPlan) -> list[Entry]:
 
 
 def _description(plan: RepositoryPlan) -> dict[str, str]:
-    """Return how the server is called, for clients that ask it."""
+    """Return the description of the endpoint that clients request from the server."""
     own = {KEY_PARAMETER: plan.key} if plan.key else {}
     return {PARAMETER: dump_endpoint(plan.endpoint), **own}
 
 
 def _most_requests(plan: RepositoryPlan) -> dict[str, str]:
-    """Return how many requests a text model has in flight at a time; the others drive one each."""
+    """Return the number of requests that a text model has in flight; other models have one."""
     if plan.drives_engines:
         return {}
     config = plan.config
@@ -160,7 +160,7 @@ def _most_requests(plan: RepositoryPlan) -> dict[str, str]:
 
 
 def _loop(plan: RepositoryPlan) -> dict[str, str]:
-    """Return what the text models must know to drive engines; nothing if they do not."""
+    """Return the parameters with which text models drive engines; empty if they do not."""
     if not plan.drives_engines:
         return {}
     options = plan.config.speculation
@@ -191,8 +191,8 @@ def _vocabulary(plan: RepositoryPlan) -> dict[str, str]:
 def _engines_stream(plan: RepositoryPlan) -> bool:
     """Whether the engines' models send several responses to a request.
 
-    In the loop over draft and target every call is short, and Triton lets one model call another
-    of the kind "one response a request" with any number of calls at a time.
+    In the loop over draft and target every call is short. Triton allows any number of concurrent
+    calls to a model that sends one response per request.
     """
     return not plan.drafts and (plan.config.serving.decoupled or not plan.drives_engines)
 
@@ -205,7 +205,7 @@ def _engine_limit(plan: RepositoryPlan) -> str:
 
 
 def _instances(plan: RepositoryPlan) -> int:
-    """Count the processes of a text model: each drives one request at a time, as upstream's."""
+    """Count the processes of a text model; each drives one request at a time, as in upstream."""
     if not plan.drives_engines:
         return 1
     config = plan.config
@@ -213,7 +213,7 @@ def _instances(plan: RepositoryPlan) -> int:
 
 
 def _cpu_engine(plan: RepositoryPlan, path: str = "engines/") -> Entry:
-    """Return the model that holds the engines of the CPU backend and speculates by itself."""
+    """Return the model that holds the engines of the CPU backend and runs the speculation."""
     config = plan.config
     roles = {role: f"{path}{role}" for role in plan.engines}
     parameters = {
@@ -228,7 +228,7 @@ def _cpu_engine(plan: RepositoryPlan, path: str = "engines/") -> Entry:
 
 
 def engine_options(config: RunConfig) -> dict[str, str]:
-    """Return what the CPU engine's model must know."""
+    """Return the parameters of the CPU engine's model."""
     return {
         "backend": config.engine.backend,
         "speculation": json.dumps(asdict(config.speculation), sort_keys=True),
@@ -246,7 +246,7 @@ def _engine_models(plan: RepositoryPlan) -> list[Entry]:
 
 
 def _llm_api(plan: RepositoryPlan) -> Entry:
-    """Return the model around `model.yaml`; its code is upstream's, in the container."""
+    """Return the model around `model.yaml`; the container has its code, which is upstream's."""
     signature = served_signature(LLMAPI, plan.table)
     decoupled = plan.config.serving.decoupled
     model = ServedModel(
@@ -279,7 +279,7 @@ def _cpp_engine(plan: RepositoryPlan, role: Role) -> Entry:
 
 
 def _stand_in(plan: RepositoryPlan, role: Role) -> Entry:
-    """Return the CPU engine behind the tensors of `tensorrt_llm`, verifying drafts as that does."""
+    """Return a CPU engine with the tensors of `tensorrt_llm` that verifies drafts as it does."""
     config = plan.config
     parameters = {
         **_lengths(plan),

@@ -26,7 +26,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Signature:
-    """What goes into a model, what comes out, and which parameters it reads."""
+    """The inputs and outputs of a model, and the parameters that it reads."""
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
@@ -62,9 +62,9 @@ def signatures(table: str = NEWEST) -> dict[str, Signature]:
 
 
 def served_signature(model: str, table: str = NEWEST) -> Signature:
-    """Return what a model of ours declares: upstream's tensors of that release.
+    """Return the signature that specpipe's model declares: upstream's tensors of that release.
 
-    The text models also declare those of the newest release, so that one client serves all.
+    The text models also declare the tensors of the newest release, so one client works with all.
     """
     own = signatures(table)[model]
     if model not in _TEXT_MODELS:

@@ -1,4 +1,4 @@
-"""Writing a model repository: models, tokenizer and engines, complete in one folder."""
+"""Write a model repository: models, tokenizer and engines in one folder."""
 
 import os
 import shutil
@@ -24,11 +24,11 @@ __all__ = [
     "write_repository",
 ]
 
-FORMAT = "4"  # raise it when the same engines must give another repository
+FORMAT = "4"  # increase it when equal engines must produce a different repository
 
 
 def repository_options(config: RunConfig) -> dict[str, str]:
-    """Return the options that decide what is written, apart from the engines and the tokenizer."""
+    """Return the options that determine the files, without the engines and the tokenizer."""
     engine, serving = config.engine, config.serving
     return {
         **engine_options(config),
@@ -41,7 +41,7 @@ def repository_options(config: RunConfig) -> dict[str, str]:
 
 
 def budget_options(plan: RepositoryPlan) -> dict[str, str]:
-    """Return what the plan decided for GPU engines, as options like those of the config."""
+    """Return the plan's decisions for GPU engines, as options of the config's form."""
     if plan.config.engine.backend != "tensorrt":
         return {}
     return {f"kv tokens {role}": str(budget.tokens) for role, budget in plan.budgets.items()}
@@ -116,7 +116,7 @@ TritonPythonModel = module.TritonPythonModel
 
 
 def _shim(model: str, name: str, own_library: bool) -> str:
-    """Return a model.py; with `own_library` the code comes from within the repository."""
+    """Return a model.py; with `own_library` it imports the library in the repository."""
     module = f"specpipe.repository.models.{name}"
     path = (
         "import sys\nfrom pathlib import Path\n\n"
@@ -131,7 +131,7 @@ def _shim(model: str, name: str, own_library: bool) -> str:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Copy a folder by hard links; a file system without them gets copies."""
+    """Copy a folder by hard links; copy the files where the file system has no hard links."""
     for file in sorted(f for f in source.rglob("*") if f.is_file()):
         place = target / file.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A gRPC client for people: whole answers, streams, and tokens; works with upstream's server too.
+"""A gRPC client for whole answers, streams and tokens; also works with upstream's server.
 
 with Client("127.0.0.1:8001") as client:
     print(client.generate("What is the capital of France?", chat=True).text)
@@ -40,12 +40,12 @@ from specpipe.serve.refusals import absence, disconnection, refusal
 
 
 class Client:
-    """A connection to one server; thread-safe for whole requests, one stream at a time a thread.
+    """A connection to one server; thread-safe, with one stream at a time in each thread.
 
-    `endpoint` describes the server; without it the server is asked for its description when it is
-    needed first. `count` counts the tokens of an answer where the server does not report them.
-    `tls` encrypts the connection, if the server has a certificate. A request uses the gRPC channel
-    of an earlier one that has ended well; `close` closes them.
+    `endpoint` describes the server; without it, the first request fetches the description from the
+    server. `count` counts the tokens of an answer where the server does not report them. `tls`
+    encrypts the connection, if the server has a certificate. Requests reuse the gRPC channels of
+    earlier requests that ended without an error; `close` closes the channels.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Client:
 
     @property
     def endpoint(self) -> Endpoint:
-        """How the server is called; raises what `fetch_endpoint` raises."""
+        """The description of the server; raises what `fetch_endpoint` raises."""
         if self._endpoint is None:
             self._endpoint = fetch_endpoint(self._url, self._tls)
         return self._endpoint
@@ -115,7 +115,7 @@ class Client:
         return self.collect(self._call(request))
 
     def stream_tokens(self, prompt: Sequence[int], options: Options) -> Iterator[Piece]:
-        """Yield the tokens after `prompt`; one response a step where the model can stream.
+        """Yield the tokens after `prompt`; one response per step where the model can stream.
 
         Raises Unsupported if the server has no model that takes tokens, and what `stream` raises.
         """
@@ -149,9 +149,9 @@ class Client:
         return text_request(model, text, options or Options(), stream=stream)
 
     def context_logits(self, prompt: Sequence[int]) -> Iterator[Logits]:
-        """Yield what the model expects after every token of `prompt`, in blocks [n, V].
+        """Yield the logits after every token of `prompt`, in blocks [n, V].
 
-        Raises Unsupported if the server does not give that, and what `stream` raises.
+        Raises Unsupported if the server does not return them, and what `stream` raises.
         """
         model = self.endpoint.tokens
         if model is None:
@@ -160,7 +160,7 @@ class Client:
         with contextlib.closing(self._results(context_request(model, prompt))) as results:
             for result, _ in results:
                 rows = context_rows(result, model)
-                if rows is not None and left > 0:  # upstream's repeat all in every response
+                if rows is not None and left > 0:  # upstream's repeat all of them
                     left -= len(rows)
                     yield rows
 
@@ -171,7 +171,7 @@ class Client:
                 yield reader.piece(result, at_s)
 
     def _results(self, request: Request) -> Generator[tuple[Any, float], None, None]:
-        """Yield every response and when it came, in seconds since the request was sent."""
+        """Yield every response with its arrival time, in seconds after the request was sent."""
         tensors = input_tensors(request.inputs)
         answers: Answers = queue.Queue()
         connection = self._connection()
@@ -198,7 +198,7 @@ class Client:
                 connection.close()
 
     def _connection(self) -> Any:
-        """Return a channel to the server, an open one if there is one that no request uses."""
+        """Return an unused open channel to the server, or a new one."""
         with contextlib.suppress(IndexError):
             return self._idle.pop()
         return connect(self._url, self._tls)
@@ -214,10 +214,10 @@ def _send(
     parameters: dict[str, int],
     answers: Answers,
 ) -> None:
-    """Send one request; whatever comes back, errors included, arrives in `answers`."""
-    # Never with the header triton_grpc_error, which asks for codes: Triton 2.51 crashes of it.
+    """Send one request; responses and errors arrive in `answers`."""
+    # Never send the header triton_grpc_error (error codes): it crashes Triton 2.51.
     connection.start_stream(lambda result, error: answers.put((result, error)))
-    with contextlib.suppress(InferenceServerException):  # of a broken stream: see the callback's
+    with contextlib.suppress(InferenceServerException):  # a broken stream; also in `answers`
         connection.async_stream_infer(
             model, tensors, enable_empty_final_response=True, parameters=parameters
         )

@@ -1,4 +1,4 @@
-"""How a server is called, by its own description."""
+"""Fetch the description of an endpoint from its server."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,14 +14,14 @@ from specpipe.repository.description import FRONTS, KEY_PARAMETER, PARAMETER
 from specpipe.serve.connect import ClientTls, connect
 from specpipe.serve.refusals import refusal
 
-_MOST = 64  # draft tokens a step that upstream's own `tensorrt_llm_bls` may be asked for
+_MOST = 64  # limit on `num_draft_tokens` for upstream's `tensorrt_llm_bls`
 
 
 def fetch_endpoint(url: str, tls: ClientTls | None = None) -> Endpoint:
-    """Return how the server at `url` is called.
+    """Return the endpoint of the server at `url`.
 
-    A server that does not describe itself is taken for one of upstream's. Raises Unavailable if it
-    cannot be reached, ConfigError if it has none of the models that a description is of.
+    A server without a description is treated as upstream's. Raises Unavailable if the server cannot
+    be reached, ConfigError if it has no model that takes text.
     """
     found: dict[str, Any] = {}
     connection = connect(url, tls)
@@ -59,7 +59,7 @@ def fetch_repository_key(url: str, tls: ClientTls | None = None) -> str | None:
 
 
 def _upstreams(configs: dict[str, Any], url: str) -> Endpoint:
-    """Return how upstream's own models of these names are called."""
+    """Return the endpoint of upstream's models with these names."""
     decoupled = {n: bool(c.model_transaction_policy.decoupled) for n, c in configs.items()}
     engine = configs.get("tensorrt_llm")
     if engine is not None and LLMAPI_TENSORS.max_tokens in {tensor.name for tensor in engine.input}:

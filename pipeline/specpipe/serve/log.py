@@ -1,8 +1,8 @@
-"""A server's output: a file of bounded size that no two servers share, and the cause in it.
+"""A server's log: one file of bounded size per server, and the cause of a failure in it.
 
-The server writes into the file itself, so that its last lines are there however it dies, and no
-thread of ours can block it. Here the file is rotated: its content is copied into an older file,
-then it is emptied. A line that is written between those two may be lost.
+The server writes to the file directly, so the file has its last lines after any crash, and no
+thread of specpipe can block the server. `ServerLog` rotates the file: it copies the content into an
+older file and then truncates the file. A line written between these two operations may be lost.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ from specpipe.processes import last_lines
 LIMIT_BYTES = 32 << 20  # of one file
 KEPT = 3  # older files: tritonserver.log.1 is the newest of them
 TEND_SECONDS = 0.2
-_SERVERS = 16  # of one run that may write at the same time
+_SERVERS = 16  # servers of one run that may write at the same time
 
 Show = Callable[[bytes], None]
 
 
 @dataclass
 class ServerLog:
-    """A claimed log: `file` is what the server writes to, by appending."""
+    """A locked log; the server appends to `file`."""
 
     path: Path
     file: BinaryIO
@@ -39,21 +39,21 @@ class ServerLog:
     _shown: int = 0
 
     def tend(self) -> None:
-        """Show what is new, and rotate a file that is too long; a full disk raises nothing."""
+        """Show new lines, and rotate a file that is too long; a full disk raises nothing."""
         with contextlib.suppress(OSError):
             self._show_new()
             if self.path.stat().st_size > self.limit_bytes:
                 self.rotate()
 
     def rotate(self) -> None:
-        """Move what the file holds into `<name>.1`, and that into `.2`, and so on."""
+        """Move the content of the file into `<name>.1`, that of `.1` into `.2`, and so on."""
         older = [Path(f"{self.path}.{number}") for number in range(1, KEPT + 1)]
         for newer, old in reversed(list(itertools.pairwise(older))):
             with contextlib.suppress(FileNotFoundError):
                 newer.replace(old)
         try:
             shutil.copyfile(self.path, older[0])
-        except OSError:  # the disk is full; emptying the file is what helps then
+        except OSError:  # the disk is full; truncating the file frees space
             older[0].unlink(missing_ok=True)
         self._show_new()
         self.file.truncate(0)
@@ -76,8 +76,8 @@ def claimed_log(
 ) -> Iterator[ServerLog]:
     """Yield an empty log for one server: `path`, or `<name>-2` while another server writes there.
 
-    It is rotated while the block runs; `show` gets everything that is written. The output of an
-    earlier server is kept as an older file.
+    The log is rotated while the block runs; `show` receives all output. The output of an earlier
+    server is kept as an older file.
     """
     file, place = _claim(path)
     with file:
@@ -102,7 +102,7 @@ def _tend(log: ServerLog, ended: threading.Event) -> None:
 
 
 def _claim(path: Path) -> tuple[BinaryIO, Path]:
-    """Open and lock the first log that no server writes to; the server inherits the lock."""
+    """Open and lock the first unused log; the server inherits the lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for number in range(1, _SERVERS + 1):
         place = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
@@ -120,7 +120,7 @@ def _claim(path: Path) -> tuple[BinaryIO, Path]:
     )
 
 
-# What Triton reports on every machine without a GPU, and the summary that follows the cause.
+# Lines that Triton prints on every machine without a GPU, and the summary after the cause.
 _NO_CAUSE = re.compile(
     r"^\||NVML|CudaDriverHelper|DCGM|pinned system memory|failed to load all models|^Error: *$"
 )
@@ -129,7 +129,7 @@ _PREFIX = re.compile(r"^[EWIF]\d{4} \S+ +\d+ \S+\] ")
 
 
 def find_cause(log: Path) -> str:
-    """Return the last line of a log that names a cause, without Triton's decoration of it."""
+    """Return the last line of a log that names a cause, without Triton's prefix."""
     lines = last_lines(log, 1000, 1 << 20)
     telling = [line for line in lines if line.strip() and not _NO_CAUSE.search(line)]
     errors = [line for line in telling if _ERROR.search(line)]
