@@ -1,1 +1,1 @@
-"""What Triton runs. `scheduler`, `tokens` and `requests` know nothing of Triton."""
+"""The models that Triton runs. `scheduler`, `tokens` and `requests` are independent of Triton."""

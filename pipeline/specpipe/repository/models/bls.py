@@ -1,4 +1,4 @@
-"""Calling another model of the same server (Triton's business logic scripting); thin."""
+"""Call another model of the same server (Triton's business logic scripting)."""
 
 import uuid
 from collections.abc import Generator
@@ -26,7 +26,7 @@ class TritonEngine:
     decoupled: bool  # whether the model sends several responses to a request
 
     def infer(self, call: Call) -> Generator[Reply, None, None]:
-        """See `Engine`. A call that is left is stopped by a request with its id."""
+        """See `Engine`. Closing the generator stops the call by a request with its id."""
         tensors = call_tensors(call, self.table, self.padded_vocab_size, stream=self.decoupled)
         request_id = uuid.uuid4().hex
         request = self._request(tensors, request_id, self._outputs(call, tensors))
@@ -81,7 +81,7 @@ def _reply(response: Any) -> Reply:
 
 
 def _error(error: Any) -> EngineError:
-    """Return an engine's error with its code and its first line; ours has the code in there too."""
+    """Return an engine's error with its code and its first line; ours has the code in it."""
     codes = {getattr(pb_utils.TritonError, name): name for name in CODES}
     message = str(error.message()).strip()
     first = message.splitlines()[0] if message else "the engine failed and did not say why"

@@ -1,7 +1,7 @@
-"""How much a request may carry, checked by size before any work is done with it.
+"""Bounds on the size of a request, checked before any other work on it.
 
-A client may send up to two gigabytes; what no request can need is refused unread. Knows nothing of
-Triton.
+A client may send up to two gigabytes. Larger values than any valid request has are refused by
+their size. Independent of Triton.
 """
 
 from collections.abc import Iterable
@@ -62,5 +62,5 @@ def _require(found: int, most: int, name: str, unit: str, why: str) -> None:
 
 
 def _bytes(values: Iterable[object]) -> int:
-    """Return the size of texts; those that came as str have at least a byte a character."""
+    """Return the size of texts; a str has at least one byte per character."""
     return sum(len(value) for value in values if isinstance(value, bytes | str))

@@ -1,4 +1,4 @@
-"""One call of an engine: what upstream's `tensorrt_llm` takes and gives, as records. No Triton."""
+"""One call of an engine: inputs and outputs of upstream's `tensorrt_llm` as records. No Triton."""
 
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -9,27 +9,27 @@ from specpipe.contracts import Logits, Sampling
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """Tokens in, and how the next ones are chosen."""
+    """The input tokens, and how the engine chooses the next ones."""
 
     prompt: tuple[int, ...]
     max_tokens: int
     sampling: Sampling
     bias: tuple[tuple[int, float], ...] = ()  # added to the logits: (token, amount)
-    draft: tuple[int, ...] = ()  # to be verified: the engine answers with one token more at most
+    draft: tuple[int, ...] = ()  # to be verified; the engine returns at most one more token
     draft_logits: Logits | None = None  # [n, V]  what the draft was drawn from; None: certain
     wants_logits: bool = False
     log_probs: bool = False
-    wants_acceptance: bool = False  # what the engine drafted by itself, if it tells
+    wants_acceptance: bool = False  # tokens that the engine itself drafted, if it reports them
     speculates: bool = True  # False: an engine of lookahead decoding decodes plainly
 
     def __post_init__(self) -> None:
-        """Check what the engines take for granted."""
+        """Check the preconditions of the engines."""
         assert self.max_tokens >= 1 and self.prompt
 
 
 @dataclass(frozen=True, eq=False)
 class Reply:
-    """New tokens, never the prompt's."""
+    """New tokens, without the prompt."""
 
     tokens: tuple[int, ...]
     log_probs: tuple[float, ...] = ()

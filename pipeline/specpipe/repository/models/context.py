@@ -1,4 +1,4 @@
-"""`return_context_logits`: what the model expects after every token of a prompt. No Triton here.
+"""`return_context_logits`: the logits after every token of a prompt. Independent of Triton.
 
 As upstream, the answer has them in `context_logits` [1, n, V]. A streamed answer has them in
 several responses, in the order of the prompt and before the first token, so that neither side holds
@@ -20,7 +20,7 @@ SUPPORTED = frozenset({FLAG})
 
 
 def most_positions(vocab_size: int) -> int:
-    """Return for how many tokens a request can have the logits."""
+    """Return for how many tokens a request can return logits."""
     return MOST_BYTES // (4 * vocab_size)
 
 
@@ -36,7 +36,7 @@ def check_size(prompt_length: int, vocab_size: int) -> None:
 
 @dataclass
 class ContextLogits:
-    """Gathers the logits of one request that is answered in one piece."""
+    """Collects the logits of one request that has a single response."""
 
     whole: NDArray[np.float32]  # [n, V]
     filled: int = field(default=0)
@@ -48,7 +48,7 @@ class ContextLogits:
         return ContextLogits(np.empty((prompt_length, vocab_size), np.float32))
 
     def add(self, rows: Logits) -> None:
-        """Take the next rows."""
+        """Append the next rows."""
         self.whole[self.filled : self.filled + len(rows)] = rows
         self.filled += len(rows)
 

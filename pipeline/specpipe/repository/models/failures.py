@@ -1,4 +1,4 @@
-"""Errors as Triton's codes and one sentence each. Knows nothing of Triton."""
+"""Errors as Triton's codes and one sentence each. Independent of Triton."""
 
 import logging
 
@@ -21,21 +21,21 @@ CODES = frozenset(  # Triton's names of them
 
 
 class Cancelled(Exception):
-    """Nobody waits for the answer any more."""
+    """The client has disconnected or cancelled the request."""
 
     def __str__(self) -> str:
         return "the request was cancelled"
 
 
 class QueueFull(Exception):
-    """There is no room in the queue."""
+    """The queue is full."""
 
     def __init__(self, waiting: int) -> None:
         super().__init__(f"the server is busy: {waiting} requests are waiting, which is the limit")
 
 
 class EngineError(Exception):
-    """What the engine's process said was wrong, to be handed on as it is."""
+    """An error message of the engine's process, passed on unchanged."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -53,7 +53,7 @@ _KINDS = {
 def describe(error: Exception) -> tuple[str, str]:
     """Return the name of Triton's code for an error, and the sentence for the client.
 
-    An error that nobody foresaw is logged with its traceback.
+    An unexpected error is logged with its traceback.
     """
     if isinstance(error, EngineError):
         return error.code, str(error)
@@ -70,6 +70,6 @@ def spell(code: str, sentence: str) -> str:
 
 
 def read_message(message: str) -> tuple[str | None, str]:
-    """Return code and sentence of a message that `spell` made; of others no code, and all of it."""
+    """Return code and sentence of a message of `spell`; of others, no code and the message."""
     code, colon, sentence = message.partition(": ")
     return (code, sentence) if colon and code in CODES else (None, message)

@@ -1,4 +1,4 @@
-"""What may fail and what may not: calls to the outside, threads of requests, and vital threads."""
+"""Contain failures: of outside calls, of request threads, and of threads that must not fail."""
 
 import logging
 import os
@@ -53,7 +53,7 @@ def _busy(why: str) -> EngineError:
 
 
 def harmless(call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> bool:
-    """Call what may fail without harm; log what it raises, and tell whether it raised nothing."""
+    """Call a function that may fail; log its exception, and return whether there was none."""
     try:
         call(*args, **kwargs)
     except Exception as error:
@@ -65,8 +65,8 @@ def harmless(call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> bo
 def start_vital_thread(run: Callable[[], None], name: str) -> threading.Thread:
     """Start a thread whose failure ends the process, with the traceback on stderr.
 
-    Without it the process would accept requests and never answer them; whoever watches the process
-    can start it again.
+    Otherwise the process would accept requests and never answer them. A supervisor can restart a
+    process that has ended.
     """
 
     def run_or_end() -> None:

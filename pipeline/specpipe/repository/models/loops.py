@@ -20,7 +20,7 @@ _DRAFT, _TARGET = 0, 1  # whose random numbers a seed is for
 
 
 def asked_draft_tokens(asked: int | None, most: int) -> int:
-    """Return how many tokens a request drafts a step; raises ConfigError for what cannot be had."""
+    """Return how many tokens a request drafts a step; raises ConfigError for a bad number."""
     if asked is None:
         return most
     if not 0 <= asked <= most:
@@ -34,11 +34,11 @@ def asked_draft_tokens(asked: int | None, most: int) -> int:
 def draft_and_verify(
     target: Engine, draft: Engine, request: Request, most: int
 ) -> Generator[Progress, None, None]:
-    """Yield one Progress a call of the target, the last with a finish reason.
+    """Yield one Progress per call of the target, the last with a finish reason.
 
     Greedy output is the target's own, token for token. Sampled output has the target's
-    distribution: a guess is compared with what the target drew, or, with `use_draft_logits`,
-    judged by the ratio of both distributions, which the engine does.
+    distribution: a draft token is compared with the token that the target drew. With
+    `use_draft_logits`, the engine accepts it by the ratio of both distributions.
     """
     limit = asked_draft_tokens(request.num_draft_tokens, most)
     sequence = _Sequence(request)
@@ -93,7 +93,7 @@ def follow_engine(
 
 
 def _guess(draft: Engine, sequence: "_Sequence", count: int) -> Reply:
-    """Ask the draft for at most `count` tokens; it may end earlier, at an end token."""
+    """Return at most `count` tokens of the draft model; fewer if it draws an end token."""
     if count <= 0:
         return Reply(())
     reply = _only(draft, sequence.draft_call(count))
@@ -155,7 +155,7 @@ class _Sequence:
         )
 
     def target_call(self, guess: Reply) -> Call:
-        """Return the call that verifies a guess and adds a token of the target's own."""
+        """Return the call that verifies the draft and adds a token of the target."""
         draft = guess.tokens
         logits = guess.logits[: len(draft)] if guess.logits is not None and draft else None
         call = self.call()
@@ -178,7 +178,7 @@ class _Sequence:
         )
 
     def take(self, reply: Reply, draft: tuple[int, ...]) -> Step:
-        """Append what the target said; return it as a step."""
+        """Append the tokens of the target; return them as a step."""
         tokens, finish = self._cut(reply.tokens)
         accepted = 0
         while accepted < min(len(draft), len(tokens)) and draft[accepted] == tokens[accepted]:
@@ -189,7 +189,7 @@ class _Sequence:
         return step
 
     def follow(self, reply: Reply, used: Counters) -> Step:
-        """Append what an engine that drafts by itself returned, up to an end token.
+        """Append the tokens of an engine that drafts by itself, up to an end token.
 
         `used` are the counters from before its call: those in replies are of the call so far.
         """

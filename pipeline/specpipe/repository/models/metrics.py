@@ -1,4 +1,4 @@
-"""Prometheus: what speculation does, summed over all requests of one model.
+"""Prometheus: figures of speculation, summed over all requests of one model.
 
 Triton exports these in addition to its own metrics; no backend of TensorRT-LLM does.
 """
@@ -26,7 +26,7 @@ _EXPORT_SECONDS = 0.1
 
 
 class Meter:
-    """Counts steps; not thread-safe, like the engine it counts for.
+    """Counts steps; not thread-safe, like the engine.
 
     Several processes of one model may count: Triton adds their counters up, and the gauges are
     set from the sums.
@@ -54,7 +54,7 @@ class Meter:
             self.export()
 
     def export(self) -> None:
-        """Export what was counted since the last call; also called when nothing is in flight."""
+        """Export the counts since the last call; also called when no request is in flight."""
         if self._new["steps"]:
             self._export_counters()
             self._set_gauges(self._totals)

@@ -14,7 +14,7 @@ class TritonPythonModel:
     """Triton's entry points."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Remember where the tokenizer is; most servers never use this model."""
+        """Store the tokenizer's path; most servers never load the tokenizer."""
         self._folder = triton.model_folder(args) / triton.parameters(args)["tokenizer_dir"]
 
     @cached_property

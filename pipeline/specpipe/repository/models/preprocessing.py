@@ -14,7 +14,7 @@ class TritonPythonModel:
     """Triton's entry points."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Remember where the tokenizer is; most servers never use this model."""
+        """Store the tokenizer's path; most servers never load the tokenizer."""
         options = triton.parameters(args)
         self._folder = triton.model_folder(args) / options["tokenizer_dir"]
         self._max_input_len = int(options["max_input_len"])

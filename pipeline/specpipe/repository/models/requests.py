@@ -1,4 +1,4 @@
-"""Request tensors into checked values; every refusal is one sentence. Knows nothing of Triton.
+"""Convert request tensors to checked values; a refusal is one sentence. No Triton here.
 
 A request is a mapping from tensor name to numpy array, whatever its batch dimensions.
 """
@@ -16,7 +16,7 @@ from specpipe.errors import ConfigError, Unsupported
 
 Tensors = Mapping[str, NDArray[Any]]
 
-# Declared, because upstream declares them; whatever asks for them is refused, never ignored.
+# Declared, because upstream declares them; requests that use them are refused.
 _UNSUPPORTED = {
     "decoder_text_input": "encoder-decoder models",
     "decoder_input_ids": "encoder-decoder models",
@@ -58,7 +58,7 @@ _UNSUPPORTED = {
     "context_phase_params": "disaggregated serving",
 }
 
-_ONLY = {  # tensors with one possible value, and what another would mean
+_ONLY = {  # tensors with one supported value, and the meaning of other values
     "beam_width": (1, "beam search"),
     "num_return_sequences": (1, "several answers to one request"),
     "beam_search_diversity_rate": (0, "beam search"),
@@ -73,7 +73,7 @@ MOST_BIAS = 1e9  # either way; more than that is of no use, and may overflow whe
 
 
 def refuse_unsupported(tensors: Tensors, supported: frozenset[str] = NOTHING) -> None:
-    """Raise Unsupported if a tensor asks for what this server does not do.
+    """Raise Unsupported if a tensor requests an unsupported feature.
 
     `supported` are the names that this model takes, unlike others.
     """
@@ -145,7 +145,7 @@ def texts(tensors: Tensors, name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class TextRequest:
-    """What a client of `ensemble` or `tensorrt_llm_bls` asked for."""
+    """A request to `ensemble` or `tensorrt_llm_bls`."""
 
     text: str
     max_tokens: int

@@ -1,4 +1,4 @@
-"""Values into response tensors. Knows nothing of Triton."""
+"""Convert values to response tensors. Independent of Triton."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Where a text model's tokens come from: the engine's socket, or calls of other models (BLS)."""
+"""The sources of a text model's tokens: the engine's socket, or calls of other models (BLS)."""
 
 import os
 from collections.abc import Callable, Generator, Mapping
@@ -14,7 +14,7 @@ from specpipe.repository.models.exchange import Counters, Progress, Request
 from specpipe.repository.models.failures import Cancelled
 from specpipe.repository.models.rendezvous import model_socket
 
-WATCH_SECONDS = 0.05  # how often a client is asked whether it is still there
+WATCH_SECONDS = 0.05  # interval of the checks whether the client is still connected
 
 Steps = Generator[Progress, None, None]
 IsCancelled = Callable[[], bool]
@@ -30,18 +30,18 @@ class Source(Protocol):
 
     @property
     def supported(self) -> frozenset[str]:
-        """Tensors that this source honours and others refuse."""
+        """Tensors that this source supports and others refuse."""
         ...
 
     def ask(self, request: Request, is_cancelled: IsCancelled) -> Steps:
-        """Yield a request's steps; closing the generator gives the request up.
+        """Yield a request's steps; closing the generator cancels the request.
 
         Raises Cancelled if `is_cancelled()` turns true.
         """
         ...
 
     def count(self, used: Counters) -> None:
-        """Take what a request has used, however it ended."""
+        """Count the steps of a request after it has ended in any way."""
 
 
 def open_source(options: Mapping[str, str], model: str) -> Source:

@@ -1,4 +1,4 @@
-"""Calls into upstream's tensors and back, by the names of a release. Knows nothing of Triton."""
+"""Convert calls to upstream's tensors and back, with the names of a release. No Triton here."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -66,7 +66,7 @@ def read_reply(outputs: Mapping[str, NDArray[Any]]) -> Reply:
 
 
 def _sampling(options: Sampling) -> Arrays:
-    """Return only what differs from upstream's defaults; greedy is `runtime_top_k` 1."""
+    """Return only the values that differ from upstream's defaults; greedy is `runtime_top_k` 1."""
     tensors: Arrays = {"seed": _one(options.seed, np.uint64)}
     if options.greedy:
         tensors["runtime_top_k"] = _one(1, np.int32)
@@ -87,7 +87,7 @@ def _sampling(options: Sampling) -> Arrays:
     if options.end_ids:
         tensors["end_id"] = _one(options.end_ids[0], np.int32)
         tensors["pad_id"] = _one(options.end_ids[0], np.int32)
-    if options.end_ids[1:]:  # one token is all that `end_id` takes
+    if options.end_ids[1:]:  # `end_id` takes one token only
         tensors["stop_words_list"] = word_layout(tuple((end,) for end in options.end_ids[1:]))
     if options.bad_words:
         tensors["bad_words_list"] = word_layout(options.bad_words)

@@ -1,8 +1,8 @@
 """`ensemble` and `tensorrt_llm_bls`: text in, text out, streamed or whole.
 
-Both names are this one model. It tokenises a request, asks whatever decodes (see `sources`), and
-hands the text on as it becomes certain; so streaming, stop words and cancellation work with
-speculation, which they do not in upstream's own ensemble and BLS.
+Both names run the same code. It tokenises a request, reads tokens from a source (see `sources`) and
+sends text as soon as later tokens cannot change it. So streaming, stop words and cancellation work
+together with speculation. In upstream's ensemble and BLS they do not.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The steps of one text request into responses: text, scores, counters. Knows nothing of Triton."""
+"""Convert the steps of one text request to responses: text, scores, counters. No Triton here."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from specpipe.repository.models.tokens import TextStream, TextTokenizer
 
 
 class Responder(Protocol):
-    """Where the responses to one request go."""
+    """The receiver of the responses to one request."""
 
     def send(self, outputs: Mapping[str, NDArray[Any]], *, final: bool) -> None:
         """Send a response with these tensors."""

@@ -1,4 +1,4 @@
-"""What a request for tokens asks: prompt and length. Knows nothing of Triton."""
+"""Read the tensors of a request for tokens: prompt, draft and length. Independent of Triton."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ def prompt(tensors: Tensors, vocab_size: int) -> tuple[int, ...]:
 
 
 def draft(tensors: Tensors, vocab_size: int) -> tuple[int, ...]:
-    """Return the `draft_input_ids`; raises ConfigError for a token that the model has not."""
+    """Return the `draft_input_ids`; raises ConfigError for a token outside the vocabulary."""
     ids = tensors.get("draft_input_ids", np.array([], np.int32)).reshape(-1)
     return token_ids(ids, "draft_input_ids", vocab_size)
 
@@ -35,7 +35,7 @@ def token_ids(
 
 
 def output_length(tensors: Tensors) -> int:
-    """Return how many tokens are asked for; raises ConfigError for less than one."""
+    """Return the requested number of tokens; raises ConfigError for less than one."""
     count = whole(tensors, "request_output_len") or 0
     if count < 1:
         raise ConfigError(f"request_output_len is {count}: must be at least 1")

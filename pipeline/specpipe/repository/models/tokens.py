@@ -1,4 +1,4 @@
-"""Text in, tokens out, and back again piece by piece; the tokenizers library, no transformers."""
+"""Convert text to tokens, and tokens to text piece by piece; needs tokenizers, not transformers."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from specpipe.errors import ConfigError
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """The tokenizer of a repository and what serving knows about it."""
+    """The tokenizer of a repository, with the facts about it that serving needs."""
 
     tokenizer: Tokenizer
     vocab_size: int
@@ -62,7 +62,7 @@ class TextTokenizer:
         return tuple(dict.fromkeys(tuple(i) for i in ids if i))
 
     def bias(self, words: Sequence[tuple[str, float]]) -> tuple[tuple[int, float], ...]:
-        """Return what is added to the logit of each token of the given words, spelled as they are.
+        """Return the bias of each token of the given words, spelled as given.
 
         As upstream: a word of several tokens adds its amount to each of them.
         """
@@ -126,7 +126,7 @@ class TextStream:
     stop_words: tuple[str, ...] = ()
     end_ids: tuple[int, ...] = ()  # those of the request
     tokens: list[int] = field(default_factory=list)
-    text: str = ""  # all that was handed out
+    text: str = ""  # text that was returned already
     stopped: bool = False
 
     def __post_init__(self) -> None:
@@ -155,7 +155,7 @@ class TextStream:
         return self.text[before:]
 
     def finish(self) -> str:
-        """Return what is left at the end: bytes that never became a whole character."""
+        """Return the rest at the end: the bytes of an incomplete character."""
         whole = self.tokenizer.decode(self.spoken)
         if self.stopped or not whole.startswith(self.text):
             return ""

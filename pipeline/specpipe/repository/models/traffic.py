@@ -1,7 +1,7 @@
-"""Prometheus: how many requests a text model has in flight, and how long they took.
+"""Prometheus: number and duration of the requests of a text model.
 
-Triton's own counters do not tell for a model that answers in pieces: they stop when `execute`
-returns. Autoscalers need the first number, dashboards the others.
+Triton's own counters do not measure a model that streams: they stop when `execute` returns.
+Autoscalers need the number of requests in flight; dashboards need the durations.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""The few places where Triton's Python backend API is touched; importable only inside Triton."""
+"""All uses of Triton's Python backend API; importable only inside Triton."""
 
 import contextlib
 import ctypes
@@ -18,7 +18,7 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 def trim_memory() -> None:
-    """Give what start-up allocated and freed back to the kernel, where libc can."""
+    """Return freed memory of the start-up to the kernel, if libc supports it."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -57,7 +57,7 @@ def response(outputs: Mapping[str, NDArray[Any]]) -> Any:
 
 
 class Responder:
-    """Where the answers to one request go; usable from several threads.
+    """The receiver of the responses to one request; usable from several threads.
 
     Triton frees what is behind a response sender with the final response, and tritonserver 2.51
     itself crashes if the sender is used after that. So nothing is sent or asked then.
@@ -69,7 +69,7 @@ class Responder:
         self._done = False
 
     def is_cancelled(self) -> bool:
-        """Tell whether the client is gone; false once the answer is complete."""
+        """Tell whether the client has disconnected; false after the answer is complete."""
         with self._lock:
             return not self._done and bool(self._sender.is_cancelled())
 
@@ -98,7 +98,7 @@ class Responder:
 
 
 def error_response(error: Exception) -> Any:
-    """Return the response that tells a client what was wrong: a code and one sentence."""
+    """Return an error response: a code and one sentence."""
     code, sentence = describe(error)
     return pb_utils.InferenceResponse(
         error=pb_utils.TritonError(spell(code, sentence), getattr(pb_utils.TritonError, code))

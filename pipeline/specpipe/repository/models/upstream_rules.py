@@ -1,8 +1,8 @@
-"""What Triton's C++ backend of TensorRT-LLM does with a request, for the models that stand in for
-it on CPUs. Knows nothing of Triton.
+"""The rules of Triton's C++ backend of TensorRT-LLM for requests, for the models that replace it
+on CPUs. Independent of Triton.
 
 Sources: `createRequestsFromInputTensors` and `getOutputConfigFromTensors` in that backend's
-utils.cc. It reads no request parameter of ours.
+utils.cc. It ignores the request parameters of specpipe.
 """
 
 from collections.abc import Mapping
