@@ -1,0 +1,107 @@
+"""docs/json.md: every field that a command prints has a row, and the examples have these fields."""
+
+import ast
+import dataclasses
+import inspect
+import json
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from specpipe.artifacts import Workspace
+from specpipe.checkpoint.inspection.records import Inspection
+from specpipe.cli import main
+from specpipe.cli.output import print_error
+from specpipe.cli.server import _print_ready
+from specpipe.config import read_config
+from specpipe.doctor import Finding
+from specpipe.planning import make_plan
+from specpipe.present import generation_json, prediction_json, tuning_json
+from specpipe.present_plan import plan_json
+from specpipe.run import StageResult
+from specpipe.train.produce import TrainResult
+from specpipe.train.report import TrainingReport
+from specpipe.validate.report import to_json
+
+PAGE = Path("docs/json.md")
+SECTION = re.compile(r"^## (.+?)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+SECTIONS = dict(SECTION.findall(PAGE.read_text(encoding="utf-8")))
+
+
+def literal_keys(function: Callable[..., Any]) -> set[str]:
+    """Return the keys of the first object that a function's source writes out."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    found = next(node for node in ast.walk(tree) if isinstance(node, ast.Dict) and node.keys)
+    return {key.value for key in found.keys if isinstance(key, ast.Constant)}
+
+
+def fields(record: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(record)}
+
+
+PRINTED = {
+    "Errors": literal_keys(print_error),
+    "build, convert, compile, package, status": fields(StageResult),
+    "plan": literal_keys(plan_json),
+    "doctor": fields(Finding),
+    "inspect": fields(Inspection),
+    "serve": literal_keys(_print_ready),
+    "generate": literal_keys(generation_json),
+    "validate": literal_keys(to_json),
+    "tune": literal_keys(tuning_json),
+    "recommend": literal_keys(prediction_json),
+    "train medusa, train redrafter, train draft": fields(TrainResult) | {"report"},
+}
+
+
+def rows(section: str) -> set[str]:
+    """Return the fields of a section's table."""
+    cells = re.findall(r"^\| (`[^|]+) \|", SECTIONS[section], re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+
+
+def example(section: str) -> dict[str, Any]:
+    """Return the example of a section; of a list the first object, of an error what is in it."""
+    (text,) = re.findall(r"^```json\n(.*?)^```", SECTIONS[section], re.MULTILINE | re.DOTALL)
+    found = json.loads(text)
+    found = found[0] if isinstance(found, list) else found
+    return dict(found["error"] if section == "Errors" else found)
+
+
+@pytest.mark.parametrize("section", PRINTED)
+def test_every_field_that_is_printed_has_a_row_and_an_example(section: str) -> None:
+    assert rows(section) == PRINTED[section] == example(section).keys()
+
+
+def with_json(group: click.Group, prefix: str = "") -> Iterator[str]:
+    """Yield the names of the commands that take --json."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from with_json(command, f"{name} ")
+        elif any(parameter.name == "as_json" for parameter in command.params):
+            yield prefix + name
+
+
+def test_every_command_with_json_has_a_section() -> None:
+    named = {name for title in SECTIONS for name in title.split(", ")}
+    assert named == set(with_json(main)) | {"Errors"}
+
+
+def test_the_fields_of_a_plan_are_those_of_a_real_one() -> None:
+    config = read_config(Path("model_configs/llama70b_draft7b.yaml"))
+    plan = plan_json(make_plan(config, Workspace(Path(), config.name)))
+    assert plan.keys() == rows("plan")
+    text = SECTIONS["plan"]
+    for part in ("memory", "estimate"):
+        (row,) = re.findall(rf"^\| `{part}` \|.*$", text, re.MULTILINE)
+        assert all(f"`{key}`" in row for key in plan[part].keys() - {"estimate", "measured"})
+
+
+def test_the_report_of_a_training_has_the_fields_of_its_record() -> None:
+    section = "train medusa, train redrafter, train draft"
+    assert example(section)["report"].keys() == fields(TrainingReport)
