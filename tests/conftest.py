@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from specpipe.checkpoint.guesser import Guesser
 from specpipe.checkpoint.medusa import open_heads
 from specpipe.checkpoint.redrafter import open_redrafter
 from specpipe.checkpoint.source import open_source
-from specpipe.engine.openvino.backend import OpenVinoBackend, OpenVinoEngine
+from specpipe.engine.openvino.backend import OpenVinoBackend
+from specpipe.engine.openvino.engine import OpenVinoEngine
 from specpipe.methods import ReDrafter
 from specpipe.model import Dtype
 from tests.models import TEXT, make_llama
@@ -67,6 +69,7 @@ def make_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
         max_draft_len: int | None = None,
         guess_vocabulary: int = 0,
         redrafter: Path | None = None,
+        **changes: object,  # further fields of the build request
     ) -> OpenVinoEngine:
         folder = tmp_path_factory.mktemp("engine")
         checkpoint, engine = folder / "checkpoint", folder / "engine"
@@ -82,9 +85,10 @@ def make_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
             open_source(source), checkpoint, dtype, lambda done, total: None, found
         )  # fmt: skip
         request = BuildRequest(
-            "target", read_model_config(checkpoint), dtype, quantization, "none", 0, 1,
+            "target", read_model_config(checkpoint), dtype, quantization, "none", 64, 8,
             max_seq_len - 1, max_seq_len, guess_vocabulary=guess_vocabulary,
         )  # fmt: skip
+        request = replace(request, **changes)  # type: ignore[arg-type]
         backend = OpenVinoBackend()
         backend.build(request, checkpoint, engine)
         return backend.load(engine)

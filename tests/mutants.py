@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from specpipe.contracts import ROOT, Draft, Verdict, chain
+from specpipe.contracts import ROOT, Asking, Draft, Verdict, chain
 from specpipe.speculate import accept
 
 VARIABLE = "SPECPIPE_MUTANT"  # its value is the name of the mutant to plant
@@ -105,8 +105,71 @@ def accepts_scratch(honest: Any) -> Any:
     return lambda draft, path: honest(replace(draft, scratch=0), path)
 
 
-def takes_a_certain_guess_for_a_uniform_one(honest: Any) -> Any:
-    return lambda token, size: np.full(size, 1 / size)
+def accepts_any_sibling(honest: Any) -> Any:
+    def greedy(draft: Draft, best: Any) -> Verdict:
+        path: accept.Path = ()
+        while True:
+            token, siblings = best(path), accept.children(draft, path)
+            if token not in draft.tokens[siblings]:
+                return Verdict(path, token)
+            path += (siblings[0],)
+
+    return greedy
+
+
+def accepts_a_cousin(honest: Any) -> Any:
+    def greedy(draft: Draft, best: Any) -> Verdict:
+        level, path = accept.children(draft, ()), ()
+        while True:
+            token = best(path)
+            match = next((c for c in level if draft.tokens[c] == token), None)
+            if match is None:
+                return Verdict(path, token)
+            level = [c for node in level for c in accept.children(draft, (node,))]
+            path += (match,)
+
+    return greedy
+
+
+def draws_the_bonus_twice(honest: Any) -> Any:
+    def greedy(draft: Draft, best: Any) -> Verdict:
+        verdict = honest(draft, best)
+        return Verdict(verdict.path, best(verdict.path)) if len(draft) else verdict
+
+    return greedy
+
+
+def draws_for_the_whole_draft(honest: Any) -> Any:
+    """Lossless, but the output with a seed depends on the draft."""
+
+    def greedy(draft: Draft, best: Any) -> Verdict:
+        drawn = {path: best(path) for path in _paths(draft)}
+        return honest(draft, lambda path: drawn[path])
+
+    return greedy
+
+
+def _paths(draft: Draft) -> list[accept.Path]:
+    paths: list[accept.Path] = [()]
+    for path in paths:
+        paths += [(*path, child) for child in accept.children(draft, path)]
+    return paths
+
+
+def gives_the_first_nodes(honest: Any) -> Any:
+    return lambda draft, nodes: honest(draft, np.arange(len(nodes)))
+
+
+def draws_once_per_child(honest: Any) -> Any:
+    def greedy(draft: Draft, best: Any) -> Verdict:
+        path: accept.Path = ()
+        while True:
+            match = [c for c in accept.children(draft, path) if best(path) == draft.tokens[c]]
+            if not match:
+                return Verdict(path, best(path))
+            path += (match[0],)
+
+    return greedy
 
 
 # --- the loop -----------------------------------------------------------------------------------
@@ -147,9 +210,9 @@ def exceeds_the_length_by_a_block(honest: Any) -> Any:
 
 
 def drops_a_guess_that_came_out_unlikely(honest: Any) -> Any:
-    def propose(self: Any, limit: int) -> Draft:
+    def propose(self: Any, limit: int) -> Asking[Draft]:
         bound, self._min_confidence = self._min_confidence, 0.0
-        draft = honest(self, limit)
+        draft = yield from honest(self, limit)
         self._min_confidence = bound
         if draft.probs is None or not bound:
             return draft
@@ -161,8 +224,8 @@ def drops_a_guess_that_came_out_unlikely(honest: Any) -> Any:
 
 
 def hides_the_temperature_of_its_draws(honest: Any) -> Any:
-    def propose(self: Any, limit: int) -> Draft:
-        draft = honest(self, limit)
+    def propose(self: Any, limit: int) -> Asking[Draft]:
+        draft = yield from honest(self, limit)
         if draft.probs is None:
             return draft
         flat = np.sqrt(draft.probs)
@@ -184,21 +247,32 @@ def guesses_beyond_the_limit(honest: Any) -> Any:
 
 
 def puts_the_window_before_the_ngrams(honest: Any) -> Any:
-    def propose(self: Any, limit: int) -> Draft:
+    def draft(self: Any, limit: int) -> Draft:
         draft = honest(self, limit)
         count = len(draft) - draft.scratch
         order = np.array([*range(count, len(draft)), *range(count)], np.int64)
         place = np.append(np.argsort(order), ROOT)
         return replace(draft, tokens=draft.tokens[order], parents=place[draft.parents[order]])
 
-    return propose
+    return draft
 
 
 # --- the engine ---------------------------------------------------------------------------------
 
 
 def sees_its_siblings(honest: Any) -> Any:
-    return lambda parents: np.tri(len(parents), dtype=np.bool_)
+    return lambda parents: np.tri(len(parents), dtype=np.uint8)
+
+
+def misses_its_first_ancestor(honest: Any) -> Any:
+    def ancestors(parents: Any) -> Any:
+        seen = honest(parents)
+        for row in range(len(seen)):
+            seen[row, seen[row].argmax()] = 0
+            seen[row, row] = 1
+        return seen
+
+    return ancestors
 
 
 def counts_nodes_for_positions(honest: Any) -> Any:
@@ -206,7 +280,7 @@ def counts_nodes_for_positions(honest: Any) -> Any:
 
 
 def sees_beyond_its_window(honest: Any) -> Any:
-    return lambda step, model, sliding_window=0: honest(step, model)
+    return lambda seen, positions, window: honest(seen, positions, 0)
 
 
 def gives_heads_each_others_slopes(honest: Any) -> Any:
@@ -222,49 +296,180 @@ def turns_heads_by_their_size(honest: Any) -> Any:
 
 
 def hangs_nodes_one_too_high(honest: Any) -> Any:
-    return lambda parents, by: np.where(parents == ROOT, by, parents + by)
+    def part(item: Any) -> Any:
+        if item.parents is None:
+            return honest(item)
+        return honest(replace(item, parents=np.where(item.parents > 0, item.parents - 1, ROOT)))
+
+    return part
 
 
-def keeps_the_first_rows_instead_of_the_path(honest: Any) -> Any:
+def keeps_a_row_of_a_refused_guess(honest: Any) -> Any:
     def keep(self: Any, rows: Any) -> None:
-        honest(self, np.arange(len(rows)))
+        after = rows[-1:] + 1  # belongs to another token
+        honest(self, np.append(rows, after[after < len(self.fresh)]))
 
     return keep
 
 
-def keeps_a_row_of_a_refused_guess(honest: Any) -> Any:
-    def commit(self: Any, draft: Draft, verdict: Verdict) -> None:
-        honest(self, draft, verdict)
-        if len(verdict.path) < len(draft):
-            self._cached += 1  # the row after the path belongs to another token
+def _arrays_of(change: Callable[[Any], dict[str, Any]]) -> Callable[[Any], Any]:
+    """Return a mutant of `paged_arrays`, which runs after the checks; `change` gives fields."""
+    return lambda honest: lambda batch: honest(replace(batch, **change(batch)))
 
-    return commit
+
+def masks_of_neighbours(batch: Any) -> dict[str, Any]:
+    trees = [i for i, seen in enumerate(batch.seen) if seen is not None]
+    seen = list(batch.seen)
+    for i, other in zip(trees, reversed(trees), strict=True):
+        seen[i] = batch.seen[other]
+    return {"seen": seen}
+
+
+def tables_of_neighbours(batch: Any) -> dict[str, Any]:
+    table, begins, sizes = batch.table.copy(), batch.table_begins, np.diff(batch.table_begins)
+    for one in range(len(sizes) - 1):
+        if sizes[one] == sizes[one + 1]:
+            begin, middle, end = begins[one : one + 3]
+            table[begin:end] = [*batch.table[middle:end], *batch.table[begin:middle]]
+            break
+    return {"table": table}
+
+
+def forgets_the_last_cached_row(batch: Any) -> dict[str, Any]:
+    return {"past": np.maximum(batch.past - 1, 0)}
+
+
+def begins_one_row_early(honest: Any) -> Any:
+    def lay_out(parts: Any, least: int = 1) -> Any:
+        batch = honest(parts, least)
+        batch.begins[1:-1] -= 1
+        return batch
+
+    return lay_out
+
+
+def picks_rows_of_neighbours(honest: Any) -> Any:
+    return property(lambda self: np.roll(honest.fget(self), 1))
+
+
+# --- the batch ----------------------------------------------------------------------------------
+
+
+def resumes_one_token_short(honest: Any) -> Any:
+    def follow(self: Any, tokens: Any) -> None:
+        fresh = self.cache is None
+        honest(self, tokens)
+        if fresh and len(self.pending) > 1:
+            del self.pending[0]
+
+    return follow
+
+
+def takes_the_first_child_for_the_path(honest: Any) -> Any:
+    def path(self: Any, tokens: Any) -> Any:
+        rows = honest(self, tokens)
+        siblings = np.flatnonzero(self.parents == (self.parents[rows[-1]] if rows else ROOT))
+        return [*rows[:-1], int(siblings[0])] if rows else rows
+
+    return path
+
+
+def keeps_rows_of_another_text(honest: Any) -> Any:
+    return lambda kept, tokens, limit: min(len(kept), limit)
+
+
+def answers_streams_in_the_wrong_order(honest: Any) -> Any:
+    def answer_all(self: Any, streams: Any, call: Any) -> None:
+        honest(self, streams, lambda asked: list(reversed(call(asked))))
+
+    return answer_all
+
+
+def forgets_which_nodes_were_cut(honest: Any) -> Any:
+    def only(draft: Any, nodes: Any) -> Any:
+        return honest(
+            draft, None if nodes is None else nodes[::-1][::-1][-1:] if len(nodes) else nodes
+        )
+
+    return only
+
+
+# --- the pool of KV blocks -----------------------------------------------------------------------
+
+
+def never_copies(honest: Any) -> Any:
+    return lambda self, block, users: False
+
+
+def trusts_the_hash(honest: Any) -> Any:
+    return lambda self, parent, tokens: True
+
+
+def rewrites_an_indexed_block(honest: Any) -> Any:
+    def writable(self: Any, block: int) -> int:
+        entry = self._index.at(block)
+        found: int = honest(self, block)
+        if entry is not None and found == block:
+            self._index.add(entry)
+        return found
+
+    return writable
+
+
+def forks_without_a_user(honest: Any) -> Any:
+    def fork(self: Any, length: int | None = None) -> Any:
+        twin = honest(self, length)
+        for block in twin.blocks:
+            self._pool.give_back(block)
+        return twin
+
+    return fork
+
+
+def moves_a_sibling(honest: Any) -> Any:
+    return lambda self, rows: honest(self, rows - (rows != np.arange(len(rows))))
+
+
+def finds_the_last_token(honest: Any) -> Any:
+    return lambda self, tokens=(): honest(self, [*tokens, 0])
 
 
 _LAWS = "tests/contract/test_laws.py"
 _ENUMERATED = (_LAWS, "-k", "exactly_the_targets")
+_SEEDED = ("tests/contract/test_proposers.py", "-k", "with_a_seed")
 _DRAWN = (_LAWS, "-k", "fifty_thousand and draft_model")
 _GREEDY = ("tests/contract/test_proposers.py",)
 _ENGINE = ("tests/unit/engine/test_openvino.py",)
+_INVARIANT = ("tests/unit/engine/test_invariance.py",)
 _FAMILIES = "tests/contract/test_families.py"
+_BATCH = ("tests/unit/runtime",)
+_POOL = ("tests/unit/engine/test_blocks.py", "tests/unit/engine/test_block_schedules.py")
 _ACCEPT = "specpipe.speculate.accept"
 _LOOP = "specpipe.speculate.decode"
 _DRAFT = "specpipe.speculate.draft_model:DraftModelProposer"
-_RUNNER = "specpipe.engine.openvino.runner"
-_VISIBILITY = "specpipe.engine.openvino.visibility"
+_LAYOUT = "specpipe.engine.openvino.batch"
+_PAGED = "specpipe.engine.openvino.engine:paged_arrays"
+_BLOCKS = "specpipe.engine.openvino.blocks"
 
 MUTANTS: dict[str, Mutant] = {
     "resamples from p": Mutant(f"{_ACCEPT}:_residual", lambda honest: lambda p, q: p, _ENUMERATED),
     "siblings not renormalised": Mutant(
-        f"{_ACCEPT}:_residual", lambda honest: lambda p, q: np.maximum(p - q, 0), _ENUMERATED
+        f"{_ACCEPT}:_residual",
+        lambda honest: lambda p, q: np.maximum(p - q, 0),
+        ("tests/unit/speculate/test_accept.py",),
     ),
     "accepts everything": Mutant(f"{_ACCEPT}:sample", accepts_everything, _ENUMERATED),
     "lenient": Mutant(f"{_ACCEPT}:sample", is_lenient, _ENUMERATED),
     "bonus from the wrong row": Mutant(
         f"{_ACCEPT}:sample", takes_the_bonus_from_the_row_above, _ENUMERATED
     ),
-    "certain guess taken for a uniform one": Mutant(
-        f"{_ACCEPT}:_one_hot", takes_a_certain_guess_for_a_uniform_one, _ENUMERATED
+    "any sibling accepted": Mutant(f"{_ACCEPT}:greedy", accepts_any_sibling, _ENUMERATED),
+    "cousin accepted": Mutant(f"{_ACCEPT}:greedy", accepts_a_cousin, _ENUMERATED),
+    "bonus drawn twice": Mutant(f"{_ACCEPT}:greedy", draws_the_bonus_twice, _ENUMERATED),
+    "drawn once per child": Mutant(f"{_ACCEPT}:greedy", draws_once_per_child, _ENUMERATED),
+    "draws in another order": Mutant(f"{_ACCEPT}:greedy", draws_for_the_whole_draft, _SEEDED),
+    "cut nodes judged": Mutant(
+        "specpipe.contracts:Draft.only", gives_the_first_nodes, (*_GREEDY, "-k", "scored")
     ),
     "no bonus": Mutant(f"{_ACCEPT}:greedy", skips_the_bonus, ("tests/unit/speculate",)),
     "greedy token from the wrong row": Mutant(
@@ -296,28 +501,81 @@ MUTANTS: dict[str, Mutant] = {
         _GREEDY,
     ),
     "window before the n-grams": Mutant(
-        "specpipe.speculate.lookahead:LookaheadProposer.propose",
+        "specpipe.speculate.lookahead:LookaheadProposer._draft",
         puts_the_window_before_the_ngrams,
         ("tests/unit/speculate",),
     ),
-    "mask shows siblings": Mutant(f"{_VISIBILITY}:ancestors", sees_its_siblings, _ENGINE),
-    "tree positions off": Mutant(f"{_RUNNER}:depths", counts_nodes_for_positions, _ENGINE),
+    "mask shows siblings": Mutant(f"{_LAYOUT}:ancestors", sees_its_siblings, _ENGINE),
+    "mask one ancestor short": Mutant(f"{_LAYOUT}:ancestors", misses_its_first_ancestor, _ENGINE),
+    "mask of a neighbour": Mutant(_PAGED, _arrays_of(masks_of_neighbours), _ENGINE),
+    "block tables swapped": Mutant(_PAGED, _arrays_of(tables_of_neighbours), _ENGINE),
+    "cached rows off by one": Mutant(_PAGED, _arrays_of(forgets_the_last_cached_row), _ENGINE),
+    "first rows off by one": Mutant(
+        "specpipe.engine.openvino.engine:lay_out", begins_one_row_early, _ENGINE
+    ),
+    "positions by row": Mutant(f"{_LAYOUT}:depths", counts_nodes_for_positions, _ENGINE),
     "sliding window ignored": Mutant(
-        f"{_RUNNER}:mask", sees_beyond_its_window, (_FAMILIES, "-k", "window")
+        "specpipe.engine.openvino.masks:mask", sees_beyond_its_window, (_FAMILIES, "-k", "window")
     ),
     "slopes of ALiBi reversed": Mutant(
-        f"{_VISIBILITY}:slopes_of", gives_heads_each_others_slopes, (_FAMILIES, "-k", "rw")
+        "specpipe.engine.openvino.padded:slopes_of",
+        gives_heads_each_others_slopes,
+        (_FAMILIES, "-k", "rw"),
+    ),
+    "rows of padded layers lost": Mutant(
+        "specpipe.engine.openvino.storage:KVStorage.write",
+        lambda honest: lambda self, layers, slots, rows: None,
+        (_FAMILIES, "-k", "rw"),
     ),
     "whole heads rotated": Mutant(
-        "specpipe.engine.openvino.backend:rope_table",
+        "specpipe.engine.openvino.load:rope_table",
         turns_heads_by_their_size,
         (_FAMILIES, "-k", "share"),
     ),
-    "parents off by one": Mutant(f"{_RUNNER}:_shift", hangs_nodes_one_too_high, _ENGINE),
-    "first rows kept, not the path": Mutant(
-        f"{_RUNNER}:OpenVinoRunner._keep", keeps_the_first_rows_instead_of_the_path, _ENGINE
+    "parents off by one": Mutant(
+        "specpipe.engine.openvino.engine:_part", hangs_nodes_one_too_high, _ENGINE
+    ),
+    "rows kept where they are": Mutant(
+        f"{_BLOCKS}:BlockCache._move",
+        lambda honest: lambda self, rows: None,
+        _ENGINE,
     ),
     "row of a refused guess kept": Mutant(
-        f"{_RUNNER}:OpenVinoRunner.commit", keeps_a_row_of_a_refused_guess, _ENGINE
+        f"{_BLOCKS}:BlockCache.keep", keeps_a_row_of_a_refused_guess, _ENGINE
     ),
+    "doubled rows swapped": Mutant(
+        "specpipe.engine.openvino.batch:Batch.spread", picks_rows_of_neighbours, _INVARIANT
+    ),
+    "single rows not doubled": Mutant(
+        "specpipe.engine.openvino.load:PoolOptions",
+        lambda honest: lambda *fields: replace(honest(*fields), batch_invariant=False),
+        _INVARIANT,
+    ),
+    "resumed one token short": Mutant(
+        "specpipe.runtime.lane:Lane.follow", resumes_one_token_short, _BATCH
+    ),
+    "sibling kept instead of the path": Mutant(
+        "specpipe.runtime.lane:_Rows.path", takes_the_first_child_for_the_path, _BATCH
+    ),
+    "rows of another text kept": Mutant(
+        "specpipe.runtime.lane:_common", keeps_rows_of_another_text, _BATCH
+    ),
+    "drafters' answers swapped": Mutant(
+        "specpipe.runtime.batcher:Batcher._answer_all", answers_streams_in_the_wrong_order, _BATCH
+    ),
+    "another node scored than was kept": Mutant(
+        "specpipe.runtime.packing:_only", forgets_which_nodes_were_cut, _BATCH
+    ),
+    "no copy on write": Mutant(f"{_BLOCKS}:BlockPool.copies", never_copies, _POOL),
+    "block found by its hash only": Mutant(
+        "specpipe.engine.openvino.prefixes:Entry.matches", trusts_the_hash, _POOL
+    ),
+    "indexed block rewritten": Mutant(
+        f"{_BLOCKS}:BlockPool._writable", rewrites_an_indexed_block, _POOL
+    ),
+    "last token found in the cache": Mutant(
+        f"{_BLOCKS}:BlockPool.open", finds_the_last_token, _POOL
+    ),
+    "fork without a user": Mutant(f"{_BLOCKS}:BlockCache.fork", forks_without_a_user, _POOL),
+    "row of a sibling moved": Mutant(f"{_BLOCKS}:BlockCache._move", moves_a_sibling, _POOL),
 }

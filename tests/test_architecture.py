@@ -16,6 +16,7 @@ LAYERS = [
     {"divide", "yaml_nodes", "records", "trees", "methods", "tree_options", "recipe", "config"},
     {"artifacts", "publishing", "digests", "processes"},
     {"checkpoint", "engine", "speculate", "plan"},
+    {"runtime"},
     {"assembly"},
     {"repository"},
     {"deploy"},

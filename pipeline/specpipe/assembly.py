@@ -4,7 +4,7 @@ To add a backend or a speculation method, write its module and add one line to a
 """
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,15 +12,19 @@ from typing import Any
 
 from specpipe.building import Backend
 from specpipe.config import RunConfig
-from specpipe.contracts import LoadedEngine, Proposer, Role, Runner, Sampling
+from specpipe.contracts import EngineFacts, LoadedEngine, Proposer, Role, Sampling
 from specpipe.endpoint import Endpoint, Serving
 from specpipe.errors import ConfigError, Unsupported
-from specpipe.methods import AnyLength, Medusa, NoSpeculation, Speculation
+from specpipe.methods import AnyLength, Medusa, NoSpeculation, Speculation, WithLength
+from specpipe.runtime.batcher import Batcher, alone
+from specpipe.runtime.budget import Budget
+from specpipe.runtime.cost import measure_steps
+from specpipe.runtime.stream import Stream
 from specpipe.speculate import accept
-from specpipe.speculate.context import read_context
-from specpipe.speculate.decode import Limits, Prefilled, Step, decode_events, only_steps
-from specpipe.speculate.draft_length import QuietWhenBusy
+from specpipe.speculate.decode import Decoding, Limits, Step, decode
 from specpipe.speculate.vocabulary import in_vocabulary
+
+DEFAULT_MAX_NUM_TOKENS = 128  # rows per step
 
 BACKENDS: dict[str, str] = {
     "openvino": "specpipe.engine.openvino.backend:OpenVinoBackend",
@@ -28,7 +32,7 @@ BACKENDS: dict[str, str] = {
     "llmapi": "specpipe.engine.llmapi.backend:LlmApiBackend",
 }
 
-PROPOSERS: dict[str, str] = {  # method -> build(options, runners) -> Proposer
+PROPOSERS: dict[str, str] = {  # method -> build(options, engines) -> Proposer
     "none": "specpipe.speculate.none:build",
     "prompt_lookup": "specpipe.speculate.prompt_lookup:build",
     "draft_model": "specpipe.speculate.draft_model:build",
@@ -78,66 +82,10 @@ def describe_endpoint(config: RunConfig) -> Endpoint:
     return load_backend(config.engine.backend).endpoint(serving)
 
 
-def make_proposer(options: Speculation, runners: Mapping[Role, Runner]) -> Proposer:
-    """Return a proposer for one sequence at a time."""
-    proposer: Proposer = _find(PROPOSERS, options.method, "method")(options, runners)
+def make_proposer(options: Speculation, engines: Mapping[Role, EngineFacts]) -> Proposer:
+    """Return a proposer for one sequence; `engines` are those of the deployment."""
+    proposer: Proposer = _find(PROPOSERS, options.method, "method")(options, engines)
     return proposer
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Room for one sequence: a runner, and so a KV cache, in every engine of the deployment."""
-
-    runners: Mapping[Role, Runner]
-    speculation: Speculation
-
-    def decode(
-        self,
-        prompt: Sequence[int],
-        sampling: Sampling,
-        limits: Limits,
-        num_draft_tokens: int | None = None,
-    ) -> Iterator[Step]:
-        """Decode one request on its own; see `events`."""
-        return only_steps(self.events(prompt, sampling, limits, num_draft_tokens))
-
-    def events(
-        self,
-        prompt: Sequence[int],
-        sampling: Sampling,
-        limits: Limits,
-        num_draft_tokens: int | None = None,
-        *,
-        log_probs: bool = False,
-        running: Callable[[], int] = lambda: 1,
-    ) -> Iterator[Step | Prefilled]:
-        """Decode one request; `num_draft_tokens` may lower the configured number, 0 turns it off.
-
-        Yields between any two calls of an engine's that read the prompt, and after every step.
-
-        `running()` is asked before every step how many sequences there are, this one included, for
-        `max_concurrency`. Raises ConfigError if `num_draft_tokens` cannot be had.
-        """
-        options = limit_draft(self.speculation, num_draft_tokens)
-        proposer = make_proposer(options, self.runners)
-        if options.max_concurrency is not None:
-            proposer = QuietWhenBusy(proposer, options.max_concurrency, running)
-        target, rule = self.runners["target"], acceptance_rule(options)
-        drafts = options.num_draft_tokens > 0
-        return decode_events(
-            target,
-            proposer,
-            prompt,
-            sampling,
-            limits,
-            rule,
-            log_probs=log_probs,
-            readers=[self.runners["draft"]] if drafts and "draft" in self.runners else [],
-        )
-
-    def context(self, prompt: Sequence[int]) -> Iterator[Prefilled]:
-        """Run the target over `prompt`; every event has the logits after some of its tokens."""
-        return (Prefilled(rows) for rows in read_context(self.runners["target"], prompt))
 
 
 def acceptance_rule(options: Speculation) -> accept.Rule:
@@ -175,38 +123,84 @@ def limit_draft(options: Speculation, num_draft_tokens: int | None) -> Speculati
 
 @dataclass(frozen=True)
 class Deployment:
-    """The loaded engines of one run; its slots share the weights and one thread."""
+    """The loaded engines of one run and what its requests are decoded with."""
 
     engines: Mapping[Role, LoadedEngine]
     speculation: Speculation
+    max_num_tokens: int = DEFAULT_MAX_NUM_TOKENS
 
-    def slot(self) -> Slot:
-        """Return room for one more sequence."""
-        rows = {"target": 1 + self.speculation.num_draft_tokens}
-        size = self.engines["target"].vocab_size
-        runners = {
-            role: in_vocabulary(engine.runner(rows.get(role, 0)), size)
-            for role, engine in self.engines.items()
-        }
-        return Slot(runners, self.speculation)
+    @property
+    def facts(self) -> Mapping[Role, EngineFacts]:
+        """The sizes of every engine."""
+        return {role: engine.facts for role, engine in self.engines.items()}
 
-    def warm_up(self) -> None:
-        """Run one short request, so that the first real one is not slower than the rest."""
+    def decoding(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        limits: Limits,
+        num_draft_tokens: int | None = None,
+        *,
+        log_probs: bool = False,
+    ) -> Decoding:
+        """Return the algorithm for one request, for a batcher.
+
+        `num_draft_tokens` may lower the configured number; 0 turns speculation off. Raises
+        ConfigError for a number that is not possible.
+        """
+        options = limit_draft(self.speculation, num_draft_tokens)
+        proposer, rule = make_proposer(options, self.facts), acceptance_rule(options)
+        return decode(proposer, prompt, sampling, limits, rule, log_probs=log_probs)
+
+    def batcher(self, budget: Budget | None = None) -> Batcher:
+        """Return a batcher over the engines; only one may be in use."""
+        return Batcher(self.engines, self.max_num_tokens, budget or Budget())
+
+    def add(self, batcher: Batcher, decoding: Decoding) -> Stream:
+        """Let a batcher decode one more sequence, with the limits of the run's speculation."""
+        options = self.speculation
+        adaptive = isinstance(options, WithLength) and options.draft_length != "fixed"
+        return batcher.add(decoding, adaptive=adaptive, max_concurrency=options.max_concurrency)
+
+    def decode(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        limits: Limits,
+        num_draft_tokens: int | None = None,
+    ) -> Iterator[Step]:
+        """Decode one request on its own."""
+        events = alone(self.batcher(), self.decoding(prompt, sampling, limits, num_draft_tokens))
+        return (event for event in events if isinstance(event, Step))
+
+    def warm_up(self) -> Budget:
+        """Run one short request and measure the engine's steps; return the budget for serving."""
         repetitive = [1] * 70
-        for _ in self.slot().decode(repetitive, Sampling(), Limits(max_tokens=12)):
+        for _ in self.decode(repetitive, Sampling(), Limits(max_tokens=12)):
             pass
+        most = min(self.max_num_tokens, 1 + self.speculation.num_draft_tokens)
+        cost = measure_steps(self.engines["target"], most if most > 1 else 8)
         for engine in self.engines.values():
             engine.trim()
+        return Budget(cost)
 
 
 def load_deployment(
-    engines: Mapping[Role, Path], backend: str, speculation: Speculation
+    engines: Mapping[Role, Path],
+    backend: str,
+    speculation: Speculation,
+    max_num_tokens: int = DEFAULT_MAX_NUM_TOKENS,
 ) -> Deployment:
     """Load the engines of a run; raises ConfigError if one of them is damaged."""
     driver = load_backend(backend)
-    return Deployment({role: driver.load(path) for role, path in engines.items()}, speculation)
+    loaded = {role: driver.load(path) for role, path in engines.items()}
+    size = loaded["target"].facts.vocab_size
+    known = {role: in_vocabulary(engine, size) for role, engine in loaded.items()}
+    return Deployment(known, speculation, max_num_tokens)
 
 
 def open_deployment(config: RunConfig, engines: Mapping[Role, Path]) -> Deployment:
     """Load the engines of a config for use in this process."""
-    return load_deployment(engines, config.engine.backend, config.speculation)
+    return load_deployment(
+        engines, config.engine.backend, config.speculation, config.max_num_tokens
+    )

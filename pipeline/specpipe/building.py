@@ -76,6 +76,9 @@ class BuildRequest:
     max_concurrency: int | None = None  # with more sequences, nothing is drafted
     guess_vocabulary: int = 0  # Medusa heads draft only the first N tokens; 0: all
     streams: bool = True  # whether answers are served piece by piece
+    kv_cache_tokens: int = 0  # tokens of all sequences in the KV cache; 0: all at their longest
+    prefix_cache: bool = True  # whether the rows of known prefixes are found again
+    batch_invariant: bool = False  # whether rows must not depend on the other rows of a call
 
 
 @dataclass(frozen=True)

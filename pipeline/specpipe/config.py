@@ -33,6 +33,7 @@ from specpipe.records import at_least, between, matching, not_written, read_reco
 from specpipe.tree_options import is_open, with_whole_tree
 from specpipe.yaml_nodes import Place
 
+LEAST_ROWS, PROMPT_ROWS = 128, 64  # of a step; see `RunConfig.max_num_tokens`
 _RELATIVE = "paths are relative to the working directory or to the config file"
 
 
@@ -82,12 +83,21 @@ class EngineOptions:
     embedding_sharding_dim: Literal[0, 1] = 0
     """Split the embedding along the vocabulary (0) or the hidden size (1)."""
     max_batch_size: int = field(default=4, metadata=between(1, 4096))
-    """Sequences at a time. GPUs decode them in one batch; the CPU engine decodes them in turn.
-    Each has its own KV cache."""
+    """Sequences that are decoded at a time, in one batch."""
     max_input_len: int = field(default=1024, metadata=at_least(1))
     """Longest prompt, in tokens."""
     max_seq_len: int = field(default=2048, metadata=at_least(2))
     """Longest prompt and output together, in tokens."""
+    kv_cache_tokens: int | None = field(default=None, metadata=at_least(1))
+    """`openvino`: tokens of all sequences in the KV cache, at least `max_seq_len`. Default:
+    `max_batch_size` times `max_seq_len`. With less, sequences may have to wait for each other."""
+    max_num_tokens: int | None = field(default=None, metadata=at_least(64))
+    """`openvino`: rows in one step, that is tokens of prompts, last tokens and draft tokens.
+    Default: 64 more than `max_batch_size` sequences with their drafts, at least 128."""
+    prefix_cache: bool = True
+    """`openvino`: keep the KV cache of ended sequences for prompts that begin alike."""
+    batch_invariant: bool = False
+    """`openvino`: outputs do not depend on the other sequences in the batch. Slower."""
 
     def sized_like(self, other: "EngineOptions") -> "EngineOptions":
         """Return these options for as many sequences of such lengths as `other` has."""
@@ -235,6 +245,13 @@ class RunConfig:
         return "speculation.redrafter.heads" if inner else "speculation.heads"
 
     @property
+    def max_num_tokens(self) -> int:
+        """Rows in one step of the CPU engine: every sequence with its draft, and prompt tokens."""
+        engine = self.engine
+        decoding = engine.max_batch_size * (1 + self.speculation.num_draft_tokens)
+        return engine.max_num_tokens or max(LEAST_ROWS, decoding + PROMPT_ROWS)
+
+    @property
     def lossless(self) -> bool:
         """Whether sampled output has the target's own distribution."""
         return not (
@@ -250,6 +267,7 @@ def read_config(path: Path) -> RunConfig:
     config, places = read_record(path, RunConfig)
     config = replace(config, speculation=with_whole_tree(config.speculation, places))
     _check_lengths(config, places)
+    _check_batching(config, places)
     _check_ngrams(config, places)
     _check_lookahead(config, places)
     _check_training(config, places)
@@ -276,6 +294,27 @@ def _check_lengths(config: RunConfig, places: Mapping[str, Place]) -> None:
         raise place.error(
             f"'speculation' drafts {drafted} tokens a step: must be below "
             f"engine.max_seq_len - 1 ({engine.max_seq_len - 1})"
+        )
+
+
+def _check_batching(config: RunConfig, places: Mapping[str, Place]) -> None:
+    engine, drafted = config.engine, config.speculation.num_draft_tokens
+    for key in ("kv_cache_tokens", "max_num_tokens", "prefix_cache", "batch_invariant"):
+        place = places.get(f"engine.{key}")
+        if place and engine.backend != "openvino":
+            raise place.error(
+                f"'engine.{key}' is for backend openvino; backend {engine.backend} ignores it",
+                hint="remove the key",
+            )
+    if engine.kv_cache_tokens is not None and engine.kv_cache_tokens < engine.max_seq_len:
+        raise places["engine.kv_cache_tokens"].error(
+            f"'engine.kv_cache_tokens' is {engine.kv_cache_tokens}: must be at least "
+            f"engine.max_seq_len, which is {engine.max_seq_len}"
+        )
+    if not is_open(config.speculation) and config.max_num_tokens <= drafted:
+        raise places["engine.max_num_tokens"].error(
+            f"'engine.max_num_tokens' is {config.max_num_tokens}: must be above the {drafted} "
+            "tokens that 'speculation' drafts a step"
         )
 
 

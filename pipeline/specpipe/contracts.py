@@ -1,12 +1,16 @@
-"""The seam of decoding: what runners and proposers promise, and the records they exchange.
+"""The seam of decoding: what engines and proposers promise, and the records they exchange.
 
 A *sequence* is the prompt and every token committed so far. Its last token is the *root*. A draft
 is a tree of draft tokens under it, and one call of the target scores the root and the whole tree.
+
+The algorithms are generators. They yield an `Ask` and are resumed with its answer, so they hold no
+engine. A driver (`runtime.batcher`) collects the asks of many sequences and answers them with one
+call per engine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +32,7 @@ class Draft:
     parents: Ints  # [n]    ROOT (-1): directly under the last committed token
     probs: Floats | None = None  # [n, V]  what each was drawn from; None: chosen with certainty
     scratch: int = 0  # the last k nodes are scored but may never be accepted
+    chances: Floats | None = None  # [n]  estimated probability of acceptance; None: not known
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -39,6 +44,29 @@ class Draft:
         for node, parent in enumerate(self.parents[: len(self) - self.scratch].tolist()):
             below[node] = below[parent] + 1
         return max(below.values())
+
+    def main_path(self) -> Ints:
+        """Return the nodes of the path of first children, scratch nodes apart."""
+        path, at = list[int](), ROOT
+        eligible = self.parents[: len(self) - self.scratch]
+        while len(found := np.flatnonzero(eligible == at)):
+            at = int(found[0])
+            path.append(at)
+        return np.array(path, np.int64)
+
+    def only(self, nodes: Ints) -> "Draft":
+        """Return the draft of some `nodes`: ascending indices, none of them scratch.
+
+        The parent of each must be among them.
+        """
+        place = np.full(len(self) + 1, ROOT, np.int64)  # the last entry is that of ROOT
+        place[nodes] = np.arange(len(nodes))
+        return Draft(
+            self.tokens[nodes],
+            place[self.parents[nodes]],
+            None if self.probs is None else self.probs[nodes],
+            chances=None if self.chances is None else self.chances[nodes],
+        )
 
 
 def chain(tokens: Sequence[int] | Ints, probs: Floats | None = None) -> Draft:
@@ -56,6 +84,7 @@ class Scores:
 
     logits: Logits  # [1 + n, V]
     hidden: Logits | None = None  # [1 + n, D]  last hidden state, after the final norm
+    kept: Ints | None = None  # the nodes of the draft that were scored; None: all
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,73 +152,186 @@ def length_to_end(tokens: Sequence[int], end_ids: Sequence[int]) -> int | None:
     return next((n for n, token in enumerate(tokens, 1) if token in end_ids), None)
 
 
-class Runner(Protocol):
-    """One sequence in a loaded engine."""
+@dataclass(frozen=True, eq=False)
+class Score:
+    """Ask for the logits of the root of `tokens` and of the nodes of `draft`.
+
+    `tokens` is the whole sequence; the engine finds out which of its rows are in the cache. Unless
+    `whole` is set, the driver may score fewer nodes of the target's draft (`Scores.kept`).
+    """
+
+    role: Role
+    tokens: Sequence[int]  # at least one
+    draft: Draft = EMPTY
+    whole: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Guess:
+    """Ask an engine's Medusa heads what follows a hidden state of `Scores`."""
+
+    role: Role
+    hidden: Logits  # [D]
+
+
+@dataclass(frozen=True, eq=False)
+class Extend:
+    """Ask an engine's recurrent drafter what follows B paths of draft tokens.
+
+    A path is known by its last token and by the state that came with its parent's guesses: zeros
+    for the first, whose token is the one that follows `hidden`.
+    """
+
+    role: Role
+    hidden: Logits  # [D]
+    states: Logits  # [B, D]
+    tokens: Ints  # [B]
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """Ask how deep the next draft may be, at most `limit`; 0: drafting does not pay now."""
+
+    limit: int
+
+
+Ask = Score | Guess | Extend | Allowance
+Answer = Scores | Guesses | Extensions | int
+T = TypeVar("T")
+Asking = Generator[Ask, Answer, T]  # runs until it asks, is answered, and returns a T in the end
+
+
+def score(
+    role: Role, tokens: Sequence[int], draft: Draft = EMPTY, *, whole: bool = False
+) -> Asking[Scores]:
+    """Ask for `Scores`; see `Score`."""
+    answer = yield Score(role, tokens, draft, whole)
+    assert isinstance(answer, Scores)
+    return answer
+
+
+def guess(role: Role, hidden: Logits) -> Asking[Guesses]:
+    """Ask for `Guesses`; see `Guess`."""
+    answer = yield Guess(role, hidden)
+    assert isinstance(answer, Guesses)
+    return answer
+
+
+def extend(role: Role, hidden: Logits, states: Logits, tokens: Ints) -> Asking[Extensions]:
+    """Ask for `Extensions`; see `Extend`."""
+    answer = yield Extend(role, hidden, states, tokens)
+    assert isinstance(answer, Extensions)
+    return answer
+
+
+def allowance(limit: int) -> Asking[int]:
+    """Ask how deep the next draft may be; see `Allowance`."""
+    answer = yield Allowance(limit)
+    assert isinstance(answer, int)
+    return answer
+
+
+def without_asking(value: T) -> Asking[T]:
+    """Return `value` at once, where a generator is expected."""
+    yield from ()  # makes this a generator
+    return value
+
+
+class Cache(Protocol):
+    """The KV rows of one sequence in an engine's pool."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """The tokens whose rows are kept."""
+        ...
+
+    def keep(self, rows: Ints) -> None:
+        """Keep some rows of the last step (ascending indices), after those kept before."""
+
+    def truncate(self, length: int) -> None:
+        """Forget the rows from `length` on, and those of the last step."""
+
+    def release(self) -> None:
+        """Give all blocks back. Full blocks can be found again by their tokens."""
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """The part of one sequence in a step: new tokens after the rows that its cache keeps."""
+
+    cache: Cache
+    tokens: Ints  # [n]
+    parents: Ints | None  # [n]  ROOT: the end of the cache; a parent comes first; None: a chain
+    wanted: Ints  # [r]  the rows whose logits and hidden states are returned
+
+
+class PoolFull(Exception):
+    """The KV pool of an engine has no room for the rows of a step."""
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What the algorithms know of an engine."""
 
     vocab_size: int
-    max_seq_len: int
+    max_seq_len: int  # most tokens in one sequence, prompt and output
+    chains_only: bool = False  # branches of a draft would change the last bits of its logits
 
-    def start(self, prompt: Sequence[int]) -> None:
-        """Forget the old sequence and take `prompt` (at least one token); runs nothing yet."""
 
-    def prefill(self) -> bool:
-        """Run one chunk of the prompt, and tell whether there was one to run.
+@dataclass(frozen=True)
+class PoolUsage:
+    """The use of an engine's KV pool."""
 
-        False: `score` runs the rest of the prompt in one call. Calling it is optional: `score`
-        runs whatever is missing. The caller may do anything else between two chunks.
+    blocks: int = 0
+    used_blocks: int = 0  # by live sequences; blocks that are kept for prefix reuse are free
+    queried_tokens: int = 0  # of opened sequences, since the start
+    found_tokens: int = 0  # of those, tokens whose rows were known
+
+
+class LoadedEngine(Protocol):
+    """An engine in memory, used from one thread. One call serves many sequences."""
+
+    @property
+    def facts(self) -> EngineFacts:
+        """The sizes that the algorithms need."""
+        ...
+
+    @property
+    def pool_usage(self) -> PoolUsage:
+        """The use of the KV pool now."""
+        ...
+
+    def open(self, tokens: Sequence[int] = ()) -> Cache:
+        """Return a new sequence that keeps the longest known prefix of `tokens`.
+
+        The last token is never part of the prefix, since its logits will be wanted.
         """
         ...
 
-    def score(self, draft: Draft) -> Scores:
-        """Evaluate the root and the nodes of `draft`; commits nothing.
+    def fits(self, items: Sequence[Item]) -> bool:
+        """Tell whether the pool has room for the new rows of `items`."""
+        ...
 
-        The arrays may be views of the engine's memory: they are valid until the next call of any
-        runner of that engine.
+    def step(self, items: Sequence[Item]) -> list[Scores]:
+        """Run all items in one call and return the wanted rows of each.
+
+        The rows of an item lie after the kept rows of its cache until the next step of that cache;
+        `Cache.keep` keeps some of them. Raises PoolFull, and changes nothing, if there is no room.
         """
+        ...
 
-    def commit(self, draft: Draft, verdict: Verdict) -> None:
-        """Append the accepted path and the next token to the sequence; drop every other row."""
-
-    def follow(self, sequence: Sequence[int]) -> None:
-        """Become `sequence`, keeping what was computed for the longest common prefix."""
-
-    def guess(self, hidden: Logits) -> Guesses:
-        """Ask the engine's heads what follows a hidden state [D] of `score`.
+    def guess(self, hidden: Logits) -> list[Guesses]:
+        """Run the Medusa heads on hidden states [B, D].
 
         Raises Unsupported if the engine was built without heads.
         """
         ...
 
     def extend(self, hidden: Logits, states: Logits, tokens: Ints) -> Extensions:
-        """Predict what follows B paths of draft tokens after a hidden state [D].
+        """Run the recurrent drafter on N paths: `hidden` and `states` [N, D], `tokens` [N].
 
-        A path is known by its last token, `tokens` [B], and by the state `states` [B, D] that came
-        with its parent's guesses: zeros for the first, whose token is the one that follows
-        `hidden`. Raises Unsupported if the engine was built without a drafter.
+        Raises Unsupported if the engine was built without a drafter.
         """
-        ...
-
-
-class LoadedEngine(Protocol):
-    """An engine in memory; its runners share the weights and must be used from one thread."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of logits."""
-        ...
-
-    @property
-    def max_seq_len(self) -> int:
-        """Most tokens in one sequence, prompt and output."""
-        ...
-
-    @property
-    def pads_steps(self) -> bool:
-        """Whether a speculating sequence always costs the full `step_width`."""
-        ...
-
-    def runner(self, step_width: int = 0) -> Runner:
-        """Return a runner of its own KV cache, for steps of up to `step_width` rows."""
         ...
 
     def trim(self) -> None:
@@ -204,10 +346,10 @@ class Proposer(Protocol):
     def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
         """Begin a new sequence; `sampling` is what the target's tokens will be picked with."""
 
-    def propose(self, limit: int) -> Draft:
-        """Guess at most `limit` tokens deep, scratch nodes apart; nothing if it is not above 0.
+    def propose(self, limit: int) -> Asking[Draft]:
+        """Draft at most `limit` tokens deep, scratch nodes apart; nothing if it is not above 0.
 
-        An empty draft is always allowed. Guesses must not depend on the verifier's coming draws.
+        An empty draft is always allowed. Drafts must not depend on the verifier's coming draws.
         """
         ...
 

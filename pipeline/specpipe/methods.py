@@ -75,8 +75,9 @@ class PromptLookup:
     tree: Literal["chain", "dynamic"] = "chain"
     """`chain`: what followed the best match, as TensorRT-LLM's NGram does. `dynamic`: a tree of
     what followed all matches, most likely first."""
-    draft_length: Literal["fixed", "adaptive"] = "fixed"
-    """`adaptive`: longer drafts after full acceptance, shorter drafts after rejections."""
+    draft_length: Literal["adaptive", "fixed"] | None = None
+    """`adaptive`: a step scores the draft tokens that pay at the present load and acceptance.
+    `fixed`: all of them. Default: `adaptive` on `openvino`."""
     max_concurrency: int | None = field(default=None, metadata=at_least(1))
     """Draft nothing while more sequences than this are running. Default: no limit."""
 
@@ -89,9 +90,9 @@ class DraftModel:
     draft: DraftOptions
     num_draft_tokens: int = field(default=4, metadata=between(1, 64))
     """Draft tokens per step."""
-    draft_length: Literal["fixed", "adaptive", "confidence"] = "fixed"
-    """`adaptive`: longer after full acceptance, shorter after rejections. `confidence`: stops
-    below `min_confidence`."""
+    draft_length: Literal["adaptive", "fixed", "confidence"] | None = None
+    """`adaptive`: what pays at the present load and acceptance. `fixed`: all draft tokens.
+    `confidence`: adaptive, and stops below `min_confidence`. Default: `adaptive` on `openvino`."""
     min_confidence: float = field(default=0.4, metadata=between(0, 1))
     """With `draft_length: confidence`: least probability of the draft's most likely token."""
     max_concurrency: int | None = field(default=None, metadata=at_least(1))
@@ -126,8 +127,8 @@ class Hybrid:
     """Shortest n-gram that counts as a match."""
     max_matching_ngram_size: int = field(default=3, metadata=between(1, 16))
     """Longest n-gram, which is tried first."""
-    draft_length: Literal["fixed", "adaptive", "confidence"] = "fixed"
-    """With `draft`: as for method `draft_model`."""
+    draft_length: Literal["adaptive", "fixed", "confidence"] | None = None
+    """As for method `draft_model`; `confidence` needs `draft`."""
     min_confidence: float = field(default=0.4, metadata=between(0, 1))
     """With `draft_length: confidence`: least probability of the draft's most likely token."""
     max_concurrency: int | None = field(default=None, metadata=at_least(1))
@@ -158,6 +159,8 @@ class Lookahead:
     """N of the paper: length of the n-grams."""
     verification_set_size: int = field(default=4, metadata=at_least(0))
     """G of the paper: n-grams that one step verifies."""
+    draft_length: Literal["adaptive", "fixed"] | None = None
+    """As for method `prompt_lookup`."""
     max_concurrency: int | None = field(default=None, metadata=at_least(1))
     """Draft nothing while more sequences than this are running. Default: no limit."""
 
@@ -195,6 +198,8 @@ class Medusa:
     guess_vocabulary: int | None = field(default=None, metadata=at_least(16))
     """`openvino`: heads draft only the first N tokens of the vocabulary, which are the frequent
     ones of a BPE vocabulary. Default: all."""
+    draft_length: Literal["adaptive", "fixed"] | None = None
+    """As for method `prompt_lookup`."""
     max_concurrency: int | None = field(default=None, metadata=at_least(1))
     """Draft nothing while more sequences than this are running. Default: no limit."""
 
@@ -276,6 +281,8 @@ class ReDrafter:
     greedy_search: bool = True
     """`true`: accept a draft token if it is the target's most likely token. `false` (`tensorrt`):
     sample with the request's temperature; other sampling options are ignored."""
+    draft_length: Literal["adaptive", "fixed"] | None = None
+    """As for method `prompt_lookup`."""
 
     @property
     def num_draft_tokens(self) -> int:
@@ -292,6 +299,7 @@ class ReDrafter:
 
 
 AnyLength = PromptLookup | DraftModel | Hybrid | Medusa  # a request may set fewer tokens
+WithLength = AnyLength | Lookahead | ReDrafter  # the CPU engine may score fewer draft tokens
 WithTree = Medusa | Hybrid | Eagle
 WithHeads = WithTree | ReDrafter  # their `heads` go into the target's checkpoint
 Speculation = NoSpeculation | AnyLength | Lookahead | Eagle | ReDrafter | Eagle3 | MultiToken

@@ -158,10 +158,7 @@ def _break_even(batch: int) -> str:
         limit = "speculation is never faster"
     else:
         limit = f"speculation is faster up to batch size {batch}"
-    return (
-        f"{limit} on an engine that batches requests with these step times; the OpenVINO engine "
-        "runs requests in turn, so there the batch size has no effect"
-    )
+    return f"{limit} with these step times"
 
 
 def tuning_json(tuning: Tuning) -> dict[str, Any]:

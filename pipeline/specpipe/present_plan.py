@@ -69,6 +69,17 @@ def _summary(plan: Plan) -> Iterator[str]:
         f"batch size {engine.max_batch_size}, sequence length {engine.max_seq_len}, "
         f"input length {engine.max_input_len}",
     )
+    if engine.backend == "openvino":
+        yield _row("batching", _batching(plan))
+
+
+def _batching(plan: Plan) -> str:
+    """Return what the sequences of a batch share."""
+    config, engine = plan.config, plan.config.engine
+    tokens = engine.kv_cache_tokens or engine.max_batch_size * engine.max_seq_len
+    text = f"KV cache for {tokens} tokens, {config.max_num_tokens} rows per step"
+    text += ", no prefix cache" * (not engine.prefix_cache)
+    return text + ", batch-invariant" * engine.batch_invariant
 
 
 def _hardware(plan: Plan) -> str:

@@ -11,11 +11,12 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from specpipe.contracts import Draft, Floats, Proposer, Sampling, Verdict, length_to_end
+from specpipe.contracts import Draft, Floats, Sampling, Verdict, length_to_end
 from specpipe.speculate import accept
 from specpipe.speculate.decode import Limits
 from specpipe.speculate.sampling import adjust, distribution
-from tests.contract.worlds import PROMPT, World
+from tests.contract.worlds import PROMPT, Case, World
+from tests.unit.speculate.scripted import Allow, Cut, no_cut, whole_limit
 
 LENGTH = 3  # tokens of the joint distribution
 T = TypeVar("T")
@@ -100,17 +101,24 @@ def enumerate_law(
     world: World, options: str, sampling: Sampling, draft_law: str = "random", depth: int = 2
 ) -> Floats:
     """Return the joint distribution of the output with the proposer of `options`."""
-    return enumerate_proposer(world, world.proposer(options, draft_law, depth), sampling)
+    return enumerate_case(world, world.case(options, draft_law, depth), sampling)
 
 
-def enumerate_proposer(world: World, proposer: Proposer, sampling: Sampling) -> Floats:
+def enumerate_case(
+    world: World,
+    case: Case,
+    sampling: Sampling,
+    *,
+    allow: Allow = whole_limit,
+    cut: Cut = no_cut,
+) -> Floats:
     """Return the joint distribution of the output with a proposer."""
     joint = np.zeros((world.vocab_size,) * LENGTH)
 
     def answer(dice: Dice) -> list[int]:
         with pytest.MonkeyPatch.context() as patch:
             _decide_by(dice, patch)
-            return world.generate(proposer, sampling, Limits(LENGTH))
+            return world.generate(case, sampling, Limits(LENGTH), allow=allow, cut=cut)
 
     for output, odds in outcomes(answer):
         joint[_padded(output)] += odds
@@ -144,9 +152,9 @@ def frequencies(
 ) -> Floats:
     """Count the first tokens of `draws` answers with as many seeds."""
     counts = np.zeros((world.vocab_size,) * LENGTH)
-    proposer = world.proposer(options, draft_law, 2)
+    case = world.case(options, draft_law, 2)
     for seed in range(draws):
-        output = world.generate(proposer, replace(sampling, seed=seed), Limits(LENGTH))
+        output = world.generate(case, replace(sampling, seed=seed), Limits(LENGTH))
         counts[_padded(output)] += 1
     return counts
 

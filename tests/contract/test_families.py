@@ -9,8 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from specpipe.checkpoint.families import FAMILIES
-from specpipe.contracts import ROOT, Draft, Verdict, chain
+from specpipe.contracts import ROOT
 from tests.families import WORLDS, make_family
+from tests.unit.engine.stepping import item, keep, rooted, started
 
 CASES = [(name, variant) for name, world in WORLDS.items() for variant in world.variants]
 TREE = [ROOT, 0, ROOT, 1, 0]  # parents of five nodes
@@ -47,25 +48,33 @@ def differ(ours: np.ndarray, theirs: list[np.ndarray] | np.ndarray) -> float:
 def test_prompts_later_steps_and_trees_have_the_logits_of_transformers(
     name: str, variant: str, tmp_path: Path, make_engine
 ) -> None:
+    """Every step serves three sequences: one with a tree, one root, one chunk of a prompt."""
     folder = make_family(tmp_path / "model", name, variant)
     expected = reference(folder)
     if WORLDS[name].rewrite:
         WORLDS[name].rewrite(folder)
     engine = make_engine(folder)
     rng = np.random.default_rng(0)
-    text = rng.integers(3, engine.vocab_size, 80).tolist()
-    a, b, c, d, e = rng.integers(3, engine.vocab_size, 5).tolist()
-    tree = Draft(np.array([a, b, c, d, e]), np.array(TREE))
+    text, other, third = (rng.integers(3, engine.facts.vocab_size, 80).tolist() for _ in range(3))
+    a, b, c, d, e = rng.integers(3, engine.facts.vocab_size, 5).tolist()
     paths = [[], [a], [a, b], [c], [a, b, d], [a, e]]
-    whole, *ends = expected([text, *([*text, *path] for path in paths), [*text, a, e, c, d]])
+    sequences = [text, other, third, *([*text, *path] for path in paths), [*text, a, e, c, d]]
+    whole, beside, prompt, *ends = expected(sequences)
 
-    runner = engine.runner(len(TREE) + 1)
-    runner.start(text[:71])
-    assert differ(runner.score(chain(text[71:79])).logits, whole[70:79]) < TOLERANCE
-    runner.commit(chain(text[71:79]), Verdict(tuple(range(8)), text[79]))  # fills a cache block
-    assert differ(runner.score(tree).logits, [end[-1] for end in ends[:-1]]) < TOLERANCE
-    runner.commit(tree, Verdict((0, 4), c))  # keeps rows that do not follow each other
-    assert differ(runner.score(chain([d])).logits, ends[-1][-2:]) < TOLERANCE
+    one, two, three = started(engine, text[:63]), started(engine, other[:30]), engine.open()
+    steps = [  # the rows of the first, and what transformers has for them; its rows to keep
+        (item(one, text[63:79]), whole[63:79], range(16)),  # ends in the middle of a block
+        (rooted(one, text[79], [a, b, c, d, e], TREE), [end[-1] for end in ends[:-1]], (0, 1, 5)),
+        (item(one, [c, d]), ends[-1][-2:], (0,)),  # after rows that do not follow each other
+    ]
+    for n, (first, want, rows) in enumerate(steps):
+        chunk = third[12 * n : 12 * n + 12]
+        found = engine.step([item(two, [other[30 + n]]), first, item(three, chunk)])
+        assert differ(found[1].logits, want) < TOLERANCE
+        assert differ(found[0].logits, beside[30 + n : 31 + n]) < TOLERANCE
+        assert differ(found[2].logits, prompt[12 * n : 12 * n + 12]) < TOLERANCE
+        for cache, kept in ((one, rows), (two, [0]), (three, range(12))):
+            keep(cache, *kept)
 
 
 NEAR = [
@@ -86,8 +95,7 @@ def test_smaller_numbers_stay_near(
 ) -> None:
     folder = make_family(tmp_path / "model", name, variant)
     engine = make_engine(folder, dtype, quantization)
-    text = np.random.default_rng(0).integers(3, engine.vocab_size, 40).tolist()
-    runner = engine.runner()
-    runner.start(text[:1])
-    ours, theirs = runner.score(chain(text[1:])).logits, reference(folder)([text])[0]
+    text = np.random.default_rng(0).integers(3, engine.facts.vocab_size, 40).tolist()
+    cache, theirs = started(engine, text[:15]), reference(folder)([text])[0][15:]
+    (ours,) = (scores.logits for scores in engine.step([item(cache, text[15:])]))
     assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.97

@@ -1,14 +1,25 @@
 """No proposer changes the target's distribution: by enumeration to 1e-12, and by 50,000 draws."""
 
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
 import pytest
 
 from specpipe.assembly import PROPOSERS
-from specpipe.contracts import Sampling
-from tests.contract.laws import Dice, enumerate_law, exact_law, excess, frequencies, outcomes
-from tests.contract.worlds import OPTIONS, World
+from specpipe.contracts import Ints, Sampling, Score
+from specpipe.runtime.budget import Budget
+from specpipe.runtime.cost import StepCost
+from tests.contract.laws import (
+    Dice,
+    enumerate_case,
+    enumerate_law,
+    exact_law,
+    excess,
+    frequencies,
+    outcomes,
+)
+from tests.contract.worlds import OPTIONS, World, some_allowance, some_nodes
 
 WORLD = World(vocab_size=3)
 SAMPLED = {
@@ -36,6 +47,48 @@ def test_the_joint_law_of_three_tokens_is_exactly_the_targets(options: str, name
     for draft_law in WORLD.drafts:
         got = enumerate_law(WORLD, options, SAMPLED[name], draft_law)
         np.testing.assert_allclose(got, expected, atol=1e-12, err_msg=draft_law)
+
+
+@every_option
+@pytest.mark.parametrize("seed", range(2))
+def test_the_law_is_exactly_the_targets_whatever_is_allowed_and_scored(
+    options: str, seed: int
+) -> None:
+    sampling = SAMPLED["penalties"]
+    for draft_law in ("identical", "random"):
+        got = enumerate_case(
+            WORLD,
+            WORLD.case(options, draft_law, 3),
+            sampling,
+            allow=some_allowance(seed) if seed % 2 else lambda limit: limit,
+            cut=some_nodes(seed),
+        )
+        np.testing.assert_allclose(got, exact_law(WORLD, sampling), atol=1e-12, err_msg=draft_law)
+
+
+# Here two draft tokens pay, and one does not.
+STEPS = StepCost(np.array([1.0, 2, 3, 4]), np.array([1.0, 1.65, 1.66, 1.67]))
+
+
+def what_pays(ask: Score) -> Ints | None:
+    """Return the nodes that a budget scores after any committed tokens."""
+    if not len(ask.draft):
+        return None
+    budget = Budget(STEPS)
+    forecast = replace(budget.forecast(adaptive=True, max_concurrency=None), allowed=3)
+    (nodes,) = budget.choose([ask.draft], [forecast], streams=1, roots=1, room=8)
+    return nodes
+
+
+@every_option
+def test_the_budget_does_not_change_the_law(options: str) -> None:
+    """Whether the first token is scored must not depend on how long the draft became after it."""
+    for draft_law in ("identical", "random"):
+        case = WORLD.case(options, draft_law, 3)
+        got = enumerate_case(WORLD, case, SAMPLED["plain"], cut=what_pays)
+        np.testing.assert_allclose(
+            got, exact_law(WORLD, SAMPLED["plain"]), atol=1e-12, err_msg=draft_law
+        )
 
 
 @pytest.mark.parametrize("method", PROPOSERS)

@@ -3,6 +3,8 @@
 `scripts/mutants` plants all of them and runs the whole tests.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
@@ -24,19 +26,18 @@ OF_THE_LAW = [name for name, mutant in MUTANTS.items() if "exactly_the_targets" 
 OF_GREEDY = ["greedy token from the wrong row", "first guess always accepted"]
 
 
-def farthest_law() -> float:
-    """Return the largest total variation of a proposer's joint distribution from the target's."""
-    return max(
-        np.abs(enumerate_law(WORLD, options, sampling) - exact_law(WORLD, sampling)).sum() / 2
-        for options in OPTIONS
-        for sampling in SAMPLED
-    )
+def shifts() -> Iterator[float]:
+    """Yield the total variation of every proposer's joint distribution from the target's."""
+    for options in OPTIONS:
+        for sampling in SAMPLED:
+            got = enumerate_law(WORLD, options, sampling)
+            yield float(np.abs(got - exact_law(WORLD, sampling)).sum() / 2)
 
 
 def some_greedy_answer_differs() -> bool:
     want = WORLD.plain(Sampling(), Limits(30))
     answers = [
-        WORLD.generate(WORLD.proposer(options, draft_law), Sampling(), Limits(30))
+        WORLD.generate(WORLD.case(options, draft_law), Sampling(), Limits(30))
         for options in OPTIONS
         for draft_law in WORLD.drafts
     ]
@@ -44,13 +45,13 @@ def some_greedy_answer_differs() -> bool:
 
 
 def test_without_a_mutant_nothing_is_off() -> None:
-    assert farthest_law() < 1e-12 and not some_greedy_answer_differs()
+    assert max(shifts()) < 1e-12 and not some_greedy_answer_differs()
 
 
 @pytest.mark.parametrize("name", OF_THE_LAW)
 def test_a_mutant_of_the_law_moves_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(name, monkeypatch.setattr)
-    assert farthest_law() > 1e-3
+    assert any(shift > 1e-3 for shift in shifts())
 
 
 @pytest.mark.parametrize("name", OF_GREEDY)
@@ -61,10 +62,10 @@ def test_a_mutant_of_greedy_acceptance_changes_an_answer(
     assert some_greedy_answer_differs()
 
 
-def test_taking_a_drawn_guess_for_a_certain_one_is_lossless_too(
+def test_comparing_a_drawn_guess_with_a_drawn_token_is_lossless_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Not a mutant: a one-hot q is right for any draft token, even one of unknown distribution."""
+    """Not a mutant: comparison is right for any draft token, even one of unknown distribution."""
     honest = accept.sample
     monkeypatch.setattr(
         accept,

@@ -6,7 +6,17 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from specpipe.assembly import make_proposer
-from specpipe.contracts import Floats, Proposer, Role, Runner, Sampling
+from specpipe.contracts import (
+    ROOT,
+    Draft,
+    EngineFacts,
+    Floats,
+    Ints,
+    Proposer,
+    Role,
+    Sampling,
+    Score,
+)
 from specpipe.methods import (
     DrafterOptions,
     DraftModel,
@@ -20,10 +30,22 @@ from specpipe.methods import (
     Speculation,
 )
 from specpipe.speculate import decode
-from specpipe.speculate.decode import Limits
+from specpipe.speculate.decode import Limits, Step
 from specpipe.speculate.vocabulary import in_vocabulary
 from specpipe.trees import TreePath, complete_tree
-from tests.unit.speculate.scripted import Law, ScriptedRunner, random_law
+from tests.unit.speculate.scripted import (
+    Allow,
+    Cut,
+    Law,
+    Model,
+    ScriptedModel,
+    no_cut,
+    proposed,
+    random_law,
+    run,
+    whole_limit,
+)
+from tests.unit.speculate.scripted_engine import ScriptedEngine, ServedModel
 
 DRAFT = DraftOptions("unused")
 WITH_HEADS = DraftOptions("unused", heads="unused")
@@ -32,16 +54,16 @@ OPTIONS: dict[str, Callable[[int], Speculation]] = {  # draft depth -> options
     "none": lambda depth: NoSpeculation(),
     "prompt_lookup": lambda depth: PromptLookup("prompt_lookup", depth, 1, 3),
     "prompt_lookup, tree": lambda depth: PromptLookup("prompt_lookup", depth, 1, 3, "dynamic"),
-    "prompt_lookup, adaptive": lambda depth: PromptLookup(
-        "prompt_lookup", depth, 1, 3, draft_length="adaptive"
+    "prompt_lookup, fixed": lambda depth: PromptLookup(
+        "prompt_lookup", depth, 1, 3, draft_length="fixed"
     ),
     "draft_model": lambda depth: DraftModel("draft_model", DRAFT, depth),
     "draft_model with heads": lambda depth: DraftModel("draft_model", WITH_HEADS, depth),
     "draft_model with heads, confidence": lambda depth: DraftModel(
         "draft_model", WITH_HEADS, depth, draft_length="confidence", min_confidence=0.6
     ),
-    "draft_model, adaptive": lambda depth: DraftModel(
-        "draft_model", DRAFT, depth, draft_length="adaptive"
+    "draft_model, fixed": lambda depth: DraftModel(
+        "draft_model", DRAFT, depth, draft_length="fixed"
     ),
     "draft_model, confidence": lambda depth: DraftModel(
         "draft_model", DRAFT, depth, draft_length="confidence", min_confidence=0.6
@@ -76,6 +98,18 @@ PROMPT = [0, 1, 2, 0, 2, 1, 1, 0, 1]  # every token was followed by several: tre
 
 
 @dataclass(frozen=True)
+class Case:
+    """A proposer and the models that answer its asks."""
+
+    proposer: Proposer
+    models: Mapping[Role, Model]
+
+    def propose(self, limit: int) -> Draft:
+        """Return the next draft."""
+        return proposed(self.proposer.propose(limit), self.models)
+
+
+@dataclass(frozen=True)
 class World:
     """A target over `vocab_size` tokens, and the possible distributions of a draft."""
 
@@ -93,40 +127,89 @@ class World:
         object.__setattr__(self, "target", target)
         object.__setattr__(self, "drafts", drafts)
 
-    def proposer(self, options: str, draft_law: str = "random", depth: int = 3) -> Proposer:
+    def case(self, options: str, draft_law: str = "random", depth: int = 3) -> Case:
         """Return a proposer of the table above."""
-        draft = ScriptedRunner(self.drafts[draft_law], self.vocab_size)
-        return self._proposer(options, draft, depth, self.drafts[draft_law])
+        law = self.drafts[draft_law]
+        return self._case(options, ScriptedModel(law), depth, law)
 
-    def proposer_of_size(self, options: str, vocab_size: int, depth: int = 3) -> Proposer:
+    def case_of_size(self, options: str, vocab_size: int, depth: int = 3) -> Case:
         """Return a proposer whose draft model has a vocabulary of `vocab_size` rows."""
-        draft = ScriptedRunner(random_law(vocab_size, seed=3), vocab_size)
-        return self._proposer(options, in_vocabulary(draft, self.vocab_size), depth, self.target)
+        engine = ScriptedEngine(random_law(vocab_size, seed=3), vocab_size)
+        draft = ServedModel(in_vocabulary(engine, self.vocab_size))
+        return self._case(options, draft, depth, self.target)
 
-    def _proposer(self, options: str, draft: Runner, depth: int, heads: Law) -> Proposer:
-        runners: Mapping[Role, Runner] = {
-            "target": ScriptedRunner(self.target, self.vocab_size, heads=heads),
-            "draft": draft,
-        }
-        return make_proposer(OPTIONS[options](depth), runners)
+    def _case(self, options: str, draft: Model, depth: int, heads: Law) -> Case:
+        facts = EngineFacts(self.vocab_size, max_seq_len=10_000)
+        proposer = make_proposer(OPTIONS[options](depth), {"target": facts, "draft": facts})
+        return Case(proposer, {"target": ScriptedModel(self.target, heads), "draft": draft})
 
-    def generate(
+    def steps(
         self,
-        proposer: Proposer,
+        case: Case,
         sampling: Sampling,
         limits: Limits,
         prompt: Sequence[int] = PROMPT,
-    ) -> list[int]:
+        *,
+        allow: Allow = whole_limit,
+        cut: Cut = no_cut,
+    ) -> list[Step]:
         """Decode with the target."""
-        runner = ScriptedRunner(self.target, self.vocab_size)
-        steps = decode.decode(runner, proposer, prompt, sampling, limits)
+        decoding = decode.decode(case.proposer, prompt, sampling, limits)
+        return run(decoding, case.models, allow, cut)
+
+    def generate(
+        self,
+        case: Case,
+        sampling: Sampling,
+        limits: Limits,
+        prompt: Sequence[int] = PROMPT,
+        *,
+        allow: Allow = whole_limit,
+        cut: Cut = no_cut,
+    ) -> list[int]:
+        """Return the tokens of `steps`."""
+        steps = self.steps(case, sampling, limits, prompt, allow=allow, cut=cut)
         return [token for step in steps for token in step.tokens]
 
     def plain(self, sampling: Sampling, limits: Limits) -> list[int]:
         """Decode one token per step."""
-        return self.generate(make_proposer(NoSpeculation(), {}), sampling, limits)
+        proposer = make_proposer(NoSpeculation(), {})
+        return self.generate(
+            Case(proposer, {"target": ScriptedModel(self.target)}), sampling, limits
+        )
 
 
 def _worst(law: Floats) -> Floats:
     """Return a distribution with nearly all mass on the target's least likely token."""
     return 0.97 * np.eye(len(law))[int(np.argmin(law))] + 0.03 / len(law)
+
+
+# --- drivers that allow and score less ----------------------------------------------------------
+
+
+def some_allowance(seed: int) -> Allow:
+    """Allow a random depth, a different one for every limit."""
+    return lambda limit: int(np.random.default_rng([seed, limit]).integers(0, limit + 1))
+
+
+def some_nodes(seed: int) -> Cut:
+    """Score random nodes of drafts, with their parents.
+
+    The choice depends on committed tokens only. Of a draft that was drawn, the first nodes are
+    scored, as many as for any other draft after these tokens. A draft with scratch nodes is scored
+    whole or not at all.
+    """
+
+    def cut(ask: Score) -> Ints | None:
+        rng, draft = np.random.default_rng([seed, *ask.tokens]), ask.draft
+        if draft.scratch:
+            return None if rng.random() < 0.7 else np.zeros(0, np.int64)
+        if draft.probs is not None:
+            return np.arange(min(len(draft), int(rng.integers(0, 4))))
+        kept: list[int] = []
+        for node, parent in enumerate(draft.parents.tolist()):
+            if rng.random() < 0.7 and (parent == ROOT or parent in kept):
+                kept.append(node)
+        return np.array(kept, np.int64)
+
+    return cut

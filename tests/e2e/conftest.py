@@ -34,14 +34,14 @@ class Served:
         self.client = Client(self.url, timeout_s=60)
         folder = workspace.repository / "preprocessing/1/tokenizer"
         self.tokenizer: TextTokenizer = load_tokenizer(folder)
-        self._slot = open_deployment(config, {"target": workspace.engine("target")}).slot()
+        self._deployment = open_deployment(config, {"target": workspace.engine("target")})
 
     def plain(self, text: str, max_tokens: int, **sampling: object) -> list[int]:
         """Return the tokens of plain decoding in this process."""
         ends = self.ends(sampling.pop("end_id", None))
         options = Sampling(end_ids=ends, **sampling)  # type: ignore[arg-type]
         prompt = self.tokenizer.encode(text, 1000)
-        steps = self._slot.decode(prompt, options, Limits(max_tokens), num_draft_tokens=0)
+        steps = self._deployment.decode(prompt, options, Limits(max_tokens), 0)
         return [token for step in steps for token in step.tokens]
 
     def plain_text(self, text: str, max_tokens: int, **sampling: object) -> str:
@@ -120,7 +120,7 @@ def serve(
         values = {
             "name": "tiny", "target": {"model": str(tiny)}, "engine": ENGINE,
             "speculation": {"method": "prompt_lookup", "num_draft_tokens": 3,
-                            "min_matching_ngram_size": 1},
+                            "min_matching_ngram_size": 1, "draft_length": "fixed"},
             "serving": {"max_queue_size": 3}, **sections,
         }  # fmt: skip
         path = root / "run.yaml"

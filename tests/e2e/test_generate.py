@@ -16,7 +16,8 @@ PROMPT = "The quick brown fox jumps over the lazy dog. The quick brown"
 @pytest.fixture(scope="module", params=["engine", "bls"])
 def looped(request: pytest.FixtureRequest, serve, tiny_draft: Path) -> Iterator[Served]:
     """Return a server that drafts with a second model, its loop in either place."""
-    draft = {"method": "draft_model", "draft": {"model": str(tiny_draft)}, "num_draft_tokens": 3}
+    draft = {"method": "draft_model", "draft": {"model": str(tiny_draft)}, "num_draft_tokens": 3,
+             "draft_length": "fixed"}  # fmt: skip
     with serve(speculation=draft, serving={"loop": request.param}) as served:
         yield served
 

@@ -444,7 +444,7 @@ def test_without_decoupling_plain_unary_calls_work(serve) -> None:
 def test_a_draft_model_gives_the_same_answer(serve, tiny_draft: Path, tiny: Path) -> None:
     for draft in (tiny_draft, tiny):
         speculation = {"method": "draft_model", "draft": {"model": str(draft)},
-                       "num_draft_tokens": 3}  # fmt: skip
+                       "num_draft_tokens": 3, "draft_length": "fixed"}  # fmt: skip
         with serve(speculation=speculation) as server:
             results = raw.stream(server.url, "ensemble",
                                  asked(stream=True, return_perf_metrics=True))  # fmt: skip
@@ -456,7 +456,8 @@ def test_a_draft_model_gives_the_same_answer(serve, tiny_draft: Path, tiny: Path
 @pytest.mark.parametrize("tree", ["auto", "dynamic", [[0, 0], [1]]])
 def test_medusa_heads_give_the_same_answer(tree: object, serve, tmp_path: Path) -> None:
     make_heads(tmp_path, seed=2)
-    speculation = {"method": "medusa", "heads": str(tmp_path), "tree": tree}
+    speculation = {"method": "medusa", "heads": str(tmp_path), "tree": tree,
+                   "draft_length": "fixed"}  # fmt: skip
     with serve(speculation=speculation) as server:
         values = asked(stream=True, return_perf_metrics=True)
         results = raw.stream(server.url, "tensorrt_llm_bls", values)
@@ -465,7 +466,8 @@ def test_medusa_heads_give_the_same_answer(tree: object, serve, tmp_path: Path) 
 
 
 def test_lookahead_gives_the_same_answer(serve) -> None:
-    speculation = {"method": "lookahead", "window_size": 3, "ngram_size": 3}
+    speculation = {"method": "lookahead", "window_size": 3, "ngram_size": 3,
+                   "draft_length": "fixed"}  # fmt: skip
     with serve(speculation=speculation) as server:
         results = raw.stream(server.url, "ensemble", asked(stream=True))
         assert raw.text(results) == expected(server)

@@ -173,6 +173,9 @@ def test_draft_lengths_are_read_and_a_bound_without_effect_is_refused(tmp_path: 
         ("prompt_lookup", "prompt_lokup", 5, "did you mean 'prompt_lookup'?"),
         ("method: prompt_lookup", "num: 1", 5, "missing key 'speculation.method'"),
         ("max_input_len: 100", "max_input_len: 200", 10, "must be below engine.max_seq_len"),
+        ("dtype: bfloat16", "kv_cache_tokens: 199", 9, "at least engine.max_seq_len, which is"),
+        ("dtype: bfloat16", "max_num_tokens: 63", 9, "is 63: must be at least 64"),
+        ("dtype: bfloat16", "prefix_cache: 3", 9, "must be true or false"),
         ("num_draft_tokens: 5", "min_matching_ngram_size: 9", 6, "must not be above"),
         ("exact_match: 1", "exact_match: yes", 14, "'validate.gates.exact_match' is 'yes'"),
         ("name: demo", "name: demo\nname: other", 2, "'name' is given twice"),
@@ -188,6 +191,44 @@ def test_what_does_not_fit_is_refused_with_its_line(
     message = str(caught.value)
     assert words in message
     assert f"demo.yaml:{line}: " in message
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["kv_cache_tokens: 9000", "max_num_tokens: 64", "prefix_cache: true", "batch_invariant: false"],
+)
+@pytest.mark.parametrize("backend", ["tensorrt", "llmapi"])
+def test_keys_of_the_batching_cpu_engine_are_refused_elsewhere(
+    key: str, backend: str, tmp_path: Path
+) -> None:
+    text = GOOD.replace("backend: openvino", f"backend: {backend}\n  {key}")
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, text)
+    name = key.split(":")[0]
+    assert f"demo.yaml:9: 'engine.{name}' is for backend openvino; backend {backend} ig" in str(
+        caught.value
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "rows"),
+    [
+        ("max_batch_size: 1", 128),  # 1 * 6 + 64 would be less
+        ("max_batch_size: 32", 32 * 6 + 64),
+        ("max_num_tokens: 64", 64),
+    ],
+)
+def test_a_step_has_rows_for_every_draft_and_some_of_prompts(
+    keys: str, rows: int, tmp_path: Path
+) -> None:
+    config = read(tmp_path, GOOD.replace("dtype: bfloat16", keys))
+    assert config.max_num_tokens == rows
+
+
+def test_a_step_with_less_rows_than_a_draft_is_refused(tmp_path: Path) -> None:
+    text = GOOD.replace("num_draft_tokens: 5", "num_draft_tokens: 64")
+    with pytest.raises(ConfigError, match=r"demo.yaml:9: .* above the 64 tokens"):
+        read(tmp_path, text.replace("dtype: bfloat16", "max_num_tokens: 64"))
 
 
 def test_a_missing_section_is_named(tmp_path: Path) -> None:

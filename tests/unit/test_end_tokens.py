@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 import torch
 
+from specpipe.assembly import Deployment
 from specpipe.checkpoint.convert import checkpoint_inputs, read_model
 from specpipe.checkpoint.end_tokens import end_tokens
 from specpipe.checkpoint.source import open_source
 from specpipe.checkpoint.tokenizer import write_tokenizer
 from specpipe.contracts import Sampling
-from specpipe.engine.openvino.backend import OpenVinoEngine
+from specpipe.engine.openvino.engine import OpenVinoEngine
 from specpipe.errors import ConfigError
+from specpipe.methods import NoSpeculation
 from specpipe.repository.models.tokens import load_tokenizer
-from specpipe.speculate.decode import Limits, decode
-from specpipe.speculate.none import NoProposer
+from specpipe.speculate.decode import Limits
 from specpipe.train.answers import generate
 from specpipe.train.target import load_target
 from specpipe.validate.reference import Reference
@@ -114,7 +115,8 @@ def served_answer(folder: Path, engine: OpenVinoEngine, out: Path) -> list[int]:
     source = open_source(folder)
     write_tokenizer(source, read_model(source, "float32"), out)
     sampling = Sampling(end_ids=load_tokenizer(out).end_ids)
-    steps = decode(engine.runner(), NoProposer(), PROMPT, sampling, Limits(LENGTH))
+    deployment = Deployment({"target": engine}, NoSpeculation())
+    steps = deployment.decode(PROMPT, sampling, Limits(LENGTH))
     return [token for step in steps for token in step.tokens]
 
 

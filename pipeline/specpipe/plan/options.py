@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from specpipe.building import Rejection
 from specpipe.config import RunConfig
 from specpipe.methods import (
-    DraftModel,
     Eagle,
     Eagle3,
-    Hybrid,
     Medusa,
     MultiToken,
     PromptLookup,
     ReDrafter,
+    WithLength,
 )
 
 # Methods for a target without layers for multi-token prediction.
@@ -72,7 +71,7 @@ def _ignored(config: RunConfig) -> Iterator[str]:
     options, engines = config.speculation, config.engine.backend == "tensorrt"
     if options.max_concurrency is not None and engines:
         yield "max_concurrency"
-    if isinstance(options, PromptLookup | DraftModel | Hybrid) and options.draft_length != "fixed":
+    if isinstance(options, WithLength) and options.draft_length not in (None, "fixed"):
         yield "draft_length"
     if config.heads("draft"):
         yield "draft.heads"

@@ -76,6 +76,9 @@ def make_requests(
             max_concurrency=speculation.max_concurrency,
             guess_vocabulary=_guess_vocabulary(config, role),
             streams=config.serving.decoupled,
+            kv_cache_tokens=engine.kv_cache_tokens or 0,
+            prefix_cache=engine.prefix_cache,
+            batch_invariant=engine.batch_invariant,
         )
         for role, model in models.items()
     }

@@ -62,7 +62,8 @@ def measure(sizing: Sizing) -> Memory:
 
 
 def _largest(sizing: Sizing) -> Largest:
-    engine = sizing.config.engine
+    """Find the limits for a KV cache that holds every sequence at its longest."""
+    engine = replace(sizing.config.engine, kv_cache_tokens=None)
     longest = min(
         [model.max_position_embeddings for model in sizing.models.values()] + [MOST_LENGTH]
     )

@@ -233,6 +233,7 @@ def engine_options(config: RunConfig) -> dict[str, str]:
         "backend": config.engine.backend,
         "speculation": json.dumps(asdict(config.speculation), sort_keys=True),
         "max_batch_size": str(config.engine.max_batch_size),
+        "max_num_tokens": str(config.max_num_tokens),
         "max_queue_size": str(config.serving.max_queue_size),
     }
 

@@ -19,9 +19,11 @@ Rule = Callable[[Draft, Law, np.random.Generator], Verdict]
 
 
 def greedy(draft: Draft, best: Callable[[Path], int]) -> Verdict:
-    """Follow the target's best tokens down the tree for as long as the draft contains them.
+    """Follow the target's own tokens down the tree for as long as the draft contains them.
 
-    `best(path)` is the target's token after `path`.
+    `best(path)` is the target's token after `path`, the most likely one or a drawn one. It is asked
+    for once per emitted token. So with equal random numbers, drawn tokens are those of plain
+    decoding, whatever the draft contains.
     """
     path: Path = ()
     while True:
@@ -35,18 +37,26 @@ def greedy(draft: Draft, best: Callable[[Path], int]) -> Verdict:
 def sample(draft: Draft, law: Law, rng: np.random.Generator) -> Verdict:
     """Emit tokens with exactly the target's distribution, for any draft.
 
-    `law(path)` is the target's distribution [V] after `path`. A draft token x drawn from q is
-    accepted with probability min(1, p(x) / q(x)). If it is rejected, p becomes the normalized
-    max(p - q, 0), and the next sibling is tested with this p (Leviathan et al. 2211.17192,
-    algorithm 1; for siblings SpecInfer 2305.09781, algorithm 2). The q of a draft token that was
-    chosen deterministically is one-hot.
+    `law(path)` is the target's distribution [V] after `path`. Draft tokens that were drawn are
+    judged by the ratio of the distributions, others by comparison.
+    """
+    if draft.probs is None:
+        return greedy(draft, lambda path: draw(law(path), rng))
+    return _rejection(draft, draft.probs, law, rng)
+
+
+def _rejection(draft: Draft, probs: Floats, law: Law, rng: np.random.Generator) -> Verdict:
+    """Judge draft tokens that were drawn from `probs` [n, V].
+
+    A draft token x drawn from q is accepted with probability min(1, p(x) / q(x)). If it is
+    rejected, p becomes the normalized max(p - q, 0), and the next sibling is tested with this p
+    (Leviathan et al. 2211.17192, algorithm 1; for siblings SpecInfer 2305.09781, algorithm 2).
     """
     path: Path = ()
     while True:
         p = law(path)
         for child in children(draft, path):
-            x = int(draft.tokens[child])
-            q = _one_hot(x, len(p)) if draft.probs is None else draft.probs[child]
+            x, q = int(draft.tokens[child]), probs[child]
             if rng.random() * q[x] < p[x]:
                 path += (child,)
                 break
@@ -114,37 +124,12 @@ def _reaching(sums: Floats, at: float) -> int:
     return place if place < len(sums) else int(np.searchsorted(sums, sums[-1]))
 
 
-def _residual(p: Floats, q: "Floats | _OneHot") -> Floats:
+def _residual(p: Floats, q: Floats) -> Floats:
     """Return the normalised max(p - q, 0)."""
-    rest: Floats = q.taken_from(p) if isinstance(q, _OneHot) else np.maximum(p - q, 0.0)
+    rest: Floats = np.maximum(p - q, 0.0)
     total = rest.sum()
     if total <= 0:
         # p == q up to rounding: a rejection had probability 0, and p is the correct distribution.
         return p
     rest /= total
     return rest
-
-
-class _OneHot:
-    """The one-hot distribution of a draft token chosen deterministically, without an array."""
-
-    def __init__(self, token: int, size: int) -> None:
-        self._token, self._size = token, size
-
-    def __getitem__(self, token: int) -> float:
-        return float(token == self._token)
-
-    def taken_from(self, p: Floats) -> Floats:
-        """Return max(p - q, 0)."""
-        rest = p.copy()
-        rest[self._token] = max(rest[self._token] - 1.0, 0.0)
-        return rest
-
-    def __array__(self, dtype: object = None, copy: bool | None = None) -> Floats:
-        law = np.zeros(self._size)
-        law[self._token] = 1.0
-        return law
-
-
-def _one_hot(token: int, size: int) -> _OneHot:
-    return _OneHot(token, size)

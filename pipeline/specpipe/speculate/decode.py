@@ -1,17 +1,32 @@
-"""The decoding loop of one sequence: propose, score, accept, commit.
+"""The decoding loop of one sequence: propose, score, accept, emit.
 
-It is a generator that yields after every call of an engine: an event for each chunk of a long
-prompt, then the tokens of every step. A caller with several sequences resumes one generator at a
-time.
+It is a generator. It yields what it needs from an engine (an `Ask`) and is resumed with the answer,
+and it yields a `Step` with the tokens of every forward pass of the target. It holds no engine, so
+the same loop is decoded by itself, in a batch, in a replay, and in a test.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-from specpipe.contracts import Draft, Floats, Logits, Proposer, Runner, Sampling, Scores, Verdict
+from specpipe.contracts import (
+    EMPTY,
+    Answer,
+    Ask,
+    Asking,
+    Draft,
+    Floats,
+    Logits,
+    Proposer,
+    Sampling,
+    Scores,
+    Verdict,
+    allowance,
+    chain,
+    score,
+)
 from specpipe.speculate import accept
 from specpipe.speculate.history import Completions, History
 from specpipe.speculate.sampling import Adjustment, distribution, log_probability
@@ -39,12 +54,15 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Prefilled:
-    """One call of an engine that ran a chunk of the prompt; nothing was emitted."""
+class ContextLogits:
+    """The target's logits after the next tokens of a prompt; nothing was emitted."""
 
-    logits: Logits | None = field(
-        default=None, compare=False
-    )  # [n, V] after its tokens, if requested
+    logits: Logits  # [n, V]
+
+
+# Yields asks and events; is resumed with the answer to an ask, and with None after an event.
+Decoding = Generator[Ask | Step | ContextLogits, Answer | None, None]
+CONTEXT_BLOCK = 64  # prompt tokens per call, if their logits are requested
 
 
 @dataclass
@@ -64,7 +82,6 @@ class _Sequence:
 
 
 def decode(
-    runner: Runner,
     proposer: Proposer,
     prompt: Sequence[int],
     sampling: Sampling,
@@ -72,59 +89,46 @@ def decode(
     rule: accept.Rule | None = None,
     *,
     log_probs: bool = False,
-) -> Iterator[Step]:
-    """Yield steps until an end token, a stop word or `limits.max_tokens`.
-
-    The caller may stop at any step. See `decode_events`.
-    """
-    events = decode_events(runner, proposer, prompt, sampling, limits, rule, log_probs=log_probs)
-    return only_steps(events)
-
-
-def only_steps(events: Iterable[Step | Prefilled]) -> Iterator[Step]:
-    """Yield the steps among the events of a sequence."""
-    return (event for event in events if isinstance(event, Step))
-
-
-def decode_events(
-    runner: Runner,
-    proposer: Proposer,
-    prompt: Sequence[int],
-    sampling: Sampling,
-    limits: Limits,
-    rule: accept.Rule | None = None,
-    *,
-    log_probs: bool = False,
-    readers: Sequence[Runner] = (),
-) -> Iterator[Step | Prefilled]:
-    """Yield an event for every chunk of the prompt but the last, then steps like `decode`.
+) -> Decoding:
+    """Yield asks and steps until an end token, a stop word or `limits.max_tokens`.
 
     The output equals that of plain decoding with the same options. Greedy output is equal token for
     token. Sampled output has the same distribution with the default rule, `accept.sample`; another
-    `rule` may change it. An end token is emitted as the last token. `readers` are the runners of
-    the proposer that also prefill the prompt. The caller may stop at any event.
+    `rule` may change it. An end token is emitted as the last token. The caller may close the
+    generator at any time.
     """
     rng = np.random.default_rng(sampling.seed)
     sequence = _Sequence(History(prompt), Completions(limits.stop_words))
     adjustment = Adjustment(sampling)
-    runner.start(prompt)
     proposer.start(prompt, sampling)
-    for reader in (runner, *readers):
-        while reader.prefill():
-            yield Prefilled()
     while True:
-        left = limits.max_tokens - sequence.generated
-        draft = proposer.propose(left - 1)
-        scores = runner.score(draft)
+        draft = yield from propose_within(proposer, limits.max_tokens - sequence.generated - 1)
+        scores = yield from score("target", sequence.tokens, draft)
+        draft = draft if scores.kept is None else draft.only(scores.kept)
         verdict = _judge(draft, scores, sequence, adjustment, rule or accept.sample, rng)
         step = _step(draft, scores, verdict, sequence, sampling, limits, log_probs)
         if step.finish:
             yield step
             return
-        runner.commit(draft, verdict)
         proposer.observe(draft, scores, verdict)
         sequence.tokens.extend(step.tokens)
         yield step
+
+
+def propose_within(proposer: Proposer, left: int) -> Asking[Draft]:
+    """Draft as deep as the driver allows, and at most `left` tokens."""
+    if left <= 0 or not proposer.draft_nodes:
+        return EMPTY
+    limit = yield from allowance(min(left, proposer.draft_nodes))
+    return (yield from proposer.propose(limit)) if limit > 0 else EMPTY
+
+
+def read_context(prompt: Sequence[int]) -> Decoding:
+    """Yield the logits after the tokens of `prompt`, in order, CONTEXT_BLOCK tokens at a time."""
+    for begin in range(0, len(prompt), CONTEXT_BLOCK):
+        rest = chain(prompt[begin + 1 : begin + CONTEXT_BLOCK])
+        scores = yield from score("target", prompt[: begin + 1], rest, whole=True)
+        yield ContextLogits(scores.logits)
 
 
 def _judge(

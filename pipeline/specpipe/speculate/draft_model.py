@@ -8,20 +8,21 @@ from functools import cached_property
 import numpy as np
 
 from specpipe.contracts import (
+    Asking,
     Draft,
+    EngineFacts,
     Floats,
     Logits,
     Proposer,
     Role,
-    Runner,
     Sampling,
     Scores,
     Verdict,
     chain,
+    score,
 )
 from specpipe.methods import DraftModel, Hybrid
 from specpipe.speculate import accept
-from specpipe.speculate.draft_length import AdaptiveLength
 from specpipe.speculate.history import History
 from specpipe.speculate.medusa import MedusaProposer
 from specpipe.speculate.none import NoProposer
@@ -49,29 +50,28 @@ class _Place:
 
 
 class DraftModelProposer:
-    """Drafts with a second runner, with the sampling options of the request.
+    """Drafts with a second engine, with the sampling options of the request.
 
-    The draft model keeps its cache rows from step to step. `follow` drops only the rows of rejected
-    tokens and adds missing ones (after a full acceptance, that of the last draft token). The draft
-    model may itself decode speculatively. That changes the number of its calls, not the
-    distribution of its draft tokens.
+    Every call of the draft model names the whole sequence, so its cache follows the committed
+    tokens. The draft model may itself decode speculatively. That changes the number of its calls,
+    not the distribution of its draft tokens.
     """
 
     def __init__(
         self,
-        runner: Runner,
+        max_seq_len: int,
         num_draft_tokens: int,
         min_confidence: float = 0.0,
         inner: Proposer | None = None,
     ) -> None:
-        """Draft up to `num_draft_tokens` tokens.
+        """Draft up to `num_draft_tokens` tokens, in sequences of at most `max_seq_len`.
 
         The draft ends where the confidence is below `min_confidence` (0: never). `inner` is the
         proposer of the draft model's own speculative decoding.
         """
         self.draft_nodes = num_draft_tokens
         self._min_confidence = min_confidence
-        self._runner, self._inner = runner, inner or NoProposer()
+        self._max_seq_len, self._inner = max_seq_len, inner or NoProposer()
         self._sampling = Sampling()
         self._rng = np.random.default_rng(0)
         self._adjustment = Adjustment(self._sampling)
@@ -80,29 +80,27 @@ class DraftModelProposer:
         self._prompt_length = 0
 
     def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
-        """Load the prompt into the draft model."""
+        """Start a new sequence."""
         self._sampling = sampling
         # Drafting must be independent of the verifier's draws: a child of the same seed.
         self._rng = np.random.default_rng([sampling.seed, 1])
         self._adjustment = Adjustment(sampling)
         self._tokens, self._history = list(prompt), History(prompt)
         self._prompt_length = len(prompt)
-        self._runner.start(prompt)
 
-    def propose(self, limit: int) -> Draft:
+    def propose(self, limit: int) -> Asking[Draft]:
         """Draft a chain of `num_draft_tokens` tokens, or of `limit` if that is less.
 
         The chain ends early where the draft model is not confident. This depends on the
         distribution at that position, never on the token drawn there: dropping a draft token
         because of its value would bias the output.
         """
-        count = min(limit, self.draft_nodes, self._room())
-        self._runner.follow(self._tokens)
+        count = min(limit, self.draft_nodes, self._max_seq_len - len(self._tokens))
         self._inner.start(self._tokens, self._sampling)
         guesses: list[int] = []
         places: list[_Place] = []
         while len(guesses) < count:
-            tokens, behind = self._block(guesses, count - len(guesses))
+            tokens, behind = yield from self._block(guesses, count - len(guesses))
             guesses += tokens
             places += behind[: len(tokens)]
             if len(tokens) < len(behind):
@@ -110,17 +108,14 @@ class DraftModelProposer:
         law_of_each = None if self._sampling.greedy or not places else [p.law for p in places]
         return chain(guesses, None if law_of_each is None else np.stack(law_of_each))
 
-    def _room(self) -> int:
-        return max(0, self._runner.max_seq_len - len(self._tokens))
-
-    def _block(self, guesses: list[int], most: int) -> tuple[list[int], list[_Place]]:
+    def _block(self, guesses: list[int], most: int) -> Asking[tuple[list[int], list[_Place]]]:
         """Call the draft model once; it drafts one token, or up to `most` if it speculates.
 
         Returns the draft tokens and the place of each. There is one place more if the draft ends
         there for lack of confidence.
         """
-        inner = self._inner.propose(most - 1)
-        scores = self._runner.score(inner)
+        inner = yield from self._inner.propose(most - 1)
+        scores = yield from score("draft", [*self._tokens, *guesses], inner)
         places: dict[accept.Path, _Place] = {}
 
         def place(path: accept.Path) -> _Place:
@@ -137,7 +132,6 @@ class DraftModelProposer:
         else:
             verdict = accept.sample(inner, lambda path: place(path).law, self._rng)
         behind = [place(verdict.path[:depth]) for depth in range(len(verdict.path) + 1)]
-        self._runner.commit(inner, verdict)
         self._inner.observe(inner, scores, verdict)
         return self._while_sure(verdict.emitted(inner), behind)
 
@@ -156,17 +150,16 @@ class DraftModelProposer:
         self._history.extend(emitted)
 
 
-def guided_by(options: DraftModel | Hybrid, runner: Runner) -> Proposer:
-    """Return a proposer that drafts with `runner`; `draft_length` sets the rule of its length."""
+def guided_by(options: DraftModel | Hybrid, engine: EngineFacts) -> Proposer:
+    """Return a proposer that drafts with a draft model."""
     tokens, draft = options.num_draft_tokens, options.draft
     confidence = options.min_confidence if options.draft_length == "confidence" else 0.0
     inner = None
     if draft is not None and draft.heads is not None:
-        inner = MedusaProposer(runner, draft.num_draft_tokens, None)
-    proposer = DraftModelProposer(runner, tokens, confidence, inner)
-    return AdaptiveLength(proposer, tokens) if options.draft_length == "adaptive" else proposer
+        inner = MedusaProposer("draft", draft.num_draft_tokens, None)
+    return DraftModelProposer(engine.max_seq_len, tokens, confidence, inner)
 
 
-def build(options: DraftModel, runners: Mapping[Role, Runner]) -> Proposer:
-    """Return the proposer of `method: draft_model`; `runners` holds one for the role draft."""
-    return guided_by(options, runners["draft"])
+def build(options: DraftModel, engines: Mapping[Role, EngineFacts]) -> Proposer:
+    """Return the proposer of `method: draft_model`; `engines` has facts of the role draft."""
+    return guided_by(options, engines["draft"])

@@ -12,7 +12,17 @@ from typing import Protocol
 
 import numpy as np
 
-from specpipe.contracts import EMPTY, ROOT, Draft, Guesses, Logits, Runner
+from specpipe.contracts import (
+    EMPTY,
+    ROOT,
+    Asking,
+    Draft,
+    Guesses,
+    Logits,
+    Role,
+    extend,
+    without_asking,
+)
 
 Shares = Mapping[int, float]  # token -> probability that it follows
 LEAST_WORTH = 1e-4  # least probability of a path that is worth a row
@@ -32,7 +42,7 @@ class Node:
 class Guesser(Protocol):
     """Predicts the tokens that may follow the nodes of a level."""
 
-    def after(self, level: Sequence[Node]) -> list[Shares]:
+    def after(self, level: Sequence[Node]) -> Asking[list[Shares]]:
         """Return the probabilities of the next tokens of each node; may be empty.
 
         `level` has the likeliest nodes first.
@@ -43,9 +53,9 @@ class Guesser(Protocol):
 class Silent:
     """Predicts nothing."""
 
-    def after(self, level: Sequence[Node]) -> list[Shares]:
+    def after(self, level: Sequence[Node]) -> Asking[list[Shares]]:
         """Return nothing for every node."""
-        return [{} for _ in level]
+        return without_asking([{} for _ in level])
 
 
 @dataclass(frozen=True)
@@ -54,26 +64,28 @@ class Heads:
 
     guesses: Guesses
 
-    def after(self, level: Sequence[Node]) -> list[Shares]:
+    def after(self, level: Sequence[Node]) -> Asking[list[Shares]]:
         """Return the same probabilities for every node."""
         depth, known = level[0].depth, self.guesses
         if depth >= len(known.tokens):
-            return [{} for _ in level]
-        row = dict(zip(known.tokens[depth].tolist(), known.probs[depth].tolist(), strict=True))
-        return [row for _ in level]
+            return without_asking([{} for _ in level])
+        row: Shares = dict(
+            zip(known.tokens[depth].tolist(), known.probs[depth].tolist(), strict=True)
+        )
+        return without_asking([row for _ in level])
 
 
 @dataclass(frozen=True)
 class Recurrent:
     """A ReDrafter, run on the `beams` likeliest nodes of each of `levels` levels."""
 
-    runner: Runner
+    role: Role  # the engine with the drafter
     hidden: Logits  # [D]  hidden state that the root was predicted from
     beams: int
     levels: int
     _states: dict[Node, Logits] = field(default_factory=dict)  # of the nodes that it was run on
 
-    def after(self, level: Sequence[Node]) -> list[Shares]:
+    def after(self, level: Sequence[Node]) -> Asking[list[Shares]]:
         """Return predictions of the likeliest nodes; nothing for the others.
 
         Nothing is returned beyond `beams` nodes or `levels` levels, for levels below LEAST_CHANCE,
@@ -83,31 +95,33 @@ class Recurrent:
         asked = known[: self.beams] if level[0].depth < self.levels else []
         if sum(node.chance for node in asked) < LEAST_CHANCE:
             asked = []
-        answers: dict[Node, Shares] = dict(zip(asked, self._ask(asked), strict=True))
+        found = yield from self._ask(asked)
+        answers: dict[Node, Shares] = dict(zip(asked, found, strict=True))
         return [answers.get(node, {}) for node in level]
 
-    def _ask(self, asked: Sequence[Node]) -> list[Shares]:
+    def _ask(self, asked: Sequence[Node]) -> Asking[list[Shares]]:
         if not asked:
             return []
         start = np.zeros_like(self.hidden)
         states = [self._states[node.parent] if node.parent else start for node in asked]
         tokens = np.array([node.token for node in asked], np.int64)
-        found = self.runner.extend(self.hidden, np.stack(states), tokens)
+        found = yield from extend(self.role, self.hidden, np.stack(states), tokens)
         self._states.update(zip(asked, found.states, strict=True))
         rows = zip(found.tokens.tolist(), found.probs.tolist(), strict=True)
         return [dict(zip(*row, strict=True)) for row in rows]
 
 
 def grow_levels(
-    root: Node, follow: Callable[[Sequence[Node]], list[Shares]], widest: int, deepest: int
-) -> list[list[Node]]:
+    root: Node, follow: Callable[[Sequence[Node]], Asking[list[Shares]]], widest: int, deepest: int
+) -> Asking[list[list[Node]]]:
     """Return the levels below `root`, each of at most `widest` nodes, likeliest first."""
     levels: list[list[Node]] = []
     level = [root]
     while len(levels) < deepest:
+        found = yield from follow(level)
         level = [
             Node(token, node, node.chance * share, node.depth + 1)
-            for node, shares in zip(level, follow(level), strict=True)
+            for node, shares in zip(level, found, strict=True)
             for token, share in shares.items()
             if node.chance * share > LEAST_WORTH
         ]
@@ -142,4 +156,8 @@ def as_draft(nodes: Sequence[Node]) -> Draft:
     places = {node: place for place, node in enumerate(nodes)}
     parents = [places[n.parent] if n.parent and n.parent.parent else ROOT for n in nodes]
     tokens = [node.token for node in nodes]
-    return Draft(np.array(tokens, np.int64), np.array(parents, np.int64))
+    return Draft(
+        np.array(tokens, np.int64),
+        np.array(parents, np.int64),
+        chances=np.array([node.chance for node in nodes]),
+    )

@@ -75,6 +75,8 @@ class History(Sequence[int]):
     @overload
     def __getitem__(self, index: slice) -> list[int]: ...
     def __getitem__(self, index: int | slice) -> int | list[int]:
+        if not self._path:
+            return self._committed.tokens[index]
         return [*self._committed.tokens, *self._path][index]
 
     def last(self, count: int) -> tuple[int, ...]:

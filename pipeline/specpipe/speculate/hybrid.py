@@ -6,7 +6,18 @@ Lossless like its parts, since the choice of the source depends only on committe
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from specpipe.contracts import Draft, Logits, Proposer, Role, Runner, Sampling, Scores, Verdict
+from specpipe.contracts import (
+    Asking,
+    Draft,
+    EngineFacts,
+    Logits,
+    Proposer,
+    Role,
+    Sampling,
+    Scores,
+    Verdict,
+    guess,
+)
 from specpipe.methods import Hybrid
 from specpipe.speculate import medusa
 from specpipe.speculate.draft_model import guided_by
@@ -27,10 +38,10 @@ class HybridProposer:
         self._first.start(prompt, sampling)
         self._second.start(prompt, sampling)
 
-    def propose(self, limit: int) -> Draft:
+    def propose(self, limit: int) -> Asking[Draft]:
         """Return the first draft that has acceptable tokens."""
-        draft = self._first.propose(limit)
-        return draft if draft.depth else self._second.propose(limit)
+        draft = yield from self._first.propose(limit)
+        return draft if draft.depth else (yield from self._second.propose(limit))
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
         """Pass the committed tokens to both."""
@@ -38,23 +49,23 @@ class HybridProposer:
         self._second.observe(draft, scores, verdict)
 
 
-def build(options: Hybrid, runners: Mapping[Role, Runner]) -> Proposer:
-    """Return the proposer of `method: hybrid`; `runners` has those of its second source."""
+def build(options: Hybrid, engines: Mapping[Role, EngineFacts]) -> Proposer:
+    """Return the proposer of `method: hybrid`."""
     nodes = options.num_draft_tokens
     ngrams = options.min_matching_ngram_size, options.max_matching_ngram_size
     if options.grows_trees:
-        return TreeLookup(nodes, *ngrams, partial(_guesser, options, runners["target"]))
-    return HybridProposer(PromptLookupProposer(nodes, *ngrams), _second(options, runners))
+        return TreeLookup(nodes, *ngrams, partial(_guesser, options))
+    return HybridProposer(PromptLookupProposer(nodes, *ngrams), _second(options, engines))
 
 
-def _guesser(options: Hybrid, target: Runner, hidden: Logits) -> Guesser:
+def _guesser(options: Hybrid, hidden: Logits) -> Asking[Guesser]:
     """Return the drafter that contributes nodes to a tree, given the hidden state [D]."""
     if (drafter := options.redrafter) is None:
-        return Heads(target.guess(hidden))
-    return Recurrent(target, hidden, drafter.num_beams, drafter.draft_len_per_beam)
+        return Heads((yield from guess("target", hidden)))
+    return Recurrent("target", hidden, drafter.num_beams, drafter.draft_len_per_beam)
 
 
-def _second(options: Hybrid, runners: Mapping[Role, Runner]) -> Proposer:
+def _second(options: Hybrid, engines: Mapping[Role, EngineFacts]) -> Proposer:
     if options.draft is None:
-        return medusa.build(options, runners)
-    return guided_by(options, runners["draft"])
+        return medusa.build(options, engines)
+    return guided_by(options, engines["draft"])

@@ -10,7 +10,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from specpipe.contracts import EMPTY, ROOT, Draft, Ints, Role, Runner, Sampling, Scores, Verdict
+from specpipe.contracts import (
+    EMPTY,
+    ROOT,
+    Asking,
+    Draft,
+    EngineFacts,
+    Ints,
+    Role,
+    Sampling,
+    Scores,
+    Verdict,
+    without_asking,
+)
 from specpipe.methods import Lookahead
 
 
@@ -142,8 +154,11 @@ class LookaheadProposer:
         self._window = Window(options.ngram_size - 1, levels)
         self._append(prompt)
 
-    def propose(self, limit: int) -> Draft:
+    def propose(self, limit: int) -> Asking[Draft]:
         """Return the n-grams that begin with the last token, cut to `limit`, and the window."""
+        return without_asking(self._draft(limit))
+
+    def _draft(self, limit: int) -> Draft:
         if limit <= 0 or not self.draft_nodes:
             return EMPTY
         tokens, parents = merge(self._pool.after(self._tokens[-1]), limit)
@@ -173,6 +188,6 @@ class LookaheadProposer:
             self._pool.add(self._tokens[end - size : end])
 
 
-def build(options: Lookahead, runners: Mapping[Role, Runner]) -> LookaheadProposer:
-    """Return the proposer of `method: lookahead`; it needs no runner of its own."""
+def build(options: Lookahead, engines: Mapping[Role, EngineFacts]) -> LookaheadProposer:
+    """Return the proposer of `method: lookahead`; it needs no second engine."""
     return LookaheadProposer(options)

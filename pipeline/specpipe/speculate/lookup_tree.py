@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from specpipe.contracts import EMPTY, Draft, Ints, Logits, Sampling, Scores, Verdict
+from specpipe.contracts import EMPTY, Asking, Draft, Ints, Logits, Sampling, Scores, Verdict
 from specpipe.speculate.growth import (
     Guesser,
     Node,
@@ -74,21 +74,25 @@ def _copies(tokens: Ints, longest: int) -> tuple[Ints, Ints]:
     return ends[chosen] + 1, lengths[chosen]
 
 
-def grow_draft(root: int, votes: Continuations, guesser: Guesser, nodes: int, limit: int) -> Draft:
+def grow_draft(
+    root: int, votes: Continuations, guesser: Guesser, nodes: int, limit: int
+) -> Asking[Draft]:
     """Return the most valuable tree of at most `nodes` nodes and `limit` levels.
 
-    Unlikely nodes are not pruned: a step of another width costs engines more than its rows do.
+    Unlikely nodes are not pruned here: the budget of rows decides which nodes are scored.
     """
     voted: dict[Node, Continuations] = {}
 
-    def follow(level: Sequence[Node]) -> list[Shares]:
+    def follow(level: Sequence[Node]) -> Asking[list[Shares]]:
         for node in level:
             behind = voted[node.parent].after.get(node.token) if node.parent else votes
             voted[node] = behind or Continuations()
-        rows = zip(level, guesser.after(level), strict=True)
-        return [_chances(voted[node], said) for node, said in rows]
+        found = yield from guesser.after(level)
+        rows = zip(level, found, strict=True)
+        return [_chances(voted[node], shares) for node, shares in rows]
 
-    return as_draft(likeliest(grow_levels(Node(root), follow, nodes, limit), nodes))
+    levels = yield from grow_levels(Node(root), follow, nodes, limit)
+    return as_draft(likeliest(levels, nodes))
 
 
 def _chances(votes: Continuations, said: Shares) -> Shares:
@@ -107,7 +111,7 @@ class TreeLookup:
         nodes: int,
         min_ngram: int,
         max_ngram: int,
-        ask: Callable[[Logits], Guesser] | None = None,
+        ask: Callable[[Logits], Asking[Guesser]] | None = None,
     ) -> None:
         self.draft_nodes = nodes
         self._min_ngram, self._max_ngram, self._ask = min_ngram, max_ngram, ask
@@ -118,13 +122,14 @@ class TreeLookup:
         """Start a sequence: `prompt` is the text to search."""
         self._tokens, self._hidden = list(prompt), None
 
-    def propose(self, limit: int) -> Draft:
+    def propose(self, limit: int) -> Asking[Draft]:
         """Return the tree, cut to `limit` levels; before the first step it has only matches."""
         if limit <= 0 or not self.draft_nodes:
             return EMPTY
         tokens, nodes = np.asarray(self._tokens, np.int64), self.draft_nodes
         votes = find_continuations(tokens, min(limit, nodes), self._min_ngram, self._max_ngram)
-        return grow_draft(self._tokens[-1], votes, self._guesser(), nodes, limit)
+        guesser = yield from self._guesser()
+        return (yield from grow_draft(self._tokens[-1], votes, guesser, nodes, limit))
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
         """Append the committed tokens and keep the hidden state for the drafter."""
@@ -132,7 +137,7 @@ class TreeLookup:
         if self._ask is not None:
             self._hidden = hidden_of_last(scores, verdict)
 
-    def _guesser(self) -> Guesser:
+    def _guesser(self) -> Asking[Guesser]:
         if self._ask is None or self._hidden is None:
             return Silent()
-        return self._ask(self._hidden)
+        return (yield from self._ask(self._hidden))

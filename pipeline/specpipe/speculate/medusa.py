@@ -9,7 +9,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from specpipe.contracts import EMPTY, ROOT, Draft, Logits, Role, Runner, Sampling, Scores, Verdict
+from specpipe.contracts import (
+    EMPTY,
+    ROOT,
+    Asking,
+    Draft,
+    EngineFacts,
+    Logits,
+    Role,
+    Sampling,
+    Scores,
+    Verdict,
+    guess,
+)
 from specpipe.methods import Hybrid, Medusa
 from specpipe.trees import TreePath, grow_tree
 
@@ -17,13 +29,13 @@ from specpipe.trees import TreePath, grow_tree
 class MedusaProposer:
     """Arranges the heads' likeliest tokens as a tree; siblings are chosen deterministically."""
 
-    def __init__(self, runner: Runner, nodes: int, tree: Sequence[TreePath] | None) -> None:
-        """Use the first `nodes` paths of the closed list `tree`.
+    def __init__(self, role: Role, nodes: int, tree: Sequence[TreePath] | None) -> None:
+        """Use the first `nodes` paths of the closed list `tree`; `role` is the engine with heads.
 
         Without a list, grow a tree at every step from the probabilities of the heads.
         """
         self.draft_nodes = nodes
-        self._runner = runner
+        self._role = role
         self._tree = tuple(tree[:nodes]) if tree is not None else None
         self._hidden: Logits | None = None  # [D], of the last token before the root
 
@@ -31,11 +43,11 @@ class MedusaProposer:
         """Start a new sequence; the first step, which runs the prompt, has no draft."""
         self._hidden = None
 
-    def propose(self, limit: int) -> Draft:
+    def propose(self, limit: int) -> Asking[Draft]:
         """Return the draft tree, cut to `limit` levels."""
         if self._hidden is None or limit <= 0 or not self.draft_nodes:
             return EMPTY
-        guesses = self._runner.guess(self._hidden)
+        guesses = yield from guess(self._role, self._hidden)
         tree = self._tree
         if tree is None:
             tree = grow_tree(guesses.probs[:limit].tolist(), self.draft_nodes)
@@ -58,7 +70,7 @@ def hidden_of_last(scores: Scores, verdict: Verdict) -> Logits:
     return hidden
 
 
-def build(options: Medusa | Hybrid, runners: Mapping[Role, Runner]) -> MedusaProposer:
+def build(options: Medusa | Hybrid, engines: Mapping[Role, EngineFacts]) -> MedusaProposer:
     """Return the proposer of `method: medusa`; the heads are part of the target's engine."""
     tree = None if isinstance(options.tree, str) else options.tree
-    return MedusaProposer(runners["target"], options.num_draft_tokens, tree)
+    return MedusaProposer("target", options.num_draft_tokens, tree)

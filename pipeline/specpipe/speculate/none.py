@@ -2,7 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 
-from specpipe.contracts import EMPTY, Draft, Role, Runner, Sampling, Scores, Verdict
+from specpipe.contracts import (
+    EMPTY,
+    Asking,
+    Draft,
+    EngineFacts,
+    Role,
+    Sampling,
+    Scores,
+    Verdict,
+    without_asking,
+)
 from specpipe.methods import NoSpeculation
 
 
@@ -14,14 +24,14 @@ class NoProposer:
     def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
         """Do nothing."""
 
-    def propose(self, limit: int) -> Draft:
+    def propose(self, limit: int) -> Asking[Draft]:
         """Return the empty draft."""
-        return EMPTY
+        return without_asking(EMPTY)
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
         """Do nothing."""
 
 
-def build(options: NoSpeculation, runners: Mapping[Role, Runner]) -> NoProposer:
+def build(options: NoSpeculation, engines: Mapping[Role, EngineFacts]) -> NoProposer:
     """Return the proposer of `method: none`."""
     return NoProposer()

@@ -10,18 +10,19 @@ import numpy as np
 
 from specpipe.contracts import (
     EMPTY,
+    Asking,
     Draft,
+    EngineFacts,
     Ints,
     Proposer,
     Role,
-    Runner,
     Sampling,
     Scores,
     Verdict,
     chain,
+    without_asking,
 )
 from specpipe.methods import PromptLookup
-from specpipe.speculate.draft_length import AdaptiveLength
 from specpipe.speculate.lookup_tree import TreeLookup
 
 
@@ -37,8 +38,11 @@ class PromptLookupProposer:
         """Start a sequence: `prompt` is the text to search."""
         self._tokens = list(prompt)
 
-    def propose(self, limit: int) -> Draft:
+    def propose(self, limit: int) -> Asking[Draft]:
         """Return the continuation of the best earlier match, or the empty draft."""
+        return without_asking(self._draft(limit))
+
+    def _draft(self, limit: int) -> Draft:
         wanted = min(limit, self.draft_nodes)
         if wanted <= 0:
             return EMPTY
@@ -60,19 +64,19 @@ def _continuation(tokens: Ints, n: int, wanted: int) -> int | None:
     It is the latest match that is followed by `wanted` tokens. If there is none, it is the
     earliest, which is followed by the most tokens.
     """
-    windows = np.lib.stride_tricks.sliding_window_view(tokens[:-1], n)
-    begins = np.flatnonzero((windows == tokens[-n:]).all(axis=1)) + n
+    begins = np.flatnonzero(tokens[n - 1 : -1] == tokens[-1]) + n
+    for back in range(2, n + 1):
+        begins = begins[tokens[begins - back] == tokens[-back]]
     if not len(begins):
         return None
     long_enough = begins[begins + wanted <= len(tokens)]
     return int(long_enough[-1] if len(long_enough) else begins[0])
 
 
-def build(options: PromptLookup, runners: Mapping[Role, Runner]) -> Proposer:
+def build(options: PromptLookup, engines: Mapping[Role, EngineFacts]) -> Proposer:
     """Return the proposer of `method: prompt_lookup`."""
     nodes = options.num_draft_tokens
     ngrams = options.min_matching_ngram_size, options.max_matching_ngram_size
     shapes: dict[str, Callable[[int, int, int], Proposer]]
     shapes = {"chain": PromptLookupProposer, "dynamic": TreeLookup}
-    lookup = shapes[options.tree](nodes, *ngrams)
-    return AdaptiveLength(lookup, nodes) if options.draft_length == "adaptive" else lookup
+    return shapes[options.tree](nodes, *ngrams)

@@ -7,7 +7,17 @@ their next tokens become unlikely (`growth.LEAST_CHANCE`).
 
 from collections.abc import Mapping, Sequence
 
-from specpipe.contracts import EMPTY, Draft, Logits, Role, Runner, Sampling, Scores, Verdict
+from specpipe.contracts import (
+    EMPTY,
+    Asking,
+    Draft,
+    EngineFacts,
+    Logits,
+    Role,
+    Sampling,
+    Scores,
+    Verdict,
+)
 from specpipe.methods import ReDrafter
 from specpipe.speculate.growth import Node, Recurrent, as_draft, beams, grow_levels
 from specpipe.speculate.medusa import hidden_of_last
@@ -16,9 +26,9 @@ from specpipe.speculate.medusa import hidden_of_last
 class ReDrafterProposer:
     """Arranges the beams as a tree; siblings are chosen deterministically."""
 
-    def __init__(self, runner: Runner, num_beams: int, length: int) -> None:
+    def __init__(self, num_beams: int, length: int) -> None:
         self.draft_nodes = num_beams * length
-        self._runner, self._beams, self._length = runner, num_beams, length
+        self._beams, self._length = num_beams, length
         self._root = 0
         self._hidden: Logits | None = None  # [D], of the last token before the root
 
@@ -26,13 +36,14 @@ class ReDrafterProposer:
         """Start a new sequence; the first step, which runs the prompt, has no draft."""
         self._hidden = None
 
-    def propose(self, limit: int) -> Draft:
+    def propose(self, limit: int) -> Asking[Draft]:
         """Return the beams, cut to `limit` tokens."""
         length = min(limit, self._length)
         if self._hidden is None or length <= 0:
             return EMPTY
-        drafter = Recurrent(self._runner, self._hidden, self._beams, length)
-        return as_draft(beams(grow_levels(Node(self._root), drafter.after, self._beams, length)))
+        drafter = Recurrent("target", self._hidden, self._beams, length)
+        levels = yield from grow_levels(Node(self._root), drafter.after, self._beams, length)
+        return as_draft(beams(levels))
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
         """Keep the root token and the hidden state for the drafter."""
@@ -40,6 +51,6 @@ class ReDrafterProposer:
         self._hidden = hidden_of_last(scores, verdict)
 
 
-def build(options: ReDrafter, runners: Mapping[Role, Runner]) -> ReDrafterProposer:
+def build(options: ReDrafter, engines: Mapping[Role, EngineFacts]) -> ReDrafterProposer:
     """Return the proposer of `method: redrafter`; the drafter is part of the target's engine."""
-    return ReDrafterProposer(runners["target"], options.num_beams, options.draft_len_per_beam)
+    return ReDrafterProposer(options.num_beams, options.draft_len_per_beam)

@@ -6,16 +6,20 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 
-from specpipe.contracts import EMPTY, LoadedEngine, Role, Runner, Verdict, chain
+from specpipe.contracts import EMPTY, LoadedEngine, Role, chain
 from specpipe.errors import ConfigError
+from specpipe.runtime.cost import StepCost
+from specpipe.runtime.lane import Lane
 from specpipe.tune.trace import GuesserKind
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # and the widest that there can be
 TURNS, STEPS = 5, 5
+TOKEN = 7  # any one will do
 MOST_ROWS = 65  # root and the widest tree that is tried
 
 
@@ -27,14 +31,16 @@ class CostCurve:
     ms: tuple[float, ...]
 
     def __call__(self, rows: float) -> float:
-        """Return the milliseconds of a step over `rows` rows.
+        """Return the milliseconds of a step over `rows` rows; see `StepCost`."""
+        return float(self._steps(rows))
 
-        Beyond the last measured point the slope of the last two goes on; of one point it is 0.
-        """
-        if rows <= self.rows[-1] or len(self.rows) == 1:
-            return float(np.interp(rows, self.rows, self.ms))
-        slope = (self.ms[-1] - self.ms[-2]) / (self.rows[-1] - self.rows[-2])
-        return self.ms[-1] + max(slope, 0.0) * (rows - self.rows[-1])
+    def measured(self) -> StepCost:
+        """Return the curve as serving uses it, for a budget that may correct it."""
+        return StepCost(np.array(self.rows, np.float64), np.array(self.ms, np.float64))
+
+    @cached_property
+    def _steps(self) -> StepCost:
+        return self.measured()
 
     def break_even_batch(self, rows: float, tokens: float, most: int = 256) -> int:
         """Return the largest batch at which steps of `rows` rows and `tokens` tokens are faster.
@@ -54,15 +60,19 @@ class Costs:
     heads_ms: float = 0.0  # the heads, once; a drafter, one level
     draft_ms: float = 0.0  # one token of the draft model
     handover_ms: float = 0.0  # between two engines, a step that drafts with the draft model
-    pads_steps: bool = False  # see `LoadedEngine.pads_steps`
-    change_ms: float = 0.0  # more, for a step of other rows than the one before
+
+    def drafting_ms(self, head_calls: int, draft_calls: int) -> float:
+        """Return the price of the drafters' calls in one step."""
+        handover_ms = self.handover_ms if draft_calls else 0.0
+        return head_calls * self.heads_ms + draft_calls * self.draft_ms + handover_ms
 
 
 def read_costs(path: Path) -> Costs:
     """Read the costs of another machine, e.g. from a GPU profile, out of a JSON file.
 
     `{"step_ms": {"1": 14.0, "8": 14.6, "64": 21.0}, "heads_ms": 0.4, "draft_ms": 3.1}`; the rows
-    must rise. Raises ConfigError if it is anything else.
+    must rise. `pads_steps` and `change_ms`, which older files have, are read and have no effect.
+    Raises ConfigError if it is anything else.
     """
     try:
         raw = json.loads(_text(path))
@@ -70,13 +80,12 @@ def read_costs(path: Path) -> Costs:
         curve = CostCurve(tuple(n for n, _ in points), tuple(ms for _, ms in points))
         if len(points) < 2 or points[0][0] != 1 or min(curve.ms) <= 0:
             raise ValueError("step_ms needs two points or more, from 1 row on, all above 0")
-        pads = raw.pop("pads_steps", False)
-        if not isinstance(pads, bool) or raw.keys() - set(_PARTS):
+        _ms(raw.pop("change_ms", 0.0))
+        if not isinstance(raw.pop("pads_steps", False), bool) or raw.keys() - set(_PARTS):
             raise ValueError(
-                f"in addition to step_ms it may have {', '.join(_PARTS)} and pads_steps"
+                f"in addition to step_ms it may have {', '.join(_PARTS)}, and pads_steps"
             )
-        parts = {name: _ms(value) for name, value in raw.items()}
-        return Costs(curve, pads_steps=pads, **parts)
+        return Costs(curve, **{name: _ms(value) for name, value in raw.items()})
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{path}: not a cost model: {error}",
@@ -93,7 +102,7 @@ def _text(path: Path) -> str:
         ) from error
 
 
-_PARTS = ("heads_ms", "draft_ms", "handover_ms", "change_ms")
+_PARTS = ("heads_ms", "draft_ms", "handover_ms")
 
 
 def _ms(value: object) -> float:
@@ -106,55 +115,64 @@ def _ms(value: object) -> float:
 
 def measure_costs(
     engines: Mapping[Role, LoadedEngine],
-    runners: Mapping[Role, Runner],
     prefix: Sequence[int],
     *,
     guesser: GuesserKind | None,
     beams: int = 1,
 ) -> Costs:
     """Time the engines of a deployment behind `prefix`; a drafter continues `beams` paths."""
-    most = min(MOST_ROWS, engines["target"].max_seq_len - len(prefix))
-    step, change_ms = measure_cost(runners["target"], prefix, most)
-    heads = _guess_ms(runners["target"], guesser, beams) if guesser else 0.0
-    draft = measure_cost(runners["draft"], prefix, 2)[0].ms[0] if "draft" in runners else 0.0
-    pads = engines["target"].pads_steps
-    return Costs(step, heads, draft, pads_steps=pads, change_ms=change_ms)
+    target = engines["target"]
+    step = measure_cost(target, prefix, min(MOST_ROWS, target.facts.max_seq_len - len(prefix)))
+    heads = _guess_ms(target, prefix, guesser, beams) if guesser else 0.0
+    draft = measure_cost(engines["draft"], prefix, 2).ms[0] if "draft" in engines else 0.0
+    return Costs(step, heads, draft)
 
 
-def _guess_ms(runner: Runner, guesser: GuesserKind, beams: int) -> float:
-    hidden = runner.score(EMPTY).hidden
+def _guess_ms(
+    engine: LoadedEngine, prefix: Sequence[int], guesser: GuesserKind, beams: int
+) -> float:
+    lane = Lane(engine)
+    lane.follow(prefix)
+    hidden = engine.step([lane.whole(EMPTY)])[0].hidden
+    lane.release()
     assert hidden is not None
-    row = hidden[0].copy()
-    states, tokens = np.zeros((beams, len(row)), np.float32), np.zeros(beams, np.int64)
-    ask: dict[GuesserKind, Callable[[], object]] = {
-        "heads": lambda: runner.guess(row),
-        "drafter": lambda: runner.extend(row, states, tokens),
+    row = hidden[:1].copy()
+    rows, tokens = np.repeat(row, beams, axis=0), np.zeros(beams, np.int64)
+    call: dict[GuesserKind, Callable[[], object]] = {
+        "heads": lambda: engine.guess(row),
+        "drafter": lambda: engine.extend(rows, np.zeros_like(rows), tokens),
     }
-    return statistics.median(timed_ms(ask[guesser]) for _ in range(TURNS * STEPS))
+    return statistics.median(timed_ms(call[guesser]) for _ in range(TURNS * STEPS))
 
 
-def measure_cost(runner: Runner, prefix: Sequence[int], most: int) -> tuple[CostCurve, float]:
+def measure_cost(engine: LoadedEngine, prefix: Sequence[int], most: int) -> CostCurve:
     """Time steps of up to `most` rows behind `prefix`; widths take turns, medians count.
 
-    Returns the times of steps that follow one of their own width, and the milliseconds that a
-    change of width costs. A wider step is never taken for cheaper than a narrower one: where that
-    was measured, both get their mean.
+    A wider step is never taken for cheaper than a narrower one: where that was measured, both get
+    their mean. The first step of each turn of a width is not counted.
     """
     widths = [n for n in ROWS if n < most] + [most]
-    runner.start(prefix)
-    runner.score(EMPTY)
-    commit_one(runner, 7)  # else every step would read the prefix again
+    lane = Lane(engine)
+    _read(lane, prefix)
+    lane.follow([*prefix, TOKEN])
     samples: dict[int, list[float]] = {n: [] for n in widths}
-    changes = []
-    for turn in range(TURNS):
+    for _ in range(TURNS):
         for n in widths:
-            step = _step(runner, n)
-            first, times = timed_ms(step), [timed_ms(step) for _ in range(STEPS)]
-            samples[n] += times
-            if turn:  # a width that was never seen costs even more
-                changes.append(first - statistics.median(times))
+            item = lane.whole(chain([TOKEN] * (n - 1)))
+            step = partial(engine.step, [item])
+            step()
+            samples[n] += [timed_ms(step) for _ in range(STEPS)]
+    lane.release()
     medians = [statistics.median(samples[n]) for n in widths]
-    return CostCurve(tuple(widths), rising(medians)), max(0.0, statistics.median(changes))
+    return CostCurve(tuple(widths), rising(medians))
+
+
+def _read(lane: Lane, prefix: Sequence[int]) -> None:
+    """Run the prefix once, or else every step would run it again."""
+    lane.follow(prefix)
+    item = lane.whole(EMPTY)
+    lane.engine.step([item])
+    lane.done(item)
 
 
 def rising(values: Sequence[float]) -> tuple[float, ...]:
@@ -170,22 +188,8 @@ def rising(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(mean for mean, count in blocks for _ in range(count))
 
 
-def _step(runner: Runner, rows: int) -> Callable[[], None]:
-    draft = chain([7] * (rows - 1))
-
-    def step() -> None:
-        runner.score(draft).logits.argmax(-1)
-
-    return step
-
-
 def timed_ms(call: Callable[[], object]) -> float:
     """Return the milliseconds of one call."""
     began = time.perf_counter_ns()
     call()
     return (time.perf_counter_ns() - began) / 1e6
-
-
-def commit_one(runner: Runner, token: int) -> None:
-    """Append one token to a runner's sequence."""
-    runner.commit(EMPTY, Verdict((), token))

@@ -4,28 +4,32 @@ Greedy answers are the same whatever is drafted. So the tokens that would be
 accepted follow from the answers, and from what the heads and the draft model draft at each token.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-from specpipe.assembly import make_proposer
+from specpipe.assembly import Deployment, make_proposer
 from specpipe.contracts import (
+    Asking,
     Draft,
     Guesses,
     Ints,
     Logits,
-    Role,
-    Runner,
     Sampling,
     Scores,
     Verdict,
     chain,
+    guess,
     length_to_end,
+    score,
 )
 from specpipe.methods import PromptLookup
+from specpipe.runtime.budget import Budget
+from specpipe.runtime.stream import Stream
 from specpipe.speculate import accept
+from specpipe.speculate.decode import CONTEXT_BLOCK, Decoding, Step, propose_within
 from specpipe.trees import WIDTH
 
 GuesserKind = Literal["heads", "drafter"]  # in the target's own checkpoint
@@ -42,42 +46,95 @@ class Trace:
     hidden: Logits | None = None  # [len(output), D]  what a drafter looks at, at every i
 
 
+@dataclass
+class _Recording:
+    """Decodes one prompt and notes what its heads and its draft model predict."""
+
+    prompt: Sequence[int]
+    max_tokens: int
+    end_ids: Sequence[int]
+    guesser: GuesserKind | None
+    has_draft: bool
+    output: list[int] = field(default_factory=list)
+    guesses: list[Guesses] = field(default_factory=list)
+    seen: list[Logits] = field(default_factory=list)
+    choices: Ints | None = None
+
+    def run(self) -> Decoding:
+        """Yield asks, and steps of which the last one ends the answer."""
+        copies = make_proposer(PromptLookup("prompt_lookup"), {})
+        copies.start(self.prompt, Sampling())
+        while not self._ended:
+            left = self.max_tokens - len(self.output) - 1
+            draft = yield from propose_within(copies, left)
+            scores = yield from score("target", [*self.prompt, *self.output], draft)
+            draft = draft if scores.kept is None else draft.only(scores.kept)
+            verdict = _verdict(draft, scores)
+            if self.guesser:
+                yield from self._note(scores, verdict)
+            copies.observe(draft, scores, verdict)
+            self.output += verdict.emitted(draft)
+            yield Step(tuple(verdict.emitted(draft)), draft.depth, len(verdict.path))
+        del self.output[length_to_end(self.output, self.end_ids) or self.max_tokens :]
+        if self.has_draft:
+            self.choices = yield from _draft_choices(self.prompt, self.output)
+        yield Step((), 0, 0, "length")
+
+    @property
+    def _ended(self) -> bool:
+        return (
+            len(self.output) >= self.max_tokens
+            or length_to_end(self.output, self.end_ids) is not None
+        )
+
+    def _note(self, scores: Scores, verdict: Verdict) -> Asking[None]:
+        assert scores.hidden is not None
+        self.seen.append(scores.hidden[list(verdict.rows)])
+        for row in self.seen[-1] if self.guesser == "heads" else ():
+            self.guesses.append((yield from guess("target", row)))
+
+    @property
+    def trace(self) -> Trace:
+        """Return the record; `run` must have ended."""
+        count = len(self.output)
+        hidden = np.concatenate(self.seen)[:count] if self.guesser == "drafter" else None
+        return Trace(
+            tuple(self.prompt),
+            tuple(self.output),
+            tuple(self.guesses[:count]),
+            self.choices,
+            hidden,
+        )
+
+
 def record(
-    runners: Mapping[Role, Runner],
-    prompt: Sequence[int],
+    deployment: Deployment,
+    prompts: Sequence[Sequence[int]],
     max_tokens: int,
     end_ids: Sequence[int],
     *,
     guesser: GuesserKind | None,
-) -> Trace:
-    """Decode `prompt` greedily and note what heads and draft model would have said.
+    budget: Budget | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Trace]:
+    """Decode all `prompts` greedily in one batch; note what heads and draft model predict.
 
-    A drafter's tokens depend on each other, so only its inputs are recorded.
-
-    Guesses copied from the text save steps here, and change nothing of what is recorded.
+    A drafter's tokens depend on each other, so only its inputs are recorded. Drafts copied from the
+    text save steps here, and change nothing of what is recorded. Raises what the engines raise.
     """
-    target, copies = runners["target"], make_proposer(PromptLookup("prompt_lookup"), {})
-    target.start(prompt)
-    copies.start(prompt, Sampling())
-    output: list[int] = []
-    guesses: list[Guesses] = []
-    seen: list[Logits] = []
-    while len(output) < max_tokens and length_to_end(output, end_ids) is None:
-        draft = copies.propose(max_tokens - len(output) - 1)
-        scores = target.score(draft)
-        verdict = _verdict(draft, scores)
-        if guesser:
-            assert scores.hidden is not None
-            seen.append(scores.hidden[list(verdict.rows)])
-        if guesser == "heads":
-            guesses += [target.guess(row) for row in seen[-1]]
-        target.commit(draft, verdict)
-        copies.observe(draft, scores, verdict)
-        output += verdict.emitted(draft)
-    output = output[: length_to_end(output, end_ids)]
-    draft_says = _draft_choices(runners["draft"], prompt, output) if "draft" in runners else None
-    hidden = np.concatenate(seen)[: len(output)] if guesser == "drafter" else None
-    return Trace(tuple(prompt), tuple(output), tuple(guesses[: len(output)]), draft_says, hidden)
+    batcher, draft = deployment.batcher(budget), "draft" in deployment.engines
+    recordings = [_Recording(p, max_tokens, end_ids, guesser, draft) for p in prompts]
+    live: list[Stream] = [batcher.add(recording.run()) for recording in recordings]
+    try:
+        while batcher.streams:
+            for _, event in batcher.round():
+                if isinstance(event, Exception):
+                    raise event
+            progress(len(live) - len(batcher.streams), len(live))
+    finally:
+        for stream in live:
+            batcher.remove(stream)
+    return [recording.trace for recording in recordings]
 
 
 def _verdict(draft: Draft, scores: Scores) -> Verdict:
@@ -85,11 +142,14 @@ def _verdict(draft: Draft, scores: Scores) -> Verdict:
     return accept.greedy(draft, lambda path: int(choices[path[-1] + 1 if path else 0]))
 
 
-def _draft_choices(runner: Runner, prompt: Sequence[int], output: Sequence[int]) -> Ints:
-    """Read the whole answer in one call; row i is what the draft model would choose at i."""
-    runner.start(prompt)
-    choices: Ints = runner.score(chain(output)).logits.argmax(-1).astype(np.int64)
-    return choices
+def _draft_choices(prompt: Sequence[int], output: Sequence[int]) -> Asking[Ints]:
+    """Read the whole answer; element i is what the draft model would choose after i tokens."""
+    choices = list[Ints]()
+    for begin in range(0, len(output) + 1, CONTEXT_BLOCK):
+        rest = chain(output[begin : begin + CONTEXT_BLOCK - 1])
+        scores = yield from score("draft", [*prompt, *output[:begin]], rest, whole=True)
+        choices.append(scores.logits.argmax(-1).astype(np.int64))
+    return np.concatenate(choices)
 
 
 def head_accuracy(traces: Sequence[Trace]) -> list[list[float]]:

@@ -2,17 +2,19 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from specpipe.assembly import Deployment, Slot
+from specpipe.assembly import Deployment
 from specpipe.config import RunConfig
-from specpipe.contracts import Role, Runner, Sampling
+from specpipe.contracts import Sampling
 from specpipe.methods import PLAIN, Lookahead, NoSpeculation, Speculation, drafter_of
-from specpipe.speculate.decode import Limits
+from specpipe.runtime.batcher import finish
+from specpipe.runtime.budget import Budget
+from specpipe.speculate.decode import Limits, Step
 from specpipe.tune.candidates import candidates
 from specpipe.tune.cost import CostCurve, Costs, measure_costs
-from specpipe.tune.replay import ReplayedStep, replay
+from specpipe.tune.replay import PricedBudget, ReplayedStep, priced, replay
 from specpipe.tune.trace import GuesserKind, Trace, head_accuracy, record
 
 GAIN = 1.03  # a setting must promise this much, or plain decoding is chosen
@@ -49,7 +51,6 @@ class Observed:
 
     speculation: Speculation
     deployment: Deployment
-    target: Runner  # answers for its drafter in replays
     end_ids: tuple[int, ...]
     fit: list[Trace]  # settings are chosen on these
     held: list[Trace]  # and checked on these
@@ -70,26 +71,25 @@ def observe(
 
     `costs` are those of another machine, for a choice that is meant for it.
     """
-    runners = {role: engine.runner() for role, engine in deployment.engines.items()}
-    traces = _record_all(config, runners, prompts, end_ids, progress)
+    traces = record(
+        deployment,
+        prompts,
+        config.validate.max_tokens,
+        end_ids,
+        guesser=_guesser(config),
+        budget=deployment.warm_up(),
+        progress=progress,
+    )
     fit, held = traces[::2], traces[1::2] or traces
+    drafter = drafter_of(config.speculation)
     here = costs or measure_costs(
         deployment.engines,
-        runners,
         fit[0].prompt,
         guesser=_guesser(config),
-        beams=drafter.num_beams if (drafter := drafter_of(config.speculation)) else 0,
+        beams=drafter.num_beams if drafter else 0,
     )
-    return Observed(
-        config.speculation,
-        deployment,
-        runners["target"],
-        end_ids,
-        fit,
-        held,
-        here,
-        elsewhere=costs is not None,
-    )
+    elsewhere = costs is not None
+    return Observed(config.speculation, deployment, end_ids, fit, held, here, elsewhere=elsewhere)
 
 
 def tune(seen: Observed) -> Tuning:
@@ -120,14 +120,14 @@ def recommend(seen: Observed, methods: Sequence[Speculation]) -> list[Prediction
     tried = [_predict_all(seen, _possible(seen, method, accuracy)) for method in methods]
     best = [predictions[0].options for predictions in tried if predictions]
     found = [_predict(seen, options, seen.held) for options in (PLAIN, *best)]
-    return sorted(found, key=lambda p: -p.speedup)
+    return sorted(found, key=lambda p: -round(p.speedup, 2))  # of equal ones, plain decoding first
 
 
 def _possible(
     seen: Observed, method: Speculation, accuracy: Sequence[Sequence[float]]
 ) -> list[Speculation]:
     """Return the settings to try whose steps are shorter than the longest sequence."""
-    longest = seen.deployment.engines["target"].max_seq_len
+    longest = seen.deployment.facts["target"].max_seq_len
     return [c for c in candidates(method, accuracy) if c.num_draft_tokens + 1 < longest]
 
 
@@ -135,21 +135,6 @@ def _predict_all(seen: Observed, settings: Sequence[Speculation]) -> list[Predic
     """Return the prediction of every setting for the fitting half, the best first."""
     found = [_predict(seen, options, seen.fit) for options in settings]
     return sorted(found, key=lambda p: -p.speedup)
-
-
-def _record_all(
-    config: RunConfig,
-    runners: Mapping[Role, Runner],
-    prompts: Sequence[Sequence[int]],
-    end_ids: tuple[int, ...],
-    progress: Progress,
-) -> list[Trace]:
-    traces = []
-    for number, prompt in enumerate(prompts):
-        most = config.validate.max_tokens
-        traces.append(record(runners, prompt, most, end_ids, guesser=_guesser(config)))
-        progress(number + 1, len(prompts))
-    return traces
 
 
 def _guesser(config: RunConfig) -> GuesserKind | None:
@@ -164,63 +149,74 @@ def _predict(seen: Observed, options: Speculation, traces: Sequence[Trace]) -> P
     The first step is the prefill. It costs the same with all settings and is left out.
     """
     steps = tokens = 0
-    ms = 0.0
+    ms, budget = 0.0, priced(seen.costs)
     for trace in traces:
         if isinstance(options, Lookahead):
-            found = _run_steps(seen.deployment, options, trace)
+            found = _run_steps(seen.deployment, options, trace, budget)
         else:
-            found = replay(options, trace, seen.target)
+            found = replay(options, trace, seen.deployment, budget)
         found = found[1:]
         steps += len(found)
         tokens += sum(step.emitted for step in found)
-        ms += _price(seen.costs, options, found)
+        ms += _price(seen.costs, found)
     plain = seen.costs.step(1)
     if not tokens:
         return Prediction(options, 1.0, plain, 1.0)
     return Prediction(options, tokens / steps, ms / tokens, plain * tokens / ms)
 
 
-def _price(costs: Costs, options: Speculation, steps: Sequence[ReplayedStep]) -> float:
+def _price(costs: Costs, steps: Sequence[ReplayedStep]) -> float:
     """Return the milliseconds of one sequence's steps."""
-    total, width, last = 0.0, 0, 0
-    for step in steps:
-        if step.rows > 1 and costs.pads_steps:
-            width = 1 + options.num_draft_tokens
-        rows = max(step.rows, width)
-        total += costs.step(rows) + step.propose_ms
-        total += costs.change_ms if last and rows != last else 0.0
-        last = rows
-        total += step.head_calls * costs.heads_ms + step.draft_calls * costs.draft_ms
-        total += costs.handover_ms if step.draft_calls else 0.0
-    return total
+    return sum(
+        costs.step(step.rows)
+        + step.propose_ms
+        + costs.drafting_ms(step.head_calls, step.draft_calls)
+        for step in steps
+    )
 
 
-def _run_steps(deployment: Deployment, options: Speculation, trace: Trace) -> list[ReplayedStep]:
-    slot = replace(deployment, speculation=options).slot()
-    steps = slot.decode(trace.prompt, Sampling(), Limits(len(trace.output)))
-    return [ReplayedStep(1 + options.num_draft_tokens, 0, len(s.tokens), 0.0) for s in steps]
+def _run_steps(
+    deployment: Deployment, options: Speculation, trace: Trace, budget: PricedBudget
+) -> list[ReplayedStep]:
+    served = replace(deployment, speculation=options)
+    steps = serve_one(served, budget, trace.prompt, len(trace.output))
+    rows = 1 + options.num_draft_tokens
+    return [ReplayedStep(rows if s.drafted else 1, 0, len(s.tokens), 0.0) for s in steps]
+
+
+def serve_one(
+    deployment: Deployment,
+    budget: Budget,
+    prompt: Sequence[int],
+    max_tokens: int,
+    end_ids: tuple[int, ...] = (),
+) -> Iterator[Step]:
+    """Decode one prompt greedily as a server does, which keeps its budget between requests."""
+    batcher = deployment.batcher(budget)
+    decoding = deployment.decoding(prompt, Sampling(end_ids=end_ids), Limits(max_tokens))
+    for event in finish(batcher, deployment.add(batcher, decoding)):
+        if isinstance(event, Step):
+            yield event
 
 
 def measure_speedup(seen: Observed, options: Speculation) -> float:
     """Decode with and without `options` in turn; returns the ratio of the mean times per token."""
     if isinstance(options, NoSpeculation):
         return 1.0
-    slots = {
-        fast: replace(seen.deployment, speculation=chosen).slot()
+    arms = {
+        fast: (replace(seen.deployment, speculation=chosen), Budget(seen.costs.step.measured()))
         for fast, chosen in ((True, options), (False, PLAIN))
     }
     spent: dict[bool, list[float]] = {True: [], False: []}
     for turn, trace in enumerate(seen.held[:MEASURED]):
         for fast in (turn % 2 == 0, turn % 2 == 1):
-            spent[fast] += ms_a_token(slots[fast], trace.prompt, len(trace.output), seen.end_ids)
+            steps = serve_one(*arms[fast], trace.prompt, len(trace.output), seen.end_ids)
+            spent[fast] += ms_a_token(steps)
     return statistics.mean(spent[False]) / statistics.mean(spent[True])
 
 
-def ms_a_token(
-    slot: Slot, prompt: Sequence[int], max_tokens: int, end_ids: tuple[int, ...]
-) -> list[float]:
+def ms_a_token(steps: Iterator[Step]) -> list[float]:
     """Return the time per token after the first step, which reads the prompt; [] if it was all."""
-    steps = slot.decode(prompt, Sampling(end_ids=end_ids), Limits(max_tokens))
     next(steps)
     began = time.perf_counter_ns()
     tokens = sum(len(step.tokens) for step in steps)

@@ -16,12 +16,12 @@ from specpipe.checkpoint.quantize import check_quantization
 from specpipe.checkpoint.quantized.foreign import find_foreign
 from specpipe.checkpoint.source import open_source
 from specpipe.config import EngineOptions
-from specpipe.contracts import chain
 from specpipe.engine.openvino.weights import Weights, map_weights
 from specpipe.errors import Unsupported
 from specpipe.validate.reference import Reference
 from tests.unit.checkpoint.packers import pack_model
 from tests.unit.checkpoint.test_quantize import engine_of
+from tests.unit.engine.stepping import alone, item
 
 AT, THEIRS = "transformer.layers.1.", "model.layers.1."
 LAYERS = {
@@ -112,9 +112,9 @@ def test_the_cpu_engine_answers_as_the_model_whose_weights_they_mean(
     sequence = np.random.default_rng(0).integers(3, 300, 40).tolist()
     with torch.no_grad():
         expected = model(torch.tensor([sequence])).logits[0, 19:].numpy()
-    runner = engine_of(out, tmp_path / "engine", "int4_awq").runner()
-    runner.start(sequence[:20])
-    assert np.abs(runner.score(chain(sequence[20:])).logits - expected).max() < 1e-3
+    engine = engine_of(out, tmp_path / "engine", "int4_awq")
+    logits = alone(engine, item(engine.open(), sequence, wanted=range(19, len(sequence))))
+    assert np.abs(logits - expected).max() < 1e-3
 
 
 @pytest.mark.parametrize("method", ["awq", "gptq", "modelopt_fp8"])

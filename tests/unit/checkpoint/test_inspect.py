@@ -29,6 +29,7 @@ from specpipe.publishing import write_publish
 from tests.families import WORLDS, make_family
 from tests.models import make_heads, make_llama, make_redrafter
 from tests.unit.checkpoint.quantised import write_quantised
+from tests.unit.engine.test_openvino_build import build
 
 RANKS = [Parallel(), Parallel(2, 1), Parallel(1, 2), Parallel(4, 2)]
 
@@ -523,10 +524,10 @@ def test_files_that_differ_from_our_manifest_are_defects(engine: Path, tmp_path:
     assert "rank0.engine has 7 bytes instead of 4, according to specpipe.json" in defects(out)[0]
 
 
-def test_our_cpu_engine_is_described_too(tiny_engine) -> None:
-    found = inspect_folder(tiny_engine.folder)
+def test_our_cpu_engine_is_described_too(tiny: Path, tmp_path: Path) -> None:
+    found = inspect_folder(build(tiny, tmp_path))
     assert found.kind == "OpenVINO engine" and found.defects == ()
-    assert found.limits is not None and found.limits.max_seq_len == 256
+    assert found.limits is not None and found.limits.max_seq_len == 200
 
 
 # --- damage --------------------------------------------------------------------------------------

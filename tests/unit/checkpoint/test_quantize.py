@@ -15,13 +15,13 @@ from specpipe.building import BuildRequest, Quantization
 from specpipe.checkpoint.quantized import arithmetic as bits
 from specpipe.checkpoint.quantized.calibration import Calibration, read_calibration
 from specpipe.checkpoint.quantized.formats import Quantizing
-from specpipe.contracts import chain
 from specpipe.engine.openvino import dequantize
 from specpipe.engine.openvino.backend import OpenVinoBackend
 from specpipe.engine.openvino.weights import map_weights
 from specpipe.errors import StageFailed
 from tests.models import make_llama
 from tests.unit.checkpoint.quantised import linears, round_inputs, write_quantised
+from tests.unit.engine.stepping import alone, item
 
 FORMATS: list[Quantization] = ["fp8", "int8_sq", "int4_awq", "nvfp4"]
 QKV = "transformer.layers.0.attention.qkv"
@@ -190,9 +190,8 @@ def test_the_cpu_engine_computes_what_a_gpu_would_with_the_checkpoint(
     with torch.no_grad():
         expected = fake_quantised(tiny, quantised[weights_in], weights_in)(torch.tensor([sequence]))
         plain = AutoModelForCausalLM.from_pretrained(tiny).float()(torch.tensor([sequence]))
-    runner = engine_of(quantised[weights_in], tmp_path / "engine", weights_in).runner()
-    runner.start(sequence[:20])
-    logits = runner.score(chain(sequence[20:])).logits
+    engine = engine_of(quantised[weights_in], tmp_path / "engine", weights_in)
+    logits = alone(engine, item(engine.open(), sequence, wanted=range(19, len(sequence))))
     theirs = expected.logits[0, 19:].numpy()
     # a value next to a rounding boundary may fall on either side, which moves a few logits
     assert np.median(np.abs(logits - theirs)) < 1e-3

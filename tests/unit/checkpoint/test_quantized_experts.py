@@ -17,7 +17,6 @@ from specpipe.checkpoint.families import find_family
 from specpipe.checkpoint.quantize import quantize
 from specpipe.checkpoint.quantized.formats import Quantizing
 from specpipe.checkpoint.source import open_source, read_tensors
-from specpipe.contracts import chain
 from specpipe.engine.openvino.weights import map_weights
 from specpipe.errors import Unsupported
 from specpipe.validate.reference import Reference
@@ -26,6 +25,7 @@ from tests.unit.checkpoint.mixtures import MIXTURES, expert_weights, fake_quanti
 from tests.unit.checkpoint.packers import pack_model
 from tests.unit.checkpoint.test_quantize import engine_of
 from tests.unit.checkpoint.test_quantized_families import convert
+from tests.unit.engine.stepping import alone, item
 
 FOREIGN = {"awq": "int4_awq", "gptq": "int4_awq", "modelopt_fp8": "fp8"}
 FORMATS = [*FOREIGN, "fp8", "int4_awq"]
@@ -148,9 +148,8 @@ def test_the_cpu_engine_computes_what_a_gpu_would_with_the_checkpoint(
         expected = fake_quantised(case.plain, case.out)(torch.tensor([sequence]))
         plain = AutoModelForCausalLM.from_pretrained(case.plain).float()(torch.tensor([sequence]))
     weights_in = FOREIGN.get(case.quantizing.weights, case.quantizing.weights)
-    runner = engine_of(case.out, tmp_path / "engine", weights_in).runner()
-    runner.start(sequence[:20])
-    logits = runner.score(chain(sequence[20:])).logits
+    engine = engine_of(case.out, tmp_path / "engine", weights_in)
+    logits = alone(engine, item(engine.open(), sequence, wanted=range(19, len(sequence))))
     theirs = expected.logits[0, 19:].numpy()
     # a value next to a rounding boundary may fall on either side, which moves a few logits
     assert np.median(np.abs(logits - theirs)) < 1e-3

@@ -1,4 +1,4 @@
-"""A ReDrafter in the CPU engine: upstream's arithmetic, and proposers that drive it."""
+"""A ReDrafter in the CPU engine: upstream's arithmetic, for the paths of several sequences."""
 
 from pathlib import Path
 
@@ -8,15 +8,11 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import silu
 
-from specpipe.assembly import make_proposer
-from specpipe.contracts import EMPTY, Sampling
-from specpipe.engine.openvino.backend import OpenVinoEngine
+from specpipe.contracts import Extensions, LoadedEngine
 from specpipe.errors import Unsupported
-from specpipe.methods import DrafterOptions, Hybrid, ReDrafter, Speculation
-from specpipe.speculate.decode import Limits, decode
-from specpipe.speculate.none import NoProposer
 from specpipe.trees import WIDTH
 from tests.models import make_redrafter
+from tests.unit.engine.stepping import item
 
 PROMPT = [5, 9, 40, 41, 42, 9, 40]
 KINDS = {
@@ -48,10 +44,15 @@ def expected(folder: Path, table: torch.Tensor, hidden: np.ndarray, path: list[i
     return torch.softmax(parts.get(f"lm_head.{layers}.weight", table) @ x, -1).numpy()
 
 
-def hidden_of(engine: OpenVinoEngine) -> np.ndarray:
-    runner = engine.runner()
-    runner.start(PROMPT)
-    return runner.score(EMPTY).hidden[0].copy()
+def hidden_of(engine: LoadedEngine) -> np.ndarray:
+    """Return the hidden states [2, D] of the prompt's last rows: those of two sequences."""
+    (scores,) = engine.step([item(engine.open(), PROMPT, wanted=[3, 6])])
+    return scores.hidden
+
+
+def first_of(engine: LoadedEngine, hidden: np.ndarray, *tokens: int) -> Extensions:
+    """Return what the drafter guesses after the first tokens of as many sequences."""
+    return engine.extend(hidden, np.zeros_like(hidden), np.array(tokens))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -61,17 +62,33 @@ def test_guesses_behind_every_path_are_those_of_the_formula(
     make_redrafter(tmp_path, seed=5, **KINDS[kind])
     engine = make_engine(tiny, redrafter=tmp_path)
     table = load_file(tiny / "model.safetensors")["model.embed_tokens.weight"].float()
-    hidden, runner = hidden_of(engine), engine.runner()
-    first = runner.extend(hidden, np.zeros((1, 64), np.float32), np.array([7]))
-    children = np.array([3, 200])
-    second = runner.extend(hidden, np.repeat(first.states, 2, 0), children)
-    for found, paths in ((first, [[7]]), (second, [[7, 3], [7, 200]])):
-        assert found.tokens.shape == found.probs.shape == (len(paths), WIDTH)
-        for path, tokens, given in zip(paths, found.tokens, found.probs, strict=True):
-            row = expected(tmp_path, table, hidden, path)
+    hidden = hidden_of(engine)
+    first = first_of(engine, hidden, 7, 9)
+    owners, children = np.array([0, 0, 1]), np.array([3, 200, 4])
+    second = engine.extend(hidden[owners], first.states[owners], children)
+    paths = [[7, 3], [7, 200], [9, 4]]
+    for found, places, ends in ((first, [0, 1], [[7], [9]]), (second, owners, paths)):
+        assert found.tokens.shape == found.probs.shape == (len(ends), WIDTH)
+        for at, path, tokens, given in zip(places, ends, found.tokens, found.probs, strict=True):
+            row = expected(tmp_path, table, hidden[at], path)
             # The output layer is kept in 8 bits: near-ties may change places, no more.
             np.testing.assert_allclose(given, row[tokens], atol=0.03)
             np.testing.assert_allclose(row[tokens], np.sort(row)[::-1][:WIDTH], atol=0.03)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_paths_are_extended_together_like_one_at_a_time(
+    kind: str, tiny: Path, make_engine, tmp_path: Path
+) -> None:
+    make_redrafter(tmp_path, seed=5, **KINDS[kind])
+    engine = make_engine(tiny, redrafter=tmp_path)
+    hidden = hidden_of(engine)
+    both = first_of(engine, hidden, 7, 9)
+    for row, token in enumerate((7, 9)):
+        one = first_of(engine, hidden[row : row + 1], token)
+        np.testing.assert_array_equal(one.tokens[0], both.tokens[row])
+        np.testing.assert_allclose(one.probs[0], both.probs[row], atol=1e-5)
+        np.testing.assert_allclose(one.states[0], both.states[row], atol=1e-5)
 
 
 def test_it_guesses_the_first_tokens_alone_if_told_to(
@@ -79,37 +96,10 @@ def test_it_guesses_the_first_tokens_alone_if_told_to(
 ) -> None:
     make_redrafter(tmp_path, seed=5)
     engine = make_engine(tiny, redrafter=tmp_path, guess_vocabulary=64)
-    found = engine.runner().extend(hidden_of(engine), np.zeros((1, 64), np.float32), np.array([7]))
+    found = first_of(engine, hidden_of(engine)[:1], 7)
     assert found.tokens.max() < 64 and found.probs.sum() <= 1.001
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ReDrafter("redrafter", "", 1, 4),
-        ReDrafter("redrafter", "", 3, 3),
-        Hybrid("hybrid", None, 6, 1, 3, redrafter=DrafterOptions("", 2, 3)),
-    ],
-    ids=["one beam", "beams", "hybrid"],
-)
-@pytest.mark.parametrize("share", [True, False])
-def test_greedy_output_equals_plain_decoding(
-    options: Speculation, share: bool, tiny: Path, make_engine, tmp_path: Path
-) -> None:
-    make_redrafter(tmp_path, seed=6, exit_dim=64, own_output=not share)
-    engine = make_engine(tiny, redrafter=tmp_path)
-
-    def answer(proposer) -> list[list[int]]:
-        steps = decode(engine.runner(), proposer, PROMPT, Sampling(), Limits(40))
-        return [list(step.tokens) for step in steps]
-
-    plain = answer(NoProposer())
-    fast = answer(make_proposer(options, {"target": engine.runner()}))
-    assert [t for step in fast for t in step] == [t for step in plain for t in step]
-
-
-def test_an_engine_without_one_says_so(tiny_engine: OpenVinoEngine) -> None:
+def test_an_engine_without_one_says_so(tiny_engine: LoadedEngine) -> None:
     with pytest.raises(Unsupported, match="this engine has no ReDrafter"):
-        tiny_engine.runner().extend(
-            np.zeros(64, np.float32), np.zeros((1, 64), np.float32), np.array([1])
-        )
+        first_of(tiny_engine, np.zeros((1, 64), np.float32), 1)

@@ -1,192 +1,163 @@
-"""The CPU engine on a tiny model: caches, trees, padding, quantisation, determinism."""
+"""Steps of the CPU engine on a tiny model: caches, trees, batches, wrong items."""
 
-import hashlib
-import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from specpipe.artifacts import read_model_config
-from specpipe.assembly import Slot, make_proposer
-from specpipe.building import BuildRequest, Parallel
-from specpipe.checkpoint.convert import write_checkpoint
-from specpipe.checkpoint.source import open_source
-from specpipe.contracts import EMPTY, ROOT, Draft, Proposer, Sampling, Verdict, chain
-from specpipe.engine.openvino import runner
-from specpipe.engine.openvino.backend import OpenVinoBackend, Precision
-from specpipe.errors import ConfigError
-from specpipe.methods import Lookahead, NoSpeculation
-from specpipe.speculate.decode import Limits, Prefilled, Step, decode, only_steps
+from specpipe.contracts import ROOT, Item, LoadedEngine, PoolFull
+from specpipe.engine.openvino.blocks import BLOCK
+from specpipe.engine.openvino.checks import InvalidBatch
+from tests.unit.engine.stepping import (
+    BRANCHES,
+    PATHS,
+    alone,
+    fresh,
+    item,
+    keep,
+    rooted,
+    started,
+)
 
 PROMPT = [5, 9, 30, 41, 7, 100, 33]
 
 
-def scores(runner, draft: Draft) -> np.ndarray:
-    return np.array(runner.score(draft).logits)
+def near(ours: np.ndarray, expected: np.ndarray, atol: float = 1e-4) -> None:
+    np.testing.assert_allclose(ours, expected, atol=atol)
 
 
-def fresh(engine, sequence: list[int]) -> np.ndarray:
-    """Return the logits after `sequence`, computed from nothing."""
-    runner = engine.runner()
-    runner.start(sequence)
-    return scores(runner, EMPTY)[0]
+def test_a_chain_scores_like_one_token_at_a_time(tiny_engine: LoadedEngine) -> None:
+    sequence = [*PROMPT, 11, 12, 13]
+    cache = started(tiny_engine, sequence[:6])
+    rows = alone(tiny_engine, item(cache, sequence[6:]))
+    for n, row in enumerate(rows):
+        near(row, fresh(tiny_engine, sequence[: 7 + n]))
 
 
-def test_a_chain_scores_like_one_token_at_a_time(tiny_engine) -> None:
-    runner = tiny_engine.runner()
-    runner.start(PROMPT)
-    rows = scores(runner, chain([11, 12, 13]))
-    for n in range(4):
-        np.testing.assert_allclose(
-            rows[n], fresh(tiny_engine, [*PROMPT, 11, 12, 13][: len(PROMPT) + n]), atol=1e-4
-        )
-
-
-def test_every_node_of_a_tree_sees_its_ancestors_and_nothing_else(tiny_engine) -> None:
-    #  root -> 11 -> 13 -> 15
-    #       -> 12 -> 14
-    draft = Draft(np.array([11, 12, 13, 14, 15]), np.array([ROOT, ROOT, 0, 1, 2]))
-    paths = {0: [], 1: [11], 2: [12], 3: [11, 13], 4: [12, 14], 5: [11, 13, 15]}
-    runner = tiny_engine.runner()
-    runner.start(PROMPT)
-    rows = scores(runner, draft)
-    for row, path in paths.items():
-        np.testing.assert_allclose(rows[row], fresh(tiny_engine, PROMPT + path), atol=1e-4)
-
-
-def test_only_the_accepted_path_stays_in_the_cache(tiny_engine) -> None:
-    draft = Draft(np.array([11, 12, 13, 14]), np.array([ROOT, ROOT, 0, 1]))
-    runner = tiny_engine.runner()
-    runner.start(PROMPT)
-    runner.score(draft)
-    runner.commit(draft, Verdict((1, 3), 20))
-    np.testing.assert_allclose(
-        scores(runner, EMPTY)[0], fresh(tiny_engine, [*PROMPT, 12, 14, 20]), atol=1e-4
-    )
-
-
-def test_scoring_commits_nothing(tiny_engine) -> None:
-    runner = tiny_engine.runner()
-    runner.start(PROMPT)
-    first = scores(runner, chain([50, 60]))
-    runner.score(chain([1, 2, 3, 4]))
-    np.testing.assert_array_equal(scores(runner, chain([50, 60])), first)
-
-
-def test_follow_keeps_the_common_prefix_and_forgets_the_rest(tiny_engine) -> None:
-    runner = tiny_engine.runner()
-    runner.start(PROMPT)
-    runner.score(EMPTY)
-    runner.commit(EMPTY, Verdict((), 20))
-    runner.score(EMPTY)
-    runner.commit(EMPTY, Verdict((), 21))
-    for sequence in ([*PROMPT, 20, 22], [*PROMPT, 20, 22, 23, 24], PROMPT[:3], [99]):
-        runner.follow(sequence)
-        np.testing.assert_allclose(
-            scores(runner, EMPTY)[0], fresh(tiny_engine, sequence), atol=1e-4
-        )
-
-
-def test_lookahead_is_plain_decoding_up_to_the_very_end_of_the_sequence(tiny, make_engine) -> None:
-    """Its window reaches beyond max_seq_len, where there are no positions any more."""
-    engine = make_engine(tiny, max_seq_len=64)
-    prompt, limits = PROMPT * 4, Limits(64 - 4 * len(PROMPT))
-
-    def answer(proposer: Proposer) -> list[int]:
-        steps = decode(engine.runner(), proposer, prompt, Sampling(), limits)
-        return [token for step in steps for token in step.tokens]
-
-    for size in ((4, 3, 4), (7, 7, 7), (1, 6, 2)):
-        lookahead = make_proposer(Lookahead("lookahead", *size), {})
-        assert answer(lookahead) == answer(make_proposer(NoSpeculation(), {}))
-
-
-def test_runners_of_one_engine_do_not_disturb_each_other(tiny_engine) -> None:
-    one, two = tiny_engine.runner(), tiny_engine.runner()
-    one.start(PROMPT)
-    two.start([8, 8, 8])
-    for token in (20, 21, 22):
-        one.score(EMPTY)
-        one.commit(EMPTY, Verdict((), token))
-        two.score(chain([4, 4]))
-        two.commit(chain([4, 4]), Verdict((0,), token))
-    np.testing.assert_allclose(
-        scores(one, EMPTY)[0], fresh(tiny_engine, [*PROMPT, 20, 21, 22]), atol=1e-4
-    )
-
-
-def test_a_prompt_longer_than_a_chunk_is_read_in_pieces(tiny, make_engine) -> None:
-    engine = make_engine(tiny, max_seq_len=700)
-    sequence = np.random.default_rng(1).integers(3, engine.vocab_size, 600).tolist()
-    whole = engine.runner()
-    whole.start(sequence)
-    grown = engine.runner()
-    grown.start(sequence[:10])
-    for end in range(40, 601, 40):
-        grown.follow(sequence[:end])
-        rows = scores(grown, EMPTY)
-    np.testing.assert_allclose(scores(whole, EMPTY)[0], rows[0], atol=1e-3)
-
-
-def test_a_prompt_read_between_the_steps_of_another_gives_the_same_answer(
-    tiny, make_engine, monkeypatch
+def test_every_node_of_a_tree_sees_its_ancestors_and_nothing_else(
+    tiny_engine: LoadedEngine,
 ) -> None:
-    engine = make_engine(tiny, max_seq_len=700)
-    prompt = np.random.default_rng(1).integers(3, engine.vocab_size, 600).tolist()
-    slots = [Slot({"target": engine.runner()}, NoSpeculation()) for _ in range(2)]
-    limits = Limits(max_tokens=20)
-
-    def alone(tokens: list[int]) -> list[Step]:
-        return list(slots[0].decode(tokens, Sampling(), limits))
-
-    events = [slots[0].events(prompt, Sampling(), limits, log_probs=True)]
-    events.append(slots[1].events(PROMPT, Sampling(), limits))
-    found: list[list[Step | Prefilled]] = [[], []]
-    for mine, others in itertools.zip_longest(*events):
-        found[0] += [mine] if mine else []
-        found[1] += [others] if others else []
-    steps = [list(only_steps(some)) for some in found]
-    chunks = -(-(len(prompt) - runner.CHUNK) // runner.CHUNK)
-    assert len(found[0]) - len(steps[0]) == chunks >= 2
-
-    assert [s.tokens for s in steps[0]] == [s.tokens for s in alone(prompt)]
-    assert [s.tokens for s in steps[1]] == [s.tokens for s in alone(PROMPT)]
-    monkeypatch.setattr(runner, "CHUNK", 10_000)
-    whole = list(slots[0].events(prompt, Sampling(), limits, log_probs=True))
-    assert [s.tokens for s in only_steps(whole)] == [s.tokens for s in steps[0]]
-    np.testing.assert_allclose(
-        [s.log_probs for s in only_steps(whole)], [s.log_probs for s in steps[0]], atol=1e-4
-    )
+    cache = started(tiny_engine, PROMPT[:-1])
+    rows = alone(tiny_engine, rooted(cache, PROMPT[-1], *BRANCHES))
+    for row, path in zip(rows, ([], *PATHS), strict=True):
+        near(row, fresh(tiny_engine, PROMPT + path))
 
 
-def test_hidden_states_give_the_logits(tiny_engine, tiny) -> None:
+def test_only_the_accepted_path_stays_in_the_cache(tiny_engine: LoadedEngine) -> None:
+    cache = started(tiny_engine, PROMPT[:-1])
+    alone(tiny_engine, rooted(cache, PROMPT[-1], *BRANCHES))
+    keep(cache, 0, 2, 4)  # the root, 12 and 14
+    assert list(cache.tokens) == [*PROMPT, 12, 14]
+    near(alone(tiny_engine, item(cache, [20]))[0], fresh(tiny_engine, [*PROMPT, 12, 14, 20]))
+
+
+def test_scoring_commits_nothing(tiny_engine: LoadedEngine) -> None:
+    cache = started(tiny_engine, PROMPT[:-1])
+    first = alone(tiny_engine, rooted(cache, PROMPT[-1], [50, 60]))
+    alone(tiny_engine, rooted(cache, PROMPT[-1], [1, 2, 3, 4]))
+    assert list(cache.tokens) == PROMPT[:-1]
+    again = alone(tiny_engine, rooted(cache, PROMPT[-1], [50, 60]))
+    np.testing.assert_array_equal(again, first)
+
+
+def test_a_truncated_cache_goes_on_with_other_tokens(tiny_engine: LoadedEngine) -> None:
+    cache = started(tiny_engine, [*PROMPT, 20, 21])
+    for length, tokens in ((8, [22]), (8, [22, 23, 24]), (2, [PROMPT[2]]), (0, [99])):
+        kept = list(cache.tokens)[:length]
+        cache.truncate(length)
+        near(alone(tiny_engine, item(cache, tokens))[-1], fresh(tiny_engine, kept + tokens))
+
+
+def test_a_prompt_in_chunks_has_the_logits_of_the_whole_prompt(tiny: Path, make_engine) -> None:
+    engine = make_engine(tiny, max_seq_len=700, prefix_cache=False)
+    sequence = np.random.default_rng(1).integers(3, engine.facts.vocab_size, 600).tolist()
+    whole, grown = engine.open(), engine.open()
+    expected = alone(engine, item(whole, sequence, wanted=[599]))
+    for begin in range(0, 600, 40):
+        chunk = sequence[begin : begin + 40]
+        rows = alone(engine, item(grown, chunk, wanted=[39]))
+        keep(grown, *range(40))
+    near(rows, expected, atol=1e-3)
+
+
+def test_a_known_prefix_is_not_computed_again(tiny: Path, make_engine) -> None:
+    engine = make_engine(tiny)
+    sequence = np.random.default_rng(1).integers(3, engine.facts.vocab_size, 100).tolist()
+    expected = alone(engine, item(one := engine.open(), sequence))
+    keep(one, *range(100))
+    two = engine.open(sequence)
+    assert len(two.tokens) == 100 // BLOCK * BLOCK
+    near(alone(engine, item(two, sequence[len(two.tokens) :])), expected[len(two.tokens) :])
+
+
+def kinds_of_items(engine: LoadedEngine) -> list[Item]:
+    """Return a prompt chunk, a root, a tree, and a chunk that continues over a block's end."""
+    text = np.random.default_rng(2).integers(3, engine.facts.vocab_size, 200).tolist()
+    return [
+        item(started(engine, text[:30]), text[30:50], wanted=[0, 19]),
+        item(started(engine, text[50:91]), [7]),
+        rooted(started(engine, text[90:99]), 8, *BRANCHES),
+        rooted(started(engine, text[100:141]), 9, BRANCHES[0], [ROOT, 0, 0, ROOT, 3]),
+        item(engine.open(), text[150:187], wanted=[]),
+        item(started(engine, text[190:]), [3], wanted=[0]),
+    ]
+
+
+def test_sequences_of_one_step_do_not_disturb_each_other(tiny_engine: LoadedEngine) -> None:
+    expected = [alone(tiny_engine, one) for one in kinds_of_items(tiny_engine)]
+    items = kinds_of_items(tiny_engine)
+    for order in (range(6), (5, 3, 1, 4, 2, 0)):
+        found = tiny_engine.step([items[i] for i in order])
+        for i, scores in zip(order, found, strict=True):
+            near(scores.logits, expected[i])
+    # What was kept in a shared step continues like what was kept alone.
+    keep(items[2].cache, 0, 2, 4)
+    keep(items[0].cache, *range(20))
+    after = tiny_engine.step([item(items[0].cache, [5]), item(items[2].cache, [6])])
+    for one, scores, token in zip((items[0], items[2]), after, (5, 6), strict=True):
+        near(scores.logits[0], fresh(tiny_engine, [*one.cache.tokens, token]))
+
+
+def test_sequences_grow_side_by_side(tiny_engine: LoadedEngine) -> None:
+    one, two = started(tiny_engine, PROMPT), started(tiny_engine, [8, 8, 8])
+    for token in (20, 21, 22):
+        tiny_engine.step([item(one, [token]), rooted(two, token, [4, 4])])
+        keep(one, 0)
+        keep(two, 0, 1)
+    ends = tiny_engine.step([item(one, [3]), item(two, [3])])
+    for cache, scores in zip((one, two), ends, strict=True):
+        near(scores.logits[0], fresh(tiny_engine, [*cache.tokens, 3]))
+
+
+def test_scores_outlive_the_next_step(tiny_engine: LoadedEngine) -> None:
+    cache = started(tiny_engine, PROMPT)
+    (scores,) = tiny_engine.step([item(cache, [1, 2])])
+    logits, hidden = scores.logits.copy(), scores.hidden.copy()
+    tiny_engine.step([item(cache, [3, 4])])
+    np.testing.assert_array_equal(scores.logits, logits)
+    np.testing.assert_array_equal(scores.hidden, hidden)
+
+
+def test_hidden_states_give_the_logits(tiny_engine: LoadedEngine, tiny: Path) -> None:
     from safetensors.torch import load_file
 
     table = load_file(tiny / "model.safetensors")["model.embed_tokens.weight"].float().numpy()
-    runner = tiny_engine.runner()
-    runner.start(PROMPT)
-    result = runner.score(chain([11]))
+    (result,) = tiny_engine.step([item(tiny_engine.open(), [*PROMPT, 11], wanted=[6, 7])])
     assert result.hidden is not None and result.hidden.shape == (2, 64)
-    np.testing.assert_allclose(result.hidden @ table.T, result.logits, atol=1e-3)
+    near(result.hidden @ table.T, result.logits, atol=1e-3)
 
 
-def test_bfloat16_stays_near_float32_with_and_without_padded_steps(
-    tiny, tiny_engine, make_engine
-) -> None:
+def test_bfloat16_stays_near_float32(tiny: Path, tiny_engine, make_engine) -> None:
     engine = make_engine(tiny, "bfloat16")
-    expected = fresh(tiny_engine, PROMPT)
-    for width in (0, 8):
-        runner = engine.runner(width)
-        runner.start(PROMPT)
-        rows = scores(runner, EMPTY)
-        assert rows.shape == (1, engine.vocab_size)
-        assert np.abs(rows[0] - expected).mean() < 0.05 * np.abs(expected).mean() + 0.2
+    expected, rows = fresh(tiny_engine, PROMPT), alone(engine, item(engine.open(), PROMPT))
+    assert rows.shape == (7, engine.facts.vocab_size)
+    assert np.abs(rows[-1] - expected).mean() < 0.05 * np.abs(expected).mean() + 0.2
 
 
 @pytest.mark.parametrize(("quantization", "bound"), [("int8", 0.1), ("int4", 0.6)])
 def test_quantised_weights_stay_near_float32(
-    quantization: str, bound: float, tiny, tiny_engine, make_engine
+    quantization: str, bound: float, tiny: Path, tiny_engine, make_engine
 ) -> None:
     engine = make_engine(tiny, "float32", quantization)
     expected, got = fresh(tiny_engine, PROMPT), fresh(engine, PROMPT)
@@ -194,79 +165,57 @@ def test_quantised_weights_stay_near_float32(
     assert 0 < error < bound
 
 
-def build(tiny: Path, folder: Path) -> Path:
-    checkpoint, engine = folder / "checkpoint", folder / "engine"
-    checkpoint.mkdir(parents=True)
-    engine.mkdir()
-    write_checkpoint(open_source(tiny), checkpoint, "float32", lambda done, total: None)
-    model = read_model_config(checkpoint)
-    request = BuildRequest("target", model, "float32", "none", "none", 0, 1, 100, 200)
-    OpenVinoBackend().build(request, checkpoint, engine)
-    return engine
+def test_a_full_pool_changes_nothing(tiny: Path, make_engine) -> None:
+    engine = make_engine(tiny, max_batch_size=1, draft_nodes=0, max_seq_len=64, kv_cache_tokens=64)
+    cache, other = started(engine, PROMPT * 5), engine.open()
+    items = [item(cache, [4]), item(other, PROMPT * 10)]
+    assert not engine.fits(items)
+    with pytest.raises(PoolFull, match="no room"):
+        engine.step(items)
+    assert list(cache.tokens) == PROMPT * 5
+    assert engine.fits(items[:1])
+    near(alone(engine, items[0])[0], fresh(make_engine(tiny), [*PROMPT * 5, 4]))
 
 
-def test_two_builds_give_equal_bytes(tiny: Path, tmp_path: Path) -> None:
-    first, second = build(tiny, tmp_path / "1"), build(tiny, tmp_path / "2")
-    for name in ("openvino_model.xml", "openvino_model.bin", "config.json", "engine.json"):
-        digests = {hashlib.sha256((e / name).read_bytes()).hexdigest() for e in (first, second)}
-        assert len(digests) == 1, name
+WRONG: list[tuple[str, Sequence[int], Sequence[int] | None, Sequence[int] | None]] = [
+    ("has no rows", [], None, []),
+    ("wanted row is not among 2", [1, 2], None, [2]),
+    ("wanted row is not among 2", [1, 2], None, [-1]),
+    ("not in the vocabulary", [1, 10**6], None, None),
+    ("not in the vocabulary", [-1], None, None),
+    ("more or fewer parents", [1, 2], [ROOT], None),
+    ("does not come before", [1, 2, 3], [ROOT, 2, 0], None),
+    ("a parent is no row", [1, 2], [ROOT, -2], None),
+]
 
 
-def test_a_damaged_engine_is_refused(tiny: Path, tmp_path: Path) -> None:
-    engine = build(tiny, tmp_path)
-    (engine / "openvino_model.xml").write_text("<net")
-    with pytest.raises(ConfigError, match="the engine cannot be loaded"):
-        OpenVinoBackend().load(engine)
-
-
-def test_a_truncated_checkpoint_is_refused(tiny: Path, tmp_path: Path) -> None:
-    build(tiny, tmp_path)
-    file = tmp_path / "checkpoint/rank0.safetensors"
-    file.write_bytes(file.read_bytes()[:-1000])
-    model = read_model_config(tmp_path / "checkpoint")
-    request = BuildRequest("target", model, "float32", "none", "none", 0, 1, 100, 200)
-    with pytest.raises(ConfigError, match="checkpoint file is incomplete"):
-        OpenVinoBackend().build(request, tmp_path / "checkpoint", tmp_path / "engine")
-
-
-def request_for(model, **changes: object) -> BuildRequest:
-    values = {
-        "role": "target", "model": model, "dtype": "float32", "quantization": "none",
-        "method": "none", "draft_nodes": 0, "max_batch_size": 1, "max_input_len": 10,
-        "max_seq_len": 20, **changes,
-    }  # fmt: skip
-    return BuildRequest(**values)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"gpu": "H100-SXM"}, "runs on the CPU"),
-        ({"parallel": Parallel(2)}, "one rank"),
-        ({"dtype": "float16"}, "float32 and bfloat16"),
-    ],
-)
-def test_what_the_cpu_cannot_do_is_refused(
-    changes: dict, words: str, tiny: Path, tmp_path: Path
+@pytest.mark.parametrize(("words", "tokens", "parents", "wanted"), WRONG)
+def test_a_wrong_item_is_refused(
+    words: str,
+    tokens: Sequence[int],
+    parents: Sequence[int] | None,
+    wanted: Sequence[int] | None,
+    tiny_engine: LoadedEngine,
 ) -> None:
-    build(tiny, tmp_path)
-    model = read_model_config(tmp_path / "checkpoint")
-    assert OpenVinoBackend().check(request_for(model)) == []
-    (rejection,) = OpenVinoBackend().check(request_for(model, **changes))
-    assert words in rejection.reason
+    with pytest.raises(InvalidBatch, match=words):
+        tiny_engine.step([item(tiny_engine.open(), tokens, parents, wanted)])
 
 
-def test_int4_is_refused_where_groups_do_not_divide(tiny: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    build(tiny, tmp_path)
-    model = replace(read_model_config(tmp_path / "checkpoint"), hidden_size=100)
-    (rejection,) = OpenVinoBackend().check(request_for(model, quantization="int4"))
-    assert "multiples of 64" in rejection.reason
+def test_two_items_of_one_cache_are_refused(tiny_engine: LoadedEngine) -> None:
+    cache = tiny_engine.open()
+    with pytest.raises(InvalidBatch, match="the same cache"):
+        tiny_engine.step([item(cache, [1]), item(cache, [2])])
 
 
-def test_quantised_engines_compute_in_float32_and_round_only_if_allowed() -> None:
-    assert Precision("bfloat16", "none").bfloat16
-    assert not Precision("bfloat16", "int8").bfloat16
-    assert Precision("float32", "int8").properties()["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == "0"
-    assert Precision("bfloat16", "int8").properties()["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == "32"
+def test_tables_that_would_crash_the_process_are_refused(tiny_engine: LoadedEngine) -> None:
+    def refuses(words: str, table: list[int], *others: Item) -> None:
+        cache = started(tiny_engine, PROMPT)
+        honest, cache.table = cache.table, lambda rows: table or others[0].cache.table(1)
+        with pytest.raises(InvalidBatch, match=words):
+            tiny_engine.step([item(cache, [1]), *others])
+        cache.table = honest
+        cache.release()
+
+    refuses("not among", [10**6])
+    refuses("not among", [-1])
+    refuses("two users", [], item(started(tiny_engine, PROMPT), [1]))

@@ -101,7 +101,7 @@ def with_way(config: RunConfig, way: str) -> RunConfig:
 @pytest.mark.parametrize(
     ("gib", "engine", "ways"),
     [
-        (6, {"max_batch_size": 32}, ["max_batch_size: 16"]),
+        (6, {"max_batch_size": 32}, ["max_batch_size: 15"]),
         (4.5, {"max_batch_size": 1, "quantization": "int8"}, None),
         (5.5, {"max_batch_size": 20}, ["dtype: bfloat16", "quantization: int8", "max_batch_size"]),
         (3, {"max_batch_size": 64, "quantization": "int8"}, ["max_batch_size: "]),

@@ -13,7 +13,7 @@ from specpipe.repository.models.bounds import (
     check_tokens,
     request_bytes,
 )
-from specpipe.repository.models.exchange import Request, dump
+from specpipe.repository.models.exchange import Request, dump_submit
 from specpipe.speculate.decode import Limits
 
 WORD_LISTS = ["stop_words", "bad_words", "embedding_bias_words", "STOP_WORDS_DICT"]
@@ -85,4 +85,4 @@ def test_the_largest_request_that_is_allowed_fits_the_engines_socket() -> None:
         limits=Limits(10_000, ((token,) * MOST_WORDS_TOKENS,)),
         bias=tuple((token, -1 / 3 * 1e9) for _ in range(MOST_WORDS_TOKENS)),
     )
-    assert len(dump(request)) <= request_bytes(5000)
+    assert len(dump_submit(1, request)) <= request_bytes(5000)

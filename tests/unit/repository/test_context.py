@@ -7,16 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specpipe.assembly import Slot
-from specpipe.contracts import Logits, Runner, Sampling
+from specpipe.assembly import Deployment
+from specpipe.contracts import LoadedEngine, Logits, Sampling
 from specpipe.errors import ConfigError
 from specpipe.methods import NoSpeculation
 from specpipe.repository.models.context import MOST_BYTES, ContextLogits, check_size
+from specpipe.repository.models.decoder import DeploymentDecoder
 from specpipe.repository.models.exchange import Counters, Request
 from specpipe.repository.models.scheduler import Scheduler
 from specpipe.repository.models.verifying import Prefixes, read_prompt
-from specpipe.speculate.context import BLOCK, read_context
-from specpipe.speculate.decode import Limits, Step
+from specpipe.runtime.batcher import Batcher, alone
+from specpipe.runtime.budget import Budget
+from specpipe.speculate import decode
+from specpipe.speculate.decode import CONTEXT_BLOCK, Limits, Step, read_context
 from specpipe.validate.reference import Reference
 
 PROMPT = np.random.default_rng(4).integers(3, 300, 150).tolist()
@@ -27,19 +30,34 @@ def expected(tiny: Path) -> Logits:
     return Reference(tiny).logits(PROMPT)
 
 
-@pytest.mark.parametrize("length", [1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 150])
+def batcher(engine: LoadedEngine) -> Batcher:
+    return Batcher({"target": engine}, 128, Budget())
+
+
+LENGTHS = [1, 2, CONTEXT_BLOCK - 1, CONTEXT_BLOCK, CONTEXT_BLOCK + 1, 150]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
 def test_the_rows_are_those_of_transformers(length: int, tiny_engine, expected: Logits) -> None:
-    blocks = list(read_context(tiny_engine.runner(), PROMPT[:length]))
-    assert all(len(block) <= BLOCK for block in blocks)
+    blocks = [
+        event.logits
+        for event in alone(batcher(tiny_engine), read_context(PROMPT[:length]))
+        if isinstance(event, decode.ContextLogits)
+    ]
+    assert all(len(block) <= CONTEXT_BLOCK for block in blocks)
     np.testing.assert_allclose(np.concatenate(blocks), expected[:length], atol=1e-3)
 
 
 def test_another_sequence_may_run_between_two_blocks(tiny_engine, expected: Logits) -> None:
-    other: Runner = tiny_engine.runner()
+    both = batcher(tiny_engine)
+    stream = both.add(read_context(PROMPT))
     blocks = []
-    for block in read_context(tiny_engine.runner(), PROMPT):
-        blocks.append(block)
-        list(read_context(other, PROMPT[::-1][:70]))
+    while stream in both.streams:
+        other = both.add(read_context(PROMPT[::-1][:70]))
+        found = dict(both.round())
+        assert other in found
+        blocks += [event.logits for owner, event in found.items() if owner is stream]
+        both.remove(other)
     np.testing.assert_allclose(np.concatenate(blocks), expected, atol=1e-3)
 
 
@@ -74,8 +92,9 @@ class Listener:
 def test_the_thread_of_the_engine_reads_the_prompt_and_then_decodes(
     tiny_engine, expected: Logits
 ) -> None:
-    slot = Slot({"target": tiny_engine.runner()}, NoSpeculation())
-    scheduler, listener = Scheduler([slot], 1), Listener()
+    deployment = Deployment({"target": tiny_engine}, NoSpeculation())
+    scheduler = Scheduler(DeploymentDecoder(deployment, Budget()), 1, 1)
+    listener = Listener()
     scheduler.start()
     try:
         limits = Limits(max_tokens=3)
@@ -90,7 +109,7 @@ def test_the_thread_of_the_engine_reads_the_prompt_and_then_decodes(
 
 
 def test_the_stand_in_of_the_gpu_engine_reads_it_too(tiny_engine, expected: Logits) -> None:
-    prefixes = Prefixes([tiny_engine.runner(4)])
+    prefixes = Prefixes(tiny_engine, most=1)
     for _ in range(2):  # the second time the sequence is known
         found = read_prompt(PROMPT, prefixes).outputs()["context_logits"]
         assert found.shape == (1, 150, expected.shape[1])

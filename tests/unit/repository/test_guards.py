@@ -9,7 +9,7 @@ from specpipe.repository.models.guards import Threads, harmless
 
 
 def test_threads_beyond_the_bound_are_refused_until_one_ends() -> None:
-    threads, go = Threads(2, "in flight"), threading.Event()
+    threads, go = Threads(2, "requests are in flight"), threading.Event()
     before = set(threading.enumerate())
 
     def wait() -> None:
@@ -31,7 +31,7 @@ def test_threads_beyond_the_bound_are_refused_until_one_ends() -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_fails_gives_its_place_back() -> None:
-    threads, before = Threads(1, "in flight"), set(threading.enumerate())
+    threads, before = Threads(1, "requests are in flight"), set(threading.enumerate())
     go = threading.Event()
 
     def fail() -> None:
@@ -48,7 +48,7 @@ def test_a_thread_that_fails_gives_its_place_back() -> None:
 
 
 def test_a_thread_that_cannot_start_gives_its_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = Threads(1, "in flight")
+    threads = Threads(1, "requests are in flight")
 
     def fail(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

@@ -1,45 +1,44 @@
-"""Long prompts: read in chunks, between which others take their steps and anybody may leave."""
+"""Long prompts: read in chunks, in steps that others share, and anybody may leave in between."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 
-from specpipe.assembly import Slot
-from specpipe.contracts import Draft, Role, Sampling, Scores
+from specpipe.assembly import Deployment
+from specpipe.contracts import Item, Sampling, Scores
 from specpipe.methods import DraftModel, DraftOptions, NoSpeculation, Speculation
+from specpipe.repository.models.decoder import DeploymentDecoder
 from specpipe.repository.models.exchange import Counters, Request
-from specpipe.repository.models.scheduler import STEPS_PER_TURN, Scheduler
+from specpipe.repository.models.scheduler import Scheduler
+from specpipe.runtime.budget import Budget
 from specpipe.speculate.decode import Limits, Step
-from tests.unit.speculate.scripted import ScriptedRunner, random_law
+from tests.unit.speculate.scripted import random_law
+from tests.unit.speculate.scripted_engine import ScriptedCache, ScriptedEngine
 
-VOCAB, CHUNK = 8, 10
+VOCAB, ROWS = 8, 10
 LAW = random_law(VOCAB, seed=1)
 GREEDY = Sampling()
 
 
 @dataclass
-class Engine:
-    """Notes every call of its runners in one log; a test lets it go on call by call."""
+class Gate:
+    """Notes the steps of engines in one log; a test lets them go on step by step."""
 
-    log: list[str] = field(default_factory=list)
+    log: list[list[str]] = field(default_factory=list)
     permits: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     called: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
-    def call(self, what: str) -> None:
-        self.log.append(what)
+    def step(self, parts: list[str]) -> None:
+        self.log.append(parts)
         self.called.release()
         assert self.permits.acquire(timeout=10)
 
-    def runner(self, name: str = "") -> "Runner":
-        made = Runner(LAW, VOCAB)
-        made.engine, made.name, made.chunk = self, name, CHUNK
-        return made
-
-    def run_to(self, calls: int) -> None:
-        """Let the engine go on until it stands in its call number `calls`, from 1."""
-        while len(self.log) < calls:
+    def run_to(self, steps: int) -> None:
+        """Let the engines go on until they stand in their step number `steps`, from 1."""
+        while len(self.log) < steps:
             if self.log:
                 self.permits.release()
             assert self.called.acquire(timeout=10)
@@ -48,21 +47,21 @@ class Engine:
         self.permits.release(100_000)
 
 
-class Runner(ScriptedRunner):
-    """Writes `3:chunk` or `3:step` for the sequence that begins with token 3."""
+@dataclass(eq=False)
+class GatedEngine(ScriptedEngine):
+    """Notes `3:chunk` or `3:step` for the sequence that begins with token 3."""
 
-    engine: Engine
-    name: str
+    gate: Gate = field(default_factory=Gate)
+    name: str = ""
 
-    def prefill(self) -> bool:
-        ran = super().prefill()
-        if ran:
-            self.engine.call(f"{self.sequence[0]}:{self.name}chunk")
-        return ran
+    def step(self, items: Sequence[Item]) -> list[Scores]:
+        self.gate.step([self.part(item) for item in items])
+        return super().step(items)
 
-    def score(self, draft: Draft) -> Scores:
-        self.engine.call(f"{self.sequence[0]}:{self.name}step")
-        return super().score(draft)
+    def part(self, item: Item) -> str:
+        assert isinstance(item.cache, ScriptedCache)
+        first = [*item.cache.tokens, *item.tokens.tolist()][0]
+        return f"{first}:{self.name}{'step' if len(item.wanted) else 'chunk'}"
 
 
 class Listener:
@@ -97,9 +96,22 @@ class Listener:
 
 
 class Rig:
-    def __init__(self, slots: Sequence[Slot], engine: Engine) -> None:
-        self.engine = engine
-        self.scheduler = Scheduler(slots, max_queue_size=10)
+    def __init__(self, batch: int, options: Speculation | None = None) -> None:
+        self.gate = Gate()
+        self.engines = {
+            "target": GatedEngine(LAW, VOCAB, gate=self.gate),
+            "draft": GatedEngine(LAW, VOCAB, gate=self.gate, name="draft "),
+        }
+        used = {
+            role: engine for role, engine in self.engines.items() if options or role == "target"
+        }
+        self.deployment = Deployment(used, options or NoSpeculation(), ROWS)  # type: ignore[arg-type]
+        decoder = DeploymentDecoder(self.deployment, Budget())
+        self.scheduler = Scheduler(decoder, batch, max_queue_size=10)
+
+    @property
+    def log(self) -> list[list[str]]:
+        return self.gate.log
 
     def submit(self, first: int, length: int, tokens: int, request_id: str = "") -> Listener:
         listener = Listener()
@@ -109,125 +121,137 @@ class Rig:
         return listener
 
 
-def slots(engine: Engine, count: int, options: Speculation | None = None) -> list[Slot]:
-    return [
-        Slot({"target": engine.runner(), "draft": engine.runner("draft ")}, options)
-        if options is not None
-        else Slot({"target": engine.runner()}, NoSpeculation())
-        for _ in range(count)
-    ]
-
-
 @pytest.fixture
 def rig() -> Iterator[Rig]:
-    engine = Engine()
-    made = Rig(slots(engine, 3), engine)
+    made = Rig(3)
     yield made
-    engine.run_freely()
+    made.gate.run_freely()
     made.scheduler.close()
 
 
-def longest_run(log: Sequence[str], what: str) -> int:
-    longest = run = 0
-    for entry in log:
-        run = run + 1 if entry == what else 0
-        longest = max(longest, run)
-    return longest
-
-
-def test_a_stream_steps_between_any_two_chunks_of_a_long_prompt(rig: Rig) -> None:
+def test_a_stream_emits_a_token_in_every_step_that_reads_a_long_prompt(rig: Rig) -> None:
     stream = rig.submit(1, length=1, tokens=1000)
-    long = rig.submit(2, length=10 * CHUNK, tokens=1)
+    long = rig.submit(2, length=10 * ROWS, tokens=1)
     rig.scheduler.start()
-    rig.engine.run_freely()
+    rig.gate.run_freely()
     assert long.ended.wait(10) and long.outcome == "finished"
     stream.cancel = True
     assert stream.ended.wait(10)
-    log = rig.engine.log
-    assert log.count("2:chunk") == 9 and log.count("2:step") == 1
-    first, last = log.index("2:chunk"), log.index("2:step")
-    assert longest_run(log[first:last], "2:chunk") == 1
-    assert log[first:last].count("1:step") >= 9 * STEPS_PER_TURN
+    chunks = [parts for parts in rig.log if "2:chunk" in parts]
+    assert chunks == [["1:step", "2:chunk"]] * 11  # 9 rows each, beside the one of the stream
+    assert sum("2:step" in parts for parts in rig.log) == 1
 
 
-def test_a_stream_waits_for_one_chunk_a_round_however_many_prompts_are_read(rig: Rig) -> None:
-    stream = rig.submit(1, length=1, tokens=1000)
-    readers = [rig.submit(n, length=5 * CHUNK, tokens=1) for n in (2, 3)]
+def test_no_step_has_more_rows_than_its_bound(rig: Rig) -> None:
+    lengths = (1, 7, 45, 30, 3, 11, 10)
+    listeners = [rig.submit(n, length, tokens=20) for n, length in enumerate(lengths)]
     rig.scheduler.start()
-    rig.engine.run_freely()
+    rig.gate.run_freely()
+    assert all(listener.ended.wait(10) for listener in listeners)
+    assert max(rig.engines["target"].rows) == ROWS
+    assert [listener.outcome for listener in listeners] == ["finished"] * len(lengths)
+
+
+def test_prompts_are_read_in_order_of_arrival_beside_a_stream(rig: Rig) -> None:
+    stream = rig.submit(1, length=1, tokens=1000)
+    readers = [rig.submit(n, length=5 * ROWS, tokens=1) for n in (2, 3)]
+    rig.scheduler.start()
+    rig.gate.run_freely()
     assert all(reader.ended.wait(10) for reader in readers)
     stream.cancel = True
     assert stream.ended.wait(10)
-    others = [entry for entry in rig.engine.log if entry != "1:step"]
-    assert others[:8] == ["2:chunk", "3:chunk"] * 4  # they take turns
-    whole = "".join("s" if entry == "1:step" else "." for entry in rig.engine.log)
-    first = whole.index("s")  # before it has emitted anything it reads its own prompt
-    assert ".." not in whole[first : whole.rindex(".")]
+    reading = [parts for parts in rig.log if len(parts) > 1]
+    assert all("1:step" in parts for parts in reading)
+    order = [part for parts in reading for part in parts if part != "1:step"]
+    assert order.index("3:chunk") > order.index("2:step") - 2  # one step may read of both
+    for engine_rows in rig.engines["target"].rows:
+        assert engine_rows <= ROWS
 
 
 @pytest.mark.parametrize("asked", ["cancel", "stop"])
-def test_a_request_ends_between_two_chunks_and_frees_its_slot(asked: str) -> None:
-    engine = Engine()
-    rig = Rig(slots(engine, 1), engine)
-    long = rig.submit(1, length=100 * CHUNK, tokens=1, request_id="long")
+def test_a_request_ends_between_two_chunks_and_frees_its_place(asked: str) -> None:
+    rig = Rig(1)
+    long = rig.submit(1, length=100 * ROWS, tokens=1, request_id="long")
     next_one = rig.submit(2, length=1, tokens=1)
     rig.scheduler.start()
-    engine.run_to(3)  # the third chunk is being read
+    rig.gate.run_to(3)  # the third chunk is being read
     long.cancel = asked == "cancel"
     if asked == "stop":
         assert rig.scheduler.stop("long")
-    engine.run_freely()
+    rig.gate.run_freely()
     assert long.ended.wait(10) and next_one.ended.wait(10)
-    assert engine.log == ["1:chunk"] * 3 + ["2:step"]
+    assert rig.log == [["1:chunk"]] * 3 + [["2:step"]]
     assert next_one.outcome == "finished"
     rig.scheduler.close()
+    assert rig.engines["target"].live == []
 
 
-def test_who_waits_for_its_turn_to_read_may_leave(rig: Rig) -> None:
-    first, second = (rig.submit(n, length=100 * CHUNK, tokens=1) for n in (1, 2))
+def test_who_waits_until_its_prompt_is_read_may_leave(rig: Rig) -> None:
+    first, second = (rig.submit(n, length=100 * ROWS, tokens=1) for n in (1, 2))
     rig.scheduler.start()
-    rig.engine.run_to(1)
+    rig.gate.run_to(1)
     second.cancel = True
-    rig.engine.run_to(2)
-    rig.engine.run_freely()
+    rig.gate.run_to(2)
+    rig.gate.run_freely()
     assert second.ended.wait(10) and second.outcome == "cancelled"
     assert first.ended.wait(10) and first.outcome == "finished"
-    assert "2:chunk" not in rig.engine.log
+    assert not any("2:chunk" in parts for parts in rig.log)
 
 
 def test_the_draft_model_reads_the_prompt_in_chunks_too() -> None:
-    engine = Engine()
-    options = DraftModel("draft_model", DraftOptions("unused"), 2)
-    rig = Rig(slots(engine, 2, options), engine)
+    rig = Rig(2, DraftModel("draft_model", DraftOptions("unused"), 2, draft_length="fixed"))
     stream = rig.submit(1, length=1, tokens=1000)
-    long = rig.submit(2, length=4 * CHUNK, tokens=3)
+    long = rig.submit(2, length=4 * ROWS, tokens=3)
     rig.scheduler.start()
-    engine.run_freely()
+    rig.gate.run_freely()
     assert long.ended.wait(10) and long.outcome == "finished"
     stream.cancel = True
     assert stream.ended.wait(10)
-    chunks = [entry for entry in engine.log if "chunk" in entry]
-    assert chunks == ["2:chunk"] * 3 + ["2:draft chunk"] * 3
-    first, last = engine.log.index("2:chunk"), engine.log.index("2:draft step")
-    between = ["chunk" if "chunk" in entry else "step" for entry in engine.log[first:last]]
-    assert longest_run(between, "chunk") == 1
+    for name in ("2:chunk", "2:draft chunk"):
+        assert sum(name in parts for parts in rig.log) >= 3
+    # Between any two chunks of one engine the stream takes a step of the target.
+    marks = [
+        "c" if "2:draft chunk" in parts else "s"
+        for parts in rig.log
+        if "2:draft chunk" in parts or "1:step" in parts
+    ]
+    assert "cc" not in "".join(marks)
+    for engine in rig.engines.values():
+        assert max(engine.rows) <= ROWS
     rig.scheduler.close()
 
 
 def test_a_request_without_speculation_leaves_the_draft_alone() -> None:
-    engine = Engine()
-    engine.run_freely()
-    runners: Mapping[Role, Runner] = {"target": engine.runner(), "draft": engine.runner("draft ")}
-    runners["draft"].start([7] * 5 * CHUNK)  # of a request that was given up
-    slot = Slot(runners, DraftModel("draft_model", DraftOptions("unused"), 2))
-    steps = list(slot.decode([1] * 3 * CHUNK, GREEDY, Limits(2), num_draft_tokens=0))
+    rig = Rig(1, DraftModel("draft_model", DraftOptions("unused"), 2))
+    rig.gate.run_freely()
+    steps = list(rig.deployment.decode([1] * 3 * ROWS, GREEDY, Limits(2), num_draft_tokens=0))
     assert len(steps) == 2
-    assert not any("draft" in entry for entry in engine.log)
+    assert not any("draft" in part for parts in rig.log for part in parts)
 
 
 def test_chunks_are_not_counted_as_steps(rig: Rig) -> None:
     rig.scheduler.start()
-    rig.engine.run_freely()
-    listener = rig.submit(1, length=5 * CHUNK, tokens=4)
+    rig.gate.run_freely()
+    listener = rig.submit(1, length=5 * ROWS, tokens=4)
     assert listener.ended.wait(10) and listener.counters is not None
     assert (listener.counters.steps, listener.counters.output_tokens) == (4, 4)
+
+
+def test_what_others_read_or_emit_changes_no_answer() -> None:
+    options = DraftModel("draft_model", DraftOptions("unused"), 2)
+    rng = np.random.default_rng(1)
+    prompts = [tuple(rng.integers(0, VOCAB, length).tolist()) for length in (1, 7, 45, 30, 3, 11)]
+    rig = Rig(4, options)
+    rig.gate.run_freely()
+    listeners = [Listener() for _ in prompts]
+    for prompt, listener in zip(prompts, listeners, strict=True):
+        rig.scheduler.submit(Request("", prompt, GREEDY, Limits(15)), listener)
+    rig.scheduler.start()
+    assert all(listener.ended.wait(10) for listener in listeners)
+    rig.scheduler.close()
+    for prompt, listener in zip(prompts, listeners, strict=True):
+        tokens = list(prompt)
+        while len(tokens) < len(prompt) + 15:
+            tokens.append(int(np.argmax(LAW(tokens))))
+        assert listener.tokens == tokens[len(prompt) :]
+    assert all(engine.live == [] for engine in rig.engines.values())

@@ -20,7 +20,8 @@ from specpipe.speculate.decode import Limits
 from tests.contract import laws
 from tests.contract.laws import Dice, exact_law, excess, outcomes
 from tests.contract.worlds import PROMPT, World
-from tests.unit.speculate.scripted import Law, ScriptedRunner
+from tests.unit.speculate import scripted_engine
+from tests.unit.speculate.scripted import Law
 
 WORLD = World(vocab_size=3)
 
@@ -42,8 +43,11 @@ class ScriptedEngine:
             call.prompt, call.max_tokens, call.sampling, (), call.draft, call.draft_logits,
             bias if call.bias else None, call.log_probs,
         )  # fmt: skip
-        reply = answer(question, Prefixes([ScriptedRunner(self.law, self.vocab_size)]))
+        reply = answer(question, self.prefixes())
         yield reply if call.wants_logits else replace(reply, logits=None)
+
+    def prefixes(self) -> Prefixes:
+        return Prefixes(scripted_engine.ScriptedEngine(self.law, self.vocab_size), most=1)
 
 
 @dataclass
@@ -314,7 +318,7 @@ class TensorEngine(ScriptedEngine):
             call.prompt, call.max_tokens, given, requests.word_ids(tensors, "stop_words_list"),
             call.draft, call.draft_logits, None, call.log_probs,
         )  # fmt: skip
-        yield answer(question, Prefixes([ScriptedRunner(self.law, self.vocab_size)]))
+        yield answer(question, self.prefixes())
 
 
 @pytest.mark.parametrize("min_tokens", [0, 1, 4, 9])

@@ -1,46 +1,75 @@
-"""Many requests, one engine: order, turns, bounds, cancellation, and isolated errors."""
+"""Many requests, one engine: order, shared rounds, bounds, cancellation, isolated errors."""
 
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
 
 from specpipe.contracts import Sampling
+from specpipe.errors import ConfigError
 from specpipe.repository.models.exchange import Counters, Heartbeat, Request
 from specpipe.repository.models.failures import EngineError, QueueFull
-from specpipe.repository.models.scheduler import STEPS_PER_TURN, Scheduler
-from specpipe.speculate.decode import Limits, Step
+from specpipe.repository.models.scheduler import Scheduler
+from specpipe.speculate.decode import Finish, Limits, Step
 
 
-class Slot:
-    """Emits its own name's tokens; a gate lets a test decide when it goes on."""
+@dataclass(eq=False)
+class Stream:
+    """A request that was added to the decoder, and how many tokens it emitted."""
 
-    def __init__(self, log: list[str], gate: threading.Event) -> None:
-        self.log, self.gate = log, gate
-        self.running: list[int] = []
+    request: Request
+    emitted: int = 0
 
-    def events(
-        self,
-        prompt: Sequence[int],
-        sampling: Sampling,
-        limits: Limits,
-        num_draft_tokens: int | None = None,
-        *,
-        log_probs: bool = False,
-        running: Callable[[], int],
-    ) -> Iterator[Step]:
-        for n in range(limits.max_tokens):
-            self.gate.wait(5)
-            if prompt[0] == 666:
-                raise RuntimeError("broken")
-            self.log.append(str(prompt[0]))
-            self.running.append(running())
-            last = n == limits.max_tokens - 1
-            yield Step((n,), drafted=2, accepted=1, finish="length" if last else None)
+    @property
+    def name(self) -> int:
+        return self.request.prompt[0]
+
+
+@dataclass
+class FakeDecoder:
+    """Emits one token per stream and round; a gate lets a test decide when it goes on.
+
+    Request 666 fails in a round, and 667 is not accepted at all.
+    """
+
+    log: list[str] = field(default_factory=list)
+    gate: threading.Event = field(default_factory=threading.Event)
+    streams: list[Stream] = field(default_factory=list)
+    rounds: list[list[int]] = field(default_factory=list)  # the names of the streams of each
+    broken_rounds: int = 0  # so many fail as a whole
+
+    def add(self, request: Request) -> Stream:
+        if request.prompt[0] == 667:
+            raise ConfigError("num_draft_tokens is 9")
+        self.streams.append(Stream(request))
+        return self.streams[-1]
+
+    def remove(self, stream: Stream) -> None:
+        if stream in self.streams:
+            self.streams.remove(stream)
+
+    def round(self) -> list[tuple[Stream, Step | Exception]]:
+        self.gate.wait(5)
+        self.rounds.append([stream.name for stream in self.streams])
+        if self.broken_rounds:
+            self.broken_rounds -= 1
+            raise RuntimeError("the round is broken")
+        return [(stream, self.event(stream)) for stream in list(self.streams)]
+
+    def event(self, stream: Stream) -> Step | Exception:
+        if stream.name == 666:
+            self.remove(stream)
+            return RuntimeError("broken")
+        self.log.append(str(stream.name))
+        stream.emitted += 1
+        last = stream.emitted == stream.request.limits.max_tokens
+        finish: Finish | None = "length" if last else None
+        return Step((stream.emitted - 1,), drafted=2, accepted=1, finish=finish)
 
 
 class Listener:
@@ -75,12 +104,12 @@ class Listener:
 
 
 class Rig:
-    def __init__(self, slots: int = 1, queue: int = 2) -> None:
-        self.log: list[str] = []
-        self.gate = threading.Event()
-        self.slots = [Slot(self.log, self.gate) for _ in range(slots)]
-        self.scheduler = Scheduler(self.slots, queue)  # type: ignore[arg-type]
-        self.scheduler.start()
+    def __init__(self, batch: int = 1, queue: int = 2, *, started: bool = True) -> None:
+        self.decoder = FakeDecoder()
+        self.log, self.gate = self.decoder.log, self.decoder.gate
+        self.scheduler = Scheduler(self.decoder, batch, queue)  # type: ignore[arg-type]
+        if started:
+            self.scheduler.start()
 
     def submit(self, name: int, tokens: int = 3) -> Listener:
         listener = Listener()
@@ -109,25 +138,47 @@ def test_requests_are_answered_in_order_of_arrival(rig: Rig) -> None:
     assert [step.tokens for step in listeners[0].steps] == [(0,), (1,), (2,)]
 
 
-def test_sequences_in_slots_take_turns() -> None:
-    rig = Rig(slots=2)
+def test_streams_share_every_round() -> None:
+    rig = Rig(batch=2, started=False)
+    rig.gate.set()
     long, short = rig.submit(1, tokens=100), rig.submit(2, tokens=5)
-    rig.wait_active(2)
+    rig.scheduler.start()
+    assert short.ended.wait(5) and long.ended.wait(5)
+    rig.scheduler.close()
+    assert rig.decoder.rounds == [[1, 2]] * 5 + [[1]] * 95
+
+
+def test_a_request_joins_the_round_after_its_arrival() -> None:
+    rig = Rig(batch=2)
+    long = rig.submit(1, tokens=100)
+    rig.wait_active(1)
+    short = rig.submit(2, tokens=5)
     rig.gate.set()
     assert short.ended.wait(5) and long.ended.wait(5)
-    assert rig.log[: 3 * STEPS_PER_TURN].count("2") >= STEPS_PER_TURN
-    assert rig.log.index("2") <= STEPS_PER_TURN
     rig.scheduler.close()
+    assert rig.decoder.rounds == [[1]] + [[1, 2]] * 5 + [[1]] * 94
 
 
-def test_a_sequence_can_ask_how_many_are_running() -> None:
-    rig = Rig(slots=2)
-    listeners = [rig.submit(n, tokens=50 * n) for n in (1, 2)]
+def test_no_round_has_more_streams_than_the_batch() -> None:
+    rig = Rig(batch=2, queue=5, started=False)
     rig.gate.set()
+    listeners = [rig.submit(n, tokens=10 * n) for n in (1, 2, 3, 4)]
+    rig.scheduler.start()
     assert all(listener.ended.wait(5) for listener in listeners)
     rig.scheduler.close()
-    running = [n for slot in rig.slots for n in slot.running]
-    assert set(running) == {1, 2}
+    assert {len(names) for names in rig.decoder.rounds} == {1, 2}
+    assert [step.tokens for step in listeners[3].steps] == [(n,) for n in range(40)]
+    order = list(dict.fromkeys(name for names in rig.decoder.rounds for name in names))
+    assert order == [1, 2, 3, 4]
+    third = next(names for names in rig.decoder.rounds if 3 in names)
+    assert third == [2, 3]  # it joins as soon as a place is free, while the other goes on
+
+
+def test_a_finished_stream_is_removed_from_the_decoder(rig: Rig) -> None:
+    rig.gate.set()
+    assert rig.submit(1).ended.wait(5) and rig.submit(2).ended.wait(5)
+    rig.scheduler.close()
+    assert rig.decoder.streams == [] and rig.scheduler._active == {}
 
 
 def test_a_full_queue_refuses_at_once(rig: Rig) -> None:
@@ -140,7 +191,7 @@ def test_a_full_queue_refuses_at_once(rig: Rig) -> None:
 
 
 def test_a_burst_is_bounded_before_the_engine_takes_its_first_request() -> None:
-    scheduler = Scheduler([Slot([], threading.Event())], max_queue_size=2)  # not started yet
+    scheduler = Scheduler(FakeDecoder(), 1, 2)  # type: ignore[arg-type]  # not started yet
     request = Request("", (1,), Sampling(), Limits(1))
     for _ in range(3):
         scheduler.submit(request, Listener())
@@ -196,6 +247,28 @@ def test_one_request_that_breaks_does_not_take_others_along(rig: Rig) -> None:
     assert broken.outcome == "error: broken" and good.outcome == "finished"
 
 
+def test_a_request_that_the_decoder_does_not_take_fails_alone() -> None:
+    rig = Rig(batch=2)
+    good, refused = rig.submit(1), rig.submit(667)
+    rig.gate.set()
+    assert refused.ended.wait(5) and good.ended.wait(5)
+    assert refused.outcome == "error: num_draft_tokens is 9" and good.outcome == "finished"
+    rig.scheduler.close()
+
+
+def test_a_round_that_fails_ends_its_streams_and_not_the_thread() -> None:
+    rig = Rig(batch=2, queue=5, started=False)
+    rig.decoder.broken_rounds = 1
+    rig.gate.set()
+    broken = [rig.submit(n, tokens=10_000) for n in (1, 2)]
+    rig.scheduler.start()
+    assert all(listener.ended.wait(5) for listener in broken)
+    assert {listener.outcome for listener in broken} == {"error: the round is broken"}
+    assert rig.submit(3).ended.wait(5)
+    rig.scheduler.close()
+    assert rig.decoder.streams == []
+
+
 class Failing(Listener):
     """A listener of which some calls raise."""
 
@@ -235,7 +308,7 @@ def test_a_request_that_fails_and_cannot_be_told_so_ends_alone(rig: Rig) -> None
 
 
 @pytest.mark.parametrize("asked", ["stop", "cancel"])
-def test_a_listener_that_fails_at_its_end_keeps_no_slot(rig: Rig, asked: str) -> None:
+def test_a_listener_that_fails_at_its_end_keeps_no_place(rig: Rig, asked: str) -> None:
     failing = Failing("on_stopped", "on_cancelled")
     rig.scheduler.submit(Request("a", (1,), Sampling(), Limits(10_000)), failing)
     rig.wait_active(1)
@@ -295,6 +368,31 @@ def test_what_was_counted_is_handed_on_once_nothing_is_left(rig: Rig) -> None:
     assert given_up.ended.wait(5) and rested.wait(5)
 
 
+def test_each_round_ends_with_a_call_after_all_listeners() -> None:
+    """Whoever sends the news of a round sends them together."""
+    rig = Rig(batch=2)
+    told: list[tuple[int, int]] = []
+    first, second = rig.submit(1), rig.submit(2)
+    rig.scheduler.after_round = lambda: told.append((len(first.steps), len(second.steps)))
+    rig.wait_active(2)
+    rig.gate.set()
+    assert first.ended.wait(5) and second.ended.wait(5)
+    rig.scheduler.close()
+    steps = sorted({pair for pair in told if sum(pair)})
+    assert steps[-1] == (3, 3) and len(steps) <= 4
+    assert len(told) > rig.scheduler._rounds  # once more at the end
+
+
+def test_a_call_after_a_round_that_fails_costs_no_answer(rig: Rig) -> None:
+    def broken() -> None:
+        raise RuntimeError("no socket")
+
+    rig.scheduler.after_round = broken
+    rig.gate.set()
+    listener = rig.submit(1)
+    assert listener.ended.wait(5) and listener.outcome == "finished"
+
+
 def test_the_process_ends_if_the_thread_that_owns_the_engine_does() -> None:
     ended = subprocess.run(
         [sys.executable, "-c", DYING], capture_output=True, text=True, timeout=60, check=False
@@ -311,16 +409,18 @@ from specpipe.repository.models.exchange import Request
 from specpipe.repository.models.scheduler import Scheduler
 from specpipe.speculate.decode import Limits
 
-class Slot:
-    def decode(self, *arguments, **options):
+class Decoder:
+    def add(self, request):
+        return object()
+
+    def round(self):
         raise SystemExit("the engine is gone")
-    events = decode
 
 class Listener:
     def is_cancelled(self):
         return False
 
-scheduler = Scheduler([Slot()], 1)
+scheduler = Scheduler(Decoder(), 1, 1)
 scheduler.start()
 scheduler.submit(Request("", (1,), Sampling(), Limits(1)), Listener())
 time.sleep(30)

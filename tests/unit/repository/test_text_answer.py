@@ -44,7 +44,7 @@ def answer(
     asked = TextRequest("?", 50, stream, (stop,), (), False, None, WANTS)
     responder = Responder()
     made = TextAnswer(responder, asked, tokenizer, [1])
-    made.run(iter(progress(steps)))
+    assert any(made.take(step) for step in progress(steps))
     assert responder.final
     return made, responder.sent[-1]
 
@@ -96,5 +96,5 @@ def test_an_engine_that_tells_its_acceptance_at_the_end_is_believed(
     steps.append(Progress((), (), "end_id", told))
     asked = TextRequest("?", 50, False, ("nowhere",), (), False, None, WANTS)
     made = TextAnswer(Responder(), asked, tokenizer, [1])
-    made.run(iter(steps))
+    assert [made.take(step) for step in steps] == [False, True]
     assert made.used == told

@@ -1,90 +1,192 @@
-"""Fakes with fixed answers: targets and proposers that look theirs up in a function."""
+"""Fakes with fixed answers: models that compute logits from a law, and a driver.
+
+`run` answers the asks of one algorithm at once and holds no state between them.
+"""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from specpipe.contracts import (
     ROOT,
+    Allowance,
+    Answer,
+    Ask,
+    Asking,
     Draft,
     Extensions,
     Floats,
+    Guess,
     Guesses,
+    Ints,
+    Logits,
+    Role,
     Sampling,
+    Score,
     Scores,
     Verdict,
     chain,
+    without_asking,
 )
+from specpipe.speculate.decode import ContextLogits, Decoding, Step
 
+T = TypeVar("T")
 Law = Callable[[Sequence[int]], Floats]  # the tokens so far -> distribution of the next
+Allow = Callable[[int], int]  # the limit of an `Allowance` -> its answer
+Cut = Callable[[Score], Ints | None]  # the nodes of a target's draft to score; None: all
+
+HEADS = 8
 
 
-class ScriptedRunner:
-    """A runner that looks its logits up in a law, and its heads' guesses in another.
+class Model(Protocol):
+    """Answers the asks for one engine."""
+
+    def score(self, tokens: Sequence[int], draft: Draft) -> Scores: ...
+    def guess(self, hidden: Logits) -> Guesses: ...
+    def extend(self, hidden: Logits, states: Logits, tokens: Ints) -> Extensions: ...
+
+
+@dataclass
+class ScriptedModel:
+    """Computes logits from a law, and the predictions of its heads from another.
 
     The hidden state of a token is the token and the one before it.
     """
 
-    def __init__(
-        self, law: Law, vocab_size: int, max_seq_len: int = 10_000, heads: Law | None = None
-    ) -> None:
-        self.chunk = 10_000  # prompt tokens a call
-        self.pending = 0
-        self.vocab_size, self.max_seq_len, self.law = vocab_size, max_seq_len, law
-        self.heads = heads or law
-        self.sequence: list[int] = []
-        self.calls = 0
+    law: Law
+    heads: Law | None = None  # None: `law`
+    calls: int = 0  # of `score`
 
-    def start(self, prompt: Sequence[int]) -> None:
-        self.sequence = list(prompt)
-        self.pending = len(prompt)
-
-    def follow(self, sequence: Sequence[int]) -> None:
-        self.sequence = list(sequence)
-
-    def prefill(self) -> bool:
-        if self.pending <= self.chunk:
-            return False
-        self.pending -= self.chunk
-        return True
-
-    def score(self, draft: Draft) -> Scores:
+    def score(self, tokens: Sequence[int], draft: Draft) -> Scores:
+        """Return logits and hidden states of the root and the draft."""
         self.calls += 1
-        paths: list[list[int]] = [[]]
-        for node in range(len(draft)):
-            path, at = [], node
-            while at != ROOT:
-                path.append(int(draft.tokens[at]))
-                at = int(draft.parents[at])
-            paths.append(path[::-1])
-        laws = [self.law(self.sequence + path) for path in paths]
-        hidden = [[0, *self.sequence, *path][-2:] for path in paths]
-        with np.errstate(divide="ignore"):
-            logits = np.log(np.stack(laws)).astype(np.float32)
-        return Scores(logits, np.array(hidden, np.float32))
+        paths = paths_of(draft.tokens, draft.parents)
+        return self.rows([[*tokens, *path] for path in ([], *paths)])
 
-    def guess(self, hidden: np.ndarray) -> Guesses:
-        """Guess with eight heads that follow the law from each other's best guess."""
+    def rows(self, sequences: Sequence[Sequence[int]]) -> Scores:
+        """Return the logits and the hidden state after each of some sequences."""
+        hidden = [[0, *sequence][-2:] for sequence in sequences]
+        with np.errstate(divide="ignore"):
+            logits = np.log(np.stack([self.law(sequence) for sequence in sequences]))
+        return Scores(logits.astype(np.float32), np.array(hidden, np.float32))
+
+    def guess(self, hidden: Logits) -> Guesses:
+        """Return predictions of heads that follow the law from each other's best prediction."""
         context = [int(token) for token in hidden]
         tokens, probs = [], []
-        for _ in range(9):
-            law = self.heads(context)
+        for _ in range(1 + HEADS):
+            law = self._heads(context)
             tokens.append(np.argsort(-law, kind="stable"))
             probs.append(law[tokens[-1]])
             context.append(int(tokens[-1][0]))
         return Guesses(np.stack(tokens)[1:], np.stack(probs)[1:])
 
-    def extend(self, hidden: np.ndarray, states: np.ndarray, tokens: np.ndarray) -> Extensions:
-        """Guess with a drafter that follows the law; its state is 1 and a path's last token."""
-        before = [int(state[1]) if state[0] else int(hidden[-1]) for state in states]
-        laws = np.stack([self.heads([a, int(b)]) for a, b in zip(before, tokens, strict=True)])
+    def extend(self, hidden: Logits, states: Logits, tokens: Ints) -> Extensions:
+        """Follow the law; `hidden` is [D] or [B, D]; a state is 1 and the path's last token."""
+        last = np.broadcast_to(hidden, states.shape)[:, -1]
+        before = np.where(states[:, 0] > 0, states[:, 1], last).astype(int)
+        laws = np.stack(
+            [self._heads([int(a), int(b)]) for a, b in zip(before, tokens, strict=True)]
+        )
         best = np.argsort(-laws, axis=1, kind="stable")
         after = np.stack([np.ones_like(tokens), tokens], 1).astype(np.float32)
         return Extensions(best, np.take_along_axis(laws, best, 1), after)
 
-    def commit(self, draft: Draft, verdict: Verdict) -> None:
-        self.sequence += [*(int(draft.tokens[n]) for n in verdict.path), verdict.next_token]
+    @property
+    def _heads(self) -> Law:
+        return self.heads or self.law
+
+
+def paths_of(tokens: Ints, parents: Ints) -> list[list[int]]:
+    """Return the tokens from below the root to each node."""
+    paths: list[list[int]] = []
+    for token, parent in zip(tokens.tolist(), parents.tolist(), strict=True):
+        paths.append([*(paths[parent] if parent != ROOT else ()), token])
+    return paths
+
+
+# --- the driver ---------------------------------------------------------------------------------
+
+
+def whole_limit(limit: int) -> int:
+    """Allow what is asked for."""
+    return limit
+
+
+def no_cut(ask: Score) -> Ints | None:
+    """Score all nodes."""
+    return None
+
+
+def answer(
+    ask: Ask, models: Mapping[Role, Model], allow: Allow = whole_limit, cut: Cut = no_cut
+) -> Answer:
+    """Answer one ask; nothing is remembered from one to the next."""
+    if isinstance(ask, Allowance):
+        return allow(ask.limit)
+    model = models[ask.role]
+    if isinstance(ask, Guess):
+        return model.guess(ask.hidden)
+    if isinstance(ask, Score):
+        nodes = cut(ask) if ask.role == "target" else None
+        scores = model.score(ask.tokens, ask.draft)
+        return scores if nodes is None else _rows_of(scores, nodes)
+    return model.extend(ask.hidden, ask.states, ask.tokens)
+
+
+def _rows_of(scores: Scores, nodes: Ints) -> Scores:
+    """Return the rows of the root and of some nodes."""
+    assert scores.hidden is not None
+    rows = np.concatenate([[0], nodes + 1])
+    return Scores(scores.logits[rows], scores.hidden[rows], nodes)
+
+
+def events(
+    decoding: Decoding,
+    models: Mapping[Role, Model],
+    allow: Allow = whole_limit,
+    cut: Cut = no_cut,
+) -> Iterator[Step | ContextLogits]:
+    """Yield the events of an algorithm."""
+    reply: Answer | None = None
+    while True:
+        try:
+            found = decoding.send(reply)
+        except StopIteration:
+            return
+        reply = None
+        if isinstance(found, Step | ContextLogits):
+            yield found
+        else:
+            reply = answer(found, models, allow, cut)
+
+
+def run(
+    decoding: Decoding,
+    models: Mapping[Role, Model],
+    allow: Allow = whole_limit,
+    cut: Cut = no_cut,
+) -> list[Step]:
+    """Return the steps of an algorithm."""
+    return [step for step in events(decoding, models, allow, cut) if isinstance(step, Step)]
+
+
+def proposed(asking: Asking[T], models: Mapping[Role, Model] | None = None) -> T:
+    """Return what a generator returns once its asks are answered, such as a draft."""
+    reply: Answer | None = None
+    while True:
+        try:
+            ask = asking.send(reply)  # type: ignore[arg-type]
+        except StopIteration as stop:
+            value: T = stop.value
+            return value
+        reply = answer(ask, models or {})
+
+
+# --- laws and proposers -------------------------------------------------------------------------
 
 
 def random_law(vocab_size: int, seed: int, *, sharpness: float = 2.0) -> Law:
@@ -109,11 +211,11 @@ class FixedProposer:
     def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
         self.tokens = list(prompt)
 
-    def propose(self, limit: int) -> Draft:
-        return self._guess(self.tokens, min(limit, self.draft_nodes))
+    def propose(self, limit: int) -> Asking[Draft]:
+        return without_asking(self._guess(self.tokens, min(limit, self.draft_nodes)))
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
-        self.tokens += [*(int(draft.tokens[n]) for n in verdict.path), verdict.next_token]
+        self.tokens += verdict.emitted(draft)
 
 
 def always(token: int) -> Callable[[list[int], int], Draft]:

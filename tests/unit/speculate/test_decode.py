@@ -5,10 +5,24 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from specpipe.contracts import Floats, Sampling, chain
-from specpipe.speculate.decode import Limits, Step, decode
+from specpipe.contracts import Draft, Floats, Ints, Sampling, Score, chain
+from specpipe.speculate.decode import (
+    CONTEXT_BLOCK,
+    ContextLogits,
+    Limits,
+    Step,
+    decode,
+    read_context,
+)
 from specpipe.speculate.none import NoProposer
-from tests.unit.speculate.scripted import FixedProposer, ScriptedRunner, always, random_law
+from tests.unit.speculate.scripted import (
+    FixedProposer,
+    ScriptedModel,
+    always,
+    events,
+    random_law,
+)
+from tests.unit.speculate.scripted import run as run_with
 
 VOCAB = 8
 
@@ -22,9 +36,11 @@ def oracle(tokens: list[int], limit: int):
     return chain([(tokens[-1] + 1 + i) % VOCAB for i in range(limit)])
 
 
-def run(proposer, limits: Limits, sampling: Sampling | None = None, law=counting) -> list[Step]:
-    runner = ScriptedRunner(law, VOCAB)
-    return list(decode(runner, proposer, [0], sampling or Sampling(), limits))
+def run(
+    proposer, limits: Limits, sampling: Sampling | None = None, law=counting, **options
+) -> list[Step]:
+    decoding = decode(proposer, [0], sampling or Sampling(), limits, log_probs=True)
+    return run_with(decoding, {"target": ScriptedModel(law)}, **options)
 
 
 def tokens(steps: list[Step]) -> list[int]:
@@ -88,9 +104,7 @@ def test_a_stop_word_in_the_prompt_does_not_count() -> None:
 
 def test_log_probabilities_belong_to_the_emitted_tokens() -> None:
     law = random_law(VOCAB, seed=3)
-    runner = ScriptedRunner(law, VOCAB)
-    steps = list(decode(runner, FixedProposer(always(1), 2), [0], Sampling(), Limits(6),
-                        log_probs=True))  # fmt: skip
+    steps = run(FixedProposer(always(1), 2), Limits(6), law=law)
     seen = [0]
     for step in steps:
         for token, score in zip(step.tokens, step.log_probs, strict=True):
@@ -105,3 +119,76 @@ def test_a_seed_makes_a_sampled_answer_repeatable() -> None:
 
     assert answer(1) == answer(1)
     assert answer(1) != answer(2)
+
+
+def test_log_probabilities_are_computed_on_demand_only() -> None:
+    decoding = decode(NoProposer(), [0], Sampling(), Limits(3))
+    steps = run_with(decoding, {"target": ScriptedModel(counting)})
+    assert [step.log_probs for step in steps] == [()] * 3
+
+
+def test_a_draft_is_as_deep_as_the_driver_allows() -> None:
+    asked: list[int] = []
+
+    def allow(limit: int) -> int:
+        asked.append(limit)
+        return [2, 0, 9][len(asked) - 1]
+
+    steps = run(FixedProposer(oracle, 5), Limits(max_tokens=8), allow=allow)
+    assert tokens(steps) == [1, 2, 3, 4, 5, 6, 7, 0]
+    assert [(s.drafted, s.accepted) for s in steps] == [(2, 2), (0, 0), (5, 4)]
+    assert asked == [7, 4, 3]  # the tokens that are left, without the target's own
+
+
+def test_nodes_that_were_not_scored_count_as_not_drafted() -> None:
+    def cut(ask: Score) -> Ints:
+        return np.arange(min(1, len(ask.draft)))
+
+    steps = run(FixedProposer(oracle, 3), Limits(max_tokens=6), cut=cut)
+    assert tokens(steps) == [1, 2, 3, 4, 5, 6]
+    assert [(s.drafted, s.accepted) for s in steps] == [(1, 1)] * 3
+
+
+def test_the_proposer_observes_the_nodes_that_were_scored() -> None:
+    seen: list[list[int]] = []
+
+    class Observer(FixedProposer):
+        def observe(self, draft, scores, verdict) -> None:
+            seen.append(draft.tokens.tolist())
+            assert len(scores.logits) == 1 + len(draft)
+            super().observe(draft, scores, verdict)
+
+    tree = Draft(np.array([7, 1, 6, 2]), np.array([-1, -1, 0, 1]))
+    run(
+        Observer(lambda tokens, limit: tree, 4),
+        Limits(4),
+        cut=lambda ask: np.array([1, 3]) if len(ask.draft) else None,
+    )
+    assert seen[0] == [1, 2]
+
+
+def test_nothing_is_asked_of_a_driver_that_cannot_matter() -> None:
+    def allow(limit: int) -> int:
+        raise AssertionError("one token is left, or nothing is ever drafted")
+
+    assert tokens(run(FixedProposer(oracle, 3), Limits(1), allow=allow)) == [1]
+    assert tokens(run(NoProposer(), Limits(3), allow=allow)) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("length", [1, 2, CONTEXT_BLOCK, CONTEXT_BLOCK + 1, 150])
+def test_the_logits_after_a_prompt_come_in_order_and_in_blocks(length: int) -> None:
+    law = random_law(VOCAB, seed=3)
+    prompt = np.random.default_rng(1).integers(0, VOCAB, length).tolist()
+    blocks = [
+        event.logits
+        for event in events(read_context(prompt), {"target": ScriptedModel(law)})
+        if isinstance(event, ContextLogits)
+    ]
+    assert all(len(block) <= CONTEXT_BLOCK for block in blocks)
+    expected = np.log([law(prompt[: n + 1]) for n in range(length)])
+    np.testing.assert_allclose(np.concatenate(blocks), expected, rtol=1e-6)
+
+
+def test_the_nodes_of_a_context_block_must_all_be_scored() -> None:
+    ask = next(read_context([1, 2, 3]))
+    assert isinstance(ask, Score) and ask.whole and ask.draft.tokens.tolist() == [2, 3]

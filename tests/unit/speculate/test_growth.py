@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from specpipe.contracts import ROOT, Extensions, Sampling, Scores, Verdict
+from specpipe.contracts import ROOT, Draft, Extensions, Guesses, Sampling, Scores, Verdict
 from specpipe.speculate.growth import Node, Recurrent, as_draft, beams, grow_levels, likeliest
 from specpipe.speculate.redrafter import ReDrafterProposer
+from tests.unit.speculate.scripted import proposed
 
 # last token -> what follows it; the state counts how many tokens led there
 AFTER = {
@@ -17,7 +18,7 @@ AFTER = {
 
 
 class Drafter:
-    """A runner of which only `extend` is asked; it notes the batches and the states."""
+    """A model of which only `extend` is asked; it notes the batches and the states."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -32,10 +33,16 @@ class Drafter:
             states + 1,
         )  # fmt: skip
 
+    def score(self, tokens: object, draft: Draft) -> Scores:
+        raise AssertionError
+
+    def guess(self, hidden: np.ndarray) -> Guesses:
+        raise AssertionError
+
 
 def levels_of(drafter: Drafter, *, asked: int, levels: int, widest: int) -> list[list[Node]]:
-    guesser = Recurrent(drafter, np.zeros(1, np.float32), asked, levels)  # type: ignore[arg-type]
-    return grow_levels(Node(1), guesser.after, widest, 10)
+    guesser = Recurrent("target", np.zeros(1, np.float32), asked, levels)
+    return proposed(grow_levels(Node(1), guesser.after, widest, 10), {"target": drafter})
 
 
 def path(node: Node) -> tuple[int, ...]:
@@ -65,13 +72,18 @@ def test_the_likeliest_nodes_of_all_levels_are_a_closed_tree() -> None:
 def test_behind_a_node_that_it_was_not_asked_for_it_knows_nothing() -> None:
     """Copies bring such nodes into a tree, and what stands behind them may be the likeliest."""
     drafter = Drafter()
-    guesser = Recurrent(drafter, np.zeros(1, np.float32), 1, 3)  # type: ignore[arg-type]
+    guesser = Recurrent("target", np.zeros(1, np.float32), 1, 3)
+
+    def known(level: list[Node]) -> list[bool]:
+        shares = proposed(guesser.after(level), {"target": drafter})
+        return [bool(each) for each in shares]
+
     root = Node(1)
     asked, other = Node(2, root, 0.6, 1), Node(3, root, 0.5, 1)
-    guesser.after([root])
-    assert [bool(shares) for shares in guesser.after([asked, other])] == [True, False]
+    assert known([root]) == [True]
+    assert known([asked, other]) == [True, False]
     below = [Node(8, other, 0.5, 2), Node(5, asked, 0.3, 2)]
-    assert [bool(shares) for shares in guesser.after(below)] == [False, True]
+    assert known(below) == [False, True]
     assert drafter.batches == [[1], [2], [5]]
 
 
@@ -94,10 +106,14 @@ def test_a_beam_that_nothing_goes_on_from_is_left_out() -> None:
 
 
 def test_the_proposer_guesses_from_its_second_step_on_and_keeps_to_the_limit() -> None:
-    proposer = ReDrafterProposer(Drafter(), num_beams=2, length=3)  # type: ignore[arg-type]
+    proposer = ReDrafterProposer(num_beams=2, length=3)
+
+    def drafted(limit: int) -> Draft:
+        return proposed(proposer.propose(limit), {"target": Drafter()})
+
     proposer.start([7, 7], Sampling())
-    assert not len(proposer.propose(5))
+    assert not len(drafted(5))
     scores = Scores(np.zeros((1, 9), np.float32), np.zeros((1, 1), np.float32))
     proposer.observe(as_draft([]), scores, Verdict((), 1))
-    assert proposer.draft_nodes == 6 and len(proposer.propose(5)) <= 6
-    assert proposer.propose(2).depth == 2 and not len(proposer.propose(0))
+    assert proposer.draft_nodes == 6 and 0 < len(drafted(5)) <= 6
+    assert drafted(2).depth == 2 and not len(drafted(0))

@@ -5,9 +5,9 @@ import pytest
 
 from specpipe.contracts import EMPTY, ROOT, Draft, Sampling, Scores, Verdict
 from specpipe.methods import Lookahead
-from specpipe.speculate.decode import Limits, decode
+from specpipe.speculate.decode import Limits, Step, decode
 from specpipe.speculate.lookahead import LookaheadProposer, Pool, Window, merge
-from tests.unit.speculate.scripted import ScriptedRunner
+from tests.unit.speculate.scripted import ScriptedModel, proposed, run
 
 VOCAB = 50
 SIZES = [(4, 3, 4), (5, 4, 2), (2, 2, 1), (1, 2, 3), (7, 7, 7), (1, 5, 1), (3, 4, 0), (2, 6, 1)]
@@ -21,6 +21,15 @@ def counting(context):
 
 def proposer(size: tuple[int, int, int]) -> LookaheadProposer:
     return LookaheadProposer(Lookahead("lookahead", *size))
+
+
+def drafted(lookahead: LookaheadProposer, limit: int) -> Draft:
+    return proposed(lookahead.propose(limit))
+
+
+def steps_of(lookahead: LookaheadProposer, prompt: list[int], limits: Limits) -> list[Step]:
+    decoding = decode(lookahead, prompt, Sampling(), limits)
+    return run(decoding, {"target": ScriptedModel(counting)})
 
 
 def path(draft: Draft, node: int) -> list[int]:
@@ -107,17 +116,15 @@ def test_equal_beginnings_are_one_path_of_the_tree() -> None:
 @sizes
 def test_a_step_never_scores_more_than_was_planned_and_no_less_once_it_is_full(size) -> None:
     lookahead = proposer(size)
-    runner = ScriptedRunner(counting, VOCAB)
-    prompt = [1, 2, 5, 1, 3, 5, 1, 4, 5, 1]
-    lookahead.start(prompt, Sampling())
-    runner.start(prompt)
+    tokens = [1, 2, 5, 1, 3, 5, 1, 4, 5, 1]
+    lookahead.start(tokens, Sampling())
     window = 0
     for _ in range(12):
-        draft = lookahead.propose(50)
+        draft = drafted(lookahead, 50)
         assert len(draft) <= lookahead.draft_nodes and draft.depth <= size[1] - 1
         verdict = Verdict((), 1)  # whatever the target thinks: the root comes back to 1
-        scores = runner.score(draft)
-        runner.commit(draft, verdict)
+        scores = ScriptedModel(counting).score(tokens, draft)
+        tokens += verdict.emitted(draft)
         lookahead.observe(draft, scores, verdict)
         window = draft.scratch
     assert window == lookahead.draft_nodes - size[2] * (size[1] - 1)
@@ -126,18 +133,17 @@ def test_a_step_never_scores_more_than_was_planned_and_no_less_once_it_is_full(s
 def test_a_window_finds_ngrams_that_neither_prompt_nor_output_had() -> None:
     """A target that counts goes on from the prompt's tokens in the window, before it is there."""
     prompt = [10, 20, 30, 0]
-    runner = ScriptedRunner(counting, VOCAB)
-    steps = list(decode(runner, proposer((4, 3, 4)), prompt, Sampling(), Limits(40)))
+    steps = steps_of(proposer((4, 3, 4)), prompt, Limits(40))
     assert [t for s in steps for t in s.tokens] == list(range(1, 41))
     assert sum(s.accepted for s in steps) >= 5
-    fewer = list(decode(runner, proposer((1, 3, 4)), prompt, Sampling(), Limits(40)))
+    fewer = steps_of(proposer((1, 3, 4)), prompt, Limits(40))
     assert len(fewer) > len(steps)  # a column that is the root's own finds nothing new
 
 
 def test_a_prompt_that_repeats_is_guessed_from_the_first_step_on() -> None:
     lookahead = proposer((2, 3, 2))
     lookahead.start([5, 6, 7, 1, 5, 8, 9, 1, 5], Sampling())
-    draft = lookahead.propose(9)
+    draft = drafted(lookahead, 9)
     assert draft.tokens[:4].tolist() == [8, 9, 6, 7]
     assert draft.parents[:4].tolist() == [ROOT, 0, ROOT, 2] and draft.depth == 2
 
@@ -147,8 +153,17 @@ def test_a_step_that_scored_no_window_leaves_it_alone() -> None:
     lookahead.start([1, 2, 3], Sampling())
     before = lookahead._window._levels
     for limit in (0, -1):
-        assert len(lookahead.propose(limit)) == 0
+        assert len(drafted(lookahead, limit)) == 0
     lookahead.observe(EMPTY, Scores(np.zeros((1, VOCAB), np.float32)), Verdict((), 4))
+    assert lookahead._window._levels == before
+
+
+def test_a_window_that_the_driver_did_not_score_stays_as_it_is() -> None:
+    lookahead = proposer((4, 3, 4))
+    lookahead.start([1, 2, 3], Sampling())
+    before = lookahead._window._levels
+    draft = drafted(lookahead, 9).only(np.zeros(0, np.int64))
+    lookahead.observe(draft, Scores(np.zeros((1, VOCAB), np.float32)), Verdict((), 4))
     assert lookahead._window._levels == before
 
 
@@ -156,7 +171,7 @@ def test_a_step_that_scored_no_window_leaves_it_alone() -> None:
 def test_sizes_without_draft_tokens_are_plain_decoding(size) -> None:
     lookahead = proposer(size)
     assert lookahead.draft_nodes == 0
-    steps = list(decode(ScriptedRunner(counting, VOCAB), lookahead, [0], Sampling(), Limits(5)))
+    steps = steps_of(lookahead, [0], Limits(5))
     assert [(s.tokens, s.drafted) for s in steps] == [((n,), 0) for n in range(1, 6)]
 
 
@@ -164,7 +179,7 @@ def test_the_window_begins_with_tokens_of_the_prompt_that_follow_from_the_seed()
     def first(seed: int) -> list[int]:
         lookahead = proposer((7, 4, 1))
         lookahead.start(range(40), Sampling(seed=seed))
-        return lookahead.propose(1).tokens.tolist()
+        return drafted(lookahead, 1).tokens.tolist()
 
     assert first(1) == first(1) != first(2)
     assert set(first(1)) <= set(range(40))

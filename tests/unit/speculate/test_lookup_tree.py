@@ -11,6 +11,7 @@ from specpipe.speculate.lookup_tree import (
     find_continuations,
     grow_draft,
 )
+from tests.unit.speculate.scripted import proposed
 
 HEADS = Heads(Guesses(np.array([[5, 6], [7, 8]], np.int64), np.array([[0.6, 0.3], [0.5, 0.1]])))
 
@@ -18,7 +19,11 @@ HEADS = Heads(Guesses(np.array([[5, 6], [7, 8]], np.int64), np.array([[0.6, 0.3]
 def guess(prompt: list[int], limit: int = 10, *, nodes: int = 4, low: int = 1) -> Draft:
     lookup = TreeLookup(nodes, low, 4)
     lookup.start(prompt, Sampling())
-    return lookup.propose(limit)
+    return proposed(lookup.propose(limit))
+
+
+def grown(root: int, votes: Continuations, nodes: int, limit: int) -> Draft:
+    return proposed(grow_draft(root, votes, HEADS, nodes, limit))
 
 
 def paths(draft: Draft) -> list[tuple[int, ...]]:
@@ -59,18 +64,18 @@ def test_only_the_longest_and_latest_copies_vote() -> None:
 
 
 def test_without_copies_the_heads_decide() -> None:
-    tree = grow_draft(1, Continuations(), HEADS, 4, 10)
+    tree = grown(1, Continuations(), 4, 10)
     assert paths(tree) == [(5,), (6,), (5, 7), (6, 7)]  # 0.6, 0.3, 0.6 * 0.5
 
 
 def test_votes_outweigh_the_heads_where_much_repeats() -> None:
     votes = find_continuations(np.array([1, 9, 1, 9, 1, 9, 1, 9, 1]), 2, 1, 4)
-    assert paths(grow_draft(1, votes, HEADS, 1, 10)) == [(9,)]
+    assert paths(grown(1, votes, 1, 10)) == [(9,)]
 
 
 def test_copies_and_heads_that_agree_are_one_node() -> None:
     votes = find_continuations(np.array([1, 5, 1]), 1, 1, 4)
-    assert paths(grow_draft(1, votes, HEADS, 2, 1)) == [(5,), (6,)]
+    assert paths(grown(1, votes, 2, 1)) == [(5,), (6,)]
 
 
 def test_limit_and_number_of_nodes_are_kept() -> None:
@@ -85,4 +90,4 @@ def test_committed_tokens_have_a_vote() -> None:
     lookup.start([1, 2], Sampling())
     for token in (3, 4, 1):
         lookup.observe(EMPTY, Scores(None), Verdict((), token))  # type: ignore[arg-type]
-    assert paths(lookup.propose(5)) == [(2,), (2, 3)]
+    assert paths(proposed(lookup.propose(5))) == [(2,), (2, 3)]

@@ -4,19 +4,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from specpipe.contracts import ROOT, Guesses, Sampling, Scores, Verdict
+from specpipe.contracts import ROOT, Draft, Guesses, Sampling, Scores, Verdict
 from specpipe.speculate.medusa import MedusaProposer
 from specpipe.trees import complete_tree
-from tests.unit.speculate.scripted import ScriptedRunner, random_law
+from tests.unit.speculate.scripted import ScriptedModel, proposed, random_law
 
 TREE = complete_tree([(0, 0), (0, 1), (1,)])
 
 
-class Heads(ScriptedRunner):
+class Heads(ScriptedModel):
     """Guesses 10 * (head + 1) + rank; remembers the hidden states that it was asked about."""
 
     def __init__(self) -> None:
-        super().__init__(random_law(5, seed=1), 5)
+        super().__init__(random_law(5, seed=1))
         self.asked: list[float] = []
 
     def guess(self, hidden: np.ndarray) -> Guesses:
@@ -25,10 +25,14 @@ class Heads(ScriptedRunner):
         return Guesses(tokens, np.array([[0.5, 0.3, 0.1, 0.05]] * 3))
 
 
+def drafted(proposer: MedusaProposer, limit: int, heads: Heads | None = None) -> Draft:
+    return proposed(proposer.propose(limit), {"target": heads or Heads()})
+
+
 def started(tree: Sequence[tuple[int, ...]] | None = TREE, nodes: int = 4) -> MedusaProposer:
-    proposer = MedusaProposer(Heads(), nodes, tree)
+    proposer = MedusaProposer("target", nodes, tree)
     proposer.start([1], Sampling())
-    proposer.observe(proposer.propose(9), scores(1), Verdict((), 2))
+    proposer.observe(drafted(proposer, 9), scores(1), Verdict((), 2))
     return proposer
 
 
@@ -38,37 +42,37 @@ def scores(rows: int) -> Scores:
 
 
 def test_nothing_is_guessed_before_there_is_a_hidden_state() -> None:
-    proposer = MedusaProposer(Heads(), 4, TREE)
+    proposer = MedusaProposer("target", 4, TREE)
     proposer.start([1], Sampling())
-    assert len(proposer.propose(9)) == 0
+    assert len(drafted(proposer, 9)) == 0
 
 
 def test_the_guesses_of_head_k_stand_k_plus_1_deep() -> None:
-    draft = started().propose(9)
+    draft = drafted(started(), 9)
     assert draft.tokens.tolist() == [10, 11, 20, 21]
     assert draft.parents.tolist() == [ROOT, ROOT, 0, 0]
     assert draft.probs is None
 
 
 def test_the_limit_cuts_levels() -> None:
-    assert started().propose(1).tokens.tolist() == [10, 11]
-    assert len(started().propose(0)) == 0
+    assert drafted(started(), 1).tokens.tolist() == [10, 11]
+    assert len(drafted(started(), 0)) == 0
 
 
 def test_a_request_for_fewer_tokens_uses_the_beginning_of_the_tree() -> None:
-    assert started(nodes=2).propose(9).tokens.tolist() == [10, 11]
+    assert drafted(started(nodes=2), 9).tokens.tolist() == [10, 11]
 
 
 def test_the_heads_see_the_last_accepted_token() -> None:
-    proposer = started()
-    draft = proposer.propose(9)
+    proposer, heads = started(), Heads()
+    draft = drafted(proposer, 9, heads)
     proposer.observe(draft, scores(5), Verdict((0, 3), 1))
-    proposer.propose(9)
+    drafted(proposer, 9, heads)
     proposer.observe(draft, scores(5), Verdict((), 1))
-    proposer.propose(9)
-    assert proposer._runner.asked == [0.5, 4.5, 0.5]  # type: ignore[attr-defined]
+    drafted(proposer, 9, heads)
+    assert heads.asked == [0.5, 4.5, 0.5]
 
 
 def test_a_dynamic_tree_grows_where_the_heads_are_sure() -> None:
-    draft = started(tree=None, nodes=3).propose(9)
+    draft = drafted(started(tree=None, nodes=3), 9)
     assert draft.tokens.tolist() == [10, 11, 20]  # 0.5, 0.3, 0.25

@@ -2,12 +2,13 @@
 
 from specpipe.contracts import EMPTY, Sampling, Scores, Verdict
 from specpipe.speculate.prompt_lookup import PromptLookupProposer
+from tests.unit.speculate.scripted import proposed
 
 
 def guess(prompt: list[int], limit: int = 10, *, draft: int = 3, low: int = 1, high: int = 3):
     proposer = PromptLookupProposer(draft, low, high)
     proposer.start(prompt, Sampling())
-    return proposer.propose(limit).tokens.tolist()
+    return proposed(proposer.propose(limit)).tokens.tolist()
 
 
 def test_copies_what_followed_the_last_tokens_before() -> None:
@@ -47,4 +48,4 @@ def test_committed_tokens_are_looked_up_too() -> None:
     proposer.start([1, 2], Sampling())
     for token in (3, 4, 1):
         proposer.observe(EMPTY, Scores(None), Verdict((), token))  # type: ignore[arg-type]
-    assert proposer.propose(5).tokens.tolist() == [2, 3]
+    assert proposed(proposer.propose(5)).tokens.tolist() == [2, 3]

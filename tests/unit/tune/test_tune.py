@@ -1,6 +1,7 @@
 """Tuning: a replay takes the very steps of serving, prices add up, the choice goes back as YAML."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 from specpipe.artifacts import Workspace
 from specpipe.assembly import Deployment
 from specpipe.config import read_config
-from specpipe.contracts import Guesses, Sampling, Scores
+from specpipe.contracts import Floats, Guesses
 from specpipe.errors import ConfigError, Unsupported
 from specpipe.methods import (
+    PLAIN,
     DrafterOptions,
     DraftModel,
     DraftOptions,
@@ -25,40 +27,55 @@ from specpipe.methods import (
     Speculation,
 )
 from specpipe.present import settings_text
-from specpipe.speculate.decode import Limits
+from specpipe.runtime.budget import Budget
 from specpipe.trees import complete_tree
 from specpipe.tune.candidates import candidates, possible_methods
-from specpipe.tune.cost import CostCurve, Costs, measure_cost, read_costs, rising
-from specpipe.tune.replay import ReplayedStep, replay
+from specpipe.tune.cost import CostCurve, Costs, measure_cost, measure_costs, read_costs, rising
+from specpipe.tune.replay import ReplayedStep, priced, replay
 from specpipe.tune.settings import replace_speculation
-from specpipe.tune.trace import Trace, head_accuracy, record
-from specpipe.tune.tune import _price
+from specpipe.tune.trace import GuesserKind, Trace, head_accuracy, record
+from specpipe.tune.tune import _price, serve_one
 from specpipe.tuning import Prices, on_this_machine, recommend_run, tune_run
-from tests.models import make_heads, make_redrafter
+from tests.unit.speculate.scripted import random_law
+from tests.unit.speculate.scripted_engine import ScriptedEngine
 
-PROMPT = [5, 9, 40, 41, 42, 9, 40, 41, 5, 9]
+PROMPT = [5, 9, 10, 11, 2, 9, 10, 11, 5, 9]
 COST = CostCurve((1, 4, 8), (10.0, 10.0, 14.0))
+FREE, STEEP = Costs(CostCurve((1, 64), (10.0, 10.001))), Costs(CostCurve((1, 64), (10.0, 200.0)))
+VOCABULARY = 12
 
 
-@pytest.fixture(scope="module")
-def deployment(tiny: Path, draft_engine, make_engine, tmp_path_factory) -> Deployment:
-    folder = tmp_path_factory.mktemp("heads")
-    make_heads(folder, seed=6)
-    engines = {"target": make_engine(tiny, heads=folder), "draft": draft_engine}
-    return Deployment(engines, NoSpeculation())
+def new_deployment() -> Deployment:
+    """Return engines that know no prefix yet."""
+    law, other = random_law(VOCABULARY, 3), random_law(VOCABULARY, 4)
+
+    def near(context: Sequence[int]) -> Floats:
+        return 0.6 * law(context) + 0.4 * other(context)
+
+    target = ScriptedEngine(law, VOCABULARY, heads=near)
+    return Deployment({"target": target, "draft": ScriptedEngine(near, VOCABULARY)}, PLAIN)
 
 
-@pytest.fixture(scope="module")
+deployment = pytest.fixture(new_deployment, name="deployment")
+
+
+def record_one(deployment: Deployment, count: int = 60, end_ids=(), guesser="heads") -> Trace:
+    (found,) = record(deployment, [PROMPT], count, end_ids, guesser=guesser)
+    return found
+
+
+@pytest.fixture
 def trace(deployment: Deployment) -> Trace:
-    runners = {role: engine.runner() for role, engine in deployment.engines.items()}
-    return record(runners, PROMPT, 60, (), guesser="heads")
+    return record_one(deployment)
 
 
+@pytest.mark.parametrize("costs", [FREE, STEEP], ids=["wide steps are free", "rows cost"])
 @pytest.mark.parametrize(
     "options",
     [
         NoSpeculation(),
         PromptLookup("prompt_lookup", 5, 1, 3),
+        PromptLookup("prompt_lookup", 5, 1, 3, draft_length="fixed"),
         DraftModel("draft_model", DraftOptions(""), 3),
         Medusa("medusa", "", 4, complete_tree([(0, 0), (1,), (2,)])),
         Medusa("medusa", "", 5, "dynamic"),
@@ -66,14 +83,17 @@ def trace(deployment: Deployment) -> Trace:
     ids=lambda options: options.method,
 )
 def test_a_replay_takes_the_steps_of_serving(
-    options: Speculation, deployment: Deployment, trace: Trace
+    options: Speculation, costs: Costs, deployment: Deployment, trace: Trace
 ) -> None:
-    slot = replace(deployment, speculation=options).slot()
-    served = list(slot.decode(PROMPT, Sampling(), Limits(60)))
-    replayed = replay(options, trace, deployment.engines["target"].runner())
+    """The budget cuts drafts in both, and learns in both what was accepted."""
+    fresh = replace(new_deployment(), speculation=options)
+    served = list(serve_one(fresh, priced(costs), PROMPT, 60))
+    replayed = replay(options, trace, deployment, priced(costs))
     assert [t for step in served for t in step.tokens] == list(trace.output)
     assert [step.emitted for step in replayed] == [len(step.tokens) for step in served]
     assert [step.depth for step in replayed] == [step.drafted for step in served]
+    if costs is FREE and options.num_draft_tokens:
+        assert max(step.emitted for step in replayed) > 1
 
 
 @pytest.mark.parametrize(
@@ -85,14 +105,12 @@ def test_a_replay_takes_the_steps_of_serving(
     ids=lambda options: options.method,
 )
 def test_a_replay_with_a_drafter_takes_the_steps_of_serving(
-    options: Speculation, tiny: Path, make_engine, tmp_path: Path
+    options: Speculation, deployment: Deployment
 ) -> None:
-    make_redrafter(tmp_path, seed=6)
-    engine = make_engine(tiny, redrafter=tmp_path)
-    slot = Deployment({"target": engine}, options).slot()
-    served = list(slot.decode(PROMPT, Sampling(), Limits(60)))
-    recorded = record({"target": engine.runner()}, PROMPT, 60, (), guesser="drafter")
-    replayed = replay(options, recorded, engine.runner())
+    recorded = record_one(deployment, guesser="drafter")
+    fresh = replace(new_deployment(), speculation=options)
+    served = list(serve_one(fresh, priced(FREE), PROMPT, 60))
+    replayed = replay(options, recorded, deployment, priced(FREE))
     assert [t for step in served for t in step.tokens] == list(recorded.output)
     assert [step.emitted for step in replayed] == [len(step.tokens) for step in served]
     assert [step.depth for step in replayed] == [step.drafted for step in served]
@@ -100,21 +118,60 @@ def test_a_replay_with_a_drafter_takes_the_steps_of_serving(
     assert all(step.propose_ms >= 0 for step in replayed)
 
 
+def test_a_replay_drafts_less_where_rows_cost_more(deployment: Deployment, trace: Trace) -> None:
+    options = PromptLookup("prompt_lookup", 8)
+    free, steep = (
+        sum(step.rows for step in replay(options, trace, deployment, priced(costs)))
+        for costs in (FREE, STEEP)
+    )
+    assert steep < free
+
+
+def test_a_replay_stops_drafting_where_the_drafters_cost_more_than_they_save(
+    deployment: Deployment, trace: Trace
+) -> None:
+    dear = replace(FREE, draft_ms=500.0)
+    options = DraftModel("draft_model", DraftOptions(""), 3)
+    fixed = replace(options, draft_length="fixed")
+    calls = [
+        sum(step.draft_calls for step in replay(settings, trace, deployment, priced(dear)))
+        for settings in (options, fixed)
+    ]
+    assert 0 < calls[0] < calls[1] / 3
+
+
 @pytest.mark.parametrize("length", [1, 2, 13, 60])
 def test_an_answer_is_recorded_as_plain_decoding_gives_it(
     length: int, deployment: Deployment, trace: Trace
 ) -> None:
     """Its end lies inside what a step emits as well as at a step's end."""
-    runners = {role: engine.runner() for role, engine in deployment.engines.items()}
+    plain = [t for step in serve_one(deployment, Budget(), PROMPT, 60) for t in step.tokens]
+    assert plain == list(trace.output)
     end_id = trace.output[length - 1]
     until = trace.output[: trace.output.index(end_id) + 1]
     for found, whole in (
-        (record(runners, PROMPT, 60, (10**6, end_id), guesser="heads"), until),
-        (record(runners, PROMPT, length, (), guesser="heads"), trace.output[:length]),
+        (record_one(deployment, 60, (10**6, end_id)), until),
+        (record_one(deployment, length), trace.output[:length]),
     ):
         assert found.output == whole and len(found.guesses) == len(whole)
         for one, other in zip(found.guesses, trace.guesses, strict=False):
             assert one.tokens.tolist() == other.tokens.tolist()
+
+
+def test_prompts_are_recorded_in_one_batch_as_each_alone(deployment: Deployment) -> None:
+    prompts, seen = [PROMPT, [1, 2, 3], [7] * 90], []
+    together = record(
+        deployment, prompts, 70, (), guesser="drafter", progress=lambda *done: seen.append(done)
+    )
+    target = deployment.engines["target"]
+    assert isinstance(target, ScriptedEngine) and max(map(len, target.steps)) == 3
+    assert seen[-1] == (3, 3) and not target.live
+    for prompt, found in zip(prompts, together, strict=True):
+        (alone,) = record(deployment, [prompt], 70, (), guesser="drafter")
+        assert found.output == alone.output
+        assert found.draft is not None and len(found.draft) == 71  # more than one block
+        assert np.array_equal(found.draft, alone.draft)
+        assert np.array_equal(found.hidden, alone.hidden)
 
 
 def test_head_accuracy_by_hand() -> None:
@@ -149,29 +206,44 @@ def test_costs_that_fall_get_their_mean() -> None:
     assert rising([1, 2, 3]) == (1, 2, 3)
 
 
-def test_a_change_of_width_is_paid_unless_steps_are_padded() -> None:
-    steps = [ReplayedStep(rows, 0, 1, 0.0) for rows in (1, 1, 4, 1)]
-    options = PromptLookup("prompt_lookup", 7)
-    assert _price(Costs(COST), options, steps) == 40
-    assert _price(Costs(COST, change_ms=3.0), options, steps) == 40 + 2 * 3
-    padded = Costs(COST, pads_steps=True, change_ms=3.0)
-    assert _price(padded, options, steps) == 10 + 10 + 14 + 14 + 3  # from the first guess on
+def test_the_price_of_steps_has_rows_drafters_and_the_proposers_own_time() -> None:
+    steps = [ReplayedStep(1, 0, 1, 0.5), ReplayedStep(6, 2, 3, 0.0, head_calls=1, draft_calls=2)]
+    costs = Costs(COST, heads_ms=1.0, draft_ms=3.0, handover_ms=0.25)
+    assert _price(costs, steps) == 10 + 0.5 + 12 + 1 + 2 * 3 + 0.25
+
+
+def test_a_budget_has_the_curve_of_tuning() -> None:
+    rows = (1, 2, 6, 8, 12)
+    assert [float(COST.measured()(n)) for n in rows] == [COST(n) for n in rows]
+    curve = COST.measured()
+    curve.observe(4, 40.0)
+    assert float(curve(4)) > COST(4) == 10.0  # tuning's own is not changed by serving
 
 
 def test_measured_costs_never_fall(deployment: Deployment) -> None:
-    cost, change_ms = measure_cost(deployment.engines["target"].runner(), PROMPT, 9)
-    assert change_ms >= 0
+    cost = measure_cost(deployment.engines["target"], PROMPT, 9)
     assert cost.rows == (1, 2, 3, 4, 6, 8, 9)
     assert list(cost.ms) == sorted(cost.ms) and cost.ms[0] > 0
 
 
+@pytest.mark.parametrize(("guesser", "calls"), [("heads", "guesses"), ("drafter", "extensions")])
+def test_the_engines_of_a_deployment_are_timed(
+    guesser: GuesserKind, calls: str, deployment: Deployment
+) -> None:
+    costs = measure_costs(deployment.engines, PROMPT, guesser=guesser, beams=3)
+    assert costs.step.rows[-1] == 65 and costs.heads_ms > 0 and costs.draft_ms > 0
+    assert set(getattr(deployment.engines["target"], calls)) == {1 if guesser == "heads" else 3}
+
+
 def test_a_replay_counts_the_calls_of_heads_and_draft(deployment: Deployment, trace: Trace) -> None:
-    target = deployment.engines["target"].runner()
-    heads = replay(Medusa("medusa", "", 4, "dynamic"), trace, target)
+    def steps(options: Speculation) -> list[ReplayedStep]:
+        return replay(options, trace, deployment, priced(FREE))
+
+    heads = steps(Medusa("medusa", "", 4, "dynamic"))
     assert [step.head_calls for step in heads][1:-1] == [1] * (len(heads) - 2)
-    draft = replay(DraftModel("draft_model", DraftOptions(""), 3), trace, target)
-    assert all(step.draft_calls == step.depth for step in draft)
-    both = replay(Hybrid("hybrid", heads="", tree="dynamic"), trace, target)
+    draft = steps(DraftModel("draft_model", DraftOptions(""), 3, draft_length="fixed"))
+    assert all(step.draft_calls == step.depth for step in draft[1:])
+    both = steps(Hybrid("hybrid", heads="", tree="dynamic"))
     assert 0 < sum(step.head_calls for step in both) <= len(both)
 
 
@@ -180,8 +252,12 @@ def test_the_costs_of_another_machine_are_read_and_checked(tmp_path: Path) -> No
     file.write_text(json.dumps({"step_ms": {"8": 15, "1": 14}, "heads_ms": 0.5}))
     costs = read_costs(file)
     assert costs.step(1) == 14 and costs.step(8) == 15 and costs.heads_ms == 0.5
+    older = {"step_ms": {"1": 14, "8": 15}, "heads_ms": 0.5, "pads_steps": True, "change_ms": 3}
+    file.write_text(json.dumps(older))
+    assert read_costs(file) == costs
     for bad in ({"step_ms": {"1": 14}}, {"step_ms": {"2": 1, "3": 2}}, {"heads_ms": 1}, [],
-                {"step_ms": {"1": 14, "8": 15}, "head_ms": 1}):  # fmt: skip
+                {"step_ms": {"1": 14, "8": 15}, "head_ms": 1},
+                {"step_ms": {"1": 14, "8": 15}, "change_ms": "1"}):  # fmt: skip
         file.write_text(json.dumps(bad))
         with pytest.raises(ConfigError, match="not a cost model"):
             read_costs(file)
@@ -200,28 +276,14 @@ def test_methods_need_nothing_or_what_the_run_brings() -> None:
     assert names(beside) == [*free, "redrafter", "hybrid"]
 
 
-class Counting:
-    """A runner that notes how many rows each step evaluates: what is pending, and the draft."""
-
-    def __init__(self) -> None:
-        self.pending, self.rows = 0, []  # type: ignore[var-annotated]
-
-    def start(self, prompt) -> None:
-        self.pending = len(prompt)
-
-    def score(self, draft) -> Scores:
-        self.rows.append(self.pending + len(draft))
-        return Scores(np.zeros((1 + len(draft), 2), np.float32))
-
-    def commit(self, draft, verdict) -> None:
-        self.pending = 1
-
-
-def test_timed_steps_read_the_prefix_once_and_then_only_their_rows() -> None:
-    runner = Counting()
-    measure_cost(runner, PROMPT, 3)  # type: ignore[arg-type]
-    first, *rest = runner.rows
-    assert first == len(PROMPT)
+def test_timed_steps_read_the_prefix_once_and_then_only_their_rows(
+    deployment: Deployment,
+) -> None:
+    target = deployment.engines["target"]
+    assert isinstance(target, ScriptedEngine)
+    measure_cost(target, PROMPT, 3)
+    first, *rest = target.rows
+    assert first == len(PROMPT) and not target.live
     assert set(rest) == {1, 2, 3}
     assert all(rest.count(rows) == rest.count(1) for rows in (2, 3))
 

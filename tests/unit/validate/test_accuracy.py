@@ -2,6 +2,7 @@
 
 import math
 import tracemalloc
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from specpipe.contracts import Runner
+from specpipe.contracts import LoadedEngine, Logits
 from specpipe.repository.models.tokens import TextTokenizer
-from specpipe.speculate.context import read_context
+from specpipe.runtime.batcher import Batcher, alone
+from specpipe.runtime.budget import Budget
+from specpipe.speculate.decode import ContextLogits, read_context
 from specpipe.validate.accuracy import ROWS, Text, read
 from specpipe.validate.metrics import load_metrics
 from specpipe.validate.questions import Questions
@@ -34,8 +37,15 @@ def read_by_reference(reference: Reference, texts: list[Text]) -> list[Reading]:
     return [read(t, "reference", reference.read(t.tokens[:-1], ROWS)) for t in texts]
 
 
-def read_by_engine(runner: Runner, texts: list[Text]) -> list[Reading]:
-    return [read(t, "plain", read_context(runner, t.tokens[:-1])) for t in texts]
+def read_by_engine(engine: LoadedEngine, texts: list[Text]) -> list[Reading]:
+    return [read(t, "plain", logits_of(engine, t.tokens[:-1])) for t in texts]
+
+
+def logits_of(engine: LoadedEngine, tokens: Sequence[int]) -> Iterator[Logits]:
+    batcher = Batcher({"target": engine}, 128, Budget())
+    for event in alone(batcher, read_context(tokens)):
+        assert isinstance(event, ContextLogits)
+        yield event.logits
 
 
 def trials(*readings: Reading) -> Trials:
@@ -49,7 +59,7 @@ def metric(name: str, found: Trials) -> dict[Arm, float]:
 
 def test_a_float32_engine_reads_as_the_reference_does(tiny: Path, texts, tiny_engine) -> None:
     theirs = read_by_reference(Reference(tiny), texts)
-    ours = read_by_engine(tiny_engine.runner(), texts)
+    ours = read_by_engine(tiny_engine, texts)
     for left, right in zip(theirs, ours, strict=True):
         assert left.prompt == right.prompt and (left.arm, right.arm) == ("reference", "plain")
         assert left.log_likelihoods == pytest.approx(right.log_likelihoods, abs=1e-3)
@@ -65,7 +75,7 @@ def test_likelihoods_are_those_of_the_softmax(tiny: Path, texts) -> None:
 
 
 def test_four_bits_read_worse_than_thirty_two(tiny: Path, texts, make_engine) -> None:
-    coarse = read_by_engine(make_engine(tiny, quantization="int4").runner(), texts)
+    coarse = read_by_engine(make_engine(tiny, quantization="int4"), texts)
     found = trials(*read_by_reference(Reference(tiny), texts), *coarse)
     assert metric("greedy_agreement", found)["reference"] == 1
     assert 0 < metric("greedy_agreement", found)["plain"] < 1

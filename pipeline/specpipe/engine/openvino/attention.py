@@ -1,68 +1,83 @@
-"""Attention of the new tokens over the cache and each other."""
+"""Attention of the new rows of a call over the cached rows and each other.
 
-from dataclasses import dataclass
+Two kinds, chosen for every layer when the graph is built. Paged attention reads and writes the KV
+blocks in place. Its position of a row is the row's place in its sequence, so a layer with a sliding
+window or ALiBi cannot use it for trees; and it has no soft-capping of scores. Such layers use the
+padded attention of `padded.py`.
+"""
 
 import numpy as np
 import openvino as ov
-from openvino import Type
 from openvino import opset13 as op
+from openvino.op import _PagedAttentionExtension
 
-from specpipe.engine.openvino.ops import Builder, integer, ints, scalar, softcap
-from specpipe.engine.openvino.weights import Array
+from specpipe.engine.openvino.ops import Builder, integer, ints
+from specpipe.engine.openvino.padded import padded_attention
 from specpipe.model import ModelConfig
 
+Inputs = dict[str, ov.Node]
 
-@dataclass(frozen=True)
-class Position:
-    """Rotary tables and masks of the new tokens: inputs of the graph, described in `network.py`."""
+PAGED = "PagedAttentionExtension"  # type name of the op
 
-    rotary: tuple[ov.Node, ...]  # query_cos, query_sin, key_cos, key_sin; empty: no rotation
-    masks: dict[int, ov.Node]  # sliding window (0: none) -> mask
+
+def window(model: ModelConfig, layer: int, max_seq_len: int) -> int:
+    """Return the sliding window of a layer; 0 if the layer attends to the whole sequence."""
+    windows = model.arithmetic.sliding_windows
+    size = windows[layer] if windows else 0
+    return size if size < max_seq_len else 0
+
+
+def has_alibi(model: ModelConfig) -> bool:
+    """Tell whether the model adds ALiBi to its scores."""
+    return model.position_embedding_type == "alibi_with_scale"
+
+
+def padded_layers(model: ModelConfig, max_seq_len: int) -> list[int]:
+    """Return the layers that paged attention cannot express."""
+    layers = range(model.num_hidden_layers)
+    if model.attn_logit_softcapping is not None or has_alibi(model):
+        return list(layers)
+    return [i for i in layers if window(model, i, max_seq_len)]
 
 
 def attention(
-    build: Builder, i: int, x: ov.Node, cache: list[ov.Node], position: Position
+    build: Builder, i: int, x: ov.Node, cache: list[ov.Node], inputs: Inputs
 ) -> tuple[ov.Node, list[ov.Node]]:
-    """Return [1, M, D] of the normed [1, M, D], and the new keys and values of layer `i`.
+    """Return [1, T, D] of the normed [1, T, D] in layer `i`.
 
-    The G queries of a KV head are G rows of one sequence, so keys and values are never repeated.
-    The query weights are reordered at build time, so this layout costs nothing at run time.
+    The second value holds the new keys and values [T, K * h] that the host must write: none for
+    paged attention.
     """
     model, at = build.model, f"transformer.layers.{i}.attention."
-    kv_heads, size = model.num_key_value_heads, model.head_size
-    query, key, value = _projections(build, at, x, position)
-    past = [op.convert(c, "f32") if build.cache_type != Type.f32 else c for c in cache]
-    keys, values = op.concat([past[0], key], 1), op.concat([past[1], value], 1)
-
-    def by_head(t: ov.Node) -> ov.Node:  # [1, n, K, h] -> [1, K, n, h]
-        return op.transpose(op.reshape(t, ints(1, -1, kv_heads, size), False), ints(0, 2, 1, 3))
-
-    scores = op.matmul(by_head(query), by_head(keys), False, True)
-    scores = op.add(softcap(scores, model.attn_logit_softcapping), position.masks[window(model, i)])
-    mixed = op.matmul(op.softmax(scores, -1), by_head(values), False, False)
-    width = model.num_attention_heads * size
-    mixed = op.reshape(op.transpose(mixed, ints(0, 2, 1, 3)), ints(1, -1, width), False)
-    dense = build.linear(mixed, f"{at}dense.weight", lambda w: _columns(w, model))
+    query, key, value = _projections(build, at, x, inputs)
+    fresh: list[ov.Node] = []
+    if i in padded_layers(model, build.max_seq_len):
+        mask = inputs[mask_name(window(model, i, build.max_seq_len))]
+        mixed = padded_attention(model, (query, key, value), cache, mask, inputs)
+        fresh = [key, value]
+    else:
+        mixed = _paged_attention(model, (query, key, value), cache, inputs)
+    mixed = op.unsqueeze(mixed, ints(0))
+    dense = build.linear(mixed, f"{at}dense.weight")
     if model.arithmetic.dense_bias:
         dense = build.add_bias(dense, f"{at}dense.bias")
-    return dense, [key, value]
+    return dense, fresh
 
 
-def window(model: ModelConfig, layer: int) -> int:
-    """Return the sliding window of a layer; 0 if the layer attends to the whole sequence."""
-    windows = model.arithmetic.sliding_windows
-    return windows[layer] if windows else 0
+def mask_name(sliding_window: int) -> str:
+    """Return the name of the mask input of padded layers with this window."""
+    return f"mask.{sliding_window}"
 
 
 def _projections(
-    build: Builder, at: str, x: ov.Node, position: Position
+    build: Builder, at: str, x: ov.Node, inputs: Inputs
 ) -> tuple[ov.Node, ov.Node, ov.Node]:
-    """Return scaled queries [1, M, H, h], keys [1, M, K * h] and values [1, M, K * h]."""
+    """Return queries [T, H * h], keys [T, K * h] and values [T, K * h], rotated."""
     model = build.model
     heads, kv_heads, size = model.num_attention_heads, model.num_key_value_heads, model.head_size
-    qkv = build.linear(x, f"{at}qkv.weight", lambda w: _groups_first(w, model))
+    qkv = build.linear(x, f"{at}qkv.weight")
     if model.attn_bias:
-        qkv = build.add_bias(qkv, f"{at}qkv.bias", lambda b: _groups_first(b, model))
+        qkv = build.add_bias(qkv, f"{at}qkv.bias")
     widths = ints(heads * size, kv_heads * size, kv_heads * size)
     query, key, value = op.variadic_split(qkv, integer(-1), widths).outputs()
     query = op.reshape(query, ints(1, -1, heads, size), False)
@@ -70,31 +85,18 @@ def _projections(
     if model.qk_layernorm:
         query = build.rms_norm(query, f"{at}q_layernorm")
         key = build.rms_norm(key, f"{at}k_layernorm")
-    if position.rotary:
-        query_cos, query_sin, key_cos, key_sin = position.rotary
-        query = _rotate(query, query_cos, query_sin, model.rotary_dim)
-        key = _rotate(key, key_cos, key_sin, model.rotary_dim)
-    else:
-        query = op.multiply(query, scalar(model.attention_scale, (1, 1, 1, 1)))
-    return query, op.reshape(key, ints(1, -1, kv_heads * size), False), value
+    if model.rotary_dim:
+        query = _rotate(query, inputs["cos"], inputs["sin"], model.rotary_dim)
+        key = _rotate(key, inputs["cos"], inputs["sin"], model.rotary_dim)
+    return _flat(query, heads * size), _flat(key, kv_heads * size), _flat(value, kv_heads * size)
 
 
-def _groups_first(qkv: Array, model: ModelConfig) -> Array:
-    """Reorder the query rows of [(H + 2K) * h, D] from (K, G, h) to (G, K, h)."""
-    kv_heads, size = model.num_key_value_heads, model.head_size
-    rows = model.num_attention_heads * size
-    query = qkv[:rows].reshape(kv_heads, -1, size, qkv.shape[1]).swapaxes(0, 1)
-    return np.concatenate([query.reshape(rows, -1), qkv[rows:]])
-
-
-def _columns(dense: Array, model: ModelConfig) -> Array:
-    """Reorder the columns of the output projection [D, H * h] from (K, G, h) to (G, K, h)."""
-    split = dense.reshape(dense.shape[0], model.num_key_value_heads, -1, model.head_size)
-    return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(dense.shape)
+def _flat(x: ov.Node, width: int) -> ov.Node:
+    return op.reshape(x, ints(-1, width), False)
 
 
 def _rotate(x: ov.Node, cos: ov.Node, sin: ov.Node, width: int) -> ov.Node:
-    """Apply rotary positions to the first `width` values of every head of [1, M, n, h].
+    """Apply rotary positions to the first `width` values of every head of [1, T, n, h].
 
     The CPU plugin fuses exactly these ops into one. Beyond `width`, cos is constant and sin is 0.
     """
@@ -102,7 +104,55 @@ def _rotate(x: ov.Node, cos: ov.Node, sin: ov.Node, width: int) -> ov.Node:
     whole = width == int(x.get_output_partial_shape(0)[3].get_length())
     end = 2**31 - 1 if whole else width
     high = op.slice(x, ints(width // 2), ints(end), ints(1), ints(3))
-    parts = [op.multiply(high, scalar(-1, (1, 1, 1, 1))), low]
+    parts = [op.multiply(high, op.constant(np.full((1, 1, 1, 1), -1, np.float32))), low]
     if not whole:
         parts.append(op.slice(x, ints(width), ints(2**31 - 1), ints(1), ints(3)))
     return op.add(op.multiply(x, cos), op.multiply(op.concat(parts, -1), sin))
+
+
+def _paged_attention(
+    model: ModelConfig,
+    rows: tuple[ov.Node, ov.Node, ov.Node],
+    cache: list[ov.Node],
+    inputs: Inputs,
+) -> ov.Node:
+    """Return [T, H * h]. Writes the new keys and values into `cache`.
+
+    With `spread`, the rows [T'] of the op are picked from the T rows, and `back` picks T of its
+    results.
+    """
+    if "spread" in inputs:
+        query, key, value = (op.gather(x, inputs["spread"], integer(0)) for x in rows)
+    else:
+        query, key, value = rows
+
+    def none(kind: type) -> ov.Node:
+        return op.constant(np.zeros(0, kind))
+
+    def zero() -> ov.Node:
+        return op.constant(np.int32(0))
+
+    tables = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
+    found = [
+        *(query, key, value, *cache, *(inputs[name] for name in tables)),
+        op.constant(np.float32(model.attention_scale)),
+        *(zero(), none(np.float32), inputs["max_context_len"]),  # sliding window, ALiBi
+        none(np.int32),  # window of aggregated scores
+        *(none(np.int32), none(np.int32), none(np.float32)),  # rotation of cached keys
+        *(none(np.float32), zero(), zero()),  # sparse attention
+        none(np.float32),  # sinks
+        *(zero(), none(np.int32), none(np.int32), none(np.int32)),  # eviction by diversity
+        none(np.int32),  # types of tokens
+        *(inputs["qq_bias"], inputs["qq_bias_begins"]),
+    ]
+    node = _PagedAttentionExtension([x if isinstance(x, ov.Output) else x.output(0) for x in found])
+    describe_paged(node, model)
+    mixed: ov.Node = node.output(0)  # the op has further results
+    return op.gather(mixed, inputs["back"], integer(0)) if "back" in inputs else mixed
+
+
+def describe_paged(node: ov.Node, model: ModelConfig) -> None:
+    """Set the facts that the plugin reads from the op; a saved graph does not keep them."""
+    facts = node.get_rt_info()
+    facts["num_k_heads"] = facts["num_v_heads"] = model.num_key_value_heads
+    facts["k_head_size"] = facts["v_head_size"] = model.head_size

@@ -1,7 +1,7 @@
 """The graph of a ReDrafter: extends every draft path by one token (2403.09919, section 3).
 
-    hidden [1, D], states [B, D], last [B] int32
- -> tokens [B, WIDTH] int32, likeliest first;  probs [B, WIDTH];  next_states [B, D]
+    hidden [N, D], states [N, D], last [N] int32
+ -> tokens [N, WIDTH] int32, likeliest first;  probs [N, WIDTH];  next_states [N, D]
 
 A draft path is represented by its last token and by the term that its parent's state adds to its
 own state, U s + b. The term is zero for the root, the token that the target has chosen. The
@@ -29,15 +29,14 @@ def build_drafter(
     """
     width = model.hidden_size
     inputs = {
-        "hidden": op.parameter([1, width], Type.f32, name="hidden"),
+        "hidden": op.parameter([-1, width], Type.f32, name="hidden"),
         "states": op.parameter([-1, width], Type.f32, name="states"),
         "last": op.parameter([-1], Type.i32, name="last"),
     }
     table = plain(*weights.raw("transformer.vocab_embedding.weight"))
     embedded = op.gather(table, inputs["last"], op.constant(0))
     states = op.add(_read(net, weights, embedded), inputs["states"])
-    seen = op.broadcast(inputs["hidden"], op.shape_of(states))
-    x = op.concat([seen, states], 1)
+    x = op.concat([inputs["hidden"], states], 1)
     if "drafter.input_proj.weight" in weights.tensors:
         x = _linear(weights, "input_proj", x)
     for layer in range(net.num_layers):

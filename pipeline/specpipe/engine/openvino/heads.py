@@ -1,6 +1,6 @@
 """The graph of Medusa heads: maps a hidden state to the likeliest draft tokens of every head.
 
-    hidden [1, D]  ->  tokens [K, WIDTH] int32, likeliest first;  probs [K, WIDTH]
+    hidden [B, D]  ->  tokens [B, K, WIDTH] int32, likeliest first;  probs [B, K, WIDTH]
 
 Each of the K heads has residual blocks x + silu(W x + b) and an output layer (2401.10774, section
 2.1.1). The heads share the target's output layer, or each has its own. Draft tokens need not be
@@ -27,7 +27,7 @@ def build_heads(model: ModelConfig, weights: Weights, vocabulary: int = 0) -> ov
     They draft only the first `vocabulary` tokens (0: all). Raises ConfigError if a tensor is
     missing.
     """
-    hidden = op.parameter([1, model.hidden_size], Type.f32, name="hidden")
+    hidden = op.parameter([-1, model.hidden_size], Type.f32, name="hidden")
     heads = range(model.num_medusa_heads)
     rows = [_blocks(hidden, model, weights, k) for k in heads]
     logits = _output_layers(rows, weights, vocabulary or model.vocab_size)
@@ -35,9 +35,9 @@ def build_heads(model: ModelConfig, weights: Weights, vocabulary: int = 0) -> ov
 
 
 def likeliest(logits: ov.Node) -> dict[str, ov.Output]:
-    """Return the WIDTH likeliest tokens of every row of logits [K, V] and their probabilities."""
-    best = op.topk(logits, op.constant(WIDTH), 1, "max", "value", Type.i32)
-    total = op.reduce_sum(op.exp(op.subtract(logits, _first(best))), op.constant([1]), True)
+    """Return the WIDTH likeliest tokens of all logits [.., V] and their probabilities."""
+    best = op.topk(logits, op.constant(WIDTH), -1, "max", "value", Type.i32)
+    total = op.reduce_sum(op.exp(op.subtract(logits, _first(best))), op.constant([-1]), True)
     probs = op.divide(op.exp(op.subtract(best.output(0), _first(best))), total)
     return {"tokens": best.output(1), "probs": probs.output(0)}
 
@@ -56,7 +56,7 @@ def named_model(
 
 
 def _blocks(x: ov.Node, model: ModelConfig, weights: Weights, head: int) -> ov.Node:
-    """Return [1, D]: the hidden state after a head's residual blocks."""
+    """Return [B, D]: the hidden states after a head's residual blocks."""
     for layer in range(model.num_medusa_layers):
         at = f"medusa_heads.{head}.medusa_layers.{layer}.linear."
         turned = op.matmul(x, plain(*weights.raw(f"{at}weight")), False, True)
@@ -65,18 +65,17 @@ def _blocks(x: ov.Node, model: ModelConfig, weights: Weights, head: int) -> ov.N
 
 
 def _output_layers(rows: list[ov.Node], weights: Weights, vocabulary: int) -> ov.Node:
-    """Return logits [K, vocabulary]; heads without output layers share the target's."""
+    """Return logits [B, K, vocabulary]; heads without output layers share the target's."""
     own = [f"medusa_heads.{k}.lm_head.weight" for k in range(len(rows))]
+    between = op.constant([1])
     if own[0] in weights.tensors:
         layers = [int8(weights.float32(name)[:vocabulary]) for name in own]
-        return op.concat(
-            [op.matmul(x, w, False, True) for x, w in zip(rows, layers, strict=True)], 0
-        )
-    return op.matmul(
-        op.concat(rows, 0), int8(weights.float32("lm_head.weight")[:vocabulary]), False, True
-    )
+        logits = [op.matmul(x, w, False, True) for x, w in zip(rows, layers, strict=True)]
+        return op.concat([op.unsqueeze(one, between) for one in logits], 1)
+    together = op.concat([op.unsqueeze(x, between) for x in rows], 1)
+    return op.matmul(together, int8(weights.float32("lm_head.weight")[:vocabulary]), False, True)
 
 
 def _first(best: ov.Node) -> ov.Node:
-    """Return [K, 1]: the largest logit of every head."""
-    return op.gather(best.output(0), op.constant([0]), op.constant(1))
+    """Return [.., 1]: the largest logits."""
+    return op.gather(best.output(0), op.constant([0]), op.constant(-1))

@@ -1,22 +1,33 @@
 """The graph of a decoder, built op by op from a TensorRT-LLM checkpoint; no torch.
 
-The graph has no state, so rejected draft tokens never have to be rolled back. The KV cache is a
-plain input: a prefix of the host's buffers, which is not copied. A mask defines the tokens that
-every new token attends to; chains, trees and sliding windows differ only in the mask. The graph
-returns the KV rows of the new tokens, and the host copies the accepted rows into its buffers.
+One call runs new rows of many sequences: a prompt chunk, a root, or a root and a draft tree each.
+The rows of all sequences follow each other, without padding. The keys and values of a sequence are
+in blocks of BLOCK rows of a pool that the host owns; a table lists the blocks of each sequence.
+Paged attention writes the new keys and values into the blocks, after the cached rows and in row
+order. Rejected rows are overwritten by the next call, and the host moves accepted rows together.
 
-Shapes: M new tokens, P cached rows, R rows with requested logits, H heads in K groups of
-G = H / K, head size h, L layers.
+Shapes: T new rows of B sequences, R rows with requested logits, H heads in K groups of G = H / K,
+head size h, L layers.
 
-    tokens     [M] int32           rows       [R] int32, indices into the new tokens
-    query_cos, query_sin  [1, M, 1, h], scaled by 1 / sqrt(h), the scale of the softmax
-    key_cos, key_sin      [1, M, 1, h]
-    mask       [1, 1, M * G, P + M], 0 or a large negative number
-    mask.W     the same for layers with a window of W tokens; with ALiBi [1, K, M * G, P + M]
-    positions  [M] int32, only for models with learned absolute positions
-    key.i      [1, P, K * h]       value.i    [1, P, K * h]
+    tokens     [T] int32           rows       [R] int32, indices into the new rows
+    cos, sin   [1, T, 1, h]        rotary positions of the rows
+    positions  [T] int32, only for models with learned absolute positions
+    past_lens  [B] int32           cached rows
+    subsequence_begins    [B + 1]  first row of each sequence, and T
+    block_indices         [N]      the tables of all sequences
+    block_indices_begins  [B + 1]  first entry of each table, and N
+    max_context_len       []       largest number of cached and new rows
+    qq_bias               [n * n of each tree] uint8, 1: row i attends to row j
+    qq_bias_begins        [B + 1]  an empty matrix: causal
+    spread [T'], back [T] int32    rows that enter attention, and where their results are; only in
+                                   batch-invariant graphs
+    key_cache.i, value_cache.i     [blocks, K, BLOCK, h]
  -> logits     [R, V]              hidden     [R, D], after the final norm
-    kv         [2 * L, M, K * h]   new keys and values: layer 0's keys, its values, layer 1's ...
+    kv         [F, T, K * h]       keys and values of the padded layers (`padded.py`): those of the
+                                   first layer, its values, the next layer's keys ...
+
+Type and shape of the caches are dynamic: the plugin chooses them by its property
+KV_CACHE_PRECISION. With any other type it would convert the caches and lose what it writes.
 
 OpenVINO's CPU plugin recognizes fast paths by pattern: the exact ops below decide which of them are
 fused. docs/performance.md has the measurements; scripts/bench-engine repeats them.
@@ -25,33 +36,43 @@ fused. docs/performance.md has the measurements; scripts/bench-engine repeats th
 import openvino as ov
 from openvino import Type
 from openvino import opset13 as op
-from openvino.op.util import Variable, VariableInfo
 
-from specpipe.engine.openvino.attention import Position, attention, window
+from specpipe.engine.openvino.attention import (
+    attention,
+    has_alibi,
+    mask_name,
+    padded_layers,
+    window,
+)
 from specpipe.engine.openvino.mlp import mlp
 from specpipe.engine.openvino.ops import Builder, integer, ints, scalar, softcap
+from specpipe.engine.openvino.padded import padded_inputs
 from specpipe.engine.openvino.weights import Weights, int8, plain
 from specpipe.model import ModelConfig
 
-ROTARY = ("query_cos", "query_sin", "key_cos", "key_sin")
+TABLES = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
 
 
 def build_network(
-    model: ModelConfig, weights: Weights, quantization: str, cache_type: ov.Type
+    model: ModelConfig,
+    weights: Weights,
+    quantization: str,
+    max_seq_len: int,
+    *,
+    batch_invariant: bool = False,
 ) -> ov.Model:
-    """Return the graph of the checkpoint. Equal inputs give equal graphs, names included."""
-    build = Builder(model, weights, quantization, cache_type)
-    inputs = _inputs(model)
-    position = Position(
-        tuple(inputs[name] for name in ROTARY if name in inputs),
-        {w: inputs[mask_name(w)] for w in windows(model)},
-    )
+    """Return the graph of the checkpoint. Equal inputs give equal graphs, names included.
+
+    The rows of a `batch_invariant` graph do not depend on the other rows of a call.
+    """
+    build = Builder(model, weights, quantization, max_seq_len)
+    inputs = _inputs(model, max_seq_len, batch_invariant)
     table = _table(build, "vocab_embedding")
-    x = _embed(build, table, inputs)  # [1, M, D]
+    x = _embed(build, table, inputs)  # [1, T, D]
     caches, new_rows = [], []
     for i in range(model.num_hidden_layers):
-        cache = [_cache_input(build, f"{kind}.{i}") for kind in ("key", "value")]
-        x, fresh = _layer(build, i, x, cache, position)
+        cache = [_cache_input(f"{kind}_cache.{i}") for kind in ("key", "value")]
+        x, fresh = _layer(build, i, x, cache, inputs)
         caches += cache
         new_rows += fresh
     picked = op.gather(op.squeeze(x, ints(0)), inputs["rows"], integer(0))  # [R, D]
@@ -59,8 +80,9 @@ def build_network(
     outputs = {
         "logits": op.squeeze(_logits(build, hidden, table), ints(0)),
         "hidden": op.squeeze(hidden, ints(0)),
-        "kv": op.convert(op.concat(new_rows, 0), cache_type),
     }
+    if new_rows:
+        outputs["kv"] = op.concat([op.unsqueeze(rows, ints(0)) for rows in new_rows], 0)
     return _model(outputs, [*inputs.values(), *caches])
 
 
@@ -72,33 +94,40 @@ def columns(model: ModelConfig) -> tuple[int, ...]:
     return (model.hidden_size, inner, attended, *((shared,) if shared else ()))
 
 
-def windows(model: ModelConfig) -> list[int]:
-    """Return the distinct sliding windows of the layers; 0 stands for full attention."""
-    return sorted({window(model, i) for i in range(model.num_hidden_layers)})
+def masked_windows(model: ModelConfig, max_seq_len: int) -> list[int]:
+    """Return the distinct windows of the padded layers; 0 stands for full attention."""
+    return sorted({window(model, i, max_seq_len) for i in padded_layers(model, max_seq_len)})
 
 
-def mask_name(sliding_window: int) -> str:
-    """Return the name of the mask input of layers with this window."""
-    return f"mask.{sliding_window}" if sliding_window else "mask"
-
-
-def _inputs(model: ModelConfig) -> dict[str, ov.Node]:
+def _inputs(model: ModelConfig, max_seq_len: int, batch_invariant: bool) -> dict[str, ov.Node]:
     """Return the inputs by name and in order, without the caches."""
-    found = {name: op.parameter([-1], Type.i32, name=name) for name in ("tokens", "rows")}
+    found = {name: _indices(name) for name in ("tokens", "rows")}
     if model.rotary_dim:
         shape = [1, -1, 1, model.head_size]
-        found |= {name: op.parameter(shape, Type.f32, name=name) for name in ROTARY}
+        found |= {name: op.parameter(shape, Type.f32, name=name) for name in ("cos", "sin")}
     if model.position_embedding_type == "learned_absolute":
-        found["positions"] = op.parameter([-1], Type.i32, name="positions")
-    heads = -1 if model.position_embedding_type == "alibi_with_scale" else 1
-    for name in map(mask_name, windows(model)):
-        found[name] = op.parameter([1, heads, -1, -1], Type.f32, name=name)
-    return found
+        found["positions"] = _indices("positions")
+    masks = [mask_name(w) for w in masked_windows(model, max_seq_len)]
+    if len(padded_layers(model, max_seq_len)) < model.num_hidden_layers:
+        found |= _paged_inputs(batch_invariant)
+    return found | (padded_inputs(model, masks, alibi=has_alibi(model)) if masks else {})
 
 
-def _cache_input(build: Builder, name: str) -> ov.Node:
-    width = build.model.num_key_value_heads * build.model.head_size
-    return op.parameter([1, -1, width], build.cache_type, name=name)
+def _paged_inputs(batch_invariant: bool) -> dict[str, ov.Node]:
+    found = {name: _indices(name) for name in (*TABLES, "qq_bias_begins")}
+    found["qq_bias"] = op.parameter([-1], Type.u8, name="qq_bias")
+    found["max_context_len"] = op.parameter([], Type.i32, name="max_context_len")
+    return found | (
+        {name: _indices(name) for name in ("spread", "back")} if batch_invariant else {}
+    )
+
+
+def _indices(name: str) -> ov.Node:
+    return op.parameter([-1], Type.i32, name=name)
+
+
+def _cache_input(name: str) -> ov.Node:
+    return op.parameter(ov.PartialShape.dynamic(4), Type.dynamic, name=name)
 
 
 def _table(build: Builder, name: str) -> ov.Node:
@@ -106,7 +135,7 @@ def _table(build: Builder, name: str) -> ov.Node:
 
 
 def _embed(build: Builder, table: ov.Node, inputs: dict[str, ov.Node]) -> ov.Node:
-    """Return [1, M, D]: the embeddings of the new tokens, and of their positions."""
+    """Return [1, T, D]: the embeddings of the new rows' tokens and positions."""
     x = op.unsqueeze(op.gather(table, inputs["tokens"], integer(0)), ints(0))
     scale = build.model.arithmetic.embedding_scale
     if scale != 1:
@@ -134,11 +163,11 @@ def _head(build: Builder, table: ov.Node) -> ov.Node:
 
 
 def _layer(
-    build: Builder, i: int, x: ov.Node, cache: list[ov.Node], position: Position
+    build: Builder, i: int, x: ov.Node, cache: list[ov.Node], inputs: dict[str, ov.Node]
 ) -> tuple[ov.Node, list[ov.Node]]:
     how, at = build.model.arithmetic, f"transformer.layers.{i}."
     normed = build.norm(x, f"{at}input_layernorm")
-    attended, fresh = attention(build, i, normed, cache, position)
+    attended, fresh = attention(build, i, normed, cache, inputs)
     if how.post_norms:
         attended = build.norm(attended, f"{at}post_layernorm")
     if how.residual == "sequential":
@@ -161,7 +190,7 @@ def _model(outputs: dict[str, ov.Node], inputs: list[ov.Node]) -> ov.Model:
         results.append(op.result(node))
     for node in inputs:
         node.output(0).get_tensor().set_names({node.get_friendly_name()})
-    model = ov.Model(results, [_language_model_mark()], inputs, "specpipe")
+    model = ov.Model(results, inputs, "specpipe")
     name_by_order(model)
     return model
 
@@ -171,24 +200,3 @@ def name_by_order(model: ov.Model) -> None:
     for i, node in enumerate(model.get_ordered_ops()):
         if node.get_type_name() != "Parameter":
             node.set_friendly_name(f"{node.get_type_name()}.{i}")
-
-
-def _language_model_mark() -> ov.Node:
-    """Return a sink that makes the CPU plugin treat the graph as a language model.
-
-    The plugin looks for an attention op and a state. Only if it finds them does it multiply float32
-    activations with 16-bit weights directly, instead of widening the weights at load time (16 ms
-    instead of 25 ms per step for SmolLM2-135M). This mark is one number that attends to itself; it
-    has no effect on the outputs.
-    """
-    info = VariableInfo()
-    info.data_shape, info.data_type, info.variable_id = (
-        ov.PartialShape([1, 1, 1, 1]),
-        Type.f32,
-        "mark",
-    )
-    Variable(info)
-    zero = scalar(0, (1, 1, 1, 1))
-    state = op.read_value(zero, "mark", Type.f32, ov.PartialShape([1, 1, 1, 1]))
-    attended = op.scaled_dot_product_attention(state, state, state, zero, scalar(1, ()))
-    return op.assign(attended, "mark")

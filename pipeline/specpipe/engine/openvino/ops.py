@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import openvino as ov
-from openvino import Type
 from openvino import opset13 as op
 from openvino.utils.node_factory import NodeFactory
 
@@ -23,7 +22,7 @@ class Builder:
     model: ModelConfig
     weights: Weights
     quantization: str
-    cache_type: Type
+    max_seq_len: int
 
     def linear(self, x: ov.Node, name: str, order: Reorder | None = None) -> ov.Node:
         """Multiply `x` with the transposed weights `name`; `order` reorders the weights first."""

@@ -23,8 +23,10 @@ from specpipe.repository.models import (
     triton,
     upstream_rules,
 )
+from specpipe.repository.models.batch_metrics import BatchMeter
 from specpipe.repository.models.channel import EngineSocket
 from specpipe.repository.models.context import ContextLogits
+from specpipe.repository.models.decoder import DeploymentDecoder
 from specpipe.repository.models.exchange import Counters, Request
 from specpipe.repository.models.failures import Cancelled
 from specpipe.repository.models.guards import harmless
@@ -48,23 +50,38 @@ class TritonPythonModel:
         self._speculation: Speculation = parse_record(options["speculation"], Speculation)
         roles = json.loads(options["engines"])
         engines = {role: folder / path for role, path in roles.items()}
-        deployment = load_deployment(engines, options["backend"], self._speculation)
+        deployment = load_deployment(
+            engines, options["backend"], self._speculation, int(options["max_num_tokens"])
+        )
         self._decoupled = triton.is_decoupled(args)
         self._carrier = cast(Carrier, options["draft_limit"]) if options["draft_limit"] else None
-        self._vocab_size = deployment.engines["target"].vocab_size
+        self._vocab_size = deployment.facts["target"].vocab_size
         self._max_input_len = int(options["max_input_len"])
         self._max_seq_len = int(options["max_seq_len"])
-        deployment.warm_up()
-        slots = [deployment.slot() for _ in range(int(options["max_batch_size"]))]
-        meter = Meter(args["model_name"], self._speculation.method)
-        self._scheduler = Scheduler(slots, int(options["max_queue_size"]), meter.add, meter.export)
-        self._scheduler.start()
+        decoder = DeploymentDecoder(deployment, deployment.warm_up())
+        named = args["model_name"], self._speculation.method
+        batch_meter = BatchMeter(*named, decoder.batcher)
+        meter = Meter(*named, also=batch_meter.export)
+
+        def observe(step: Step) -> None:
+            batch_meter.add(step)
+            meter.add(step)
+
         self._channel = EngineSocket(
             path=model_socket(os.getppid(), os.environ),
             submit=self._submit,
-            probe=self._scheduler.probe,
+            probe=lambda answer: self._scheduler.probe(answer),
             most_bytes=bounds.request_bytes(self._max_input_len),
         )
+        self._scheduler = Scheduler(
+            decoder,
+            int(options["max_batch_size"]),
+            int(options["max_queue_size"]),
+            observe=observe,
+            rest=meter.export,
+            after_round=self._channel.flush,
+        )
+        self._scheduler.start()
         self._channel.start()
         triton.trim_memory()
 

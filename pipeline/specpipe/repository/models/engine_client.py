@@ -1,47 +1,193 @@
-"""The callers' end of the engine's socket: a request's steps, and whether the engine moves.
+"""The callers' end of the engine's socket: requests of one process, and whether the engine moves.
 
-Knows nothing of Triton.
+All requests share a connection, which is opened for the first one and again after it was lost. One
+thread reads it and has every step taken; the thread of a request sleeps until its answer is
+complete. Knows nothing of Triton.
 """
 
 import contextlib
+import itertools
 import os
 import socket
+import struct
+import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from specpipe.repository.models.exchange import (
+    CONNECTION,
     PING,
     Heartbeat,
     Progress,
     Request,
-    dump,
+    dump_cancel,
+    dump_submit,
     load_heartbeat,
-    load_progress,
+    load_news,
 )
 from specpipe.repository.models.failures import Cancelled, EngineError
+from specpipe.repository.models.guards import start_thread
 from specpipe.repository.models.rendezvous import peer_uid
 
 PATIENCE_SECONDS = 10.0  # for the engine to take a connection and a request
 RETRY_SECONDS = 0.01
 READ_BYTES = 1 << 16
+_TIMEVAL = struct.Struct("ll")  # seconds, microseconds
 
 
-def ask_engine(
-    path: Path, request: Request, is_cancelled: Callable[[], bool], poll_s: float
-) -> Generator[Progress, None, None]:
-    """Yield a request's steps, the last with a finish reason; closing the generator cancels it.
+@dataclass(eq=False)
+class _Pending:
+    """A request in flight."""
 
-    `is_cancelled` is called every `poll_s` seconds or a little more. Raises Cancelled, or the
-    EngineError of the engine's process.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        _send(connection, path, dump(request), PATIENCE_SECONDS)
-        for line in _lines(connection, is_cancelled, poll_s):
-            progress = load_progress(line)
-            yield progress
-            if progress.finish is not None:
-                return
+    take: Callable[[Progress], bool]
+    done: threading.Event = field(default_factory=threading.Event)
+    ended: bool = False  # at the engine
+    error: Exception | None = None
+
+    def on_news(self, news: Progress | EngineError) -> None:
+        """Have a step taken; after the last one, or an error, wake the request's thread."""
+        complete = False
+        try:
+            self.ended = isinstance(news, EngineError) or news.finish is not None
+            if isinstance(news, EngineError):
+                raise news
+            complete = self.take(news)
+        except Exception as error:
+            self.error = error
+        if complete or self.ended or self.error is not None:
+            self.done.set()
+
+
+@dataclass(eq=False)
+class EngineClient:
+    """Sends requests to the engine whose socket is `path`; usable from several threads."""
+
+    path: Path
+    _connection: "_Connection | None" = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def ask(
+        self,
+        request: Request,
+        take: Callable[[Progress], bool],
+        is_cancelled: Callable[[], bool],
+        poll_s: float,
+    ) -> None:
+        """Have every step taken, in another thread, until `take` returns True or the last step.
+
+        `is_cancelled` is called every `poll_s` seconds. Raises Cancelled, the EngineError of the
+        engine's process, or what `take` raises. In each of these cases the engine stops decoding.
+        """
+        pending = _Pending(take)
+        with self._lock:
+            if self._connection is None or self._connection.lost:
+                self._connection = _Connection.open(self.path)
+            connection = self._connection
+            number = connection.add(pending)
+        try:
+            connection.send(dump_submit(number, request))
+            while not pending.done.wait(poll_s):
+                if is_cancelled():
+                    raise Cancelled
+        finally:
+            connection.remove(number)
+            if not pending.ended:
+                connection.send(dump_cancel(number))
+        if pending.error is not None:
+            raise pending.error
+
+    def close(self) -> None:
+        """Close the connection; requests in flight fail."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+
+
+@dataclass(eq=False)
+class _Connection:
+    """A connection that was opened, and the requests that use it."""
+
+    socket: socket.socket
+    lost: EngineError | None = None  # why the connection is closed; None: it is open
+    _pending: dict[int, _Pending] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(CONNECTION + 1))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _sending: threading.Lock = field(default_factory=threading.Lock)
+
+    @staticmethod
+    def open(path: Path) -> "_Connection":
+        """Connect and start to read; raises EngineError UNAVAILABLE if that is not possible."""
+        connection = _Connection(_connect(path, PATIENCE_SECONDS))
+        seconds, rest = divmod(PATIENCE_SECONDS, 1)
+        limit = _TIMEVAL.pack(int(seconds), int(rest * 1e6))
+        connection.socket.settimeout(None)
+        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        try:
+            start_thread(connection._read)
+        except EngineError:
+            connection.socket.close()
+            raise
+        return connection
+
+    def add(self, pending: _Pending) -> int:
+        """Return the number of a new request; it fails at once if the connection was just lost."""
+        with self._lock:
+            number = next(self._numbers)
+            if self.lost is not None:
+                pending.on_news(_again(self.lost))
+            self._pending[number] = pending
+            return number
+
+    def remove(self, number: int) -> None:
+        """Forget a request; news of it are dropped from now on."""
+        with self._lock:
+            self._pending.pop(number, None)
+
+    def send(self, line: bytes) -> None:
+        """Send a line; whoever reads learns why the engine has closed the connection."""
+        try:
+            with self._sending, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                if self.lost is None:
+                    self.socket.sendall(line)
+        except BlockingIOError:  # a part of the line may be sent: no other may follow
+            self.close()
+            raise _not_taken(PATIENCE_SECONDS) from None
+
+    def close(self) -> None:
+        """End the connection; its thread fails what is in flight."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+    def _read(self) -> None:
+        """Hand on what arrives, and at the end fail every request that is still in flight."""
+        reason = _lost()
+        try:
+            for line in _lines(self.socket):
+                for number, news in load_news(line):
+                    if number == CONNECTION and isinstance(news, EngineError):
+                        raise news
+                    self._hand_on(number, news)
+        except EngineError as error:
+            reason = error
+        finally:
+            self._end(reason)
+
+    def _hand_on(self, number: int, news: Progress | EngineError) -> None:
+        pending = self._pending.get(number)  # None: cancelled before the engine knew
+        if pending is not None and not pending.done.is_set():
+            pending.on_news(news)
+
+    def _end(self, reason: EngineError) -> None:
+        with self._lock:
+            self.lost = reason
+            left = [pending for pending in self._pending.values() if not pending.done.is_set()]
+        for pending in left:
+            pending.on_news(_again(reason))
+        self.close()
+        with self._sending:
+            self.socket.close()
 
 
 def ping_engine(path: Path, timeout_s: float) -> Heartbeat:
@@ -50,69 +196,73 @@ def ping_engine(path: Path, timeout_s: float) -> Heartbeat:
     Raises EngineError UNAVAILABLE if there is no answer within `timeout_s`: the process has ended
     or is stopped, or the engine is in a call that does not return.
     """
-    deadline = time.monotonic() + timeout_s
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        _send(connection, path, PING, timeout_s)
-
-        def is_late() -> bool:
-            return time.monotonic() > deadline
-
+    with _connect(path, timeout_s) as connection:
         try:
-            return load_heartbeat(next(_lines(connection, is_late, min(timeout_s, 0.1))))
-        except Cancelled as error:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.sendall(PING)
+            return load_heartbeat(next(_lines(connection)))
+        except TimeoutError as error:
             raise EngineError(
                 "UNAVAILABLE", f"the engine's thread has not answered for {timeout_s:.0f} s"
             ) from error
 
 
-def _send(connection: socket.socket, path: Path, line: bytes, timeout_s: float) -> None:
-    """Connect and send a line, within `timeout_s` seconds each."""
+def _connect(path: Path, timeout_s: float) -> socket.socket:
+    """Return a connection with this timeout; a Unix socket fails at once where others wait."""
+    deadline = time.monotonic() + timeout_s
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(timeout_s)
     try:
-        _connect(connection, path, time.monotonic() + timeout_s)
+        while not _is_connected(connection, path):
+            if time.monotonic() >= deadline:
+                raise _not_taken(timeout_s)
+            time.sleep(RETRY_SECONDS)
         uid = peer_uid(connection)
         if uid != os.geteuid():
             raise EngineError("UNAVAILABLE", f"the engine's socket {path} is of user {uid}")
-        # Whoever is refused before the whole request was sent finds out why by reading.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            connection.sendall(line)
-    except TimeoutError as error:
-        raise EngineError(
-            "UNAVAILABLE", f"the engine has not taken the request within {timeout_s:.0f} s"
-        ) from error
     except OSError as error:
+        connection.close()
         raise EngineError("UNAVAILABLE", "the engine is not running") from error
+    except EngineError:
+        connection.close()
+        raise
+    return connection
 
 
-def _connect(connection: socket.socket, path: Path, deadline: float) -> None:
-    """Connect; a Unix socket with a timeout fails at once where others wait to be accepted."""
+def _is_connected(connection: socket.socket, path: Path) -> bool:
+    try:
+        connection.connect(str(path))
+    except BlockingIOError:  # as many others wait to be accepted as may
+        return False
+    return True
+
+
+def _lines(connection: socket.socket) -> Iterator[bytes]:
+    """Yield the lines that arrive; raises TimeoutError, or EngineError if the engine ends."""
+    rest = b""
     while True:
-        try:
-            connection.connect(str(path))
-            return
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise TimeoutError from None
-            time.sleep(RETRY_SECONDS)
-
-
-def _lines(
-    connection: socket.socket, is_cancelled: Callable[[], bool], poll_s: float
-) -> Generator[bytes, None, None]:
-    connection.settimeout(poll_s)
-    rest, asked = b"", time.monotonic()
-    while True:
-        if time.monotonic() - asked >= poll_s:
-            if is_cancelled():
-                raise Cancelled
-            asked = time.monotonic()
         try:
             data = connection.recv(READ_BYTES)
         except TimeoutError:
-            continue
+            raise
         except OSError:
             data = b""
         if not data:
-            raise EngineError("UNAVAILABLE", "the engine ended in the middle of the answer")
+            raise _lost()
         *lines, rest = (rest + data).split(b"\n")
         yield from lines
+
+
+def _again(error: EngineError) -> EngineError:
+    """Return the error for another thread to raise."""
+    return EngineError(error.code, str(error))
+
+
+def _lost() -> EngineError:
+    return EngineError("UNAVAILABLE", "the engine ended in the middle of the answer")
+
+
+def _not_taken(timeout_s: float) -> EngineError:
+    return EngineError(
+        "UNAVAILABLE", f"the engine has not taken the request within {timeout_s:.0f} s"
+    )

@@ -1,8 +1,14 @@
-"""What the text models and the engine's process tell each other, and its JSON. No Triton here."""
+"""What the text models and the engine's process send each other, as lines of JSON. No Triton here.
+
+A connection carries many requests; each has a number that the text model chooses. The text model
+sends `{"submit":number,...}` and `{"cancel":number}`. The engine sends one line per round: a list
+with an entry for every step of every request, `[number,tokens,log_probs,finish,counters]`, or for
+an error, `[number,code,sentence]`. An error with the number 0 ends the whole connection.
+"""
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -50,6 +56,10 @@ class Counters:
         self.draft_tokens += step.drafted
         self.accepted_draft_tokens += step.accepted
 
+    def row(self) -> tuple[int, ...]:
+        """Return the values in the order of the fields."""
+        return tuple(vars(self).values())
+
     def cut(self, dropped: int, kept: int, accepted_before: int) -> "Counters":
         """Return what was used if the last step's first `kept` tokens were emitted only.
 
@@ -84,20 +94,69 @@ class Heartbeat:
 
 
 PING = b'{"ping":true}\n'  # asks for a Heartbeat
+CONNECTION = 0  # the number of errors that concern a whole connection
+
+News = tuple[object, ...]  # an entry of the engine's lines
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
-def dump(message: Request | Progress | EngineError | Heartbeat) -> bytes:
-    """Return a message as one line of JSON."""
-    if isinstance(message, EngineError):
-        values: Mapping[str, Any] = {"code": message.code, "error": str(message)}
-    else:
-        values = asdict(message)
-    return json.dumps(values, separators=(",", ":")).encode() + b"\n"
+def step_news(number: int, step: Step, counters: Counters) -> News:
+    """Return the entry of a step."""
+    return number, step.tokens, step.log_probs, step.finish, counters.row()
 
 
-def load_request(line: bytes) -> Request:
-    """Return the request of a line that `dump` made."""
+def error_news(number: int, code: str, sentence: str) -> News:
+    """Return the entry of an error."""
+    return number, code, sentence
+
+
+def dump_news(news: Sequence[News]) -> bytes:
+    """Return entries as one line."""
+    return _line(news)
+
+
+def load_news(line: bytes) -> Iterator[tuple[int, Progress | EngineError]]:
+    """Yield the entries of a line that `dump_news` made, each with the number of its request."""
+    for number, *entry in json.loads(line):
+        if len(entry) == 2:
+            yield number, EngineError(*entry)
+        else:
+            tokens, log_probs, finish, counters = entry
+            yield number, Progress(tuple(tokens), tuple(log_probs), finish, Counters(*counters))
+
+
+def dump_heartbeat(heartbeat: Heartbeat) -> bytes:
+    """Return a heartbeat as one line."""
+    return _line(asdict(heartbeat))
+
+
+def load_heartbeat(line: bytes) -> Heartbeat:
+    """Return the heartbeat of a line; raises the EngineError that it may be."""
     values = json.loads(line)
+    if isinstance(values, list):
+        raise EngineError(*values[0][1:])
+    return Heartbeat(**values)
+
+
+def dump_submit(number: int, request: Request) -> bytes:
+    """Return the line that submits a request."""
+    parts = {"sampling": vars(request.sampling), "limits": vars(request.limits)}
+    return _line({"submit": number, **vars(request), **parts})
+
+
+def dump_cancel(number: int) -> bytes:
+    """Return the line that cancels a request."""
+    return _line({"cancel": number})
+
+
+def load_call(line: bytes) -> dict[str, Any]:
+    """Return what a text model sends; `load_request` reads the request of a submission."""
+    values: dict[str, Any] = json.loads(line)
+    return values
+
+
+def load_request(values: dict[str, Any]) -> Request:
+    """Return the request of a line that `dump_submit` made."""
     sampling, limits = values["sampling"], values["limits"]
     return Request(
         request_id=values["request_id"],
@@ -117,25 +176,8 @@ def load_request(line: bytes) -> Request:
     )
 
 
-def load_progress(line: bytes) -> Progress:
-    """Return the step of a line that `dump` made; raises the EngineError that it may be."""
-    values = json.loads(line)
-    if "error" in values:
-        raise EngineError(values["code"], values["error"])
-    return Progress(
-        tokens=tuple(values["tokens"]),
-        log_probs=tuple(values["log_probs"]),
-        finish=values["finish"],
-        counters=Counters(**values["counters"]),
-    )
-
-
-def load_heartbeat(line: bytes) -> Heartbeat:
-    """Return the heartbeat of a line that `dump` made; raises the EngineError that it may be."""
-    values = json.loads(line)
-    if "error" in values:
-        raise EngineError(values["code"], values["error"])
-    return Heartbeat(**values)
+def _line(values: object) -> bytes:
+    return _encode(values).encode() + b"\n"
 
 
 def _words(lists: list[list[int]]) -> tuple[tuple[int, ...], ...]:

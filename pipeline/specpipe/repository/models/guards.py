@@ -18,13 +18,13 @@ P = ParamSpec("P")
 
 @dataclass
 class Threads:
-    """Starts threads, at most `most` at a time; `doing` describes the state of a thread's request.
+    """Starts threads, at most `most` at a time; `what` completes the sentence of a refusal.
 
     If all are running, `start` waits `wait_s` seconds for one to end.
     """
 
     most: int
-    doing: str
+    what: str  # such as "requests are in flight"
     wait_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -40,12 +40,20 @@ class Threads:
                 self._free.release()
 
         if not self._free.acquire(timeout=self.wait_s):
-            raise _busy(f"{self.most} requests are {self.doing}, which is the limit")
+            raise _busy(f"{self.most} {self.what}, which is the limit")
         try:
-            threading.Thread(target=run_and_release, daemon=True).start()
-        except RuntimeError as error:
+            start_thread(run_and_release)
+        except EngineError:
             self._free.release()
-            raise _busy(f"it cannot start a thread: {error}") from error
+            raise
+
+
+def start_thread(run: Callable[[], None]) -> None:
+    """Call `run` in a thread; raises EngineError UNAVAILABLE if there can be no more."""
+    try:
+        threading.Thread(target=run, daemon=True).start()
+    except RuntimeError as error:
+        raise _busy(f"it cannot start a thread: {error}") from error
 
 
 def _busy(why: str) -> EngineError:

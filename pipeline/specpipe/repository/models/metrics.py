@@ -4,7 +4,7 @@ Triton exports these in addition to its own metrics; no backend of TensorRT-LLM 
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -32,7 +32,9 @@ class Meter:
     set from the sums.
     """
 
-    def __init__(self, model: str, method: str) -> None:
+    def __init__(self, model: str, method: str, also: Callable[[], None] = lambda: None) -> None:
+        """Count for `model`; `also` is called with every export."""
+        self._also = also
         labels = {"model": model, "method": method}
         kinds = pb_utils.MetricFamily
         self._families = {
@@ -49,7 +51,11 @@ class Meter:
 
         Every metric is a call into Triton, so not all six are made at every step.
         """
-        self._note((1, len(step.tokens), step.drafted, step.accepted))
+        new = self._new
+        new["steps"] += 1
+        new["output_tokens"] += len(step.tokens)
+        new["draft_tokens"] += step.drafted
+        new["accepted_draft_tokens"] += step.accepted
         if step.finish or time.monotonic() - self._exported_at >= _EXPORT_SECONDS:
             self.export()
 
@@ -58,19 +64,15 @@ class Meter:
         if self._new["steps"]:
             self._export_counters()
             self._set_gauges(self._totals)
+        self._also()
 
     def add_request(self, used: Counters) -> None:
         """Count a request of this process; others count theirs."""
         if used.steps:
-            self._note(
-                (used.steps, used.output_tokens, used.draft_tokens, used.accepted_draft_tokens)
-            )
+            for name in _COUNTERS:
+                self._new[name] += getattr(used, name)
             self._export_counters()
             self._set_gauges({name: self._metrics[name].value() for name in _COUNTERS})
-
-    def _note(self, counts: tuple[int, ...]) -> None:
-        for name, count in zip(_COUNTERS, counts, strict=True):
-            self._new[name] += count
 
     def _export_counters(self) -> None:
         self._exported_at = time.monotonic()

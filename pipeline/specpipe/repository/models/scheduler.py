@@ -1,9 +1,8 @@
-"""Many requests, one engine: a queue, a few slots, and turns of a few steps each.
+"""Many requests, one engine: a queue, and a batch of streams that share every step.
 
-The engine belongs to one thread, the scheduler's. Requests are admitted in order of arrival; the
-sequences in the slots take turns, so that a long answer does not starve a short one. In a round
-every sequence that decodes has a turn, and one of those that still read their prompt reads a chunk:
-however many long prompts arrive, a stream waits for one chunk a round.
+The engine belongs to one thread, the scheduler's. Requests are admitted in order of arrival, at
+most `max_batch_size` at a time. An admitted request joins the next round of the batcher. Requests
+leave, stop and are cancelled between rounds.
 
 No request can end the thread: what listeners raise is logged, or fails their own request.
 """
@@ -12,23 +11,37 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Protocol
 
-from specpipe.assembly import Slot
 from specpipe.contracts import Logits
 from specpipe.repository.models.exchange import PROBE_ID, Counters, Heartbeat, Request
 from specpipe.repository.models.failures import EngineError, QueueFull
 from specpipe.repository.models.guards import harmless, start_vital_thread
-from specpipe.speculate.decode import Prefilled, Step
+from specpipe.runtime.batcher import Event
+from specpipe.runtime.stream import Stream
+from specpipe.speculate.decode import Step
 
 log = logging.getLogger("specpipe")
 
-STEPS_PER_TURN = 4  # a change of sequence costs the engine some milliseconds
 MOST_PROBES = 16
-SWEEP_NS = 100_000_000  # how often the queue is searched for requests that were given up
+SWEEP_NS = 100_000_000  # how often the queue is searched for cancelled requests
+
+
+class Decoder(Protocol):
+    """Decodes many requests; see `Batcher`."""
+
+    def add(self, request: Request) -> Stream:
+        """Take a request; it starts in the next round. Raises what is wrong with it."""
+        ...
+
+    def remove(self, stream: Stream) -> None:
+        """End a stream, wherever it is."""
+
+    def round(self) -> list[tuple[Stream, Event]]:
+        """Run every engine once and return what the streams emitted."""
+        ...
 
 
 class Listener(Protocol):
@@ -60,13 +73,7 @@ class _Session:
     listener: Listener
     counters: Counters
     stop: bool = False
-    slot: Slot | None = None
-    events: Iterator[Step | Prefilled] | None = None
-
-    @property
-    def reads(self) -> bool:
-        """Whether nothing was emitted yet."""
-        return self.counters.steps == 0
+    stream: Stream | None = None
 
     def is_gone(self) -> bool:
         """Whether nobody waits for an answer; a listener that cannot tell is gone."""
@@ -88,16 +95,18 @@ class _Session:
 class Scheduler:
     """See the module. `start` begins the thread, `close` ends it and every request.
 
-    `observe` is called with every step of every request, `rest` when none is left, both from the
-    scheduler's thread.
+    `observe` is called with every step of every request, `rest` when none is left, `after_round`
+    once all listeners have been called; all from the scheduler's thread.
     """
 
-    slots: Sequence[Slot]
+    decoder: Decoder
+    max_batch_size: int
     max_queue_size: int
     observe: Callable[[Step], None] = lambda step: None
     rest: Callable[[], None] = lambda: None
+    after_round: Callable[[], None] = lambda: None
     _waiting: deque[_Session] = field(default_factory=deque)
-    _active: list[_Session] = field(default_factory=list)
+    _active: dict[Stream, _Session] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _closing: bool = False
     _last_sweep_ns: int = 0
@@ -108,7 +117,6 @@ class Scheduler:
 
     def start(self) -> None:
         """Start the thread that owns the engine."""
-        self._free = list(self.slots)
         self._thread = start_vital_thread(self._run, "scheduler")
 
     def submit(self, request: Request, listener: Listener) -> None:
@@ -120,7 +128,7 @@ class Scheduler:
         with self._changed:
             if self._closing:
                 raise EngineError("UNAVAILABLE", "the server is ending")
-            waiting = len(self._active) + len(self._waiting) - len(self.slots)
+            waiting = len(self._active) + len(self._waiting) - self.max_batch_size
             if waiting >= self.max_queue_size:
                 raise QueueFull(waiting)
             self._waiting.append(session)
@@ -129,18 +137,17 @@ class Scheduler:
     def stop(self, request_id: str) -> bool:
         """End a request at its next step; tells whether it was there."""
         with self._changed:
-            found = [
-                s for s in (*self._active, *self._waiting) if s.request.request_id == request_id
-            ]
+            sessions = (*self._active.values(), *self._waiting)
+            found = [s for s in sessions if s.request.request_id == request_id]
             for session in found:
                 session.stop = True
             self._changed.notify()
         return bool(found)
 
     def probe(self, answer: Callable[[Heartbeat], None]) -> None:
-        """Have `answer` called by the scheduler's thread as soon as it comes to it.
+        """Have the scheduler's thread call `answer` between two rounds.
 
-        Raises EngineError if the queue for that is full, so that the thread would stand still.
+        Raises EngineError if too many answers are due, which means that the thread stands still.
         """
         with self._changed:
             if len(self._probes) >= MOST_PROBES:
@@ -159,46 +166,63 @@ class Scheduler:
     def _run(self) -> None:
         while self._admit():
             self._rounds += 1
-            reader = next((s for s in self._active if s.reads), None)
-            for session in list(self._active):
-                if session.is_gone():
-                    session.end()
-                    self._release(session)
-                elif session.reads and session is not reader:
-                    continue
-                elif not self._turn(session):
-                    self._release(session)
+            for session in [s for s in self._active.values() if s.is_gone()]:
+                session.end()
+                self._release(session)
+            for stream, event in self._round():
+                if stream in self._active:
+                    self._deliver(self._active[stream], event)
             if not self._active:
                 harmless(self.rest)
-            if reader in self._active:
-                with self._changed:  # next time it is another's turn to read
-                    self._active.remove(reader)
-                    self._active.append(reader)
+            harmless(self.after_round)
+        harmless(self.after_round)
+
+    def _round(self) -> list[tuple[Stream, Event]]:
+        """Run a round; an error of the batcher itself fails all streams."""
+        if not self._active:
+            return []
+        try:
+            return self.decoder.round()
+        except Exception as error:
+            return [(stream, error) for stream in self._active]
 
     def _admit(self) -> bool:
-        """Fill the free slots from the queue; waits while there is nothing to do."""
+        """Fill the batch from the queue; waits while there is nothing to do."""
         with self._changed:
             while not (self._active or self._waiting or self._probes or self._closing):
                 self._changed.wait()
             gone = self._sweep()
-            while self._waiting and self._free:
-                session = self._waiting.popleft()
-                session.slot = self._free.pop()
-                self._active.append(session)
-            heartbeat = Heartbeat(self._rounds, len(self._active), len(self._waiting))
+            count = min(len(self._waiting), self.max_batch_size - len(self._active))
+            admitted = [self._waiting.popleft() for _ in range(count)]
+            heartbeat = Heartbeat(
+                self._rounds, len(self._active) + len(admitted), len(self._waiting)
+            )
             probes, self._probes = self._probes, []
         for session in gone:
             session.end()
+            self._release(session)
+        for session in admitted:
+            self._begin(session)
         for answer in probes:
             harmless(answer, heartbeat)
         return not self._closing
 
+    def _begin(self, session: _Session) -> None:
+        session.counters.first_scheduled_ns = time.monotonic_ns()
+        try:
+            session.stream = self.decoder.add(session.request)
+        except Exception as error:
+            harmless(session.listener.on_error, error)
+            return
+        with self._changed:
+            self._active[session.stream] = session
+
     def _sweep(self) -> list[_Session]:
-        """Take out of the queue what nobody waits for; at the end, everything."""
+        """Take cancelled requests out of the queue; at the end, return all requests."""
         now = time.monotonic_ns()
         if self._closing:
-            gone = [*self._active, *self._waiting]
-        elif self._free or now - self._last_sweep_ns < SWEEP_NS:
+            gone = [*self._active.values(), *self._waiting]
+        elif len(self._active) < self.max_batch_size or now - self._last_sweep_ns < SWEEP_NS:
             gone = []
         else:
             self._last_sweep_ns = now
@@ -206,46 +230,20 @@ class Scheduler:
         self._waiting = deque(s for s in self._waiting if s not in gone)
         return gone
 
-    def _turn(self, session: _Session) -> bool:
-        """Give a session one chunk of its prompt, or its steps; tells whether it goes on."""
+    def _deliver(self, session: _Session, event: Event) -> None:
+        """Hand an event to the listener; release the stream after its last one."""
         try:
-            for _ in range(STEPS_PER_TURN):
-                event = next(self._events(session))
-                if isinstance(event, Prefilled):
-                    if event.logits is not None:
-                        session.listener.on_logits(event.logits)
-                    return True
+            if isinstance(event, Exception):
+                raise event
+            if isinstance(event, Step):
                 self._take(session, event)
                 if event.finish is not None:
-                    return False
-                if session.is_gone():
-                    session.end()
-                    return False
+                    self._release(session)
+            else:
+                session.listener.on_logits(event.logits)
         except Exception as error:
             harmless(session.listener.on_error, error)
-            return False
-        return True
-
-    def _events(self, session: _Session) -> Iterator[Step | Prefilled]:
-        if session.events is None:
-            session.events = self._begin(session)
-        return session.events
-
-    def _begin(self, session: _Session) -> Iterator[Step | Prefilled]:
-        request = session.request
-        session.counters.first_scheduled_ns = time.monotonic_ns()
-        assert session.slot is not None
-        events = session.slot.events(
-            request.prompt,
-            request.sampling,
-            request.limits,
-            request.num_draft_tokens,
-            log_probs=request.log_probs,
-            running=lambda: len(self._active),
-        )
-        if request.context_logits:
-            return chain(session.slot.context(request.prompt), events)
-        return events
+            self._release(session)
 
     def _take(self, session: _Session, step: Step) -> None:
         session.counters.add(step)
@@ -254,15 +252,13 @@ class Scheduler:
                 self.observe(step)
         except Exception as error:
             if self._counts:
-                log.error(
-                    "a step was not counted; further ones that are not go unsaid", exc_info=error
-                )
+                log.error("a step was not counted; later failures are not logged", exc_info=error)
             self._counts = False
         session.listener.on_step(step, session.counters)
 
     def _release(self, session: _Session) -> None:
-        with self._changed:
-            self._active.remove(session)
-            if session.slot is not None:
-                self._free.append(session.slot)
-        session.events = session.slot = None
+        stream, session.stream = session.stream, None
+        if stream is not None:
+            with self._changed:
+                self._active.pop(stream, None)
+            harmless(self.decoder.remove, stream)

@@ -5,11 +5,10 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 from specpipe.repository.models import requests
-from specpipe.repository.models.engine_client import ask_engine
+from specpipe.repository.models.engine_client import EngineClient
 from specpipe.repository.models.exchange import Counters, Progress, Request
 from specpipe.repository.models.failures import Cancelled
 from specpipe.repository.models.rendezvous import model_socket
@@ -17,6 +16,7 @@ from specpipe.repository.models.rendezvous import model_socket
 WATCH_SECONDS = 0.05  # interval of the checks whether the client is still connected
 
 Steps = Generator[Progress, None, None]
+Take = Callable[[Progress], bool]  # takes a step; tells whether it completes the answer
 IsCancelled = Callable[[], bool]
 
 
@@ -33,21 +33,23 @@ class Source(Protocol):
         """Tensors that this source supports and others refuse."""
         ...
 
-    def ask(self, request: Request, is_cancelled: IsCancelled) -> Steps:
-        """Yield a request's steps; closing the generator cancels the request.
+    def ask(self, request: Request, take: Take, is_cancelled: IsCancelled) -> None:
+        """Have every step of a request taken, in any thread; return when the answer is complete.
 
-        Raises Cancelled if `is_cancelled()` turns true.
+        Raises Cancelled if `is_cancelled()` turns true, and what `take` raises.
         """
-        ...
 
     def count(self, used: Counters) -> None:
         """Count the steps of a request after it has ended in any way."""
+
+    def close(self) -> None:
+        """Release what the source holds; requests in flight fail."""
 
 
 def open_source(options: Mapping[str, str], model: str) -> Source:
     """Return the source that a text model's parameters name."""
     if "loop" not in options:
-        return SocketSource(model_socket(os.getppid(), os.environ))
+        return SocketSource(EngineClient(model_socket(os.getppid(), os.environ)))
     return bls_source(options, model)
 
 
@@ -55,16 +57,20 @@ def open_source(options: Mapping[str, str], model: str) -> Source:
 class SocketSource:
     """The process of the CPU engine, which queues and speculates."""
 
-    path: Path
+    client: EngineClient
     takes_many: bool = True
     supported: frozenset[str] = requests.NOTHING
 
-    def ask(self, request: Request, is_cancelled: IsCancelled) -> Steps:
+    def ask(self, request: Request, take: Take, is_cancelled: IsCancelled) -> None:
         """See `Source`."""
-        return ask_engine(self.path, request, is_cancelled, WATCH_SECONDS)
+        self.client.ask(request, take, is_cancelled, WATCH_SECONDS)
 
     def count(self, used: Counters) -> None:
         """See `Source`; the engine's process has counted its steps."""
+
+    def close(self) -> None:
+        """See `Source`."""
+        self.client.close()
 
 
 @dataclass(frozen=True)
@@ -76,17 +82,21 @@ class LoopSource:
     takes_many: bool = False
     supported: frozenset[str] = requests.BIAS
 
-    def ask(self, request: Request, is_cancelled: IsCancelled) -> Steps:
-        """See `Source`; asked before every step."""
+    def ask(self, request: Request, take: Take, is_cancelled: IsCancelled) -> None:
+        """See `Source`; every step is taken in this thread."""
         with closing(self.loop(request)) as steps:
             for step in steps:
                 if is_cancelled():
                     raise Cancelled
-                yield step
+                if take(step):
+                    return
 
     def count(self, used: Counters) -> None:
         """See `Source`."""
         self.counted(used)
+
+    def close(self) -> None:
+        """See `Source`; nothing is held."""
 
 
 def bls_source(options: Mapping[str, str], model: str) -> LoopSource:

@@ -42,9 +42,8 @@ class TritonPythonModel:
         folder = triton.model_folder(args) / options["engine"]
         engine = load_backend(options["backend"]).load(folder)
         self._most = int(options["num_draft_tokens"])
-        count = int(options["max_batch_size"])
-        self._prefixes = Prefixes([engine.runner(1 + self._most) for _ in range(count)])
-        self._vocab_size = engine.vocab_size
+        self._prefixes = Prefixes(engine, int(options["max_batch_size"]))
+        self._vocab_size = engine.facts.vocab_size
         self._max_seq_len = int(options["max_seq_len"])
         triton.trim_memory()
 

@@ -6,7 +6,7 @@ together with speculation. In upstream's ensemble and BLS they do not.
 """
 
 from collections.abc import Mapping
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 from specpipe.errors import Unsupported
@@ -38,7 +38,9 @@ class TritonPythonModel:
         self._decoupled = triton.is_decoupled(args)
         self._source = open_source(options, args["model_name"])
         self._traffic = Traffic(args["model_name"])
-        self._threads = Threads(int(options.get("max_requests", MOST_REQUESTS)), "in flight")
+        self._threads = Threads(
+            int(options.get("max_requests", MOST_REQUESTS)), "requests are in flight"
+        )
         triton.trim_memory()
 
     def execute(self, batch: list[Any]) -> None:
@@ -55,6 +57,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Drop the metrics; those that outlive this call crash the process."""
+        self._source.close()
         del self._source, self._traffic
 
     def _serve(self, call: Any, responder: triton.Responder) -> None:
@@ -90,10 +93,9 @@ class TritonPythonModel:
             bias=self._tokenizer.bias(asked.bias),
             use_draft_logits=asked.use_draft_logits,
         )
-        with closing(self._source.ask(request, responder.is_cancelled)) as steps:
-            answer = TextAnswer(responder, asked, self._tokenizer, ids, sampling.end_ids)
-            try:
-                answer.run(steps)
-            finally:
-                if answer.used is not None and request.request_id != PROBE_ID:
-                    harmless(self._source.count, answer.used)
+        answer = TextAnswer(responder, asked, self._tokenizer, ids, sampling.end_ids)
+        try:
+            self._source.ask(request, answer.take, responder.is_cancelled)
+        finally:
+            if answer.used is not None and request.request_id != PROBE_ID:
+                harmless(self._source.count, answer.used)

@@ -1,6 +1,6 @@
 """Convert the steps of one text request to responses: text, scores, counters. No Triton here."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -38,18 +38,18 @@ class TextAnswer:
         self._text = TextStream(self.tokenizer, self.asked.stop_words, self.end_ids)
         self._accepted = 0
 
-    def run(self, steps: Iterator[Progress]) -> None:
-        """Turn the engine's steps into responses, the last of them final."""
-        for step in steps:
-            used = self._take(step)
-            if step.finish is not None or self._text.stopped:
-                self._finish(used)
-                return
-            if self.asked.stream and (self.held or self.held_scores):
-                self._send(self.held, self.held_scores, used, final=False)
-                self.held, self.held_scores = "", []
+    def take(self, step: Progress) -> bool:
+        """Turn one step into a response if it has text to send; tell whether it was the last."""
+        used = self._count(step)
+        if step.finish is not None or self._text.stopped:
+            self._finish(used)
+            return True
+        if self.asked.stream and (self.held or self.held_scores):
+            self._send(self.held, self.held_scores, used, final=False)
+            self.held, self.held_scores = "", []
+        return False
 
-    def _take(self, step: Progress) -> Counters:
+    def _count(self, step: Progress) -> Counters:
         before = len(self._text.tokens)
         self.held += self._text.push(step.tokens)
         count = len(self._text.tokens) - before

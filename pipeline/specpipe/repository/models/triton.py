@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import json
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from specpipe.repository.models.failures import describe, spell
 from specpipe.repository.models.requests import Tensors
+from specpipe.repository.models.sources import WATCH_SECONDS
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -61,17 +63,29 @@ class Responder:
 
     Triton frees what is behind a response sender with the final response, and tritonserver 2.51
     itself crashes if the sender is used after that. So nothing is sent or asked then.
+
+    Whether the client is gone is a call into tritonserver, made every `WATCH_SECONDS` at most.
     """
 
     def __init__(self, request: Any) -> None:
         self._sender = request.get_response_sender()
         self._lock = threading.Lock()
         self._done = False
+        self._gone = False
+        self._watched_at = 0.0
 
     def is_cancelled(self) -> bool:
-        """Tell whether the client has disconnected; false after the answer is complete."""
+        """Tell whether the client has disconnected; false after the answer is complete.
+
+        Triton is asked at most once per WATCH_SECONDS.
+        """
+        now = time.monotonic()
+        if now - self._watched_at < WATCH_SECONDS:
+            return self._gone and not self._done
+        self._watched_at = now
         with self._lock:
-            return not self._done and bool(self._sender.is_cancelled())
+            self._gone = not self._done and bool(self._sender.is_cancelled())
+            return self._gone
 
     def send(self, outputs: Mapping[str, NDArray[Any]], *, final: bool) -> None:
         """Send a response with these tensors."""

@@ -1,33 +1,37 @@
-"""One call of `tensorrt_llm`, answered by a runner of ours. Knows nothing of Triton."""
+"""One call of `tensorrt_llm`, answered by an engine of ours. Knows nothing of Triton."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from specpipe.contracts import (
     EMPTY,
+    Allowance,
+    Answer,
+    Asking,
     Draft,
-    Extensions,
     Floats,
-    Guesses,
-    Ints,
+    LoadedEngine,
     Logits,
-    Proposer,
-    Runner,
     Sampling,
+    Score,
     Scores,
     Verdict,
     chain,
+    without_asking,
 )
 from specpipe.errors import ConfigError
 from specpipe.repository.models.calls import Reply
 from specpipe.repository.models.context import ContextLogits
-from specpipe.speculate.context import read_context
-from specpipe.speculate.decode import Limits, decode
+from specpipe.runtime.lane import Lane
+from specpipe.speculate import decode
+from specpipe.speculate.decode import Decoding, Limits, Step
 from specpipe.speculate.history import History
 from specpipe.speculate.sampling import Adjustment, distribution
+
+CHUNK = 64  # prompt tokens per step
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,20 +53,23 @@ def answer(question: Question, prefixes: "Prefixes") -> Reply:
 
     Raises ConfigError if the logits do not belong to the draft.
     """
-    runner = prefixes.best(question.prompt)
-    runner.bias = question.bias
-    proposer = _Given(question, runner.vocab_size)
-    limits = Limits(question.max_tokens, question.stop_words)
-    steps = decode(
-        runner, proposer, question.prompt, question.sampling, limits, log_probs=question.log_probs
+    proposer = _Given(question, prefixes.engine.facts.vocab_size)
+    decoding = decode.decode(
+        proposer,
+        question.prompt,
+        question.sampling,
+        Limits(question.max_tokens, question.stop_words),
+        log_probs=question.log_probs,
     )
     tokens: list[int] = []
     scores: list[float] = []
     logits: list[Logits] = []
-    for step in itertools.islice(steps, 1 if question.draft else None):
+    steps = prefixes.decode(question.prompt, decoding, question.bias)
+    for step, seen in itertools.islice(steps, 1 if question.draft else None):
+        assert isinstance(step, Step)
         tokens += step.tokens
         scores += step.log_probs
-        logits.append(runner.seen[: len(step.tokens)])
+        logits.append(seen[: len(step.tokens)])
     return Reply(tuple(tokens), tuple(scores), np.concatenate(logits))
 
 
@@ -71,26 +78,66 @@ def read_prompt(prompt: Sequence[int], prefixes: "Prefixes") -> ContextLogits:
 
     Raises ConfigError if that is too large to be sent.
     """
-    runner = prefixes.best(prompt)
-    runner.bias = None
-    found = ContextLogits.of(len(prompt), runner.vocab_size)
-    for rows in read_context(runner, prompt):
-        found.add(rows)
+    found = ContextLogits.of(len(prompt), prefixes.engine.facts.vocab_size)
+    for event, _ in prefixes.decode(prompt, decode.read_context(prompt)):
+        assert isinstance(event, decode.ContextLogits)
+        found.add(event.logits)
     return found
 
 
+@dataclass
 class Prefixes:
-    """The sequences that an engine has room for; a call continues the one that fits best."""
+    """The last sequences of an engine; a call continues the one that fits best."""
 
-    def __init__(self, runners: Sequence[Runner]) -> None:
-        self._runners = [_Keeping(runner) for runner in runners]
+    engine: LoadedEngine
+    most: int  # sequences
+    _known: list[tuple[Sequence[int], Lane]] = field(default_factory=list)  # the latest last
 
-    def best(self, prompt: Sequence[int]) -> "_Keeping":
-        """Return the runner that shares the longest prefix; of equals, that least recently used."""
-        chosen = max(self._runners, key=lambda runner: _common(runner.tokens, prompt))
-        self._runners.remove(chosen)
-        self._runners.append(chosen)
-        return chosen
+    def decode(
+        self, prompt: Sequence[int], decoding: Decoding, bias: Logits | None = None
+    ) -> Iterator[tuple[Step | decode.ContextLogits, Logits]]:
+        """Yield the events of a decoding, each with the logits it was made from.
+
+        `bias` [V] is added to all logits.
+        """
+        lane = self._lane(prompt)
+        answer: Answer | None = None
+        seen: Logits = np.zeros((0, 0), np.float32)
+        while True:
+            try:
+                said = decoding.send(answer)
+            except StopIteration:
+                return
+            answer = None
+            if isinstance(said, Allowance):
+                answer = said.limit
+            elif isinstance(said, Score):
+                scores = self._score(lane, said)
+                seen = scores.logits if bias is None else scores.logits + bias
+                answer = replace(scores, logits=seen)
+            else:
+                assert isinstance(said, Step | decode.ContextLogits)
+                yield said, seen
+
+    def _score(self, lane: Lane, ask: Score) -> Scores:
+        lane.follow(ask.tokens)
+        while len(lane.pending) > CHUNK:
+            chunk = lane.chunk(CHUNK)
+            self.engine.step([chunk])
+            lane.done(chunk)
+        item = lane.whole(ask.draft)
+        (scores,) = self.engine.step([item])
+        lane.done(item)
+        return scores
+
+    def _lane(self, prompt: Sequence[int]) -> Lane:
+        """Return the lane with the longest common prefix; of equals, the least recently used."""
+        if len(self._known) < self.most:
+            self._known.insert(0, ((), Lane(self.engine)))
+        best = max(self._known, key=lambda known: _common(known[0], prompt))
+        self._known.remove(best)
+        self._known.append((tuple(prompt), best[1]))
+        return best[1]
 
 
 def _common(known: Sequence[int], prompt: Sequence[int]) -> int:
@@ -98,48 +145,8 @@ def _common(known: Sequence[int], prompt: Sequence[int]) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-@dataclass
-class _Keeping:
-    """A runner that keeps what it can of its last sequence, adds a bias, and shows its logits."""
-
-    runner: Runner
-    tokens: list[int] = field(default_factory=list)
-    bias: Logits | None = None
-    seen: Logits = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-
-    def __post_init__(self) -> None:
-        self.vocab_size = self.runner.vocab_size
-        self.max_seq_len = self.runner.max_seq_len
-
-    def start(self, prompt: Sequence[int]) -> None:
-        self.follow(prompt)
-
-    def prefill(self) -> bool:
-        return self.runner.prefill()
-
-    def follow(self, sequence: Sequence[int]) -> None:
-        self.tokens = list(sequence)
-        self.runner.follow(sequence)
-
-    def score(self, draft: Draft) -> Scores:
-        scores = self.runner.score(draft)
-        logits = scores.logits if self.bias is None else scores.logits + self.bias
-        self.seen = np.array(logits, np.float32)  # the engine's memory is used again
-        return replace(scores, logits=self.seen)
-
-    def commit(self, draft: Draft, verdict: Verdict) -> None:
-        self.runner.commit(draft, verdict)
-        self.tokens += verdict.emitted(draft)
-
-    def guess(self, hidden: Logits) -> Guesses:
-        return self.runner.guess(hidden)
-
-    def extend(self, hidden: Logits, states: Logits, tokens: Ints) -> Extensions:
-        return self.runner.extend(hidden, states, tokens)
-
-
-class _Given(Proposer):
-    """Proposes what came with the call, once."""
+class _Given:
+    """Proposes the draft of the call, once."""
 
     def __init__(self, question: Question, vocab_size: int) -> None:
         self.draft_nodes = len(question.draft)
@@ -148,10 +155,10 @@ class _Given(Proposer):
     def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
         pass
 
-    def propose(self, limit: int) -> Draft:
+    def propose(self, limit: int) -> Asking[Draft]:
         draft, self._draft = self._draft, EMPTY
         probs = None if draft.probs is None else draft.probs[:limit]
-        return chain(draft.tokens[:limit], probs)
+        return without_asking(chain(draft.tokens[:limit], probs))
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
         pass

@@ -1,0 +1,132 @@
+"""The arrays of one call: the rows of all items one after the other, their blocks and masks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specpipe.contracts import Ints
+from specpipe.engine.openvino.ancestry import ancestors, depths, is_chain
+from specpipe.engine.openvino.blocks import BLOCK, BlockCache
+
+Bytes = NDArray[np.uint8]
+_NO_BIAS: Bytes = np.zeros(0, np.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One item of a step, with the cache of this engine."""
+
+    cache: BlockCache
+    tokens: Ints  # [n]
+    parents: Ints | None  # [n]; None: a chain
+    wanted: Ints  # [r]
+
+    @property
+    def tree(self) -> Ints | None:
+        """The parents, unless every row follows the one before."""
+        return None if self.parents is None or is_chain(self.parents) else self.parents
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """T rows of B sequences. In attention, the sequences of a batch-invariant graph have A rows,
+    at least two each; otherwise A = T.
+    """
+
+    tokens: Ints  # [T]
+    owners: Ints  # [T]  the sequence of each row
+    places: Ints  # [T]  of each row among the rows of its sequence
+    depths: Ints  # [T]  ancestors of each row among the rows of its sequence
+    wanted: Ints  # [R]  indices into the rows
+    past: Ints  # [B]  cached rows
+    begins: Ints  # [B + 1]  first row of each sequence in attention, and A
+    table: Ints  # [N]  the blocks of all sequences
+    table_begins: Ints  # [B + 1]
+    seen: list[Bytes | None]  # [n, n] of each sequence: `ancestors` of trees; None: a chain
+
+    @property
+    def positions(self) -> Ints:
+        """The position of each row in its sequence."""
+        return self.past[self.owners] + self.depths
+
+    @property
+    def slots(self) -> Ints:
+        """The slot of the pool that each row is written into."""
+        rows = self.past[self.owners] + self.places
+        return self.table[self.table_begins[self.owners] + rows // BLOCK] * BLOCK + rows % BLOCK
+
+    @property
+    def longest(self) -> int:
+        """The largest number of cached and new rows."""
+        return int((self.past + np.diff(self.begins)).max())
+
+    @property
+    def back(self) -> Ints:
+        """The row in attention of each row [T]."""
+        return self.begins[self.owners] + self.places
+
+    @property
+    def spread(self) -> Ints:
+        """The row of each row in attention [A]: the second of a single row is the row again."""
+        rows = np.zeros(int(self.begins[-1]), np.int64)
+        back = self.back
+        rows[np.minimum(back + 1, len(rows) - 1)] = np.arange(len(back))
+        rows[back] = np.arange(len(back))
+        return rows
+
+    def bias(self) -> tuple[Bytes, Ints]:
+        """Return the matrices of the trees, one after the other, and where each begins [B + 1]."""
+        found = [seen.reshape(-1) for seen in self.seen if seen is not None]
+        if not found:
+            return _NO_BIAS, np.zeros(len(self.past) + 1, np.int64)
+        return np.concatenate(found), _sums([0 if s is None else s.size for s in self.seen])
+
+    def doubled(self) -> "Batch":
+        """Return the batch with two rows of everything, if it has only one.
+
+        Quantized layers compute a single row, and a single row of logits, by another kernel.
+        """
+        wanted = np.repeat(self.wanted, 2) if len(self.wanted) == 1 else self.wanted
+        if len(self.tokens) > 1:
+            return replace(self, wanted=wanted)
+        pair = np.zeros(2, np.int64)
+        twins = self.tokens.repeat(2)
+        return replace(
+            self, tokens=twins, owners=pair, places=np.arange(2), depths=pair, wanted=wanted
+        )
+
+
+def lay_out(parts: Sequence[Part], least: int = 1) -> Batch:
+    """Return the arrays of `parts`, whose caches have room for `least` rows or more."""
+    sizes = [len(part.tokens) for part in parts]
+    tables = [p.cache.table(max(n, least)) for p, n in zip(parts, sizes, strict=True)]
+    firsts = _sums(sizes)
+    owners = np.repeat(np.arange(len(parts)), sizes)
+    places = np.arange(len(owners)) - firsts[owners]
+    trees = [part.tree for part in parts]
+    depth = places
+    if any(tree is not None for tree in trees):
+        depth = places.copy()
+        for first, tree in zip(firsts.tolist(), trees, strict=False):
+            if tree is not None:
+                depth[first : first + len(tree)] = depths(tree)
+    return Batch(
+        np.concatenate([part.tokens for part in parts]),
+        owners,
+        places,
+        depth,
+        np.concatenate([part.wanted + n for part, n in zip(parts, firsts[:-1], strict=True)]),
+        np.array([part.cache.length for part in parts]),
+        _sums([max(n, least) for n in sizes]),
+        np.array([block for table in tables for block in table], np.int64),
+        _sums([len(table) for table in tables]),
+        [None if tree is None else ancestors(tree) for tree in trees],
+    )
+
+
+def _sums(counts: list[int]) -> Ints:
+    sums = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=sums[1:])
+    return sums

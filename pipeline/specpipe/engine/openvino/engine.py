@@ -1,0 +1,234 @@
+"""A loaded OpenVINO engine: a pool of KV blocks, and steps over many sequences."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from specpipe.contracts import (
+    EngineFacts,
+    Extensions,
+    Guesses,
+    Ints,
+    Item,
+    Logits,
+    PoolFull,
+    PoolUsage,
+    Scores,
+)
+from specpipe.engine.openvino.attention import has_alibi, padded_layers
+from specpipe.engine.openvino.batch import Batch, Part, lay_out
+from specpipe.engine.openvino.blocks import BlockCache, BlockPool
+from specpipe.engine.openvino.checks import InvalidBatch, check_batch, check_parts
+from specpipe.engine.openvino.masks import padded_arrays
+from specpipe.engine.openvino.memory import drop_mapped_pages
+from specpipe.engine.openvino.network import masked_windows
+from specpipe.engine.openvino.rope import RopeTable
+from specpipe.engine.openvino.storage import KVStorage
+from specpipe.errors import Unsupported
+from specpipe.model import ModelConfig
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Graphs:
+    """The compiled graphs of an engine, and the files that they were loaded from."""
+
+    network: ov.CompiledModel
+    heads: ov.InferRequest | None
+    drafter: ov.InferRequest | None
+    files: Sequence[Path]
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """The pool of KV blocks and its use."""
+
+    blocks: int
+    kind: ov.Type
+    prefix_cache: bool
+    batch_invariant: bool
+
+
+class OpenVinoEngine:
+    """See `LoadedEngine`."""
+
+    def __init__(
+        self,
+        graphs: Graphs,
+        model: ModelConfig,
+        table: RopeTable,
+        max_seq_len: int,
+        options: PoolOptions,
+    ) -> None:
+        """Reserve the pool and bind it to the graph."""
+        self._graphs, self._model, self._table = graphs, model, table
+        self._max_seq_len = max_seq_len
+        self._least = 2 if options.batch_invariant else 1  # rows of a sequence in attention
+        self._storage = KVStorage(model, options.blocks, options.kind)
+        self.pool = BlockPool(options.blocks, self._storage, prefix_cache=options.prefix_cache)
+        self._padded = np.array(padded_layers(model, max_seq_len), np.int64)
+        self._windows = masked_windows(model, max_seq_len)
+        self._call = Call(graphs.network, self._storage)
+
+    @property
+    def facts(self) -> EngineFacts:
+        """See `LoadedEngine`."""
+        chains_only = self._least > 1
+        return EngineFacts(self._model.vocab_size, self._max_seq_len, chains_only)
+
+    @property
+    def pool_usage(self) -> PoolUsage:
+        """See `LoadedEngine`."""
+        pool = self.pool
+        return PoolUsage(pool.used + pool.free, pool.used, pool.queries, pool.hits)
+
+    def open(self, tokens: Sequence[int] = ()) -> BlockCache:
+        """See `LoadedEngine`."""
+        return self.pool.open(tokens)
+
+    def fits(self, items: Sequence[Item]) -> bool:
+        """See `LoadedEngine`."""
+        return self.pool.fits([self._need(part) for part in map(_part, items)])
+
+    def step(self, items: Sequence[Item]) -> list[Scores]:
+        """See `LoadedEngine`. Raises InvalidBatch if the rows of an item are wrong."""
+        parts = list(map(_part, items))
+        check_parts(parts, self._model.vocab_size)
+        needs = [self._need(part) for part in parts]
+        if not self.pool.fits(needs):
+            raise PoolFull(f"the KV pool has no room for the new rows of {len(parts)} sequences")
+        for cache, rows in needs:
+            self.pool.reserve(cache, rows)
+        batch = lay_out(parts, self._least)
+        check_batch(batch, parts, self._storage.blocks, self._least)
+        scores = self._run(batch)
+        for part in parts:
+            part.cache.written(part.tokens)
+        ends = np.cumsum([len(part.wanted) for part in parts])[:-1]
+        pairs = zip(*(np.split(rows, ends) for rows in scores), strict=True)
+        return [Scores(logits, hidden) for logits, hidden in pairs]
+
+    def guess(self, hidden: Logits) -> list[Guesses]:
+        """See `LoadedEngine`."""
+        heads = _need(self._graphs.heads, "Medusa heads")
+        heads.infer({"hidden": hidden}, share_inputs=True)
+        tokens, probs = (heads.get_tensor(name).data for name in ("tokens", "probs"))
+        rows = zip(tokens.astype(np.int64), probs.astype(np.float64), strict=True)
+        return [Guesses(*row) for row in rows]
+
+    def extend(self, hidden: Logits, states: Logits, tokens: Ints) -> Extensions:
+        """See `LoadedEngine`."""
+        drafter = _need(self._graphs.drafter, "ReDrafter")
+        inputs = {"hidden": hidden, "states": states, "last": tokens.astype(np.int32)}
+        drafter.infer(inputs, share_inputs=True)
+        names = ("tokens", "probs", "next_states")
+        best, probs, after = (drafter.get_tensor(name).data for name in names)
+        return Extensions(best.astype(np.int64), probs.astype(np.float64), after.copy())
+
+    def trim(self) -> None:
+        """Drop the mapped weights file from memory; the plugin has copies in its own layout.
+
+        Rows of the embedding are still read from the file, page by page.
+        """
+        for file in self._graphs.files:
+            drop_mapped_pages(file)
+
+    def _need(self, part: Part) -> tuple[BlockCache, int]:
+        return part.cache, max(len(part.tokens), self._least)
+
+    def _run(self, batch: Batch) -> tuple[Logits, Logits]:
+        """Return logits [R, V] and hidden states [R, D] of the wanted rows."""
+        count = len(batch.wanted)
+        if self._least > 1:
+            batch = batch.doubled()
+        wanted = batch.wanted if count else np.zeros(1, np.int64)
+        feeds = {"rows": wanted.astype(np.int32), **self._feeds(batch)}
+        model, call = self._model, self._call
+        logits = np.empty((len(wanted), model.vocab_size), np.float32)
+        hidden = np.empty((len(wanted), model.hidden_size), np.float32)
+        call.run(feeds, {"logits": logits, "hidden": hidden})
+        if len(self._padded):
+            self._storage.write(self._padded, batch.slots, call.output("kv"))
+        return logits[:count], hidden[:count]
+
+    def _feeds(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """Return the inputs that the graph has, by name, without `rows`."""
+        ports = self._call.ports
+        # Only scratch nodes can lie beyond the end of the sequence; their position is irrelevant.
+        positions = np.minimum(batch.positions, self._max_seq_len - 1)
+        feeds: dict[str, NDArray[Any]] = {"tokens": batch.tokens.astype(np.int32)}
+        if "cos" in ports:
+            feeds["cos"] = self._table.cos[positions][None, :, None]
+            feeds["sin"] = self._table.sin[positions][None, :, None]
+        if "positions" in ports:
+            feeds["positions"] = positions.astype(np.int32)
+        if "past_lens" in ports:
+            feeds |= paged_arrays(batch)
+        if "spread" in ports:
+            feeds["spread"], feeds["back"] = (
+                x.astype(np.int32) for x in (batch.spread, batch.back)
+            )
+        if len(self._padded):
+            feeds |= padded_arrays(batch, self._windows, alibi=has_alibi(self._model))
+        return feeds
+
+
+class Call:
+    """The only request of a compiled network, with the pool bound to it."""
+
+    def __init__(self, network: ov.CompiledModel, storage: KVStorage) -> None:
+        """Bind the caches of all layers."""
+        self._request = network.create_infer_request()
+        self.ports = {port.get_any_name(): port for port in (*network.inputs, *network.outputs)}
+        self._bound: dict[str, NDArray[Any]] = {}
+        for i, tensor in enumerate(storage.tensors()):
+            name = f"{'value' if i % 2 else 'key'}_cache.{i // 2}"
+            self._request.set_tensor(self.ports[name], tensor)
+
+    def run(self, feeds: Arrays, results: Arrays) -> None:
+        """Read `feeds` and write `results` in place."""
+        for name, array in (*feeds.items(), *results.items()):
+            if self._bound.get(name) is not array:
+                self._request.set_tensor(self.ports[name], ov.Tensor(array, shared_memory=True))
+                self._bound[name] = array  # the plugin reads it until the next one is bound
+        self._request.infer()
+
+    def output(self, name: str) -> Logits:
+        """Return a view of another result of the last run, valid until the next."""
+        found: Logits = self._request.get_tensor(self.ports[name]).data
+        return found
+
+
+def paged_arrays(batch: Batch) -> dict[str, NDArray[Any]]:
+    """Return the inputs of paged attention by name."""
+    bias, bias_begins = batch.bias()
+    found = {
+        "past_lens": batch.past,
+        "subsequence_begins": batch.begins,
+        "block_indices": batch.table,
+        "block_indices_begins": batch.table_begins,
+        "max_context_len": np.asarray(batch.longest),
+        "qq_bias_begins": bias_begins,
+    }
+    return {name: array.astype(np.int32) for name, array in found.items()} | {"qq_bias": bias}
+
+
+def _part(item: Item) -> Part:
+    if not isinstance(item.cache, BlockCache):
+        raise InvalidBatch("the cache of an item is not of this engine")
+    return Part(item.cache, item.tokens, item.parents, item.wanted)
+
+
+def _need(graph: ov.InferRequest | None, what: str) -> ov.InferRequest:
+    if graph is None:
+        raise Unsupported(
+            f"this engine has no {what}",
+            hint="set speculation.heads and run `specpipe build` again",
+        )
+    return graph

@@ -1,0 +1,1 @@
+"""What runs in a server: many sequences that share one call of an engine."""

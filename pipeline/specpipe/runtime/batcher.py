@@ -1,0 +1,231 @@
+"""Serves many sequences with one call per engine: collects what they ask, and answers together.
+
+A *round* has two parts. First the drafters run: all asks for heads, a recurrent drafter or a draft
+model are grouped by engine and kind, and each group is one call, until every stream waits for the
+target. Then the target runs once. Its step holds the root and the draft of every stream that
+decodes, and chunks of prompts for as long as there is room among `max_num_tokens` rows.
+`runtime.packing` decides which.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from specpipe.contracts import (
+    Allowance,
+    Answer,
+    Ask,
+    Extend,
+    Extensions,
+    Guess,
+    LoadedEngine,
+    Role,
+    Score,
+    Scores,
+)
+from specpipe.runtime.budget import Budget
+from specpipe.runtime.lane import Lane
+from specpipe.runtime.packing import Packer
+from specpipe.runtime.stream import Stream
+from specpipe.speculate.decode import ContextLogits, Decoding, Step
+
+Event = Step | ContextLogits | Exception
+
+
+@dataclass
+class Batcher:
+    """See the module. Used from one thread."""
+
+    engines: Mapping[Role, LoadedEngine]
+    max_num_tokens: int
+    budget: Budget
+    streams: list[Stream] = field(default_factory=list)  # the oldest first
+    steps: int = 0  # of the target
+    rows: int = 0  # in those
+    _events: list[tuple[Stream, Event]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._packer = Packer(self.engines, self.max_num_tokens, self.budget, self.streams)
+
+    @property
+    def preemptions(self) -> int:
+        """Count how often a stream had to give its rows back."""
+        return self._packer.preemptions
+
+    def add(
+        self, decoding: Decoding, *, adaptive: bool = True, max_concurrency: int | None = None
+    ) -> Stream:
+        """Take a new sequence; it starts in the next round.
+
+        `adaptive` lets the budget shorten its drafts. With more than `max_concurrency` streams it
+        drafts nothing.
+        """
+        lanes = {role: Lane(engine) for role, engine in self.engines.items()}
+        stream = Stream(decoding, lanes, self.budget.forecast(adaptive, max_concurrency))
+        self.streams.append(stream)
+        return stream
+
+    def remove(self, stream: Stream) -> None:
+        """End a sequence, wherever it is."""
+        if stream in self.streams:
+            self.streams.remove(stream)
+            stream.close()
+
+    def round(self) -> list[tuple[Stream, Event]]:
+        """Run every engine as described above; return what the streams emitted.
+
+        An exception ends its stream, as does a step with a finish reason.
+        """
+        self._events = []
+        for stream in list(self.streams):
+            if stream.ask is None:
+                self._resume(stream, None)
+        self._draft()
+        waiting = [s for s in self.streams if s.scores("target")]
+        self._score("target", waiting, chunks=True)
+        for stream, event in self._events:
+            if isinstance(event, Exception) or (isinstance(event, Step) and event.finish):
+                self.remove(stream)
+        return self._events
+
+    def _resume(self, stream: Stream, answer: Answer | None) -> None:
+        """Continue an algorithm up to what it asks or emits next."""
+        stream.ask = None
+        try:
+            said = stream.decoding.send(answer)
+            while isinstance(said, Allowance):
+                allowed = self.budget.allow(stream.forecast, said.limit, len(self.streams))
+                said = stream.decoding.send(allowed)
+        except StopIteration:
+            self.remove(stream)
+            return
+        except Exception as error:
+            self._fail(stream, error)
+            return
+        if isinstance(said, Step | ContextLogits):
+            if isinstance(said, Step):
+                stream.decodes = True
+                self.budget.learn(stream.forecast, said)
+            self._events.append((stream, said))
+        else:
+            stream.ask = said
+
+    def _fail(self, stream: Stream, error: Exception) -> None:
+        stream.ask = None
+        self._events.append((stream, error))
+        if stream in self.streams:
+            self.remove(stream)
+
+    # --- drafters -------------------------------------------------------------------------------
+
+    def _draft(self) -> None:
+        """Answer every ask but those for the target's logits."""
+        began, drafting, chunks = time.perf_counter_ns(), set[int](), True
+        while groups := self._groups():
+            streams = groups[min(groups, key=_cost_of_kind)]
+            drafting |= {id(stream) for stream in streams}
+            kind, role = type(streams[0].ask), _role_of(streams[0].ask)
+            if kind is Score:
+                if not self._score(role, streams, chunks=chunks):
+                    break  # all of them still read their prompt
+                chunks = False
+            else:
+                self._answer_all(streams, self._guess if kind is Guess else self._extend)
+        if drafting:
+            spent_ms = (time.perf_counter_ns() - began) / 1e6
+            self.budget.note_drafting(spent_ms / len(drafting))
+
+    def _groups(self) -> dict[tuple[type, Role], list[Stream]]:
+        found: dict[tuple[type, Role], list[Stream]] = {}
+        for stream in self.streams:
+            if stream.ask is not None and not stream.scores("target"):
+                key = type(stream.ask), _role_of(stream.ask)
+                found.setdefault(key, []).append(stream)
+        return found
+
+    def _answer_all(
+        self, streams: Sequence[Stream], call: Callable[[list[Stream]], Sequence[Answer]]
+    ) -> None:
+        try:
+            answers = call(list(streams))
+        except Exception as error:
+            for stream in streams:
+                self._fail(stream, error)
+            return
+        for stream, answer in zip(streams, answers, strict=True):
+            self._resume(stream, answer)
+
+    def _guess(self, streams: list[Stream]) -> Sequence[Answer]:
+        asks = [s.ask for s in streams if isinstance(s.ask, Guess)]
+        return self.engines[asks[0].role].guess(np.stack([ask.hidden for ask in asks]))
+
+    def _extend(self, streams: list[Stream]) -> Sequence[Answer]:
+        asks = [s.ask for s in streams if isinstance(s.ask, Extend)]
+        counts = [len(ask.tokens) for ask in asks]
+        found = self.engines[asks[0].role].extend(
+            np.repeat(np.stack([ask.hidden for ask in asks]), counts, axis=0),
+            np.concatenate([ask.states for ask in asks]),
+            np.concatenate([ask.tokens for ask in asks]),
+        )
+        ends = np.cumsum(counts)
+        parts = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+        return [Extensions(found.tokens[p], found.probs[p], found.states[p]) for p in parts]
+
+    # --- scoring --------------------------------------------------------------------------------
+
+    def _score(self, role: Role, streams: Sequence[Stream], *, chunks: bool) -> bool:
+        """Run one step for streams that wait for logits; tell whether any was answered."""
+        engine = self.engines[role]
+        try:
+            planned = self._packer.pack(role, streams, chunks=chunks)
+            if not planned:
+                return False
+            began = time.perf_counter_ns()
+            found = engine.step([p.item for p in planned])
+            took_ms = (time.perf_counter_ns() - began) / 1e6
+        except Exception as error:
+            for stream in streams:
+                self._fail(stream, error)
+            return False
+        if role == "target":
+            rows = sum(len(p.item.tokens) for p in planned)
+            self.budget.note_step(rows, took_ms)
+            self.steps, self.rows = self.steps + 1, self.rows + rows
+        answered = False
+        for plan, scores in zip(planned, found, strict=True):
+            plan.stream.lanes[role].done(plan.item)
+            if len(plan.item.wanted):
+                answered = True
+                self._resume(plan.stream, Scores(scores.logits, scores.hidden, plan.kept))
+        return answered
+
+
+def alone(batcher: Batcher, decoding: Decoding) -> Iterator[Step | ContextLogits]:
+    """Decode one sequence on its own; raises what its algorithm raises."""
+    return finish(batcher, batcher.add(decoding))
+
+
+def finish(batcher: Batcher, stream: Stream) -> Iterator[Step | ContextLogits]:
+    """Run rounds until a stream ends, and yield its events; raises what its algorithm raises."""
+    try:
+        while stream in batcher.streams:
+            for owner, event in batcher.round():
+                if owner is not stream:
+                    continue
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+    finally:
+        batcher.remove(stream)
+
+
+def _role_of(ask: Ask | None) -> Role:
+    assert isinstance(ask, Score | Guess | Extend)
+    return ask.role
+
+
+def _cost_of_kind(key: tuple[type, Role]) -> int:
+    """Order the kinds of asks: heads and recurrent drafters run before a draft model."""
+    return [Guess, Extend, Score].index(key[0])

@@ -1,0 +1,30 @@
+"""One live sequence: its algorithm, what it waits for, and its rows in every engine."""
+
+from dataclasses import dataclass
+
+from specpipe.contracts import Ask, Role, Score
+from specpipe.runtime.budget import Forecast
+from specpipe.runtime.lane import Lane
+from specpipe.speculate.decode import Decoding
+
+
+@dataclass(eq=False)
+class Stream:
+    """One live sequence."""
+
+    decoding: Decoding
+    lanes: dict[Role, Lane]
+    forecast: Forecast
+    ask: Ask | None = None  # what it waits for; None: it continues in the next round
+    decodes: bool = False  # whether it has emitted anything
+    preempted: bool = False
+
+    def close(self) -> None:
+        """End the algorithm and give the rows back."""
+        self.decoding.close()
+        for lane in self.lanes.values():
+            lane.release()
+
+    def scores(self, role: Role) -> bool:
+        """Tell whether the stream waits for logits of this engine."""
+        return isinstance(self.ask, Score) and self.ask.role == role

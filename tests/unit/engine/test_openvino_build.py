@@ -1,0 +1,121 @@
+"""Builds of the CPU engine: equal bytes, damaged files, refusals, precisions, the pool."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import openvino as ov
+import pytest
+
+from specpipe.artifacts import read_model_config
+from specpipe.building import BuildRequest, Parallel
+from specpipe.checkpoint.convert import write_checkpoint
+from specpipe.checkpoint.source import open_source
+from specpipe.engine.openvino.backend import OpenVinoBackend
+from specpipe.engine.openvino.precision import Precision
+from specpipe.errors import ConfigError
+
+
+def convert(tiny: Path, folder: Path) -> Path:
+    checkpoint = folder / "checkpoint"
+    checkpoint.mkdir(parents=True)
+    write_checkpoint(open_source(tiny), checkpoint, "float32", lambda done, total: None)
+    return checkpoint
+
+
+def request_for(model, **changes: object) -> BuildRequest:
+    values = {
+        "role": "target", "model": model, "dtype": "float32", "quantization": "none",
+        "method": "none", "draft_nodes": 0, "max_batch_size": 1, "max_input_len": 100,
+        "max_seq_len": 200, **changes,
+    }  # fmt: skip
+    return BuildRequest(**values)  # type: ignore[arg-type]
+
+
+def build(tiny: Path, folder: Path) -> Path:
+    checkpoint, engine = convert(tiny, folder), folder / "engine"
+    engine.mkdir()
+    OpenVinoBackend().build(request_for(read_model_config(checkpoint)), checkpoint, engine)
+    return engine
+
+
+def test_two_builds_give_equal_bytes(tiny: Path, tmp_path: Path) -> None:
+    first, second = build(tiny, tmp_path / "1"), build(tiny, tmp_path / "2")
+    for name in ("openvino_model.xml", "openvino_model.bin", "config.json", "engine.json"):
+        digests = {hashlib.sha256((e / name).read_bytes()).hexdigest() for e in (first, second)}
+        assert len(digests) == 1, name
+
+
+def test_a_damaged_engine_is_refused(tiny: Path, tmp_path: Path) -> None:
+    engine = build(tiny, tmp_path)
+    (engine / "openvino_model.xml").write_text("<net")
+    with pytest.raises(ConfigError, match="the engine cannot be loaded"):
+        OpenVinoBackend().load(engine)
+
+
+def test_a_truncated_checkpoint_is_refused(tiny: Path, tmp_path: Path) -> None:
+    file = convert(tiny, tmp_path) / "rank0.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    model = read_model_config(tmp_path / "checkpoint")
+    with pytest.raises(ConfigError, match="checkpoint file is incomplete"):
+        OpenVinoBackend().build(request_for(model), tmp_path / "checkpoint", tmp_path / "engine")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"gpu": "H100-SXM"}, "runs on the CPU"),
+        ({"parallel": Parallel(2)}, "one rank"),
+        ({"dtype": "float16"}, "float32 and bfloat16"),
+    ],
+)
+def test_what_the_cpu_cannot_do_is_refused(
+    changes: dict, words: str, tiny: Path, tmp_path: Path
+) -> None:
+    model = read_model_config(convert(tiny, tmp_path))
+    assert OpenVinoBackend().check(request_for(model, batch_invariant=True)) == []
+    (rejection,) = OpenVinoBackend().check(request_for(model, **changes))
+    assert words in rejection.reason
+
+
+def test_int4_is_refused_where_groups_do_not_divide(tiny: Path, tmp_path: Path) -> None:
+    model = replace(read_model_config(convert(tiny, tmp_path)), hidden_size=100)
+    (rejection,) = OpenVinoBackend().check(request_for(model, quantization="int4"))
+    assert "multiples of 64" in rejection.reason
+
+
+def test_batch_invariance_is_refused_for_padded_layers(tiny: Path, tmp_path: Path) -> None:
+    model = replace(read_model_config(convert(tiny, tmp_path)), attn_logit_softcapping=30.0)
+    assert OpenVinoBackend().check(request_for(model)) == []
+    (rejection,) = OpenVinoBackend().check(request_for(model, batch_invariant=True))
+    assert "soft-capping" in rejection.reason
+
+
+def test_quantised_engines_compute_in_float32_and_round_only_if_allowed() -> None:
+    def group_size(*fields: object) -> str:
+        properties = Precision(*fields).properties(ov.Type.f32)  # type: ignore[arg-type]
+        assert properties["INFERENCE_PRECISION_HINT"] == "f32"
+        return properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"]
+
+    assert group_size("float32", "int8") == "0"
+    assert group_size("bfloat16", "int8") == "32"
+    assert group_size("float32", "int8", True) == "32"  # the rows must not depend on the batch
+    assert group_size("float32", "none", True) == "0"
+
+
+def test_the_cache_is_in_bfloat16_where_the_cpu_has_it() -> None:
+    assert Precision("bfloat16", "none").cache_type(["FP32", "BF16"]) == ov.Type.bf16
+    assert Precision("bfloat16", "none").cache_type(["FP32"]) == ov.Type.f32
+    assert Precision("bfloat16", "int8").cache_type(["FP32", "BF16"]) == ov.Type.f32
+
+
+def test_the_pool_has_room_for_all_sequences_or_the_configured_tokens(
+    tiny: Path, tmp_path: Path
+) -> None:
+    request = request_for(read_model_config(convert(tiny, tmp_path)), max_batch_size=4)
+    pool = OpenVinoBackend().footprint(request).kv_tokens
+    assert 4 * 200 <= pool <= 4 * (200 + 2 * 32)
+    drafting = OpenVinoBackend().footprint(replace(request, draft_nodes=64)).kv_tokens
+    assert pool + 4 * 64 <= drafting <= pool + 4 * 64 + 32
+    small = OpenVinoBackend().footprint(replace(request, kv_cache_tokens=300)).kv_tokens
+    assert 300 <= small < pool

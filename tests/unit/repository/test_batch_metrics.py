@@ -1,0 +1,92 @@
+"""The metrics of the batch are the totals of the batcher; the backend's module is a mock."""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from specpipe.contracts import Sampling
+from specpipe.methods import PromptLookup
+from specpipe.runtime.batcher import Batcher
+from specpipe.runtime.budget import Budget
+from specpipe.speculate.decode import Limits, Step, decode
+from specpipe.speculate.prompt_lookup import build
+from tests.unit.runtime.toy import ToyEngine
+
+
+class Metric:
+    def __init__(self) -> None:
+        self.total, self.calls = 0.0, 0
+
+    def increment(self, amount: float) -> None:
+        assert amount > 0
+        self.total, self.calls = self.total + amount, self.calls + 1
+
+    def set(self, value: float) -> None:
+        self.total, self.calls = value, self.calls + 1
+
+
+class MetricFamily:
+    COUNTER, GAUGE = "counter", "gauge"
+    made: dict[str, Metric] = {}  # noqa: RUF012  # emptied by the fixture
+
+    def __init__(self, name: str, description: str, kind: str) -> None:
+        self.name = name
+
+    def Metric(self, labels: dict[str, str]) -> Metric:  # noqa: N802  # Triton's name
+        name = self.name.removeprefix("specpipe_") + labels.get("depth", "")
+        return self.made.setdefault(name, Metric())
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    name = "specpipe.repository.models.batch_metrics"
+    backend = ModuleType("triton_python_backend_utils")
+    monkeypatch.setattr(MetricFamily, "made", {})
+    backend.MetricFamily = MetricFamily  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    from specpipe.repository.models import batch_metrics
+
+    yield batch_metrics
+    monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def test_the_metrics_of_a_batch_are_the_totals_of_its_steps(module: Any) -> None:
+    engine = ToyEngine()
+    batcher = Batcher({"target": engine}, 64, Budget())
+    meter = module.BatchMeter("tensorrt_llm", "prompt_lookup", batcher)
+    options = PromptLookup("prompt_lookup", 4, 1, 3)
+    prompt = [1, 2, 3, 1, 2, 3, 1, 2] * 5
+    steps: list[Step] = []
+    for _ in range(2):
+        proposer = build(options, {})
+        stream = batcher.add(decode(proposer, prompt, Sampling(), Limits(20)), adaptive=False)
+        while stream in batcher.streams:
+            found = [event for _, event in batcher.round() if isinstance(event, Step)]
+            for step in found:
+                meter.add(step)
+            steps += found
+            meter.export()
+    meter.export()
+    got = {name: metric.total for name, metric in MetricFamily.made.items()}
+    assert got["engine_steps_total"] == len(engine.steps) == len(steps)
+    assert got["engine_rows_total"] == sum(engine.steps)
+    assert got["prefix_cache_queries_total"] == 2 * len(prompt)
+    assert got["prefix_cache_hits_total"] == 32  # the second request: its first whole block
+    assert got["kv_blocks"] == 64 and got["kv_blocks_used"] == 0
+    assert got["draft_nodes_scored_total"] > 0 and got["preemptions_total"] == 0
+    for depth in range(1, 5):
+        assert got[f"drafted_at_depth_total{depth}"] == sum(s.drafted >= depth for s in steps)
+        assert got[f"accepted_at_depth_total{depth}"] == sum(s.accepted >= depth for s in steps)
+
+
+def test_a_metric_that_did_not_change_is_not_exported_again(module: Any) -> None:
+    engine = ToyEngine()
+    batcher = Batcher({"target": engine}, 64, Budget())
+    meter = module.BatchMeter("tensorrt_llm", "none", batcher)
+    meter.export()
+    calls = {name: metric.calls for name, metric in MetricFamily.made.items()}
+    meter.export()
+    assert {name: metric.calls for name, metric in MetricFamily.made.items()} == calls

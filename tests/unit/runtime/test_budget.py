@@ -1,0 +1,157 @@
+"""Which draft nodes are scored: those that pay at the present load and acceptance."""
+
+import numpy as np
+import pytest
+
+from specpipe.contracts import ROOT, Draft, chain
+from specpipe.runtime.budget import PROBE_AFTER, PROBE_NODES, Budget, Forecast
+from specpipe.runtime.cost import StepCost, measure_steps
+from specpipe.speculate.decode import Step
+from tests.unit.runtime.toy import ToyEngine
+
+FREE_ROWS = StepCost(np.array([1.0, 64]), np.array([10.0, 10.0001]))
+DEAR_ROWS = StepCost(np.array([1.0, 64]), np.array([10.0, 640]))  # 64 rows cost 64 steps of one
+KNEE = StepCost(np.array([1.0, 8, 64]), np.array([10.0, 10.5, 80]))  # flat up to 8 rows
+
+
+def step(drafted: int, accepted: int) -> Step:
+    return Step(tuple(range(accepted + 1)), drafted, accepted)
+
+
+def after(budget: Budget, *steps: Step) -> Forecast:
+    """Return the forecast of a stream that took these steps."""
+    forecast = budget.forecast(True, None)
+    for taken in steps:
+        budget.learn(forecast, taken)
+    return forecast
+
+
+def kept(budget: Budget, draft: Draft, forecast: Forecast, streams: int = 1, room: int = 64) -> int:
+    (nodes,) = budget.choose([draft], [forecast], streams=streams, roots=streams, room=room)
+    return len(draft) if nodes is None else len(nodes)
+
+
+GOOD, BAD = [step(4, 4)] * 30, [step(4, 0)] * 30
+
+
+def test_free_rows_are_all_used_and_dear_rows_are_not() -> None:
+    for history in ([], GOOD, BAD[:3]):
+        budget = Budget(FREE_ROWS)
+        assert kept(budget, chain([1, 2, 3, 4]), after(budget, *history)) == 4
+    budget = Budget(DEAR_ROWS)
+    assert kept(budget, chain([1, 2, 3, 4]), after(budget, *BAD)) == 0
+
+
+def test_drafts_grow_with_acceptance() -> None:
+    lengths = [
+        kept(budget, chain(range(8)), after(budget, *[step(8, hits)] * 30))
+        for hits in (0, 2, 8)
+        if (budget := Budget(StepCost(np.array([1.0, 64]), np.array([10.0, 200]))))
+    ]
+    assert lengths == sorted(lengths) and lengths[0] < 3 and lengths[-1] == 8
+
+
+def test_drafts_shrink_with_load() -> None:
+    budget = Budget(KNEE)
+    forecast = after(budget, *[step(4, 2)] * 30)
+    lengths = [kept(budget, chain([1, 2, 3, 4]), forecast, streams) for streams in (1, 4, 7, 30)]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] >= 3 and lengths[-1] == 0
+
+
+def test_the_likeliest_nodes_of_all_streams_are_scored_first() -> None:
+    budget = Budget(KNEE)
+    sure, unsure = after(budget, *GOOD), after(budget, *BAD)
+    drafts = [chain([1, 2, 3, 4]), chain([1, 2, 3, 4])]
+    nodes = budget.choose(drafts, [unsure, sure], streams=2, roots=2, room=4)
+    assert nodes[1] is None and nodes[0] is not None and len(nodes[0]) == 0
+
+
+def test_a_nodes_parent_is_always_scored_with_it() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        count = int(rng.integers(1, 12))
+        parents = np.array([rng.integers(-1, node) for node in range(count)])
+        chances = np.ones(count)
+        for node, parent in enumerate(parents):
+            chances[node] = (chances[parent] if parent >= 0 else 1.0) * rng.random()
+        draft = Draft(np.arange(count), parents, chances=chances if rng.random() < 0.7 else None)
+        budget = Budget(StepCost(np.array([1.0, 64]), np.array([10.0, rng.uniform(10, 300)])))
+        (nodes,) = budget.choose(
+            [draft],
+            [budget.forecast(True, None)],
+            streams=1,
+            roots=1,
+            room=int(rng.integers(0, 12)),
+        )
+        for node in [] if nodes is None else nodes.tolist():
+            assert parents[node] == ROOT or parents[node] in nodes
+
+
+def test_a_window_of_scratch_nodes_is_scored_whole_or_not_at_all() -> None:
+    draft = Draft(np.arange(6), np.array([ROOT, 0, ROOT, 2, 3, 4]), scratch=4)
+    budget = Budget(DEAR_ROWS)
+    assert kept(budget, draft, after(budget, *BAD)) == 0
+    assert kept(budget, draft, budget.forecast(False, None)) == 6
+    assert kept(budget, draft, budget.forecast(False, None), room=5) == 0
+
+
+def test_fixed_drafts_are_scored_whole_at_any_price() -> None:
+    budget = Budget(DEAR_ROWS)
+    assert kept(budget, chain([1, 2, 3]), budget.forecast(False, None), streams=8) == 3
+
+
+def test_a_drafter_that_overrates_itself_is_corrected() -> None:
+    draft = Draft(np.arange(4), np.arange(-1, 3), chances=np.full(4, 0.9))
+    budget = Budget(StepCost(np.array([1.0, 64]), np.array([10.0, 200])))
+    forecast = budget.forecast(True, None)
+    first = kept(budget, draft, forecast)
+    for _ in range(40):
+        budget.choose([draft], [forecast], streams=1, roots=1, room=64)
+        budget.learn(forecast, step(4, 0))
+    assert first == 4 and kept(budget, draft, forecast) < 4
+
+
+def test_where_drafting_does_not_pay_it_is_tried_again_now_and_then() -> None:
+    budget = Budget(DEAR_ROWS)
+    forecast = after(budget, *BAD)
+    allowed = [budget.allow(forecast, 4, running=4) for _ in range(PROBE_AFTER + 1)]
+    assert allowed == [0] * PROBE_AFTER + [4]
+    assert kept(budget, chain([1, 2, 3, 4]), forecast, streams=4) == PROBE_NODES
+    assert budget.allow(forecast, 4, running=4) == 0
+
+
+def test_a_dear_drafter_is_not_asked_where_it_cannot_pay() -> None:
+    budget = Budget(FREE_ROWS)
+    forecast = after(budget, *GOOD)
+    assert budget.allow(forecast, 4, running=1) == 4
+    for _ in range(100):
+        budget.note_drafting(200.0)
+    assert budget.allow(forecast, 4, running=1) == 0
+
+
+def test_more_streams_than_max_concurrency_draft_nothing() -> None:
+    budget = Budget(FREE_ROWS)
+    forecast = budget.forecast(False, max_concurrency=2)
+    assert [budget.allow(forecast, 4, running) for running in (1, 2, 3)] == [4, 4, 0]
+
+
+def test_the_measured_cost_is_corrected_by_served_steps() -> None:
+    cost = StepCost(np.array([1.0, 8, 64]), np.array([10.0, 20, 100]))
+    for _ in range(200):
+        cost.observe(8, 40.0)
+    assert float(cost(8)) == pytest.approx(40, rel=0.05)
+    assert float(cost(4)) > 20
+
+
+def test_beyond_the_last_measured_width_the_slope_continues() -> None:
+    cost = StepCost(np.array([1.0, 8]), np.array([10.0, 17]))
+    assert float(cost(18)) == pytest.approx(27)
+    np.testing.assert_allclose(cost(np.array([1, 8])), [10, 17])
+
+
+def test_the_cost_is_measured_by_steps_that_leave_nothing_behind() -> None:
+    engine = ToyEngine()
+    cost = measure_steps(engine, 16)
+    assert cost.rows.tolist() == [1, 2, 4, 5, 8, 16] and (np.diff(cost.ms) >= 0).all()
+    assert engine.pool.used == 0
