@@ -22,6 +22,12 @@ class Part:
     tokens: Ints  # [n]
     parents: Ints | None  # [n]; None: a chain
     wanted: Ints  # [r]
+    before: int = 0  # rows of the item that earlier calls of the step have written
+
+    @property
+    def past(self) -> int:
+        """Count the rows before these: kept ones, and those of earlier calls."""
+        return self.cache.length + self.before
 
     @property
     def tree(self) -> Ints | None:
@@ -83,25 +89,31 @@ class Batch:
             return _NO_BIAS, np.zeros(len(self.past) + 1, np.int64)
         return np.concatenate(found), _sums([0 if s is None else s.size for s in self.seen])
 
-    def doubled(self) -> "Batch":
-        """Return the batch with two rows of everything, if it has only one.
+    def padded(self, least: int) -> "Batch":
+        """Return the batch with `least` rows or more, and as many wanted ones: the last repeats.
 
-        Quantized layers compute a single row, and a single row of logits, by another kernel.
+        The repeated rows do not enter attention.
         """
-        wanted = np.repeat(self.wanted, 2) if len(self.wanted) == 1 else self.wanted
-        if len(self.tokens) > 1:
-            return replace(self, wanted=wanted)
-        pair = np.zeros(2, np.int64)
-        twins = self.tokens.repeat(2)
+        rows = _repeated(len(self.tokens), least)
         return replace(
-            self, tokens=twins, owners=pair, places=np.arange(2), depths=pair, wanted=wanted
+            self,
+            tokens=self.tokens[rows],
+            owners=self.owners[rows],
+            places=self.places[rows],
+            depths=self.depths[rows],
+            wanted=self.wanted[_repeated(len(self.wanted), least)],
         )
 
 
+def _repeated(count: int, least: int) -> Ints:
+    """Return the indices of `count` rows, and the last one again until there are `least`."""
+    return np.minimum(np.arange(max(count, least) if count else 0), count - 1)
+
+
 def lay_out(parts: Sequence[Part], least: int = 1) -> Batch:
-    """Return the arrays of `parts`, whose caches have room for `least` rows or more."""
+    """Return the arrays of `parts`, which have `least` rows or more in attention."""
     sizes = [len(part.tokens) for part in parts]
-    tables = [p.cache.table(max(n, least)) for p, n in zip(parts, sizes, strict=True)]
+    tables = [p.cache.table(p.before + max(n, least)) for p, n in zip(parts, sizes, strict=True)]
     firsts = _sums(sizes)
     owners = np.repeat(np.arange(len(parts)), sizes)
     places = np.arange(len(owners)) - firsts[owners]
@@ -118,7 +130,7 @@ def lay_out(parts: Sequence[Part], least: int = 1) -> Batch:
         places,
         depth,
         np.concatenate([part.wanted + n for part, n in zip(parts, firsts[:-1], strict=True)]),
-        np.array([part.cache.length for part in parts]),
+        np.array([part.past for part in parts]),
         _sums([max(n, least) for n in sizes]),
         np.array([block for table in tables for block in table], np.int64),
         _sums([len(table) for table in tables]),

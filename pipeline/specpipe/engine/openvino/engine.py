@@ -22,8 +22,9 @@ from specpipe.contracts import (
 )
 from specpipe.engine.openvino.attention import has_alibi, padded_layers
 from specpipe.engine.openvino.batch import Batch, Part, lay_out
-from specpipe.engine.openvino.blocks import BlockCache, BlockPool
+from specpipe.engine.openvino.blocks import BLOCK, BlockCache, BlockPool
 from specpipe.engine.openvino.checks import InvalidBatch, check_batch, check_parts
+from specpipe.engine.openvino.invariance import RowLimits, find_limits, split
 from specpipe.engine.openvino.masks import padded_arrays
 from specpipe.engine.openvino.memory import drop_mapped_pages
 from specpipe.engine.openvino.network import masked_windows
@@ -75,6 +76,10 @@ class OpenVinoEngine:
         self._padded = np.array(padded_layers(model, max_seq_len), np.int64)
         self._windows = masked_windows(model, max_seq_len)
         self._call = Call(graphs.network, self._storage)
+        self._limits: RowLimits | None = None
+        if options.batch_invariant:
+            longest = min(max_seq_len, (options.blocks - 1) * BLOCK)
+            self._limits = find_limits(self._first_rows, longest)
 
     @property
     def facts(self) -> EngineFacts:
@@ -105,11 +110,11 @@ class OpenVinoEngine:
             raise PoolFull(f"the KV pool has no room for the new rows of {len(parts)} sequences")
         for cache, rows in needs:
             self.pool.reserve(cache, rows)
-        batch = lay_out(parts, self._least)
-        check_batch(batch, parts, self._storage.blocks, self._least)
-        scores = self._run(batch)
+        calls = [parts] if self._limits is None else split(parts, self._limits.most)
+        found = [self._run(call) for call in calls]
         for part in parts:
             part.cache.written(part.tokens)
+        scores = found[0] if len(found) == 1 else map(np.concatenate, zip(*found, strict=True))
         ends = np.cumsum([len(part.wanted) for part in parts])[:-1]
         pairs = zip(*(np.split(rows, ends) for rows in scores), strict=True)
         return [Scores(logits, hidden) for logits, hidden in pairs]
@@ -140,13 +145,24 @@ class OpenVinoEngine:
             drop_mapped_pages(file)
 
     def _need(self, part: Part) -> tuple[BlockCache, int]:
-        return part.cache, max(len(part.tokens), self._least)
+        """Return the rows to reserve: attention may write a single row twice."""
+        return part.cache, len(part.tokens) + self._least - 1
 
-    def _run(self, batch: Batch) -> tuple[Logits, Logits]:
-        """Return logits [R, V] and hidden states [R, D] of the wanted rows."""
+    def _first_rows(self, count: int) -> Logits:
+        """Return the logits of `count` rows of some text."""
+        cache = self.open()
+        tokens = np.arange(count) * 7919 % self._model.vocab_size
+        (scores,) = self.step([Item(cache, tokens, None, np.arange(count))])
+        cache.release()
+        return scores.logits
+
+    def _run(self, parts: Sequence[Part]) -> tuple[Logits, Logits]:
+        """Return logits [R, V] and hidden states [R, D] of the wanted rows, from one call."""
+        batch = lay_out(parts, self._least)
+        check_batch(batch, parts, self._storage.blocks, self._least)
         count = len(batch.wanted)
-        if self._least > 1:
-            batch = batch.doubled()
+        if self._limits is not None:
+            batch = batch.padded(self._limits.least)
         wanted = batch.wanted if count else np.zeros(1, np.int64)
         feeds = {"rows": wanted.astype(np.int32), **self._feeds(batch)}
         model, call = self._model, self._call
