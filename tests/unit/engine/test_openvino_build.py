@@ -103,9 +103,9 @@ def test_quantised_engines_compute_in_float32_and_round_only_if_allowed() -> Non
     assert group_size("float32", "none", True) == "0"
 
 
-def test_the_cache_is_in_bfloat16_where_the_cpu_has_it() -> None:
+def test_a_bfloat16_engine_has_a_cache_of_16_bits() -> None:
     assert Precision("bfloat16", "none").cache_type(["FP32", "BF16"]) == ov.Type.bf16
-    assert Precision("bfloat16", "none").cache_type(["FP32"]) == ov.Type.f32
+    assert Precision("bfloat16", "none").cache_type(["FP32"]) == ov.Type.f16
     assert Precision("bfloat16", "int8").cache_type(["FP32", "BF16"]) == ov.Type.f32
 
 

@@ -27,7 +27,7 @@ class Precision:
 
     @property
     def bfloat16(self) -> bool:
-        """Whether arithmetic and KV cache are in bfloat16, on a CPU that has it."""
+        """Whether arithmetic is in bfloat16, on a CPU that has it, and the KV cache in 16 bits."""
         return self.dtype == "bfloat16" and self.quantization == "none"
 
     @property
@@ -40,9 +40,12 @@ class Precision:
     def cache_type(self, capabilities: Collection[str]) -> ov.Type:
         """Return the element type of the KV cache on a CPU with these `capabilities`.
 
-        A CPU without BF16 computes in float32, where the plugin accepts no bfloat16 cache.
+        A CPU without BF16 computes in float32, where the plugin accepts no bfloat16 cache. There, a
+        float16 cache is as large, more precise, and not slower.
         """
-        return ov.Type.bf16 if self.bfloat16 and "BF16" in capabilities else ov.Type.f32
+        if not self.bfloat16:
+            return ov.Type.f32
+        return ov.Type.bf16 if "BF16" in capabilities else ov.Type.f16
 
     def properties(self, cache_type: ov.Type) -> dict[str, str]:
         """Return the plugin's settings."""
