@@ -4,8 +4,9 @@ import platform
 from collections.abc import Collection
 from pathlib import Path
 
-_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "avx_vnni")
 _BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
+_INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "avx_vnni")
 
 
 def cpu_kinds(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
@@ -20,3 +21,8 @@ def cpu_kinds(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
 def emulates_bfloat16(kinds: Collection[str]) -> bool:
     """Return whether an x86 CPU with these flags has no instructions for bfloat16."""
     return bool(set(kinds) & set(_FLAGS)) and not _BFLOAT16 & set(kinds)
+
+
+def multiplies_int8(kinds: Collection[str]) -> bool:
+    """Return whether 8-bit products are faster than float32 ones: not on x86 without VNNI."""
+    return not set(kinds) & set(_FLAGS) or bool(_INT8 & set(kinds))

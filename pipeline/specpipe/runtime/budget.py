@@ -1,7 +1,8 @@
 """One budget of rows for a step: the draft nodes of all streams compete for them.
 
 A node is worth the probability that it is accepted. A step over B roots and some nodes emits B + W
-tokens, where W is the total worth, and costs C(rows) milliseconds (`runtime.cost`). The budget
+tokens, where W is the total worth, and costs C(rows) milliseconds (`runtime.cost`), and more if its
+width differs from that of the step before. The budget
 scores the nodes with which tokens per millisecond are highest. So drafts shrink as load grows, and
 speculation ends where plain decoding is faster.
 
@@ -172,7 +173,8 @@ class Budget:
         for n, draft in enumerate(drafts):  # those that are scored whole, or not at all
             if draft.scratch or not forecasts[n].adaptive:
                 size, more = len(draft), float(worth[n].sum())
-                pays = (gained + more) * self.cost(rows) >= gained * self.cost(rows + size)
+                ms, longer_ms = self.cost.next(np.array([rows, rows + size]))
+                pays = (gained + more) * ms >= gained * longer_ms
                 if size <= room and (pays or forecasts[n].probes or not forecasts[n].adaptive):
                     chosen[n] = np.arange(size)
                     gained, rows, room = gained + more, rows + size, room - size
@@ -184,9 +186,8 @@ class Budget:
         value = np.concatenate([worth[n] for n in loose])
         order = np.argsort(-value, kind="stable")[:room]  # a parent is worth no less than its child
         sizes = np.arange(len(order) + 1)
-        rates = (gained + np.concatenate([[0.0], np.cumsum(value[order])])) / self.cost(
-            rows + sizes
-        )
+        tokens = gained + np.concatenate([[0.0], np.cumsum(value[order])])
+        rates = tokens / self.cost.next(rows + sizes)
         best = order[: int(np.argmax(rates))]
         for n in loose:
             mine = np.sort(node[best[owner[best] == n]])

@@ -1,6 +1,11 @@
-"""What a step of an engine costs, by the rows that it scores: measured at start, then corrected."""
+"""What a step of an engine costs, by the rows that it scores: measured at start, then corrected.
+
+A step with another number of rows than the one before costs more, since the CPU plugin prepares its
+kernels for every change of shape.
+"""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +23,8 @@ class StepCost:
 
     rows: Floats  # [n]  ascending
     ms: Floats  # [n]
+    change_ms: float = 0.0  # more, for a step of other rows than the one before
+    last_rows: int = 0  # of the last observed step
     _factor: float = field(default=1.0)  # of the last steps, by what was measured at start
 
     def __call__(self, rows: "float | Floats | Ints") -> Floats:
@@ -33,13 +40,19 @@ class StepCost:
         beyond = np.maximum(wanted - self.rows[-1], 0.0) * max(slope, 0.0)
         return np.asarray(self._factor * (inside + beyond))
 
+    def next(self, rows: Ints) -> Floats:
+        """Return the milliseconds of the next step, for each number of rows that it may have."""
+        changes = self._factor * self.change_ms * (rows != self.last_rows)
+        return np.asarray(self(rows) + changes)
+
     def observe(self, rows: int, ms: float) -> None:
         """Correct the curve by one step: the nearest point, and the level of all points.
 
         Longer contexts make every step slower; other widths are judged by their points.
         """
         place = int(np.argmin(np.abs(self.rows - rows)))
-        known = float(self(rows))
+        known = float(self.next(np.array([rows]))[0])
+        self.last_rows = rows
         ratio = min(4.0, max(0.25, ms / known)) if known > 0 else 1.0
         self._factor *= 1 + _RATE * (ratio - 1)
         self.ms[place] *= 1 + _RATE * (ratio - 1)
@@ -54,20 +67,26 @@ def measure_steps(engine: LoadedEngine, most: int) -> StepCost:
     Takes well under a second for small models.
     """
     widths = [rows for rows in ROWS if rows <= min(most, engine.facts.max_seq_len)]
-    times = {rows: _time(engine, rows) for rows in widths}
+    times = {rows: _time(engine, [rows]) for rows in widths}
     rising = np.maximum.accumulate([times[rows] for rows in widths])
-    return StepCost(np.array(widths, np.float64), rising)
+    few, many = widths[0], widths[min(2, len(widths) - 1)]
+    change = _time(engine, [few, many]) - (times[few] + times[many]) / 2
+    return StepCost(np.array(widths, np.float64), rising, max(0.0, change))
 
 
-def _time(engine: LoadedEngine, rows: int) -> float:
-    """Return the least milliseconds of some steps of `rows` rows at the start of a sequence."""
+def _time(engine: LoadedEngine, widths: Sequence[int]) -> float:
+    """Return the milliseconds of a step at the start of a sequence, widths taking turns.
+
+    The least of a few repetitions counts, of the mean over the widths.
+    """
     found: list[float] = []
     cache = engine.open()
-    item = Item(cache, _tokens(engine.facts, rows), None, np.arange(rows))
+    items = [Item(cache, _tokens(engine.facts, n), None, np.arange(n)) for n in widths]
     for _ in range(1 + REPEATS):
         began = time.perf_counter_ns()
-        engine.step([item])
-        found.append((time.perf_counter_ns() - began) / 1e6)
+        for item in items:
+            engine.step([item])
+        found.append((time.perf_counter_ns() - began) / 1e6 / len(items))
     cache.release()
     return min(found[1:])
 

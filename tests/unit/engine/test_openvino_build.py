@@ -101,6 +101,8 @@ def test_quantised_engines_compute_in_float32_and_round_only_if_allowed() -> Non
     assert group_size("bfloat16", "int8") == "32"
     assert group_size("float32", "int8", True) == "32"  # the rows must not depend on the batch
     assert group_size("float32", "none", True) == "0"
+    assert group_size("bfloat16", "int8", False, False) == "0"  # slower without instructions
+    assert group_size("bfloat16", "int8", True, False) == "32"
 
 
 def test_a_bfloat16_engine_has_a_cache_of_16_bits() -> None:

@@ -144,6 +144,14 @@ def test_the_measured_cost_is_corrected_by_served_steps() -> None:
     assert float(cost(4)) > 20
 
 
+def test_a_width_is_kept_where_changing_it_costs_more_than_a_row() -> None:
+    cost = StepCost(np.array([1.0, 8]), np.array([10.0, 17]), change_ms=6.0, last_rows=3)
+    budget = Budget(cost)
+    forecast = after(budget, *[step(4, 2)] * 30)
+    assert kept(budget, chain([1, 2, 3, 4]), forecast) == 2
+    assert cost.next(np.array([2, 3, 4])).round(1).tolist() == [17.0, 12.0, 19.0]
+
+
 def test_beyond_the_last_measured_width_the_slope_continues() -> None:
     cost = StepCost(np.array([1.0, 8]), np.array([10.0, 17]))
     assert float(cost(18)) == pytest.approx(27)

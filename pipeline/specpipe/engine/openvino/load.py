@@ -10,6 +10,7 @@ import openvino as ov
 from openvino import opset13 as op
 
 from specpipe.artifacts import read_model_config
+from specpipe.cpu import cpu_kinds, multiplies_int8
 from specpipe.engine.openvino.attention import PAGED, describe_paged
 from specpipe.engine.openvino.blocks import BLOCK
 from specpipe.engine.openvino.engine import Graphs, OpenVinoEngine, PoolOptions
@@ -61,7 +62,8 @@ def pool_blocks(tokens: int, sequences: int, draft_nodes: int) -> int:
 
 
 def _precision(limits: dict[str, Any]) -> Precision:
-    return Precision(limits["dtype"], limits["quantization"], limits["batch_invariant"])
+    kind = limits["dtype"], limits["quantization"], limits["batch_invariant"]
+    return Precision(*kind, multiplies_int8(cpu_kinds()))
 
 
 def _read_network(core: ov.Core, file: Path, model: ModelConfig, kind: ov.Type) -> ov.Model:

@@ -17,13 +17,15 @@ class Precision:
 
     With quantized weights the plugin's bfloat16 path is slower than its float32 path, so both
     dtypes compute in float32. With `bfloat16`, activations are then rounded to 8 bits in groups of
-    32 (OpenVINO's dynamic quantization); the error is as large as that of bfloat16 itself. The
-    rounded rows do not depend on other rows, so `batch_invariant` engines always round.
+    32 (OpenVINO's dynamic quantization) where the CPU has instructions for that; the error is as
+    large as that of bfloat16 itself. The rounded rows do not depend on other rows, so
+    `batch_invariant` engines always round.
     """
 
     dtype: str
     quantization: str
     batch_invariant: bool = False
+    multiplies_int8: bool = True  # whether the CPU has instructions for 8-bit products
 
     @property
     def bfloat16(self) -> bool:
@@ -33,9 +35,8 @@ class Precision:
     @property
     def rounds(self) -> bool:
         """Whether activations are rounded to 8 bits."""
-        return self.quantization in ITEM_BYTES and (
-            self.dtype == "bfloat16" or self.batch_invariant
-        )
+        allowed = self.dtype == "bfloat16" and self.multiplies_int8
+        return self.quantization in ITEM_BYTES and (allowed or self.batch_invariant)
 
     def cache_type(self, capabilities: Collection[str]) -> ov.Type:
         """Return the element type of the KV cache on a CPU with these `capabilities`.
