@@ -1,7 +1,7 @@
 """Calls whose rows have the same bits as in any other call.
 
 The CPU plugin multiplies matrices by other kernels if there are few or many rows, and their sums
-round differently. The limits depend on CPU, precision and layer sizes: on a CPU with AVX2 alone,
+round differently. The limits depend on CPU, precision and layer sizes: on a CPU with only AVX2,
 16-bit and quantized weights have another kernel above 80 rows, and wide quantized layers below 5.
 So a batch-invariant engine finds them when it is loaded, and keeps every call between them.
 """
