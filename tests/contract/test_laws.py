@@ -91,9 +91,13 @@ def test_the_budget_does_not_change_the_law(options: str) -> None:
         )
 
 
-@pytest.mark.parametrize("method", PROPOSERS)
+@pytest.mark.parametrize("method", ["none", "draft_model", "hybrid"])
 def test_fifty_thousand_answers_are_distributed_as_the_target(method: str) -> None:
-    """Unlike enumeration, this test detects generators that depend on each other."""
+    """Unlike enumeration, this test detects generators that depend on each other.
+
+    The other methods draw nothing: their answers are those of `none`, seed by seed
+    (test_proposers.py).
+    """
     counts = frequencies(WORLD, method, SAMPLED["plain"], draws=DRAWS)
     assert excess(exact_law(WORLD, SAMPLED["plain"]), counts) < BOUND
 

@@ -137,7 +137,7 @@ def test_a_draft_is_as_deep_as_the_driver_allows() -> None:
     steps = run(FixedProposer(oracle, 5), Limits(max_tokens=8), allow=allow)
     assert tokens(steps) == [1, 2, 3, 4, 5, 6, 7, 0]
     assert [(s.drafted, s.accepted) for s in steps] == [(2, 2), (0, 0), (5, 4)]
-    assert asked == [7, 4, 3]  # the tokens that are left, without the target's own
+    assert asked == [5, 4, 3]  # tokens left without the target's own, at most the draft's nodes
 
 
 def test_nodes_that_were_not_scored_count_as_not_drafted() -> None:
