@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from specpipe.building import Backend
-from specpipe.config import RunConfig
+from specpipe.config import LEAST_ROWS, RunConfig
 from specpipe.contracts import EngineFacts, LoadedEngine, Proposer, Role, Sampling
 from specpipe.endpoint import Endpoint, Serving
 from specpipe.errors import ConfigError, Unsupported
@@ -23,8 +23,6 @@ from specpipe.runtime.stream import Stream
 from specpipe.speculate import accept
 from specpipe.speculate.decode import Decoding, Limits, Step, decode
 from specpipe.speculate.vocabulary import in_vocabulary
-
-DEFAULT_MAX_NUM_TOKENS = 128  # rows per step
 
 BACKENDS: dict[str, str] = {
     "openvino": "specpipe.engine.openvino.backend:OpenVinoBackend",
@@ -127,7 +125,7 @@ class Deployment:
 
     engines: Mapping[Role, LoadedEngine]
     speculation: Speculation
-    max_num_tokens: int = DEFAULT_MAX_NUM_TOKENS
+    max_num_tokens: int = LEAST_ROWS
 
     @property
     def facts(self) -> Mapping[Role, EngineFacts]:
@@ -189,7 +187,7 @@ def load_deployment(
     engines: Mapping[Role, Path],
     backend: str,
     speculation: Speculation,
-    max_num_tokens: int = DEFAULT_MAX_NUM_TOKENS,
+    max_num_tokens: int = LEAST_ROWS,
 ) -> Deployment:
     """Load the engines of a run; raises ConfigError if one of them is damaged."""
     driver = load_backend(backend)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from specpipe.contracts import ROOT, Draft, Floats, Ints
-from specpipe.runtime.cost import FLAT, StepCost
+from specpipe.runtime.cost import StepCost, flat
 from specpipe.speculate.decode import Step
 
 DEPTHS = 32  # depths with a probability of their own
@@ -83,7 +83,7 @@ class Forecast:
 class Budget:
     """See the module."""
 
-    cost: StepCost = field(default_factory=lambda: FLAT)
+    cost: StepCost = field(default_factory=flat)
     all: Acceptance = field(default_factory=Acceptance)  # of all streams: where new ones start
     drafting_ms: float = 0.0  # of the drafters' engines, per stream and step
     kept_nodes: int = 0

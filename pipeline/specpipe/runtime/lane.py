@@ -42,6 +42,7 @@ class Lane:
     engine: LoadedEngine
     cache: Cache | None = None
     pending: list[int] = field(default_factory=list)  # tokens without rows; the last is the root
+    preempted: bool = False  # it gave its rows back, and waits for room for all of its tokens
     _kept: list[int] = field(default_factory=list)
     _rows: _Rows | None = None
 

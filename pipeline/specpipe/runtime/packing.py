@@ -68,12 +68,12 @@ class Packer:
         assert isinstance(stream.ask, Score)
         lane = stream.lanes[role]
         lane.follow(stream.ask.tokens)
-        if stream.preempted:
+        if lane.preempted:
             everything = lane.chunk(len(lane.pending))
             if len(self.streams) > 1 and not self.engines[role].fits([everything]):
                 lane.release()
                 return None
-            stream.preempted = False
+            lane.preempted = False
         return lane
 
     def _with_drafts(self, role: Role, streams: list[Stream], room: int) -> list[Planned]:
@@ -130,7 +130,7 @@ class Packer:
 
     def _preempt(self, role: Role, stream: Stream) -> None:
         self.preemptions += 1
-        stream.preempted = True
+        stream.lanes[role].preempted = True
         stream.lanes[role].release()
 
 

@@ -17,7 +17,6 @@ class Stream:
     forecast: Forecast
     ask: Ask | None = None  # what it waits for; None: it continues in the next round
     decodes: bool = False  # whether it has emitted anything
-    preempted: bool = False
 
     def close(self) -> None:
         """End the algorithm and give the rows back."""

@@ -1,7 +1,5 @@
 """The metrics of the batch are the totals of the batcher; the backend's module is a mock."""
 
-import sys
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,45 +10,17 @@ from specpipe.runtime.batcher import Batcher
 from specpipe.runtime.budget import Budget
 from specpipe.speculate.decode import Limits, Step, decode
 from specpipe.speculate.prompt_lookup import build
+from tests.unit.repository import prometheus
+from tests.unit.repository.prometheus import MetricFamily, totals
 from tests.unit.runtime.toy import ToyEngine
-
-
-class Metric:
-    def __init__(self) -> None:
-        self.total, self.calls = 0.0, 0
-
-    def increment(self, amount: float) -> None:
-        assert amount > 0
-        self.total, self.calls = self.total + amount, self.calls + 1
-
-    def set(self, value: float) -> None:
-        self.total, self.calls = value, self.calls + 1
-
-
-class MetricFamily:
-    COUNTER, GAUGE = "counter", "gauge"
-    made: dict[str, Metric] = {}  # noqa: RUF012  # emptied by the fixture
-
-    def __init__(self, name: str, description: str, kind: str) -> None:
-        self.name = name
-
-    def Metric(self, labels: dict[str, str]) -> Metric:  # noqa: N802  # Triton's name
-        name = self.name.removeprefix("specpipe_") + labels.get("depth", "")
-        return self.made.setdefault(name, Metric())
 
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    name = "specpipe.repository.models.batch_metrics"
-    backend = ModuleType("triton_python_backend_utils")
-    monkeypatch.setattr(MetricFamily, "made", {})
-    backend.MetricFamily = MetricFamily  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
-    monkeypatch.delitem(sys.modules, name, raising=False)
+    prometheus.install(monkeypatch)
     from specpipe.repository.models import batch_metrics
 
-    yield batch_metrics
-    monkeypatch.delitem(sys.modules, name, raising=False)
+    return batch_metrics
 
 
 def test_the_metrics_of_a_batch_are_the_totals_of_its_steps(module: Any) -> None:
@@ -70,7 +40,7 @@ def test_the_metrics_of_a_batch_are_the_totals_of_its_steps(module: Any) -> None
             steps += found
             meter.export()
     meter.export()
-    got = {name: metric.total for name, metric in MetricFamily.made.items()}
+    got = totals()
     assert got["engine_steps_total"] == len(engine.steps) == len(steps)
     assert got["engine_rows_total"] == sum(engine.steps)
     assert got["prefix_cache_queries_total"] == 2 * len(prompt)

@@ -1,59 +1,25 @@
 """The values that a Meter passes to Triton, and when; the backend's module is a mock."""
 
-import sys
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from specpipe.speculate.decode import Step
-
-
-class Metric:
-    def __init__(self) -> None:
-        self.total, self.calls = 0.0, 0
-
-    def increment(self, amount: float) -> None:
-        self.total, self.calls = self.total + amount, self.calls + 1
-
-    def set(self, value: float) -> None:
-        self.total, self.calls = value, self.calls + 1
-
-    def value(self) -> float:
-        return self.total
-
-
-class MetricFamily:
-    COUNTER, GAUGE = "counter", "gauge"
-    made: dict[str, Metric] = {}  # noqa: RUF012  # emptied by the fixture
-
-    def __init__(self, name: str, description: str, kind: str) -> None:
-        self.name = name
-
-    def Metric(self, labels: dict[str, str]) -> Metric:  # noqa: N802  # Triton's name
-        return self.made.setdefault(self.name.removeprefix("specpipe_"), Metric())
+from tests.unit.repository import prometheus
+from tests.unit.repository.prometheus import MetricFamily, totals
 
 
 @pytest.fixture
 def meter(monkeypatch: pytest.MonkeyPatch) -> Any:
-    backend = ModuleType("triton_python_backend_utils")
-    monkeypatch.setattr(MetricFamily, "made", {})
-    backend.MetricFamily = MetricFamily  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
-    monkeypatch.delitem(sys.modules, "specpipe.repository.models.metrics", raising=False)
+    prometheus.install(monkeypatch)
     from specpipe.repository.models import metrics
 
     monkeypatch.setattr(metrics.time, "monotonic", lambda: Clock.now)
-    yield metrics.Meter("tensorrt_llm", "medusa")
-    monkeypatch.delitem(sys.modules, "specpipe.repository.models.metrics", raising=False)
+    return metrics.Meter("tensorrt_llm", "medusa")
 
 
 class Clock:
     now = 0.0
-
-
-def totals() -> dict[str, float]:
-    return {name: metric.total for name, metric in MetricFamily.made.items()}
 
 
 def test_steps_are_handed_on_together_and_gauges_are_those_of_all(meter: Any) -> None:

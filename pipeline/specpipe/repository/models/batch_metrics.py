@@ -1,10 +1,10 @@
 """Prometheus: what the steps of the CPU engine hold, and the use of its KV pool."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from specpipe.repository.models.metrics import new_family
 from specpipe.runtime.batcher import Batcher
 from specpipe.speculate.decode import Step
 
@@ -38,10 +38,10 @@ class BatchMeter:
             *((name, f"{name}_total", text, kinds.COUNTER) for name, text in _COUNTERS.items()),
             *((name, name, text, kinds.GAUGE) for name, text in _GAUGES.items()),
         ]
-        self._families = {name: _family(*rest) for name, *rest in families}
+        self._families = {name: new_family(*rest) for name, *rest in families}
         self._metrics = {name: f.Metric(labels=labels) for name, f in self._families.items()}
         for name, text in _BY_DEPTH.items():
-            family = self._families[name] = _family(f"{name}_total", text, kinds.COUNTER)
+            family = self._families[name] = new_family(f"{name}_total", text, kinds.COUNTER)
             for depth in range(1, MOST_DEPTHS + 1):
                 at = {**labels, "depth": str(depth)}
                 self._metrics[f"{name} {depth}"] = family.Metric(labels=at)
@@ -88,7 +88,3 @@ class BatchMeter:
             "kv_blocks_used": pool.used_blocks,
             **depths,
         }
-
-
-def _family(name: str, description: str, kind: Any) -> Any:
-    return pb_utils.MetricFamily(name=f"specpipe_{name}", description=description, kind=kind)

@@ -38,8 +38,8 @@ class Meter:
         labels = {"model": model, "method": method}
         kinds = pb_utils.MetricFamily
         self._families = {
-            **{n: _family(n + "_total", d, kinds.COUNTER) for n, d in _COUNTERS.items()},
-            **{n: _family(n, d, kinds.GAUGE) for n, d in _GAUGES.items()},
+            **{n: new_family(n + "_total", d, kinds.COUNTER) for n, d in _COUNTERS.items()},
+            **{n: new_family(n, d, kinds.GAUGE) for n, d in _GAUGES.items()},
         }
         self._metrics = {n: f.Metric(labels=labels) for n, f in self._families.items()}
         self._totals = dict.fromkeys(_COUNTERS, 0)
@@ -88,5 +88,6 @@ class Meter:
         self._metrics["acceptance_length"].set(totals["output_tokens"] / totals["steps"])
 
 
-def _family(name: str, description: str, kind: Any) -> Any:
+def new_family(name: str, description: str, kind: Any) -> Any:
+    """Return a family of metrics of specpipe; it must live as long as its metrics."""
     return pb_utils.MetricFamily(name=f"specpipe_{name}", description=description, kind=kind)
