@@ -154,11 +154,15 @@ class Deployment:
         """Return a batcher over the engines; only one may be in use."""
         return Batcher(self.engines, self.max_num_tokens, budget or Budget())
 
-    def add(self, batcher: Batcher, decoding: Decoding) -> Stream:
-        """Let a batcher decode one more sequence, with the limits of the run's speculation."""
+    def add(self, batcher: Batcher, decoding: Decoding, *, counted: bool = True) -> Stream:
+        """Let a batcher decode one more sequence, with the limits of the run's speculation.
+
+        `counted` adds it to the batcher's counts.
+        """
         options = self.speculation
         adaptive = isinstance(options, WithLength) and options.draft_length != "fixed"
-        return batcher.add(decoding, adaptive=adaptive, max_concurrency=options.max_concurrency)
+        most = options.max_concurrency
+        return batcher.add(decoding, adaptive=adaptive, max_concurrency=most, counted=counted)
 
     def decode(
         self,

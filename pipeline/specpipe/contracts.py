@@ -284,8 +284,6 @@ class PoolUsage:
 
     blocks: int = 0
     used_blocks: int = 0  # by live sequences; blocks that are kept for prefix reuse are free
-    queried_tokens: int = 0  # of opened sequences, since the start
-    found_tokens: int = 0  # of those, tokens whose rows were known
 
 
 class LoadedEngine(Protocol):

@@ -28,7 +28,7 @@ from specpipe.contracts import (
 from specpipe.runtime.budget import Budget
 from specpipe.runtime.lane import Lane
 from specpipe.runtime.packing import Packer
-from specpipe.runtime.stream import Stream
+from specpipe.runtime.stream import Counts, Stream
 from specpipe.speculate.decode import ContextLogits, Decoding, Step
 
 Event = Step | ContextLogits | Exception
@@ -42,28 +42,30 @@ class Batcher:
     max_num_tokens: int
     budget: Budget
     streams: list[Stream] = field(default_factory=list)  # the oldest first
-    steps: int = 0  # of the target
-    rows: int = 0  # in those
+    counts: Counts = field(default_factory=Counts)
     _events: list[tuple[Stream, Event]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._packer = Packer(self.engines, self.max_num_tokens, self.budget, self.streams)
-
-    @property
-    def preemptions(self) -> int:
-        """Count how often a stream had to give its rows back."""
-        return self._packer.preemptions
+        self._packer = Packer(
+            self.engines, self.max_num_tokens, self.budget, self.streams, self.counts
+        )
 
     def add(
-        self, decoding: Decoding, *, adaptive: bool = True, max_concurrency: int | None = None
+        self,
+        decoding: Decoding,
+        *,
+        adaptive: bool = True,
+        max_concurrency: int | None = None,
+        counted: bool = True,
     ) -> Stream:
         """Take a new sequence; it starts in the next round.
 
         `adaptive` lets the budget shorten its drafts. With more than `max_concurrency` streams it
-        drafts nothing.
+        drafts nothing. `counted` adds it to `counts`.
         """
         lanes = {role: Lane(engine) for role, engine in self.engines.items()}
-        stream = Stream(decoding, lanes, self.budget.forecast(adaptive, max_concurrency))
+        forecast = self.budget.forecast(adaptive, max_concurrency)
+        stream = Stream(decoding, lanes, forecast, counted)
         self.streams.append(stream)
         return stream
 
@@ -190,9 +192,10 @@ class Batcher:
                 self._fail(stream, error)
             return False
         if role == "target":
-            rows = sum(len(p.item.tokens) for p in planned)
-            self.budget.note_step(rows, took_ms)
-            self.steps, self.rows = self.steps + 1, self.rows + rows
+            self.budget.note_step(sum(len(p.item.tokens) for p in planned), took_ms)
+            counted = [len(p.item.tokens) for p in planned if p.stream.counted]
+            self.counts.steps += bool(counted)
+            self.counts.rows += sum(counted)
         answered = False
         for plan, scores in zip(planned, found, strict=True):
             plan.stream.lanes[role].done(plan.item)

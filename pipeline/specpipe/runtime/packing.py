@@ -13,7 +13,7 @@ import numpy as np
 from specpipe.contracts import Draft, Ints, Item, LoadedEngine, PoolFull, Role, Score
 from specpipe.runtime.budget import Budget
 from specpipe.runtime.lane import Lane
-from specpipe.runtime.stream import Stream
+from specpipe.runtime.stream import Counts, Stream
 
 LEAST_CHUNK = 2  # rows: a chunk of one row would run in another kernel
 CATCH_UP = 8  # a stream with more pending tokens reads them before it drafts
@@ -37,7 +37,7 @@ class Packer:
     max_num_tokens: int
     budget: Budget
     streams: list[Stream]  # all live ones, the oldest first
-    preemptions: int = 0
+    counts: Counts
 
     def pack(self, role: Role, streams: Sequence[Stream], *, chunks: bool) -> list[Planned]:
         """Return the items of a step: whole ones first, then chunks of prompts."""
@@ -67,7 +67,11 @@ class Packer:
         """Bring a lane up to the sequence that its stream names; None if it has to wait."""
         assert isinstance(stream.ask, Score)
         lane = stream.lanes[role]
+        opens = lane.cache is None
         lane.follow(stream.ask.tokens)
+        if opens and role == "target" and stream.counted:
+            self.counts.prefix_queries += len(stream.ask.tokens)
+            self.counts.prefix_hits += len(stream.ask.tokens) - len(lane.pending)
         if lane.preempted:
             everything = lane.chunk(len(lane.pending))
             if len(self.streams) > 1 and not self.engines[role].fits([everything]):
@@ -129,7 +133,7 @@ class Packer:
         return planned
 
     def _preempt(self, role: Role, stream: Stream) -> None:
-        self.preemptions += 1
+        self.counts.preemptions += stream.counted
         stream.lanes[role].preempted = True
         stream.lanes[role].release()
 

@@ -8,6 +8,17 @@ from specpipe.runtime.lane import Lane
 from specpipe.speculate.decode import Decoding
 
 
+@dataclass
+class Counts:
+    """Totals of a batcher since its start. Streams that are not `counted` add nothing."""
+
+    steps: int = 0  # of the target
+    rows: int = 0  # in those
+    preemptions: int = 0
+    prefix_queries: int = 0  # tokens of sequences that the target opened
+    prefix_hits: int = 0  # of those, tokens whose rows were known
+
+
 @dataclass(eq=False)
 class Stream:
     """One live sequence."""
@@ -15,6 +26,7 @@ class Stream:
     decoding: Decoding
     lanes: dict[Role, Lane]
     forecast: Forecast
+    counted: bool = True  # in `Counts`
     ask: Ask | None = None  # what it waits for; None: it continues in the next round
     decodes: bool = False  # whether it has emitted anything
 

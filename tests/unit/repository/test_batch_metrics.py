@@ -9,6 +9,7 @@ from specpipe.methods import PromptLookup
 from specpipe.runtime.batcher import Batcher
 from specpipe.runtime.budget import Budget
 from specpipe.speculate.decode import Limits, Step, decode
+from specpipe.speculate.none import NoProposer
 from specpipe.speculate.prompt_lookup import build
 from tests.unit.repository import prometheus
 from tests.unit.repository.prometheus import MetricFamily, totals
@@ -60,3 +61,15 @@ def test_a_metric_that_did_not_change_is_not_exported_again(module: Any) -> None
     calls = {name: metric.calls for name, metric in MetricFamily.made.items()}
     meter.export()
     assert {name: metric.calls for name, metric in MetricFamily.made.items()} == calls
+
+
+def test_a_stream_that_is_not_counted_moves_no_metric(module: Any) -> None:
+    batcher = Batcher({"target": ToyEngine()}, 64, Budget())
+    meter = module.BatchMeter("tensorrt_llm", "none", batcher)
+    meter.export()
+    before = totals()
+    stream = batcher.add(decode(NoProposer(), [1] * 40, Sampling(), Limits(3)), counted=False)
+    while stream in batcher.streams:
+        batcher.round()
+    meter.export()
+    assert totals() == before

@@ -184,7 +184,7 @@ def test_a_full_pool_preempts_the_youngest_and_fails_nobody() -> None:
     made = batcher(engines(blocks=6))
     tasks = [task(METHODS[n], n, prompt=40, tokens=50) for n in range(5)]
     run(made, tasks)
-    assert made.preemptions > 0
+    assert made.counts.preemptions > 0
     for given in tasks:
         assert given.tokens == given.expected(), given.method
 

@@ -85,7 +85,7 @@ class ToyEngine:
     @property
     def pool_usage(self) -> PoolUsage:
         pool = self.pool
-        return PoolUsage(pool.used + pool.free, pool.used, pool.queries, pool.hits)
+        return PoolUsage(pool.used + pool.free, pool.used)
 
     def trim(self) -> None:
         pass

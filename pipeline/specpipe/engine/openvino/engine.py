@@ -91,7 +91,7 @@ class OpenVinoEngine:
     def pool_usage(self) -> PoolUsage:
         """See `LoadedEngine`."""
         pool = self.pool
-        return PoolUsage(pool.used + pool.free, pool.used, pool.queries, pool.hits)
+        return PoolUsage(pool.used + pool.free, pool.used)
 
     def open(self, tokens: Sequence[int] = ()) -> BlockCache:
         """See `LoadedEngine`."""

@@ -69,21 +69,21 @@ class BatchMeter:
                 self._exported[name] = value
 
     def _totals(self) -> Mapping[str, float]:
-        batcher, budget = self._batcher, self._batcher.budget
-        pool = batcher.engines["target"].pool_usage
+        counts, budget = self._batcher.counts, self._batcher.budget
+        pool = self._batcher.engines["target"].pool_usage
         depths = {
             f"{name} {place + 1}": count
             for name, counts in self._depths.items()
             for place, count in enumerate(counts)
         }
         return {
-            "engine_steps": batcher.steps,
-            "engine_rows": batcher.rows,
+            "engine_steps": counts.steps,
+            "engine_rows": counts.rows,
             "draft_nodes_scored": budget.kept_nodes,
             "draft_nodes_cut": budget.cut_nodes,
-            "preemptions": batcher.preemptions,
-            "prefix_cache_queries": pool.queried_tokens,
-            "prefix_cache_hits": pool.found_tokens,
+            "preemptions": counts.preemptions,
+            "prefix_cache_queries": counts.prefix_queries,
+            "prefix_cache_hits": counts.prefix_hits,
             "kv_blocks": pool.blocks,
             "kv_blocks_used": pool.used_blocks,
             **depths,

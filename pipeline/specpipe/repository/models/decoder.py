@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from specpipe.assembly import Deployment
-from specpipe.repository.models.exchange import Request
+from specpipe.repository.models.exchange import PROBE_ID, Request
 from specpipe.runtime.batcher import Batcher, Event
 from specpipe.runtime.budget import Budget
 from specpipe.runtime.stream import Stream
@@ -32,7 +32,8 @@ class DeploymentDecoder:
         )
         if request.context_logits:
             decoding = _after_context(request, decoding)
-        return self.deployment.add(self.batcher, decoding)
+        counted = request.request_id != PROBE_ID
+        return self.deployment.add(self.batcher, decoding, counted=counted)
 
     def remove(self, stream: Stream) -> None:
         """End a stream, wherever it is."""
