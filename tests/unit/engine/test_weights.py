@@ -1,11 +1,13 @@
 """Which constant a weight becomes, and what quantisation costs."""
 
+import tracemalloc
+
 import numpy as np
 import openvino as ov
 import pytest
 from openvino import opset13 as op
 
-from specpipe.engine.openvino.weights import int4, int8, map_weights, plain, widen
+from specpipe.engine.openvino.weights import BLOCK_VALUES, int4, int8, map_weights, plain, widen
 from specpipe.errors import ConfigError, Unsupported
 
 
@@ -55,6 +57,32 @@ def test_int4_is_off_by_at_most_half_a_level_of_its_group(rng) -> None:
     level = (np.maximum(groups.max(2), 0) - np.minimum(groups.min(2), 0)) / 15
     error = np.abs(evaluate(int4(weights)) - weights).reshape(3, 2, 64).max(2)
     assert (error <= 1.02 * level).all()
+
+
+@pytest.mark.parametrize("quantize", [int8, int4])
+def test_each_row_is_quantized_alone_whatever_the_block(quantize, rng) -> None:
+    weights = rng.normal(size=(5, BLOCK_VALUES // 2)).astype(np.float32)  # blocks of 2, 2, 1 rows
+    alone = [evaluate(quantize(row[None])) for row in weights]
+    np.testing.assert_array_equal(evaluate(quantize(weights)), np.concatenate(alone))
+
+
+@pytest.mark.parametrize(("last", "kind"), [(1.5, "f16"), (1e20, "bf16"), (1.00001, "f32")])
+def test_the_type_of_a_weight_is_exact_for_all_blocks(last, kind) -> None:
+    weights = np.full((3, BLOCK_VALUES), 0.5, np.float32)
+    weights[2, -1] = last if kind == "f32" else widen(bfloat16([last]), "BF16")[0, 0]
+    node = plain(weights, "F32")
+    assert constant_type(node) == kind
+    np.testing.assert_array_equal(evaluate(node), weights)
+
+
+@pytest.mark.parametrize("convert", [plain, int8, int4])
+def test_conversion_holds_no_float32_copy_of_a_large_weight(convert) -> None:
+    bits = np.full((12, BLOCK_VALUES), 0x3F80, np.uint16)
+    tracemalloc.start()
+    convert(bits, "BF16")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * bits.size
 
 
 def test_rows_of_zeros_survive_quantisation() -> None:

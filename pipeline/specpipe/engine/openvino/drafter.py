@@ -14,8 +14,8 @@ import openvino as ov
 from openvino import Type
 from openvino import opset13 as op
 
-from specpipe.engine.openvino.heads import likeliest, named_model
-from specpipe.engine.openvino.weights import Weights, int8, plain
+from specpipe.engine.openvino.heads import likeliest, named_model, output_rows
+from specpipe.engine.openvino.weights import Weights, plain
 from specpipe.model import ModelConfig, RecurrentDrafter
 
 
@@ -42,8 +42,9 @@ def build_drafter(
     for layer in range(net.num_layers):
         x = op.add(x, op.swish(_linear(weights, f"layers.{layer}.linear", x)))
     own = "drafter.lm_head.weight"
-    output = weights.float32(own if own in weights.tensors else "lm_head.weight")
-    logits = op.matmul(x, int8(output[: vocabulary or model.vocab_size]), False, True)
+    name = own if own in weights.tensors else "lm_head.weight"
+    output = output_rows(weights, name, vocabulary or model.vocab_size)
+    logits = op.matmul(x, output, False, True)
     carried = _linear(weights, "rnn_u", states) if net.is_rnn else states
     outputs = likeliest(logits) | {"next_states": carried.output(0)}
     return named_model("specpipe drafter", outputs, inputs)

@@ -69,11 +69,17 @@ def _output_layers(rows: list[ov.Node], weights: Weights, vocabulary: int) -> ov
     own = [f"medusa_heads.{k}.lm_head.weight" for k in range(len(rows))]
     between = op.constant([1])
     if own[0] in weights.tensors:
-        layers = [int8(weights.float32(name)[:vocabulary]) for name in own]
+        layers = [output_rows(weights, name, vocabulary) for name in own]
         logits = [op.matmul(x, w, False, True) for x, w in zip(rows, layers, strict=True)]
         return op.concat([op.unsqueeze(one, between) for one in logits], 1)
     together = op.concat([op.unsqueeze(x, between) for x in rows], 1)
-    return op.matmul(together, int8(weights.float32("lm_head.weight")[:vocabulary]), False, True)
+    return op.matmul(together, output_rows(weights, "lm_head.weight", vocabulary), False, True)
+
+
+def output_rows(weights: Weights, name: str, vocabulary: int) -> ov.Node:
+    """Return the first rows of an output layer in 8 bits."""
+    array, dtype = weights.raw(name)
+    return int8(array[:vocabulary], dtype)
 
 
 def _first(best: ov.Node) -> ov.Node:

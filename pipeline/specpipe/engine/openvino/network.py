@@ -159,7 +159,7 @@ def _head(build: Builder, table: ov.Node) -> ov.Node:
     if build.quantization == "none":
         return table if tied else plain(*build.weights.raw("lm_head.weight"))
     # int4 is not precise enough for the output layer, which is always int8.
-    return int8(build.weights.float32("lm_head.weight"))
+    return int8(*build.weights.raw("lm_head.weight"))
 
 
 def _layer(

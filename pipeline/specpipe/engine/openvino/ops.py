@@ -50,10 +50,7 @@ class Builder:
         array, dtype = self.weights.raw(name)
         if order is not None:
             array = order(array)
-        if self.quantization == "none":
-            return plain(array, dtype)
-        wide = self.weights.float32(name) if order is None else order(self.weights.float32(name))
-        return {"int8": int8, "int4": int4}[self.quantization](wide)
+        return {"none": plain, "int8": int8, "int4": int4}[self.quantization](array, dtype)
 
     def plain_linear(self, x: ov.Node, name: str) -> ov.Node:
         """Multiply with weights that are never quantized."""

@@ -7,6 +7,7 @@ measured on the CPU.
 """
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from specpipe.errors import ConfigError, Unsupported
 
 Array = NDArray[Any]
 GROUP = 64  # columns that share one int4 scale
+BLOCK_VALUES = 1 << 20  # weights that are converted at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,46 +129,87 @@ def plain(array: Array, dtype: str) -> ov.Node:
 
     float16 is tried first, also for bfloat16: OpenVINO's fused bfloat16 MLP takes no other.
     """
-    wide = widen(array, dtype)
-    with np.errstate(over="ignore"):
-        half = wide.astype(np.float16)
-    if np.array_equal(half.astype(np.float32), wide):
-        return op.convert(op.constant(half), "f32")
-    bits = wide.view(np.uint32)
-    if (bits & 0xFFFF).any():
-        return op.constant(wide)
-    high = (bits >> 16).astype(np.uint16)
-    return op.convert(_typed(high, list(high.shape), ov.Type.bf16), "f32")
+    for kind, convert in ((ov.Type.f16, _as_float16), (ov.Type.bf16, _as_bfloat16)):
+        found = _converted(array, dtype, convert)
+        if found is not None:
+            return op.convert(_typed(found, list(array.shape), kind), "f32")
+    return op.constant(widen(array, dtype))
 
 
-def int8(weights: Logits) -> ov.Node:
+def int8(array: Array, dtype: str = "F32") -> ov.Node:
     """Quantize [n, k] symmetrically with one scale per row."""
-    scale = _scale(np.abs(weights).max(axis=1, keepdims=True) / 127)
-    levels = np.clip(np.rint(weights / scale.astype(np.float32)), -127, 127).astype(np.int8)
-    return op.multiply(op.convert(op.constant(levels), "f32"), _f32(scale))
+    levels, scales = np.empty(array.shape, np.int8), np.empty((len(array), 1), np.float16)
+    for rows in _blocks(array):
+        wide = widen(array[rows], dtype)
+        scales[rows] = _scale(np.abs(wide).max(axis=1, keepdims=True) / 127)
+        wide /= scales[rows].astype(np.float32)
+        levels[rows] = np.clip(np.rint(wide, out=wide), -127, 127, out=wide)
+    return op.multiply(op.convert(op.constant(levels), "f32"), _f32(scales))
 
 
-def int4(weights: Logits) -> ov.Node:
+def int4(array: Array, dtype: str = "F32") -> ov.Node:
     """Quantize [n, k] with one scale and zero point for every GROUP columns of a row.
 
     Raises Unsupported if k is not a multiple of GROUP.
     """
-    rows, columns = weights.shape
+    count, columns = array.shape
     if columns % GROUP:
         raise Unsupported(
             f"int4 needs layer widths that are multiples of {GROUP}; {columns} is not",
             hint="use engine.quantization: int8",
         )
-    groups = weights.reshape(rows, columns // GROUP, GROUP)
+    shape = count, columns // GROUP
+    packed = np.empty((count, columns // 2), np.uint8)
+    zeros, scales = np.empty((*shape, 1), np.uint8), np.empty((*shape, 1), np.float16)
+    for rows in _blocks(array):
+        groups = widen(array[rows], dtype).reshape(-1, *shape[1:], GROUP)
+        levels, zeros[rows], scales[rows] = _group_levels(groups)
+        packed[rows] = _pack(levels).reshape(-1, columns // 2)
+    whole, zero = (
+        op.convert(_typed(raw, [*shape, width], ov.Type.u4), "f32")
+        for raw, width in ((packed, GROUP), (_pack(zeros), 1))
+    )
+    flat = op.constant(np.array([count, columns], np.int64))
+    return op.reshape(op.multiply(op.subtract(whole, zero), _f32(scales)), flat, False)
+
+
+def _group_levels(groups: Logits) -> tuple[Logits, Logits, NDArray[np.float16]]:
+    """Return levels [n, g, GROUP], zero points and scales [n, g, 1] of groups [n, g, GROUP]."""
     low = np.minimum(groups.min(axis=2, keepdims=True), 0)
     high = np.maximum(groups.max(axis=2, keepdims=True), 0)
     scale = _scale((high - low) / 15)
     wide = scale.astype(np.float32)
     zero = np.clip(np.rint(-low / wide), 0, 15)
-    levels = np.clip(np.rint(groups / wide) + zero, 0, 15)
-    shifted = op.subtract(op.convert(_uint4(levels), "f32"), op.convert(_uint4(zero), "f32"))
-    shape = op.constant(np.array([rows, columns], np.int64))
-    return op.reshape(op.multiply(shifted, _f32(scale)), shape, False)
+    return np.clip(np.rint(groups / wide) + zero, 0, 15), zero, scale
+
+
+def _blocks(array: Array) -> Iterator[slice]:
+    """Yield ranges of rows that together have few values, so that float32 copies stay small."""
+    step = max(1, BLOCK_VALUES // max(1, array[:1].size))
+    for begin in range(0, len(array), step):
+        yield slice(begin, begin + step)
+
+
+def _converted(array: Array, dtype: str, convert: Callable[[Logits], Array | None]) -> Array | None:
+    """Convert an array block by block; None if `convert` is not exact for one of them."""
+    found = np.empty(array.shape, np.uint16)
+    for rows in _blocks(array):
+        bits = convert(widen(array[rows], dtype))
+        if bits is None:
+            return None
+        found[rows] = bits
+    return found
+
+
+def _as_float16(wide: Logits) -> Array | None:
+    with np.errstate(over="ignore"):
+        half = wide.astype(np.float16)
+    return half.view(np.uint16) if np.array_equal(half.astype(np.float32), wide) else None
+
+
+def _as_bfloat16(wide: Logits) -> Array | None:
+    bits = wide.view(np.uint32)
+    return None if (bits & 0xFFFF).any() else (bits >> 16).astype(np.uint16)
 
 
 def _scale(values: Logits) -> NDArray[np.float16]:
@@ -179,10 +222,12 @@ def _f32(scale: NDArray[np.float16]) -> ov.Node:
     return op.convert(op.constant(scale), "f32")
 
 
-def _uint4(levels: Array) -> ov.Node:
+def _pack(levels: Array) -> Array:
+    """Return 4-bit numbers as bytes, two in each."""
     flat = levels.astype(np.uint8).reshape(-1)
     flat = np.append(flat, np.zeros(len(flat) % 2, np.uint8))
-    return _typed(flat[0::2] | (flat[1::2] << 4), list(levels.shape), ov.Type.u4)
+    packed: Array = flat[0::2] | (flat[1::2] << 4)
+    return packed
 
 
 def _typed(raw: Array, shape: list[int], kind: ov.Type) -> ov.Node:
