@@ -28,6 +28,7 @@ from specpipe.contracts import (
     score,
 )
 from specpipe.speculate import accept
+from specpipe.speculate.drawing import draw_token
 from specpipe.speculate.history import Completions, History
 from specpipe.speculate.sampling import Adjustment, distribution, log_probability
 
@@ -105,7 +106,7 @@ def decode(
         draft = yield from propose_within(proposer, limits.max_tokens - sequence.generated - 1)
         scores = yield from score("target", sequence.tokens, draft)
         draft = draft if scores.kept is None else draft.only(scores.kept)
-        verdict = _judge(draft, scores, sequence, adjustment, rule or accept.sample, rng)
+        verdict = _judge(draft, scores, sequence, adjustment, rule, rng)
         step = _step(draft, scores, verdict, sequence, sampling, limits, log_probs)
         if step.finish:
             yield step
@@ -136,10 +137,10 @@ def _judge(
     scores: Scores,
     sequence: _Sequence,
     adjustment: Adjustment,
-    rule: accept.Rule,
+    rule: accept.Rule | None,
     rng: np.random.Generator,
 ) -> Verdict:
-    def logits(path: accept.Path) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    def logits(path: accept.Path) -> Logits:
         row = path[-1] + 1 if path else 0
         history = sequence.tokens + [int(draft.tokens[n]) for n in path]
         return adjustment(scores.logits[row], history, sequence.generated + len(path))
@@ -147,9 +148,10 @@ def _judge(
     def law(path: accept.Path) -> Floats:
         return distribution(logits(path), adjustment.options)
 
-    if adjustment.options.greedy:
-        return accept.greedy(draft, lambda path: int(np.argmax(logits(path))))
-    return rule(draft, law, rng)
+    options = adjustment.options
+    if options.greedy or (rule is None and draft.probs is None):
+        return accept.greedy(draft, lambda path: draw_token(logits(path), options, rng))
+    return (rule or accept.sample)(draft, law, rng)
 
 
 def _step(

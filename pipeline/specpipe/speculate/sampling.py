@@ -12,7 +12,7 @@ import numpy as np
 from specpipe.contracts import Floats, Ints, Logits, Sampling
 from specpipe.errors import ConfigError
 from specpipe.speculate.history import Completions, History
-from specpipe.speculate.selection import top_k, top_p, weights_of
+from specpipe.speculate.selection import Scale, top_k, top_p, weights_of
 
 # Bounds of request options: name, least, most, and their wording in errors. Within the bounds the
 # arithmetic on logits stays finite in float32, for any number of repetitions in a sequence.
@@ -109,27 +109,34 @@ def distribution(logits: Logits, options: Sampling) -> Floats:
 
     Greedy options give the one-hot distribution of the first most likely token.
     """
-    if options.greedy:
-        return _spread(np.array([np.argmax(logits)]), np.ones(1), len(logits))
-    kept = top_k(logits, options.top_k) if 0 < options.top_k < len(logits) else None
-    values = logits if kept is None else logits[kept]
-    if options.top_p < 1:
-        places, weights = top_p(values, options.temperature, options.top_p)
-        kept = places if kept is None else kept[places]
-    else:
-        weights = weights_of(values, options.temperature)
+    places, weights = candidates(logits, options)
     weights /= weights.sum()
-    return weights if kept is None else _spread(kept, weights, len(logits))
-
-
-def _spread(places: Ints, values: Floats, size: int) -> Floats:
-    law = np.zeros(size)
-    law[places] = values
+    if places is None:
+        return weights
+    law = np.zeros(len(logits))
+    law[places] = weights
     return law
 
 
+def candidates(logits: Logits, options: Sampling) -> tuple[Ints | None, Floats]:
+    """Return the possible tokens, ascending (None: all), and their probabilities up to a factor."""
+    if options.greedy:
+        return np.array([np.argmax(logits)]), np.ones(1)
+    kept = top_k(logits, options.top_k) if 0 < options.top_k < len(logits) else None
+    values = logits if kept is None else logits[kept]
+    if options.top_p == 1:
+        return kept, weights_of(values, options.temperature)
+    places, weights = top_p(values, options.temperature, options.top_p)
+    order = np.argsort(places)
+    places = places[order]
+    return places if kept is None else kept[places], weights[order]
+
+
 def log_probability(logits: Logits, token: int) -> float:
-    """Return the model's own log-probability of `token`, before any penalty or temperature."""
-    peak = float(logits.max())
-    spread = np.exp(logits.astype(np.float64) - peak).sum()
-    return float(logits[token]) - peak - math.log(spread)
+    """Return the model's own log-probability of `token`, before any penalty or temperature.
+
+    The weights are summed in float64 and computed in float32: off by at most 1e-5.
+    """
+    scale = Scale.of(logits, 1.0)
+    whole = float(scale.rough(logits).sum(dtype=np.float64))
+    return float(logits[token]) - scale.peak - math.log(whole)

@@ -19,19 +19,30 @@ _SAMPLE = 512  # logits among which the border of a large set is searched for fi
 
 
 @dataclass(frozen=True)
-class _Scale:
+class Scale:
     """Converts logits into weights; the weight of the likeliest token is 1."""
 
     peak: float
     temperature: float
 
+    @staticmethod
+    def of(logits: Logits, temperature: float) -> "Scale":
+        """Return the scale of all `logits` [V]."""
+        return Scale(float(logits.max()), temperature)
+
+    def one(self, logit: float) -> float:
+        """Return one weight in float64, as `exact` does."""
+        return math.exp(logit / self.temperature - self.peak / self.temperature)
+
     def exact(self, logits: Logits) -> Floats:
+        """Return weights in float64."""
         scaled = logits.astype(np.float64)
         scaled /= self.temperature
         scaled -= self.peak / self.temperature
         return np.exp(scaled, out=scaled)
 
     def rough(self, logits: Logits) -> Logits:
+        """Return weights in float32; `error_of_rough` bounds the error of their sums."""
         with np.errstate(over="ignore"):  # only differences whose weight is 0 can overflow
             scaled: Logits = logits - np.float32(self.peak)
             scaled /= np.float32(self.temperature)
@@ -39,7 +50,7 @@ class _Scale:
         return scaled
 
 
-def _error(rough_sum: float, count: int) -> float:
+def error_of_rough(rough_sum: float, count: int) -> float:
     """Return the largest error of a sum of `count` rough weights.
 
     A weight exp(-a) is off by at most (3 a + 5) / 2**24 of itself: three roundings of `a`, and the
@@ -60,7 +71,7 @@ class _Border:
 
 def weights_of(logits: Logits, temperature: float) -> Floats:
     """Return the unnormalized probabilities of `logits`; the largest is 1."""
-    return _Scale(float(logits.max()), temperature).exact(logits)
+    return Scale.of(logits, temperature).exact(logits)
 
 
 def top_k(logits: Logits, k: int) -> Ints:
@@ -83,7 +94,7 @@ def top_p(logits: Logits, temperature: float, p: float) -> tuple[Ints, Floats]:
     the probability of the set differs from `p` only by rounding (1e-12), it can have one token more
     or less.
     """
-    scale = _Scale(float(logits.max()), temperature)
+    scale = Scale.of(logits, temperature)
     if len(logits) <= 2 * _FEW:
         return _from_all(logits, scale, p)
     rough = scale.rough(logits)
@@ -93,7 +104,7 @@ def top_p(logits: Logits, temperature: float, p: float) -> tuple[Ints, Floats]:
     weights, last = scale.exact(logits[inside]), scale.exact(logits[border.order])
     rest = whole - _sum(rough[inside]) - _sum(rough[border.order])
     total = _sum(weights) + _sum(last) + rest
-    count = _cut(_sum(weights), last, p * total, _error(rest, len(logits)) / total)
+    count = _cut(_sum(weights), last, p * total, error_of_rough(rest, len(logits)) / total)
     if count is None:
         return _from_all(logits, scale, p, border)
     kept = np.concatenate([inside, border.order[:count]])
@@ -101,7 +112,7 @@ def top_p(logits: Logits, temperature: float, p: float) -> tuple[Ints, Floats]:
 
 
 def _from_all(
-    logits: Logits, scale: _Scale, p: float, border: _Border | None = None
+    logits: Logits, scale: Scale, p: float, border: _Border | None = None
 ) -> tuple[Ints, Floats]:
     """Return what `top_p` does, from the weights of all tokens in float64.
 

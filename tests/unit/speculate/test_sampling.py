@@ -84,6 +84,16 @@ def test_log_probability_ignores_sampling_options() -> None:
     assert log_probability(LOGITS, 1) == pytest.approx(math.log(0.25), abs=1e-6)
 
 
+@pytest.mark.parametrize("spread", [1e-3, 1, 8, 1e4])
+def test_log_probabilities_of_a_large_vocabulary_are_off_by_1e_5_at_most(
+    spread: float, rng: np.random.Generator
+) -> None:
+    logits = (spread * rng.normal(size=150_000)).astype(np.float32)
+    exact = np.exp(logits.astype(np.float64) - logits.max()).sum()
+    expected = float(logits[5]) - float(logits.max()) - math.log(exact)
+    assert log_probability(logits, 5) == pytest.approx(expected, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

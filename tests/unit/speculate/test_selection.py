@@ -101,7 +101,7 @@ def test_the_search_gives_the_same_where_rounding_misleads_all_of_it(
     logits = made(kind, 5_000)
     expected = [top_p(logits, 1.0, p) for p in (0.1, 0.9)]
     for name, spoiled in {
-        "_error": lambda rough_sum, count: 1e9,
+        "error_of_rough": lambda rough_sum, count: 1e9,
         "_border": lambda logits, weights, target: selection._Border(np.inf, np.arange(1)),
     }.items():
         with monkeypatch.context() as patch:
@@ -118,10 +118,10 @@ def test_the_search_gives_the_same_where_rounding_misleads_all_of_it(
 def test_float32_sums_are_within_their_bound(kind: str, size: int) -> None:
     logits = made(kind, size)
     for temperature in (0.05, 1.0, 30.0):
-        scale = selection._Scale(float(logits.max()), temperature)
+        scale = selection.Scale.of(logits, temperature)
         rough = float(scale.rough(logits).sum(dtype=np.float64))
         off = abs(rough - scale.exact(logits).sum())
-        assert off <= selection._error(rough, size)
+        assert off <= selection.error_of_rough(rough, size)
 
 
 @every_kind
