@@ -180,8 +180,8 @@ class Deployment:
         repetitive = [1] * 70
         for _ in self.decode(repetitive, Sampling(), Limits(max_tokens=12)):
             pass
-        most = min(self.max_num_tokens, 1 + self.speculation.num_draft_tokens)
-        cost = measure_steps(self.engines["target"], most if most > 1 else 8)
+        drafts = self.speculation.num_draft_tokens > 0
+        cost = measure_steps(self.engines["target"], self.max_num_tokens if drafts else 2)
         for engine in self.engines.values():
             engine.trim()
         return Budget(cost)

@@ -27,7 +27,7 @@ from specpipe.contracts import (
 )
 from specpipe.runtime.budget import Budget
 from specpipe.runtime.lane import Lane
-from specpipe.runtime.packing import Packer
+from specpipe.runtime.packing import CATCH_UP, Packer
 from specpipe.runtime.stream import Counts, Stream
 from specpipe.speculate.decode import ContextLogits, Decoding, Step
 
@@ -43,7 +43,11 @@ class Batcher:
     budget: Budget
     streams: list[Stream] = field(default_factory=list)  # the oldest first
     counts: Counts = field(default_factory=Counts)
+    # Of the current round: what streams emitted, which of them drafted, and whether a draft model
+    # read a prompt.
     _events: list[tuple[Stream, Event]] = field(default_factory=list)
+    _drafting: set[int] = field(default_factory=set)
+    _reads: bool = False
 
     def __post_init__(self) -> None:
         self._packer = Packer(
@@ -80,11 +84,15 @@ class Batcher:
 
         An exception ends its stream, as does a step with a finish reason.
         """
-        self._events = []
+        self._events, self._drafting, self._reads = [], set(), False
+        began = time.perf_counter_ns()
         for stream in list(self.streams):
             if stream.ask is None:
                 self._resume(stream, None)
         self._draft()
+        if self._drafting and not self._reads:
+            spent_ms = (time.perf_counter_ns() - began) / 1e6
+            self.budget.note_drafting(spent_ms / len(self._drafting))
         waiting = [s for s in self.streams if s.scores("target")]
         self._score("target", waiting, chunks=True)
         for stream, event in self._events:
@@ -99,6 +107,8 @@ class Batcher:
             said = stream.decoding.send(answer)
             while isinstance(said, Allowance):
                 allowed = self.budget.allow(stream.forecast, said.limit, len(self.streams))
+                if allowed:
+                    self._drafting.add(id(stream))
                 said = stream.decoding.send(allowed)
         except StopIteration:
             self.remove(stream)
@@ -124,10 +134,9 @@ class Batcher:
 
     def _draft(self) -> None:
         """Answer every ask but those for the target's logits."""
-        began, drafting, chunks = time.perf_counter_ns(), set[int](), True
+        chunks = True
         while groups := self._groups():
             streams = groups[min(groups, key=_cost_of_kind)]
-            drafting |= {id(stream) for stream in streams}
             kind, role = type(streams[0].ask), _role_of(streams[0].ask)
             if kind is Score:
                 if not self._score(role, streams, chunks=chunks):
@@ -135,9 +144,6 @@ class Batcher:
                 chunks = False
             else:
                 self._answer_all(streams, self._guess if kind is Guess else self._extend)
-        if drafting:
-            spent_ms = (time.perf_counter_ns() - began) / 1e6
-            self.budget.note_drafting(spent_ms / len(drafting))
 
     def _groups(self) -> dict[tuple[type, Role], list[Stream]]:
         found: dict[tuple[type, Role], list[Stream]] = {}
@@ -196,6 +202,8 @@ class Batcher:
             counted = [len(p.item.tokens) for p in planned if p.stream.counted]
             self.counts.steps += bool(counted)
             self.counts.rows += sum(counted)
+        else:
+            self._reads |= any(len(p.stream.lanes[role].pending) > CATCH_UP for p in planned)
         answered = False
         for plan, scores in zip(planned, found, strict=True):
             plan.stream.lanes[role].done(plan.item)

@@ -1,10 +1,15 @@
 """One budget of rows for a step: the draft nodes of all streams compete for them.
 
 A node is worth the probability that it is accepted. A step over B roots and some nodes emits B + W
-tokens, where W is the total worth, and costs C(rows) milliseconds (`runtime.cost`), and more if its
-width differs from that of the step before. The budget
+tokens, where W is the total worth, and costs C(rows) milliseconds (`runtime.cost`). The budget
 scores the nodes with which tokens per millisecond are highest. So drafts shrink as load grows, and
 speculation ends where plain decoding is faster.
+
+A step of another width than the one before costs more. So the budget stays at a width until that
+has lost as much time as a change costs (the rule of renting skis before buying them).
+
+Where drafting does not pay, a draft is made now and then, and compared with what is emitted
+(`Shadow`). Drafts that were drawn, or that need scratch nodes, are scored instead.
 
 The rule reads committed tokens, acceptance so far, and what drafts were chosen with certainty. It
 never reads a token that was drawn: dropping a draft token because of its value would bias sampled
@@ -13,53 +18,20 @@ that was allowed: where a drawn draft ends early, its tokens decided it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from specpipe.contracts import ROOT, Draft, Floats, Ints
+from specpipe.runtime.acceptance import DEPTHS, RATE, Acceptance, Shadow
 from specpipe.runtime.cost import StepCost, flat
 from specpipe.speculate.decode import Step
 
-DEPTHS = 32  # depths with a probability of their own
-FIRST_GUESS = 0.6  # acceptance of a draft token before any was seen
-RATE = 0.1  # weight of one step of a stream
-PROBE_AFTER = 48  # steps without a draft, after which one is tried again
+PROBE_AFTER = 16  # steps without a draft, after which one is tried again, at the earliest
+PROBE_SHARE = 0.01  # of the time: a dear trial is made more seldom
 PROBE_NODES = 3
 _NONE: Ints = np.zeros(0, np.int64)
 _SIZES: Ints = np.array([0, 1, 2, 3, 4, 8])  # of drafts that are tried for the price of a row
-
-
-@dataclass
-class Acceptance:
-    """Estimates the acceptance of draft tokens by depth, and how far drafters overrate theirs."""
-
-    by_depth: Floats = field(default_factory=lambda: np.full(DEPTHS, FIRST_GUESS))
-    expected: float = 1.0  # tokens, by the drafters' own probabilities; decays
-    accepted: float = 1.0  # of those
-
-    def learn(self, drafted: int, accepted: int, rate: float) -> None:
-        """Take note of one step: the first rejected depth was tested too."""
-        hits = min(accepted, DEPTHS)
-        self.by_depth[:hits] += rate * (1 - self.by_depth[:hits])
-        if accepted < min(drafted, DEPTHS):
-            self.by_depth[accepted] *= 1 - rate
-
-    def survival(self, depth: int) -> Floats:
-        """Return the probability that a path stands down to each of `depth` depths."""
-        known = self.by_depth[:depth]
-        rest = np.full(max(0, depth - DEPTHS), known[-1] if len(known) else 0.0)
-        return np.cumprod(np.concatenate([known, rest]))
-
-    @property
-    def honesty(self) -> float:
-        """Return the factor from a drafter's own probabilities to those that were observed."""
-        return min(2.0, max(0.05, self.accepted / self.expected))
-
-    def calibrate(self, expected: float, accepted: int) -> None:
-        """Take note of a step whose draft came with probabilities."""
-        self.expected += RATE * (expected - self.expected)
-        self.accepted += RATE * (accepted - self.accepted)
 
 
 @dataclass(eq=False)
@@ -70,13 +42,15 @@ class Forecast:
     max_concurrency: int | None
     own: Acceptance
     allowed: int = 0  # depth of the next draft
-    idle_steps: int = 0  # since a draft was scored
+    idle_steps: int = 0  # since a draft was scored or tried
+    probe_after: int = PROBE_AFTER  # idle steps
     expected: float | None = None  # of the draft that is being scored, by its own probabilities
+    shadow: Shadow | None = None
 
     @property
     def probes(self) -> bool:
         """Whether a draft is tried although it does not seem to pay."""
-        return self.idle_steps >= PROBE_AFTER
+        return self.idle_steps >= self.probe_after
 
 
 @dataclass
@@ -85,14 +59,15 @@ class Budget:
 
     cost: StepCost = field(default_factory=flat)
     all: Acceptance = field(default_factory=Acceptance)  # of all streams: where new ones start
-    drafting_ms: float = 0.0  # of the drafters' engines, per stream and step
+    drafting_ms: float = 0.0  # of a draft, per stream and step
     kept_nodes: int = 0
     cut_nodes: int = 0
+    lost_ms: float = 0.0  # since the last change of width, by not changing it
 
     def forecast(self, adaptive: bool, max_concurrency: int | None) -> Forecast:
         """Return the forecast of a new stream."""
         known = self.all
-        own = Acceptance(known.by_depth.copy(), known.expected, known.accepted)
+        own = replace(known, by_depth=known.by_depth.copy())
         return Forecast(adaptive, max_concurrency, own)
 
     def allow(self, forecast: Forecast, limit: int, running: int) -> int:
@@ -138,15 +113,36 @@ class Budget:
         found = self._best(drafts, forecasts, worth, streams=streams, roots=roots, room=room)
         chosen = [nodes[nodes < len(draft)] for draft, nodes in zip(drafts, found, strict=True)]
         for draft, forecast, value, nodes in zip(drafts, forecasts, worth, chosen, strict=True):
-            forecast.idle_steps = 0 if len(nodes) else forecast.idle_steps + 1
-            own = draft.chances is not None
-            forecast.expected = (
-                float(value[nodes].sum()) / forecast.own.honesty if own and len(nodes) else None
-            )
-            self.kept_nodes += len(nodes)
-            self.cut_nodes += len(draft) - len(nodes)
+            self._note_choice(draft, forecast, value, nodes, streams=streams, roots=roots)
         pairs = zip(drafts, chosen, strict=True)
         return [None if len(nodes) == len(draft) else nodes for draft, nodes in pairs]
+
+    def _note_choice(
+        self,
+        draft: Draft,
+        forecast: Forecast,
+        worth: Floats,
+        nodes: Ints,
+        *,
+        streams: int,
+        roots: int,
+    ) -> None:
+        """Take note of the nodes of one draft that are scored; others may become a shadow."""
+        self.kept_nodes += len(nodes)
+        self.cut_nodes += len(draft) - len(nodes)
+        if forecast.probes:
+            step_ms, longer_ms = self.cost(np.array([roots, roots + len(nodes)])).tolist()
+            spent_ms = streams * (self.drafting_ms + longer_ms - step_ms)
+            forecast.probe_after = max(PROBE_AFTER, int(spent_ms / (PROBE_SHARE * step_ms)))
+        tried = bool(len(nodes)) or forecast.probes
+        forecast.idle_steps = 0 if tried else forecast.idle_steps + 1
+        shown = nodes if len(nodes) else np.arange(len(draft))
+        own = draft.chances is not None
+        expected = float(worth[shown].sum()) / forecast.own.honesty if own else None
+        if len(nodes):
+            forecast.expected = expected
+        elif forecast.shadow is None and _compares(draft):
+            forecast.shadow = Shadow(draft, expected)
 
     def _worth(self, draft: Draft, forecast: Forecast) -> Floats:
         """Return the probability that each node is accepted; 0 for scratch nodes."""
@@ -173,7 +169,7 @@ class Budget:
         for n, draft in enumerate(drafts):  # those that are scored whole, or not at all
             if draft.scratch or not forecasts[n].adaptive:
                 size, more = len(draft), float(worth[n].sum())
-                ms, longer_ms = self.cost.next(np.array([rows, rows + size]))
+                ms, longer_ms = self.cost(np.array([rows, rows + size])).tolist()
                 pays = (gained + more) * ms >= gained * longer_ms
                 if size <= room and (pays or forecasts[n].probes or not forecasts[n].adaptive):
                     chosen[n] = np.arange(size)
@@ -185,34 +181,59 @@ class Budget:
         node = np.concatenate([np.arange(len(worth[n])) for n in loose])
         value = np.concatenate([worth[n] for n in loose])
         order = np.argsort(-value, kind="stable")[:room]  # a parent is worth no less than its child
-        sizes = np.arange(len(order) + 1)
         tokens = gained + np.concatenate([[0.0], np.cumsum(value[order])])
-        rates = tokens / self.cost.next(rows + sizes)
-        best = order[: int(np.argmax(rates))]
+        best = order[: self._size(rows, tokens)]
         for n in loose:
             mine = np.sort(node[best[owner[best] == n]])
-            probed = min(PROBE_NODES, len(worth[n]), room) if forecasts[n].probes else 0
+            drawn = forecasts[n].probes and not _compares(drafts[n])
+            probed = min(PROBE_NODES, len(worth[n]), room) if drawn else 0
             chosen[n] = mine if len(mine) >= probed else np.arange(probed)
         return chosen
 
+    def _size(self, rows: int, tokens: Floats) -> int:
+        """Return how many nodes are scored; with n of them, a step emits tokens[n] tokens."""
+        ms_per_token = self.cost(rows + np.arange(len(tokens))) / tokens
+        best, same = int(np.argmin(ms_per_token)), self.cost.last_rows - rows
+        if best == same:
+            return best
+        if 0 <= same < len(tokens):
+            self.lost_ms += float(tokens[best] * (ms_per_token[same] - ms_per_token[best]))
+            changes = 2 if same == 0 else 1  # a draft has an end
+            if self.lost_ms < changes * self.cost.change_ms:
+                return same
+        self.lost_ms = 0.0
+        return best
+
     def learn(self, forecast: Forecast, step: Step) -> None:
         """Take note of what a step accepted."""
-        if not step.drafted:
-            return
-        forecast.own.learn(step.drafted, step.accepted, RATE)
-        self.all.learn(step.drafted, step.accepted, RATE / 10)
-        if forecast.expected is not None:
-            forecast.own.calibrate(forecast.expected, step.accepted)
-            self.all.calibrate(forecast.expected, step.accepted)
+        if step.drafted:
+            self._learn(forecast, step.drafted, step.accepted, forecast.expected)
             forecast.expected = None
+        shadow = forecast.shadow
+        if shadow is not None and shadow.follow(step.tokens):
+            self._learn(forecast, shadow.draft.depth, shadow.accepted, shadow.expected)
+            forecast.shadow = None
+
+    def _learn(
+        self, forecast: Forecast, drafted: int, accepted: int, expected: float | None
+    ) -> None:
+        for known, rate in ((forecast.own, RATE), (self.all, RATE / 10)):
+            known.learn(drafted, accepted, rate)
+            if expected is not None:
+                known.calibrate(expected, accepted, RATE)
 
     def note_step(self, rows: int, ms: float) -> None:
         """Take note of the time of a step of the target."""
         self.cost.observe(rows, ms)
 
     def note_drafting(self, ms: float) -> None:
-        """Take note of the time that the drafters' engines took, per stream."""
+        """Take note of the time that drafts took, per stream."""
         self.drafting_ms += RATE * (ms - self.drafting_ms)
+
+
+def _compares(draft: Draft) -> bool:
+    """Tell whether a draft is judged by comparison with the emitted tokens, without scratch."""
+    return len(draft) > 0 and draft.probs is None and not draft.scratch
 
 
 def _survival(parents: Ints, by_depth: Floats) -> Floats:

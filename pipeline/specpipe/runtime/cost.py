@@ -13,7 +13,8 @@ import numpy as np
 from specpipe.contracts import EngineFacts, Floats, Ints, Item, LoadedEngine
 
 ROWS = (1, 2, 4, 5, 8, 16, 32, 64)
-REPEATS = 2  # of each, after one that is not counted
+_PATIENCE_S = 0.6
+_SLOW_MS = 40.0
 _RATE = 0.05  # weight of one observation
 
 
@@ -64,27 +65,35 @@ def flat() -> StepCost:
 
 
 def measure_steps(engine: LoadedEngine, most: int) -> StepCost:
-    """Time steps of up to `most` rows of one sequence, each width a few times.
+    """Time steps of up to `most` rows of one sequence.
 
-    Takes well under a second for small models.
+    Wider steps are left out once `_PATIENCE_S` are spent; three widths are always measured.
     """
     widths = [rows for rows in ROWS if rows <= min(most, engine.facts.max_seq_len)]
-    times = {rows: _time(engine, [rows]) for rows in widths}
-    rising = np.maximum.accumulate([times[rows] for rows in widths])
-    few, many = widths[0], widths[min(2, len(widths) - 1)]
-    change = _time(engine, [few, many]) - (times[few] + times[many]) / 2
-    return StepCost(np.array(widths, np.float64), rising, max(0.0, change))
+    times: list[float] = []
+    began = time.perf_counter()
+    for rows in widths:
+        if len(times) >= 3 and time.perf_counter() - began > _PATIENCE_S:
+            break
+        times.append(_time(engine, [rows]))
+    widths = widths[: len(times)]
+    rising = np.maximum.accumulate(times)
+    few, many = 0, min(2, len(widths) - 1)
+    turns = _time(engine, [widths[few], widths[many]])
+    change = max(0.0, turns - (times[few] + times[many]) / 2)
+    return StepCost(np.array(widths, np.float64), rising, change)
 
 
 def _time(engine: LoadedEngine, widths: Sequence[int]) -> float:
     """Return the milliseconds of a step at the start of a sequence, widths taking turns.
 
-    The least of a few repetitions counts, of the mean over the widths.
+    The least of a few repetitions counts, of the mean over the widths. Slow steps are repeated
+    once.
     """
     found: list[float] = []
     cache = engine.open()
     items = [Item(cache, _tokens(engine.facts, n), None, np.arange(n)) for n in widths]
-    for _ in range(1 + REPEATS):
+    while len(found) < 3 and (len(found) < 2 or found[-1] < _SLOW_MS):
         began = time.perf_counter_ns()
         for item in items:
             engine.step([item])

@@ -108,7 +108,8 @@ def test_quantised_engines_compute_in_float32_and_round_only_if_allowed() -> Non
 def test_a_bfloat16_engine_has_a_cache_of_16_bits() -> None:
     assert Precision("bfloat16", "none").cache_type(["FP32", "BF16"]) == ov.Type.bf16
     assert Precision("bfloat16", "none").cache_type(["FP32"]) == ov.Type.f16
-    assert Precision("bfloat16", "int8").cache_type(["FP32", "BF16"]) == ov.Type.f32
+    assert Precision("bfloat16", "int8").cache_type(["FP32", "BF16"]) == ov.Type.f16
+    assert Precision("float32", "int8").cache_type(["FP32", "BF16"]) == ov.Type.f32
 
 
 def test_the_pool_has_room_for_all_sequences_or_the_configured_tokens(

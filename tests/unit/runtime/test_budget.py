@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from specpipe.contracts import ROOT, Draft, chain
+from specpipe.runtime.acceptance import Shadow
 from specpipe.runtime.budget import PROBE_AFTER, PROBE_NODES, Budget, Forecast
 from specpipe.runtime.cost import StepCost, measure_steps
 from specpipe.speculate.decode import Step
@@ -56,7 +57,7 @@ def test_drafts_shrink_with_load() -> None:
     forecast = after(budget, *[step(4, 2)] * 30)
     lengths = [kept(budget, chain([1, 2, 3, 4]), forecast, streams) for streams in (1, 4, 7, 30)]
     assert lengths == sorted(lengths, reverse=True)
-    assert lengths[0] >= 3 and lengths[-1] == 0
+    assert lengths[0] >= 2 and lengths[-1] <= 1
 
 
 def test_the_likeliest_nodes_of_all_streams_are_scored_first() -> None:
@@ -112,13 +113,53 @@ def test_a_drafter_that_overrates_itself_is_corrected() -> None:
     assert first == 4 and kept(budget, draft, forecast) < 4
 
 
-def test_where_drafting_does_not_pay_it_is_tried_again_now_and_then() -> None:
+def test_where_drafting_does_not_pay_a_draft_is_made_now_and_then() -> None:
     budget = Budget(DEAR_ROWS)
     forecast = after(budget, *BAD)
     allowed = [budget.allow(forecast, 4, running=4) for _ in range(PROBE_AFTER + 1)]
     assert allowed == [0] * PROBE_AFTER + [4]
-    assert kept(budget, chain([1, 2, 3, 4]), forecast, streams=4) == PROBE_NODES
+    assert kept(budget, chain([1, 2, 3, 4]), forecast, streams=4) == 0
     assert budget.allow(forecast, 4, running=4) == 0
+
+
+def test_a_draft_that_is_not_scored_is_compared_with_what_is_emitted() -> None:
+    budget = Budget(StepCost(np.array([1.0, 64]), np.array([10.0, 100])))
+    forecast = after(budget, *BAD)
+    emitted = iter(range(1000))
+    for count in range(40):
+        draft = chain([count, count + 1, count + 2])  # right
+        if kept(budget, draft, forecast):
+            break
+        budget.learn(forecast, Step((next(emitted),), 0, 0))
+    assert 3 < count < 39 and forecast.own.by_depth[1] > 0.6
+
+
+def test_a_shadow_follows_the_branch_that_is_emitted() -> None:
+    tree = Draft(np.array([1, 2, 3, 4]), np.array([ROOT, ROOT, 1, 2]))
+    right, wrong, short = (Shadow(tree, None) for _ in range(3))
+    assert [right.follow([2]), right.follow([3]), right.follow([4])] == [False, False, True]
+    assert wrong.follow([2, 9]) and not short.follow([])
+    assert (right.accepted, wrong.accepted, short.accepted) == (3, 1, 0)
+
+
+def test_a_drawn_draft_is_tried_by_scoring_it() -> None:
+    budget = Budget(DEAR_ROWS)
+    forecast = after(budget, *BAD)
+    drawn = chain([1, 2, 3, 4], np.full((4, 8), 1 / 8))
+    while not budget.allow(forecast, 4, running=1):
+        pass
+    assert kept(budget, drawn, forecast) == PROBE_NODES and forecast.shadow is None
+
+
+def test_trials_of_a_dear_drafter_take_little_time() -> None:
+    budget = Budget(DEAR_ROWS)
+    forecast = after(budget, *BAD)
+    budget.drafting_ms, trials = 50.0, 0
+    for _ in range(5000):
+        if budget.allow(forecast, 4, running=1):
+            trials += 1
+            kept(budget, chain([1, 2, 3, 4]), forecast)
+    assert 8 <= trials <= 11  # 50 ms in every 500 steps of 10 ms, the first one sooner
 
 
 def test_a_dear_drafter_is_not_asked_where_it_cannot_pay() -> None:
@@ -144,11 +185,18 @@ def test_the_measured_cost_is_corrected_by_served_steps() -> None:
     assert float(cost(4)) > 20
 
 
-def test_a_width_is_kept_where_changing_it_costs_more_than_a_row() -> None:
-    cost = StepCost(np.array([1.0, 8]), np.array([10.0, 17]), change_ms=6.0, last_rows=3)
+def test_a_width_is_kept_until_that_has_cost_as_much_as_a_change() -> None:
+    cost = StepCost(np.array([1.0, 8]), np.array([10.0, 17]), change_ms=6.0, last_rows=1)
     budget = Budget(cost)
     forecast = after(budget, *[step(4, 2)] * 30)
-    assert kept(budget, chain([1, 2, 3, 4]), forecast) == 2
+    lengths = [kept(budget, chain([1, 2, 3, 4]), forecast) for _ in range(4)]
+    assert lengths == [2] * 4  # a step of three tokens gains 18 ms, more than two changes cost
+    budget.cost.change_ms = 20.0
+    assert [kept(budget, chain([1, 2, 3, 4]), forecast) for _ in range(4)] == [0, 0, 2, 0]
+
+
+def test_a_change_of_width_is_part_of_the_expected_time() -> None:
+    cost = StepCost(np.array([1.0, 8]), np.array([10.0, 17]), change_ms=6.0, last_rows=3)
     assert cost.next(np.array([2, 3, 4])).round(1).tolist() == [17.0, 12.0, 19.0]
 
 

@@ -128,7 +128,7 @@ class OpenVinoBackend:
         blocks = pool_blocks(_pool_tokens(request), request.max_batch_size, request.draft_nodes)
         return Footprint(
             weights,
-            request.model.kv_bytes(1, bytes_per_value=2 if precision.bfloat16 else 4),
+            request.model.kv_bytes(1, bytes_per_value=precision.kv_bytes),
             blocks * BLOCK,
             activations=0,
             runtime=OVERHEAD_BYTES,

@@ -208,12 +208,23 @@ class Call:
             self._request.set_tensor(self.ports[name], tensor)
 
     def run(self, feeds: Arrays, results: Arrays) -> None:
-        """Read `feeds` and write `results` in place."""
-        for name, array in (*feeds.items(), *results.items()):
-            if self._bound.get(name) is not array:
-                self._request.set_tensor(self.ports[name], ov.Tensor(array, shared_memory=True))
-                self._bound[name] = array  # the plugin reads it until the next one is bound
-        self._request.infer()
+        """Read `feeds` and write `results` in place.
+
+        An input is bound again only for another shape, since binding takes longer than copying.
+        """
+        for name, array in feeds.items():
+            bound = self._bound.get(name)
+            if bound is not None and bound.shape == array.shape:
+                bound[...] = array
+            else:
+                self._bind(name, array.copy())
+        for name, array in results.items():
+            self._bind(name, array)
+        self._request.infer(share_inputs=True, share_outputs=True)
+
+    def _bind(self, name: str, array: NDArray[Any]) -> None:
+        self._request.set_tensor(self.ports[name], ov.Tensor(array, shared_memory=True))
+        self._bound[name] = array  # the plugin uses it until the next one is bound
 
     def output(self, name: str) -> Logits:
         """Return a view of another result of the last run, valid until the next."""
