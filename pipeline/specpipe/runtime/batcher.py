@@ -106,7 +106,7 @@ class Batcher:
         try:
             said = stream.decoding.send(answer)
             while isinstance(said, Allowance):
-                allowed = self.budget.allow(stream.forecast, said.limit, len(self.streams))
+                allowed = self._allow(stream, said.limit)
                 if allowed:
                     self._drafting.add(id(stream))
                 said = stream.decoding.send(allowed)
@@ -123,6 +123,15 @@ class Batcher:
             self._events.append((stream, said))
         else:
             stream.ask = said
+
+    def _allow(self, stream: Stream, limit: int) -> int:
+        """Return how deep a stream may draft.
+
+        Its first token does not wait for a draft, for which a draft model would read the prompt.
+        """
+        if not stream.decodes:
+            return 0
+        return self.budget.allow(stream.forecast, limit, len(self.streams))
 
     def _fail(self, stream: Stream, error: Exception) -> None:
         stream.ask = None

@@ -110,6 +110,19 @@ def test_streams_of_one_method_answer_as_each_alone(method: Speculation) -> None
         assert given.tokens == given.expected()
 
 
+def test_the_first_token_does_not_wait_until_a_draft_model_has_read_the_prompt() -> None:
+    made = engines()
+    many = batcher(made, rows=8)
+    given = task(DraftModel("draft_model", DRAFT, 4), prompt=40)
+    given.stream = many.add(given.decoding(), adaptive=False)
+    while not given.tokens:
+        assert made["draft"].steps == []
+        collect([given], many.round())
+    while many.streams:
+        collect([given], many.round())
+    assert made["draft"].steps and given.tokens == given.expected()
+
+
 def test_streams_of_all_methods_share_their_steps() -> None:
     made = engines()
     tasks = [task(method, seed) for seed, method in enumerate(METHODS)]
