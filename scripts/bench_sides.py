@@ -59,6 +59,7 @@ class Side(Protocol):
 
     name: str
     baseline: str  # the name of the same side without speculation; empty: none
+    peer: str  # name and version of another project's engine; empty: this project's
 
     def answer(self, prompts: Sequence[str], tokens: int, streams: int) -> Timing:
         """Answer all prompts in `tokens` tokens each, `streams` at a time."""
@@ -91,6 +92,7 @@ class InProcess:
     budget: Budget
     tokenizer: Any
     num_draft_tokens: int | None
+    peer: str = ""
 
     def answer(self, prompts: Sequence[str], tokens: int, streams: int) -> Timing:
         """See `Side`."""
@@ -139,6 +141,7 @@ class Server:
     baseline: str
     client: Client
     num_draft_tokens: int | None
+    peer: str = ""
 
     def answer(self, prompts: Sequence[str], tokens: int, streams: int) -> Timing:
         """See `Side`."""
@@ -163,7 +166,7 @@ class GenAi:
     baseline: str
     process: "subprocess.Popen[str]"
     tokenizer: Any
-    version: str
+    peer: str
 
     def answer(self, prompts: Sequence[str], tokens: int, streams: int) -> Timing:
         """See `Side`."""
@@ -223,7 +226,8 @@ def open_genai(
     pipe = subprocess.PIPE
     process = subprocess.Popen([python, str(WORKER), *rest], stdin=pipe, stdout=pipe, text=True)
     stack.enter_context(process)  # leaving closes stdin, which ends the worker
-    return GenAi(name, baseline, process, tokenizer, read_line(process)["version"])
+    peer = f"openvino-genai {read_line(process)['version']}"
+    return GenAi(name, baseline, process, tokenizer, peer)
 
 
 def _build(stack: ExitStack, config: RunConfig) -> Workspace:
