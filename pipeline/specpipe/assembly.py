@@ -4,7 +4,8 @@ To add a backend or a speculation method, write its module and add one line to a
 """
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,8 @@ from specpipe.runtime.stream import Stream
 from specpipe.speculate import accept
 from specpipe.speculate.decode import Decoding, Limits, Step, decode
 from specpipe.speculate.vocabulary import in_vocabulary
+
+SLOW_MS = 100.0  # a step of one row of a large model takes longer
 
 BACKENDS: dict[str, str] = {
     "openvino": "specpipe.engine.openvino.backend:OpenVinoBackend",
@@ -175,16 +178,28 @@ class Deployment:
         events = alone(self.batcher(), self.decoding(prompt, sampling, limits, num_draft_tokens))
         return (event for event in events if isinstance(event, Step))
 
-    def warm_up(self) -> Budget:
-        """Run one short request and measure the engine's steps; return the budget for serving."""
-        repetitive = [1] * 70
-        for _ in self.decode(repetitive, Sampling(), Limits(max_tokens=12)):
-            pass
-        drafts = self.speculation.num_draft_tokens > 0
-        cost = measure_steps(self.engines["target"], self.max_num_tokens if drafts else 2)
+    def warm_up(self, clock: Callable[[], int] = time.perf_counter_ns) -> Budget:
+        """Run short requests and measure the engine's steps; return the budget for serving.
+
+        The first request makes the engine lay out its weights. If the model is large, it is the
+        only one, since every step of a large model would delay the start of the server. `clock`
+        counts nanoseconds.
+        """
+        if self._last_step_ms(clock) < SLOW_MS:
+            repetitive = [1] * 70
+            for _ in self.decode(repetitive, Sampling(), Limits(max_tokens=12)):
+                pass
+        budget = Budget()
+        if self.speculation.num_draft_tokens > 0:
+            budget.cost = measure_steps(self.engines["target"], self.max_num_tokens)
         for engine in self.engines.values():
             engine.trim()
-        return Budget(cost)
+        return budget
+
+    def _last_step_ms(self, clock: Callable[[], int]) -> float:
+        """Decode three tokens, one a step; return the milliseconds of the last step."""
+        ends = [clock() for _ in self.decode([1], Sampling(), Limits(max_tokens=3), 0)]
+        return (ends[-1] - ends[-2]) / 1e6 if len(ends) > 1 else 0.0
 
 
 def load_deployment(

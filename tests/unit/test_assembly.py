@@ -2,9 +2,10 @@
 
 import pytest
 
-from specpipe.assembly import limit_draft
+from specpipe.assembly import Deployment, limit_draft
 from specpipe.errors import ConfigError
 from specpipe.methods import Lookahead, NoSpeculation, PromptLookup
+from tests.unit.runtime.toy import TimedEngine
 
 
 def test_a_request_may_ask_for_fewer_draft_tokens_or_none() -> None:
@@ -27,3 +28,12 @@ def test_a_draft_of_one_shape_is_taken_whole_or_not_at_all() -> None:
     assert limit_draft(options, 0) == NoSpeculation()
     with pytest.raises(ConfigError, match="lookahead drafts 15 tokens a step, or none with 0"):
         limit_draft(options, 3)
+
+
+def test_a_large_model_is_warmed_up_by_a_few_rows() -> None:
+    """Every further row would delay the start of its server."""
+    fast, slow = TimedEngine(row_ms=1), TimedEngine(row_ms=500)
+    for engine in (fast, slow):
+        Deployment({"target": engine}, NoSpeculation()).warm_up(engine.clock)
+        assert engine.pool.used == 0
+    assert sum(fast.steps) > 70 and slow.steps == [1, 1, 1]

@@ -121,3 +121,18 @@ class ToyEngine:
 def _law(vocab_size: int, seed: int, context: int) -> Any:
     weights = np.exp(2 * np.random.default_rng([seed, context]).normal(size=vocab_size))
     return weights / weights.sum()
+
+
+class TimedEngine(ToyEngine):
+    """Has a clock that a step advances by `row_ms` for each of its rows."""
+
+    def __init__(self, row_ms: float) -> None:
+        super().__init__()
+        self.row_ms, self.now_ns = row_ms, 0
+
+    def step(self, items: Sequence[Item]) -> list[Scores]:
+        self.now_ns += int(1e6 * self.row_ms * sum(len(item.tokens) for item in items))
+        return super().step(items)
+
+    def clock(self) -> int:
+        return self.now_ns
