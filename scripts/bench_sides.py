@@ -28,6 +28,7 @@ from specpipe.serve.tritonserver import start_server
 from specpipe.speculate.decode import Limits, Step
 
 WORKER = Path(__file__).with_name("bench-batching-genai")
+SERVER = ", server"  # in the name of a side that is called over gRPC
 NO_END = -1  # a token that no model emits
 
 
@@ -214,7 +215,7 @@ def open_server(stack: ExitStack, config: RunConfig, label: str = "") -> list[Si
     client = stack.enter_context(Client(served.address.grpc))
     return [
         Server(name, baseline, client, number)
-        for name, baseline, number in _variants(config, f"{label}, server")
+        for name, baseline, number in _variants(config, label + SERVER)
     ]
 
 
