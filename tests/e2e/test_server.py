@@ -135,8 +135,8 @@ def test_performance_figures_are_those_of_the_whole_request(model: str, server: 
     assert raw.value(last, "num_output_tokens") == len(tokens)
     assert raw.value(last, "num_input_tokens") == len(server.tokenizer.encode(PROMPT, 100))
     assert raw.value(last, "kv_cache_alloc_total_blocks") >= 1
-    totals = [raw.value(r, "total_draft_tokens") for r in results]
-    assert totals == sorted(totals)
+    assert raw.value(results[0], "total_draft_tokens") <= drafted
+    assert all(r.as_numpy("total_draft_tokens") is None for r in results[1:-1])
 
 
 @TEXT_MODELS

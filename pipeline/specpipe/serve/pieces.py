@@ -23,7 +23,7 @@ class Acceptance:
 
 @dataclass(frozen=True)
 class Piece:
-    """One response: new text or tokens, and the counters so far."""
+    """One response: new text or tokens, and the counters that were reported last."""
 
     text: str
     tokens: tuple[int, ...]
@@ -52,6 +52,7 @@ class Reader:
 
     model: Model
     text: str = ""  # all of it so far
+    acceptance: Acceptance = Acceptance()  # as reported last
 
     def piece(self, result: Any, at_s: float) -> Piece:
         """Read one response; the last may be empty but for the mark that it is the last."""
@@ -59,15 +60,16 @@ class Reader:
         answer = result.as_numpy(names.answer)
         final = is_final(result)
         tokens = bool(names.prompt_length)
+        drafted, accepted = (_whole(result, name) for name in (names.drafted, names.accepted))
+        if drafted is not None:
+            self.acceptance = Acceptance(drafted, accepted or 0)
         return Piece(
             text="" if tokens or answer is None else self._text(answer, final=final),
             tokens=tuple(int(i) for i in answer.reshape(-1))
             if tokens and answer is not None
             else (),
             final=final,
-            acceptance=Acceptance(
-                _whole(result, names.drafted) or 0, _whole(result, names.accepted) or 0
-            ),
+            acceptance=self.acceptance,
             output_tokens=_whole(result, names.output_tokens),
             at_s=at_s,
         )

@@ -1,6 +1,7 @@
 """Counters of a text request: what was emitted, not what the engine did for nothing."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -85,6 +86,24 @@ def test_an_answer_that_no_stop_word_cuts_counts_everything(tokenizer: TextToken
     made, _ = answer(tokenizer, steps, "nowhere", stream=False)
     assert made.used is not None
     assert (made.used.output_tokens, made.used.accepted_draft_tokens) == (len(ids), 3)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_performance_figures_are_in_the_first_and_the_last_response_of_a_stream(
+    tokenizer: TextTokenizer, count: int
+) -> None:
+    ids = tokenizer.encode("one two three four five", 40)[:count]
+    steps = [Step((token,), drafted=1, accepted=0, log_probs=(-0.1,)) for token in ids]
+    steps[-1] = replace(steps[-1], finish="length")
+    responder = Responder()
+    asked = TextRequest("?", 50, True, (), (), False, None, WANTS)
+    made = TextAnswer(responder, asked, tokenizer, [1])
+    for step in progress(steps):
+        made.take(step)
+    assert len(responder.sent) == count
+    ends = [n for n, sent in enumerate(responder.sent) if "total_draft_tokens" in sent]
+    assert ends == sorted({0, count - 1})
+    assert responder.sent[-1]["total_draft_tokens"] == count
 
 
 def test_an_engine_that_tells_its_acceptance_at_the_end_is_believed(

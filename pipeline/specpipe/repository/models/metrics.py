@@ -22,7 +22,7 @@ _GAUGES = {
     "acceptance_rate": "Accepted draft tokens by draft tokens, since the start",
     "acceptance_length": "Tokens a step, the target's own included, since the start",
 }
-_EXPORT_SECONDS = 0.1
+_EXPORT_SECONDS = 0.5
 
 
 class Meter:
@@ -47,9 +47,9 @@ class Meter:
         self._exported_at = time.monotonic()
 
     def add(self, step: Step) -> None:
-        """Count one step of any request; exported ten times a second and as an answer ends.
+        """Count one step of any request; exported twice a second and as an answer ends.
 
-        Every metric is a call into Triton, so not all six are made at every step.
+        Every metric is a call into Triton that waits for an answer, so few are made.
         """
         new = self._new
         new["steps"] += 1

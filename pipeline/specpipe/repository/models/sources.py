@@ -13,7 +13,7 @@ from specpipe.repository.models.exchange import Counters, Progress, Request
 from specpipe.repository.models.failures import Cancelled
 from specpipe.repository.models.rendezvous import model_socket
 
-WATCH_SECONDS = 0.05  # interval of the checks whether the client is still connected
+WATCH_SECONDS = 0.2  # between checks whether the client is connected; each calls tritonserver
 
 Steps = Generator[Progress, None, None]
 Take = Callable[[Progress], bool]  # takes a step; tells whether it completes the answer

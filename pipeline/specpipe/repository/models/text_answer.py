@@ -22,7 +22,11 @@ class Responder(Protocol):
 
 @dataclass
 class TextAnswer:
-    """The responses to one text request."""
+    """The responses to one text request.
+
+    In a stream, the first and the last response carry performance outputs: ten more tensors in
+    every response would cost tritonserver and the client as much as the text itself.
+    """
 
     responder: Responder
     asked: requests.TextRequest
@@ -37,6 +41,7 @@ class TextAnswer:
     def __post_init__(self) -> None:
         self._text = TextStream(self.tokenizer, self.asked.stop_words, self.end_ids)
         self._accepted = 0
+        self._begun = False  # a response was sent
 
     def take(self, step: Progress) -> bool:
         """Turn one step into a response if it has text to send; tell whether it was the last."""
@@ -83,10 +88,11 @@ class TextAnswer:
         if "return_log_probs" in wants:
             answer["output_log_probs"] = np.array([[scores]], np.float32)
             answer["cum_log_probs"] = np.array([[sum(self.scores)]], np.float32)
-        if "return_perf_metrics" in wants:
+        if "return_perf_metrics" in wants and (final or not self._begun):
             answer |= perf_tensors(counters, len(self.prompt))
         if "return_num_input_tokens" in wants:
             answer["num_input_tokens"] = np.array([[len(self.prompt)]], np.int32)
         if final and "return_num_output_tokens" in wants:
             answer["num_output_tokens"] = np.array([[len(self._text.tokens)]], np.int32)
+        self._begun = True
         self.responder.send(answer, final=final)
