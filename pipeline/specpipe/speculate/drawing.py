@@ -22,7 +22,7 @@ from specpipe.speculate.selection import Scale, error_of_rough, top_p
 
 FEW = 1024  # tokens whose weights are all computed
 _SAMPLE = 512  # logits among which the border of the head is searched for
-_HEAD = 8  # of those, the number above the border
+_HEAD = 16  # of those, the number above the border
 _FAR = 12.0  # nats below the likeliest token: where the head ends at the latest
 _LEAST_SHARE = 0.5  # of top_p: smaller sets are cheap to find, and proposals are often outside
 

@@ -14,6 +14,7 @@ from tests.unit.speculate.test_selection import every_kind, made
 
 SIZE = 3_000  # more than `drawing.FEW`
 DRAWS = 8_000
+CLASSES = 20
 BOUND = 6.0  # standard deviations: chi-square's tail is long, and there are 20 cases
 
 
@@ -25,7 +26,12 @@ def off(logits: Logits, options: Sampling) -> float:
     counts = np.bincount(drawn, minlength=len(logits))
     if counts[law == 0].sum():
         return np.inf
-    return excess(law, counts) if np.count_nonzero(law * DRAWS >= 10) > 1 else 0.0
+    order = np.argsort(law)
+    rank = (np.cumsum(law[order]) * CLASSES).astype(int)  # classes of equal weight, by likelihood
+    by_class = [np.bincount(rank, weights=values[order]) for values in (law, counts)]
+    tables = [(by_class[0], by_class[1]), (law, counts)]
+    likely = [table for table in tables if np.count_nonzero(table[0] * DRAWS >= 10) > 1]
+    return max((excess(*table) for table in likely), default=0.0)
 
 
 @every_kind
