@@ -11,6 +11,8 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # more threads than cores spin in torch: 5 times the CPU
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from specpipe.artifacts import read_model_config
 from specpipe.building import BuildRequest
@@ -32,8 +34,8 @@ plant_from_environment()  # before any test module imports what it replaces
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run tests with the real model first, since they take longest; skip them without it."""
-    items.sort(key=lambda item: "model" not in item.keywords)
+    """Run the longest tests first: real model, then servers; skip the former without it."""
+    items.sort(key=lambda item: ("model" not in item.keywords, "e2e" not in item.keywords))
     if SMOLLM2.is_dir():
         return
     for item in items:

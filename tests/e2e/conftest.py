@@ -105,17 +105,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-ServeTiny = Callable[..., "contextmanager[Served]"]
+Package = Callable[..., tuple[RunConfig, Workspace]]
 
 
 @pytest.fixture(scope="session")
-def serve(
-    tiny: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
-) -> Callable[..., object]:
-    """Return a context manager that builds and serves the tiny model with the given sections."""
+def package(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Package:
+    """Return a function that builds and packages the tiny model with the given sections."""
 
-    @contextmanager
-    def serving(**sections: object) -> Iterator[Served]:
+    def packaged(**sections: object) -> tuple[RunConfig, Workspace]:
         root = tmp_path_factory.mktemp("served")
         values = {
             "name": "tiny", "target": {"model": str(tiny)}, "engine": ENGINE,
@@ -128,7 +125,19 @@ def serve(
         config = read_config(path)
         workspace = Workspace(root, config.name)
         build(config, workspace)
-        log = root / "server.log"
+        return config, workspace
+
+    return packaged
+
+
+@pytest.fixture(scope="session")
+def serve(package: Package, pytestconfig: pytest.Config) -> Callable[..., object]:
+    """Return a context manager that builds and serves the tiny model with the given sections."""
+
+    @contextmanager
+    def serving(**sections: object) -> Iterator[Served]:
+        config, workspace = package(**sections)
+        log = workspace.root / "server.log"
         with start_server(workspace.repository, free_address(), log) as endpoint:
             with pytestconfig.stash[SERVERS].watch(endpoint):
                 yield Served(config, workspace, endpoint)

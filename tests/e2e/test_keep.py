@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 from specpipe.serve.address import free_address
 from specpipe.serve.watch import children
 from tests.e2e import raw
-from tests.e2e.conftest import Served
+from tests.e2e.conftest import Package, Served
 
 pytestmark = pytest.mark.e2e
 
@@ -26,14 +26,14 @@ LONG = {"text_input": "The quick", "max_tokens": 3000, "stream": True, "end_id":
 
 @contextmanager
 def serving(
-    server: Served, tmp_path: Path, *options: str, host: str = "127.0.0.1"
+    repository: Path, tmp_path: Path, *options: str, host: str = "127.0.0.1"
 ) -> Iterator["subprocess.Popen[str]"]:
-    """Run the command on the repository of a server, to the end of the block at most."""
+    """Run the command on a repository, to the end of the block at most."""
     address = free_address(host)
     ports = {"grpc": address.grpc_port, "http": address.http_port, "metrics": address.metrics_port}
     command = [
         *(sys.executable, "-m", "specpipe", "serve"),
-        *("--repository", str(server.workspace.repository), "--host", host),
+        *("--repository", str(repository), "--host", host),
         *(word for name, port in ports.items() for word in (f"--{name}-port", str(port))),
         *options,
     ]
@@ -77,20 +77,20 @@ def answer_while(process: "subprocess.Popen[str]", *, signals: int) -> object:
 def test_an_answer_in_hand_is_completed_before_the_server_stops(
     server: Served, tmp_path: Path
 ) -> None:
-    with serving(server, tmp_path) as process:
+    with serving(server.workspace.repository, tmp_path) as process:
         assert not isinstance(answer_while(process, signals=1), Exception)
     assert "requests in flight: 1" in (tmp_path / "stderr").read_text()
 
 
 def test_who_stops_twice_does_not_wait_for_answers(server: Served, tmp_path: Path) -> None:
-    with serving(server, tmp_path) as process:
+    with serving(server.workspace.repository, tmp_path) as process:
         assert isinstance(answer_while(process, signals=2), Exception)
 
 
 def test_a_crashed_server_is_started_again_as_often_as_asked(
     server: Served, tmp_path: Path
 ) -> None:
-    with serving(server, tmp_path, "--restarts", "1") as process:
+    with serving(server.workspace.repository, tmp_path, "--restarts", "1") as process:
         os.kill(ready(process)["pid"], signal.SIGSEGV)
         again = ready(process)
         results = raw.stream(again["grpc"], "ensemble", {**LONG, "max_tokens": 5})
@@ -105,14 +105,14 @@ def test_a_crashed_server_is_started_again_as_often_as_asked(
 
 @pytest.mark.parametrize("loop", ["engine", "bls"])
 def test_clients_that_leave_over_and_over_leave_the_service_whole(
-    loop: str, serve: Callable[..., object], tmp_path: Path
+    loop: str, package: Package, tmp_path: Path
 ) -> None:
     """Triton 2.51 may crash of them, on a busy machine in the middle of answers too."""
     short = {**LONG, "max_tokens": 20}
-    with serve(serving={"loop": loop, "max_queue_size": 3}) as served:  # type: ignore[attr-defined]
-        expected = raw.text(raw.stream(served.url, "ensemble", short))
-    with serving(served, tmp_path, "--restarts", "20") as process:
+    _, workspace = package(serving={"loop": loop, "max_queue_size": 3})
+    with serving(workspace.repository, tmp_path, "--restarts", "20") as process:
         url = ready(process)["grpc"]
+        expected = raw.text(raw.stream(url, "ensemble", short))
         deadline = time.monotonic() + 4
 
         def leave(n: int) -> None:

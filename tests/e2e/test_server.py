@@ -522,15 +522,14 @@ def test_a_server_that_dies_is_a_sentence(serve) -> None:
             list(pieces)
 
 
-def test_a_damaged_repository_does_not_start_and_says_why(serve, tmp_path: Path) -> None:
+def test_a_damaged_repository_does_not_start_and_says_why(server: Served, tmp_path: Path) -> None:
     import shutil
 
     from specpipe.serve.address import free_address
     from specpipe.serve.tritonserver import start_server
 
-    with serve() as server:
-        copy = tmp_path / "repository"
-        shutil.copytree(server.workspace.repository, copy)
+    copy = tmp_path / "repository"
+    shutil.copytree(server.workspace.repository, copy)
     (copy / "preprocessing/1/tokenizer/tokenizer.json").write_text("{")
     with pytest.raises(StageFailed, match="no usable tokenizer"):
         with start_server(copy, free_address(), tmp_path / "log"):

@@ -40,12 +40,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def answers(root: Path) -> list[tuple[list[int], list[int]]]:
+def reference() -> Reference:
+    return Reference(SMOLLM2)
+
+
+@pytest.fixture(scope="module")
+def answers(root: Path, reference: Reference) -> list[tuple[list[int], list[int]]]:
     """Return 20 prompts as tokens, and what transformers answers in float32."""
     config, workspace = built(CONFIGS[0], root)
     prompts, end_ids = load_prompts(config, workspace.repository / "preprocessing/1/tokenizer")
-    model = Reference(SMOLLM2)
-    return [(p, list(model.generate(p, TOKENS, end_ids).tokens)) for p in prompts]
+    return [(p, list(reference.generate(p, TOKENS, end_ids).tokens)) for p in prompts]
 
 
 def built(name: str, root: Path) -> tuple[RunConfig, Workspace]:
@@ -88,14 +92,15 @@ QUESTIONS = (
 )
 
 
-def test_the_loop_over_draft_and_target_in_triton_answers_as_transformers(root: Path) -> None:
+def test_the_loop_over_draft_and_target_in_triton_answers_as_transformers(
+    root: Path, reference: Reference
+) -> None:
     """The repository for GPUs with a real draft and target; only the engines are the CPU's."""
     config = read_config(Path("model_configs/smollm2-135m_draft-model_bls.yaml"))
     config = replace(config, engine=replace(config.engine, dtype="float32"))
     workspace = Workspace(root, config.name)
     build(config, workspace)
     tokenizer = load_tokenizer(workspace.repository / "preprocessing/1/tokenizer")
-    reference = Reference(SMOLLM2)
     with start_server(workspace.repository, free_address(), root / "bls.log") as endpoint:
         client = Client(endpoint.address.grpc)
         for text in QUESTIONS:

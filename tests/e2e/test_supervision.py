@@ -51,7 +51,9 @@ NOTHING: dict[str, list[str]] = {"processes": [], "files": [], "shared memory": 
 def test_an_engine_that_stands_still_is_started_again_and_then_ends_the_command(
     server: Served, tmp_path: Path
 ) -> None:
-    with serving(server, tmp_path, "--restarts", "1", "--stall-timeout", "6") as process:
+    with serving(
+        server.workspace.repository, tmp_path, "--restarts", "1", "--stall-timeout", "6"
+    ) as process:
         for _ in range(2):
             engines = children(ready(process)["pid"])
             stopped = next(pid for pid, name in engines.items() if name == "tensorrt_llm")
@@ -64,7 +66,7 @@ def test_an_engine_that_stands_still_is_started_again_and_then_ends_the_command(
 
 
 def test_a_server_whose_process_is_stopped_is_noticed(server: Served, tmp_path: Path) -> None:
-    with serving(server, tmp_path, "--stall-timeout", "6") as process:
+    with serving(server.workspace.repository, tmp_path, "--stall-timeout", "6") as process:
         os.kill(ready(process)["pid"], signal.SIGSTOP)
         assert process.wait(120) == 4
     assert "has not answered for" in (tmp_path / "stderr").read_text()
@@ -165,7 +167,7 @@ def test_a_signal_leaves_nothing_of_a_command_with_a_server(
 def test_a_process_that_dies_in_an_answer_is_unavailable_to_its_client(
     victim: str, server: Served, tmp_path: Path
 ) -> None:
-    with serving(server, tmp_path) as process:
+    with serving(server.workspace.repository, tmp_path) as process:
         told = ready(process)
         processes = {name: pid for pid, name in children(told["pid"]).items()}
         client = Client(told["grpc"], timeout_s=60)
@@ -201,7 +203,7 @@ def test_a_server_on_ipv6_with_proxies_in_the_environment_serves(
     proxies = dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy"), nowhere)
     for name, value in proxies.items():
         monkeypatch.setenv(name, value)
-    with serving(server, tmp_path, host="::1") as process:
+    with serving(server.workspace.repository, tmp_path, host="::1") as process:
         told = ready(process)
         assert told["grpc"].startswith("[::1]:") and split_host_and_port(told["http"])
         answer = Client(told["grpc"], timeout_s=60).generate("The quick", Options(max_tokens=5))

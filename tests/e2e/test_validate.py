@@ -19,6 +19,7 @@ from specpipe.run import build, status
 from specpipe.serve.address import free_address
 from specpipe.serve.client import Client, Options
 from specpipe.serve.tritonserver import start_server
+from tests.e2e.conftest import Served
 
 pytestmark = pytest.mark.e2e
 
@@ -273,9 +274,9 @@ class Relay:
             end.close()
 
 
-def test_requests_use_the_channel_of_the_first(serve) -> None:
+def test_requests_use_the_channel_of_the_first(server: Served) -> None:
     """The time to the first token does not include opening a connection."""
-    with serve() as server, closing(Relay(server.url)) as relay:
+    with closing(Relay(server.url)) as relay:
         with Client(relay.url, server.client.endpoint) as client:
             for _ in range(3):
                 client.generate("one two three", Options(max_tokens=4))
