@@ -8,7 +8,7 @@ import re
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -192,15 +192,23 @@ def test_answers_do_not_mix_under_load(server: Served) -> None:
 
 
 def test_a_full_queue_answers_unavailable_and_recovers(server: Served) -> None:
+    """Triton queues a request until a process takes it, so both are busy before the ten come."""
     outcomes: list[str] = []
-    start = threading.Barrier(12)
+    busy = [threading.Event(), threading.Event()]
+    start = threading.Barrier(10)
 
-    def one(_: int) -> None:
-        values = asked(max_tokens=200, end_id=-1)
-        last = raw.stream(server.url, "tensorrt_llm_bls", values, ready=start.wait)[-1]
+    def send(values: dict[str, object], **more: Callable[[], object]) -> None:
+        last = raw.stream(server.url, "tensorrt_llm_bls", values, **more)[-1]
         outcomes.append(last.message() if isinstance(last, Exception) else "ok")
 
+    def one(n: int) -> None:
+        if n < len(busy):
+            send(asked(max_tokens=600, end_id=-1, stream=True), on_result=busy[n].set)
+        elif all(event.wait(60) for event in busy):
+            send(asked(), ready=start.wait)
+
     raw.together(12, one)
+    assert len(outcomes) == 12
     assert outcomes.count("ok") >= 5  # two processes and three places in the queue
     assert sum("queue size" in o for o in outcomes) == 12 - outcomes.count("ok") > 0, outcomes
     assert raw.text(raw.stream(server.url, "ensemble", asked())) == expected(server)
