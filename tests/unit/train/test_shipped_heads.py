@@ -29,6 +29,18 @@ def facts() -> dict[str, object]:
     return json.loads((HEADS / "config.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Target:
+    """Return the real model in float32."""
+    return load_target(SMOLLM2, "float32", tmp_path_factory.mktemp("memory") / "digests.json")
+
+
+@pytest.fixture(scope="module")
+def answers(model: Target) -> list[Document]:
+    """Return four prompts with the model's greedy answers."""
+    return [_answer(model, prompt) for prompt in read_prompts(DEFAULT)[:4]]
+
+
 def test_they_fit_and_have_fasterdecodings_layout(facts) -> None:
     assert sum(f.stat().st_size for f in HEADS.iterdir()) < LIMIT
     weights = load_file(HEADS / "medusa_lm_head.safetensors")
@@ -59,33 +71,31 @@ def test_the_drafter_fits_and_shares_its_output_layer() -> None:
 
 
 @pytest.mark.model
-def test_the_drafter_guesses_what_the_model_says_next_better_than_head_0(facts, tmp_path) -> None:
+def test_the_drafter_guesses_what_the_model_says_next_better_than_head_0(
+    facts, model: Target, answers: list[Document]
+) -> None:
     """It sees the token before its guess, which a head does not."""
-    target = load_target(SMOLLM2, "float32", tmp_path / "digests.json")
-    drafter = RecurrentNet(1, 2, target.embedding, seed=0)
+    drafter = RecurrentNet(1, 2, model.embedding, seed=0)
     weights = load_file(DRAFTER / "model.safetensors")
     with torch.no_grad():
         for name, parameter in drafter.named_parameters():
             parameter.copy_(weights[apples_name(name)])
-    answers = [_answer(target, prompt) for prompt in read_prompts(DEFAULT)[:4]]
-    heads = _load(facts, target)
-    right = {net: sum(_hits(net, target, answer) for answer in answers) for net in (heads, drafter)}
+    heads = _load(facts, model)
+    right = {net: sum(_hits(net, model, answer) for answer in answers) for net in (heads, drafter)}
     assert right[drafter] > 1.2 * right[heads] > 0
 
 
 @pytest.mark.model
 def test_head_0_guesses_what_the_model_says_next_better_than_the_lm_head_does(
-    facts, tmp_path
+    facts, model: Target, answers: list[Document]
 ) -> None:
-    target = load_target(SMOLLM2, "float32", tmp_path / "digests.json")
-    trained = _load(facts, target)
-    untrained = MedusaHeads(1, 1, target.output, share_output=True)
+    trained = _load(facts, model)
+    untrained = MedusaHeads(1, 1, model.output, share_output=True)
     positions, right, by_chance = 0, 0, 0
-    for prompt in read_prompts(DEFAULT)[:4]:
-        document = _answer(target, prompt)
+    for document in answers:
         positions += int((head_labels(document, 1) >= 0).sum())
-        right += _hits(trained, target, document)
-        by_chance += _hits(untrained, target, document)
+        right += _hits(trained, model, document)
+        by_chance += _hits(untrained, model, document)
     assert positions > 100
     assert right > 0.2 * positions and right > 5 * by_chance
 
