@@ -5,7 +5,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from specpipe.prompts import read_prompts
+from specpipe.core.prompts import read_prompts
 
 PROMPTS = Path("~/.cache/specpipe/prompts").expanduser()
 SETS = ("mt_bench.jsonl", "humaneval.jsonl")

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 from bench_prompts import decode, encode
 
-from specpipe.artifacts import Workspace
-from specpipe.assembly import Deployment, open_deployment
-from specpipe.config import RunConfig
-from specpipe.contracts import Sampling
-from specpipe.run import build
+from specpipe.config.run_config import RunConfig
+from specpipe.core.artifacts import Workspace
+from specpipe.core.contracts import Sampling
+from specpipe.run.stages import build
+from specpipe.runtime.assembly import Runtime, open_runtime
 from specpipe.runtime.batcher import Batcher
 from specpipe.runtime.budget import Budget
 from specpipe.runtime.stream import Stream
@@ -89,7 +89,7 @@ class InProcess:
 
     name: str
     baseline: str
-    deployment: Deployment
+    deployment: Runtime
     budget: Budget
     tokenizer: Any
     num_draft_tokens: int | None
@@ -108,7 +108,7 @@ class InProcess:
 
 
 def run_ours(
-    deployment: Deployment,
+    deployment: Runtime,
     batcher: Batcher,
     prompts: Sequence[Sequence[int]],
     limits: Limits,
@@ -199,7 +199,7 @@ def open_in_process(
     """Build and load a run; return it with speculation, if it has any, and without."""
     workspace = _build(stack, config)
     engines = {role: workspace.engine(role) for role in config.models()}
-    deployment = open_deployment(config, engines)
+    deployment = open_runtime(config, engines)
     budget = deployment.warm_up()
     return [
         InProcess(name, baseline, deployment, budget, tokenizer, number)

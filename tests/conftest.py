@@ -14,17 +14,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # more threads than cores spin in torch: 5 times the CPU
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from specpipe.artifacts import read_model_config
-from specpipe.building import BuildRequest
-from specpipe.checkpoint.convert import write_checkpoint
-from specpipe.checkpoint.guesser import Guesser
+from specpipe.checkpoint.convert import Conversion
+from specpipe.checkpoint.guesser import DrafterSource
 from specpipe.checkpoint.medusa import open_heads
 from specpipe.checkpoint.redrafter import open_redrafter
 from specpipe.checkpoint.source import open_source
+from specpipe.config.speculation import ReDrafter
+from specpipe.core.artifacts import read_model_config
+from specpipe.core.backend import BuildRequest
+from specpipe.core.model import Dtype
 from specpipe.engine.openvino.backend import OpenVinoBackend
 from specpipe.engine.openvino.engine import OpenVinoEngine
-from specpipe.methods import ReDrafter
-from specpipe.model import Dtype
 from tests.models import TEXT, make_llama
 from tests.mutants import plant_from_environment
 
@@ -77,15 +77,13 @@ def make_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
         checkpoint, engine = folder / "checkpoint", folder / "engine"
         checkpoint.mkdir()
         engine.mkdir()
-        found: Guesser | None = None
+        found: DrafterSource | None = None
         if redrafter:
             found = open_redrafter(redrafter, ReDrafter("redrafter", ""), release="")
         elif heads:
             compact = open_heads(heads)
             found = compact.in_full(max_draft_len) if max_draft_len else compact
-        write_checkpoint(
-            open_source(source), checkpoint, dtype, lambda done, total: None, found
-        )  # fmt: skip
+        Conversion(open_source(source), dtype, found).write(checkpoint, lambda done, total: None)
         request = BuildRequest(
             "target", read_model_config(checkpoint), dtype, quantization, "none", 64, 8,
             max_seq_len - 1, max_seq_len, guess_vocabulary=guess_vocabulary,

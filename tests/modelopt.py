@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from specpipe.building import Parallel
 from specpipe.checkpoint.convert import config_json, effective
 from specpipe.checkpoint.families import find_family
 from specpipe.checkpoint.quantized.formats import PLAIN, metadata
 from specpipe.checkpoint.source import open_source, read_tensors
 from specpipe.checkpoint.transfer import write_tensors
+from specpipe.core.backend import Parallel
 from tests.sharding import Files, read_ranks
 
 SIZES: dict[str, Any] = {

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from specpipe.contracts import ROOT, Asking, Draft, Verdict, chain
+from specpipe.core.contracts import ROOT, Asking, Draft, Verdict, chain
 from specpipe.speculate import accept
 
 VARIABLE = "SPECPIPE_MUTANT"  # its value is the name of the mutant to plant
@@ -469,7 +469,7 @@ MUTANTS: dict[str, Mutant] = {
     "drawn once per child": Mutant(f"{_ACCEPT}:greedy", draws_once_per_child, _ENUMERATED),
     "draws in another order": Mutant(f"{_ACCEPT}:greedy", draws_for_the_whole_draft, _SEEDED),
     "cut nodes judged": Mutant(
-        "specpipe.contracts:Draft.only", gives_the_first_nodes, (*_GREEDY, "-k", "scored")
+        "specpipe.core.contracts:Draft.only", gives_the_first_nodes, (*_GREEDY, "-k", "scored")
     ),
     "no bonus": Mutant(f"{_ACCEPT}:greedy", skips_the_bonus, ("tests/unit/speculate",)),
     "greedy token from the wrong row": Mutant(

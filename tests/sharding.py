@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from specpipe.building import Parallel
 from specpipe.checkpoint.convert import effective
 from specpipe.checkpoint.families import TensorPlan, find_family
 from specpipe.checkpoint.shard import Cut, cut, local_name, ranks
 from specpipe.checkpoint.source import Source, read_tensors
 from specpipe.checkpoint.transfer import write_tensors
-from specpipe.model import ModelConfig
+from specpipe.core.backend import Parallel
+from specpipe.core.model import ModelConfig
 
 Files = list[dict[str, torch.Tensor]]
 

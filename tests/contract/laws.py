@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from specpipe.contracts import Draft, Floats, Sampling, Verdict, length_to_end
+from specpipe.core.contracts import Draft, Floats, Sampling, Verdict, length_to_end
 from specpipe.speculate import accept
 from specpipe.speculate.decode import Limits
 from specpipe.speculate.sampling import adjust, distribution

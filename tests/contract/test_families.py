@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from specpipe.checkpoint.families import FAMILIES
-from specpipe.contracts import ROOT
+from specpipe.core.contracts import ROOT
 from tests.families import WORLDS, make_family
 from tests.unit.engine.stepping import item, keep, rooted, started
 

@@ -6,8 +6,8 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from specpipe.assembly import PROPOSERS
-from specpipe.contracts import Ints, Sampling, Score
+from specpipe.core.contracts import Ints, Sampling, Score
+from specpipe.runtime.assembly import PROPOSERS
 from specpipe.runtime.budget import Budget
 from specpipe.runtime.cost import StepCost
 from tests.contract.laws import (

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from specpipe.contracts import Sampling
+from specpipe.core.contracts import Sampling
 from specpipe.speculate import accept
 from specpipe.speculate.decode import Limits
 from tests.contract.laws import enumerate_law, exact_law

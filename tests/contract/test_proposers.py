@@ -11,9 +11,9 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from specpipe.assembly import PROPOSERS
-from specpipe.contracts import EMPTY, ROOT, Draft, Sampling, chain
-from specpipe.methods import UPSTREAM_ONLY, Speculation
+from specpipe.config.speculation import UPSTREAM_ONLY, Speculation
+from specpipe.core.contracts import EMPTY, ROOT, Draft, Sampling, chain
+from specpipe.runtime.assembly import PROPOSERS
 from specpipe.speculate import accept
 from specpipe.speculate.decode import Limits
 from tests.contract.worlds import OPTIONS, PROMPT, Case, World, some_allowance, some_nodes

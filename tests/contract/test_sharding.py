@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from specpipe.building import ONE_RANK, Parallel
 from specpipe.checkpoint.convert import effective
 from specpipe.checkpoint.families import FAMILIES, find_family
 from specpipe.checkpoint.source import Source, open_source
-from specpipe.divide import check_parallel
+from specpipe.core.backend import ONE_RANK, Parallel
+from specpipe.core.divisibility import check_parallel
 from tests.families import WORLDS, make_family
 from tests.sharding import convert_tensors, merge
 

@@ -5,19 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from specpipe.assembly import make_proposer
-from specpipe.contracts import (
-    ROOT,
-    Draft,
-    EngineFacts,
-    Floats,
-    Ints,
-    Proposer,
-    Role,
-    Sampling,
-    Score,
-)
-from specpipe.methods import (
+from specpipe.config.speculation import (
     DrafterOptions,
     DraftModel,
     DraftOptions,
@@ -29,10 +17,22 @@ from specpipe.methods import (
     ReDrafter,
     Speculation,
 )
+from specpipe.core.contracts import (
+    ROOT,
+    Draft,
+    EngineFacts,
+    Floats,
+    Ints,
+    Proposer,
+    Role,
+    Sampling,
+    Score,
+)
+from specpipe.core.trees import TreePath, complete_tree
+from specpipe.runtime.assembly import make_proposer
 from specpipe.speculate import decode
 from specpipe.speculate.decode import Limits, Step
 from specpipe.speculate.vocabulary import in_vocabulary
-from specpipe.trees import TreePath, complete_tree
 from tests.unit.speculate.scripted import (
     Allow,
     Cut,

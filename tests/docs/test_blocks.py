@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from specpipe.cli import main
-from specpipe.config import RunConfig, read_config
+from specpipe.config.run_config import RunConfig, read_config
 from tests.docs.blocks import BLOCKS, PAGES, SHELL, Block, commands, of_language, script_lines
 
 LANGUAGES = (*SHELL, "yaml", "python", "json", "text", "toml", "ini", "promql", "diff")

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from specpipe.checkpoint.families import FAMILIES
-from specpipe.config import RunConfig
+from specpipe.config.run_config import RunConfig
 from specpipe.plan.gpus import GPUS
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -13,17 +13,17 @@ from typing import Any
 import click
 import pytest
 
-from specpipe.artifacts import Workspace
 from specpipe.checkpoint.inspection.records import Inspection
 from specpipe.cli import main
 from specpipe.cli.output import print_error
+from specpipe.cli.present import generation_json, prediction_json, tuning_json
 from specpipe.cli.server import _print_ready
-from specpipe.config import read_config
-from specpipe.doctor import Finding
-from specpipe.planning import make_plan
-from specpipe.present import generation_json, prediction_json, tuning_json
-from specpipe.present_plan import plan_json
-from specpipe.run import StageResult
+from specpipe.config.run_config import read_config
+from specpipe.core.artifacts import Workspace
+from specpipe.doctor.checks import Finding
+from specpipe.plan.make_plan import make_plan
+from specpipe.report.present_plan import plan_json
+from specpipe.run.stages import StageResult
 from specpipe.train.produce import TrainResult
 from specpipe.train.report import TrainingReport
 from specpipe.validate.report import to_json

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from specpipe.artifacts import Workspace
-from specpipe.assembly import open_deployment
 from specpipe.cli import main
-from specpipe.config import RunConfig, read_config
-from specpipe.contracts import Sampling
-from specpipe.processes import last_lines
-from specpipe.repository.models.tokens import TextTokenizer, load_tokenizer
-from specpipe.run import build
+from specpipe.config.run_config import RunConfig, read_config
+from specpipe.core.artifacts import Workspace
+from specpipe.core.contracts import Sampling
+from specpipe.core.processes import last_lines
+from specpipe.run.stages import build
+from specpipe.runtime.assembly import open_runtime
+from specpipe.runtime.tokens import TextTokenizer, load_tokenizer
 from specpipe.serve.address import free_address
 from specpipe.serve.client import Client
 from specpipe.serve.tritonserver import RunningServer, start_server
@@ -34,7 +34,7 @@ class Served:
         self.client = Client(self.url, timeout_s=60)
         folder = workspace.repository / "preprocessing/1/tokenizer"
         self.tokenizer: TextTokenizer = load_tokenizer(folder)
-        self._deployment = open_deployment(config, {"target": workspace.engine("target")})
+        self._deployment = open_runtime(config, {"target": workspace.engine("target")})
 
     def plain(self, text: str, max_tokens: int, **sampling: object) -> list[int]:
         """Return the tokens of plain decoding in this process."""

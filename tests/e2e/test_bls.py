@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from specpipe.errors import Unsupported
+from specpipe.core.errors import Unsupported
 from specpipe.repository.description import read_endpoint
 from specpipe.serve.client import Options, collect
 from specpipe.validate.reference import Reference

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from specpipe.artifacts import Workspace
-from specpipe.config import read_config
-from specpipe.run import build
+from specpipe.config.run_config import read_config
+from specpipe.core.artifacts import Workspace
+from specpipe.run.stages import build
 from specpipe.serve.address import Address, free_address
 from specpipe.serve.tritonserver import start_server
 from tests.conftest import SMOLLM2

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.repository.models.engine_client import ping_engine
-from specpipe.repository.models.failures import EngineError
+from specpipe.runtime.engine_client import ping_engine
+from specpipe.runtime.failures import EngineError
 from specpipe.serve.client import Options
 from tests.e2e import raw
 from tests.e2e.conftest import Served

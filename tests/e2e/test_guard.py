@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from tritonclient.utils import InferenceServerException
 
 from specpipe.cli import main
-from specpipe.errors import Unavailable
+from specpipe.core.errors import Unavailable
 from specpipe.serve.address import Address, free_address
 from specpipe.serve.client import Client, Options
 from specpipe.serve.connect import ClientTls

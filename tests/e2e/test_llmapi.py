@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from specpipe.artifacts import Workspace
 from specpipe.cli import main
-from specpipe.config import read_config
-from specpipe.errors import Unsupported
+from specpipe.config.run_config import read_config
+from specpipe.core.artifacts import Workspace
+from specpipe.core.errors import Unsupported
 from specpipe.repository.description import read_endpoint
 from specpipe.repository.placement import FILE
-from specpipe.run import build
+from specpipe.run.stages import build
 from specpipe.serve.address import free_address
 from specpipe.serve.client import Client, Options
 from specpipe.serve.tritonserver import start_server

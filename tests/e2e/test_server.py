@@ -11,7 +11,7 @@ import pytest
 import requests
 from tritonclient.utils import InferenceServerException
 
-from specpipe.errors import ConfigError, StageFailed
+from specpipe.core.errors import ConfigError, StageFailed
 from specpipe.repository.description import read_endpoint
 from specpipe.repository.signature import MODELS
 from specpipe.serve.client import Options, collect

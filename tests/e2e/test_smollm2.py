@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.artifacts import Workspace
-from specpipe.config import RunConfig, read_config
-from specpipe.repository.models.tokens import load_tokenizer
-from specpipe.run import build
+from specpipe.config.run_config import RunConfig, read_config
+from specpipe.core.artifacts import Workspace
+from specpipe.run.stages import build
+from specpipe.runtime.tokens import load_tokenizer
 from specpipe.serve.address import free_address
 from specpipe.serve.client import Client, Options, collect
 from specpipe.serve.tritonserver import start_server

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.errors import Unavailable
+from specpipe.core.errors import Unavailable
 from specpipe.serve.address import free_address, split_host_and_port
 from specpipe.serve.client import Client, Options
 from specpipe.serve.probe import answers_ping, answers_request, answers_stream

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from specpipe.artifacts import Workspace
 from specpipe.cli import main
-from specpipe.config import read_config
-from specpipe.run import build, status
+from specpipe.config.run_config import read_config
+from specpipe.core.artifacts import Workspace
+from specpipe.run.stages import build, status
 from specpipe.serve.address import free_address
 from specpipe.serve.client import Client, Options
 from specpipe.serve.tritonserver import start_server
@@ -197,7 +197,7 @@ def code(repository: Path, model: str, text: str) -> None:
 
 
 DEAF = """
-from specpipe.repository.models import requests
+from specpipe.runtime.triton import requests
 TextRequest = requests.TextRequest
 def deaf(**values):
     return TextRequest(**{**values, "num_draft_tokens": None})
@@ -205,7 +205,7 @@ requests.TextRequest = deaf
 """
 HASTY = """
 from dataclasses import replace
-from specpipe.repository.models import text as module
+from specpipe.runtime.triton import text as module
 Limits = module.Limits
 module.Limits = lambda most: Limits(min(most, 10))
 """

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.artifacts import Manifest, describe_changes, locked, read_artifact, why_stale
-from specpipe.publishing import staged, write_publish
+from specpipe.core.artifacts import Manifest, describe_changes, locked, read_artifact, why_stale
+from specpipe.core.publishing import staged, write_publish
 
 INPUTS = {"weights": "a" * 64, "dtype": "float32"}
 

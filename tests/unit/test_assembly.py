@@ -2,9 +2,9 @@
 
 import pytest
 
-from specpipe.assembly import Deployment, limit_draft
-from specpipe.errors import ConfigError
-from specpipe.methods import Lookahead, NoSpeculation, PromptLookup
+from specpipe.config.speculation import Lookahead, NoSpeculation, PromptLookup
+from specpipe.core.errors import ConfigError
+from specpipe.runtime.assembly import Runtime, limit_draft
 from tests.unit.runtime.toy import TimedEngine
 
 
@@ -34,6 +34,6 @@ def test_a_large_model_is_warmed_up_by_a_few_rows() -> None:
     """Every further row would delay the start of its server."""
     fast, slow = TimedEngine(row_ms=1), TimedEngine(row_ms=500)
     for engine in (fast, slow):
-        Deployment({"target": engine}, NoSpeculation()).warm_up(engine.clock)
+        Runtime({"target": engine}, NoSpeculation()).warm_up(engine.clock)
         assert engine.pool.used == 0
     assert sum(fast.steps) > 70 and slow.steps == [1, 1, 1]

@@ -181,7 +181,7 @@ def test_ctrl_c_is_no_bug(write_config, monkeypatch: pytest.MonkeyPatch) -> None
     def interrupt(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("specpipe.run.build", interrupt)
+    monkeypatch.setattr("specpipe.run.stages.build", interrupt)
     result = run("build", "--config", str(write_config()))
     assert result.exit_code == 130 and "interrupted" in result.output
 
@@ -193,7 +193,7 @@ def test_what_the_machine_refuses_is_a_sentence_and_a_bug_keeps_its_traceback(
     def refuse(*args: object, **options: object) -> None:
         raise OSError(code, os.strerror(code), "engines/tiny")
 
-    monkeypatch.setattr("specpipe.run.build", refuse)
+    monkeypatch.setattr("specpipe.run.stages.build", refuse)
     result = run("build", "--config", str(write_config()))
     assert result.exit_code == exit_code
     assert ("error: engines/tiny: Permission denied" in result.output) == (exit_code == 4)

@@ -40,7 +40,7 @@ def test_what_the_machine_refuses_is_json_too(write_config, monkeypatch) -> None
     def refuse(*args: object, **options: object) -> None:
         raise PermissionError(13, "Permission denied", "engines/tiny")
 
-    monkeypatch.setattr("specpipe.run.build", refuse)
+    monkeypatch.setattr("specpipe.run.stages.build", refuse)
     result = run("build", "--config", str(write_config()), "--json")
     assert json.loads(result.stdout)["error"]["exit_code"] == result.exit_code == 4
 

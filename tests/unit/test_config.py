@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.config import find_file, read_config
-from specpipe.errors import ConfigError
-from specpipe.methods import (
+from specpipe.config.run_config import find_file, read_config
+from specpipe.config.speculation import (
     DraftModel,
     Eagle,
     Hybrid,
@@ -15,6 +14,7 @@ from specpipe.methods import (
     PromptLookup,
     ReDrafter,
 )
+from specpipe.core.errors import ConfigError
 
 GOOD = """\
 name: demo

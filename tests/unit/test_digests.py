@@ -4,8 +4,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from specpipe.artifacts import digest_file
-from specpipe.digests import remember, remembered, stamp
+from specpipe.core.artifacts import digest_file
+from specpipe.core.digests import remember, remembered, stamp
 
 
 def forbidden(path: Path) -> str:

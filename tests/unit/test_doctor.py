@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.artifacts import Workspace
-from specpipe.config import EngineOptions, read_config
-from specpipe.cpu import cpu_kinds, emulates_bfloat16
-from specpipe.doctor import Needs, examine, judge, needs_of
+from specpipe.config.run_config import EngineOptions, read_config
+from specpipe.core.artifacts import Workspace
+from specpipe.core.cpu import cpu_kinds, emulates_bfloat16
+from specpipe.doctor.checks import Needs, examine, judge, needs_of
+from specpipe.doctor.inventory import Machine, Runtime, find_container_runtime, look
 from specpipe.engine.tensorrt.machine import FoundGpu
 from specpipe.engine.tensorrt.profiles import DEFAULT
-from specpipe.inventory import Machine, Runtime, find_container_runtime, look
+from specpipe.plan.make_plan import make_plan
 from specpipe.plan.outlook import cpu_notes
-from specpipe.planning import make_plan
 
 H100 = FoundGpu("NVIDIA H100 80GB HBM3", 90, 81559, "580.65.06")
 PACKAGES = {"torch": "2.10", "numpy": "1.26.4", "openvino": None, "nvidia-pytriton": None}

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from specpipe.assembly import Deployment
-from specpipe.checkpoint.convert import checkpoint_inputs, read_model
+from specpipe.checkpoint.convert import Conversion, read_model
 from specpipe.checkpoint.end_tokens import end_tokens
 from specpipe.checkpoint.source import open_source
 from specpipe.checkpoint.tokenizer import write_tokenizer
-from specpipe.contracts import Sampling
+from specpipe.config.speculation import NoSpeculation
+from specpipe.core.contracts import Sampling
+from specpipe.core.errors import ConfigError
 from specpipe.engine.openvino.engine import OpenVinoEngine
-from specpipe.errors import ConfigError
-from specpipe.methods import NoSpeculation
-from specpipe.repository.models.tokens import load_tokenizer
+from specpipe.runtime.assembly import Runtime
+from specpipe.runtime.tokens import load_tokenizer
 from specpipe.speculate.decode import Limits
 from specpipe.train.answers import generate
 from specpipe.train.target import load_target
@@ -115,7 +115,7 @@ def served_answer(folder: Path, engine: OpenVinoEngine, out: Path) -> list[int]:
     source = open_source(folder)
     write_tokenizer(source, read_model(source, "float32"), out)
     sampling = Sampling(end_ids=load_tokenizer(out).end_ids)
-    deployment = Deployment({"target": engine}, NoSpeculation())
+    deployment = Runtime({"target": engine}, NoSpeculation())
     steps = deployment.decode(PROMPT, sampling, Limits(LENGTH))
     return [token for step in steps for token in step.tokens]
 
@@ -217,9 +217,9 @@ def test_a_gguf_file_names_ends_of_text_of_turn_and_of_message(
 
 def test_a_changed_generation_config_makes_the_checkpoint_stale(make_case) -> None:
     folder = make_case(({"eos_token_id": 4}, {}, 4))
-    before = checkpoint_inputs(open_source(folder), "float32")
+    before = Conversion(open_source(folder), "float32").inputs()
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [4, 5]}))
-    assert checkpoint_inputs(open_source(folder), "float32") != before
+    assert Conversion(open_source(folder), "float32").inputs() != before
 
 
 def test_facts_that_name_one_end_token_are_refused(tiny: Path, tmp_path: Path) -> None:

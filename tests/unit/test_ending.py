@@ -14,7 +14,7 @@ from specpipe.cli.ending import terminable
 HOLDS = """
 import sys, tempfile
 from specpipe.cli import main
-from specpipe.processes import Launch, run_logged
+from specpipe.core.processes import Program, run_logged
 from pathlib import Path
 
 names = {words!r}.split()
@@ -26,7 +26,7 @@ command.params = []
 def hold():
     with tempfile.TemporaryDirectory(dir="scratch") as folder:
         script = f"echo $$ > child.tmp; mv child.tmp child; exec sleep 600"
-        run_logged(Launch(("sh", "-c", script)), Path("log"))
+        run_logged(Program(("sh", "-c", script)), Path("log"))
 
 command.callback = hold
 main(names)

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.assembly import describe_endpoint, load_backend
-from specpipe.config import RunConfig, read_config
-from specpipe.endpoint import (
+from specpipe.config.run_config import RunConfig, read_config
+from specpipe.core.endpoint import (
     DraftLimit,
     Endpoint,
     Model,
@@ -16,10 +15,11 @@ from specpipe.endpoint import (
     dump_endpoint,
     load_endpoint,
 )
+from specpipe.core.errors import ConfigError
 from specpipe.engine.llmapi.backend import LlmApiBackend
 from specpipe.engine.tensorrt.backend import TensorRtBackend
-from specpipe.errors import ConfigError
 from specpipe.repository.signature import served_signature, table_of
+from specpipe.runtime.assembly import describe_endpoint, load_backend
 
 TENSORRT, LLMAPI = TensorRtBackend(), LlmApiBackend()
 OWN_LOOP = ("medusa", "eagle", "redrafter")  # engines that speculate in every request

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.artifacts import Workspace
 from specpipe.checkpoint import writer
-from specpipe.config import read_config
-from specpipe.errors import StageFailed
-from specpipe.run import build
+from specpipe.config.run_config import read_config
+from specpipe.core.artifacts import Workspace
+from specpipe.core.errors import StageFailed
+from specpipe.run.stages import build
 
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}  # audited by Python
 POINTS = 12

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.processes import Launch, last_lines, run_logged
+from specpipe.core.processes import Program, last_lines, run_logged
 
 
 class Interrupt(BaseException):
     """Stands for Ctrl-C."""
 
 
-def shell(script: str, abort: tuple[str, ...] = ()) -> Launch:
-    return Launch(("sh", "-c", script), abort)
+def shell(script: str, abort: tuple[str, ...] = ()) -> Program:
+    return Program(("sh", "-c", script), abort)
 
 
 def ends(pid_file: Path) -> bool:
@@ -61,7 +61,7 @@ def test_a_program_that_ends_well_is_not_aborted_and_leaves_no_workers(tmp_path:
 
 def test_a_missing_program_and_a_missing_log_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        run_logged(Launch(("no-such-program",)), tmp_path / "log")
+        run_logged(Program(("no-such-program",)), tmp_path / "log")
     assert last_lines(tmp_path / "nothing") == []
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from specpipe import publishing
-from specpipe.artifacts import Manifest, read_artifact
-from specpipe.errors import ConfigError, StageFailed, Unreadable
-from specpipe.publishing import (
+from specpipe.core import publishing
+from specpipe.core.artifacts import Manifest, read_artifact
+from specpipe.core.errors import ConfigError, StageFailed, Unreadable
+from specpipe.core.publishing import (
     exchange,
     put_back,
     remove_leftovers,

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.artifacts import Manifest, Workspace, read_artifact
-from specpipe.config import read_config
-from specpipe.errors import ConfigError, StageFailed, Unsupported
-from specpipe.planning import make_plan
-from specpipe.run import build, require_repository, status
-from specpipe.validating import validate_run
+from specpipe.config.run_config import read_config
+from specpipe.core.artifacts import Manifest, Workspace, read_artifact
+from specpipe.core.errors import ConfigError, StageFailed, Unsupported
+from specpipe.plan.make_plan import make_plan
+from specpipe.run.stages import build, require_repository, status
+from specpipe.validate.stage import validate_run
 from tests.unit.checkpoint.packers import pack_model
 
 
@@ -273,7 +273,7 @@ def test_bad_prompts_are_refused_before_a_server_is_started(
     write_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "specpipe.validating.start_server", lambda *given: pytest.fail("a server started")
+        "specpipe.validate.stage.start_server", lambda *given: pytest.fail("a server started")
     )
     texts = ["short", "word " * 200]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": t}) + "\n" for t in texts))

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from specpipe.errors import ConfigError
-from specpipe.trees import (
+from specpipe.core.errors import ConfigError
+from specpipe.core.trees import (
     WIDTH,
     assumed_accuracy,
     complete_tree,

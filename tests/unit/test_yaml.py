@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
-from specpipe.artifacts import Workspace
 from specpipe.checkpoint.guesser import read_calibration
-from specpipe.config import RunConfig, find_file, read_config
-from specpipe.errors import ConfigError, SpecpipeError
-from specpipe.planning import make_plan
-from specpipe.present_plan import plan_json, plan_text
-from specpipe.prompts import read_prompts
-from specpipe.yaml_nodes import DEEPEST, MOST_BYTES
+from specpipe.config.run_config import RunConfig, find_file, read_config
+from specpipe.config.yaml_nodes import DEEPEST, MOST_BYTES
+from specpipe.core.artifacts import Workspace
+from specpipe.core.errors import ConfigError, SpecpipeError
+from specpipe.core.prompts import read_prompts
+from specpipe.plan.make_plan import make_plan
+from specpipe.report.present_plan import plan_json, plan_text
 
 GOOD = """\
 name: demo

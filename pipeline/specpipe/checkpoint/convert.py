@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from specpipe.building import ONE_RANK, Parallel
 from specpipe.checkpoint.families import Family, TensorPlan, find_family
 from specpipe.checkpoint.families.kinds import require_kinds
-from specpipe.checkpoint.guesser import Guesser
+from specpipe.checkpoint.guesser import DrafterSource
 from specpipe.checkpoint.medusa import is_inner_head
 from specpipe.checkpoint.quantize import quantization_inputs, quantize
 from specpipe.checkpoint.quantized.foreign import is_left_over
@@ -19,22 +18,23 @@ from specpipe.checkpoint.reading import begin_reading, digest_content
 from specpipe.checkpoint.source import Source, TensorReader, read_tensors, with_prefix
 from specpipe.checkpoint.tokenizer import write_tokenizer
 from specpipe.checkpoint.transfer import Progress, write_tensors
-from specpipe.digests import Stamp, stamp
-from specpipe.divide import require_divisible
-from specpipe.errors import ConfigError, first_few
-from specpipe.model import Dtype, ModelConfig
+from specpipe.core.backend import ONE_RANK, Parallel
+from specpipe.core.digests import Stamp, stamp
+from specpipe.core.divisibility import require_divisible
+from specpipe.core.errors import ConfigError, first_few
+from specpipe.core.model import Dtype, ModelConfig
 
 FORMAT = "4"  # raise it when the same source must give other bytes
 
 
-def read_model(source: Source, dtype: Dtype, guesser: Guesser | None = None) -> ModelConfig:
+def read_model(source: Source, dtype: Dtype, drafter: DrafterSource | None = None) -> ModelConfig:
     """Return the facts of a checkpoint without reading a tensor.
 
     Raises Unsupported for an unknown architecture or option, ConfigError for a bad config.json.
     """
     require_kinds(source.hf_config, source.path)
     model = find_family(source.hf_config).read_config(source.hf_config, dtype)
-    return model if guesser is None else guesser.joined(model)
+    return model if drafter is None else drafter.joined(model)
 
 
 @dataclass(frozen=True)
@@ -46,87 +46,73 @@ class Converted:
     remarks: tuple[str, ...] = ()  # what is likely wrong with the source
 
 
-def checkpoint_inputs(
-    source: Source,
-    dtype: Dtype,
-    guesser: Guesser | None = None,
-    quantizing: Quantizing = PLAIN,
-    parallel: Parallel = ONE_RANK,
-    *,
-    digest: Callable[[Path], str] = digest_content,
-) -> dict[str, str]:
-    """Name everything that decides the bytes of the converted checkpoint, files by `digest`."""
-    inputs = {f"source {file.name}": digest(file) for file in source.files()}
-    if guesser is not None:
-        inputs |= {f"heads {file.name}": digest(file) for file in guesser.files()}
-    return inputs | checkpoint_options(source, dtype, guesser, quantizing, parallel)
+@dataclass(frozen=True)
+class Conversion:
+    """One model to convert: what it is read from, and how it is written."""
 
+    source: Source
+    dtype: Dtype
+    drafter: DrafterSource | None = None  # heads or a drafter, written into the same files
+    quantizing: Quantizing = PLAIN
+    parallel: Parallel = ONE_RANK
 
-def checkpoint_options(
-    source: Source,
-    dtype: Dtype,
-    guesser: Guesser | None = None,
-    quantizing: Quantizing = PLAIN,
-    parallel: Parallel = ONE_RANK,
-) -> dict[str, str]:
-    """Name what decides the bytes of the converted checkpoint, apart from the contents of files."""
-    options = guesser.options() if guesser else {}
-    options |= {name: str(value) for name, value in asdict(parallel).items()}
-    options |= quantization_inputs(source, quantizing)
-    return {**options, "dtype": dtype, "format": FORMAT}
+    def inputs(self, digest: Callable[[Path], str] = digest_content) -> dict[str, str]:
+        """Name everything that decides the bytes of the checkpoint, files by `digest`."""
+        inputs = {f"source {file.name}": digest(file) for file in self.source.files()}
+        if self.drafter is not None:
+            inputs |= {f"heads {file.name}": digest(file) for file in self.drafter.files()}
+        return inputs | self.options()
 
+    def options(self) -> dict[str, str]:
+        """Name what decides the bytes of the checkpoint, apart from the contents of files."""
+        options = self.drafter.options() if self.drafter else {}
+        options |= {name: str(value) for name, value in asdict(self.parallel).items()}
+        options |= quantization_inputs(self.source, self.quantizing)
+        return {**options, "dtype": self.dtype, "format": FORMAT}
 
-def found_state(source: Source, guesser: Guesser | None = None) -> dict[Path, Stamp]:
-    """Return the stamps of all files that a conversion reads, those of `source` as it was found."""
-    own = guesser.files() if guesser else []
-    return {**{file: stamp(file) for file in own}, **source.stamps}
+    def state(self) -> dict[Path, Stamp]:
+        """Return the stamps of all files that are read, those of `source` as it was found."""
+        own = self.drafter.files() if self.drafter else []
+        return {**{file: stamp(file) for file in own}, **self.source.stamps}
 
+    def write(
+        self, out: Path, progress: Progress, state: Mapping[Path, Stamp] | None = None
+    ) -> Converted:
+        """Write the folder `out`: config.json, a rankN.safetensors for every rank, tokenizer/, and
+        digests.json with the sha256 of every tensor's bytes.
 
-def write_checkpoint(
-    source: Source,
-    out: Path,
-    dtype: Dtype,
-    progress: Progress,
-    guesser: Guesser | None = None,
-    quantizing: Quantizing = PLAIN,
-    parallel: Parallel = ONE_RANK,
-    *,
-    state: Mapping[Path, Stamp] | None = None,
-) -> Converted:
-    """Convert `source` into the folder `out`: config.json, a rankN.safetensors for every rank,
-    tokenizer/, and digests.json with the sha256 of every tensor's bytes.
-
-    The folder is empty, or holds the unfinished work of a killed conversion with the same options
-    and the same `state` of the files (`found_state`, the present one if it is not given), which is
-    then completed. The drafter goes into the same files. Raises Unsupported if the model
-    does not divide by the ranks, ConfigError naming every tensor that is missing, unexpected or of
-    the wrong shape, StageFailed if the disk is too small, all before anything is written; and
-    StageFailed if a file that was read is not what it was in that state.
-    """
-    family = find_family(source.hf_config)
-    model = read_model(source, dtype, guesser)
-    parallel = effective(parallel, family)
-    require_divisible(model, parallel)
-    plans = family.tensors(model)
-    plans += guesser.shared(plans) if guesser else []
-    with begin_reading(state or found_state(source, guesser), out) as reading:
-        with contextlib.ExitStack() as stack:
-            reader = stack.enter_context(read_tensors(source.weights, reading.open))
-            reader = with_prefix(reader, family.base_prefix)
-            plans, quantizing = quantize(source, plans, model, quantizing, reader, out)
-            _account(reader, plans, family, model, source)
-            work = [(reader, plan) for plan in plans]
-            if guesser is not None:
-                extra = stack.enter_context(guesser.read(reading.open))
-                work += [(extra, plan) for plan in guesser.tensors(model)]
-            write_tensors(work, model, parallel, out, progress)
-        config = config_json(family, model, parallel)
-        config["quantization"] = metadata(quantizing, model)
-        config |= guesser.config(source.hf_config, config) if guesser else {}
-        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        (out / "config.json").write_text(text, encoding="utf-8")
-        facts = write_tokenizer(source, model, out / "tokenizer")
-        return Converted(model, reading.digests(), tuple(facts.remarks()))
+        The folder is empty, or holds the unfinished work of a killed conversion with the same
+        options and the same `state` of the files (the present one if it is not given), which is
+        then completed. Raises Unsupported if the model does not divide by the ranks, ConfigError
+        naming every tensor that is missing, unexpected or of the wrong shape, StageFailed if the
+        disk is too small, all before anything is written; and StageFailed if a file that was read
+        is not what it was in that state.
+        """
+        source, drafter = self.source, self.drafter
+        family = find_family(source.hf_config)
+        model = read_model(source, self.dtype, drafter)
+        parallel = effective(self.parallel, family)
+        require_divisible(model, parallel)
+        plans = family.tensors(model)
+        plans += drafter.shared(plans) if drafter else []
+        with begin_reading(state or self.state(), out) as reading:
+            with contextlib.ExitStack() as stack:
+                reader = stack.enter_context(read_tensors(source.weights, reading.open))
+                reader = with_prefix(reader, family.base_prefix)
+                plans, quantizing = quantize(source, plans, model, self.quantizing, reader, out)
+                _account(reader, plans, family, model, source)
+                work = [(reader, plan) for plan in plans]
+                if drafter is not None:
+                    extra = stack.enter_context(drafter.read(reading.open))
+                    work += [(extra, plan) for plan in drafter.tensors(model)]
+                write_tensors(work, model, parallel, out, progress)
+            config = config_json(family, model, parallel)
+            config["quantization"] = metadata(quantizing, model)
+            config |= drafter.config(source.hf_config, config) if drafter else {}
+            text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+            (out / "config.json").write_text(text, encoding="utf-8")
+            facts = write_tokenizer(source, model, out / "tokenizer")
+            return Converted(model, reading.digests(), tuple(facts.remarks()))
 
 
 def effective(parallel: Parallel, family: Family) -> Parallel:

@@ -9,7 +9,7 @@ from collections.abc import Set
 from pathlib import Path
 
 from specpipe.checkpoint.source import read_json
-from specpipe.errors import Unsupported
+from specpipe.core.errors import Unsupported
 
 _REDRAFTER = ("rnn_u.weight", "input_proj.weight", "input_projs.weight", "lm_heads.0.linear.weight")
 # method -> what its drafter is called, and what to do with one

@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specpipe.building import Rejection
 from specpipe.checkpoint.drafters import refuse_other_drafters
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan, llama
 from specpipe.checkpoint.families.kinds import require_kinds
@@ -31,10 +30,11 @@ from specpipe.checkpoint.source import (
     read_tensors,
     weight_files,
 )
-from specpipe.contracts import Role
-from specpipe.errors import ConfigError, Unsupported
-from specpipe.methods import Eagle
-from specpipe.model import Dtype, ModelConfig
+from specpipe.config.speculation import Eagle
+from specpipe.core.backend import Rejection
+from specpipe.core.contracts import Role
+from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.core.model import Dtype, ModelConfig
 
 if TYPE_CHECKING:
     import torch

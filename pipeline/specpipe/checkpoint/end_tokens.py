@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from specpipe.checkpoint.source import Source, read_json
-from specpipe.errors import ConfigError
+from specpipe.core.errors import ConfigError
 
 _INNER = (
     "decoder",

@@ -13,9 +13,9 @@ from specpipe.checkpoint.hub import (
     is_cached,
 )
 from specpipe.checkpoint.source import Source, open_source
-from specpipe.config import RunConfig, find_file
-from specpipe.contracts import Role
-from specpipe.errors import ConfigError, Unsupported
+from specpipe.config.run_config import RunConfig, find_file
+from specpipe.core.contracts import Role
+from specpipe.core.errors import ConfigError, Unsupported
 
 _GIB = 2**30
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specpipe.errors import ConfigError, Unsupported
+from specpipe.core.errors import ConfigError, Unsupported
 
 if TYPE_CHECKING:
     import torch

@@ -11,18 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from specpipe.building import Rejection
 from specpipe.checkpoint.families import HfConfig, TensorPlan
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.checkpoint.source import Opening, Renamed, TensorReader, read_tensors
-from specpipe.contracts import Role
-from specpipe.errors import ConfigError
-from specpipe.model import ModelConfig
+from specpipe.core.backend import Rejection
+from specpipe.core.contracts import Role
+from specpipe.core.errors import ConfigError
+from specpipe.core.model import ModelConfig
 
 CALIBRATION = "calibration.json"  # the accuracy that training measured, next to its product
 
 
-class Guesser(Protocol):
+class DrafterSource(Protocol):
     """Heads or a drafter that were found, but not read, and how they will be written."""
 
     @property

@@ -19,7 +19,7 @@ from specpipe.checkpoint.source import (
     open_folder,
     shard_names,
 )
-from specpipe.errors import ConfigError, SpecpipeError, StageFailed
+from specpipe.core.errors import ConfigError, SpecpipeError, StageFailed
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from specpipe.building import Rejection
 from specpipe.checkpoint.drafters import refuse_other_drafters
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
 from specpipe.checkpoint.guesser import RenamedTensors, output_copies, read_calibration
@@ -29,9 +28,10 @@ from specpipe.checkpoint.source import (
     read_tensors,
     weight_files,
 )
-from specpipe.contracts import Role
-from specpipe.errors import ConfigError
-from specpipe.model import ModelConfig
+from specpipe.core.backend import Rejection
+from specpipe.core.contracts import Role
+from specpipe.core.errors import ConfigError
+from specpipe.core.model import ModelConfig
 
 WEIGHTS = "medusa_lm_head.safetensors"
 FILES = (WEIGHTS, "medusa_lm_head.pt")

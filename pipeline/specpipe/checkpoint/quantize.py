@@ -4,8 +4,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from specpipe.artifacts import digest_json
-from specpipe.building import Rejection
 from specpipe.checkpoint.families import TensorPlan
 from specpipe.checkpoint.quantized.calibrate import MISSING, calibrate, modelopt_version
 from specpipe.checkpoint.quantized.calibration import (
@@ -25,9 +23,11 @@ from specpipe.checkpoint.quantized.formats import (
 )
 from specpipe.checkpoint.quantized.plans import modules_of, quantized_plans
 from specpipe.checkpoint.source import Source, TensorReader
-from specpipe.config import EngineOptions
-from specpipe.errors import Unsupported
-from specpipe.model import ModelConfig
+from specpipe.config.run_config import EngineOptions
+from specpipe.core.artifacts import digest_json
+from specpipe.core.backend import Rejection
+from specpipe.core.errors import Unsupported
+from specpipe.core.model import ModelConfig
 
 NOTHING = Calibration({}, {}, {})
 

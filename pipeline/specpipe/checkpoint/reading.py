@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specpipe.artifacts import digest_file
 from specpipe.checkpoint.journal import Journal
 from specpipe.checkpoint.safetensors_file import SafetensorsFile, raw_bytes
-from specpipe.digests import Stamp, stamp
-from specpipe.errors import StageFailed, Unreadable
+from specpipe.core.artifacts import digest_file
+from specpipe.core.digests import Stamp, stamp
+from specpipe.core.errors import StageFailed, Unreadable
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ JOURNAL = "read.jsonl"
 
 
 def digest_content(path: Path) -> str:
-    """Return the digest of a file, as `Reading.digests` does, in a pass of its own.
+    """Return the digest of a file, as `SourceReader.digests` does, in a pass of its own.
 
     Raises ConfigError if it should be a safetensors file and is not a whole one.
     """
@@ -41,7 +41,7 @@ def _holds_tensors(path: Path) -> bool:
     return path.suffix == ".safetensors"
 
 
-class Reading:
+class SourceReader:
     """The files of a conversion, which are opened here and are not to change."""
 
     def __init__(self, stamps: Mapping[Path, Stamp], journal: Journal) -> None:
@@ -87,13 +87,13 @@ class Reading:
 
 
 @contextmanager
-def begin_reading(stamps: Mapping[Path, Stamp], out: Path) -> Iterator[Reading]:
+def begin_reading(stamps: Mapping[Path, Stamp], out: Path) -> Iterator[SourceReader]:
     """Read stamped files; resume from what a killed conversion recorded in `out`.
 
     The journal stays there only if the reading is interrupted.
     """
     with Journal(out / JOURNAL) as journal:
-        yield Reading(stamps, journal)
+        yield SourceReader(stamps, journal)
     (out / JOURNAL).unlink()
 
 

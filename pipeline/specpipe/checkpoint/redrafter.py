@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from specpipe.building import Rejection
 from specpipe.checkpoint.drafters import refuse_other_drafters
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
 from specpipe.checkpoint.guesser import RenamedTensors, output_copies, read_calibration
@@ -27,10 +26,11 @@ from specpipe.checkpoint.source import (
     read_tensors,
     weight_files,
 )
-from specpipe.contracts import Role
-from specpipe.errors import ConfigError, Unsupported
-from specpipe.methods import ReDrafter
-from specpipe.model import ModelConfig, RecurrentDrafter, redrafter_class
+from specpipe.config.speculation import ReDrafter
+from specpipe.core.backend import Rejection
+from specpipe.core.contracts import Role
+from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.core.model import ModelConfig, RecurrentDrafter, redrafter_class
 
 MODULE = "drafter"
 OUTPUT = f"{MODULE}.lm_head.weight"

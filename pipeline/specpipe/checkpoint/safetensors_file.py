@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specpipe.artifacts import digest_json
-from specpipe.digests import Stamp, stamp_of
-from specpipe.errors import ConfigError, Unreadable
+from specpipe.core.artifacts import digest_json
+from specpipe.core.digests import Stamp, stamp_of
+from specpipe.core.errors import ConfigError, Unreadable
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """Where one tensor lies in its file."""
 
     dtype: str  # a key of DTYPES, or a type that is not known here
@@ -125,7 +125,7 @@ class SafetensorsFile:
             sha.update(block)
         return sha.hexdigest()
 
-    def _read(self, entry: Entry, shape: tuple[int, ...], at: int) -> "torch.Tensor":
+    def _read(self, entry: TensorEntry, shape: tuple[int, ...], at: int) -> "torch.Tensor":
         import torch
 
         tensor = torch.empty(shape, dtype=getattr(torch, DTYPES[entry.dtype][0]))
@@ -157,7 +157,7 @@ def raw_bytes(tensor: "torch.Tensor") -> memoryview:
     return tensor.view(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
 
 
-def _read_header(fd: int) -> tuple[dict[str, Entry], str]:
+def _read_header(fd: int) -> tuple[dict[str, TensorEntry], str]:
     """Return where every tensor lies, and the sha256 of all that comes before the first."""
     length = int.from_bytes(os.pread(fd, 8, 0), "little")
     if length > _LONGEST_HEADER:
@@ -176,7 +176,7 @@ def _read_header(fd: int) -> tuple[dict[str, Entry], str]:
     return entries, hashlib.sha256(text).hexdigest()
 
 
-def _entry(name: str, value: dict[str, object], start: int) -> Entry:
+def _entry(name: str, value: dict[str, object], start: int) -> TensorEntry:
     dtype, shape = str(value["dtype"]), value["shape"]
     offsets = value["data_offsets"]
     if not (isinstance(shape, list) and isinstance(offsets, list)):
@@ -187,4 +187,4 @@ def _entry(name: str, value: dict[str, object], start: int) -> Entry:
         size *= dim
     if dtype in DTYPES and size != end - begin:
         raise ValueError(f"{name} has {end - begin} bytes, its shape needs {size}")
-    return Entry(dtype, tuple(shape), start + begin, start + end)
+    return TensorEntry(dtype, tuple(shape), start + begin, start + end)

@@ -8,9 +8,9 @@ ranks, neighbours hold different experts and those `moe_ep` apart different part
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from specpipe.building import Parallel
 from specpipe.checkpoint.families import Shard, TensorPlan
-from specpipe.model import ModelConfig
+from specpipe.core.backend import Parallel
+from specpipe.core.model import ModelConfig
 
 Range = tuple[int, int]  # [begin, end)
 

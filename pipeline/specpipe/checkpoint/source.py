@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from specpipe.checkpoint.gguf import gguf_config, gguf_tensors
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
-from specpipe.digests import Stamp, stamp
-from specpipe.errors import ConfigError
+from specpipe.core.digests import Stamp, stamp
+from specpipe.core.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch

@@ -7,8 +7,8 @@ from typing import Any
 
 from specpipe.checkpoint.end_tokens import end_tokens
 from specpipe.checkpoint.source import Source
-from specpipe.errors import ConfigError
-from specpipe.model import ModelConfig
+from specpipe.core.errors import ConfigError
+from specpipe.core.model import ModelConfig
 
 _MARK = "\ue000user text\ue000"  # private-use characters: no template contains them
 

@@ -13,15 +13,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from specpipe.building import Parallel
 from specpipe.checkpoint.families import TensorPlan
 from specpipe.checkpoint.journal import Journal
 from specpipe.checkpoint.shard import Cut, cut, local_name, ranks
 from specpipe.checkpoint.source import TensorReader
 from specpipe.checkpoint.stream import write_parts
 from specpipe.checkpoint.writer import Announced, SafetensorsWriter
-from specpipe.errors import ConfigError, StageFailed
-from specpipe.model import ModelConfig
+from specpipe.core.backend import Parallel
+from specpipe.core.errors import ConfigError, StageFailed
+from specpipe.core.model import ModelConfig
 
 DIGESTS, JOURNAL = "digests.json", "finished.jsonl"
 WORKERS = min(4, os.cpu_count() or 1)  # one reads while another writes; more only share the disk
@@ -33,7 +33,7 @@ Digests = list[tuple[str, str, str]]  # file, tensor, sha256
 
 
 @dataclass(frozen=True)
-class Task:
+class TransferTask:
     """One planned tensor, and the part of it that goes into each file."""
 
     reader: TensorReader
@@ -77,17 +77,19 @@ def write_tensors(
     _write_digests(out, files, journal)
 
 
-def _task(reader: TensorReader, plan: TensorPlan, model: ModelConfig, parallel: Parallel) -> Task:
+def _task(
+    reader: TensorReader, plan: TensorPlan, model: ModelConfig, parallel: Parallel
+) -> TransferTask:
     parts = {}
     for rank in ranks(parallel):
         name = local_name(plan, rank, model)
         if name is not None:
             parts[rank.file] = (name, cut(plan, rank, model))
-    return Task(reader, plan, plan.dtype or model.dtype, parts)
+    return TransferTask(reader, plan, plan.dtype or model.dtype, parts)
 
 
 def _perform(
-    tasks: list[Task],
+    tasks: list[TransferTask],
     writers: Mapping[str, SafetensorsWriter],
     journal: Journal,
     progress: Progress,
@@ -108,7 +110,9 @@ def _perform(
 
 
 def _write(
-    task: Task, writers: Mapping[str, SafetensorsWriter], known: Mapping[tuple[str, str], str]
+    task: TransferTask,
+    writers: Mapping[str, SafetensorsWriter],
+    known: Mapping[tuple[str, str], str],
 ) -> Digests:
     """Write one task's parts unless they are all there; return their digests if written."""
     names = {file: name for file, (name, _) in task.parts.items()}

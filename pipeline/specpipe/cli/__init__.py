@@ -22,7 +22,7 @@ from specpipe.cli.options import JSON
 from specpipe.cli.output import print_error
 from specpipe.cli.server import generate, serve
 from specpipe.cli.stages import build, compile_, convert, package, plan, status
-from specpipe.errors import ConfigError, SpecpipeError, StageFailed
+from specpipe.core.errors import ConfigError, SpecpipeError, StageFailed
 
 COMMANDS = (
     build,

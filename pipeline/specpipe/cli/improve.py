@@ -151,9 +151,9 @@ def tune(
     \b
     Example:  specpipe tune --config model_configs/smollm2-135m_hybrid.yaml --out tuned.yaml
     """
-    from specpipe.present import tuning_json, tuning_text
+    from specpipe.cli.present import tuning_json, tuning_text
     from specpipe.tune.settings import write_settings
-    from specpipe.tuning import Prices, tune_run
+    from specpipe.tune.stage import Prices, tune_run
 
     config, place = load(config_path, workspace)
     with show_progress("prompts") as progress:
@@ -183,8 +183,8 @@ def recommend(
     \b
     Example:  specpipe recommend --config model_configs/smollm2-135m_medusa.yaml
     """
-    from specpipe.present import prediction_json, predictions_text
-    from specpipe.tuning import Prices, recommend_run
+    from specpipe.cli.present import prediction_json, predictions_text
+    from specpipe.tune.stage import Prices, recommend_run
 
     config, place = load(config_path, workspace)
     with show_progress("prompts") as progress:

@@ -46,8 +46,8 @@ def validate(
     Example:  specpipe validate --config model_configs/smollm2-135m_hybrid.yaml
     """
     from specpipe.validate.report import to_json, to_markdown
+    from specpipe.validate.stage import validate_run
     from specpipe.validate.validate import require_passed
-    from specpipe.validating import validate_run
 
     tls = client_tls(tls_ca, tls_certificate, tls_key)
     if tls is not None and url is None:
@@ -76,7 +76,7 @@ def inspect(folder: Path, tensors: bool, as_json: bool) -> None:
     """
     from specpipe.checkpoint.inspection.describe import inspection_text
     from specpipe.checkpoint.inspection.inspect import inspect_folder
-    from specpipe.errors import GateFailed
+    from specpipe.core.errors import GateFailed
 
     if tensors:
         with show_progress("bytes") as progress:
@@ -99,8 +99,8 @@ def doctor(config_path: Path | None, workspace: Path, as_json: bool) -> None:
     \b
     Example:  specpipe doctor --config model_configs/smollm2-135m_hybrid.yaml
     """
-    from specpipe.doctor import examine
-    from specpipe.present import findings_text
+    from specpipe.cli.present import findings_text
+    from specpipe.doctor.checks import examine
 
     config = load(config_path, workspace)[0] if config_path else None
     findings = examine(config, workspace)

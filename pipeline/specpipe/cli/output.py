@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from specpipe.cli.options import JSON
-from specpipe.errors import SpecpipeError
+from specpipe.core.errors import SpecpipeError
 
 if TYPE_CHECKING:
-    from specpipe.artifacts import Workspace
-    from specpipe.config import RunConfig
-    from specpipe.run import StageResult
+    from specpipe.config.run_config import RunConfig
+    from specpipe.core.artifacts import Workspace
+    from specpipe.run.stages import StageResult
 
 LINE_SECONDS = 30.0  # between two lines of progress in a log
 
 
 def load(config_path: Path, workspace: Path) -> "tuple[RunConfig, Workspace]":
-    from specpipe.artifacts import Workspace
-    from specpipe.config import read_config
+    from specpipe.config.run_config import read_config
+    from specpipe.core.artifacts import Workspace
 
     config = read_config(config_path)
     return config, Workspace(workspace, config.name)
@@ -94,7 +94,7 @@ def progress_lines(
 
 
 def print_results(results: "list[StageResult]", as_json: bool) -> None:
-    from specpipe.present import results_text
+    from specpipe.cli.present import results_text
 
     click.echo(json.dumps(plain(results), indent=2) if as_json else results_text(results))
     end_json()

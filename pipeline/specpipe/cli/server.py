@@ -24,11 +24,11 @@ from specpipe.cli.options import (
 )
 from specpipe.cli.output import harmless, load, run_flags, say, suggest
 from specpipe.cli.sampling import to_upstream
-from specpipe.errors import ConfigError
+from specpipe.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from specpipe.artifacts import Workspace
-    from specpipe.config import RunConfig
+    from specpipe.config.run_config import RunConfig
+    from specpipe.core.artifacts import Workspace
     from specpipe.serve.guard import Tls
     from specpipe.serve.tritonserver import RunningServer
 
@@ -181,7 +181,7 @@ def _find_repository(
     if run is None:
         assert repository is not None
         return repository, Path(tempfile.gettempdir()) / f"specpipe-tritonserver-{os.getpid()}.log"
-    from specpipe.run import require_repository
+    from specpipe.run.stages import require_repository
 
     config, place = run
     require_repository(config, place)
@@ -193,7 +193,7 @@ def _find_tls(
     given: "tuple[Path | None, Path | None, Path | None]",
 ) -> "Tls | None":
     """Return the certificates of the command line, else those of the run, else none."""
-    from specpipe.config import find_tls
+    from specpipe.config.run_config import find_tls
     from specpipe.serve.guard import Tls
 
     certificate, key, client_ca = given
@@ -306,7 +306,7 @@ def generate(
     Example:  specpipe generate --config model_configs/smollm2-135m_hybrid.yaml \\
                   --stream "What is the capital of France?"
     """
-    from specpipe.present import generation_json, generation_text
+    from specpipe.cli.present import generation_json, generation_text
     from specpipe.repository.description import read_endpoint
     from specpipe.serve.client import Client, Options
 
@@ -344,7 +344,7 @@ def generate(
 
 def _count(tokenizer: Path, text: str) -> int:
     """Return how many tokens a text has."""
-    from specpipe.repository.models.tokens import load_tokenizer
+    from specpipe.runtime.tokens import load_tokenizer
 
     return load_tokenizer(tokenizer).count(text)
 

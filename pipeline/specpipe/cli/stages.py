@@ -11,8 +11,8 @@ from specpipe.cli.options import config_option, json_option, workspace_option
 from specpipe.cli.output import load, print_results, run_flags, say, show_progress, suggest
 
 if TYPE_CHECKING:
-    from specpipe.deploy.write import Kind
-    from specpipe.work import StageName
+    from specpipe.deploy.write import Platform
+    from specpipe.run.jobs import StageName
 
 
 container_option = click.option(
@@ -30,7 +30,7 @@ def _build(
     in_container: bool = False,
 ) -> None:
     from specpipe.engine.tensorrt.container import find_runtime
-    from specpipe.run import build
+    from specpipe.run.stages import build
 
     config, place = load(config_path, workspace)
     runtime = find_runtime() if in_container else None
@@ -123,7 +123,7 @@ def compile_(config_path: Path, workspace: Path, in_container: bool, as_json: bo
 def package(
     config_path: Path,
     workspace: Path,
-    kind: "Kind | None",
+    kind: "Platform | None",
     image: str | None,
     gpus_per_node: int,
     base_image: str | None,
@@ -141,7 +141,7 @@ def package(
     if kind is None:
         _next("serve", config_path, workspace, as_json)
         return
-    from specpipe.deploying import DeployOptions, deploy_run
+    from specpipe.deploy.stage import DeployOptions, deploy_run
 
     options = DeployOptions(image, gpus_per_node, base_image, monitoring_namespace)
     files = deploy_run(*load(config_path, workspace), kind, options)
@@ -162,7 +162,7 @@ def status(config_path: Path, workspace: Path, as_json: bool) -> None:
     \b
     Example:  specpipe status --config model_configs/smollm2-135m_hybrid.yaml
     """
-    from specpipe.run import status as run_status
+    from specpipe.run.stages import status as run_status
 
     print_results(run_status(*load(config_path, workspace)), as_json)
 
@@ -179,8 +179,8 @@ def plan(config_path: Path, workspace: Path, as_json: bool) -> None:
     \b
     Example:  specpipe plan --config model_configs/llama70b_draft7b.yaml
     """
-    from specpipe.planning import make_plan
-    from specpipe.present_plan import plan_json, plan_text
+    from specpipe.plan.make_plan import make_plan
+    from specpipe.report.present_plan import plan_json, plan_text
 
     made = make_plan(*load(config_path, workspace))
     click.echo(json.dumps(plan_json(made), indent=2) if as_json else plan_text(made))

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from specpipe.errors import ConfigError
+from specpipe.core.errors import ConfigError
 
 HTTP, GRPC, METRICS, SSH = 8000, 8001, 8002, 2222
 UID = 1000  # of the server: `triton-server` in NVIDIA's images

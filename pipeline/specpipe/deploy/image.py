@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from specpipe.errors import Unsupported
+from specpipe.core.errors import Unsupported
 
 _CPU_PACKAGES = ("click", "numpy", "nvidia-pytriton", "openvino", "pyyaml", "tokenizers")
 # NVIDIA's container has everything else that the server needs; what is there stays as it is.

@@ -9,18 +9,18 @@ from typing import Any, Literal
 import yaml
 
 import specpipe
-from specpipe.artifacts import Manifest, write_text
+from specpipe.core.artifacts import Manifest, write_text
+from specpipe.core.publishing import remove_leftovers, staged, write_publish
 from specpipe.deploy import docker, kubernetes
 from specpipe.deploy.dashboard import dashboard
 from specpipe.deploy.deployment import Deployment
 from specpipe.deploy.readme import docker_readme, kubernetes_readme
-from specpipe.publishing import remove_leftovers, staged, write_publish
 
-Kind = Literal["docker", "kubernetes"]
-KINDS: tuple[Kind, ...] = ("docker", "kubernetes")
+Platform = Literal["docker", "kubernetes"]
+KINDS: tuple[Platform, ...] = ("docker", "kubernetes")
 
 
-def write_deployment(deployment: Deployment, kind: Kind, out: Path) -> list[Path]:
+def write_deployment(deployment: Deployment, kind: Platform, out: Path) -> list[Path]:
     """Write the image and, for `kind`, what runs it, as the artifact `out`; return the files.
 
     Manifests that an earlier call wrote there are written anew as well. The image's folder holds a

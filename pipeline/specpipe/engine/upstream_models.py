@@ -8,7 +8,7 @@ release. `tensorrt_llm` has the tensors of the run's release.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from specpipe.endpoint import Carrier, DraftLimit, Endpoint, Model, Tensors
+from specpipe.core.endpoint import Carrier, DraftLimit, Endpoint, Model, Tensors
 
 _FLAGS = ("return_perf_metrics", "return_num_output_tokens")
 _SAMPLING = {

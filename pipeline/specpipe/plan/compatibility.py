@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from specpipe.building import Rejection
+from specpipe.core.backend import Rejection
 
 RulesOut = Literal["nothing", "draft logits", "engines", "everything"]
 _CONSEQUENCE: dict[RulesOut, str] = {
@@ -22,7 +22,7 @@ _CONSEQUENCE: dict[RulesOut, str] = {
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class TokenizerFacts:
     """The ids of one model and their tokens."""
 
     rows: int  # of the model's table and of its logits: vocab_size of config.json
@@ -31,7 +31,7 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class Difference:
+class VocabularyDifference:
     """One difference between the vocabularies of draft and target."""
 
     sentence: str
@@ -41,14 +41,14 @@ class Difference:
         return f"{self.sentence}: {_CONSEQUENCE[self.rules_out]}"
 
 
-def differences(target: Vocabulary, draft: Vocabulary) -> list[Difference]:
+def differences(target: TokenizerFacts, draft: TokenizerFacts) -> list[VocabularyDifference]:
     """Return every difference, the most severe first; empty if there is none."""
     found = [*_tokens(target, draft), *_rows(target, draft), *_special(target, draft)]
     order = list(_CONSEQUENCE)
     return sorted(found, key=lambda difference: -order.index(difference.rules_out))
 
 
-def refusals(found: Iterable[Difference], *, own_loop: bool) -> list[Rejection]:
+def refusals(found: Iterable[VocabularyDifference], *, own_loop: bool) -> list[Rejection]:
     """Refuse the differences that cannot be served.
 
     `own_loop`: specpipe's loop verifies the draft tokens.
@@ -61,16 +61,16 @@ def refusals(found: Iterable[Difference], *, own_loop: bool) -> list[Rejection]:
     return [Rejection(d.sentence, hints[d.rules_out]) for d in found if d.rules_out in fatal]
 
 
-def notes(found: Iterable[Difference], *, own_loop: bool) -> list[str]:
+def notes(found: Iterable[VocabularyDifference], *, own_loop: bool) -> list[str]:
     """Return the differences that can be served, each with its consequence."""
     harmless = ("nothing", "draft logits") if not own_loop else ("nothing",)
     return [str(difference) for difference in found if difference.rules_out in harmless]
 
 
-def _tokens(target: Vocabulary, draft: Vocabulary) -> Iterator[Difference]:
+def _tokens(target: TokenizerFacts, draft: TokenizerFacts) -> Iterator[VocabularyDifference]:
     if target.tokens is None or draft.tokens is None:
         if target.rows != draft.rows:
-            yield Difference(
+            yield VocabularyDifference(
                 f"the draft has a vocabulary of {draft.rows} tokens, the target of {target.rows}; "
                 "without both tokenizers specpipe cannot tell whether the difference is only "
                 "padding",
@@ -92,51 +92,61 @@ def _clashes(ours: Mapping[str, int], theirs: Mapping[str, int]) -> list[str]:
     return [t for t, i in ours.items() if theirs.get(t, i) != i or at.get(i, t) != t]
 
 
-def _clash(ours: Mapping[str, int], theirs: Mapping[str, int], tokens: list[str]) -> Difference:
+def _clash(
+    ours: Mapping[str, int], theirs: Mapping[str, int], tokens: list[str]
+) -> VocabularyDifference:
     of_target = [t for t in tokens if t in ours]  # never empty: a clash has two sides
     some = ", ".join(f"{t!r}: {ours[t]} and {theirs.get(t)}" for t in of_target[:3])
-    return Difference(
+    return VocabularyDifference(
         f"target and draft differ in {len(of_target)} of the target's {len(ours)} tokens ({some})",
         "everything",
     )
 
 
-def _only_target(tokens: Mapping[str, int], draft: Vocabulary) -> Iterator[Difference]:
+def _only_target(
+    tokens: Mapping[str, int], draft: TokenizerFacts
+) -> Iterator[VocabularyDifference]:
     beyond = {t: i for t, i in tokens.items() if i >= draft.rows}
     if beyond:
-        yield Difference(
+        yield VocabularyDifference(
             f"the draft's table of {draft.rows} rows lacks the target's {_named(beyond)}",
             "engines",
         )
     if len(tokens) > len(beyond):
         rest = {t: i for t, i in tokens.items() if i < draft.rows}
-        yield Difference(f"the draft's vocabulary lacks the target's {_named(rest)}", "nothing")
+        yield VocabularyDifference(
+            f"the draft's vocabulary lacks the target's {_named(rest)}", "nothing"
+        )
 
 
-def _only_draft(tokens: Mapping[str, int], target: Vocabulary) -> Iterator[Difference]:
+def _only_draft(
+    tokens: Mapping[str, int], target: TokenizerFacts
+) -> Iterator[VocabularyDifference]:
     inside = {t: i for t, i in tokens.items() if i < target.rows}
     if inside:
-        yield Difference(f"the target's vocabulary lacks the draft's {_named(inside)}", "nothing")
+        yield VocabularyDifference(
+            f"the target's vocabulary lacks the draft's {_named(inside)}", "nothing"
+        )
 
 
-def _rows(target: Vocabulary, draft: Vocabulary) -> Iterator[Difference]:
+def _rows(target: TokenizerFacts, draft: TokenizerFacts) -> Iterator[VocabularyDifference]:
     if target.rows == draft.rows or target.tokens is None or draft.tokens is None:
         return
     sizes = f"the draft's table has {draft.rows} rows, the target's {target.rows}"
     padding = f"; the difference is only padding, all {len(target.tokens)} tokens agree"
     sizes += padding if target.tokens == draft.tokens else ""
     if draft.rows < target.rows:
-        yield Difference(sizes, "draft logits")
+        yield VocabularyDifference(sizes, "draft logits")
     else:
         last = f"it could propose the ids {target.rows}-{draft.rows - 1}, which the target lacks"
-        yield Difference(f"{sizes}, but {last}", "engines")
+        yield VocabularyDifference(f"{sizes}, but {last}", "engines")
 
 
-def _special(target: Vocabulary, draft: Vocabulary) -> Iterator[Difference]:
+def _special(target: TokenizerFacts, draft: TokenizerFacts) -> Iterator[VocabularyDifference]:
     ours, theirs = target.special or {}, draft.special or {}
     for name in sorted(ours.keys() & theirs.keys()):
         if ours[name] != theirs[name]:
-            yield Difference(
+            yield VocabularyDifference(
                 f"the {name} token is {_ids(ours[name])} in the target and {_ids(theirs[name])} in "
                 "the draft; requests use the target's",
                 "nothing",

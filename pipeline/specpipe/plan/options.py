@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator
 
-from specpipe.building import Rejection
-from specpipe.config import RunConfig
-from specpipe.methods import (
+from specpipe.config.run_config import RunConfig
+from specpipe.config.speculation import (
     Eagle,
     Eagle3,
     Medusa,
@@ -13,6 +12,7 @@ from specpipe.methods import (
     ReDrafter,
     WithLength,
 )
+from specpipe.core.backend import Rejection
 
 # Methods for a target without layers for multi-token prediction.
 _WITHOUT_LAYERS = {

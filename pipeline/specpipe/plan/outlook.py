@@ -2,15 +2,22 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from specpipe.building import BuildRequest, Footprint
-from specpipe.config import EngineOptions, RunConfig
-from specpipe.contracts import Role
-from specpipe.cpu import emulates_bfloat16
-from specpipe.methods import REWINDING, Eagle, Lookahead, Medusa, NoSpeculation, ReDrafter
-from specpipe.model import ModelConfig
+from specpipe.config.run_config import EngineOptions, RunConfig
+from specpipe.config.speculation import (
+    REWINDING,
+    Eagle,
+    Lookahead,
+    Medusa,
+    NoSpeculation,
+    ReDrafter,
+)
+from specpipe.core.backend import BuildRequest, Footprint
+from specpipe.core.contracts import Role
+from specpipe.core.cpu import emulates_bfloat16
+from specpipe.core.model import ModelConfig
+from specpipe.core.trees import TreePath, assumed_accuracy, expected_tokens, supposed_accuracy
 from specpipe.plan.gpus import Gpu
 from specpipe.plan.roofline import Assumed, Estimate, Placed, chained_tokens, estimate
-from specpipe.trees import TreePath, assumed_accuracy, expected_tokens, supposed_accuracy
 
 _RATES = (0.6, 0.7, 0.8, 0.9)
 _TOKENS = (1.5, 2.0, 2.5)

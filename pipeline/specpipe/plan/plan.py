@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from specpipe.building import BuildRequest, Command, Rejection
-from specpipe.config import RunConfig, find_file
-from specpipe.contracts import Role
-from specpipe.methods import Eagle3, Hybrid, Medusa, PromptLookup
-from specpipe.model import ModelConfig
+from specpipe.config.run_config import RunConfig, find_file
+from specpipe.config.speculation import Eagle3, Hybrid, Medusa, PromptLookup
+from specpipe.core.backend import BuildRequest, Command, Rejection
+from specpipe.core.contracts import Role
+from specpipe.core.model import ModelConfig
+from specpipe.core.trees import depth
 from specpipe.plan.gpus import find_gpu
 from specpipe.plan.memory import Memory
 from specpipe.plan.roofline import Estimate
-from specpipe.trees import depth
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from specpipe.building import BuildRequest, Footprint
-from specpipe.model import ModelConfig
+from specpipe.core.backend import BuildRequest, Footprint
+from specpipe.core.model import ModelConfig
 from specpipe.plan.gpus import Gpu
 
 BANDWIDTH_SHARE = 0.75

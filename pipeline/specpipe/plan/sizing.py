@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from specpipe.building import Backend, Quantization, Rejection
-from specpipe.config import EngineOptions, RunConfig
-from specpipe.contracts import Role
-from specpipe.model import ModelConfig
+from specpipe.config.run_config import EngineOptions, RunConfig
+from specpipe.core.backend import Backend, Quantization, Rejection
+from specpipe.core.contracts import Role
+from specpipe.core.model import ModelConfig
 from specpipe.plan.memory import Largest, Memory, largest, plan_memory
 from specpipe.plan.plan import make_requests
 

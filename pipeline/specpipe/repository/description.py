@@ -6,11 +6,11 @@ from pathlib import Path
 
 from google.protobuf import text_format
 
-from specpipe.assembly import describe_endpoint
-from specpipe.config import RunConfig
-from specpipe.endpoint import Endpoint, Template, load_endpoint
-from specpipe.errors import ConfigError
+from specpipe.config.run_config import RunConfig
+from specpipe.core.endpoint import Endpoint, Template, load_endpoint
+from specpipe.core.errors import ConfigError
 from specpipe.repository.render import parse
+from specpipe.runtime.assembly import describe_endpoint
 
 PARAMETER = "endpoint"  # of a model's config.pbtxt
 KEY_PARAMETER = "repository_key"  # likewise: the key of the repository's manifest

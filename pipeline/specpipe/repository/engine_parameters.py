@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from specpipe.building import BuildRequest
-from specpipe.contracts import Role
-from specpipe.errors import Unsupported
-from specpipe.methods import Eagle, Lookahead, Medusa, Speculation
+from specpipe.config.speculation import Eagle, Lookahead, Medusa, Speculation
+from specpipe.core.backend import BuildRequest
+from specpipe.core.contracts import Role
+from specpipe.core.errors import Unsupported
+from specpipe.core.trees import TreePath
 from specpipe.plan.memory import KV_SHARE, KvBudget
 from specpipe.repository.placement import Placement, gpu_device_ids, participant_ids
 from specpipe.repository.signature import signatures
-from specpipe.trees import TreePath
 
 WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
 _DECODING_MODES = {

@@ -8,7 +8,7 @@ import ast
 import shutil
 from pathlib import Path
 
-from specpipe.artifacts import digest_file, digest_json
+from specpipe.core.artifacts import digest_file, digest_json
 
 LIBRARY = "preprocessing/1/lib"  # Triton does not search this folder for models
 _PACKAGE = Path(__file__).parents[1]
@@ -30,7 +30,7 @@ def library_digest() -> str:
 
 def library_files() -> list[Path]:
     """Return the files of specpipe that the models import, directly or not."""
-    waiting = [f"specpipe.repository.models.{name}" for name in _ROOTS]
+    waiting = [f"specpipe.runtime.triton.{name}" for name in _ROOTS]
     found: set[Path] = set()
     while waiting:
         for file in _files(waiting.pop()):

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from specpipe.contracts import Role
-from specpipe.errors import ConfigError
+from specpipe.core.contracts import Role
+from specpipe.core.errors import ConfigError
 
 FILE = "launch.json"  # in the root of the repository; Triton reads folders only
 ENGINE_MODELS: dict[Role, str] = {"target": "tensorrt_llm", "draft": "tensorrt_llm_draft"}

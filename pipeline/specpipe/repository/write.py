@@ -4,12 +4,12 @@ import os
 import shutil
 from pathlib import Path
 
-from specpipe.config import RunConfig
+from specpipe.config.run_config import RunConfig
 from specpipe.repository.library import LIBRARY, library_digest, write_library
 from specpipe.repository.placement import write_placement
 from specpipe.repository.render import render
-from specpipe.repository.shapes import (
-    Entry,
+from specpipe.repository.topology import (
+    ModelEntry,
     RepositoryPlan,
     drives_engines,
     engine_options,
@@ -74,7 +74,7 @@ def write_repository(plan: RepositoryPlan, out: Path) -> None:
         write_placement(plan.placement, out)
 
 
-def _write_model(entry: Entry, plan: RepositoryPlan, out: Path) -> None:
+def _write_model(entry: ModelEntry, plan: RepositoryPlan, out: Path) -> None:
     name = entry.model.name
     version = out / name / "1"
     version.mkdir(parents=True)
@@ -84,7 +84,7 @@ def _write_model(entry: Entry, plan: RepositoryPlan, out: Path) -> None:
         _link(plan.engines["target"], version)
         return
     if entry.module is not None:
-        own = plan.drives_engines and entry.module not in ("engine", "stand_in")
+        own = plan.drives_engines and entry.module not in ("engine", "emulator")
         (version / "model.py").write_text(_shim(name, entry.module, own), encoding="utf-8")
     if entry.role is not None:
         _link(plan.engines[entry.role], version / entry.role)
@@ -117,7 +117,7 @@ TritonPythonModel = module.TritonPythonModel
 
 def _shim(model: str, name: str, own_library: bool) -> str:
     """Return a model.py; with `own_library` it imports the library in the repository."""
-    module = f"specpipe.repository.models.{name}"
+    module = f"specpipe.runtime.triton.{name}"
     path = (
         "import sys\nfrom pathlib import Path\n\n"
         f'sys.path.insert(0, str(Path(__file__).parents[2] / "{LIBRARY}"))\n\n'

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from specpipe.contracts import ROOT, Draft, Floats
+from specpipe.core.contracts import ROOT, Draft, Floats
 
 DEPTHS = 32  # depths with a probability of their own
 FIRST_GUESS = 0.6  # acceptance of a draft token before any was seen

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from specpipe.contracts import (
+from specpipe.core.contracts import (
     Allowance,
     Answer,
     Ask,

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from specpipe.contracts import ROOT, Draft, Floats, Ints
+from specpipe.core.contracts import ROOT, Draft, Floats, Ints
 from specpipe.runtime.acceptance import DEPTHS, RATE, Acceptance, Shadow
 from specpipe.runtime.cost import StepCost, flat
 from specpipe.speculate.decode import Step

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from specpipe.contracts import ROOT, Cache, Draft, Ints, Item, LoadedEngine
+from specpipe.core.contracts import ROOT, Cache, Draft, Ints, Item, LoadedEngine
 
 _NOTHING: Ints = np.zeros(0, np.int64)
 

@@ -6,7 +6,7 @@ import ipaddress
 import socket
 from dataclasses import dataclass
 
-from specpipe.errors import ConfigError
+from specpipe.core.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from typing import Any
 
 from tritonclient.utils import InferenceServerException
 
-from specpipe.contracts import Logits
-from specpipe.endpoint import Endpoint
-from specpipe.errors import Unsupported
+from specpipe.core.contracts import Logits
+from specpipe.core.endpoint import Endpoint
+from specpipe.core.errors import Unsupported
 from specpipe.serve.connect import ClientTls as ClientTls
 from specpipe.serve.connect import connect
 from specpipe.serve.description import fetch_endpoint

@@ -5,11 +5,11 @@ from typing import Any
 
 from tritonclient.utils import InferenceServerException
 
-from specpipe.endpoint import DraftLimit, Endpoint, Model, Serving, load_endpoint
+from specpipe.core.endpoint import DraftLimit, Endpoint, Model, Serving, load_endpoint
+from specpipe.core.errors import ConfigError
 from specpipe.engine.llmapi.endpoint import TENSORS as LLMAPI_TENSORS
 from specpipe.engine.llmapi.endpoint import describe as describe_llmapi
 from specpipe.engine.upstream_models import TOKENS, upstream_endpoint
-from specpipe.errors import ConfigError
 from specpipe.repository.description import FRONTS, KEY_PARAMETER, PARAMETER
 from specpipe.serve.connect import ClientTls, connect
 from specpipe.serve.refusals import refusal

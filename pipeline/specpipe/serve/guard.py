@@ -9,7 +9,7 @@ import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from specpipe.errors import ConfigError
+from specpipe.core.errors import ConfigError
 
 HEADER = "specpipe-admin"
 ADMIN_APIS = ("shared-memory", "model-repository", "trace", "logging")

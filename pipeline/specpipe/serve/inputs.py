@@ -9,10 +9,10 @@ import tritonclient.grpc as grpc
 from numpy.typing import NDArray
 from tritonclient.utils import np_to_triton_dtype
 
-from specpipe.endpoint import Model
-from specpipe.errors import ConfigError, Unsupported
-from specpipe.repository.models.requests import word_layout
-from specpipe.repository.models.upstream_rules import OFF
+from specpipe.core.endpoint import Model
+from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.runtime.triton.requests import word_layout
+from specpipe.runtime.triton.upstream_rules import OFF
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 
-from specpipe.errors import StageFailed
+from specpipe.core.errors import StageFailed
 from specpipe.serve.progress import Patience, Watch, monitors
 from specpipe.serve.tritonserver import RunningServer
 from specpipe.serve.watch import requests_in_hand

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.engine.tensorrt.machine import find_gpus
-from specpipe.errors import ConfigError, Unsupported
 from specpipe.repository.placement import Placement
 from specpipe.repository.render import parse, to_text
 
@@ -23,7 +23,7 @@ EXIT_SECONDS = 5
 
 
 @dataclass(frozen=True)
-class Launch:
+class ServerLaunch:
     """A program and what its environment has in addition to specpipe's."""
 
     argv: tuple[str, ...]
@@ -32,7 +32,7 @@ class Launch:
 
 def gpu_launch(
     repository: Path, placement: Placement, flags: Sequence[str], region: str, folder: Path
-) -> Launch:
+) -> ServerLaunch:
     """Return how to serve a repository of TensorRT-LLM engines on this machine.
 
     `flags` say where the server listens and what it demands; `folder` is for files that live as
@@ -41,7 +41,9 @@ def gpu_launch(
     """
     server = require_gpu_server(repository, placement)
     served = write_view(repository, placement, folder / "repository")
-    return Launch(launch_command(server, served, placement, flags, region), environment(placement))
+    return ServerLaunch(
+        launch_command(server, served, placement, flags, region), environment(placement)
+    )
 
 
 def require_gpu_server(repository: Path, placement: Placement) -> Path:
@@ -150,6 +152,6 @@ def environment(placement: Placement) -> tuple[tuple[str, str], ...]:
     return (("TRTLLM_ORCHESTRATOR", "1"), ("TRTLLM_ORCHESTRATOR_SPAWN_PROCESSES", spawns))
 
 
-def whole_environment(launch: Launch) -> dict[str, str]:
+def whole_environment(launch: ServerLaunch) -> dict[str, str]:
     """Return the environment of the program."""
     return {**os.environ, **dict(launch.env)}

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from specpipe.errors import ConfigError
-from specpipe.processes import last_lines
+from specpipe.core.errors import ConfigError
+from specpipe.core.processes import last_lines
 
 LIMIT_BYTES = 32 << 20  # of one file
 KEPT = 3  # older files: tritonserver.log.1 is the newest of them

@@ -4,11 +4,11 @@ import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 
-from specpipe.artifacts import Artifact, read_artifact
-from specpipe.building import Rejection
-from specpipe.endpoint import Model
+from specpipe.core.artifacts import Artifact, read_artifact
+from specpipe.core.backend import Rejection
+from specpipe.core.endpoint import Model
+from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.engine.tensorrt.machine import FoundGpu, find_gpus
-from specpipe.errors import ConfigError, Unsupported
 from specpipe.repository.description import read_endpoint
 
 

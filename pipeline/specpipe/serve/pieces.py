@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from specpipe.contracts import Logits
-from specpipe.endpoint import Model
+from specpipe.core.contracts import Logits
+from specpipe.core.endpoint import Model
 
 
 @dataclass(frozen=True)

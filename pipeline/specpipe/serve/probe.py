@@ -8,11 +8,11 @@ from typing import Any
 
 from tritonclient.utils import InferenceServerException
 
-from specpipe.endpoint import Model
-from specpipe.errors import Unavailable
-from specpipe.repository.models.engine_client import ping_engine
-from specpipe.repository.models.exchange import PROBE_ID
-from specpipe.repository.models.failures import EngineError
+from specpipe.core.endpoint import Model
+from specpipe.core.errors import Unavailable
+from specpipe.runtime.engine_client import ping_engine
+from specpipe.runtime.exchange import PROBE_ID
+from specpipe.runtime.failures import EngineError
 from specpipe.serve.connect import connect
 from specpipe.serve.inputs import Options, input_tensors, text_request
 from specpipe.serve.refusals import refusal

@@ -2,8 +2,8 @@
 
 from tritonclient.utils import InferenceServerException
 
-from specpipe.errors import ConfigError, SpecpipeError, StageFailed, Unavailable, Unsupported
-from specpipe.repository.models.failures import read_message
+from specpipe.core.errors import ConfigError, SpecpipeError, StageFailed, Unavailable, Unsupported
+from specpipe.runtime.failures import read_message
 
 BUSY = ("the server is busy", "maximum queue size")  # in the errors of full queues
 START = "start one with `specpipe serve --config F`, or give --url"

@@ -18,16 +18,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from specpipe.endpoint import Model
-from specpipe.errors import StageFailed, Unsupported
-from specpipe.repository.models.rendezvous import FOLDER, socket_path
+from specpipe.core.endpoint import Model
+from specpipe.core.errors import StageFailed, Unsupported
 from specpipe.repository.placement import read_placement
+from specpipe.runtime.rendezvous import FOLDER, socket_path
 from specpipe.serve.address import Address, require_free_ports
 from specpipe.serve.guard import Guard, Tls
 from specpipe.serve.launch import (
     EXIT_SECONDS,
     LOADING_SECONDS,
-    Launch,
+    ServerLaunch,
     gpu_launch,
     require_gpu_server,
     whole_environment,
@@ -191,7 +191,7 @@ def _require_libpython(version: str) -> None:
         )
 
 
-def _cpu_launch(folder: Path, repository: Path, flags: Sequence[str], region: str) -> Launch:
+def _cpu_launch(folder: Path, repository: Path, flags: Sequence[str], region: str) -> ServerLaunch:
     """Return how to start the server of nvidia-pytriton."""
     home = _server_home(folder)
     argv = (
@@ -204,7 +204,7 @@ def _cpu_launch(folder: Path, repository: Path, flags: Sequence[str], region: st
         f"--exit-timeout-secs={EXIT_SECONDS}",
         f"--backend-config=python,shm-region-prefix-name={region}",
     )
-    return Launch(argv, (*_environment(home), (FOLDER, str(folder))))
+    return ServerLaunch(argv, (*_environment(home), (FOLDER, str(folder))))
 
 
 def _environment(home: _Home) -> tuple[tuple[str, str], ...]:

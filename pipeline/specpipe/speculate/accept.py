@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from specpipe.contracts import ROOT, Draft, Floats, Verdict
+from specpipe.core.contracts import ROOT, Draft, Floats, Verdict
 
 Path = tuple[int, ...]
 Law = Callable[[Path], Floats]  # path -> the target's distribution [V] after it

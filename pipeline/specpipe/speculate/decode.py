@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from specpipe.contracts import (
+from specpipe.core.contracts import (
     EMPTY,
     Answer,
     Ask,

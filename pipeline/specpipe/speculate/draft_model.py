@@ -7,7 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
-from specpipe.contracts import (
+from specpipe.config.speculation import DraftModel, Hybrid
+from specpipe.core.contracts import (
     Asking,
     Draft,
     EngineFacts,
@@ -21,7 +22,6 @@ from specpipe.contracts import (
     chain,
     score,
 )
-from specpipe.methods import DraftModel, Hybrid
 from specpipe.speculate import accept
 from specpipe.speculate.history import History
 from specpipe.speculate.medusa import MedusaProposer

@@ -14,8 +14,8 @@ from functools import cached_property
 
 import numpy as np
 
-from specpipe.contracts import Floats, Ints, Logits, Sampling
-from specpipe.errors import StageFailed
+from specpipe.core.contracts import Floats, Ints, Logits, Sampling
+from specpipe.core.errors import StageFailed
 from specpipe.speculate import accept
 from specpipe.speculate.sampling import candidates
 from specpipe.speculate.selection import Scale, error_of_rough, top_p

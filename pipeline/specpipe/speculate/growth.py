@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from specpipe.contracts import (
+from specpipe.core.contracts import (
     EMPTY,
     ROOT,
     Asking,
@@ -39,7 +39,7 @@ class Node:
     depth: int = 0
 
 
-class Guesser(Protocol):
+class Predictor(Protocol):
     """Predicts the tokens that may follow the nodes of a level."""
 
     def after(self, level: Sequence[Node]) -> Asking[list[Shares]]:

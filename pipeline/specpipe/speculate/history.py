@@ -10,7 +10,7 @@ from typing import overload
 
 import numpy as np
 
-from specpipe.contracts import Ints
+from specpipe.core.contracts import Ints
 
 
 class _Committed:

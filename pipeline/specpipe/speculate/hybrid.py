@@ -6,7 +6,8 @@ Lossless like its parts, since the choice of the source depends only on committe
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from specpipe.contracts import (
+from specpipe.config.speculation import Hybrid
+from specpipe.core.contracts import (
     Asking,
     Draft,
     EngineFacts,
@@ -18,10 +19,9 @@ from specpipe.contracts import (
     Verdict,
     guess,
 )
-from specpipe.methods import Hybrid
 from specpipe.speculate import medusa
 from specpipe.speculate.draft_model import guided_by
-from specpipe.speculate.growth import Guesser, Heads, Recurrent
+from specpipe.speculate.growth import Heads, Predictor, Recurrent
 from specpipe.speculate.lookup_tree import TreeLookup
 from specpipe.speculate.prompt_lookup import PromptLookupProposer
 
@@ -58,7 +58,7 @@ def build(options: Hybrid, engines: Mapping[Role, EngineFacts]) -> Proposer:
     return HybridProposer(PromptLookupProposer(nodes, *ngrams), _second(options, engines))
 
 
-def _guesser(options: Hybrid, hidden: Logits) -> Asking[Guesser]:
+def _guesser(options: Hybrid, hidden: Logits) -> Asking[Predictor]:
     """Return the drafter that contributes nodes to a tree, given the hidden state [D]."""
     if (drafter := options.redrafter) is None:
         return Heads((yield from guess("target", hidden)))

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from specpipe.contracts import (
+from specpipe.config.speculation import Lookahead
+from specpipe.core.contracts import (
     EMPTY,
     ROOT,
     Asking,
@@ -23,7 +24,6 @@ from specpipe.contracts import (
     Verdict,
     without_asking,
 )
-from specpipe.methods import Lookahead
 
 
 class Pool:

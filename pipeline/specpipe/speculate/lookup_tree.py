@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from specpipe.contracts import EMPTY, Asking, Draft, Ints, Logits, Sampling, Scores, Verdict
+from specpipe.core.contracts import EMPTY, Asking, Draft, Ints, Logits, Sampling, Scores, Verdict
 from specpipe.speculate.growth import (
-    Guesser,
     Node,
+    Predictor,
     Shares,
     Silent,
     as_draft,
@@ -75,7 +75,7 @@ def _copies(tokens: Ints, longest: int) -> tuple[Ints, Ints]:
 
 
 def grow_draft(
-    root: int, votes: Continuations, guesser: Guesser, nodes: int, limit: int
+    root: int, votes: Continuations, guesser: Predictor, nodes: int, limit: int
 ) -> Asking[Draft]:
     """Return the most valuable tree of at most `nodes` nodes and `limit` levels.
 
@@ -111,7 +111,7 @@ class TreeLookup:
         nodes: int,
         min_ngram: int,
         max_ngram: int,
-        ask: Callable[[Logits], Asking[Guesser]] | None = None,
+        ask: Callable[[Logits], Asking[Predictor]] | None = None,
     ) -> None:
         self.draft_nodes = nodes
         self._min_ngram, self._max_ngram, self._ask = min_ngram, max_ngram, ask
@@ -137,7 +137,7 @@ class TreeLookup:
         if self._ask is not None:
             self._hidden = hidden_of_last(scores, verdict)
 
-    def _guesser(self) -> Asking[Guesser]:
+    def _guesser(self) -> Asking[Predictor]:
         if self._ask is None or self._hidden is None:
             return Silent()
         return (yield from self._ask(self._hidden))

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from specpipe.contracts import (
+from specpipe.config.speculation import Hybrid, Medusa
+from specpipe.core.contracts import (
     EMPTY,
     ROOT,
     Asking,
@@ -22,8 +23,7 @@ from specpipe.contracts import (
     Verdict,
     guess,
 )
-from specpipe.methods import Hybrid, Medusa
-from specpipe.trees import TreePath, grow_tree
+from specpipe.core.trees import TreePath, grow_tree
 
 
 class MedusaProposer:

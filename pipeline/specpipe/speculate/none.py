@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from specpipe.contracts import (
+from specpipe.config.speculation import NoSpeculation
+from specpipe.core.contracts import (
     EMPTY,
     Asking,
     Draft,
@@ -13,7 +14,6 @@ from specpipe.contracts import (
     Verdict,
     without_asking,
 )
-from specpipe.methods import NoSpeculation
 
 
 class NoProposer:

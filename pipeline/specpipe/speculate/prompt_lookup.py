@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from specpipe.contracts import (
+from specpipe.config.speculation import PromptLookup
+from specpipe.core.contracts import (
     EMPTY,
     Asking,
     Draft,
@@ -22,7 +23,6 @@ from specpipe.contracts import (
     chain,
     without_asking,
 )
-from specpipe.methods import PromptLookup
 from specpipe.speculate.lookup_tree import TreeLookup
 
 

@@ -7,7 +7,8 @@ their next tokens become unlikely (`growth.LEAST_CHANCE`).
 
 from collections.abc import Mapping, Sequence
 
-from specpipe.contracts import (
+from specpipe.config.speculation import ReDrafter
+from specpipe.core.contracts import (
     EMPTY,
     Asking,
     Draft,
@@ -18,7 +19,6 @@ from specpipe.contracts import (
     Scores,
     Verdict,
 )
-from specpipe.methods import ReDrafter
 from specpipe.speculate.growth import Node, Recurrent, as_draft, beams, grow_levels
 from specpipe.speculate.medusa import hidden_of_last
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from specpipe.contracts import Floats, Ints, Logits, Sampling
-from specpipe.errors import ConfigError
+from specpipe.core.contracts import Floats, Ints, Logits, Sampling
+from specpipe.core.errors import ConfigError
 from specpipe.speculate.history import Completions, History
 from specpipe.speculate.selection import Scale, top_k, top_p, weights_of
 

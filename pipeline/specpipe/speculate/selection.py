@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specpipe.contracts import Floats, Ints, Logits
+from specpipe.core.contracts import Floats, Ints, Logits
 
 _FEW = 256  # tokens that are cheap to sort
 _SAMPLE = 512  # logits among which the border of a large set is searched for first

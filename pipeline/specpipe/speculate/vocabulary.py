@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from specpipe.contracts import (
+from specpipe.core.contracts import (
     Cache,
     Extensions,
     Floats,

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from specpipe.contracts import Floats, Ints
+from specpipe.core.contracts import Floats, Ints
+from specpipe.core.trees import WIDTH
 from specpipe.train.text import Bools
-from specpipe.trees import WIDTH
 
 NEVER = np.iinfo(np.int64).max
 _CHUNK = 512  # positions whose logits are in memory together

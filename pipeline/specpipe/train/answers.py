@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from specpipe.artifacts import digest_json, write_text
-from specpipe.contracts import Sampling, length_to_end
-from specpipe.errors import ConfigError
-from specpipe.recipe import SelfDistillation
+from specpipe.config.training import SelfDistillation
+from specpipe.core.artifacts import digest_json, write_text
+from specpipe.core.contracts import Sampling, length_to_end
+from specpipe.core.errors import ConfigError
 from specpipe.train.target import Target
 from specpipe.train.text import Document, in_template
 

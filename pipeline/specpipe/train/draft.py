@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from specpipe.contracts import Floats
-from specpipe.errors import ConfigError
-from specpipe.recipe import DraftTraining
+from specpipe.config.training import DraftTraining
+from specpipe.core.contracts import Floats
+from specpipe.core.errors import ConfigError
 from specpipe.train.features import pad
 from specpipe.train.loop import Group, batch_of
 from specpipe.train.target import Target, last_hidden

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from specpipe.artifacts import write_text
+from specpipe.core.artifacts import write_text
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from specpipe.artifacts import digest_json
-from specpipe.contracts import Ints
-from specpipe.errors import ConfigError
+from specpipe.core.artifacts import digest_json
+from specpipe.core.contracts import Ints
+from specpipe.core.errors import ConfigError
 from specpipe.train.target import Target
 from specpipe.train.text import Document, spoken_after
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from specpipe.config import RunConfig, require_file
-from specpipe.errors import ConfigError
-from specpipe.prompts import read_prompts
-from specpipe.recipe import SelfDistillation
+from specpipe.config.run_config import RunConfig, require_file
+from specpipe.config.training import SelfDistillation
+from specpipe.core.errors import ConfigError
+from specpipe.core.prompts import read_prompts
 from specpipe.train.answers import answer_prompts
 from specpipe.train.invented import invent_prompts
 from specpipe.train.target import Target

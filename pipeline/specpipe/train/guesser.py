@@ -7,8 +7,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from specpipe.contracts import Ints
-from specpipe.recipe import GuesserTraining
+from specpipe.config.training import GuesserTraining
+from specpipe.core.contracts import Ints
 from specpipe.train.accuracy import Calibration, HeadAccuracy, calibrate, label_ranks, measure
 from specpipe.train.features import Features
 from specpipe.train.loop import Group, batch_of

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from specpipe.artifacts import write_text
 from specpipe.checkpoint.medusa import WEIGHTS
+from specpipe.core.artifacts import write_text
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from specpipe.artifacts import digest_json, write_text
-from specpipe.contracts import Sampling
-from specpipe.errors import ConfigError
-from specpipe.recipe import SelfDistillation
+from specpipe.config.training import SelfDistillation
+from specpipe.core.artifacts import digest_json, write_text
+from specpipe.core.contracts import Sampling
+from specpipe.core.errors import ConfigError
 from specpipe.train.answers import generate
 from specpipe.train.target import Target
 from specpipe.train.text import in_template

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from specpipe.contracts import Ints
-from specpipe.recipe import MedusaTraining
+from specpipe.config.training import MedusaTraining
+from specpipe.core.contracts import Ints
 from specpipe.train.accuracy import Calibration, HeadAccuracy, calibrate, label_ranks, measure
 from specpipe.train.features import pad
 from specpipe.train.guesser import guesses_loss

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from specpipe.contracts import Ints
-from specpipe.errors import ConfigError
-from specpipe.recipe import Schedule
+from specpipe.config.training import Schedule
+from specpipe.core.contracts import Ints
+from specpipe.core.errors import ConfigError
 
 Progress = Callable[[int, int], None]
 CLIP = 1.0  # the largest norm of a step's gradient
@@ -39,7 +39,7 @@ class Point:
     held_out: Mapping[str, float]
 
 
-class Task(Protocol):
+class TrainingTask(Protocol):
     """Something that can be trained."""
 
     def groups(self) -> list[Group]:
@@ -56,7 +56,7 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """A schedule for a given amount of text."""
 
     schedule: Schedule
@@ -92,7 +92,7 @@ class _State:
 
 
 def train(
-    task: Task, plan: Plan, checkpoint: Path, key: str, *, progress: Progress
+    task: TrainingTask, plan: TrainingPlan, checkpoint: Path, key: str, *, progress: Progress
 ) -> tuple[Point, ...]:
     """Train to the end of `plan` and return the curve; resume from `checkpoint` if it is of `key`.
 
@@ -118,7 +118,11 @@ def train(
 
 
 def _step(
-    task: Task, groups: list[Group], optimiser: torch.optim.Optimizer, step: int, rate: float
+    task: TrainingTask,
+    groups: list[Group],
+    optimiser: torch.optim.Optimizer,
+    step: int,
+    rate: float,
 ) -> float:
     for group in optimiser.param_groups:
         group["lr"] = rate * group["ratio"]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from specpipe.contracts import Ints
+from specpipe.core.contracts import Ints
 
 NOTHING = -1
 

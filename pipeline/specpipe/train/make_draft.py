@@ -3,8 +3,8 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from specpipe.artifacts import Workspace
-from specpipe.config import RunConfig
+from specpipe.config.run_config import RunConfig
+from specpipe.core.artifacts import Workspace
 from specpipe.train.draft import DraftTask, kept_layers, prune
 from specpipe.train.loop import steps_per_epoch
 from specpipe.train.produce import Job, Notify, Progress, TrainResult, produce, text_facts

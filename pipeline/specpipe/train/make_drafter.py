@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from specpipe.artifacts import Workspace
-from specpipe.config import RunConfig
+from specpipe.config.run_config import RunConfig
+from specpipe.core.artifacts import Workspace
 from specpipe.train.drafter import RecurrentNet, write_drafter
 from specpipe.train.make_guesser import learn, report, write_calibration
 from specpipe.train.produce import Job, Notify, Progress, TrainResult, produce

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from specpipe.artifacts import write_text
 from specpipe.checkpoint.guesser import CALIBRATION
-from specpipe.contracts import Ints
-from specpipe.recipe import GuesserTraining
+from specpipe.config.training import GuesserTraining
+from specpipe.core.artifacts import write_text
+from specpipe.core.contracts import Ints
 from specpipe.train.accuracy import Calibration, HeadAccuracy
 from specpipe.train.features import Features, read_features
 from specpipe.train.guesser import GuesserNet, GuesserTask, judge

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from specpipe.artifacts import Workspace
-from specpipe.config import RunConfig
+from specpipe.config.run_config import RunConfig
+from specpipe.core.artifacts import Workspace
 from specpipe.train.accuracy import Calibration
 from specpipe.train.heads import HeadsConfig, MedusaHeads, write_heads
 from specpipe.train.joint import JointTask, trainable_copy

@@ -12,13 +12,20 @@ from pathlib import Path
 
 import torch
 
-from specpipe.artifacts import Manifest, Workspace, digest_json, locked, read_artifact, why_stale
 from specpipe.checkpoint.finding import fetch_source
-from specpipe.config import RunConfig
-from specpipe.publishing import remove_leftovers, require_replaceable, staged, write_publish
-from specpipe.recipe import Schedule
+from specpipe.config.run_config import RunConfig
+from specpipe.config.training import Schedule
+from specpipe.core.artifacts import (
+    Manifest,
+    Workspace,
+    digest_json,
+    locked,
+    read_artifact,
+    why_stale,
+)
+from specpipe.core.publishing import remove_leftovers, require_replaceable, staged, write_publish
 from specpipe.train.gather import gather_text
-from specpipe.train.loop import Plan, Point, Task, train
+from specpipe.train.loop import Point, TrainingPlan, TrainingTask, train
 from specpipe.train.report import TrainingReport, write_report
 from specpipe.train.target import Target, load_target
 from specpipe.train.text import Split
@@ -44,9 +51,9 @@ class Job:
         """What the outcome depends on, as a digest."""
         return digest_json(dict(self.inputs))
 
-    def train(self, task: Task, schedule: Schedule, batches: int) -> tuple[Point, ...]:
+    def train(self, task: TrainingTask, schedule: Schedule, batches: int) -> tuple[Point, ...]:
         """Train `task` for the epochs of `schedule`, `batches` steps each."""
-        plan = Plan(schedule, max(1, round(schedule.epochs * batches)))
+        plan = TrainingPlan(schedule, max(1, round(schedule.epochs * batches)))
         self.notify(f"training: {plan.steps} steps")
         return train(task, plan, self.checkpoint, self.key, progress=self.progress)
 

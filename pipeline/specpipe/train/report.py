@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 
-from specpipe import html
-from specpipe.artifacts import write_text
+from specpipe.core.artifacts import write_text
+from specpipe.report import html
 from specpipe.train.accuracy import HeadAccuracy
 from specpipe.train.loop import Point
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from specpipe.artifacts import digest_file, digest_json
 from specpipe.checkpoint.end_tokens import end_tokens
 from specpipe.checkpoint.source import open_source
-from specpipe.digests import remembered
-from specpipe.errors import Unsupported
-from specpipe.model import Dtype
+from specpipe.core.artifacts import digest_file, digest_json
+from specpipe.core.digests import remembered
+from specpipe.core.errors import Unsupported
+from specpipe.core.model import Dtype
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

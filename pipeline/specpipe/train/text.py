@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specpipe.contracts import Ints
-from specpipe.errors import ConfigError
+from specpipe.core.contracts import Ints
+from specpipe.core.errors import ConfigError
 
 Bools = NDArray[np.bool_]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Literal
 
-from specpipe.methods import (
+from specpipe.config.speculation import (
     DraftModel,
     Hybrid,
     Lookahead,
@@ -14,7 +14,7 @@ from specpipe.methods import (
     Speculation,
     drafter_of,
 )
-from specpipe.trees import grow_tree
+from specpipe.core.trees import grow_tree
 
 LOOKUP_TOKENS = (2, 3, 4, 6, 8, 10, 12, 16)
 LOOKUP_NGRAMS = ((1, 2), (1, 3), (2, 3), (2, 4))

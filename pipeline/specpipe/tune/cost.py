@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from specpipe.contracts import EMPTY, LoadedEngine, Role, chain
-from specpipe.errors import ConfigError
+from specpipe.core.contracts import EMPTY, LoadedEngine, Role, chain
+from specpipe.core.errors import ConfigError
 from specpipe.runtime.cost import StepCost
 from specpipe.runtime.lane import Lane
 from specpipe.tune.trace import GuesserKind

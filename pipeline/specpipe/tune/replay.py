@@ -11,8 +11,8 @@ from functools import partial
 
 import numpy as np
 
-from specpipe.assembly import Deployment, make_proposer
-from specpipe.contracts import (
+from specpipe.config.speculation import DraftModel, Hybrid, Speculation
+from specpipe.core.contracts import (
     Asking,
     Draft,
     EngineFacts,
@@ -29,7 +29,7 @@ from specpipe.contracts import (
     Scores,
     score,
 )
-from specpipe.methods import DraftModel, Hybrid, Speculation
+from specpipe.runtime.assembly import Runtime, make_proposer
 from specpipe.runtime.batcher import finish
 from specpipe.runtime.budget import Budget
 from specpipe.speculate import accept
@@ -156,7 +156,7 @@ class _Recorded:
 
 
 def replay(
-    options: Speculation, trace: Trace, deployment: Deployment, budget: PricedBudget
+    options: Speculation, trace: Trace, deployment: Runtime, budget: PricedBudget
 ) -> list[ReplayedStep]:
     """Return the steps in which greedy decoding with `options` gives the trace's answer.
 

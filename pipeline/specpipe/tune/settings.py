@@ -7,12 +7,12 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from specpipe.artifacts import write_text
-from specpipe.errors import ConfigError
-from specpipe.methods import Speculation
+from specpipe.config.speculation import Speculation
+from specpipe.config.yaml_nodes import compose, pairs_of
+from specpipe.core.artifacts import write_text
+from specpipe.core.errors import ConfigError
 from specpipe.tune.candidates import is_tuned
 from specpipe.tune.tune import Tuning
-from specpipe.yaml_nodes import compose, pairs_of
 
 
 def write_settings(config: Path, out: Path, tuning: Tuning) -> None:

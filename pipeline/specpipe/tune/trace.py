@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from specpipe.assembly import Deployment, make_proposer
-from specpipe.contracts import (
+from specpipe.config.speculation import PromptLookup
+from specpipe.core.contracts import (
     Asking,
     Draft,
     Guesses,
@@ -25,12 +25,12 @@ from specpipe.contracts import (
     length_to_end,
     score,
 )
-from specpipe.methods import PromptLookup
+from specpipe.core.trees import WIDTH
+from specpipe.runtime.assembly import Runtime, make_proposer
 from specpipe.runtime.budget import Budget
 from specpipe.runtime.stream import Stream
 from specpipe.speculate import accept
 from specpipe.speculate.decode import CONTEXT_BLOCK, Decoding, Step, propose_within
-from specpipe.trees import WIDTH
 
 GuesserKind = Literal["heads", "drafter"]  # in the target's own checkpoint
 
@@ -108,7 +108,7 @@ class _Recording:
 
 
 def record(
-    deployment: Deployment,
+    deployment: Runtime,
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
     end_ids: Sequence[int],

@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from specpipe.assembly import Deployment
-from specpipe.config import RunConfig
-from specpipe.contracts import Sampling
-from specpipe.methods import PLAIN, Lookahead, NoSpeculation, Speculation, drafter_of
+from specpipe.config.run_config import RunConfig
+from specpipe.config.speculation import PLAIN, Lookahead, NoSpeculation, Speculation, drafter_of
+from specpipe.core.contracts import Sampling
+from specpipe.runtime.assembly import Runtime
 from specpipe.runtime.batcher import finish
 from specpipe.runtime.budget import Budget
 from specpipe.speculate.decode import Limits, Step
@@ -50,7 +50,7 @@ class Observed:
     """A run's recorded answers, in two halves, and what its engines cost."""
 
     speculation: Speculation
-    deployment: Deployment
+    deployment: Runtime
     end_ids: tuple[int, ...]
     fit: list[Trace]  # settings are chosen on these
     held: list[Trace]  # and checked on these
@@ -60,7 +60,7 @@ class Observed:
 
 def observe(
     config: RunConfig,
-    deployment: Deployment,
+    deployment: Runtime,
     prompts: Sequence[Sequence[int]],
     end_ids: tuple[int, ...],
     *,
@@ -176,7 +176,7 @@ def _price(costs: Costs, steps: Sequence[ReplayedStep]) -> float:
 
 
 def _run_steps(
-    deployment: Deployment, options: Speculation, trace: Trace, budget: PricedBudget
+    deployment: Runtime, options: Speculation, trace: Trace, budget: PricedBudget
 ) -> list[ReplayedStep]:
     served = replace(deployment, speculation=options)
     steps = serve_one(served, budget, trace.prompt, len(trace.output))
@@ -185,7 +185,7 @@ def _run_steps(
 
 
 def serve_one(
-    deployment: Deployment,
+    deployment: Runtime,
     budget: Budget,
     prompt: Sequence[int],
     max_tokens: int,

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specpipe.contracts import Floats, Ints, Logits
-from specpipe.validate.trials import Arm, Reading
+from specpipe.core.contracts import Floats, Ints, Logits
+from specpipe.validate.trials import Arm, Likelihoods
 
 ROWS = 64  # positions whose logits are in memory in float64
 
@@ -37,7 +37,7 @@ class Text:
         return Text(self.number, kept[:split], kept[split:])
 
 
-def read(text: Text, arm: Arm, blocks: Iterable[Logits]) -> Reading:
+def read(text: Text, arm: Arm, blocks: Iterable[Logits]) -> Likelihoods:
     """Return how a model reads a text; `blocks` are the logits after its tokens, in order."""
     following = np.array(text.tokens[1:], np.int64)
     likelihoods: list[float] = []
@@ -47,7 +47,7 @@ def read(text: Text, arm: Arm, blocks: Iterable[Logits]) -> Reading:
         wanted = following[done : done + len(rows)]
         likelihoods += _log_likelihoods(rows[: len(wanted)], wanted).tolist()
         chosen += (rows[: len(wanted)].argmax(axis=1) == wanted).tolist()
-    return Reading(text.number, arm, tuple(likelihoods), tuple(chosen[len(text.prompt) - 1 :]))
+    return Likelihoods(text.number, arm, tuple(likelihoods), tuple(chosen[len(text.prompt) - 1 :]))
 
 
 def _small(blocks: Iterable[Logits]) -> Iterable[Logits]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specpipe import __version__
-from specpipe.config import RunConfig
-from specpipe.validate.arms import Plain
+from specpipe.config.run_config import RunConfig
+from specpipe.plan.gates import Plain
 
 
 @dataclass(frozen=True)

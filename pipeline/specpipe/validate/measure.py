@@ -7,9 +7,9 @@ memory at a time. The arms of one server take turns.
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from specpipe.config import ValidateOptions
-from specpipe.endpoint import Model
-from specpipe.errors import StageFailed
+from specpipe.config.run_config import ValidateOptions
+from specpipe.core.endpoint import Model
+from specpipe.core.errors import StageFailed
 from specpipe.serve.client import Client, Generation, Options, Piece
 from specpipe.validate.arms import ServedArm
 from specpipe.validate.questions import Question, Questions

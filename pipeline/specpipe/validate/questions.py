@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from specpipe.config import RunConfig, require_file
-from specpipe.endpoint import Endpoint, Template
-from specpipe.errors import ConfigError
-from specpipe.prompts import read_prompts
+from specpipe.config.run_config import RunConfig, require_file
+from specpipe.core.endpoint import Endpoint, Template
+from specpipe.core.errors import ConfigError
+from specpipe.core.prompts import read_prompts
 from specpipe.repository.description import read_template
-from specpipe.repository.models.tokens import TextTokenizer, load_tokenizer
+from specpipe.runtime.tokens import TextTokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from specpipe.checkpoint.quantized.foreign import find_foreign
 from specpipe.checkpoint.quantized.widen import load_widened
 from specpipe.checkpoint.source import open_source
-from specpipe.contracts import Logits
+from specpipe.core.contracts import Logits
 
 
 @dataclass(frozen=True)

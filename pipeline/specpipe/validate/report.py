@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from specpipe import html
-from specpipe.artifacts import write_text
-from specpipe.config import RunConfig
+from specpipe.config.run_config import RunConfig
+from specpipe.core.artifacts import write_text
+from specpipe.report import html
 from specpipe.validate.checks import Check
 from specpipe.validate.conditions import Setting, conditions
 from specpipe.validate.gates import GateResult

@@ -68,7 +68,7 @@ class Divergence:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Likelihoods:
     """How one model reads a prompt and the reference's answer, each token with all before it."""
 
     prompt: int
@@ -83,11 +83,11 @@ class Trials:
 
     trials: tuple[Trial, ...]
     divergences: tuple[Divergence, ...]
-    readings: tuple[Reading, ...] = ()
+    readings: tuple[Likelihoods, ...] = ()
     decodings: tuple[Decoding, ...] = ()
     omitted: Mapping[str, str] = field(default_factory=dict)  # metric -> why it was not measured
 
-    def read_by(self, arm: Arm) -> list[Reading]:
+    def read_by(self, arm: Arm) -> list[Likelihoods]:
         """Return how the model of an arm reads."""
         return [reading for reading in self.readings if reading.arm == arm]
 

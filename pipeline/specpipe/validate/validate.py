@@ -5,16 +5,17 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from specpipe.config import RunConfig
-from specpipe.endpoint import Endpoint
-from specpipe.errors import GateFailed
-from specpipe.repository.models.context import most_positions
+from specpipe.config.run_config import RunConfig
+from specpipe.core.endpoint import Endpoint
+from specpipe.core.errors import GateFailed
+from specpipe.plan.gates import READ, Plain, plain_by, speculates, why_unmeasured
+from specpipe.runtime.context import most_positions
 from specpipe.serve.client import Client
 from specpipe.validate.accuracy import ROWS, Text, read
-from specpipe.validate.arms import Plain, ServedArm, plain_by, served_arms, speculates
+from specpipe.validate.arms import ServedArm, served_arms
 from specpipe.validate.checks import Check, check_front, check_plain_arm
 from specpipe.validate.conditions import Setting
-from specpipe.validate.gates import READ, judge, why_unmeasured
+from specpipe.validate.gates import judge
 from specpipe.validate.measure import (
     ask_front,
     ask_reference,
@@ -26,7 +27,7 @@ from specpipe.validate.measure import (
 from specpipe.validate.metrics import load_metrics
 from specpipe.validate.questions import Questions
 from specpipe.validate.report import Report
-from specpipe.validate.trials import Arm, Decoding, Divergence, Expected, Reading, Trial, Trials
+from specpipe.validate.trials import Arm, Decoding, Divergence, Expected, Likelihoods, Trial, Trials
 
 Progress = Callable[[int, int], None]
 OpenServer = Callable[[], AbstractContextManager[Client]]
@@ -61,7 +62,7 @@ class _Served:
 
     trials: list[Trial] = field(default_factory=list)
     decodings: list[Decoding] = field(default_factory=list)
-    readings: list[Reading] = field(default_factory=list)
+    readings: list[Likelihoods] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
 
 
@@ -105,7 +106,7 @@ class _Texts:
     """The texts that every model reads, and the reference's reading; empty if no server can."""
 
     texts: Sequence[Text] = ()
-    readings: Sequence[Reading] = ()
+    readings: Sequence[Likelihoods] = ()
 
 
 def _ask_reference(
@@ -159,11 +160,11 @@ def _ask(
     return _Served(trials, decodings)
 
 
-def _read(client: Client, text: Text, arms: Sequence[ServedArm]) -> Iterator[Reading]:
+def _read(client: Client, text: Text, arms: Sequence[ServedArm]) -> Iterator[Likelihoods]:
     """Let the server read a text; its arms share one engine and so one reading."""
     found = read(text, arms[0].arm, client.context_logits(text.tokens[:-1]))
     for arm in arms:
-        yield Reading(found.prompt, arm.arm, found.log_likelihoods, found.chosen)
+        yield Likelihoods(found.prompt, arm.arm, found.log_likelihoods, found.chosen)
 
 
 def _check_fronts(subject: Subject, client: Client, trials: Sequence[Trial]) -> Iterator[Check]:

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from specpipe.artifacts import read_model_config
+from specpipe.core.artifacts import read_model_config
+from specpipe.core.model import ModelConfig
 from specpipe.engine.openvino.weights import Weights, map_weights
-from specpipe.model import ModelConfig
 from tests.families import make_family
 from tests.unit.checkpoint.quantised import round_inputs
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from specpipe.checkpoint.convert import write_checkpoint
+from specpipe.checkpoint.convert import Conversion
 from specpipe.checkpoint.quantized.calibration import Calibration, write_calibration
 from specpipe.checkpoint.quantized.formats import Quantizing
 from specpipe.checkpoint.source import open_source
@@ -69,7 +69,7 @@ def write_quantised(
     smooth = quantizing.weights in ("int8_sq", "int4_awq")
     out.mkdir()
     write_calibration(calibrate_by_hand(folder, smooth=smooth), out)
-    write_checkpoint(
-        open_source(folder), out, dtype, lambda done, total: None, quantizing=quantizing
+    Conversion(open_source(folder), dtype, quantizing=quantizing).write(
+        out, lambda done, total: None
     )
     return out

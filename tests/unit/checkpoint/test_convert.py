@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from specpipe.checkpoint.convert import checkpoint_inputs, write_checkpoint
+from specpipe.checkpoint.convert import Conversion
 from specpipe.checkpoint.source import open_source
-from specpipe.errors import ConfigError, StageFailed, Unsupported
+from specpipe.core.errors import ConfigError, StageFailed, Unsupported
 from tests.models import make_llama, make_tokenizer
 
 
 def convert(source: Path, out: Path, dtype: str = "float32") -> dict[str, torch.Tensor]:
     out.mkdir()
-    write_checkpoint(open_source(source), out, dtype, lambda done, total: None)  # type: ignore[arg-type]
+    Conversion(open_source(source), dtype).write(out, lambda done, total: None)  # type: ignore[arg-type]
     return load_file(out / "rank0.safetensors")
 
 
@@ -257,10 +257,10 @@ def test_too_little_disk_is_found_before_anything_is_written(
 
 def test_inputs_change_with_the_weights_and_with_the_dtype(copy: Path) -> None:
     source = open_source(copy)
-    before = checkpoint_inputs(source, "float32")
-    assert before != checkpoint_inputs(source, "bfloat16")
+    before = Conversion(source, "float32").inputs()
+    assert before != Conversion(source, "bfloat16").inputs()
     rewrite(copy, lambda t: t["model.norm.weight"].add_(1))
-    after = checkpoint_inputs(open_source(copy), "float32")
+    after = Conversion(open_source(copy), "float32").inputs()
     assert {k for k in before if before[k] != after[k]} == {"source model.safetensors"}
 
 
@@ -276,5 +276,5 @@ def test_a_tokenizer_without_tokenizer_json_is_an_input_too(copy: Path) -> None:
 def test_progress_ends_at_the_whole(tiny: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     (tmp_path / "out").mkdir()
-    write_checkpoint(open_source(tiny), tmp_path / "out", "float32", lambda *at: seen.append(at))
+    Conversion(open_source(tiny), "float32").write(tmp_path / "out", lambda *at: seen.append(at))
     assert seen[-1][0] == seen[-1][1] and seen == sorted(seen)

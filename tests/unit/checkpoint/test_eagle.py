@@ -9,18 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from specpipe.artifacts import Workspace, read_model_config
-from specpipe.building import ONE_RANK, Parallel
-from specpipe.checkpoint.convert import checkpoint_inputs, read_model, write_checkpoint
+from specpipe.checkpoint.convert import Conversion, read_model
 from specpipe.checkpoint.eagle import EagleSource, open_eagle, planned_drafters, planned_outputs
 from specpipe.checkpoint.families import find_family
 from specpipe.checkpoint.inspection.describe import inspection_text
 from specpipe.checkpoint.inspection.inspect import inspect_folder
 from specpipe.checkpoint.source import open_source
-from specpipe.config import read_config
-from specpipe.errors import ConfigError, Unsupported
-from specpipe.methods import Eagle
-from specpipe.run import build
+from specpipe.config.run_config import read_config
+from specpipe.config.speculation import Eagle
+from specpipe.core.artifacts import Workspace, read_model_config
+from specpipe.core.backend import ONE_RANK, Parallel
+from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.run.stages import build
 from tests.models import make_eagle, make_heads, make_llama
 from tests.sharding import merge, read_ranks
 
@@ -42,7 +42,7 @@ def converted(
     """Write the checkpoint of target and drafter; return its config."""
     out.mkdir()
     source, found = open_source(tiny), opened(drafter)
-    write_checkpoint(source, out, "float32", no_progress, found, parallel=parallel)
+    Conversion(source, "float32", found, parallel=parallel).write(out, no_progress)
     config: dict[str, Any] = json.loads((out / "config.json").read_text())
     return config
 
@@ -320,10 +320,10 @@ def test_the_checkpoint_is_stale_when_drafter_or_tree_change(tiny: Path, drafter
     source = open_source(tiny)
 
     def changed(before: dict[str, str], found: EagleSource) -> set[str]:
-        after = checkpoint_inputs(source, "float32", found)
+        after = Conversion(source, "float32", found).inputs()
         return {name for name in after if before[name] != after[name]}
 
-    before = checkpoint_inputs(source, "float32", opened(drafter))
+    before = Conversion(source, "float32", opened(drafter)).inputs()
     assert changed(before, opened(drafter, num_draft_tokens=8)) == {"max_draft_len"}
     assert changed(before, opened(drafter, num_eagle_layers=3)) == {"num_eagle_layers"}
     make_eagle(drafter, seed=5, rms_norm_eps=1e-5)

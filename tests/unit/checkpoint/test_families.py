@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from specpipe.artifacts import read_model_config
-from specpipe.building import BuildRequest
-from specpipe.checkpoint.convert import write_checkpoint
+from specpipe.checkpoint.convert import Conversion
 from specpipe.checkpoint.families import FAMILIES, Shard, find_family
 from specpipe.checkpoint.source import open_source
+from specpipe.core.artifacts import read_model_config
+from specpipe.core.backend import BuildRequest
+from specpipe.core.errors import Unsupported
+from specpipe.core.model import ModelConfig
 from specpipe.engine.openvino.backend import OpenVinoBackend
 from specpipe.engine.tensorrt.backend import TensorRtBackend
-from specpipe.errors import Unsupported
-from specpipe.model import ModelConfig
 from tests.families import WORLDS, config_of, make_family
 
 CASES = [(name, variant) for name, world in WORLDS.items() for variant in world.variants]
@@ -47,7 +47,7 @@ def test_facts_survive_config_json(name: str, variant: str) -> None:
 
 
 def read_back(raw: dict[str, Any]) -> ModelConfig:
-    from specpipe.model import model_from_json
+    from specpipe.core.model import model_from_json
 
     return model_from_json({**raw, "mapping": {}, "logits_dtype": "float32"})
 
@@ -107,7 +107,7 @@ def test_config_json_has_every_key_of_upstreams_classes(name: str, tmp_path: Pat
         rewrite(folder)
     out = tmp_path / "out"
     out.mkdir()
-    write_checkpoint(open_source(folder), out, "bfloat16", lambda done, total: None)
+    Conversion(open_source(folder), "bfloat16").write(out, lambda done, total: None)
     config = json.loads((out / "config.json").read_text())
     assert config["architecture"] == name
     assert UPSTREAM_KEYS[name] <= set(config)
@@ -123,7 +123,7 @@ def test_config_json_has_every_key_of_upstreams_classes(name: str, tmp_path: Pat
 def test_the_router_of_experts_is_kept_in_float32(tmp_path: Path) -> None:
     folder = make_family(tmp_path / "model", "MixtralForCausalLM", "plain")
     (tmp_path / "out").mkdir()
-    write_checkpoint(open_source(folder), tmp_path / "out", "bfloat16", lambda *at: None)
+    Conversion(open_source(folder), "bfloat16").write(tmp_path / "out", lambda *at: None)
     stored = load_file(tmp_path / "out/rank0.safetensors")
     router = stored["transformer.layers.0.mlp.router.weight"]
     theirs = load_file(folder / "model.safetensors")["model.layers.0.block_sparse_moe.gate.weight"]
@@ -135,7 +135,7 @@ def test_a_gpt2_that_was_saved_without_its_head_has_the_same_checkpoint(tmp_path
     expected, got = tmp_path / "a", tmp_path / "b"
     for out in (expected, got):
         out.mkdir()
-        write_checkpoint(open_source(folder), out, "float32", lambda *at: None)
+        Conversion(open_source(folder), "float32").write(out, lambda *at: None)
         file = folder / "model.safetensors"
         tensors = {k.removeprefix("transformer."): v for k, v in load_file(file).items()}
         tensors["h.0.attn.bias"] = tensors["wte.weight"][

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from specpipe.artifacts import read_model_config
-from specpipe.checkpoint.convert import write_checkpoint
+from specpipe.checkpoint.convert import Conversion
 from specpipe.checkpoint.quantize import check_quantization
 from specpipe.checkpoint.quantized.foreign import find_foreign
 from specpipe.checkpoint.source import open_source
-from specpipe.config import EngineOptions
+from specpipe.config.run_config import EngineOptions
+from specpipe.core.artifacts import read_model_config
+from specpipe.core.errors import Unsupported
 from specpipe.engine.openvino.weights import Weights, map_weights
-from specpipe.errors import Unsupported
 from specpipe.validate.reference import Reference
 from tests.unit.checkpoint.packers import pack_model
 from tests.unit.checkpoint.test_quantize import engine_of
@@ -41,7 +41,7 @@ def packed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
         out = folder / f"{method}.out"
         out.mkdir()
         source = open_source(folder / method)
-        write_checkpoint(source, out, "float32", lambda done, total: None)
+        Conversion(source, "float32").write(out, lambda done, total: None)
         found[method] = (folder / method, out, meant)
     return found
 
@@ -142,7 +142,7 @@ def test_a_bias_that_is_not_zero_is_not_dropped(
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(Exception, match=r"unexpected: model.layers.1.mlp.up_proj.bias"):
-        write_checkpoint(open_source(tmp_path / "gptq"), out, "float32", lambda done, total: None)
+        Conversion(open_source(tmp_path / "gptq"), "float32").write(out, lambda done, total: None)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from specpipe.artifacts import Manifest
-from specpipe.building import Parallel
-from specpipe.checkpoint.convert import write_checkpoint
+from specpipe.checkpoint.convert import Conversion
 from specpipe.checkpoint.families import FAMILIES
 from specpipe.checkpoint.inspection.describe import inspection_text
 from specpipe.checkpoint.inspection.inspect import inspect_folder
@@ -23,9 +21,11 @@ from specpipe.checkpoint.quantized.formats import Quantizing
 from specpipe.checkpoint.redrafter import open_redrafter
 from specpipe.checkpoint.source import open_source
 from specpipe.cli import main
-from specpipe.errors import ConfigError
-from specpipe.methods import ReDrafter
-from specpipe.publishing import write_publish
+from specpipe.config.speculation import ReDrafter
+from specpipe.core.artifacts import Manifest
+from specpipe.core.backend import Parallel
+from specpipe.core.errors import ConfigError
+from specpipe.core.publishing import write_publish
 from tests.families import WORLDS, make_family
 from tests.models import make_heads, make_llama, make_redrafter
 from tests.unit.checkpoint.quantised import write_quantised
@@ -63,8 +63,8 @@ def make(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
                 make_heads(out.parent / "heads", seed=2, heads=2)
                 found = open_heads(out.parent / "heads")
                 found = found.in_full(7) if heads == "full" else found
-            write_checkpoint(
-                open_source(source), out, "float32", no_progress, found, parallel=parallel
+            Conversion(open_source(source), "float32", found, parallel=parallel).write(
+                out, no_progress
             )
             made[parallel, heads] = out
         copy = tmp_path_factory.mktemp("copy") / "checkpoint"
@@ -113,7 +113,7 @@ def test_every_family_is_checked_by_names_and_shapes(architecture: str, tmp_path
     if world.rewrite:
         world.rewrite(source)
     (tmp_path / "out").mkdir()
-    write_checkpoint(open_source(source), tmp_path / "out", "float32", no_progress)
+    Conversion(open_source(source), "float32").write(tmp_path / "out", no_progress)
     found = inspect_folder(tmp_path / "out")
     assert found.defects == () and len(found.unchecked) == 2  # values, and fc against gate
     change_tensors(tmp_path / "out", lambda t: t.pop("transformer.layers.1.attention.dense.weight"))
@@ -401,7 +401,7 @@ def test_a_redrafter_of_the_cpu_engine_may_share_the_output_layer(
     source = open_source(make_llama(tmp_path / "hf", seed=1))
     make_redrafter(tmp_path / "drafter", seed=2, exit_dim=64, own_output=own_output)
     found = open_redrafter(tmp_path / "drafter", ReDrafter("redrafter", "drafter"), release="")
-    write_checkpoint(source, out, "float32", no_progress, found)
+    Conversion(source, "float32", found).write(out, no_progress)
     assert defects(out) == []
     change_tensors(out, lambda t: t.pop("drafter.layers.0.linear.weight"))
     assert "rank 0 lacks drafter.layers.0.linear.weight" in defects(out)[0]
@@ -414,7 +414,7 @@ def test_a_redrafter_of_tensorrt_needs_its_own_output_layer(tmp_path: Path) -> N
     make_redrafter(tmp_path / "drafter", seed=2, exit_dim=64, own_output=False)
     options = ReDrafter("redrafter", "drafter")
     found = open_redrafter(tmp_path / "drafter", options, release="1.2.1")
-    write_checkpoint(source, out, "float16", no_progress, found)
+    Conversion(source, "float16", found).write(out, no_progress)
     assert defects(out) == []
     change_tensors(out, lambda t: t.pop("drafter.lm_head.weight"))
     assert "rank 0 lacks drafter.lm_head.weight" in defects(out)[0]

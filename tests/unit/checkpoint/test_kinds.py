@@ -9,8 +9,8 @@ import pytest
 
 from specpipe.checkpoint.families import FAMILIES, find_family
 from specpipe.checkpoint.families.kinds import require_kinds
-from specpipe.errors import ConfigError, SpecpipeError, Unsupported
-from specpipe.model import ModelConfig
+from specpipe.core.errors import ConfigError, SpecpipeError, Unsupported
+from specpipe.core.model import ModelConfig
 from tests.families import WORLDS, config_of
 
 HERE = Path("model.gguf")  # no folder: messages begin with the file

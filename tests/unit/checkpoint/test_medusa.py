@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from specpipe.artifacts import Workspace, read_model_config
-from specpipe.checkpoint.convert import checkpoint_inputs, write_checkpoint
+from specpipe.checkpoint.convert import Conversion
 from specpipe.checkpoint.inspection.inspect import inspect_folder
 from specpipe.checkpoint.medusa import open_heads
 from specpipe.checkpoint.source import open_source
-from specpipe.config import read_config
-from specpipe.errors import ConfigError, Unsupported
-from specpipe.run import build
+from specpipe.config.run_config import read_config
+from specpipe.core.artifacts import Workspace, read_model_config
+from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.run.stages import build
 from tests.models import make_heads, make_llama
 
 
@@ -32,7 +32,7 @@ def heads(tmp_path: Path) -> Path:
 
 def converted(tiny: Path, heads: Path, out: Path) -> dict[str, torch.Tensor]:
     out.mkdir()
-    write_checkpoint(open_source(tiny), out, "float32", no_progress, open_heads(heads))
+    Conversion(open_source(tiny), "float32", open_heads(heads)).write(out, no_progress)
     return load_file(out / "rank0.safetensors")
 
 
@@ -100,7 +100,7 @@ def test_heads_among_the_models_own_tensors_are_found_and_may_be_left_out(
     assert open_heads(both).num_heads == 3 and open_heads(both).shares_output
     out = tmp_path / "plain"
     out.mkdir()
-    write_checkpoint(open_source(both), out, "float32", no_progress)
+    Conversion(open_source(both), "float32").write(out, no_progress)
     assert not any("medusa" in name for name in load_file(out / "rank0.safetensors"))
 
 
@@ -145,9 +145,9 @@ def test_the_calibration_is_read_and_checked(heads: Path) -> None:
 
 def test_the_checkpoint_is_stale_when_the_heads_change(tiny: Path, heads: Path) -> None:
     source = open_source(tiny)
-    before = checkpoint_inputs(source, "float32", open_heads(heads))
+    before = Conversion(source, "float32", open_heads(heads)).inputs()
     make_heads(heads, seed=4, heads=3, layers=2, vocab=320)
-    after = checkpoint_inputs(source, "float32", open_heads(heads))
+    after = Conversion(source, "float32", open_heads(heads)).inputs()
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"heads medusa_lm_head.safetensors"}
 
@@ -161,8 +161,8 @@ LLAMA3_ROPE = {
 def converted_in_full(source: Path, heads: Path, out: Path, nodes: int = 7) -> dict[str, Any]:
     """Write the checkpoint that TensorRT-LLM takes; return its config."""
     out.mkdir()
-    write_checkpoint(
-        open_source(source), out, "float32", no_progress, open_heads(heads).in_full(nodes)
+    Conversion(open_source(source), "float32", open_heads(heads).in_full(nodes)).write(
+        out, no_progress
     )
     config: dict[str, Any] = json.loads((out / "config.json").read_text())
     return config
@@ -210,9 +210,9 @@ def test_another_draft_length_makes_a_checkpoint_in_full_stale_but_not_a_compact
     tiny: Path, heads: Path
 ) -> None:
     source, found = open_source(tiny), open_heads(heads)
-    inputs = [checkpoint_inputs(source, "float32", found.in_full(n)) for n in (7, 8)]
+    inputs = [Conversion(source, "float32", found.in_full(n)).inputs() for n in (7, 8)]
     assert {key for key in inputs[0] if inputs[0][key] != inputs[1][key]} == {"max_draft_len"}
-    assert "max_draft_len" not in checkpoint_inputs(source, "float32", found)
+    assert "max_draft_len" not in Conversion(source, "float32", found).inputs()
 
 
 def test_a_target_that_does_not_say_what_it_is_gets_no_heads_in_full(

@@ -19,11 +19,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from specpipe.building import Quantization
-from specpipe.checkpoint.convert import write_checkpoint
+from specpipe.checkpoint.convert import Conversion
 from specpipe.checkpoint.quantized import calibrate
 from specpipe.checkpoint.quantized.formats import Quantizing
 from specpipe.checkpoint.source import open_source
+from specpipe.core.backend import Quantization
 from specpipe.engine.openvino.weights import map_weights
 from tests.models import make_llama
 from tests.unit.checkpoint.mixtures import MIXTURES, make_mixture
@@ -58,8 +58,9 @@ def peer_quantised(model: Path, quantizing: Quantizing) -> Any:
 
 def convert(model: Path, quantizing: Quantizing, out: Path) -> Path:
     out.mkdir()
-    write_checkpoint(open_source(model), out, "float16", lambda done, total: None,
-                     quantizing=quantizing)  # fmt: skip
+    Conversion(open_source(model), "float16", quantizing=quantizing).write(
+        out, lambda done, total: None
+    )
     return out
 
 
@@ -110,7 +111,7 @@ def test_a_calibration_that_is_there_is_used_again(model: Path, tmp_path: Path) 
     file = "calibration.safetensors"
     (other / file).write_bytes((out / file).read_bytes())
     again = Quantizing("fp8", prompts=("a prompt that would give other numbers " * 9,))
-    write_checkpoint(open_source(model), other, "float16", lambda d, t: None, quantizing=again)
+    Conversion(open_source(model), "float16", quantizing=again).write(other, lambda d, t: None)
     ours, theirs = (f / "rank0.safetensors" for f in (out, other))
     assert ours.read_bytes() == theirs.read_bytes()
 

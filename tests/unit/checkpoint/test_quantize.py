@@ -10,15 +10,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from specpipe.artifacts import read_model_config
-from specpipe.building import BuildRequest, Quantization
 from specpipe.checkpoint.quantized import arithmetic as bits
 from specpipe.checkpoint.quantized.calibration import Calibration, read_calibration
 from specpipe.checkpoint.quantized.formats import Quantizing
+from specpipe.core.artifacts import read_model_config
+from specpipe.core.backend import BuildRequest, Quantization
+from specpipe.core.errors import StageFailed
 from specpipe.engine.openvino import dequantize
 from specpipe.engine.openvino.backend import OpenVinoBackend
 from specpipe.engine.openvino.weights import map_weights
-from specpipe.errors import StageFailed
 from tests.models import make_llama
 from tests.unit.checkpoint.quantised import linears, round_inputs, write_quantised
 from tests.unit.engine.stepping import alone, item

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from specpipe.checkpoint.convert import checkpoint_inputs
+from specpipe.checkpoint.convert import Conversion
 from specpipe.checkpoint.families import find_family
 from specpipe.checkpoint.quantize import check_calibration, check_quantization, quantizing_of
 from specpipe.checkpoint.quantized import calibrate
 from specpipe.checkpoint.source import known_model, open_source
-from specpipe.config import EngineOptions
-from specpipe.model import Experts, ModelConfig
+from specpipe.config.run_config import EngineOptions
+from specpipe.core.model import Experts, ModelConfig
 
 
 @pytest.fixture
@@ -92,9 +92,9 @@ def test_prompts_and_format_decide_a_quantised_checkpoint_and_nothing_a_plain_on
 ) -> None:
     def inputs(prompts: list[str], **engine: Any) -> dict[str, str]:
         quantizing = quantizing_of(EngineOptions(**{"backend": "tensorrt", **engine}), prompts)
-        return checkpoint_inputs(open_source(tiny), "bfloat16", None, quantizing)
+        return Conversion(open_source(tiny), "bfloat16", None, quantizing).inputs()
 
-    plain = checkpoint_inputs(open_source(tiny), "bfloat16")
+    plain = Conversion(open_source(tiny), "bfloat16").inputs()
     assert inputs(["a"]) == inputs(["b"]) == plain
     assert inputs(["a"], quantization="int8") == inputs(["b"], quantization="int8") != plain
     assert inputs(["a"], quantization="fp8") != inputs(["b"], quantization="fp8")

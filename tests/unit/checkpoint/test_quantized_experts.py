@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from specpipe.building import Parallel
-from specpipe.checkpoint.convert import read_model, write_checkpoint
+from specpipe.checkpoint.convert import Conversion, read_model
 from specpipe.checkpoint.families import find_family
 from specpipe.checkpoint.quantize import quantize
 from specpipe.checkpoint.quantized.formats import Quantizing
 from specpipe.checkpoint.source import open_source, read_tensors
+from specpipe.core.backend import Parallel
+from specpipe.core.errors import Unsupported
 from specpipe.engine.openvino.weights import map_weights
-from specpipe.errors import Unsupported
 from specpipe.validate.reference import Reference
 from tests.sharding import merge, read_ranks
 from tests.unit.checkpoint.mixtures import MIXTURES, expert_weights, fake_quantised, make_mixture
@@ -244,4 +244,4 @@ def test_what_upstream_cannot_mix_is_refused(which: str, said: str, tmp_path: Pa
     plain = make_mixture(tmp_path / "plain", "MixtralForCausalLM")
     pack_model(plain, tmp_path / "model", "modelopt_fp8", which)
     with pytest.raises(Unsupported, match=said):
-        write_checkpoint(open_source(tmp_path / "model"), tmp_path, "float32", lambda *at: None)
+        Conversion(open_source(tmp_path / "model"), "float32").write(tmp_path, lambda *at: None)

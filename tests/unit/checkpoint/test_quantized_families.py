@@ -8,8 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from specpipe.building import Parallel, Quantization
-from specpipe.checkpoint.convert import read_model, write_checkpoint
+from specpipe.checkpoint.convert import Conversion, read_model
 from specpipe.checkpoint.families import TensorPlan, find_family
 from specpipe.checkpoint.quantize import quantize
 from specpipe.checkpoint.quantized.calibration import Calibration, write_calibration
@@ -23,8 +22,9 @@ from specpipe.checkpoint.quantized.formats import (
 from specpipe.checkpoint.quantized.plans import modules_of
 from specpipe.checkpoint.shard import cut, local_name, ranks
 from specpipe.checkpoint.source import Source, open_source, read_tensors
+from specpipe.core.backend import Parallel, Quantization
+from specpipe.core.errors import Unsupported
 from specpipe.engine.openvino.weights import map_weights
-from specpipe.errors import Unsupported
 from tests.families import WORLDS, make_family
 from tests.models import make_llama
 from tests.unit.checkpoint.packers import pack_model
@@ -47,7 +47,7 @@ def convert(source: Source, out: Path, quantizing: Quantizing, parallel: Paralle
     family = find_family(source.hf_config)
     out.mkdir()
     write_calibration(invented(family.tensors(read_model(source, "float32"))), out)
-    write_checkpoint(source, out, "float32", lambda done, total: None, None, quantizing, parallel)
+    Conversion(source, "float32", None, quantizing, parallel).write(out, lambda done, total: None)
     return out
 
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from specpipe.artifacts import Workspace, read_artifact
 from specpipe.checkpoint import safetensors_file
-from specpipe.checkpoint.convert import Converted, write_checkpoint
+from specpipe.checkpoint.convert import Conversion, Converted
 from specpipe.checkpoint.medusa import open_heads
 from specpipe.checkpoint.reading import DigestedFile, digest_content
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.checkpoint.source import open_source
-from specpipe.config import read_config
-from specpipe.errors import ConfigError, StageFailed, Unreadable
-from specpipe.run import build
+from specpipe.config.run_config import read_config
+from specpipe.core.artifacts import Workspace, read_artifact
+from specpipe.core.errors import ConfigError, StageFailed, Unreadable
+from specpipe.run.stages import build
 from tests.models import make_heads, make_llama
 
 Progress = Callable[[int, int], None]
@@ -45,7 +45,7 @@ def convert(
 ) -> Converted:
     out.mkdir(exist_ok=True)
     found = open_heads(heads) if heads else None
-    return write_checkpoint(open_source(source), out, "float32", progress, found)
+    return Conversion(open_source(source), "float32", found).write(out, progress)
 
 
 def run_of(config: Path, tmp_path: Path):
@@ -224,7 +224,7 @@ def test_a_link_that_is_turned_for_a_moment_is_refused(
     link.symlink_to(tiny_draft / "model.safetensors")
     (tmp_path / "out").mkdir()
     with pytest.raises(StageFailed, match="changed while it was being converted"):
-        write_checkpoint(source, tmp_path / "out", "float32", lambda *at: None)
+        Conversion(source, "float32").write(tmp_path / "out", lambda *at: None)
 
 
 def interrupted(run, at: float) -> Path:

@@ -11,15 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from specpipe.building import ONE_RANK, Parallel
-from specpipe.checkpoint.convert import checkpoint_inputs, read_model, write_checkpoint
+from specpipe.checkpoint.convert import Conversion, read_model
 from specpipe.checkpoint.families import find_family
 from specpipe.checkpoint.inspection.inspect import inspect_folder
 from specpipe.checkpoint.medusa import open_heads
 from specpipe.checkpoint.redrafter import RecurrentSource, open_redrafter
 from specpipe.checkpoint.source import open_source
-from specpipe.errors import ConfigError, Unsupported
-from specpipe.methods import ReDrafter
+from specpipe.config.speculation import ReDrafter
+from specpipe.core.backend import ONE_RANK, Parallel
+from specpipe.core.errors import ConfigError, Unsupported
 from tests.models import make_heads, make_llama, make_redrafter
 from tests.sharding import merge, read_ranks
 
@@ -36,7 +36,7 @@ def converted(
 ) -> list[dict[str, torch.Tensor]]:
     out.mkdir()
     found = opened(drafter, release)
-    write_checkpoint(open_source(tiny), out, "float32", lambda *at: None, found, parallel=parallel)
+    Conversion(open_source(tiny), "float32", found, parallel=parallel).write(out, lambda *at: None)
     return read_ranks(out)
 
 
@@ -268,7 +268,7 @@ def test_other_beams_make_the_checkpoint_stale(tiny: Path, tmp_path: Path) -> No
     make_redrafter(tmp_path, seed=3)
     source, found = open_source(tiny), opened(tmp_path)
     other = replace(found, net=replace(found.net, num_beams=7))
-    before, after = (checkpoint_inputs(source, "float32", one) for one in (found, other))
+    before, after = (Conversion(source, "float32", one).inputs() for one in (found, other))
     assert {name for name in before if before[name] != after[name]} == {"num_beams"}
 
 

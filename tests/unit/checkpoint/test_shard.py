@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from specpipe.building import Parallel
-from specpipe.checkpoint.convert import write_checkpoint
+from specpipe.checkpoint.convert import Conversion
 from specpipe.checkpoint.families import Shard, TensorPlan
 from specpipe.checkpoint.shard import Rank, cut, local_name, ranks
 from specpipe.checkpoint.source import open_source
-from specpipe.divide import check_parallel
-from specpipe.errors import Unsupported
-from specpipe.model import Experts, ModelConfig
+from specpipe.core.backend import Parallel
+from specpipe.core.divisibility import check_parallel
+from specpipe.core.errors import Unsupported
+from specpipe.core.model import Experts, ModelConfig
 from tests.models import make_heads, make_llama
 from tests.sharding import merge, put, read_ranks, take
 
@@ -131,8 +131,8 @@ def convert(source: Path, out: Path, parallel: Parallel, heads: Path | None = No
 
     out.mkdir()
     found = open_heads(heads) if heads else None
-    write_checkpoint(
-        open_source(source), out, "float32", lambda *at: None, found, parallel=parallel
+    Conversion(open_source(source), "float32", found, parallel=parallel).write(
+        out, lambda *at: None
     )
     files = read_ranks(out)
     assert len(files) == parallel.world_size

@@ -11,16 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from specpipe.artifacts import Workspace
-from specpipe.building import Parallel
 from specpipe.checkpoint import stream
-from specpipe.checkpoint.convert import write_checkpoint
+from specpipe.checkpoint.convert import Conversion
 from specpipe.checkpoint.journal import Journal
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.checkpoint.source import open_source
 from specpipe.checkpoint.writer import Announced, SafetensorsWriter
-from specpipe.config import read_config
-from specpipe.run import build
+from specpipe.config.run_config import read_config
+from specpipe.core.artifacts import Workspace
+from specpipe.core.backend import Parallel
+from specpipe.run.stages import build
 from tests.modelopt import write_model
 from tests.sharding import convert_tensors
 
@@ -118,7 +118,7 @@ def test_a_damaged_journal_loses_only_the_damaged_lines(tmp_path: Path) -> None:
 
 def convert(source: Path, out: Path) -> dict[str, bytes]:
     out.mkdir(exist_ok=True)
-    write_checkpoint(open_source(source), out, "bfloat16", lambda done, total: None)
+    Conversion(open_source(source), "bfloat16").write(out, lambda done, total: None)
     return {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()}
 
 
@@ -210,7 +210,7 @@ def test_a_killed_conversion_goes_on_with_the_tensors_that_it_lacks(
 
 def write_checkpoint_in_float32(source: Path, out: Path) -> bytes:
     out.mkdir()
-    write_checkpoint(open_source(source), out, "float32", lambda done, total: None)
+    Conversion(open_source(source), "float32").write(out, lambda done, total: None)
     return (out / "rank0.safetensors").read_bytes()
 
 

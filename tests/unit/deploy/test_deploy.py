@@ -12,21 +12,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from specpipe.artifacts import Workspace
 from specpipe.cli import main
-from specpipe.config import read_config
+from specpipe.config.run_config import read_config
+from specpipe.core.artifacts import Workspace
+from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.deploy import ranks
 from specpipe.deploy.dashboard import PANELS, dashboard
 from specpipe.deploy.deployment import Deployment, require_pinned
 from specpipe.deploy.image import requirements
 from specpipe.deploy.kubernetes import IN_FLIGHT, adapter_values, manifests
+from specpipe.deploy.stage import DeployOptions, deploy_run
 from specpipe.deploy.write import docker_files, kubernetes_files, write_deployment
-from specpipe.deploying import DeployOptions, deploy_run
-from specpipe.errors import ConfigError, Unsupported
-from specpipe.run import build
+from specpipe.run.stages import build
 
 GOLDEN = Path(__file__).parents[2] / "golden/deploy"
-MODELS = Path(__file__).parents[3] / "pipeline/specpipe/repository/models"
+MODELS = Path(__file__).parents[3] / "pipeline/specpipe/runtime"
 
 GPU = Deployment(
     run="llama70b_draft7b",
@@ -348,7 +348,7 @@ def test_writing_twice_gives_the_same_bytes_and_the_image_holds_specpipe(tmp_pat
         trees.append({file: file.read_bytes() for file in files})
     assert trees[0] == trees[1]
     package = tmp_path / "deploy/docker/specpipe"
-    assert (package / "repository/models/text.py").is_file()
+    assert (package / "runtime/triton/text.py").is_file()
     assert not list(package.rglob("__pycache__"))
 
 
@@ -425,8 +425,8 @@ def test_serving_a_repository_needs_no_more_than_the_image_has() -> None:
     absent = ("torch", "transformers", "safetensors")
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
-        "import specpipe.serve.tritonserver, specpipe.assembly, specpipe.cli.server\n"
-        "import specpipe.repository.models.scheduler, specpipe.repository.models.tokens\n"
+        "import specpipe.serve.tritonserver, specpipe.runtime.assembly, specpipe.cli.server\n"
+        "import specpipe.runtime.scheduler, specpipe.runtime.tokens\n"
         "import specpipe.engine.openvino.backend\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

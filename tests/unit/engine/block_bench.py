@@ -8,7 +8,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from specpipe.contracts import ROOT
+from specpipe.core.contracts import ROOT
 from specpipe.engine.openvino.blocks import BLOCK, BlockCache, BlockPool
 
 GARBAGE = -1

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from specpipe.building import BuildRequest
-from specpipe.model import ModelConfig
+from specpipe.core.backend import BuildRequest
+from specpipe.core.model import ModelConfig
 
 _DATA = Path(__file__).parents[2] / "data"
 TABLES = {"0.18.2": "trtllm_build_0.17.txt", "1.2.1": "trtllm_build_1x.txt"}

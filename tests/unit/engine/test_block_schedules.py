@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from specpipe.contracts import ROOT, PoolFull
+from specpipe.core.contracts import ROOT, PoolFull
 from specpipe.engine.openvino import prefixes
 from specpipe.engine.openvino.blocks import BLOCK, BlockCache
 from tests.unit.engine.block_bench import Bench, step_digests

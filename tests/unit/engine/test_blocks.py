@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from specpipe.contracts import ROOT, PoolFull
+from specpipe.core.contracts import ROOT, PoolFull
 from specpipe.engine.openvino import prefixes
 from tests.unit.engine.block_bench import Bench, text
 

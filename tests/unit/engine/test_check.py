@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from specpipe.building import Parallel
+from specpipe.core.backend import Parallel
+from specpipe.core.model import Arithmetic, Experts, RecurrentDrafter
 from specpipe.engine.tensorrt.backend import TensorRtBackend
-from specpipe.model import Arithmetic, Experts, RecurrentDrafter
 from tests.unit.engine.commands import LLAMA_8B, request
 
 QWEN = dataclasses.replace(LLAMA_8B, architecture="Qwen2ForCausalLM", num_medusa_heads=4)

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import silu
 
-from specpipe.contracts import Extensions, LoadedEngine
-from specpipe.errors import Unsupported
-from specpipe.trees import WIDTH
+from specpipe.core.contracts import Extensions, LoadedEngine
+from specpipe.core.errors import Unsupported
+from specpipe.core.trees import WIDTH
 from tests.models import make_redrafter
 from tests.unit.engine.stepping import item
 

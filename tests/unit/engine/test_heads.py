@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from specpipe.contracts import LoadedEngine
-from specpipe.errors import Unsupported
-from specpipe.trees import WIDTH
+from specpipe.core.contracts import LoadedEngine
+from specpipe.core.errors import Unsupported
+from specpipe.core.trees import WIDTH
 from tests.models import make_heads
 from tests.unit.engine.stepping import item
 

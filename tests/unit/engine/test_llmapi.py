@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from specpipe.building import Parallel
+from specpipe.core.backend import Parallel
 from specpipe.engine.llmapi.backend import LlmApiBackend
 from tests.unit.engine.commands import request
 

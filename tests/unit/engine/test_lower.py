@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.building import BuildRequest, Parallel
+from specpipe.core.backend import BuildRequest, Parallel
 from specpipe.engine.tensorrt.backend import TensorRtBackend
 from specpipe.engine.tensorrt.lower import METHODS, build_flags, engine_seq_len, takes_drafts
 from specpipe.engine.tensorrt.profiles import find_profile

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specpipe.contracts import ROOT, Item, LoadedEngine, PoolFull
+from specpipe.core.contracts import ROOT, Item, LoadedEngine, PoolFull
 from specpipe.engine.openvino.blocks import BLOCK
 from specpipe.engine.openvino.checks import InvalidBatch
 from tests.unit.engine.stepping import (

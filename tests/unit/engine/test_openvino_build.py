@@ -7,19 +7,19 @@ from pathlib import Path
 import openvino as ov
 import pytest
 
-from specpipe.artifacts import read_model_config
-from specpipe.building import BuildRequest, Parallel
-from specpipe.checkpoint.convert import write_checkpoint
+from specpipe.checkpoint.convert import Conversion
 from specpipe.checkpoint.source import open_source
+from specpipe.core.artifacts import read_model_config
+from specpipe.core.backend import BuildRequest, Parallel
+from specpipe.core.errors import ConfigError
 from specpipe.engine.openvino.backend import OpenVinoBackend
 from specpipe.engine.openvino.precision import Precision
-from specpipe.errors import ConfigError
 
 
 def convert(tiny: Path, folder: Path) -> Path:
     checkpoint = folder / "checkpoint"
     checkpoint.mkdir(parents=True)
-    write_checkpoint(open_source(tiny), checkpoint, "float32", lambda done, total: None)
+    Conversion(open_source(tiny), "float32").write(checkpoint, lambda done, total: None)
     return checkpoint
 
 

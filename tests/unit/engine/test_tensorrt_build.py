@@ -14,16 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.artifacts import Workspace
 from specpipe.checkpoint.inspection.inspect import inspect_folder
 from specpipe.cli import main
-from specpipe.config import read_config
+from specpipe.config.run_config import read_config
+from specpipe.core.artifacts import Workspace
+from specpipe.core.errors import ConfigError, StageFailed, Unsupported
 from specpipe.engine.tensorrt.built import compare
 from specpipe.engine.tensorrt.container import in_container
 from specpipe.engine.tensorrt.log import advise, explain_exit, phase
 from specpipe.engine.tensorrt.machine import find_gpus
-from specpipe.errors import ConfigError, StageFailed, Unsupported
-from specpipe.run import build, require_repository, status
+from specpipe.run.stages import build, require_repository, status
 from tests.models import make_redrafter
 
 ENGINE = {"backend": "tensorrt", "gpu": "H100-SXM", "dtype": "bfloat16", "max_batch_size": 2,

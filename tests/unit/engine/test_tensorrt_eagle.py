@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.artifacts import Workspace
-from specpipe.building import BuildRequest
-from specpipe.config import read_config
+from specpipe.config.run_config import read_config
+from specpipe.core.artifacts import Workspace
+from specpipe.core.backend import BuildRequest
+from specpipe.core.errors import StageFailed
 from specpipe.engine.tensorrt.backend import TensorRtBackend
 from specpipe.engine.tensorrt.footprint import footprint
 from specpipe.engine.tensorrt.lower import build_flags, engine_seq_len
 from specpipe.engine.tensorrt.profiles import DEFAULT
-from specpipe.errors import StageFailed
-from specpipe.run import build
+from specpipe.run.stages import build
 from tests.models import make_eagle
 from tests.unit.engine.commands import LLAMA_8B, TABLES, parse, request
 
@@ -89,7 +89,7 @@ def test_every_level_has_weights_of_its_own_and_all_share_one_more_layer_of_cach
 
 
 def test_ranks_share_the_levels() -> None:
-    from specpipe.building import Parallel
+    from specpipe.core.backend import Parallel
 
     one, two = footprint(eagle()), footprint(eagle(parallel=Parallel(2)))
     table = 2 * 128256 * 4096

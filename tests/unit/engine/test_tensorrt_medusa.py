@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from specpipe.building import BuildRequest, Parallel
+from specpipe.core.backend import BuildRequest, Parallel
+from specpipe.core.model import ModelConfig
 from specpipe.engine.tensorrt.medusa import BASES, check_medusa
-from specpipe.model import ModelConfig
 
 LLAMA = ModelConfig(
     "LlamaForCausalLM", "float16", hidden_size=64, num_hidden_layers=2, num_attention_heads=4,

@@ -7,8 +7,8 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
+from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.engine.openvino.weights import BLOCK_VALUES, int4, int8, map_weights, plain, widen
-from specpipe.errors import ConfigError, Unsupported
 
 
 def evaluate(node: ov.Node) -> np.ndarray:

@@ -2,18 +2,18 @@
 
 import pytest
 
-from specpipe.plan.compatibility import Vocabulary, differences, notes, refusals
+from specpipe.plan.compatibility import TokenizerFacts, differences, notes, refusals
 
 TOKENS = {"a": 0, "b": 1, "c": 2}
 
 
 def vocabulary(
     rows: int = 4, tokens: dict[str, int] | None = None, **special: tuple[int, ...]
-) -> Vocabulary:
-    return Vocabulary(rows, TOKENS if tokens is None else tokens, special)
+) -> TokenizerFacts:
+    return TokenizerFacts(rows, TOKENS if tokens is None else tokens, special)
 
 
-def told(target: Vocabulary, draft: Vocabulary, *, own_loop: bool) -> tuple[str, str]:
+def told(target: TokenizerFacts, draft: TokenizerFacts, *, own_loop: bool) -> tuple[str, str]:
     """Return the refusals and the notes as text."""
     found = differences(target, draft)
     refused = refusals(found, own_loop=own_loop)
@@ -92,9 +92,9 @@ def test_special_ids_that_differ_are_noted_by_name() -> None:
 
 
 def test_unequal_tables_without_tokenizers_are_refused_for_they_cannot_be_compared() -> None:
-    refused, _ = told(Vocabulary(9), Vocabulary(4), own_loop=False)
+    refused, _ = told(TokenizerFacts(9), TokenizerFacts(4), own_loop=False)
     assert "a vocabulary of 4 tokens, the target of 9; without both tokenizers" in refused
-    assert told(Vocabulary(9), Vocabulary(9), own_loop=False) == ("", "")
+    assert told(TokenizerFacts(9), TokenizerFacts(9), own_loop=False) == ("", "")
 
 
 def test_many_ids_are_told_as_runs() -> None:

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from specpipe.artifacts import Workspace
-from specpipe.config import read_config
+from specpipe.config.run_config import read_config
+from specpipe.core.artifacts import Workspace
 from specpipe.plan.gpus import GPUS, Gpu
+from specpipe.plan.make_plan import make_plan
 from specpipe.plan.plan import Plan
-from specpipe.planning import make_plan
-from specpipe.present_plan import plan_text
+from specpipe.report.present_plan import plan_text
 from tests.unit.engine.commands import parse
 
 CONFIGS = Path("model_configs")

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from specpipe.assembly import load_backend
-from specpipe.building import Rejection
-from specpipe.config import RunConfig, read_config
+from specpipe.config.run_config import RunConfig, read_config
+from specpipe.core.backend import Rejection
 from specpipe.engine.tensorrt.lower import METHODS
 from specpipe.engine.tensorrt.profiles import DEFAULT
-from specpipe.locate import locate
 from specpipe.plan.gpus import GPUS, find_gpu, unknown_gpu
 from specpipe.plan.plan import check_memory
+from specpipe.plan.resolve import resolve
 from specpipe.plan.sizing import Sizing, measure, ways_to_fit
+from specpipe.runtime.assembly import load_backend
 from tests.unit.plan.test_configs import REFUSED, changed, plan_of, words
 
 KNOWN = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
@@ -83,7 +83,7 @@ def sizing_of(tmp_path: Path, gib: float, **engine: Any) -> Sizing:
     config = read_config(changed("llama8b_lookahead", CPU, tmp_path))
     backend = load_backend("openvino")
     config = replace(config, engine=replace(config.engine, tp_size=1, **engine))
-    return Sizing(config, locate(config, backend).models, backend, int(gib * 2**30 / 0.95))
+    return Sizing(config, resolve(config, backend).models, backend, int(gib * 2**30 / 0.95))
 
 
 def refused(sizing: Sizing) -> Rejection:

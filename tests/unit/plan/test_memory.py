@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from specpipe.building import Footprint, Parallel
+from specpipe.core.backend import Footprint, Parallel
+from specpipe.core.model import Experts, RecurrentDrafter
 from specpipe.engine.tensorrt.footprint import footprint, padded
-from specpipe.model import Experts, RecurrentDrafter
 from specpipe.plan.memory import KV_SHARE, RESERVE, largest, plan_memory
 from tests.unit.engine.commands import LLAMA_8B, request
 

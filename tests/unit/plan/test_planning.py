@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.artifacts import Workspace
-from specpipe.config import read_config
-from specpipe.errors import ConfigError, Unsupported
-from specpipe.model import ModelConfig
+from specpipe.config.run_config import read_config
+from specpipe.core.artifacts import Workspace
+from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.core.model import ModelConfig
 from specpipe.plan.gpus import GPUS
+from specpipe.plan.make_plan import make_plan, require_buildable
 from specpipe.plan.outlook import assumptions, engine_notes
-from specpipe.planning import make_plan, require_buildable
-from specpipe.present_plan import plan_json, plan_text
+from specpipe.report.present_plan import plan_json, plan_text
 from specpipe.tune.cost import read_costs
 from tests.models import make_heads, make_llama
 from tests.unit.engine.commands import LLAMA_8B, parse

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from specpipe.building import Parallel
+from specpipe.core.backend import Parallel
+from specpipe.core.model import Experts, RecurrentDrafter
 from specpipe.engine.tensorrt.footprint import footprint
-from specpipe.model import Experts, RecurrentDrafter
 from specpipe.plan.gpus import GPUS
 from specpipe.plan.roofline import (
     BANDWIDTH_SHARE,

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from specpipe.contracts import Sampling
-from specpipe.methods import PromptLookup
+from specpipe.config.speculation import PromptLookup
+from specpipe.core.contracts import Sampling
 from specpipe.runtime.batcher import Batcher
 from specpipe.runtime.budget import Budget
 from specpipe.speculate.decode import Limits, Step, decode
@@ -19,7 +19,7 @@ from tests.unit.runtime.toy import ToyEngine
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Any:
     prometheus.install(monkeypatch)
-    from specpipe.repository.models import batch_metrics
+    from specpipe.runtime import batch_metrics
 
     return batch_metrics
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from specpipe.contracts import Sampling
-from specpipe.errors import ConfigError
-from specpipe.repository.models.bounds import (
+from specpipe.core.contracts import Sampling
+from specpipe.core.errors import ConfigError
+from specpipe.runtime.bounds import (
     MOST_WORDS,
     MOST_WORDS_BYTES,
     MOST_WORDS_TOKENS,
@@ -13,7 +13,7 @@ from specpipe.repository.models.bounds import (
     check_tokens,
     request_bytes,
 )
-from specpipe.repository.models.exchange import Request, dump_submit
+from specpipe.runtime.exchange import Request, dump_submit
 from specpipe.speculate.decode import Limits
 
 WORD_LISTS = ["stop_words", "bad_words", "embedding_bias_words", "STOP_WORDS_DICT"]

@@ -14,24 +14,24 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.contracts import Sampling
-from specpipe.errors import Unsupported
-from specpipe.repository.models import channel, engine_client, remote
-from specpipe.repository.models.channel import MOST_CONNECTIONS, EngineSocket
-from specpipe.repository.models.engine_client import EngineClient, ping_engine
-from specpipe.repository.models.exchange import (
+from specpipe.core.contracts import Sampling
+from specpipe.core.errors import Unsupported
+from specpipe.runtime import channel, engine_client, remote
+from specpipe.runtime.channel import MOST_CONNECTIONS, EngineSocket
+from specpipe.runtime.engine_client import EngineClient, ping_engine
+from specpipe.runtime.exchange import (
     PING,
     Counters,
+    EngineProgress,
     Heartbeat,
-    Progress,
     Request,
     dump_cancel,
     dump_submit,
     load_call,
     load_request,
 )
-from specpipe.repository.models.failures import Cancelled, EngineError, QueueFull
-from specpipe.repository.models.remote import Peer, RemoteListener
+from specpipe.runtime.failures import Cancelled, EngineError, QueueFull
+from specpipe.runtime.remote import Peer, RemoteListener
 from specpipe.speculate.decode import Limits, Step
 
 REQUEST = Request(
@@ -96,7 +96,7 @@ class Answer:
     client: EngineClient
     request: Request = REQUEST
     most: int = 1_000_000
-    steps: list[Progress] = field(default_factory=list)
+    steps: list[EngineProgress] = field(default_factory=list)
     cancelled: bool = False
     error: Exception | None = None
 
@@ -110,11 +110,11 @@ class Answer:
         except Exception as error:
             self.error = error
 
-    def _take(self, step: Progress) -> bool:
+    def _take(self, step: EngineProgress) -> bool:
         self.steps.append(step)
         return len(self.steps) >= self.most
 
-    def result(self) -> list[Progress]:
+    def result(self) -> list[EngineProgress]:
         self.thread.join(20)
         assert not self.thread.is_alive()
         if self.error is not None:
@@ -122,7 +122,7 @@ class Answer:
         return self.steps
 
 
-def ask(path: Path) -> list[Progress]:
+def ask(path: Path) -> list[EngineProgress]:
     """Ask on a connection of its own."""
     client = client_of(path)
     try:
@@ -274,7 +274,7 @@ def test_cancelling_one_request_leaves_the_others(serve: Serve, engine: Engine) 
 def test_an_answer_that_fails_leaves_the_others(serve: Serve, engine: Engine) -> None:
     client, failed = client_of(serve(engine.submit)), list[Exception]()
 
-    def take(step: Progress) -> bool:
+    def take(step: EngineProgress) -> bool:
         raise RuntimeError("no text")
 
     def fail() -> None:

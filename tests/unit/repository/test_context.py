@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specpipe.assembly import Deployment
-from specpipe.contracts import LoadedEngine, Logits, Sampling
-from specpipe.errors import ConfigError
-from specpipe.methods import NoSpeculation
-from specpipe.repository.models.context import MOST_BYTES, ContextLogits, check_size
-from specpipe.repository.models.decoder import DeploymentDecoder
-from specpipe.repository.models.exchange import Counters, Request
-from specpipe.repository.models.scheduler import Scheduler
-from specpipe.repository.models.verifying import Prefixes, read_prompt
+from specpipe.config.speculation import NoSpeculation
+from specpipe.core.contracts import LoadedEngine, Logits, Sampling
+from specpipe.core.errors import ConfigError
+from specpipe.runtime.assembly import Runtime
 from specpipe.runtime.batcher import Batcher, alone
 from specpipe.runtime.budget import Budget
+from specpipe.runtime.context import MOST_BYTES, ContextLogits, check_size
+from specpipe.runtime.decoder import DeploymentDecoder
+from specpipe.runtime.exchange import Counters, Request
+from specpipe.runtime.scheduler import Scheduler
+from specpipe.runtime.verifying import Prefixes, read_prompt
 from specpipe.speculate import decode
 from specpipe.speculate.decode import CONTEXT_BLOCK, Limits, Step, read_context
 from specpipe.validate.reference import Reference
@@ -92,7 +92,7 @@ class Listener:
 def test_the_thread_of_the_engine_reads_the_prompt_and_then_decodes(
     tiny_engine, expected: Logits
 ) -> None:
-    deployment = Deployment({"target": tiny_engine}, NoSpeculation())
+    deployment = Runtime({"target": tiny_engine}, NoSpeculation())
     scheduler = Scheduler(DeploymentDecoder(deployment, Budget()), 1, 1)
     listener = Listener()
     scheduler.start()
@@ -108,7 +108,7 @@ def test_the_thread_of_the_engine_reads_the_prompt_and_then_decodes(
     assert listener.tokens[0] == int(expected[-1].argmax())
 
 
-def test_the_stand_in_of_the_gpu_engine_reads_it_too(tiny_engine, expected: Logits) -> None:
+def test_the_emulator_of_the_gpu_engine_reads_it_too(tiny_engine, expected: Logits) -> None:
     prefixes = Prefixes(tiny_engine, most=1)
     for _ in range(2):  # the second time the sequence is known
         found = read_prompt(PROMPT, prefixes).outputs()["context_logits"]

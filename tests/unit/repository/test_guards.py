@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from specpipe.repository.models.failures import EngineError
-from specpipe.repository.models.guards import Threads, harmless
+from specpipe.runtime.failures import EngineError
+from specpipe.runtime.guards import Threads, harmless
 
 
 def test_threads_beyond_the_bound_are_refused_until_one_ends() -> None:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from specpipe.assembly import Deployment
-from specpipe.contracts import Item, Sampling, Scores
-from specpipe.methods import DraftModel, DraftOptions, NoSpeculation, Speculation
-from specpipe.repository.models.decoder import DeploymentDecoder
-from specpipe.repository.models.exchange import Counters, Request
-from specpipe.repository.models.scheduler import Scheduler
+from specpipe.config.speculation import DraftModel, DraftOptions, NoSpeculation, Speculation
+from specpipe.core.contracts import Item, Sampling, Scores
+from specpipe.runtime.assembly import Runtime
 from specpipe.runtime.budget import Budget
+from specpipe.runtime.decoder import DeploymentDecoder
+from specpipe.runtime.exchange import Counters, Request
+from specpipe.runtime.scheduler import Scheduler
 from specpipe.speculate.decode import Limits, Step
 from tests.unit.speculate.scripted import random_law
 from tests.unit.speculate.scripted_engine import ScriptedCache, ScriptedEngine
@@ -105,7 +105,7 @@ class Rig:
         used = {
             role: engine for role, engine in self.engines.items() if options or role == "target"
         }
-        self.deployment = Deployment(used, options or NoSpeculation(), ROWS)  # type: ignore[arg-type]
+        self.deployment = Runtime(used, options or NoSpeculation(), ROWS)  # type: ignore[arg-type]
         decoder = DeploymentDecoder(self.deployment, Budget())
         self.scheduler = Scheduler(decoder, batch, max_queue_size=10)
 

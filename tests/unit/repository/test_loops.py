@@ -7,15 +7,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from specpipe.contracts import Floats, Sampling
-from specpipe.errors import ConfigError, Unsupported
-from specpipe.repository.models import loops, requests
-from specpipe.repository.models.calls import Call, Reply
-from specpipe.repository.models.exchange import Progress, Request
-from specpipe.repository.models.failures import EngineError
-from specpipe.repository.models.loops import draft_and_verify, follow_engine
-from specpipe.repository.models.tensors import call_tensors
-from specpipe.repository.models.verifying import Prefixes, Question, answer
+from specpipe.core.contracts import Floats, Sampling
+from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.runtime import loops
+from specpipe.runtime.calls import Call, Reply
+from specpipe.runtime.exchange import EngineProgress, Request
+from specpipe.runtime.failures import EngineError
+from specpipe.runtime.loops import draft_and_verify, follow_engine
+from specpipe.runtime.triton import requests
+from specpipe.runtime.triton.tensors import call_tensors
+from specpipe.runtime.verifying import Prefixes, Question, answer
 from specpipe.speculate.decode import Limits
 from tests.contract import laws
 from tests.contract.laws import Dice, exact_law, excess, outcomes
@@ -77,12 +78,12 @@ def request(max_tokens: int = 12, **changes: object) -> Request:
 
 def run(
     asked: Request, draft_law: str = "random", most: int = 3
-) -> tuple[list[Progress], ScriptedEngine, ScriptedEngine]:
+) -> tuple[list[EngineProgress], ScriptedEngine, ScriptedEngine]:
     target, draft = ScriptedEngine(WORLD.target), ScriptedEngine(WORLD.drafts[draft_law])
     return list(draft_and_verify(target, draft, asked, most)), target, draft
 
 
-def tokens(steps: list[Progress]) -> list[int]:
+def tokens(steps: list[EngineProgress]) -> list[int]:
     return [token for step in steps for token in step.tokens]
 
 

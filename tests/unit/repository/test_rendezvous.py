@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.errors import ConfigError
-from specpipe.repository.models import rendezvous
-from specpipe.repository.models.rendezvous import (
+from specpipe.core.errors import ConfigError
+from specpipe.runtime import rendezvous
+from specpipe.runtime.rendezvous import (
     FOLDER,
     MOST_PATH_BYTES,
     make_folder,

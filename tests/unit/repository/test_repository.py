@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from google.protobuf import text_format
 
-from specpipe.config import RunConfig, read_config
+from specpipe.config.run_config import RunConfig, read_config
 from specpipe.repository.render import ServedModel, parse, render
 from specpipe.repository.signature import MODELS, Signature, Tensor, signatures
 from specpipe.repository.write import RepositoryPlan, write_repository

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from specpipe.errors import ConfigError, Unsupported
-from specpipe.repository.models import requests, token_requests
-from specpipe.repository.models.requests import (
+from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.repository.signature import signatures
+from specpipe.runtime.triton import requests, token_requests
+from specpipe.runtime.triton.requests import (
     check_lengths,
     sampling,
     text_request,
@@ -13,7 +14,6 @@ from specpipe.repository.models.requests import (
     word_ids,
     word_layout,
 )
-from specpipe.repository.signature import signatures
 
 
 def text_tensors(**more: np.ndarray) -> dict[str, np.ndarray]:

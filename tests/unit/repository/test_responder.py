@@ -8,8 +8,8 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from specpipe.errors import ConfigError
-from specpipe.repository.models.failures import read_message
+from specpipe.core.errors import ConfigError
+from specpipe.runtime.failures import read_message
 
 FINAL = 1
 
@@ -52,7 +52,7 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     backend.InferenceResponse = lambda tensors=(), error=None: error  # type: ignore[attr-defined]
     backend.TritonError = Error  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
-    name = "specpipe.repository.models.triton"
+    name = "specpipe.runtime.triton.api"
     sys.modules.pop(name, None)
     yield importlib.import_module(name)
     sys.modules.pop(name)

@@ -10,11 +10,11 @@ from functools import partial
 
 import pytest
 
-from specpipe.contracts import Sampling
-from specpipe.errors import ConfigError
-from specpipe.repository.models.exchange import Counters, Heartbeat, Request
-from specpipe.repository.models.failures import EngineError, QueueFull
-from specpipe.repository.models.scheduler import Scheduler
+from specpipe.core.contracts import Sampling
+from specpipe.core.errors import ConfigError
+from specpipe.runtime.exchange import Counters, Heartbeat, Request
+from specpipe.runtime.failures import EngineError, QueueFull
+from specpipe.runtime.scheduler import Scheduler
 from specpipe.speculate.decode import Finish, Limits, Step
 
 
@@ -404,9 +404,9 @@ def test_the_process_ends_if_the_thread_that_owns_the_engine_does() -> None:
 
 DYING = """
 import time
-from specpipe.contracts import Sampling
-from specpipe.repository.models.exchange import Request
-from specpipe.repository.models.scheduler import Scheduler
+from specpipe.core.contracts import Sampling
+from specpipe.runtime.exchange import Request
+from specpipe.runtime.scheduler import Scheduler
 from specpipe.speculate.decode import Limits
 
 class Decoder:

@@ -12,18 +12,17 @@ from typing import Any
 import pytest
 from tritonclient.grpc import model_config_pb2 as pb
 
-from specpipe.artifacts import Workspace
-from specpipe.config import RunConfig, read_config
-from specpipe.contracts import Role
-from specpipe.endpoint import Template
-from specpipe.errors import ConfigError, Unsupported
-from specpipe.methods import Eagle, Medusa, ReDrafter, Speculation
-from specpipe.model import ModelConfig
+from specpipe.config.run_config import RunConfig, read_config
+from specpipe.config.speculation import Eagle, Medusa, ReDrafter, Speculation
+from specpipe.core.artifacts import Workspace
+from specpipe.core.contracts import Role
+from specpipe.core.endpoint import Template
+from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.core.model import ModelConfig
 from specpipe.plan.memory import KvBudget
 from specpipe.plan.plan import make_requests
 from specpipe.repository.description import read_endpoint
 from specpipe.repository.library import LIBRARY, library_files
-from specpipe.repository.models.tokens import load_tokenizer
 from specpipe.repository.placement import read_placement
 from specpipe.repository.render import parse
 from specpipe.repository.signature import (
@@ -34,7 +33,8 @@ from specpipe.repository.signature import (
     table_of,
 )
 from specpipe.repository.write import LLM_API, RepositoryPlan, write_repository
-from specpipe.run import build
+from specpipe.run.stages import build
+from specpipe.runtime.tokens import load_tokenizer
 
 # From upstream's own config.pbtxt of each release: how many inputs, outputs and parameters a model
 # has, and the digest of all of them, marks included.
@@ -290,17 +290,18 @@ import importlib.util
 for name in ("ensemble", "tensorrt_llm_bls", "preprocessing", "postprocessing"):
     spec = importlib.util.spec_from_file_location(name, f"{sys.argv[1]}/{name}/1/model.py")
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
-from specpipe.repository.models import bls, loops, metrics, text
+from specpipe.runtime import loops, metrics
+from specpipe.runtime.triton import bls, text
 assert text.__file__.startswith(sys.argv[1]), text.__file__
 """
     subprocess.run([sys.executable, "-c", program, str(repository)], check=True)
-    assert (repository / LIBRARY / "specpipe/contracts.py").exists()
+    assert (repository / LIBRARY / "specpipe/core/contracts.py").exists()
 
 
 def test_the_library_has_no_module_of_an_engine() -> None:
     names = {str(file) for file in library_files()}
-    assert "repository/models/loops.py" in names
-    assert not any(name.startswith(("engine", "checkpoint", "assembly")) for name in names)
+    assert "runtime/loops.py" in names
+    assert not any(name.startswith(("engine", "checkpoint", "runtime/assembly")) for name in names)
 
 
 def test_the_llm_api_is_packaged_around_its_model_yaml(

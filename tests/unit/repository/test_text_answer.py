@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from numpy.typing import NDArray
 
-from specpipe.repository.models.exchange import Counters, Progress
-from specpipe.repository.models.requests import TextRequest
-from specpipe.repository.models.text_answer import TextAnswer
-from specpipe.repository.models.tokens import TextTokenizer
+from specpipe.runtime.exchange import Counters, EngineProgress
+from specpipe.runtime.text_answer import TextAnswer
+from specpipe.runtime.tokens import TextTokenizer
+from specpipe.runtime.triton.requests import TextRequest
 from specpipe.speculate.decode import Step
 from tests.unit.repository.test_tokens import tokenizer
 
@@ -30,12 +30,14 @@ class Responder:
         self.final = final
 
 
-def progress(steps: Sequence[Step]) -> list[Progress]:
+def progress(steps: Sequence[Step]) -> list[EngineProgress]:
     counters = Counters(arrival_ns=1)
     found = []
     for step in steps:
         counters.add(step)
-        found.append(Progress(step.tokens, step.log_probs, step.finish, Counters(**vars(counters))))
+        found.append(
+            EngineProgress(step.tokens, step.log_probs, step.finish, Counters(**vars(counters)))
+        )
     return found
 
 
@@ -111,8 +113,8 @@ def test_an_engine_that_tells_its_acceptance_at_the_end_is_believed(
 ) -> None:
     ids = tuple(tokenizer.encode("a b c d", 10))
     told = Counters(1, steps=1, output_tokens=len(ids), draft_tokens=9, accepted_draft_tokens=2)
-    steps = [Progress(ids, (), None, Counters(1, steps=1, output_tokens=len(ids)))]
-    steps.append(Progress((), (), "end_id", told))
+    steps = [EngineProgress(ids, (), None, Counters(1, steps=1, output_tokens=len(ids)))]
+    steps.append(EngineProgress((), (), "end_id", told))
     asked = TextRequest("?", 50, False, ("nowhere",), (), False, None, WANTS)
     made = TextAnswer(Responder(), asked, tokenizer, [1])
     assert [made.take(step) for step in steps] == [False, True]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.errors import ConfigError
-from specpipe.repository.models.tokens import TextStream, TextTokenizer, first_end, load_tokenizer
+from specpipe.core.errors import ConfigError
+from specpipe.runtime.tokens import TextStream, TextTokenizer, first_end, load_tokenizer
 from tests.models import make_tokenizer
 
 

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from specpipe.errors import ConfigError, Unsupported
-from specpipe.repository.models.failures import EngineError
-from specpipe.repository.models.upstream_rules import (
+from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.runtime.failures import EngineError
+from specpipe.runtime.triton.upstream_rules import (
     asked_limit,
     check_draft,
     check_streaming,

@@ -6,9 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from specpipe.assembly import make_proposer
-from specpipe.contracts import Item, Role, Sampling, Scores
-from specpipe.methods import (
+from specpipe.config.speculation import (
     DrafterOptions,
     DraftModel,
     DraftOptions,
@@ -20,6 +18,8 @@ from specpipe.methods import (
     ReDrafter,
     Speculation,
 )
+from specpipe.core.contracts import Item, Role, Sampling, Scores
+from specpipe.runtime.assembly import make_proposer
 from specpipe.runtime.batcher import Batcher, alone
 from specpipe.runtime.budget import Budget
 from specpipe.runtime.cost import StepCost

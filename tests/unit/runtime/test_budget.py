@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from specpipe.contracts import ROOT, Draft, chain
+from specpipe.core.contracts import ROOT, Draft, chain
 from specpipe.runtime.acceptance import Shadow
 from specpipe.runtime.budget import PROBE_AFTER, PROBE_NODES, Budget, Forecast
 from specpipe.runtime.cost import StepCost, measure_steps

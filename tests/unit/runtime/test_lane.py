@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from specpipe.contracts import EMPTY, ROOT, Draft, Item, Logits, chain
+from specpipe.core.contracts import EMPTY, ROOT, Draft, Item, Logits, chain
 from specpipe.runtime.lane import Lane
 from tests.unit.speculate.scripted import ScriptedModel, random_law
 from tests.unit.speculate.scripted_engine import ProtocolError, ScriptedCache, ScriptedEngine

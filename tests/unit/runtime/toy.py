@@ -12,7 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from specpipe.contracts import ROOT, EngineFacts, Extensions, Guesses, Ints, Item, PoolUsage, Scores
+from specpipe.core.contracts import (
+    ROOT,
+    EngineFacts,
+    Extensions,
+    Guesses,
+    Ints,
+    Item,
+    PoolUsage,
+    Scores,
+)
 from specpipe.engine.openvino.blocks import BLOCK, BlockPool
 
 

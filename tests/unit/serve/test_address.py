@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from specpipe.errors import ConfigError, Unavailable
+from specpipe.core.errors import ConfigError, Unavailable
 from specpipe.serve.address import (
     Address,
     free_address,

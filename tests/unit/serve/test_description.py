@@ -3,8 +3,8 @@
 import pytest
 from tritonclient.grpc import model_config_pb2 as pb
 
-from specpipe.endpoint import DraftLimit
-from specpipe.errors import ConfigError
+from specpipe.core.endpoint import DraftLimit
+from specpipe.core.errors import ConfigError
 from specpipe.serve.description import _upstreams
 
 

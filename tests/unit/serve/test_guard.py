@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.errors import ConfigError
+from specpipe.core.errors import ConfigError
 from specpipe.repository.placement import place
 from specpipe.serve.address import Address
 from specpipe.serve.guard import ADMIN_APIS, Guard, Tls

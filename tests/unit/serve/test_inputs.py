@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from specpipe.endpoint import DraftLimit, Model
+from specpipe.core.endpoint import DraftLimit, Model
+from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.engine.llmapi.endpoint import TENSORS as LLMAPI
 from specpipe.engine.upstream_models import TEXT, TOKENS
-from specpipe.errors import ConfigError, Unsupported
 from specpipe.serve.inputs import Options, Request, text_request, token_request
 
 BLS = Model("tensorrt_llm_bls", TEXT, draft_limit=DraftLimit("tensor", 4, any_number=True))

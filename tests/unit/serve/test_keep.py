@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.errors import StageFailed
+from specpipe.core.errors import StageFailed
 from specpipe.serve.address import Address, free_address
 from specpipe.serve.keep import HOUR_SECONDS, Budget, StopRequest, keep_serving
 from specpipe.serve.progress import Patience

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.errors import ConfigError, Unsupported
+from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.repository.placement import (
     Placement,
     place,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.errors import ConfigError
+from specpipe.core.errors import ConfigError
 from specpipe.serve.address import free_address
 from specpipe.serve.log import KEPT, claimed_log, find_cause
 from specpipe.serve.tritonserver import start_server

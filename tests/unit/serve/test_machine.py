@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.artifacts import Artifact, Manifest
+from specpipe.core.artifacts import Artifact, Manifest
+from specpipe.core.errors import Unsupported
+from specpipe.core.publishing import write_publish
 from specpipe.engine.tensorrt.machine import FoundGpu
-from specpipe.errors import Unsupported
-from specpipe.publishing import write_publish
 from specpipe.serve.address import Address
 from specpipe.serve.machine import check_engine, find_engines, require_same_machine
 from specpipe.serve.tritonserver import start_server

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from specpipe.endpoint import Model, Tensors
+from specpipe.core.endpoint import Model, Tensors
 from specpipe.serve.pieces import Acceptance, Reader
 
 NAMES = Tensors("text_input", "max_tokens", "stream", "exclude", "text_output",

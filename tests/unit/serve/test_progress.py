@@ -10,8 +10,8 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from specpipe.endpoint import Model, Tensors
-from specpipe.repository.models.exchange import PROBE_ID
+from specpipe.core.endpoint import Model, Tensors
+from specpipe.runtime.exchange import PROBE_ID
 from specpipe.serve.probe import answers_ping, answers_request, answers_stream
 from specpipe.serve.progress import (
     LEAST_FAILURES,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from specpipe.errors import ConfigError, StageFailed, Unavailable, Unsupported
+from specpipe.core.errors import ConfigError, StageFailed, Unavailable, Unsupported
 from specpipe.serve.address import Address, free_address, require_free_ports
 from specpipe.serve.client import Acceptance, Client, Options, Piece, collect
 from specpipe.serve.refusals import absence, refusal

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from specpipe.contracts import (
+from specpipe.core.contracts import (
     ROOT,
     Allowance,
     Answer,

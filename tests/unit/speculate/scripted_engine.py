@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from specpipe.contracts import (
+from specpipe.core.contracts import (
     ROOT,
     Draft,
     EngineFacts,

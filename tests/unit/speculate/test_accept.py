@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from specpipe.contracts import ROOT, Draft, Floats, Verdict, chain
+from specpipe.core.contracts import ROOT, Draft, Floats, Verdict, chain
 from specpipe.speculate import accept
 from tests.contract.laws import verdicts
 

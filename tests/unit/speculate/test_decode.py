@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from specpipe.contracts import Draft, Floats, Ints, Sampling, Score, chain
+from specpipe.core.contracts import Draft, Floats, Ints, Sampling, Score, chain
 from specpipe.speculate.decode import (
     CONTEXT_BLOCK,
     ContextLogits,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from specpipe.contracts import Draft, EngineFacts, Proposer, Sampling, Scores, Verdict
-from specpipe.methods import DraftModel, DraftOptions
+from specpipe.config.speculation import DraftModel, DraftOptions
+from specpipe.core.contracts import Draft, EngineFacts, Proposer, Sampling, Scores, Verdict
 from specpipe.speculate.draft_model import DraftModelProposer, build
 from tests.unit.speculate.scripted import Model, ScriptedModel, proposed, random_law
 

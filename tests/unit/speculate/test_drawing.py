@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from specpipe.contracts import Logits, Sampling
-from specpipe.errors import StageFailed
+from specpipe.core.contracts import Logits, Sampling
+from specpipe.core.errors import StageFailed
 from specpipe.speculate import accept, drawing
 from specpipe.speculate.drawing import draw_token
 from specpipe.speculate.sampling import distribution

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from specpipe.contracts import ROOT, Draft, Extensions, Guesses, Sampling, Scores, Verdict
+from specpipe.core.contracts import ROOT, Draft, Extensions, Guesses, Sampling, Scores, Verdict
 from specpipe.speculate.growth import Node, Recurrent, as_draft, beams, grow_levels, likeliest
 from specpipe.speculate.redrafter import ReDrafterProposer
 from tests.unit.speculate.scripted import proposed

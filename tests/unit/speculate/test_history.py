@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from specpipe.contracts import Sampling
+from specpipe.core.contracts import Sampling
 from specpipe.speculate.history import Completions, History
 from specpipe.speculate.sampling import Adjustment, adjust
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from specpipe.contracts import EMPTY, ROOT, Draft, Sampling, Scores, Verdict
-from specpipe.methods import Lookahead
+from specpipe.config.speculation import Lookahead
+from specpipe.core.contracts import EMPTY, ROOT, Draft, Sampling, Scores, Verdict
 from specpipe.speculate.decode import Limits, Step, decode
 from specpipe.speculate.lookahead import LookaheadProposer, Pool, Window, merge
 from tests.unit.speculate.scripted import ScriptedModel, proposed, run

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from specpipe.contracts import EMPTY, Draft, Guesses, Sampling, Scores, Verdict
+from specpipe.core.contracts import EMPTY, Draft, Guesses, Sampling, Scores, Verdict
 from specpipe.speculate.growth import Heads
 from specpipe.speculate.lookup_tree import (
     MOST_COPIES,

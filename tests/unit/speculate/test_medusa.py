@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from specpipe.contracts import ROOT, Draft, Guesses, Sampling, Scores, Verdict
+from specpipe.core.contracts import ROOT, Draft, Guesses, Sampling, Scores, Verdict
+from specpipe.core.trees import complete_tree
 from specpipe.speculate.medusa import MedusaProposer
-from specpipe.trees import complete_tree
 from tests.unit.speculate.scripted import ScriptedModel, proposed, random_law
 
 TREE = complete_tree([(0, 0), (0, 1), (1,)])

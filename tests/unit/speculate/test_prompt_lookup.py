@@ -1,6 +1,6 @@
 """Which earlier text is copied."""
 
-from specpipe.contracts import EMPTY, Sampling, Scores, Verdict
+from specpipe.core.contracts import EMPTY, Sampling, Scores, Verdict
 from specpipe.speculate.prompt_lookup import PromptLookupProposer
 from tests.unit.speculate.scripted import proposed
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from specpipe.contracts import Sampling
-from specpipe.errors import ConfigError
+from specpipe.core.contracts import Sampling
+from specpipe.core.errors import ConfigError
 from specpipe.speculate.sampling import adjust, check_sampling, distribution, log_probability
 
 LOGITS = np.log(np.array([0.5, 0.25, 0.125, 0.125], np.float32))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from specpipe.contracts import Floats, Ints, Logits, Sampling
+from specpipe.core.contracts import Floats, Ints, Logits, Sampling
 from specpipe.speculate import selection
 from specpipe.speculate.sampling import distribution
 from specpipe.speculate.selection import top_k, top_p

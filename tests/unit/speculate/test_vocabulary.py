@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from specpipe.contracts import EMPTY, Sampling, chain
+from specpipe.core.contracts import EMPTY, Sampling, chain
 from specpipe.speculate.decode import Limits
 from specpipe.speculate.vocabulary import InVocabulary, in_vocabulary
 from tests.contract.laws import enumerate_case, exact_law

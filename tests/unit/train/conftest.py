@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from specpipe.artifacts import Workspace
-from specpipe.config import RunConfig, read_config
+from specpipe.config.run_config import RunConfig, read_config
+from specpipe.core.artifacts import Workspace
 from specpipe.train.target import Target, load_target
 from tests.models import TEXT
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from specpipe.artifacts import Workspace
-from specpipe.errors import ConfigError
-from specpipe.recipe import SelfDistillation
+from specpipe.config.training import SelfDistillation
+from specpipe.core.artifacts import Workspace
+from specpipe.core.errors import ConfigError
 from specpipe.train.answers import answer_prompts
 from specpipe.train.make_heads import train_medusa
 from specpipe.train.target import Target

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from specpipe.artifacts import MANIFEST, Workspace, digest_file
-from specpipe.checkpoint.convert import write_checkpoint
+from specpipe.checkpoint.convert import Conversion
 from specpipe.checkpoint.source import open_source
-from specpipe.errors import ConfigError
-from specpipe.recipe import DraftTraining
+from specpipe.config.training import DraftTraining
+from specpipe.core.artifacts import MANIFEST, Workspace, digest_file
+from specpipe.core.errors import ConfigError
 from specpipe.train.draft import divergence, kept_layers
 from specpipe.train.make_draft import train_draft
 
@@ -58,7 +58,7 @@ def test_it_comes_nearer_to_the_target_and_is_a_checkpoint_like_any_other(
     assert AutoTokenizer.from_pretrained(result.path).chat_template
     out = tmp_path / "converted"
     out.mkdir()
-    write_checkpoint(open_source(result.path), out, "float32", lambda done, total: None)
+    Conversion(open_source(result.path), "float32").write(out, lambda done, total: None)
     assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 1
 
 

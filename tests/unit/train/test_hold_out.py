@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from specpipe.recipe import DraftTraining
+from specpipe.config.training import DraftTraining
 from specpipe.train.draft import DraftTask, prune
 from specpipe.train.features import Features
 from specpipe.train.guesser import ROWS, judge

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.contracts import Sampling
-from specpipe.errors import ConfigError
-from specpipe.recipe import SelfDistillation
+from specpipe.config.training import SelfDistillation
+from specpipe.core.contracts import Sampling
+from specpipe.core.errors import ConfigError
 from specpipe.train import invented
 from specpipe.train.gather import gather_text
 from specpipe.train.invented import invent_prompts

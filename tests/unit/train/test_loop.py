@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from specpipe.errors import ConfigError
-from specpipe.recipe import Schedule
-from specpipe.train.loop import Group, Plan, batch_of, steps_per_epoch, train
+from specpipe.config.training import Schedule
+from specpipe.core.errors import ConfigError
+from specpipe.train.loop import Group, TrainingPlan, batch_of, steps_per_epoch, train
 
-PLAN = Plan(Schedule(learning_rate=0.05, warm_up=0.2, checkpoint_every=4), steps=20)
+PLAN = TrainingPlan(Schedule(learning_rate=0.05, warm_up=0.2, checkpoint_every=4), steps=20)
 
 
 class Line:

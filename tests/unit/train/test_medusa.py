@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from specpipe.artifacts import MANIFEST, Workspace, digest_file
-from specpipe.errors import ConfigError
+from specpipe.core.artifacts import MANIFEST, Workspace, digest_file
+from specpipe.core.errors import ConfigError
 from specpipe.train.features import read_features
 from specpipe.train.heads import MedusaHeads
 from specpipe.train.joint import heads_weight

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import silu
 
-from specpipe.artifacts import MANIFEST, Workspace
 from specpipe.checkpoint.redrafter import open_redrafter
-from specpipe.methods import ReDrafter
+from specpipe.config.speculation import ReDrafter
+from specpipe.core.artifacts import MANIFEST, Workspace
 from specpipe.train.drafter import RecurrentNet
 from specpipe.train.features import read_features
 from specpipe.train.make_drafter import train_redrafter

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from specpipe.checkpoint.redrafter import open_redrafter
-from specpipe.methods import ReDrafter
-from specpipe.prompts import DEFAULT, read_prompts
+from specpipe.config.speculation import ReDrafter
+from specpipe.core.prompts import DEFAULT, read_prompts
 from specpipe.train.accuracy import label_ranks
 from specpipe.train.drafter import RecurrentNet, apples_name
 from specpipe.train.heads import MedusaHeads

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specpipe.contracts import Ints
-from specpipe.errors import ConfigError
+from specpipe.core.contracts import Ints
+from specpipe.core.errors import ConfigError
 from specpipe.train.target import Target
 from specpipe.train.text import (
     Document,

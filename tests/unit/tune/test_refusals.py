@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.artifacts import Workspace
-from specpipe.config import read_config
-from specpipe.errors import ConfigError, Unsupported
-from specpipe.methods import PLAIN, PromptLookup
-from specpipe.present import tuning_json, tuning_text
+from specpipe.cli.present import tuning_json, tuning_text
+from specpipe.config.run_config import read_config
+from specpipe.config.speculation import PLAIN, PromptLookup
+from specpipe.core.artifacts import Workspace
+from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.tune.cost import CostCurve, read_costs
 from specpipe.tune.settings import write_settings
+from specpipe.tune.stage import Prices, recommend_run, tune_run
 from specpipe.tune.tune import Prediction, Tuning
-from specpipe.tuning import Prices, recommend_run, tune_run
 
 CONFIGS = Path("model_configs")
 

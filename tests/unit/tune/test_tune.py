@@ -8,12 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specpipe.artifacts import Workspace
-from specpipe.assembly import Deployment
-from specpipe.config import read_config
-from specpipe.contracts import Floats, Guesses
-from specpipe.errors import ConfigError, Unsupported
-from specpipe.methods import (
+from specpipe.cli.present import settings_text
+from specpipe.config.run_config import read_config
+from specpipe.config.speculation import (
     PLAIN,
     DrafterOptions,
     DraftModel,
@@ -26,16 +23,19 @@ from specpipe.methods import (
     ReDrafter,
     Speculation,
 )
-from specpipe.present import settings_text
+from specpipe.core.artifacts import Workspace
+from specpipe.core.contracts import Floats, Guesses
+from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.core.trees import complete_tree
+from specpipe.runtime.assembly import Runtime
 from specpipe.runtime.budget import Budget
-from specpipe.trees import complete_tree
 from specpipe.tune.candidates import candidates, possible_methods
 from specpipe.tune.cost import CostCurve, Costs, measure_cost, measure_costs, read_costs, rising
 from specpipe.tune.replay import ReplayedStep, priced, replay
 from specpipe.tune.settings import replace_speculation
+from specpipe.tune.stage import Prices, on_this_machine, recommend_run, tune_run
 from specpipe.tune.trace import GuesserKind, Trace, head_accuracy, record
 from specpipe.tune.tune import _price, serve_one
-from specpipe.tuning import Prices, on_this_machine, recommend_run, tune_run
 from tests.unit.speculate.scripted import random_law
 from tests.unit.speculate.scripted_engine import ScriptedEngine
 
@@ -45,7 +45,7 @@ FREE, STEEP = Costs(CostCurve((1, 64), (10.0, 10.001))), Costs(CostCurve((1, 64)
 VOCABULARY = 12
 
 
-def new_deployment() -> Deployment:
+def new_deployment() -> Runtime:
     """Return engines that know no prefix yet."""
     law, other = random_law(VOCABULARY, 3), random_law(VOCABULARY, 4)
 
@@ -53,19 +53,19 @@ def new_deployment() -> Deployment:
         return 0.6 * law(context) + 0.4 * other(context)
 
     target = ScriptedEngine(law, VOCABULARY, heads=near)
-    return Deployment({"target": target, "draft": ScriptedEngine(near, VOCABULARY)}, PLAIN)
+    return Runtime({"target": target, "draft": ScriptedEngine(near, VOCABULARY)}, PLAIN)
 
 
 deployment = pytest.fixture(new_deployment, name="deployment")
 
 
-def record_one(deployment: Deployment, count: int = 60, end_ids=(), guesser="heads") -> Trace:
+def record_one(deployment: Runtime, count: int = 60, end_ids=(), guesser="heads") -> Trace:
     (found,) = record(deployment, [PROMPT], count, end_ids, guesser=guesser)
     return found
 
 
 @pytest.fixture
-def trace(deployment: Deployment) -> Trace:
+def trace(deployment: Runtime) -> Trace:
     return record_one(deployment)
 
 
@@ -83,7 +83,7 @@ def trace(deployment: Deployment) -> Trace:
     ids=lambda options: options.method,
 )
 def test_a_replay_takes_the_steps_of_serving(
-    options: Speculation, costs: Costs, deployment: Deployment, trace: Trace
+    options: Speculation, costs: Costs, deployment: Runtime, trace: Trace
 ) -> None:
     """The budget cuts drafts in both, and learns in both what was accepted."""
     fresh = replace(new_deployment(), speculation=options)
@@ -105,7 +105,7 @@ def test_a_replay_takes_the_steps_of_serving(
     ids=lambda options: options.method,
 )
 def test_a_replay_with_a_drafter_takes_the_steps_of_serving(
-    options: Speculation, deployment: Deployment
+    options: Speculation, deployment: Runtime
 ) -> None:
     recorded = record_one(deployment, guesser="drafter")
     fresh = replace(new_deployment(), speculation=options)
@@ -118,7 +118,7 @@ def test_a_replay_with_a_drafter_takes_the_steps_of_serving(
     assert all(step.propose_ms >= 0 for step in replayed)
 
 
-def test_a_replay_drafts_less_where_rows_cost_more(deployment: Deployment, trace: Trace) -> None:
+def test_a_replay_drafts_less_where_rows_cost_more(deployment: Runtime, trace: Trace) -> None:
     options = PromptLookup("prompt_lookup", 8)
     free, steep = (
         sum(step.rows for step in replay(options, trace, deployment, priced(costs)))
@@ -128,7 +128,7 @@ def test_a_replay_drafts_less_where_rows_cost_more(deployment: Deployment, trace
 
 
 def test_a_replay_stops_drafting_where_the_drafters_cost_more_than_they_save(
-    deployment: Deployment, trace: Trace
+    deployment: Runtime, trace: Trace
 ) -> None:
     dear = replace(FREE, draft_ms=500.0)
     options = DraftModel("draft_model", DraftOptions(""), 3)
@@ -142,7 +142,7 @@ def test_a_replay_stops_drafting_where_the_drafters_cost_more_than_they_save(
 
 @pytest.mark.parametrize("length", [1, 2, 13, 60])
 def test_an_answer_is_recorded_as_plain_decoding_gives_it(
-    length: int, deployment: Deployment, trace: Trace
+    length: int, deployment: Runtime, trace: Trace
 ) -> None:
     """Its end lies inside what a step emits as well as at a step's end."""
     plain = [t for step in serve_one(deployment, Budget(), PROMPT, 60) for t in step.tokens]
@@ -158,7 +158,7 @@ def test_an_answer_is_recorded_as_plain_decoding_gives_it(
             assert one.tokens.tolist() == other.tokens.tolist()
 
 
-def test_prompts_are_recorded_in_one_batch_as_each_alone(deployment: Deployment) -> None:
+def test_prompts_are_recorded_in_one_batch_as_each_alone(deployment: Runtime) -> None:
     prompts, seen = [PROMPT, [1, 2, 3], [7] * 90], []
     together = record(
         deployment, prompts, 70, (), guesser="drafter", progress=lambda *done: seen.append(done)
@@ -220,7 +220,7 @@ def test_a_budget_has_the_curve_of_tuning() -> None:
     assert float(curve(4)) > COST(4) == 10.0  # tuning's own is not changed by serving
 
 
-def test_measured_costs_never_fall(deployment: Deployment) -> None:
+def test_measured_costs_never_fall(deployment: Runtime) -> None:
     cost = measure_cost(deployment.engines["target"], PROMPT, 9)
     assert cost.rows == (1, 2, 3, 4, 6, 8, 9)
     assert list(cost.ms) == sorted(cost.ms) and cost.ms[0] > 0
@@ -228,14 +228,14 @@ def test_measured_costs_never_fall(deployment: Deployment) -> None:
 
 @pytest.mark.parametrize(("guesser", "calls"), [("heads", "guesses"), ("drafter", "extensions")])
 def test_the_engines_of_a_deployment_are_timed(
-    guesser: GuesserKind, calls: str, deployment: Deployment
+    guesser: GuesserKind, calls: str, deployment: Runtime
 ) -> None:
     costs = measure_costs(deployment.engines, PROMPT, guesser=guesser, beams=3)
     assert costs.step.rows[-1] == 65 and costs.heads_ms > 0 and costs.draft_ms > 0
     assert set(getattr(deployment.engines["target"], calls)) == {1 if guesser == "heads" else 3}
 
 
-def test_a_replay_counts_the_calls_of_heads_and_draft(deployment: Deployment, trace: Trace) -> None:
+def test_a_replay_counts_the_calls_of_heads_and_draft(deployment: Runtime, trace: Trace) -> None:
     def steps(options: Speculation) -> list[ReplayedStep]:
         return replay(options, trace, deployment, priced(FREE))
 
@@ -277,7 +277,7 @@ def test_methods_need_nothing_or_what_the_run_brings() -> None:
 
 
 def test_timed_steps_read_the_prefix_once_and_then_only_their_rows(
-    deployment: Deployment,
+    deployment: Runtime,
 ) -> None:
     target = deployment.engines["target"]
     assert isinstance(target, ScriptedEngine)

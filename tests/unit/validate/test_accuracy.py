@@ -11,16 +11,16 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from specpipe.contracts import LoadedEngine, Logits
-from specpipe.repository.models.tokens import TextTokenizer
+from specpipe.core.contracts import LoadedEngine, Logits
 from specpipe.runtime.batcher import Batcher, alone
 from specpipe.runtime.budget import Budget
+from specpipe.runtime.tokens import TextTokenizer
 from specpipe.speculate.decode import ContextLogits, read_context
 from specpipe.validate.accuracy import ROWS, Text, read
 from specpipe.validate.metrics import load_metrics
 from specpipe.validate.questions import Questions
 from specpipe.validate.reference import Reference
-from specpipe.validate.trials import Arm, Reading, Trial, Trials
+from specpipe.validate.trials import Arm, Likelihoods, Trial, Trials
 
 ARMS: tuple[Arm, ...] = ("reference", "plain", "speculative")
 
@@ -33,11 +33,11 @@ def texts(tiny: Path) -> list[Text]:
     return [Text(i, p, reference.generate(p, 20, ()).tokens) for i, p in enumerate(prompts)]
 
 
-def read_by_reference(reference: Reference, texts: list[Text]) -> list[Reading]:
+def read_by_reference(reference: Reference, texts: list[Text]) -> list[Likelihoods]:
     return [read(t, "reference", reference.read(t.tokens[:-1], ROWS)) for t in texts]
 
 
-def read_by_engine(engine: LoadedEngine, texts: list[Text]) -> list[Reading]:
+def read_by_engine(engine: LoadedEngine, texts: list[Text]) -> list[Likelihoods]:
     return [read(t, "plain", logits_of(engine, t.tokens[:-1])) for t in texts]
 
 
@@ -48,7 +48,7 @@ def logits_of(engine: LoadedEngine, tokens: Sequence[int]) -> Iterator[Logits]:
         yield event.logits
 
 
-def trials(*readings: Reading) -> Trials:
+def trials(*readings: Likelihoods) -> Trials:
     return Trials(tuple(Trial(0, arm, "a", 1, 0.1, 0.2) for arm in ARMS), (), readings)
 
 
@@ -84,7 +84,7 @@ def test_four_bits_read_worse_than_thirty_two(tiny: Path, texts, make_engine) ->
 
 
 def test_perplexity_of_one_in_four_everywhere_is_four() -> None:
-    quarter = Reading(0, "plain", (math.log(0.25),) * 3, (True, False))
+    quarter = Likelihoods(0, "plain", (math.log(0.25),) * 3, (True, False))
     assert metric("perplexity", trials(quarter)) == pytest.approx({"plain": 4})
     assert metric("greedy_agreement", trials(quarter)) == {"plain": 0.5}
 
@@ -113,8 +113,8 @@ def test_a_text_longer_than_a_server_can_be_asked_about_is_cut(texts, length, an
 
 
 def test_every_token_weighs_the_same_whatever_its_text() -> None:
-    long = Reading(0, "reference", (math.log(0.5),) * 3, (True,) * 3)
-    short = Reading(1, "reference", (math.log(0.125),), (False,))
+    long = Likelihoods(0, "reference", (math.log(0.5),) * 3, (True,) * 3)
+    short = Likelihoods(1, "reference", (math.log(0.125),), (False,))
     found = trials(long, short)
     assert metric("perplexity", found)["reference"] == pytest.approx(2**1.5)
     assert metric("greedy_agreement", found)["reference"] == 0.75

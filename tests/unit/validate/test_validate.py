@@ -8,18 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.config import read_config
-from specpipe.endpoint import Endpoint, Serving
+from specpipe.config.run_config import read_config
+from specpipe.core.endpoint import Endpoint, Serving
+from specpipe.core.errors import ConfigError, GateFailed, StageFailed
+from specpipe.core.prompts import read_prompts
 from specpipe.engine.llmapi.endpoint import describe as describe_llmapi
 from specpipe.engine.openvino.endpoint import describe
 from specpipe.engine.tensorrt.endpoint import describe as describe_gpu
-from specpipe.errors import ConfigError, GateFailed, StageFailed
-from specpipe.prompts import read_prompts
+from specpipe.plan.gates import check_validation, plain_by, require_valid
 from specpipe.serve.client import Acceptance, Generation, Options, Piece, collect
-from specpipe.validate.arms import ServedArm, plain_by, served_arms
+from specpipe.validate.arms import ServedArm, served_arms
 from specpipe.validate.checks import Check, check_front, check_plain_arm
 from specpipe.validate.conditions import Setting
-from specpipe.validate.gates import GateResult, check_validation, judge, require_valid
+from specpipe.validate.gates import GateResult, judge
 from specpipe.validate.measure import (
     ask_reference,
     ask_server,

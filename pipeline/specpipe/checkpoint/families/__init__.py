@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Literal
 
-from specpipe.errors import Unsupported
-from specpipe.model import Dtype, ModelConfig
+from specpipe.core.errors import Unsupported
+from specpipe.core.model import Dtype, ModelConfig
 
 if TYPE_CHECKING:
     import torch

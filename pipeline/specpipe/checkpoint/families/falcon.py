@@ -17,8 +17,8 @@ from specpipe.checkpoint.families.parts import (
     plain_mlp,
     sort_groups,
 )
-from specpipe.errors import Unsupported
-from specpipe.model import Arithmetic, Dtype, ModelConfig
+from specpipe.core.errors import Unsupported
+from specpipe.core.model import Arithmetic, Dtype, ModelConfig
 
 OLD_KEYS = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
 

@@ -10,8 +10,8 @@ from typing import Any
 from specpipe.checkpoint.families import Family, HfConfig, TensorPlan
 from specpipe.checkpoint.families.hf import require_act, rms_decoder
 from specpipe.checkpoint.families.parts import decoder, ignored, llama_layer, plus_one
-from specpipe.errors import Unsupported
-from specpipe.model import Arithmetic, Dtype, ModelConfig
+from specpipe.core.errors import Unsupported
+from specpipe.core.model import Arithmetic, Dtype, ModelConfig
 
 ACT = "gelu_pytorch_tanh"
 

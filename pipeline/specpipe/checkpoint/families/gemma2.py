@@ -10,7 +10,7 @@ from specpipe.checkpoint.families import Family, HfConfig, TensorPlan
 from specpipe.checkpoint.families.gemma import ACT, add_one, gemma_facts
 from specpipe.checkpoint.families.hf import layer_windows, require_act
 from specpipe.checkpoint.families.parts import attention, decoder, gated_mlp, ignored, norm
-from specpipe.model import Dtype, ModelConfig
+from specpipe.core.model import Dtype, ModelConfig
 
 
 def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:

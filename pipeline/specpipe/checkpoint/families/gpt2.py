@@ -15,8 +15,8 @@ from specpipe.checkpoint.families.parts import (
     plain_mlp,
     transposed,
 )
-from specpipe.errors import Unsupported
-from specpipe.model import Arithmetic, Dtype, ModelConfig
+from specpipe.core.errors import Unsupported
+from specpipe.core.model import Arithmetic, Dtype, ModelConfig
 
 
 def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:

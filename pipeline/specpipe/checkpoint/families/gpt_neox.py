@@ -14,7 +14,7 @@ from specpipe.checkpoint.families.parts import (
     plain_mlp,
     sort_groups,
 )
-from specpipe.model import Arithmetic, Dtype, ModelConfig
+from specpipe.core.model import Arithmetic, Dtype, ModelConfig
 
 NORM = "post_attention_layernorm"
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from specpipe.checkpoint.families import HfConfig
-from specpipe.errors import ConfigError, Unsupported
-from specpipe.model import Dtype, ModelConfig
+from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.core.model import Dtype, ModelConfig
 
 LIMITS = {  # each the rest of a sentence that begins with the name of the class
     "groups": "has a KV head for every head, this model shares them",

@@ -14,7 +14,7 @@ from specpipe.checkpoint.families.parts import (
     norm,
     sort_groups,
 )
-from specpipe.model import Arithmetic, Dtype, ModelConfig
+from specpipe.core.model import Arithmetic, Dtype, ModelConfig
 
 
 def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from specpipe.errors import ConfigError
+from specpipe.core.errors import ConfigError
 
 _POSITIVE = (
     "hidden_size", "intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size",

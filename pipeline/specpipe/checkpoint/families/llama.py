@@ -10,7 +10,7 @@ from typing import Any
 from specpipe.checkpoint.families import Family, HfConfig, TensorPlan
 from specpipe.checkpoint.families.hf import require_act, rms_decoder
 from specpipe.checkpoint.families.parts import decoder, ignored, llama_layer
-from specpipe.model import Arithmetic, Dtype, ModelConfig
+from specpipe.core.model import Arithmetic, Dtype, ModelConfig
 
 
 def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:

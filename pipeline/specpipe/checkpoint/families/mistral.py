@@ -6,7 +6,7 @@ from specpipe.checkpoint.families import Family, HfConfig
 from specpipe.checkpoint.families.hf import all_layers, layer_windows, require_act, rms_decoder
 from specpipe.checkpoint.families.llama import extra_config, tensors
 from specpipe.checkpoint.families.parts import ignored
-from specpipe.model import Arithmetic, Dtype, ModelConfig
+from specpipe.core.model import Arithmetic, Dtype, ModelConfig
 
 
 def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:

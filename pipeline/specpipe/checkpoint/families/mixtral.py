@@ -12,7 +12,7 @@ from specpipe.checkpoint.families.hf import (
 )
 from specpipe.checkpoint.families.llama import extra_config
 from specpipe.checkpoint.families.parts import attention, decoder, experts, ignored, norm, router
-from specpipe.model import Arithmetic, Dtype, Experts, ModelConfig
+from specpipe.core.model import Arithmetic, Dtype, Experts, ModelConfig
 
 
 def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from specpipe.checkpoint.families import Join, Shard, TensorPlan
-from specpipe.model import ModelConfig
+from specpipe.core.model import ModelConfig
 
 if TYPE_CHECKING:
     import torch

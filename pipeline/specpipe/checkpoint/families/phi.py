@@ -13,8 +13,8 @@ from specpipe.checkpoint.families.parts import (
     norm,
     plain_mlp,
 )
-from specpipe.errors import Unsupported
-from specpipe.model import Arithmetic, Dtype, ModelConfig
+from specpipe.core.errors import Unsupported
+from specpipe.core.model import Arithmetic, Dtype, ModelConfig
 
 GELU = ("gelu_new", "gelu", "gelu_fast", "gelu_pytorch_tanh")
 

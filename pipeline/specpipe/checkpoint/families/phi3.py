@@ -21,8 +21,8 @@ from specpipe.checkpoint.families.parts import (
     linear,
     norm,
 )
-from specpipe.errors import ConfigError
-from specpipe.model import Arithmetic, Dtype, ModelConfig
+from specpipe.core.errors import ConfigError
+from specpipe.core.model import Arithmetic, Dtype, ModelConfig
 
 
 def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:

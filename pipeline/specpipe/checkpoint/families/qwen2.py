@@ -7,7 +7,7 @@ from specpipe.checkpoint.families import Family, HfConfig
 from specpipe.checkpoint.families.hf import layer_windows, require_act, rms_decoder
 from specpipe.checkpoint.families.llama import tensors
 from specpipe.checkpoint.families.parts import ignored
-from specpipe.model import Arithmetic, Dtype, ModelConfig
+from specpipe.core.model import Arithmetic, Dtype, ModelConfig
 
 
 def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:

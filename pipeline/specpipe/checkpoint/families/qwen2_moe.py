@@ -16,8 +16,8 @@ from specpipe.checkpoint.families.parts import (
     router,
 )
 from specpipe.checkpoint.families.qwen2 import qwen_keys, windows
-from specpipe.errors import Unsupported
-from specpipe.model import Arithmetic, Dtype, Experts, ModelConfig
+from specpipe.core.errors import Unsupported
+from specpipe.core.model import Arithmetic, Dtype, Experts, ModelConfig
 
 
 def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:

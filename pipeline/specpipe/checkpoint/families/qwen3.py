@@ -8,8 +8,8 @@ from specpipe.checkpoint.families.hf import require_act, rms_decoder
 from specpipe.checkpoint.families.llama import tensors
 from specpipe.checkpoint.families.parts import ignored
 from specpipe.checkpoint.families.qwen2 import qwen_keys, windows
-from specpipe.errors import Unsupported
-from specpipe.model import Arithmetic, Dtype, ModelConfig
+from specpipe.core.errors import Unsupported
+from specpipe.core.model import Arithmetic, Dtype, ModelConfig
 
 
 def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:

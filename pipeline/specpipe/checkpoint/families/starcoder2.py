@@ -7,7 +7,7 @@ from specpipe.checkpoint.families import Family, HfConfig, TensorPlan
 from specpipe.checkpoint.families.gpt2 import gpt_keys
 from specpipe.checkpoint.families.hf import all_layers, layer_windows, require_act, rms_decoder
 from specpipe.checkpoint.families.parts import attention, decoder, ignored, norm, plain_mlp
-from specpipe.model import Arithmetic, Dtype, ModelConfig
+from specpipe.core.model import Arithmetic, Dtype, ModelConfig
 
 
 def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:

@@ -7,7 +7,7 @@ and cpp/tensorrt_llm/runtime/gptJsonConfig.cpp.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from specpipe.checkpoint.inspection.records import Finding, Model, Ranks, Speculation
+from specpipe.checkpoint.inspection.records import InspectionFinding, Model, Ranks, Speculation
 
 Json = Mapping[str, Any]
 
@@ -140,7 +140,7 @@ def describe_ranks(raw: Json) -> Ranks | None:
     return Ranks(tp_size, pp_size, max(1, moe_ep_size))  # -1: upstream's "not given"
 
 
-def check_config(raw: Json) -> Iterator[Finding]:
+def check_config(raw: Json) -> Iterator[InspectionFinding]:
     """Yield everything that is wrong with config.json by itself."""
     yield from _check_keys(raw)
     yield from _check_mapping(raw)
@@ -157,36 +157,36 @@ def is_legible(raw: Json) -> bool:
     return experts and needed and all(raw.get(k) is None or whole(raw, k) for k in _WHOLE)
 
 
-def _check_keys(raw: Json) -> Iterator[Finding]:
+def _check_keys(raw: Json) -> Iterator[InspectionFinding]:
     if not text(raw, "architecture"):
-        yield Finding("config.json names no architecture", _CONVERT)
+        yield InspectionFinding("config.json names no architecture", _CONVERT)
     missing = [key for key in _REQUIRED if raw.get(key) is None]
     if missing:
-        yield Finding(f"config.json lacks {', '.join(missing)}", _CONVERT)
+        yield InspectionFinding(f"config.json lacks {', '.join(missing)}", _CONVERT)
     for key in _WHOLE:
         if raw.get(key) is not None and whole(raw, key) is None:
-            yield Finding(
+            yield InspectionFinding(
                 f"config.json: '{key}' is {raw[key]!r}: must be a positive whole number "
                 "of a size that models have",
                 _CONVERT,
             )
     if raw.get("dtype") not in _DTYPES:
-        yield Finding(
+        yield InspectionFinding(
             f"config.json: 'dtype' is {raw.get('dtype')!r}: TensorRT-LLM takes "
             f"{', '.join(_DTYPES)}",
             _CONVERT,
         )
 
 
-def _check_mapping(raw: Json) -> Iterator[Finding]:
+def _check_mapping(raw: Json) -> Iterator[InspectionFinding]:
     ranks, mapping = describe_ranks(raw), table(raw, "mapping")
     if ranks is None:
-        yield Finding(f"config.json: 'mapping' is {raw.get('mapping')!r}", _CONVERT)
+        yield InspectionFinding(f"config.json: 'mapping' is {raw.get('mapping')!r}", _CONVERT)
         return
     cp_size = mapping.get("cp_size", 1)
     world = mapping.get("world_size", ranks.count)
     if isinstance(cp_size, int) and world != ranks.count * cp_size:
-        yield Finding(
+        yield InspectionFinding(
             f"config.json: world_size is {world}, but tp_size {ranks.tp_size} x pp_size "
             f"{ranks.pp_size} x cp_size {cp_size} make {ranks.count * cp_size}",
             "correct 'mapping', or convert the model again",
@@ -200,29 +200,33 @@ def rope_kind(raw: Json) -> str | None:
     return str(kind) if kind is not None else None
 
 
-def _check_rope(raw: Json) -> Iterator[Finding]:
+def _check_rope(raw: Json) -> Iterator[InspectionFinding]:
     scaling, kind = table(raw, "rotary_scaling"), rope_kind(raw)
     lacks = [key for key in _FACTORS.get(kind or "", ()) if scaling.get(key) is None]
     if lacks:
-        yield Finding(
+        yield InspectionFinding(
             f"rotary_scaling is of type {kind}, but lacks {', '.join(lacks)}: positions are wrong "
             "from the first token on",
             "copy the whole rope_scaling of the model's own config.json, or convert it again",
         )
     head, turned = whole(raw, "head_size"), raw.get("rotary_embedding_dim")
     if head is not None and isinstance(turned, int) and turned > head:
-        yield Finding(f"rotary_embedding_dim is {turned}, but a head has {head} values", _CONVERT)
+        yield InspectionFinding(
+            f"rotary_embedding_dim is {turned}, but a head has {head} values", _CONVERT
+        )
 
 
-def _check_medusa(raw: Json) -> Iterator[Finding]:
+def _check_medusa(raw: Json) -> Iterator[InspectionFinding]:
     if raw.get("architecture") != "MedusaForCausalLM":
         return
     keys = ("num_medusa_heads", "num_medusa_layers", "max_draft_len")
     lacks = [key for key in keys if whole(raw, key) is None]
     if lacks:
-        yield Finding(f"a Medusa checkpoint needs {', '.join(lacks)} in config.json", _CONVERT)
+        yield InspectionFinding(
+            f"a Medusa checkpoint needs {', '.join(lacks)} in config.json", _CONVERT
+        )
     if not text(raw, "model_type"):
-        yield Finding(
+        yield InspectionFinding(
             "config.json has no model_type, so TensorRT-LLM takes the base for a Llama",
             "add the model_type of the target's own config.json",
         )
@@ -235,7 +239,7 @@ _DRAFTERS = {
 }
 
 
-def _check_drafter(raw: Json) -> Iterator[Finding]:
+def _check_drafter(raw: Json) -> Iterator[InspectionFinding]:
     architecture = text(raw, "architecture") or ""
     lacks = [key for key in _DRAFTERS.get(architecture, ()) if whole(raw, key) is None]
     if architecture == "EagleForCausalLM" and not table(raw, "eagle_net_config"):
@@ -244,21 +248,21 @@ def _check_drafter(raw: Json) -> Iterator[Finding]:
         switches = ("redrafter_is_rnn", "redrafter_greedy_search")
         lacks += [key for key in switches if not isinstance(raw.get(key), bool)]
     if lacks:
-        yield Finding(f"{architecture} needs {', '.join(lacks)} in config.json", _CONVERT)
+        yield InspectionFinding(f"{architecture} needs {', '.join(lacks)} in config.json", _CONVERT)
     elif architecture in REDRAFTERS and raw["redrafter_hidden_size"] != raw.get("hidden_size"):
-        yield Finding(
+        yield InspectionFinding(
             f"redrafter_hidden_size is {raw['redrafter_hidden_size']}, but the hidden states have "
             f"{raw.get('hidden_size')} values",
             "convert the model again, with a drafter that was trained for it",
         )
     if architecture == "EagleForCausalLM" and (ranks := describe_ranks(raw)):
         if ranks.pp_size > 1:
-            yield Finding(
+            yield InspectionFinding(
                 f"EAGLE has no pipeline stages, but pp_size is {ranks.pp_size}",
                 "set engine.pp_size to 1, and spread the model with engine.tp_size",
             )
         if (whole(raw, "max_draft_len") or 0) > 256:
-            yield Finding("EAGLE drafts at most 256 tokens a step", "lower max_draft_len")
+            yield InspectionFinding("EAGLE drafts at most 256 tokens a step", "lower max_draft_len")
 
 
 def remark_config(raw: Json) -> Iterator[str]:

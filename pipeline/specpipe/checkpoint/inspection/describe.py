@@ -1,6 +1,12 @@
 """An inspection in words."""
 
-from specpipe.checkpoint.inspection.records import File, Inspection, Limits, Model, Speculation
+from specpipe.checkpoint.inspection.records import (
+    EngineLimits,
+    File,
+    Inspection,
+    Model,
+    Speculation,
+)
 
 _GIB = 2**30
 
@@ -60,7 +66,7 @@ def _speculation(speculation: Speculation) -> str:
     return ", ".join(parts) or "as the build decides"
 
 
-def _limits(limits: Limits) -> str:
+def _limits(limits: EngineLimits) -> str:
     paged = {True: "on", False: "off", None: None}[limits.paged_context_fmha]
     named = {
         "batch": limits.max_batch_size,

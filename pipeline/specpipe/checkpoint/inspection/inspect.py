@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from specpipe.artifacts import MANIFEST, describe_damage, read_artifact
 from specpipe.checkpoint.inspection.config import (
     Json,
     check_config,
@@ -15,7 +14,7 @@ from specpipe.checkpoint.inspection.config import (
     text,
 )
 from specpipe.checkpoint.inspection.engine import check_engine, describe_limits, engine_files, mode
-from specpipe.checkpoint.inspection.records import File, Finding, Inspection, Ranks
+from specpipe.checkpoint.inspection.records import File, Inspection, InspectionFinding, Ranks
 from specpipe.checkpoint.inspection.tensors import (
     Expected,
     Header,
@@ -26,7 +25,8 @@ from specpipe.checkpoint.inspection.tensors import (
 )
 from specpipe.checkpoint.inspection.values import check_values
 from specpipe.checkpoint.source import read_json
-from specpipe.errors import ConfigError, Unsupported
+from specpipe.core.artifacts import MANIFEST, describe_damage, read_artifact
+from specpipe.core.errors import ConfigError, Unsupported
 
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
 _SWAPPED = "whether mlp.fc and mlp.gate are swapped: their shapes are equal"
@@ -100,7 +100,7 @@ def _inspect_checkpoint(folder: Path, raw: Json, progress: Progress | None) -> I
 
 def _compare(
     raw: Json, ranks: Ranks, headers: Mapping[int, Header]
-) -> tuple[Mapping[int, Mapping[str, Expected]], list[Finding], list[str]]:
+) -> tuple[Mapping[int, Mapping[str, Expected]], list[InspectionFinding], list[str]]:
     """Return what every rank must hold, what is wrong with it, and why that cannot be told."""
     try:
         layout = read_layout(raw, ranks, headers)
@@ -131,7 +131,9 @@ def _inspect_engine(folder: Path, raw: Json) -> Inspection:
         found += broken
     version = text(raw, "version")
     if version is None:
-        found.append(Finding("config.json names no version of TensorRT-LLM", "build it again"))
+        found.append(
+            InspectionFinding("config.json names no version of TensorRT-LLM", "build it again")
+        )
     return Inspection(
         str(folder),
         "TensorRT-LLM engine",
@@ -154,9 +156,13 @@ def _inspect_openvino(folder: Path, raw: Json) -> Inspection:
     graphs = sorted(folder.glob("*.xml"))
     found = list(check_config(raw))
     if not graphs:
-        found.append(Finding("the engine has no graph (*.xml)", "run `specpipe compile` again"))
+        found.append(
+            InspectionFinding("the engine has no graph (*.xml)", "run `specpipe compile` again")
+        )
     found += [
-        Finding(f"{graph.with_suffix('.bin').name} is missing", "run `specpipe compile` again")
+        InspectionFinding(
+            f"{graph.with_suffix('.bin').name} is missing", "run `specpipe compile` again"
+        )
         for graph in graphs
         if not graph.with_suffix(".bin").is_file()
     ]
@@ -182,14 +188,14 @@ def _inspect_openvino(folder: Path, raw: Json) -> Inspection:
     )
 
 
-def _against_manifest(folder: Path) -> list[Finding]:
+def _against_manifest(folder: Path) -> list[InspectionFinding]:
     """Compare the files with the manifest, if we wrote one."""
     if not (folder / MANIFEST).is_file():
         return []
     artifact, again = read_artifact(folder), "build it again"
     if artifact is None:
-        return [Finding(f"{MANIFEST} is damaged", again)]
+        return [InspectionFinding(f"{MANIFEST} is damaged", again)]
     return [
-        Finding(f"{sentence}, according to {MANIFEST}", again)
+        InspectionFinding(f"{sentence}, according to {MANIFEST}", again)
         for sentence in describe_damage(artifact)
     ]

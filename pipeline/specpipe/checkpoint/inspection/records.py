@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["TensorRT-LLM checkpoint", "TensorRT-LLM engine", "OpenVINO engine"]
+FolderKind = Literal["TensorRT-LLM checkpoint", "TensorRT-LLM engine", "OpenVINO engine"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class InspectionFinding:
     """Something wrong: the folder cannot be used, or will answer wrongly."""
 
     sentence: str
@@ -66,7 +66,7 @@ class Ranks:
 
 
 @dataclass(frozen=True)
-class Limits:
+class EngineLimits:
     """What an engine was built for."""
 
     max_batch_size: int | None
@@ -93,13 +93,13 @@ class Inspection:
     """Everything that was found in a folder."""
 
     path: str
-    kind: Kind
+    kind: FolderKind
     version: str | None  # of TensorRT-LLM; checkpoints often do not say
     model: Model
     speculation: Speculation
     ranks: Ranks | None  # None: config.json does not say legibly
-    limits: Limits | None  # None: not an engine
+    limits: EngineLimits | None  # None: not an engine
     files: tuple[File, ...]
-    defects: tuple[Finding, ...]
+    defects: tuple[InspectionFinding, ...]
     remarks: tuple[str, ...] = ()  # worth knowing, nothing wrong
     unchecked: tuple[str, ...] = ()

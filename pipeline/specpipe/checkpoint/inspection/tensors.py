@@ -7,7 +7,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from specpipe.building import Parallel
 from specpipe.checkpoint.eagle import planned_drafters, planned_outputs
 from specpipe.checkpoint.families import Shard, TensorPlan, find_family
 from specpipe.checkpoint.inspection.config import (
@@ -18,14 +17,15 @@ from specpipe.checkpoint.inspection.config import (
     table,
     text,
 )
-from specpipe.checkpoint.inspection.records import File, Finding, Ranks
+from specpipe.checkpoint.inspection.records import File, InspectionFinding, Ranks
 from specpipe.checkpoint.medusa import BASES, planned_heads
 from specpipe.checkpoint.redrafter import OUTPUT, planned_drafter
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.checkpoint.shard import Rank, cut, local_name, rank_file
-from specpipe.divide import check_parallel
-from specpipe.errors import ConfigError, Unsupported, first_few
-from specpipe.model import ModelConfig, model_from_json
+from specpipe.core.backend import Parallel
+from specpipe.core.divisibility import check_parallel
+from specpipe.core.errors import ConfigError, Unsupported, first_few
+from specpipe.core.model import ModelConfig, model_from_json
 
 # What quantisation adds next to the weights; TensorRT-LLM's names, of every format.
 _SCALES = (
@@ -60,14 +60,16 @@ class Expected:
 Header = Mapping[str, Stored]
 
 
-def read_headers(folder: Path, ranks: Ranks) -> tuple[list[File], dict[int, Header], list[Finding]]:
+def read_headers(
+    folder: Path, ranks: Ranks
+) -> tuple[list[File], dict[int, Header], list[InspectionFinding]]:
     """Return the rank files, the headers of those that are whole, and what is wrong with others."""
     files, headers, found = [], {}, list(_strays(folder, ranks))
     paths = [folder / rank_file(index) for index in range(ranks.count)]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         found.append(
-            Finding(
+            InspectionFinding(
                 f"{first_few(missing)}: not there, but mapping has {ranks.count} ranks",
                 "copy all the rank files, or convert the model again",
             )
@@ -79,17 +81,19 @@ def read_headers(folder: Path, ranks: Ranks) -> tuple[list[File], dict[int, Head
             headers[index] = _header(path)
         except ConfigError as error:
             found.append(
-                Finding(error.args[0].replace(f"{path.parent}/", ""), "copy or convert it again")
+                InspectionFinding(
+                    error.args[0].replace(f"{path.parent}/", ""), "copy or convert it again"
+                )
             )
         files.append(_file(path, headers.get(index)))
     return files, headers, found
 
 
-def _strays(folder: Path, ranks: Ranks) -> Iterator[Finding]:
+def _strays(folder: Path, ranks: Ranks) -> Iterator[InspectionFinding]:
     wanted = {rank_file(index) for index in range(ranks.count)}
     more = sorted(p.name for p in folder.glob("rank*.safetensors") if p.name not in wanted)
     if more:
-        yield Finding(
+        yield InspectionFinding(
             f"{first_few(more)}: mapping has {ranks.count} ranks only",
             "remove what belongs to another checkpoint, or correct 'mapping'",
         )
@@ -109,24 +113,24 @@ def _file(path: Path, header: Header | None) -> File:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ExpectedTensors:
     """Which tensors there must be, and how they are spread."""
 
     model: ModelConfig
     plans: tuple[TensorPlan, ...]
     parallel: Parallel
 
-    def indivisible(self) -> list[Finding]:
+    def indivisible(self) -> list[InspectionFinding]:
         """Return every reason why the model cannot be spread like this."""
         found = check_parallel(self.model, self.parallel, "model")
-        return [Finding(rejection.reason, rejection.hint) for rejection in found]
+        return [InspectionFinding(rejection.reason, rejection.hint) for rejection in found]
 
     def of_rank(self, index: int) -> dict[str, Expected]:
         """Return what a rank must hold, by name; `indivisible` must have found nothing."""
         return _of_rank(self.plans, Rank(self.parallel, index), self.model)
 
 
-def read_layout(raw: Json, ranks: Ranks, headers: Mapping[int, Header]) -> Layout:
+def read_layout(raw: Json, ranks: Ranks, headers: Mapping[int, Header]) -> ExpectedTensors:
     """Return which tensors config.json requires.
 
     Raises Unsupported, with the reason, if that cannot be told.
@@ -139,7 +143,7 @@ def read_layout(raw: Json, ranks: Ranks, headers: Mapping[int, Header]) -> Layou
         1 if raw.get("embedding_sharding_dim") == 1 else 0,
     )
     model, plans = _plans(raw, headers)
-    return Layout(model, tuple(plans), parallel)
+    return ExpectedTensors(model, tuple(plans), parallel)
 
 
 def _of_rank(plans: Iterable[TensorPlan], rank: Rank, model: ModelConfig) -> dict[str, Expected]:
@@ -208,7 +212,7 @@ def unknown_drafter(raw: Json, expected: Mapping[str, Expected]) -> str | None:
 
 def compare(
     rank: int, header: Header, expected: Mapping[str, Expected], raw: Json
-) -> Iterator[Finding]:
+) -> Iterator[InspectionFinding]:
     """Yield the missing, the superfluous and the misshapen or mistyped tensors of one rank."""
     missing = sorted(expected.keys() - header.keys() - _may_lack(header))
     drafter = unknown_drafter(raw, expected)
@@ -218,11 +222,13 @@ def compare(
         if not name.endswith(_SCALES) and not (drafter and name.startswith(drafter))
     )
     if drafter and not any(name.startswith(drafter) for name in header):
-        yield Finding(f"rank {rank} has no tensor of the drafter ({drafter}*)", _CONVERT)
+        yield InspectionFinding(f"rank {rank} has no tensor of the drafter ({drafter}*)", _CONVERT)
     if missing:
-        yield Finding(f"rank {rank} lacks {first_few(missing)}", _hint(missing, unexpected))
+        yield InspectionFinding(
+            f"rank {rank} lacks {first_few(missing)}", _hint(missing, unexpected)
+        )
     if unexpected:
-        yield Finding(
+        yield InspectionFinding(
             f"rank {rank} has {first_few(unexpected)}, which the config does not require",
             _hint(missing, unexpected),
         )
@@ -233,24 +239,26 @@ def compare(
         if (sentence := _wrong(name, header[name], expected[name], raw))
     ]
     for sentence in wrong[:4]:
-        yield Finding(f"rank {rank}: {sentence}", _CONVERT)
+        yield InspectionFinding(f"rank {rank}: {sentence}", _CONVERT)
     if len(wrong) > 4:
-        yield Finding(f"rank {rank}: {len(wrong) - 4} more tensors like these", _CONVERT)
+        yield InspectionFinding(f"rank {rank}: {len(wrong) - 4} more tensors like these", _CONVERT)
 
 
-def _check_scales(rank: int, header: Header, raw: Json) -> Iterator[Finding]:
+def _check_scales(rank: int, header: Header, raw: Json) -> Iterator[InspectionFinding]:
     """Quantised weights need scales next to them, a quantised KV cache one in every layer."""
     scaled = {name.rpartition(".")[0] for name in header if name.endswith(_SCALES)}
     packed = (name for name, stored in header.items() if stored.dtype not in _FLOATS)
     modules = {name.removesuffix(".weight") for name in packed if name.endswith(".weight")}
     if bare := sorted(modules - scaled):
-        yield Finding(f"rank {rank}: {first_few(bare)}: quantised weights without scales", _CONVERT)
+        yield InspectionFinding(
+            f"rank {rank}: {first_few(bare)}: quantised weights without scales", _CONVERT
+        )
     if text(table(raw, "quantization"), "kv_cache_quant_algo"):
         qkv = (name for name in header if name.endswith("attention.qkv.weight"))
         layers = {name.removesuffix(".qkv.weight") for name in qkv}
         bare = sorted(n for n in layers if f"{n}.kv_cache_scaling_factor" not in header)
         if bare:
-            yield Finding(
+            yield InspectionFinding(
                 f"rank {rank}: {first_few(bare)}: the KV cache is quantised, but has no scale here",
                 _CONVERT,
             )

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specpipe.checkpoint.families import Shard
-from specpipe.checkpoint.inspection.records import Finding
+from specpipe.checkpoint.inspection.records import InspectionFinding
 from specpipe.checkpoint.inspection.tensors import Expected, Header, Stored
 from specpipe.checkpoint.safetensors_file import SafetensorsFile, raw_bytes
 from specpipe.checkpoint.shard import rank_file
 from specpipe.checkpoint.transfer import DIGESTS
-from specpipe.errors import first_few
+from specpipe.core.errors import first_few
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ def check_values(
     expected: Mapping[int, Mapping[str, Expected]],
     tp_size: int,
     progress: Callable[[int, int], None],
-) -> tuple[list[Finding], list[str]]:
+) -> tuple[list[InspectionFinding], list[str]]:
     """Read all tensors of the ranks with whole headers; return defects and remarks.
 
     Memory holds a few megabytes at a time. Digests are compared where conversion left some.
@@ -43,7 +43,9 @@ def check_values(
                 wanted = expected.get(rank, {}).get(name)
                 padded = _first_padding(stored, wanted, rank % tp_size) if wanted else None
                 sentences, digests[name], size = _look(file, name, stored, padded)
-                found += [Finding(f"rank {rank}: {name} {s}", _CONVERT) for s in sentences]
+                found += [
+                    InspectionFinding(f"rank {rank}: {name} {s}", _CONVERT) for s in sentences
+                ]
                 done += size
                 progress(min(done, total), total)
         found += _changed(rank, digests, known.get(rank_file(rank), {}))
@@ -107,9 +109,11 @@ def _read_digests(folder: Path) -> dict[str, dict[str, str]]:
     return {file: digests for file, digests in tables if isinstance(digests, dict)}
 
 
-def _changed(rank: int, digests: Mapping[str, str], known: Mapping[str, str]) -> list[Finding]:
+def _changed(
+    rank: int, digests: Mapping[str, str], known: Mapping[str, str]
+) -> list[InspectionFinding]:
     changed = sorted(n for n in digests if n in known and digests[n] != known[n])
     if not changed:
         return []
     sentence = f"rank {rank}: {first_few(changed)} is not what was written"
-    return [Finding(sentence, _CONVERT)]
+    return [InspectionFinding(sentence, _CONVERT)]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from specpipe.checkpoint.quantized.calibration import Calibration
 from specpipe.checkpoint.quantized.formats import CALIBRATED, Quantizing
 from specpipe.checkpoint.source import Source
-from specpipe.errors import Unsupported
+from specpipe.core.errors import Unsupported
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from specpipe.errors import ConfigError, StageFailed, first_few
+from specpipe.core.errors import ConfigError, StageFailed, first_few
 
 if TYPE_CHECKING:
     import torch

@@ -5,15 +5,15 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from specpipe.building import CacheQuantization, Quantization
 from specpipe.checkpoint.families import Shard, TensorPlan
 from specpipe.checkpoint.quantized.experts import quantized_module
 from specpipe.checkpoint.quantized.formats import GUESSERS, LEFT_OUT, LINEARS
 from specpipe.checkpoint.quantized.layouts import LAYOUTS, MARKS, Method, fp8_tensors, int4_tensors
 from specpipe.checkpoint.quantized.plans import modules_of
 from specpipe.checkpoint.source import Source, TensorReader, read_json
-from specpipe.errors import Unsupported, first_few
-from specpipe.model import ModelConfig
+from specpipe.core.backend import CacheQuantization, Quantization
+from specpipe.core.errors import Unsupported, first_few
+from specpipe.core.model import ModelConfig
 
 if TYPE_CHECKING:
     import torch

@@ -8,12 +8,12 @@ import fnmatch
 import re
 from dataclasses import dataclass
 
-from specpipe.building import CacheQuantization, Quantization, Rejection
 from specpipe.checkpoint.families import TensorPlan
 from specpipe.checkpoint.quantized.arithmetic import FP4_GROUP
 from specpipe.checkpoint.quantized.experts import quantized_module
-from specpipe.config import EngineOptions
-from specpipe.model import ModelConfig
+from specpipe.config.run_config import EngineOptions
+from specpipe.core.backend import CacheQuantization, Quantization, Rejection
+from specpipe.core.model import ModelConfig
 
 ALGORITHMS: dict[Quantization, str | None] = {
     "none": None,

@@ -18,7 +18,7 @@ from specpipe.checkpoint.families import Shard, TensorPlan
 from specpipe.checkpoint.quantized import arithmetic as bits
 from specpipe.checkpoint.quantized.experts import of_every_matrix
 from specpipe.checkpoint.quantized.plans import modules_of, scale_shard
-from specpipe.model import ModelConfig
+from specpipe.core.model import ModelConfig
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,7 @@ def _rescaled(theirs: float, ours: float) -> "Callable[[torch.Tensor], torch.Ten
 
 
 def int4_tensors(
-    plan: TensorPlan, layout: "Layout", group: int, model: ModelConfig
+    plan: TensorPlan, layout: "PackedLayout", group: int, model: ModelConfig
 ) -> list[TensorPlan]:
     """Return what becomes of an int4 layer, or stack of experts, with weights `plan`.
 
@@ -103,7 +103,7 @@ def int4_tensors(
 
 
 def _int4_matrix(
-    plan: TensorPlan, layout: "Layout", group: int, model: ModelConfig
+    plan: TensorPlan, layout: "PackedLayout", group: int, model: ModelConfig
 ) -> list[TensorPlan]:
     rows, columns = plan.shape
     groups = columns // group
@@ -157,7 +157,7 @@ def _turned(weights: Shard) -> Shard:
 
 
 @dataclass(frozen=True)
-class Layout:
+class PackedLayout:
     """How one method packs int4 levels [k, n] and zero points [groups, n]."""
 
     levels: "Callable[[torch.Tensor], torch.Tensor]"
@@ -186,7 +186,7 @@ def _gptq_zeros(words: "torch.Tensor") -> "torch.Tensor":
     return nibbles(words).reshape(len(words), -1) + 1
 
 
-LAYOUTS: dict[Method, Layout] = {
-    "awq": Layout(_awq_columns, _awq_columns, lambda n, k: (k, n // 8)),
-    "gptq": Layout(_gptq_rows, _gptq_zeros, lambda n, k: (k // 8, n)),
+LAYOUTS: dict[Method, PackedLayout] = {
+    "awq": PackedLayout(_awq_columns, _awq_columns, lambda n, k: (k, n // 8)),
+    "gptq": PackedLayout(_gptq_rows, _gptq_zeros, lambda n, k: (k // 8, n)),
 }

@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from specpipe.building import Quantization
 from specpipe.checkpoint.families import Shard, StoredDtype, TensorPlan
 from specpipe.checkpoint.quantized import arithmetic as bits
 from specpipe.checkpoint.quantized.calibration import Calibration
 from specpipe.checkpoint.quantized.experts import of_every_matrix
 from specpipe.checkpoint.quantized.formats import GROUPS, Quantizing, group_size
 from specpipe.checkpoint.stream import assembled
-from specpipe.model import ModelConfig
+from specpipe.core.backend import Quantization
+from specpipe.core.model import ModelConfig
 
 if TYPE_CHECKING:
     import torch

@@ -3,16 +3,16 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from specpipe.building import HERE, BuildRequest, Command, Facts, Footprint, Rejection, Workshop
-from specpipe.contracts import LoadedEngine
-from specpipe.endpoint import Endpoint, Serving
+from specpipe.config.speculation import UPSTREAM_ONLY
+from specpipe.core.backend import HERE, BuildRequest, Command, Facts, Footprint, Rejection, Workshop
+from specpipe.core.contracts import LoadedEngine
+from specpipe.core.endpoint import Endpoint, Serving
+from specpipe.core.errors import Unsupported
 from specpipe.engine.llmapi.endpoint import describe
 from specpipe.engine.llmapi.model_yaml import FILE, model_yaml
 from specpipe.engine.tensorrt import check
 from specpipe.engine.tensorrt.footprint import footprint
 from specpipe.engine.tensorrt.profiles import DEFAULT, Profile, llmapi_releases, profile_of
-from specpipe.errors import Unsupported
-from specpipe.methods import UPSTREAM_ONLY
 
 
 class LlmApiBackend:

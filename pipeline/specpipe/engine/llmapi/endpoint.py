@@ -1,6 +1,6 @@
 """How Triton's `llmapi` model is served and called; its tensors have no batch dimension."""
 
-from specpipe.endpoint import Endpoint, Model, Serving, Tensors
+from specpipe.core.endpoint import Endpoint, Model, Serving, Tensors
 
 TOKENIZER = "tensorrt_llm/1/tokenizer"
 _PARAMETERS = (

@@ -7,7 +7,7 @@ a GPU.
 
 import yaml
 
-from specpipe.building import BuildRequest
+from specpipe.core.backend import BuildRequest
 from specpipe.engine.tensorrt.lower import num_tokens
 from specpipe.engine.tensorrt.profiles import LlmApi, Profile
 

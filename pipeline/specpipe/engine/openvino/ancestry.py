@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from specpipe.contracts import Ints
+from specpipe.core.contracts import Ints
 
 
 def depths(parents: Ints) -> Ints:

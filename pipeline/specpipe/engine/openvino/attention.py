@@ -11,9 +11,9 @@ import openvino as ov
 from openvino import opset13 as op
 from openvino.op import _PagedAttentionExtension
 
+from specpipe.core.model import ModelConfig
 from specpipe.engine.openvino.ops import Builder, integer, ints
 from specpipe.engine.openvino.padded import padded_attention
-from specpipe.model import ModelConfig
 
 Inputs = dict[str, ov.Node]
 

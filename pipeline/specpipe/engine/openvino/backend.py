@@ -7,7 +7,7 @@ from pathlib import Path
 
 import openvino as ov
 
-from specpipe.building import (
+from specpipe.core.backend import (
     HERE,
     ONE_RANK,
     BuildRequest,
@@ -17,7 +17,7 @@ from specpipe.building import (
     Rejection,
     Workshop,
 )
-from specpipe.endpoint import Endpoint, Serving
+from specpipe.core.endpoint import Endpoint, Serving
 from specpipe.engine.openvino.attention import padded_layers
 from specpipe.engine.openvino.blocks import BLOCK
 from specpipe.engine.openvino.drafter import build_drafter

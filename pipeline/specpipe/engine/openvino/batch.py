@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from specpipe.contracts import Ints
+from specpipe.core.contracts import Ints
 from specpipe.engine.openvino.ancestry import ancestors, depths, is_chain
 from specpipe.engine.openvino.blocks import BLOCK, BlockCache
 

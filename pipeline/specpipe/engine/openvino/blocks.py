@@ -20,8 +20,8 @@ from typing import Protocol
 
 import numpy as np
 
-from specpipe.contracts import Ints, PoolFull
-from specpipe.engine.openvino.prefixes import Entry, PrefixIndex
+from specpipe.core.contracts import Ints, PoolFull
+from specpipe.engine.openvino.prefixes import PrefixEntry, PrefixIndex
 
 BLOCK = 32  # rows in a block; fixed by the CPU kernels
 
@@ -73,7 +73,7 @@ class BlockPool:
         """
         whole = max(0, len(tokens) - 1) // BLOCK
         found: list[int] = []
-        parent: Entry | None = None
+        parent: PrefixEntry | None = None
         for number in range(whole):
             parent = self._index.find(parent, _bytes(tokens, number))
             if parent is None:
@@ -140,7 +140,7 @@ class BlockPool:
             self.give_back(block)
             cache.blocks[number] = known.block
         elif known is None or self._discard(known.block):
-            self._index.add(Entry(key, block, parent, tokens))
+            self._index.add(PrefixEntry(key, block, parent, tokens))
 
     def copies(self, block: int, users: dict[int, int]) -> bool:
         """Tell whether `block` must be copied before it is written; `users` overrides the count."""

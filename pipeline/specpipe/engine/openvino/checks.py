@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from specpipe.contracts import ROOT
+from specpipe.core.contracts import ROOT
 from specpipe.engine.openvino.batch import Batch, Part
 from specpipe.engine.openvino.blocks import BLOCK
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specpipe.contracts import Logits
+from specpipe.core.contracts import Logits
 
 Array = NDArray[Any]
 STORED = {"I8": np.int8, "U8": np.uint8, "F8_E4M3": np.uint8}  # safetensors' type -> as mapped

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from specpipe.endpoint import DraftLimit, Endpoint, Model, Serving
+from specpipe.core.endpoint import DraftLimit, Endpoint, Model, Serving
 from specpipe.engine.tensorrt.endpoint import describe as describe_engines
 from specpipe.engine.upstream_models import TOKENS, upstream_endpoint
 

@@ -9,7 +9,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from specpipe.contracts import (
+from specpipe.core.contracts import (
     EngineFacts,
     Extensions,
     Guesses,
@@ -20,6 +20,8 @@ from specpipe.contracts import (
     PoolUsage,
     Scores,
 )
+from specpipe.core.errors import Unsupported
+from specpipe.core.model import ModelConfig
 from specpipe.engine.openvino.attention import has_alibi, padded_layers
 from specpipe.engine.openvino.batch import Batch, Part, lay_out
 from specpipe.engine.openvino.blocks import BLOCK, BlockCache, BlockPool
@@ -30,8 +32,6 @@ from specpipe.engine.openvino.memory import drop_mapped_pages
 from specpipe.engine.openvino.network import masked_windows
 from specpipe.engine.openvino.rope import RopeTable
 from specpipe.engine.openvino.storage import KVStorage
-from specpipe.errors import Unsupported
-from specpipe.model import ModelConfig
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -15,10 +15,10 @@ import openvino as ov
 from openvino import Type
 from openvino import opset13 as op
 
+from specpipe.core.model import ModelConfig
+from specpipe.core.trees import WIDTH
 from specpipe.engine.openvino.network import name_by_order
 from specpipe.engine.openvino.weights import Weights, int8, plain
-from specpipe.model import ModelConfig
-from specpipe.trees import WIDTH
 
 
 def build_heads(model: ModelConfig, weights: Weights, vocabulary: int = 0) -> ov.Model:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from specpipe.contracts import Logits
+from specpipe.core.contracts import Logits
 from specpipe.engine.openvino.batch import Part
 
 _REFERENCE = 16  # rows whose bits the others are compared with

@@ -9,15 +9,15 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-from specpipe.artifacts import read_model_config
-from specpipe.cpu import cpu_kinds, multiplies_int8
+from specpipe.core.artifacts import read_model_config
+from specpipe.core.cpu import cpu_kinds, multiplies_int8
+from specpipe.core.errors import ConfigError
+from specpipe.core.model import ModelConfig
 from specpipe.engine.openvino.attention import PAGED, describe_paged
 from specpipe.engine.openvino.blocks import BLOCK
 from specpipe.engine.openvino.engine import Graphs, OpenVinoEngine, PoolOptions
 from specpipe.engine.openvino.precision import Precision
 from specpipe.engine.openvino.rope import rope_table
-from specpipe.errors import ConfigError
-from specpipe.model import ModelConfig
 
 NETWORK, HEADS, DRAFTER = "openvino_model.xml", "openvino_heads.xml", "openvino_drafter.xml"
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specpipe.contracts import Ints
+from specpipe.core.contracts import Ints
 from specpipe.engine.openvino.attention import mask_name
 from specpipe.engine.openvino.batch import Batch
 from specpipe.engine.openvino.blocks import BLOCK

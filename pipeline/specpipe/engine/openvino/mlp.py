@@ -4,9 +4,9 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
+from specpipe.core.model import Experts
 from specpipe.engine.openvino.ops import ACTIVATIONS, FUSED, Builder, integer, ints
 from specpipe.engine.openvino.weights import Array
-from specpipe.model import Experts
 
 
 def mlp(build: Builder, at: str, x: ov.Node) -> ov.Node:

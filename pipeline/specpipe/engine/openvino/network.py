@@ -37,6 +37,7 @@ import openvino as ov
 from openvino import Type
 from openvino import opset13 as op
 
+from specpipe.core.model import ModelConfig
 from specpipe.engine.openvino.attention import (
     attention,
     has_alibi,
@@ -48,7 +49,6 @@ from specpipe.engine.openvino.mlp import mlp
 from specpipe.engine.openvino.ops import Builder, integer, ints, scalar, softcap
 from specpipe.engine.openvino.padded import padded_inputs
 from specpipe.engine.openvino.weights import Weights, int8, plain
-from specpipe.model import ModelConfig
 
 TABLES = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
 

@@ -8,8 +8,8 @@ import openvino as ov
 from openvino import opset13 as op
 from openvino.utils.node_factory import NodeFactory
 
+from specpipe.core.model import ModelConfig
 from specpipe.engine.openvino.weights import Array, Weights, int4, int8, plain, rounded
-from specpipe.model import ModelConfig
 
 Reorder = Callable[[Array], Array]
 Activation = Callable[[ov.Node], ov.Node]

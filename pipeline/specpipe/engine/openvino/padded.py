@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from openvino import Type
 from openvino import opset13 as op
 
+from specpipe.core.model import ModelConfig
 from specpipe.engine.openvino.ops import integer, ints, scalar, softcap
-from specpipe.model import ModelConfig
 
 
 def padded_inputs(model: ModelConfig, masks: list[str], *, alibi: bool) -> dict[str, ov.Node]:

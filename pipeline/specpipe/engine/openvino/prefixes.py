@@ -10,15 +10,15 @@ from hashlib import blake2b
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
+class PrefixEntry:
     """A full block in the index. An entry is known by its identity: a new one never equals it."""
 
     key: bytes
     block: int
-    parent: "Entry | None"  # the block before it; None: it begins the text
+    parent: "PrefixEntry | None"  # the block before it; None: it begins the text
     tokens: bytes  # those of its own rows
 
-    def matches(self, parent: "Entry | None", tokens: bytes) -> bool:
+    def matches(self, parent: "PrefixEntry | None", tokens: bytes) -> bool:
         """Tell whether the block holds the rows of `tokens` after the block of `parent`."""
         return self.parent is parent and self.tokens == tokens
 
@@ -33,27 +33,27 @@ class PrefixIndex:
 
     def __init__(self, seed: bytes) -> None:
         self._root = blake2b(seed, digest_size=16).digest()
-        self._by_key: dict[bytes, Entry] = {}
-        self._by_block: dict[int, Entry] = {}
+        self._by_key: dict[bytes, PrefixEntry] = {}
+        self._by_block: dict[int, PrefixEntry] = {}
 
-    def key(self, parent: Entry | None, tokens: bytes) -> bytes:
+    def key(self, parent: PrefixEntry | None, tokens: bytes) -> bytes:
         """Return the key of a block that follows the block of `parent`."""
         return digest(parent.key if parent else self._root, tokens)
 
-    def get(self, key: bytes) -> Entry | None:
+    def get(self, key: bytes) -> PrefixEntry | None:
         """Return the entry under `key`; its tokens may be others."""
         return self._by_key.get(key)
 
-    def find(self, parent: Entry | None, tokens: bytes) -> Entry | None:
+    def find(self, parent: PrefixEntry | None, tokens: bytes) -> PrefixEntry | None:
         """Return the entry of the block that holds `tokens` after the block of `parent`."""
         entry = self.get(self.key(parent, tokens))
         return entry if entry is not None and entry.matches(parent, tokens) else None
 
-    def at(self, block: int) -> Entry | None:
+    def at(self, block: int) -> PrefixEntry | None:
         """Return the entry of `block`, if it has one."""
         return self._by_block.get(block)
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: PrefixEntry) -> None:
         """Add an entry, whose key and block have none."""
         self._by_key[entry.key] = self._by_block[entry.block] = entry
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from specpipe.contracts import Logits
-from specpipe.model import ModelConfig
+from specpipe.core.contracts import Logits
+from specpipe.core.model import ModelConfig
 
 
 @dataclass(frozen=True)

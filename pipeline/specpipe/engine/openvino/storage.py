@@ -4,9 +4,9 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from specpipe.contracts import Ints, Logits
+from specpipe.core.contracts import Ints, Logits
+from specpipe.core.model import ModelConfig
 from specpipe.engine.openvino.blocks import BLOCK
-from specpipe.model import ModelConfig
 
 _KINDS = {ov.Type.f32: np.float32, ov.Type.f16: np.float16, ov.Type.bf16: np.uint16}
 

@@ -17,9 +17,9 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as op
 
-from specpipe.contracts import Logits
+from specpipe.core.contracts import Logits
+from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.engine.openvino.dequantize import STORED, from_fp4, from_fp8, from_int4, from_int8
-from specpipe.errors import ConfigError, Unsupported
 
 Array = NDArray[Any]
 GROUP = 64  # columns that share one int4 scale

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from specpipe.building import HERE, BuildRequest, Command, Facts, Footprint, Rejection, Workshop
-from specpipe.contracts import LoadedEngine
-from specpipe.endpoint import Endpoint, Serving
+from specpipe.core.backend import HERE, BuildRequest, Command, Facts, Footprint, Rejection, Workshop
+from specpipe.core.contracts import LoadedEngine
+from specpipe.core.endpoint import Endpoint, Serving
+from specpipe.core.errors import Unsupported
 from specpipe.engine.tensorrt import check
 from specpipe.engine.tensorrt.build import build_engine
 from specpipe.engine.tensorrt.eagle import check_eagle
@@ -15,7 +16,6 @@ from specpipe.engine.tensorrt.lower import METHODS, build_flags
 from specpipe.engine.tensorrt.medusa import check_medusa
 from specpipe.engine.tensorrt.profiles import engine_releases, profile_of
 from specpipe.engine.tensorrt.redrafter import check_redrafter
-from specpipe.errors import Unsupported
 
 
 class TensorRtBackend:

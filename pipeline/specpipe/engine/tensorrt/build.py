@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from specpipe.artifacts import digest_file
-from specpipe.building import BuildRequest, Command, Facts, Workshop
+from specpipe.core.artifacts import digest_file
+from specpipe.core.backend import BuildRequest, Command, Facts, Workshop
+from specpipe.core.errors import StageFailed, Unsupported
+from specpipe.core.processes import Program, last_lines, run_logged
 from specpipe.engine.tensorrt.built import require_as_planned
 from specpipe.engine.tensorrt.container import in_container
 from specpipe.engine.tensorrt.log import advise, explain_exit, phase
@@ -18,8 +20,6 @@ from specpipe.engine.tensorrt.machine import (
     installed_versions,
 )
 from specpipe.engine.tensorrt.profiles import Profile
-from specpipe.errors import StageFailed, Unsupported
-from specpipe.processes import Launch, last_lines, run_logged
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,9 @@ def _launch(
     shop: Workshop,
     read_only: list[Path],
     writable: list[Path],
-) -> Launch:
+) -> Program:
     if shop.runtime is None or site.image is None:
-        return Launch(argv)
+        return Program(argv)
     for folder in writable:
         folder.mkdir(parents=True, exist_ok=True)
     return in_container(
@@ -140,7 +140,7 @@ def _launch(
     )
 
 
-def _run(launch: Launch, role: str, log: Path, shop: Workshop) -> None:
+def _run(launch: Program, role: str, log: Path, shop: Workshop) -> None:
     def heartbeat(seconds: float) -> None:
         far = phase(last_lines(log, 200)) or "running"
         shop.notify(f"compile {role}: {seconds:.0f} s, {far}; log: {log}")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specpipe.building import Command
-from specpipe.errors import StageFailed
+from specpipe.core.backend import Command
+from specpipe.core.errors import StageFailed
 
 # `SpeculativeDecodingMode` of the releases with engines: one bit a mode.
 MODES = {
@@ -47,7 +47,7 @@ _MODEL = (
 
 
 @dataclass(frozen=True)
-class Difference:
+class FlagDifference:
     """One value that differs from the plan."""
 
     key: str
@@ -76,44 +76,50 @@ def require_as_planned(command: Command, checkpoint: Path, engine: Path, release
 
 def compare(
     flags: Mapping[str, str], checkpoint: Mapping[str, Any], built: Mapping[str, Any], release: str
-) -> list[Difference]:
+) -> list[FlagDifference]:
     """Return the differences of a built config.json from its flags, checkpoint and release."""
-    found = [Difference("version", release, built.get("version"))]
+    found = [FlagDifference("version", release, built.get("version"))]
     model = built.get("pretrained_config") or {}
     found += _compare_model(checkpoint, model)
     if "--logits_dtype" in flags:  # Triton's tensors of logits are of this type
-        found.append(Difference("logits_dtype", flags["--logits_dtype"], model.get("logits_dtype")))
+        found.append(
+            FlagDifference("logits_dtype", flags["--logits_dtype"], model.get("logits_dtype"))
+        )
     found += _compare_sizes(flags, built.get("build_config") or {})
     found += _compare_plugins(flags, (built.get("build_config") or {}).get("plugin_config") or {})
     return [difference for difference in found if difference.planned != difference.built]
 
 
-def _compare_model(planned: Mapping[str, Any], built: Mapping[str, Any]) -> Iterator[Difference]:
+def _compare_model(
+    planned: Mapping[str, Any], built: Mapping[str, Any]
+) -> Iterator[FlagDifference]:
     for key in _MODEL:
         if planned.get(key) is not None:
-            yield Difference(key, planned[key], built.get(key))
+            yield FlagDifference(key, planned[key], built.get(key))
     for section, keys in (
         ("mapping", ("world_size", "tp_size", "pp_size")),
         ("quantization", ("quant_algo", "kv_cache_quant_algo")),
     ):
         wanted, found = planned.get(section) or {}, built.get(section) or {}
         for key in (key for key in keys if key in wanted):
-            yield Difference(f"{section}.{key}", wanted[key], found.get(key))
+            yield FlagDifference(f"{section}.{key}", wanted[key], found.get(key))
 
 
-def _compare_sizes(flags: Mapping[str, str], built: Mapping[str, Any]) -> Iterator[Difference]:
+def _compare_sizes(flags: Mapping[str, str], built: Mapping[str, Any]) -> Iterator[FlagDifference]:
     for key in _EQUAL:
         if f"--{key}" in flags:
-            yield Difference(key, int(flags[f"--{key}"]), built.get(key))
+            yield FlagDifference(key, int(flags[f"--{key}"]), built.get(key))
     mode = flags.get("--speculative_decoding_mode", "none")
-    yield Difference("speculative_decoding_mode", MODES[mode], _mode(built))
+    yield FlagDifference("speculative_decoding_mode", MODES[mode], _mode(built))
     if "--kv_cache_type" in flags:
         kind = str(built.get("kv_cache_type")).rpartition(".")[2].lower()
-        yield Difference("kv_cache_type", flags["--kv_cache_type"], kind)
+        yield FlagDifference("kv_cache_type", flags["--kv_cache_type"], kind)
     yield from _compare_lengths(flags, built)
 
 
-def _compare_lengths(flags: Mapping[str, str], built: Mapping[str, Any]) -> Iterator[Difference]:
+def _compare_lengths(
+    flags: Mapping[str, str], built: Mapping[str, Any]
+) -> Iterator[FlagDifference]:
     """Compare lengths, which may grow: trtllm-build adds the draft tokens to max_seq_len.
 
     It also lowers lengths that the engine cannot use.
@@ -127,14 +133,16 @@ def _compare_lengths(flags: Mapping[str, str], built: Mapping[str, Any]) -> Iter
     for key, value in least.items():
         have = built.get(key)
         if not isinstance(have, int) or have < value:
-            yield Difference(key, f"at least {value}", have)
+            yield FlagDifference(key, f"at least {value}", have)
 
 
-def _compare_plugins(flags: Mapping[str, str], built: Mapping[str, Any]) -> Iterator[Difference]:
+def _compare_plugins(
+    flags: Mapping[str, str], built: Mapping[str, Any]
+) -> Iterator[FlagDifference]:
     for key in _PLUGINS:
         planned = flags.get(f"--{key}")
         if planned not in (None, "auto"):
-            yield Difference(f"plugin_config.{key}", planned, _plugin_value(built.get(key)))
+            yield FlagDifference(f"plugin_config.{key}", planned, _plugin_value(built.get(key)))
 
 
 def _plugin_value(value: object) -> str:
@@ -149,12 +157,12 @@ def _mode(built: Mapping[str, Any]) -> object:
     return MODES.get(mode.lower(), mode) if isinstance(mode, str) else mode
 
 
-def _missing_ranks(built: Mapping[str, Any], engine: Path) -> Iterator[Difference]:
+def _missing_ranks(built: Mapping[str, Any], engine: Path) -> Iterator[FlagDifference]:
     mapping = (built.get("pretrained_config") or {}).get("mapping") or {}
     for rank in range(int(mapping.get("world_size", 1))):
         file = engine / f"rank{rank}.engine"
         if not file.is_file() or file.stat().st_size == 0:
-            yield Difference(file.name, "a file", "missing" if not file.exists() else "empty")
+            yield FlagDifference(file.name, "a file", "missing" if not file.exists() else "empty")
 
 
 def _read(file: Path) -> Mapping[str, Any]:

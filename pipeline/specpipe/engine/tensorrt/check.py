@@ -6,8 +6,9 @@ A check reports every reason, not only the first one.
 import re
 from collections.abc import Iterator, Sequence
 
-from specpipe.building import BuildRequest, Rejection
-from specpipe.divide import check_parallel
+from specpipe.config.speculation import REWINDING, UPSTREAM_ONLY
+from specpipe.core.backend import BuildRequest, Rejection
+from specpipe.core.divisibility import check_parallel
 from specpipe.engine.tensorrt.lower import METHODS, reads_blocks, takes_drafts
 from specpipe.engine.tensorrt.profiles import (
     DEFAULT,
@@ -16,7 +17,6 @@ from specpipe.engine.tensorrt.profiles import (
     find_profile,
     unknown_release,
 )
-from specpipe.methods import REWINDING, UPSTREAM_ONLY
 
 _WEIGHTS_ONLY = ("int8", "int4")
 _NEEDS_SM = {"fp8": 89, "nvfp4": 100}

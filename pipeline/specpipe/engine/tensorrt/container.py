@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from specpipe.errors import Unsupported
-from specpipe.processes import Launch
+from specpipe.core.errors import Unsupported
+from specpipe.core.processes import Program
 
 RUNTIMES = ("docker", "podman")
 
@@ -35,7 +35,7 @@ def in_container(
     name: str,
     read_only: Sequence[Path],
     writable: Sequence[Path],
-) -> Launch:
+) -> Program:
     """Wrap a command so that it runs in `image` with every GPU; the container is called `name`."""
     gpus = ("--gpus", "all") if runtime == "docker" else ("--device", "nvidia.com/gpu=all")
     owner = () if runtime == "podman" else ("--user", f"{os.getuid()}:{os.getgid()}")
@@ -44,7 +44,7 @@ def in_container(
         *(f"type=bind,src={path},dst={path},readonly" for path in read_only),
         *(f"type=bind,src={path},dst={path}" for path in writable),
     ]
-    return Launch(
+    return Program(
         (
             runtime,
             "run",

@@ -5,7 +5,7 @@ Taken from the sources of TensorRT-LLM 1.x; nothing here was run on a GPU.
 
 from collections.abc import Iterator
 
-from specpipe.building import BuildRequest, Rejection
+from specpipe.core.backend import BuildRequest, Rejection
 
 BASES = ("LlamaForCausalLM", "MistralForCausalLM")  # computed by TensorRT-LLM's LLaMAForCausalLM
 MAX_BATCH_SIZE = 512

@@ -1,6 +1,6 @@
 """How a run of TensorRT-LLM engines is served and called."""
 
-from specpipe.endpoint import Carrier, DraftLimit, Endpoint, Model, Serving
+from specpipe.core.endpoint import Carrier, DraftLimit, Endpoint, Model, Serving
 from specpipe.engine.tensorrt.profiles import profile_of
 from specpipe.engine.upstream_models import tokens_of, upstream_endpoint
 

@@ -7,7 +7,7 @@ libraries is a rule of thumb. Nothing here was measured on a GPU.
 import math
 from collections.abc import Mapping
 
-from specpipe.building import BuildRequest, Footprint
+from specpipe.core.backend import BuildRequest, Footprint
 from specpipe.engine.tensorrt.lower import (
     engine_seq_len,
     num_tokens,

@@ -6,8 +6,8 @@ its builder would silently change (`builder.py::build`) are written as they woul
 
 from pathlib import Path
 
-from specpipe.building import BuildRequest
-from specpipe.contracts import Role
+from specpipe.core.backend import BuildRequest
+from specpipe.core.contracts import Role
 from specpipe.engine.tensorrt.profiles import Profile
 
 # method -> the mode of each engine; None: a plain one

@@ -3,7 +3,7 @@
 Taken from the sources of TensorRT-LLM 0.17 and 1.x; nothing here was run on a GPU.
 """
 
-from specpipe.building import BuildRequest, Rejection
+from specpipe.core.backend import BuildRequest, Rejection
 
 BASES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 _OTHER_WAYS = "use method: draft_model or lookahead, or backend: openvino"

@@ -1,25 +1,12 @@
-"""Metrics: one file each, declaring name, unit and direction. To add one: a file and a line."""
+"""Metrics: one file each, with name, unit and direction; `config.metrics` is their table."""
 
 import importlib
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from specpipe.config.metrics import METRICS
 from specpipe.validate.trials import Arm, Trials
-
-METRICS: dict[str, str] = {
-    "exact_match": "specpipe.validate.metrics.exact_match:METRIC",
-    "early_stops": "specpipe.validate.metrics.early_stops:METRIC",
-    "greedy_agreement": "specpipe.validate.metrics.greedy_agreement:METRIC",
-    "perplexity": "specpipe.validate.metrics.perplexity:METRIC",
-    "ttft_ms": "specpipe.validate.metrics.ttft:METRIC",
-    "time_per_token_ms": "specpipe.validate.metrics.time_per_token:METRIC",
-    "tokens_per_second": "specpipe.validate.metrics.tokens_per_second:METRIC",
-    "speedup_over_plain": "specpipe.validate.metrics.speedup_over_plain:METRIC",
-    "speedup_over_reference": "specpipe.validate.metrics.speedup_over_reference:METRIC",
-    "acceptance_length": "specpipe.validate.metrics.acceptance_length:METRIC",
-    "acceptance_rate": "specpipe.validate.metrics.acceptance_rate:METRIC",
-}
 
 
 @dataclass(frozen=True)

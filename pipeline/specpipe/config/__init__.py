@@ -1,0 +1,1 @@
+"""One YAML file into frozen records. No model is read here."""

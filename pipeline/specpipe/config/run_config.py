@@ -1,0 +1,451 @@
+"""The YAML file of a run as frozen records. No module below this one reads YAML.
+
+The text under a field documents its key: `scripts/write-docs` makes docs/configuration.md from it.
+Relative paths are looked up from the working directory, then from the config's folder; `~` and
+environment variables are expanded.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from specpipe.config.records import at_least, between, matching, not_written, read_record
+from specpipe.config.speculation import (
+    PLAIN,
+    REVISION,
+    DraftModel,
+    Eagle3,
+    Hybrid,
+    Lookahead,
+    Medusa,
+    PromptLookup,
+    Speculation,
+    WithHeads,
+    drafter_of,
+)
+from specpipe.config.training import TrainOptions
+from specpipe.config.tree import is_open, with_whole_tree
+from specpipe.config.yaml_nodes import Place
+from specpipe.core.backend import CacheQuantization, Parallel, Quantization
+from specpipe.core.contracts import Role
+from specpipe.core.errors import ConfigError
+from specpipe.core.model import Dtype
+
+LEAST_ROWS, PROMPT_ROWS = 128, 64  # of a step; see `RunConfig.max_num_tokens`
+_RELATIVE = "paths are relative to the working directory or to the config file"
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """The model that is served."""
+
+    model: str
+    """A folder, a `.gguf` file, or a Hugging Face id."""
+    revision: str | None = field(default=None, metadata=REVISION)
+    """Branch, tag or commit of a Hugging Face id. Default: `main`."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How the engines are compiled, and for which machine."""
+
+    backend: Literal["openvino", "tensorrt", "llmapi"]
+    """`openvino`: any CPU. `tensorrt`: engines for NVIDIA GPUs. `llmapi`: TensorRT-LLM without
+    engines."""
+    gpu: str | None = field(default=None, metadata=matching(r".*\S.*", "the name of a GPU"))
+    """Required for `tensorrt` and `llmapi`: the GPU, e.g. `H100-SXM`. See
+    [the list](support.md#gpus)."""
+    dtype: Dtype = "float32"
+    """Type of the computation. `openvino`: `float32` or `bfloat16`. `tensorrt`, `llmapi`:
+    `bfloat16` or `float16`; the default is refused there."""
+    quantization: Quantization = "none"
+    """`int8` and `int4` quantize weights only. The other formats are
+    [calibrated](quantization.md) and are for GPUs."""
+    kv_cache_quantization: CacheQuantization = "none"
+    """`tensorrt`: format of the KV cache. `openvino` refuses all but `none`."""
+    exclude_modules: tuple[str, ...] | None = None
+    """`tensorrt`: patterns of modules that are not quantized. A list replaces the default of
+    TensorRT-LLM (`*lm_head`, `*router`, `*vocab_embedding`, ...), extended by drafters."""
+    tensorrt_llm: str | None = None
+    """`tensorrt`, `llmapi`: the release, in quotes, e.g. `"0.18.2"`. Default: `{release}`."""
+    tp_size: int = field(default=0, metadata=at_least(1))
+    """GPUs that share every layer (tensor parallelism). Default: the fewest on which the run
+    fits. `openvino`: 1 only."""
+    pp_size: int = field(default=1, metadata=at_least(1))
+    """Pipeline stages that the layers are distributed over."""
+    moe_ep_size: int = field(default=1, metadata=at_least(1))
+    """How many of the `tp_size` ranks distribute whole experts. The other ranks split each
+    expert."""
+    use_parallel_embedding: bool = False
+    """Split the embedding over the ranks instead of copying it to each. Gemma: always split."""
+    embedding_sharding_dim: Literal[0, 1] = 0
+    """Split the embedding along the vocabulary (0) or the hidden size (1)."""
+    max_batch_size: int = field(default=4, metadata=between(1, 4096))
+    """Sequences that are decoded at a time, in one batch."""
+    max_input_len: int = field(default=1024, metadata=at_least(1))
+    """Longest prompt, in tokens."""
+    max_seq_len: int = field(default=2048, metadata=at_least(2))
+    """Longest prompt and output together, in tokens."""
+    kv_cache_tokens: int | None = field(default=None, metadata=at_least(1))
+    """`openvino`: tokens of all sequences in the KV cache, at least `max_seq_len`. Default:
+    `max_batch_size` times `max_seq_len`. With less, sequences may have to wait for each other."""
+    max_num_tokens: int | None = field(default=None, metadata=at_least(64))
+    """`openvino`: rows in one step, that is tokens of prompts, last tokens and draft tokens.
+    Default: 64 more than `max_batch_size` sequences with their drafts, at least 128."""
+    prefix_cache: bool = True
+    """`openvino`: keep the KV cache of ended sequences for prompts that begin alike."""
+    batch_invariant: bool = False
+    """`openvino`: outputs do not depend on the other sequences in the batch. Slower."""
+
+    def sized_like(self, other: "EngineOptions") -> "EngineOptions":
+        """Return these options for as many sequences of such lengths as `other` has."""
+        return replace(
+            self,
+            max_batch_size=other.max_batch_size,
+            max_input_len=other.max_input_len,
+            max_seq_len=other.max_seq_len,
+        )
+
+    @property
+    def parallel(self) -> Parallel:
+        """How every model of the run is spread over GPUs."""
+        return Parallel(
+            self.tp_size,
+            self.pp_size,
+            self.moe_ep_size,
+            self.use_parallel_embedding,
+            self.embedding_sharding_dim,
+        )
+
+
+@dataclass(frozen=True)
+class TlsOptions:
+    """PEM files that encrypt the gRPC endpoint."""
+
+    certificate: str
+    """PEM file: certificate of the server. gRPC is encrypted; HTTP serves health and metadata
+    only."""
+    key: str
+    """PEM file: private key of the certificate."""
+    client_ca: str | None = None
+    """PEM file: clients must present a certificate that this authority signed."""
+
+
+@dataclass(frozen=True)
+class ServingOptions:
+    """How Triton serves the engine."""
+
+    decoupled: bool = True
+    """`true`: streaming. `false`: one response per request, for unary gRPC calls."""
+    max_queue_size: int = field(default=64, metadata=at_least(1))
+    """Requests that may wait. Further requests are answered with UNAVAILABLE."""
+    loop: Literal["engine", "bls"] = "engine"
+    """`openvino`: `bls` packages the GPU layout, in which Triton's text models call draft and
+    target. `tensorrt` always uses it."""
+    instances: int | None = field(default=None, metadata=at_least(1))
+    """With `bls`: processes of each text model, each with one request at a time. Default:
+    `max_batch_size`, at most 16."""
+    repository_path: str | None = None
+    """`tensorrt`: path of the repository as a tritonserver sees it that you start yourself.
+    Default: where it is written."""
+    spawn_processes: bool = True
+    """`tensorrt`: `false` lets mpirun start the workers of two engines with several ranks
+    (Slurm)."""
+    tls: TlsOptions | None = None
+    """Encryption of gRPC. Default: none."""
+
+
+@dataclass(frozen=True)
+class ValidateOptions:
+    """What `validate` sends, compares and requires."""
+
+    prompts: str | None = None
+    """JSON lines with a `prompt` key. Default: 20 prompts that specpipe contains."""
+    num_prompts: int = field(default=20, metadata=at_least(1))
+    """Number of prompts to use."""
+    max_tokens: int = field(default=64, metadata=at_least(1))
+    """Maximum number of output tokens per answer."""
+    repeats: int = field(default=1, metadata=at_least(1))
+    """How often every prompt is sent."""
+    gates: Mapping[str, float] = field(default_factory=dict)
+    """Bounds on [metrics](#gates). `plan` refuses metrics that cannot be measured."""
+    baseline: Literal["build", "none"] | None = None
+    """`build`: compare with a separate plain engine. `none`: compare with nothing. Default: the
+    same server without speculation, where requests can turn it off."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: its models, its speculation, its engine and its validation."""
+
+    name: str = field(
+        metadata=matching(
+            r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}",
+            "at most 100 letters, digits, dots, hyphens and underscores, first a letter or digit",
+        )
+    )
+    """Name of the folders in `engines/`, `triton_repo/` and `reports/`."""
+    target: TargetOptions
+    engine: EngineOptions
+    speculation: Speculation = PLAIN
+    serving: ServingOptions = ServingOptions()
+    validate: ValidateOptions = ValidateOptions()
+    train: TrainOptions = field(default_factory=TrainOptions)
+    path: str = field(default="", metadata=not_written())  # where it was read; by `read_config`
+    places: Mapping[str, Place] = field(  # the line of every key that was given; likewise
+        default_factory=dict, compare=False, repr=False, metadata=not_written()
+    )
+
+    @property
+    def baseline(self) -> "RunConfig":
+        """The same run without speculation, which `validate.baseline: build` compares with."""
+        judged = replace(self.validate, gates={}, baseline=None)
+        name = f"{self.name[:90]}.baseline"
+        return replace(self, name=name, speculation=PLAIN, validate=judged)
+
+    def models(self) -> dict[Role, str]:
+        """Return the source of every checkpoint that this run converts."""
+        options = self.speculation
+        draft = options.draft if isinstance(options, DraftModel | Hybrid) else None
+        return {"target": self.target.model, **({"draft": draft.model} if draft else {})}
+
+    def model_key(self, role: Role) -> str:
+        """Return the key whose value `models` has."""
+        return "target.model" if role == "target" else "speculation.draft.model"
+
+    def revision(self, role: Role) -> str | None:
+        """Return the branch, tag or commit that a model is taken from; None: the main branch."""
+        options = self.speculation
+        if role == "target":
+            return self.target.revision
+        draft = options.draft if isinstance(options, DraftModel | Hybrid | Eagle3) else None
+        return draft.revision if draft else None
+
+    def revision_key(self, role: Role) -> str:
+        """Return the key whose value `revision` returns."""
+        return self.model_key(role).replace(".model", ".revision")
+
+    def heads(self, role: Role = "target") -> str | None:
+        """Return the source of the heads or drafter in a checkpoint; None if it has none."""
+        options = self.speculation
+        if role == "draft":
+            draft = options.draft if isinstance(options, DraftModel | Hybrid) else None
+            return draft.heads if draft else None
+        if (drafter := drafter_of(options)) is not None:
+            return drafter.heads
+        return options.heads if isinstance(options, WithHeads) else None
+
+    def heads_key(self, role: Role) -> str:
+        """Return the key whose value `heads` returns."""
+        if role == "draft":
+            return "speculation.draft.heads"
+        inner = isinstance(self.speculation, Hybrid) and self.speculation.redrafter is not None
+        return "speculation.redrafter.heads" if inner else "speculation.heads"
+
+    @property
+    def max_num_tokens(self) -> int:
+        """Rows in one step of the CPU engine: every sequence with its draft, and prompt tokens."""
+        engine = self.engine
+        decoding = engine.max_batch_size * (1 + self.speculation.num_draft_tokens)
+        return engine.max_num_tokens or max(LEAST_ROWS, decoding + PROMPT_ROWS)
+
+    @property
+    def lossless(self) -> bool:
+        """Whether sampled output has the target's own distribution."""
+        return not (
+            isinstance(self.speculation, Medusa) and self.speculation.acceptance == "typical"
+        )
+
+
+def read_config(path: Path) -> RunConfig:
+    """Read and check a run's YAML file.
+
+    Raises ConfigError with file:line for anything unknown, mistyped, impossible or missing.
+    """
+    config, places = read_record(path, RunConfig)
+    config = replace(config, speculation=with_whole_tree(config.speculation, places))
+    _check_lengths(config, places)
+    _check_batching(config, places)
+    _check_ngrams(config, places)
+    _check_lookahead(config, places)
+    _check_training(config, places)
+    _check_hybrid(config, places)
+    _check_confidence(config, places)
+    _check_baseline(config, places)
+    if config.engine.gpu is None and not config.engine.tp_size:
+        config = replace(config, engine=replace(config.engine, tp_size=1))
+    return replace(config, path=str(path), places=places)
+
+
+def _check_lengths(config: RunConfig, places: Mapping[str, Place]) -> None:
+    engine = config.engine
+    if engine.max_input_len >= engine.max_seq_len:
+        place = places.get("engine.max_input_len") or places["engine"]
+        raise place.error(
+            f"'engine.max_input_len' is {engine.max_input_len}: must be below "
+            f"engine.max_seq_len, which is {engine.max_seq_len} and holds prompt and output"
+        )
+    drafted = config.speculation.num_draft_tokens
+    if not is_open(config.speculation) and drafted + 1 >= engine.max_seq_len:
+        keys = ("speculation.num_draft_tokens", "speculation.tree", "speculation")
+        place = next((places[key] for key in keys if key in places), places["engine.max_seq_len"])
+        raise place.error(
+            f"'speculation' drafts {drafted} tokens a step: must be below "
+            f"engine.max_seq_len - 1 ({engine.max_seq_len - 1})"
+        )
+
+
+def _check_batching(config: RunConfig, places: Mapping[str, Place]) -> None:
+    engine, drafted = config.engine, config.speculation.num_draft_tokens
+    for key in ("kv_cache_tokens", "max_num_tokens", "prefix_cache", "batch_invariant"):
+        place = places.get(f"engine.{key}")
+        if place and engine.backend != "openvino":
+            raise place.error(
+                f"'engine.{key}' is for backend openvino; backend {engine.backend} ignores it",
+                hint="remove the key",
+            )
+    if engine.kv_cache_tokens is not None and engine.kv_cache_tokens < engine.max_seq_len:
+        raise places["engine.kv_cache_tokens"].error(
+            f"'engine.kv_cache_tokens' is {engine.kv_cache_tokens}: must be at least "
+            f"engine.max_seq_len, which is {engine.max_seq_len}"
+        )
+    if not is_open(config.speculation) and config.max_num_tokens <= drafted:
+        raise places["engine.max_num_tokens"].error(
+            f"'engine.max_num_tokens' is {config.max_num_tokens}: must be above the {drafted} "
+            "tokens that 'speculation' drafts a step"
+        )
+
+
+def _check_ngrams(config: RunConfig, places: Mapping[str, Place]) -> None:
+    options = config.speculation
+    if isinstance(options, PromptLookup | Hybrid):
+        low, high = options.min_matching_ngram_size, options.max_matching_ngram_size
+        if low > high:
+            place = places.get("speculation.min_matching_ngram_size") or places["speculation"]
+            raise place.error(
+                f"'speculation.min_matching_ngram_size' is {low}: must not be above "
+                f"max_matching_ngram_size, which is {high}"
+            )
+
+
+def _check_lookahead(config: RunConfig, places: Mapping[str, Place]) -> None:
+    options = config.speculation
+    if not isinstance(options, Lookahead) or options.ngram_size > 1:
+        return
+    if (options.window_size, options.verification_set_size) != (1, 0):
+        raise places["speculation.ngram_size"].error(
+            "'speculation.ngram_size' is 1, which is plain decoding: it goes with window_size 1 "
+            f"and verification_set_size 0 only, not with {options.window_size} and "
+            f"{options.verification_set_size}",
+            hint="the smallest window that can find anything is 2, 2, 1",
+        )
+
+
+def _check_hybrid(config: RunConfig, places: Mapping[str, Place]) -> None:
+    options = config.speculation
+    if not isinstance(options, Hybrid):
+        return
+    sources = ("draft", "heads", "redrafter")
+    given = [name for name in sources if getattr(options, name) is not None]
+    if not given:
+        raise places["speculation"].error(
+            "method hybrid needs a second source of drafts in addition to prompt lookup",
+            hint="give speculation.draft.model, speculation.heads or speculation.redrafter.heads, "
+            "or use method: prompt_lookup",
+        )
+    if len(given) > 1:
+        raise places[f"speculation.{given[1]}"].error(
+            f"method hybrid takes speculation.{' or speculation.'.join(given)}, not both"
+        )
+    place = places.get("speculation.tree")
+    if place and options.redrafter is not None:
+        raise place.error(
+            "'speculation.tree' has no effect with speculation.redrafter, which grows one at every "
+            "step",
+            hint="remove the key",
+        )
+
+
+def _check_confidence(config: RunConfig, places: Mapping[str, Place]) -> None:
+    options = config.speculation
+    place = places.get("speculation.min_confidence")
+    if place and isinstance(options, DraftModel | Hybrid) and options.draft_length != "confidence":
+        raise place.error(
+            f"'speculation.min_confidence' has no effect with draft_length: {options.draft_length}",
+            hint="set draft_length: confidence, or remove the key",
+        )
+
+
+def _check_baseline(config: RunConfig, places: Mapping[str, Place]) -> None:
+    if config.validate.baseline == "build" and not config.speculation.num_draft_tokens:
+        raise places["validate.baseline"].error(
+            "'validate.baseline' is build, but this run does not speculate: there is nothing to "
+            "compare",
+            hint="remove the key",
+        )
+
+
+def _check_training(config: RunConfig, places: Mapping[str, Place]) -> None:
+    train = config.train
+    if train.medusa.lora_rank and train.medusa.stage == "medusa1":
+        raise places["train.medusa.lora_rank"].error(
+            "'train.medusa.lora_rank' is for stage: medusa2; medusa1 does not change the backbone"
+        )
+    if train.medusa.soft_labels and train.medusa.stage == "medusa2":
+        raise places["train.medusa.soft_labels"].error(
+            "'train.medusa.soft_labels' is for stage: medusa1; in medusa2 the target changes as it "
+            "teaches"
+        )
+    if train.draft.layers and train.draft.num_layers not in (None, len(train.draft.layers)):
+        raise places["train.draft.num_layers"].error(
+            f"'train.draft.num_layers' is {train.draft.num_layers}, but 'train.draft.layers' "
+            f"lists {len(train.draft.layers)}; give one of them"
+        )
+    if list(train.draft.layers) != sorted(set(train.draft.layers)):
+        raise places["train.draft.layers"].error("'train.draft.layers' must rise, without repeats")
+
+
+def find_file(text: str, config: RunConfig) -> Path | None:
+    """Return the existing file or folder that `text` names, or None."""
+    named = os.path.expandvars(text)
+    if not named.strip():
+        return None
+    try:
+        expanded = Path(named).expanduser()
+        for candidate in (expanded, Path(config.path).parent / expanded):
+            if candidate.exists():
+                return candidate.resolve()
+    except (OSError, RuntimeError):  # longer than a name may be; in a closed folder; ~nobody
+        return None
+    return None
+
+
+def require_file(text: str, config: RunConfig, key: str, *, hint: str = _RELATIVE) -> Path:
+    """Return the existing file or folder that `text` names.
+
+    Raises ConfigError if there is none.
+    """
+    found = find_file(text, config)
+    if found is None:
+        raise ConfigError(
+            f"{config.places.get(key, config.path)}: '{key}' is {text!r}: no such file or folder",
+            hint=hint,
+        )
+    return found
+
+
+def find_tls(config: RunConfig) -> tuple[Path, Path, Path | None] | None:
+    """Return the files of `serving.tls`: certificate, key, the clients' authority; None without.
+
+    Raises ConfigError if one is not there.
+    """
+    tls = config.serving.tls
+    if tls is None:
+        return None
+    return (
+        require_file(tls.certificate, config, "serving.tls.certificate"),
+        require_file(tls.key, config, "serving.tls.key"),
+        require_file(tls.client_ca, config, "serving.tls.client_ca") if tls.client_ca else None,
+    )

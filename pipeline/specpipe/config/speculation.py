@@ -1,0 +1,319 @@
+"""The speculation methods as records: `method:` and only the keys of that method.
+
+The text under a field documents its key: `scripts/write-docs` makes docs/configuration.md from it.
+To add a method, write its record here, add it to `Speculation`, and see `assembly.PROPOSERS`.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from specpipe.config.records import at_least, between, matching
+from specpipe.core.trees import TreePath, depth
+
+TreeOption = Literal["auto", "dynamic"] | tuple[TreePath, ...]  # dynamic: grown at every step
+
+REVISION = matching(
+    r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}", "a branch, a tag or a commit of a Hugging Face id"
+)
+
+
+@dataclass(frozen=True)
+class DraftOptions:
+    """The draft model. With Medusa heads of its own it needs fewer calls."""
+
+    model: str
+    """Folder, `.gguf` file or Hugging Face id of the draft. Its tokenizer must be the target's;
+    the embedding may be [padded differently](conversion.md#drafts-against-targets)."""
+    heads: str | None = None
+    """Medusa heads of the draft model. The draft then drafts several tokens per call, with the
+    same distribution."""
+    num_draft_tokens: int = field(default=4, metadata=between(1, 64))
+    """Tokens that the heads of the draft model draft per call."""
+    revision: str | None = field(default=None, metadata=REVISION)
+    """Branch, tag or commit of a Hugging Face id. Not for `backend: llmapi`. Default: `main`."""
+
+
+@dataclass(frozen=True)
+class Eagle3Draft:
+    """The EAGLE-3 checkpoint; it has no heads of its own."""
+
+    model: str
+    """Folder or Hugging Face id of an EAGLE-3 checkpoint that was trained for this target."""
+    revision: str | None = field(default=None, metadata=REVISION)
+    """Branch, tag or commit. Refused: TensorRT-LLM loads the main branch. Download the revision
+    and set `model` to its folder."""
+
+
+@dataclass(frozen=True)
+class NoSpeculation:
+    """Plain decoding: one token per step."""
+
+    method: Literal["none"] = "none"
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Nothing is drafted."""
+        return 0
+
+    @property
+    def max_concurrency(self) -> None:
+        """There is no speculation to limit."""
+        return None
+
+
+@dataclass(frozen=True)
+class PromptLookup:
+    """Draft tokens copied from an earlier occurrence of the last tokens in prompt or output."""
+
+    method: Literal["prompt_lookup"]
+    num_draft_tokens: int = field(default=4, metadata=between(1, 64))
+    """Draft tokens per step: length of the chain, or nodes of the tree."""
+    min_matching_ngram_size: int = field(default=2, metadata=between(1, 16))
+    """Shortest n-gram that counts as a match."""
+    max_matching_ngram_size: int = field(default=3, metadata=between(1, 16))
+    """Longest n-gram, which is tried first."""
+    tree: Literal["chain", "dynamic"] = "chain"
+    """`chain`: what followed the best match, as TensorRT-LLM's NGram does. `dynamic`: a tree of
+    what followed all matches, most likely first."""
+    draft_length: Literal["adaptive", "fixed"] | None = None
+    """`adaptive`: a step scores the draft tokens that pay at the present load and acceptance.
+    `fixed`: all of them. Default: `adaptive` on `openvino`."""
+    max_concurrency: int | None = field(default=None, metadata=at_least(1))
+    """Draft nothing while more sequences than this are running. Default: no limit."""
+
+
+@dataclass(frozen=True)
+class DraftModel:
+    """Drafts of a smaller model with the same tokenizer."""
+
+    method: Literal["draft_model"]
+    draft: DraftOptions
+    num_draft_tokens: int = field(default=4, metadata=between(1, 64))
+    """Draft tokens per step."""
+    draft_length: Literal["adaptive", "fixed", "confidence"] | None = None
+    """`adaptive`: what pays at the present load and acceptance. `fixed`: all draft tokens.
+    `confidence`: adaptive, and stops below `min_confidence`. Default: `adaptive` on `openvino`."""
+    min_confidence: float = field(default=0.4, metadata=between(0, 1))
+    """With `draft_length: confidence`: least probability of the draft's most likely token."""
+    max_concurrency: int | None = field(default=None, metadata=at_least(1))
+    """Draft nothing while more sequences than this are running. Default: no limit."""
+
+
+@dataclass(frozen=True)
+class DrafterOptions:
+    """A ReDrafter that is merged with prompt lookup; the names are those of `ReDrafter`."""
+
+    heads: str
+    """Folder of the [ReDrafter](conversion.md#redrafter)."""
+    num_beams: int = field(default=3, metadata=between(1, 32))
+    """Paths per level that the ReDrafter continues."""
+    draft_len_per_beam: int = field(default=4, metadata=between(1, 32))
+    """Levels of the tree that the ReDrafter fills."""
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    """Prompt lookup with a second source of drafts; give `draft`, `heads` or `redrafter`.
+
+    A draft model, or heads without `tree: dynamic`, draft when prompt lookup finds no match. A
+    ReDrafter, or heads with `tree: dynamic`, are merged with the matches into one tree.
+    """
+
+    method: Literal["hybrid"]
+    draft: DraftOptions | None = None
+    num_draft_tokens: int = field(default=4, metadata=between(1, 64))
+    """Bound on the draft tokens of each source, or on the nodes of the merged tree."""
+    min_matching_ngram_size: int = field(default=2, metadata=between(1, 16))
+    """Shortest n-gram that counts as a match."""
+    max_matching_ngram_size: int = field(default=3, metadata=between(1, 16))
+    """Longest n-gram, which is tried first."""
+    draft_length: Literal["adaptive", "fixed", "confidence"] | None = None
+    """As for method `draft_model`; `confidence` needs `draft`."""
+    min_confidence: float = field(default=0.4, metadata=between(0, 1))
+    """With `draft_length: confidence`: least probability of the draft's most likely token."""
+    max_concurrency: int | None = field(default=None, metadata=at_least(1))
+    """Draft nothing while more sequences than this are running. Default: no limit."""
+    heads: str | None = None
+    """Folder or file of [Medusa heads](conversion.md#medusa-heads)."""
+    tree: TreeOption = "auto"
+    """With `heads`: as for method `medusa`; `dynamic` also merges in the matches of prompt lookup.
+    Refused with `redrafter`."""
+    redrafter: DrafterOptions | None = None
+    guess_vocabulary: int | None = field(default=None, metadata=at_least(16))
+    """With `heads`: as for method `medusa`."""
+
+    @property
+    def grows_trees(self) -> bool:
+        """Whether the matches and the second source are merged into one tree."""
+        return self.redrafter is not None or (self.heads is not None and self.tree == "dynamic")
+
+
+@dataclass(frozen=True)
+class Lookahead:
+    """N-grams that the target finds by Jacobi iteration (lookahead decoding)."""
+
+    method: Literal["lookahead"]
+    window_size: int = field(default=4, metadata=at_least(1))
+    """W of the paper: positions of the lookahead window."""
+    ngram_size: int = field(default=3, metadata=at_least(1))
+    """N of the paper: length of the n-grams."""
+    verification_set_size: int = field(default=4, metadata=at_least(0))
+    """G of the paper: n-grams that one step verifies."""
+    draft_length: Literal["adaptive", "fixed"] | None = None
+    """As for method `prompt_lookup`."""
+    max_concurrency: int | None = field(default=None, metadata=at_least(1))
+    """Draft nothing while more sequences than this are running. Default: no limit."""
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Count the tokens of one step after the root: the window, then the n-grams to verify.
+
+        Equals the `--max_draft_len` that TensorRT-LLM demands for the same sizes
+        (`LookaheadDecodingConfig`, cpp/tensorrt_llm/executor/decodingConfig.cpp).
+        """
+        length = self.ngram_size - 1
+        return max(length - 1, 0) + (self.window_size - 1 + self.verification_set_size) * length
+
+
+@dataclass(frozen=True)
+class Medusa:
+    """Drafts of heads on the target's last hidden state, verified as a tree."""
+
+    method: Literal["medusa"]
+    heads: str
+    """Folder or file of [Medusa heads](conversion.md#medusa-heads) in the layout of
+    FasterDecoding, Medusa-2 or ModelOpt."""
+    num_draft_tokens: int = field(default=16, metadata=between(1, 255))
+    """Nodes of the tree."""
+    tree: TreeOption = "auto"
+    """`auto`: grown from the heads' `calibration.json`. `dynamic`: grown in every step from the
+    heads' probabilities. A list of paths such as `[[0], [0, 0], [1]]`: missing prefixes are
+    added."""
+    acceptance: Literal["exact", "typical"] = "exact"
+    """`typical` accepts tokens that are likely enough when tokens are sampled. It is lossy."""
+    typical_epsilon: float = field(default=0.09, metadata=between(0, 1))
+    """With `typical`: the paper's epsilon."""
+    typical_delta: float = field(default=0.3, metadata=between(0, 1))
+    """With `typical`: the paper's delta."""
+    guess_vocabulary: int | None = field(default=None, metadata=at_least(16))
+    """`openvino`: heads draft only the first N tokens of the vocabulary, which are the frequent
+    ones of a BPE vocabulary. Default: all."""
+    draft_length: Literal["adaptive", "fixed"] | None = None
+    """As for method `prompt_lookup`."""
+    max_concurrency: int | None = field(default=None, metadata=at_least(1))
+    """Draft nothing while more sequences than this are running. Default: no limit."""
+
+
+@dataclass(frozen=True)
+class Eagle:
+    """Drafts of a one-layer decoder on the target's hidden states (EAGLE-1); `tensorrt` only.
+
+    `num_eagle_layers` and `num_draft_tokens` are those of the tree if one is listed, and bound the
+    tree that `tree: auto` grows.
+    """
+
+    method: Literal["eagle"]
+    heads: str
+    """Folder of the [EAGLE drafter](conversion.md#eagle-drafters)."""
+    num_draft_tokens: int = field(default=63, metadata=between(1, 256))
+    """Nodes of the tree."""
+    tree: TreeOption = "auto"
+    """`auto`: grown for assumed acceptance rates. Or a list of paths. `dynamic` is refused."""
+    num_eagle_layers: int = field(default=4, metadata=between(1, 16))
+    """Levels of the tree. The engine has a copy of the drafter for each. Default for a listed
+    tree: its depth."""
+    max_non_leaves_per_layer: int = field(default=10, metadata=between(1, 256))
+    """Nodes with children on one level that the engine has room for."""
+
+    @property
+    def max_concurrency(self) -> None:
+        """The engines of TensorRT-LLM speculate at every load."""
+        return None
+
+    def with_tree(self, tree: tuple[TreePath, ...]) -> "Eagle":
+        """Return the options for a tree, whose size they take."""
+        return replace(self, tree=tree, num_draft_tokens=len(tree), num_eagle_layers=depth(tree))
+
+
+@dataclass(frozen=True)
+class Eagle3:
+    """Drafts of a one-layer model that reads the target's hidden states; `llmapi` only."""
+
+    method: Literal["eagle3"]
+    draft: Eagle3Draft
+    """An EAGLE-3 checkpoint that was trained for this target."""
+    num_draft_tokens: int = field(default=3, metadata=between(1, 64))
+    """Draft tokens per step."""
+    max_concurrency: int | None = field(default=None, metadata=at_least(1))
+    """Draft nothing while more sequences than this are running. Default: no limit."""
+
+
+@dataclass(frozen=True)
+class MultiToken:
+    """Drafts of the target's own layers for multi-token prediction; `llmapi` only."""
+
+    method: Literal["mtp"]
+    num_nextn_predict_layers: int = field(default=1, metadata=between(1, 8))
+    """Tokens that the target's layers draft."""
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Each layer drafts one token."""
+        return self.num_nextn_predict_layers
+
+    @property
+    def max_concurrency(self) -> None:
+        """The engines of TensorRT-LLM speculate at every load."""
+        return None
+
+
+@dataclass(frozen=True)
+class ReDrafter:
+    """Beams of a recurrent drafter on the target's last hidden state (arXiv 2403.09919)."""
+
+    method: Literal["redrafter"]
+    heads: str
+    """Folder of the [ReDrafter](conversion.md#redrafter)."""
+    num_beams: int = field(default=5, metadata=between(1, 32))
+    """Beams per step."""
+    draft_len_per_beam: int = field(default=5, metadata=between(1, 32))
+    """Tokens per beam. A step verifies one token and at most `num_beams` times this number."""
+    greedy_search: bool = True
+    """`true`: accept a draft token if it is the target's most likely token. `false` (`tensorrt`):
+    sample with the request's temperature; other sampling options are ignored."""
+    draft_length: Literal["adaptive", "fixed"] | None = None
+    """As for method `prompt_lookup`."""
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Count the tokens of one step after the root, if no two beams share a prefix.
+
+        This is the `max_draft_len` that TensorRT-LLM's builder computes (`build`, builder.py).
+        """
+        return self.num_beams * self.draft_len_per_beam
+
+    @property
+    def max_concurrency(self) -> None:
+        """The engines of TensorRT-LLM speculate at every load."""
+        return None
+
+
+AnyLength = PromptLookup | DraftModel | Hybrid | Medusa  # a request may set fewer tokens
+WithLength = AnyLength | Lookahead | ReDrafter  # the CPU engine may score fewer draft tokens
+WithTree = Medusa | Hybrid | Eagle
+WithHeads = WithTree | ReDrafter  # their `heads` go into the target's checkpoint
+Speculation = NoSpeculation | AnyLength | Lookahead | Eagle | ReDrafter | Eagle3 | MultiToken
+
+PLAIN = NoSpeculation()
+
+
+def drafter_of(options: Speculation) -> DrafterOptions | None:
+    """Return how a ReDrafter in the target's checkpoint is used; None if there is none."""
+    if isinstance(options, ReDrafter):
+        return DrafterOptions(options.heads, options.num_beams, options.draft_len_per_beam)
+    return options.redrafter if isinstance(options, Hybrid) else None
+
+
+# methods whose engines discard rows of the KV cache
+REWINDING = ("medusa", "lookahead", "eagle", "redrafter")
+UPSTREAM_ONLY = ("eagle", "eagle3", "mtp")  # methods without a proposer of specpipe

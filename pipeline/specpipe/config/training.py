@@ -1,0 +1,137 @@
+"""The `train:` section of a run: the text that drafters learn from, and the options of training.
+
+The text under a field documents its key: `scripts/write-docs` makes docs/configuration.md from it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from specpipe.config.records import at_least, between
+from specpipe.core.model import Dtype
+
+
+@dataclass(frozen=True)
+class SelfDistillation:
+    """The target answers prompts, and a drafter learns from the answers.
+
+    In addition to the prompts of a file, the target can answer prompts that it invents (Xu et al.
+    2024, "Magpie", arXiv 2406.08464). They are like the prompts that it was trained on.
+    """
+
+    prompts: str | None = None
+    """JSON lines with a `prompt` key, which the target answers."""
+    invented_prompts: int = field(default=0, metadata=at_least(0))
+    """Further prompts that the target invents ([Magpie](https://arxiv.org/abs/2406.08464)) and
+    answers."""
+    max_tokens: int = field(default=256, metadata=at_least(1))
+    """Maximum number of tokens per answer."""
+    temperature: float = field(default=0.0, metadata=between(0, 10))
+    """Sampling temperature of the answers; 0 decodes greedily."""
+    batch_size: int = field(default=32, metadata=at_least(1))
+    """Answers that are generated at a time."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Length and rate of a training: AdamW, linear warm-up, cosine decay to zero."""
+
+    epochs: float = field(default=2.0, metadata=between(0.001, 1000))
+    """Passes over the text."""
+    batch_tokens: int = field(default=1024, metadata=at_least(1))
+    """Positions per step."""
+    learning_rate: float = field(default=1e-3, metadata=between(1e-8, 1))
+    """Peak learning rate."""
+    warm_up: float = field(default=0.1, metadata=between(0, 1))
+    """Share of the steps with a rising learning rate."""
+    checkpoint_every: int = field(default=100, metadata=at_least(1))
+    """Steps between two checkpoints, and between two points of the report's curve."""
+
+
+@dataclass(frozen=True)
+class GuesserTraining:
+    """Options that the training of heads and of a recurrent drafter share.
+
+    `soft_labels` is knowledge distillation (Hinton et al. 2015, arXiv 1503.02531).
+    """
+
+    soft_labels: bool = False
+    """Learn the target's whole distribution at each position, not only its token. Refused for
+    `medusa2`, whose target changes during the training."""
+    head_loss_decay: float = field(default=0.8, metadata=between(0, 1))
+    """The loss of draft token k has the weight `head_loss_decay` to the power k."""
+    loss_vocabulary: int = field(default=0, metadata=at_least(0))
+    """0: the loss is over all tokens. N: over the N most frequent tokens and a sample of the
+    rest."""
+    loss_samples: int = field(default=1024, metadata=at_least(1))
+    """With `loss_vocabulary`: tokens that are sampled from the rest in each step."""
+    schedule: Schedule = Schedule()
+
+
+@dataclass(frozen=True)
+class MedusaTraining(GuesserTraining):
+    """Heads on the target's last hidden state (Cai et al. 2024, arXiv 2401.10774)."""
+
+    stage: Literal["medusa1", "medusa2"] = "medusa1"
+    """`medusa2` also trains the backbone, which changes the model's answers."""
+    num_heads: int = field(default=4, metadata=between(1, 16))
+    """Number of heads."""
+    num_layers: int = field(default=1, metadata=between(1, 8))
+    """Residual layers per head."""
+    share_output: bool = True
+    """`true`: all heads use the target's LM head, frozen. `false`: each head trains a copy."""
+    lora_rank: int = field(default=0, metadata=between(0, 1024))
+    """`medusa2`: rank of the LoRA on the backbone; 0 trains every weight."""
+    head_lr_ratio: float = field(default=4.0, metadata=between(0.001, 1000))
+    """`medusa2`: learning rate of the heads, relative to that of the backbone."""
+    heads_loss_weight: float = field(default=0.2, metadata=between(0, 100))
+    """`medusa2`: weight of the heads' loss at the end of the training."""
+
+
+@dataclass(frozen=True)
+class ReDrafterTraining(GuesserTraining):
+    """A recurrent drafter on the target's last hidden state (Zhang et al. 2024, arXiv 2403.09919).
+
+    Its output layer is the target's LM head, frozen. Its residual blocks have the target's width.
+    """
+
+    num_layers: int = field(default=2, metadata=between(1, 8))
+    """Residual layers, with the target's hidden size."""
+    draft_len: int = field(default=4, metadata=between(1, 16))
+    """Draft tokens in sequence that it learns."""
+
+
+@dataclass(frozen=True)
+class DraftTraining:
+    """A copy of the target with fewer layers, which learns the target's distribution."""
+
+    num_layers: int | None = field(default=None, metadata=at_least(1))
+    """Layers of the draft model, evenly spread. Default: a third of the target's."""
+    layers: tuple[int, ...] = ()
+    """Layers of the target to keep, instead of evenly spread ones."""
+    temperature: float = field(default=1.0, metadata=between(0.01, 100))
+    """Temperature of both distributions in the loss."""
+    schedule: Schedule = Schedule(learning_rate=3e-4)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """The text, and options for each kind of drafter."""
+
+    files: tuple[str, ...] = ()
+    """`.jsonl`: chats with `messages`, of which only the assistant's tokens are learned. Other
+    files: plain text."""
+    self_distillation: SelfDistillation | None = None
+    sequence_length: int = field(default=512, metadata=at_least(8))
+    """Tokens per sequence; longer documents are cut."""
+    hold_out: float = field(default=0.1, metadata=between(0.001, 0.5))
+    """Share of the documents that is held out for the report."""
+    dtype: Dtype = "bfloat16"
+    """Type of the frozen model and of the product. Trained weights are float32."""
+    seed: int = field(default=0, metadata=at_least(0))
+    """Seed of the training."""
+    out: str | None = None
+    """Folder of the products. Default: `engines/NAME/train`, with a folder per kind: `medusa`,
+    `redrafter`, `draft`."""
+    medusa: MedusaTraining = MedusaTraining()
+    redrafter: ReDrafterTraining = ReDrafterTraining()
+    draft: DraftTraining = DraftTraining()

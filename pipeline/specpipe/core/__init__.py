@@ -1,0 +1,1 @@
+"""Words that every part uses: contracts, model facts, artifacts, errors. No stage, no engine."""

@@ -1,0 +1,159 @@
+"""How a deployment is served and called: what everything that talks to a server goes by.
+
+A backend describes its servers with one `Endpoint`. It is packaged with the models, so a server
+describes itself to its clients.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from specpipe.core.errors import ConfigError
+
+# How a request sets fewer draft tokens. tensor, parameter: the number, under the name
+# `num_draft_tokens`. lookahead: the three sizes of lookahead decoding, of which 1, 1, 0 is plain.
+Carrier = Literal["tensor", "parameter", "lookahead"]
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What a backend may know of a run when it describes how the run is served and called."""
+
+    method: str
+    num_draft_tokens: int = 0
+    any_number: bool = False  # whether the method can draft fewer tokens for one request
+    streams: bool = True  # whether answers are served piece by piece
+    loop: str = "engine"  # bls: the text models drive the engines through Triton
+    release: str | None = None  # of TensorRT-LLM; None: the default one
+
+
+@dataclass(frozen=True)
+class DraftLimit:
+    """How one request limits its draft tokens; 0 means plain decoding."""
+
+    carrier: Carrier
+    most: int  # draft tokens of a step, unless a request sets fewer
+    any_number: bool = False  # False: a request may set only 0 or `most`
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The names of a model's tensors, by what they mean."""
+
+    prompt: str
+    max_tokens: str
+    stream: str
+    exclude_prompt: str  # true: a whole answer does not begin with the prompt
+    answer: str  # an output: text or tokens
+    prompt_length: str = ""  # of models that take tokens
+    options: Mapping[str, str] = field(default_factory=dict)  # fields of `Options` -> inputs
+    stop_tokens: str = ""  # token sequences that end an answer
+    flags: tuple[str, ...] = ()  # inputs that ask for the outputs below
+    drafted: str = ""  # outputs; empty: the model does not report it
+    accepted: str = ""
+    output_tokens: str = ""
+    context_flag: str = ""  # an input that asks for `context_logits`
+    context_logits: str = ""  # an output: the logits after every token of the prompt
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of a server as its clients call it."""
+
+    name: str
+    tensors: Tensors
+    decoupled: bool = True  # several responses to a request; if not, nothing is streamed
+    batched: bool = True  # tensors begin with a batch dimension of 1
+    cumulative: bool = False  # every streamed text begins with all the text before it
+    speculates: bool = True  # unless a request prevents it
+    draft_limit: DraftLimit | None = None  # None: no request can change what is drafted
+
+    @property
+    def can_decode_plainly(self) -> bool:
+        """Whether a request can have an answer that is decoded without speculation."""
+        return not self.speculates or self.draft_limit is not None
+
+    @property
+    def gives_context_logits(self) -> bool:
+        """Whether answers can carry what the model expects after every token of the prompt."""
+        return bool(self.tensors.context_flag and self.tensors.context_logits)
+
+    @property
+    def reports_acceptance(self) -> bool:
+        """Whether answers say how many draft tokens there were and how many were accepted."""
+        return bool(self.tensors.drafted and self.tensors.accepted)
+
+
+@dataclass(frozen=True)
+class Template:
+    """What a chat model wants before and after a user's text; both empty without a template."""
+
+    prefix: str
+    suffix: str
+
+    def wrap(self, text: str) -> str:
+        """Return the prompt for a user's text."""
+        return self.prefix + text + self.suffix
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A deployment as its clients call it."""
+
+    texts: tuple[Model, ...]  # text in, text out; the first is the one to prefer
+    tokens: Model | None = None  # tokens in, tokens out; not what users call
+    tokenizer: str = ""  # its folder below the model repository
+    template: Template | None = None  # None: not known
+
+    @property
+    def text(self) -> Model:
+        """The model that users call, unless they name another."""
+        return self.texts[0]
+
+    def named(self, name: str) -> Model:
+        """Return a model that takes text; raises ConfigError if there is none of that name."""
+        for model in self.texts:
+            if model.name == name:
+                return model
+        known = ", ".join(model.name for model in self.texts)
+        raise ConfigError(
+            f"{name} is not a model of this server that takes text", hint=f"known: {known}"
+        )
+
+
+def dump_endpoint(endpoint: Endpoint) -> str:
+    """Return a description as JSON, on one line."""
+    return json.dumps(asdict(endpoint), sort_keys=True, separators=(",", ":"))
+
+
+def load_endpoint(text: str, origin: str) -> Endpoint:
+    """Return the description that `dump_endpoint` wrote; raises ConfigError if it is none.
+
+    `origin` names where the text was found.
+    """
+    try:
+        values = json.loads(text)
+        template = values["template"]
+        return Endpoint(
+            texts=tuple(_model(model) for model in values["texts"]),
+            tokens=None if values["tokens"] is None else _model(values["tokens"]),
+            tokenizer=str(values["tokenizer"]),
+            template=None if template is None else Template(**template),
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{origin} is not described as this release of specpipe describes endpoints: {error}",
+            hint="run `specpipe package` again",
+        ) from error
+
+
+def _model(values: dict[str, Any]) -> Model:
+    tensors, limit = values["tensors"], values["draft_limit"]
+    return Model(
+        **{
+            **values,
+            "tensors": Tensors(**{**tensors, "flags": tuple(tensors["flags"])}),
+            "draft_limit": None if limit is None else DraftLimit(**limit),
+        }
+    )

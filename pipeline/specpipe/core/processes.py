@@ -1,0 +1,86 @@
+"""Programs that a stage runs: output in a file, signs of life, and nothing left behind."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_GRACE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program to start, and what ends it if killing our child does not (a container)."""
+
+    argv: tuple[str, ...]
+    abort: tuple[str, ...] = ()
+
+
+def run_logged(
+    launch: Program,
+    log: Path,
+    *,
+    on_heartbeat: Callable[[float], None] = lambda seconds: None,
+    heartbeat_s: float = 15.0,
+) -> int:
+    """Run a program with its output in `log`; return its exit code, negative for a signal.
+
+    `on_heartbeat` hears every `heartbeat_s` seconds how long it has run. The program gets a process
+    group of its own; if the wait ends by an exception, Ctrl-C included, the whole group is ended.
+    Raises OSError if the program cannot be started or `log` cannot be written.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        began = time.monotonic()
+        process = subprocess.Popen(
+            launch.argv,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return process.wait(heartbeat_s)
+                on_heartbeat(time.monotonic() - began)
+        finally:
+            _end_group(process, launch.abort)
+
+
+def _end_group(process: "subprocess.Popen[bytes]", abort: Sequence[str]) -> None:
+    """End a child that still runs, gently first, and whatever of its group outlived it."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE_S)
+        if abort:
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                subprocess.run(abort, capture_output=True, timeout=60, check=False)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def die_with_parent() -> None:
+    """Ask the kernel, in a new child, to end it if we are killed without a chance to."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def last_lines(log: Path, count: int = 8, limit: int = 65536) -> list[str]:
+    """Return the last lines of a log that are not empty; nothing if it cannot be read."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - limit))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]

@@ -1,0 +1,106 @@
+"""`specpipe package --deploy`: the facts of a packaged run, and files that serve it elsewhere."""
+
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+from specpipe import __version__
+from specpipe.config.run_config import RunConfig, find_tls
+from specpipe.core.artifacts import Workspace, read_artifact
+from specpipe.core.errors import Unsupported
+from specpipe.deploy.deployment import (
+    CERTIFICATE,
+    CLIENT_CA,
+    KEY,
+    REPOSITORY,
+    Deployment,
+    require_pinned,
+)
+from specpipe.deploy.image import cpu_image, requirements
+from specpipe.deploy.write import Platform, write_deployment
+from specpipe.plan.make_plan import make_plan
+from specpipe.plan.plan import Plan
+from specpipe.repository.description import read_endpoint
+from specpipe.repository.placement import read_placement
+from specpipe.run.stages import require_repository
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class DeployOptions:
+    """What the run's config does not know: the cluster and its registry."""
+
+    image: str | None = None  # None: a local name
+    gpus_per_node: int = 8
+    base_image: str | None = None  # None: the release's container, or a Python for CPUs
+    monitoring_namespace: str = "monitoring"
+
+
+def deploy_run(
+    config: RunConfig, workspace: Workspace, kind: Platform, options: DeployOptions
+) -> list[Path]:
+    """Write what serves the packaged repository of a run with docker or Kubernetes.
+
+    Raises ConfigError if the repository is missing or older than the config, Unsupported if its
+    engines cannot be spread as the cluster wants.
+    """
+    require_repository(config, workspace)
+    deployment = describe(make_plan(config, workspace), workspace, options)
+    return write_deployment(deployment, kind, workspace.deployment)
+
+
+def describe(plan: Plan, workspace: Workspace, options: DeployOptions) -> Deployment:
+    """Collect what the files of a deployment need of a run whose repository is there."""
+    config, placement = plan.config, read_placement(workspace.repository)
+    engine = read_artifact(workspace.engine("target"))
+    gpu = engine.manifest.facts.get("gpu") if engine else None
+    on_gpus = config.engine.gpu is not None
+    ranks = plan.requests["target"].parallel.world_size
+    repository = sum(f.stat().st_size for f in workspace.repository.rglob("*") if f.is_file())
+    in_memory = plan.memory.total if plan.memory and not on_gpus else repository
+    deployment = Deployment(
+        run=config.name,
+        image=_image(config, options),
+        base=_base(plan, options),
+        gpus=placement.gpus if placement else ranks * on_gpus,
+        gpus_per_node=options.gpus_per_node,
+        gpu_product=str(gpu) if gpu else None,
+        host_memory_gib=ceil(in_memory / _GIB * 1.25) + (16 if on_gpus else 1),
+        repository_gib=ceil(repository / _GIB),
+        sequences=config.engine.max_batch_size,
+        repository=_seen_at(config, workspace) if on_gpus else REPOSITORY,
+        requirements=requirements(gpu=on_gpus),
+        texts=tuple(sorted(model.name for model in read_endpoint(workspace.repository).texts)),
+        monitoring=options.monitoring_namespace,
+        certificates=_certificates(config),
+    )
+    if placement and placement.orchestrator and deployment.nodes > 1:
+        raise Unsupported(
+            f"{deployment.gpus} GPUs span {deployment.nodes} nodes of {options.gpus_per_node}, and "
+            "TensorRT-LLM serves several engines from one node only",
+            hint="raise --gpus-per-node, lower engine.tp_size, or use a method without a draft",
+        )
+    return deployment
+
+
+def _image(config: RunConfig, options: DeployOptions) -> str:
+    if options.image is not None:
+        return require_pinned(options.image, "--image")
+    return f"specpipe-{config.name.lower()}:{__version__}"
+
+
+def _base(plan: Plan, options: DeployOptions) -> str:
+    if options.base_image is not None:
+        return require_pinned(options.base_image, "--base-image")
+    return plan.versions.get("container") or cpu_image()
+
+
+def _certificates(config: RunConfig) -> dict[str, str]:
+    files = find_tls(config) or ()
+    names = (CERTIFICATE, KEY, CLIENT_CA)
+    return {name: str(file) for name, file in zip(names, files, strict=False) if file}
+
+
+def _seen_at(config: RunConfig, workspace: Workspace) -> str:
+    return config.serving.repository_path or str(workspace.repository.resolve())

@@ -1,0 +1,1 @@
+"""`specpipe doctor`: what this machine has, and what a run lacks."""

@@ -1,0 +1,263 @@
+"""`specpipe plan`: read the models' facts, check the backend, collect every refusal."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from specpipe.checkpoint.quantize import check_calibration, check_quantization
+from specpipe.checkpoint.source import Source
+from specpipe.checkpoint.tokenizer import read_vocabulary, special_ids
+from specpipe.config.run_config import RunConfig
+from specpipe.config.speculation import Hybrid, Medusa
+from specpipe.config.tree import is_open
+from specpipe.core.artifacts import Workspace, read_artifact
+from specpipe.core.backend import Backend, BuildRequest, Command, Rejection
+from specpipe.core.contracts import Role
+from specpipe.core.cpu import cpu_kinds
+from specpipe.core.errors import Unsupported
+from specpipe.core.model import ModelConfig
+from specpipe.core.publishing import why_kept
+from specpipe.core.trees import assumed_accuracy, grow_tree
+from specpipe.plan.compatibility import (
+    TokenizerFacts,
+    VocabularyDifference,
+    differences,
+    notes,
+    refusals,
+)
+from specpipe.plan.gates import check_validation
+from specpipe.plan.gpus import Gpu, find_gpu, spelling, unknown_gpu
+from specpipe.plan.memory import Memory
+from specpipe.plan.options import check_options
+from specpipe.plan.outlook import cpu_notes, engine_notes, outlook
+from specpipe.plan.plan import (
+    Download,
+    Plan,
+    check_draft_length,
+    check_memory,
+    check_models,
+    check_tree,
+    make_requests,
+)
+from specpipe.plan.resolve import Resolved, resolve
+from specpipe.plan.sizing import Sizing, choose_ranks, measure, ways_to_fit
+from specpipe.runtime.assembly import describe_endpoint, load_backend
+
+
+def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
+    """Return the plan of a run and of its baseline, with every reason for a refusal.
+
+    See `_plan_run`. Prompts and gates that validation cannot use are refused too.
+    """
+    plan = _plan_run(config, workspace)
+    refused = [*plan.rejections, *check_validation(config, describe_endpoint(plan.config))]
+    if config.validate.baseline != "build":
+        return replace(plan, rejections=tuple(refused))
+    plain = config.baseline
+    baseline = _plan_run(plain, replace(workspace, name=plain.name))
+    own = [r for r in baseline.rejections if r not in plan.rejections]
+    refused += [Rejection(f"the baseline: {r.reason}", r.hint) for r in own]
+    return replace(plan, rejections=tuple(refused), baseline=baseline)
+
+
+def _plan_run(config: RunConfig, workspace: Workspace) -> Plan:
+    """Return what `build` would do, or why it cannot; reads no weights, needs no GPU.
+
+    In the plan's config, `tree: auto` is replaced by a tree, and a missing `tp_size` by the number
+    of ranks that the plan chose. Raises what `resolve` raises.
+    """
+    backend = load_backend(config.engine.backend)
+    found = resolve(config, backend)
+    config = plan_tree(_with_gpus_name(config), found)
+    gpu = find_gpu(config.engine.gpu) if config.engine.gpu else None
+    sizing = Sizing(config, found.models, backend, _memory_of(gpu))
+    config = _with_ranks(config, sizing, gpu)
+    sizing = sizing.with_engine(config.engine)
+    requests = make_requests(config, found.models)
+    differing, own_loop = _compare_draft(found), config.engine.backend == "openvino"
+    placed = config.engine.gpu is None if own_loop else gpu is not None
+    memory = measure(sizing) if placed and not found.outlined else None
+    rejections = [
+        *_check_requests(config, requests, backend),
+        *_check_parts(config, found, serves_sources=backend.serves_sources),
+        *refusals(differing, own_loop=own_loop),
+        *check_options(config, found.next_token_layers),
+        *_check_memory(memory, sizing),
+    ]
+    built = {r: q for r, q in requests.items() if r == "target" or not backend.serves_sources}
+    places = list(_places(backend, built, workspace))
+    rejections += _occupied(places)
+    commands = tuple(_commands(backend, built, workspace))
+    guesser = found.guessers.get("target")
+    accuracy = guesser.accuracy if guesser else None
+    return Plan(
+        config=config,
+        models={} if found.outlined else found.models,
+        requests=built,
+        memory=memory,
+        commands=commands,
+        versions=backend.versions(config.engine.tensorrt_llm),
+        rejections=tuple(dict.fromkeys(_located(config, rejections))),
+        gaps=tuple(check_calibration(config.engine, found.sources.values())),
+        notes=(
+            *found.notes,
+            *notes(differing, own_loop=own_loop),
+            *engine_notes(config, found.models["target"], gpu),
+            *cpu_notes(config.engine, cpu_kinds()),
+            *_length_notes(config, commands),
+            *(f"{reason}; build does not replace them" for reason in _kept(places, owned=True)),
+        ),
+        estimate=outlook(config, requests, memory.footprints, gpu, accuracy)
+        if gpu and memory
+        else None,
+        files=dict(_files(backend, built, workspace)),
+        downloads={} if backend.serves_sources else dict(_downloads(found)),
+    )
+
+
+def _check_requests(
+    config: RunConfig, requests: Mapping[Role, BuildRequest], backend: Backend
+) -> Iterator[Rejection]:
+    """Check every engine, the lengths of the models, and that the GPU is known."""
+    for request in requests.values():
+        yield from backend.check(request)
+    yield from check_models(requests)
+    if config.engine.gpu and find_gpu(config.engine.gpu) is None:
+        yield unknown_gpu(config.engine.gpu)
+
+
+def _located(config: RunConfig, rejections: Iterable[Rejection]) -> Iterator[Rejection]:
+    """Put file and line before every reason that begins with a key of the config."""
+    for rejection in rejections:
+        place = config.places.get(rejection.reason.split(maxsplit=1)[0])
+        reason = f"{place}: {rejection.reason}" if place else rejection.reason
+        yield replace(rejection, reason=reason)
+
+
+def _check_parts(
+    config: RunConfig, found: Resolved, *, serves_sources: bool
+) -> Iterator[Rejection]:
+    """Check every model: its number formats, its heads or drafter, and the tree."""
+    for role, source in found.sources.items():
+        if not serves_sources:  # else TensorRT-LLM reads the quantized weights itself
+            yield from check_quantization(config.engine, found.models[role], source)
+    for role, own in found.guessers.items():
+        yield from own.check(role, found.models[role])
+    yield from check_tree(config, found.models["target"])
+    yield from check_draft_length(config)
+
+
+def _with_gpus_name(config: RunConfig) -> RunConfig:
+    """Spell the GPU as the table does, so that engines of equal plans are equal."""
+    name = spelling(config.engine.gpu) if config.engine.gpu else None
+    return replace(config, engine=replace(config.engine, gpu=name))
+
+
+def _with_ranks(config: RunConfig, sizing: Sizing, gpu: Gpu | None) -> RunConfig:
+    """Choose the tensor-parallel ranks if none were given; one rank if the GPU is not known."""
+    if config.engine.tp_size:
+        return config
+    ranks = choose_ranks(sizing) if gpu else 1
+    return replace(config, engine=replace(config.engine, tp_size=ranks))
+
+
+def _places(
+    backend: Backend, built: Mapping[Role, BuildRequest], workspace: Workspace
+) -> Iterator[Path]:
+    """Yield the folders that `build` writes."""
+    for role in built:
+        if not backend.serves_sources:
+            yield workspace.checkpoint(role)
+        yield workspace.engine(role)
+    yield workspace.repository
+
+
+def _occupied(places: Sequence[Path]) -> Iterator[Rejection]:
+    """Refuse places that hold files which specpipe did not write."""
+    for reason in _kept(places, owned=False):
+        yield Rejection(reason, "move it elsewhere; if an interrupted build left it, delete it")
+
+
+def _kept(places: Sequence[Path], *, owned: bool) -> Iterator[str]:
+    """Yield what build must not replace: foreign files in specpipe's folders, or other folders."""
+    for path in places:
+        if (read_artifact(path) is not None) == owned and (reason := why_kept(path)):
+            yield reason
+
+
+def _commands(
+    backend: Backend, requests: Mapping[Role, BuildRequest], workspace: Workspace
+) -> Iterator[Command]:
+    for role, request in requests.items():
+        yield from backend.commands(request, workspace.checkpoint(role), workspace.engine(role))
+
+
+def _length_notes(config: RunConfig, commands: Sequence[Command]) -> Iterator[str]:
+    """Yield why a command has another input length than the config."""
+    given = str(config.engine.max_input_len)
+    lengths = {command.options().get("--max_input_len", given) for command in commands}
+    for length in sorted(lengths - {given}):
+        yield (
+            f"trtllm-build gets --max_input_len {length}, not the config's {given}: the "
+            "draft/target loop calls both engines with the prompt and the output so far, which "
+            "can be as long as engine.max_seq_len"
+        )
+
+
+def _files(
+    backend: Backend, requests: Mapping[Role, BuildRequest], workspace: Workspace
+) -> Iterator[tuple[str, str]]:
+    for role, request in requests.items():
+        for name, text in backend.files(request).items():
+            yield str(workspace.engine(role) / name), text
+
+
+def _downloads(found: Resolved) -> Iterator[tuple[Role, Download]]:
+    for role, source in found.sources.items():
+        if source is not None and source.origin is not None and source.missing:
+            yield role, Download(source.origin.model, source.origin.commit, source.missing)
+
+
+def _memory_of(gpu: Gpu | None) -> int:
+    """Return the memory of a GPU, or of this machine, in bytes."""
+    return gpu.memory_bytes if gpu else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _check_memory(memory: Memory | None, sizing: Sizing) -> list[Rejection]:
+    if memory is None or memory.fits:
+        return []
+    return check_memory(memory, sizing.config, ways_to_fit(sizing, memory))
+
+
+def plan_tree(config: RunConfig, found: Resolved) -> RunConfig:
+    """Replace `tree: auto` with the best tree for the heads' calibration, or for usual heads."""
+    options, heads = config.speculation, found.guessers.get("target")
+    if heads is None or not isinstance(options, Medusa | Hybrid) or not is_open(options):
+        return config
+    accuracy = heads.accuracy or assumed_accuracy(found.models["target"].num_medusa_heads)
+    tree = grow_tree(accuracy, options.num_draft_tokens)
+    return replace(config, speculation=replace(options, tree=tree, num_draft_tokens=len(tree)))
+
+
+def require_buildable(plan: Plan) -> None:
+    """Raise Unsupported with every reason if the plan cannot be built."""
+    reasons = [*plan.rejections, *plan.gaps]
+    if reasons:
+        listed = "\n".join(f"  - {reason}" for reason in reasons)
+        raise Unsupported(f"{plan.config.path}: this run cannot be built:\n{listed}")
+
+
+def _compare_draft(found: Resolved) -> list[VocabularyDifference]:
+    """Return the differences between the vocabularies of the draft and the target."""
+    if "draft" not in found.sources:
+        return []
+    roles: tuple[Role, Role] = ("target", "draft")
+    target, draft = (_vocabulary(found.sources[r], found.models[r]) for r in roles)
+    return differences(target, draft)
+
+
+def _vocabulary(source: Source | None, model: ModelConfig) -> TokenizerFacts:
+    if source is None:
+        return TokenizerFacts(model.vocab_size)
+    return TokenizerFacts(model.vocab_size, read_vocabulary(source), special_ids(source))

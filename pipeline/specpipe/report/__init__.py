@@ -1,0 +1,1 @@
+"""Tables, pages and differences for people. Nothing is measured here."""

@@ -1,1 +1,0 @@
-"""The models that Triton runs. `scheduler`, `tokens` and `requests` are independent of Triton."""

@@ -1,0 +1,183 @@
+"""Convert text to tokens, and tokens to text piece by piece; needs tokenizers, not transformers."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from specpipe.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """The tokenizer of a repository, with the facts about it that serving needs."""
+
+    tokenizer: Tokenizer
+    vocab_size: int
+    end_ids: tuple[int, ...]  # the first is the `end_id` of clients that know of one
+    pad_id: int
+    longest_token: int  # in bytes
+
+    def most_bytes(self, tokens: int) -> int:
+        """Return how many bytes a text of `tokens` tokens can have at most."""
+        return tokens * self.longest_token
+
+    def encode(self, text: str, max_input_len: int) -> list[int]:
+        """Return the tokens of a prompt.
+
+        Raises ConfigError if there are none or more than `max_input_len`; a text that is certain to
+        be too long is refused without being tokenised.
+        """
+        size = len(text.encode())
+        if size > self.most_bytes(max_input_len):
+            raise ConfigError(
+                f"the prompt has {size} bytes: more than {max_input_len} tokens "
+                "(max_input_len) can hold"
+            )
+        ids: list[int] = self.tokenizer.encode(text).ids
+        if not ids:
+            raise ConfigError("the prompt is empty: it must have at least one token")
+        if len(ids) > max_input_len:
+            raise ConfigError(
+                f"the prompt has {len(ids)} tokens: at most {max_input_len} "
+                "(max_input_len) are allowed"
+            )
+        return ids
+
+    def count(self, text: str) -> int:
+        """Return how many tokens a part of a text has."""
+        return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def words(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Return the tokens of stop or bad words, without special tokens; empty ones are dropped.
+
+        A word is also taken with a space before it, as it stands within a sentence.
+        """
+        spelled = [t for text in texts if text for t in (text, " " + text)]
+        ids = (self.tokenizer.encode(t, add_special_tokens=False).ids for t in spelled)
+        return tuple(dict.fromkeys(tuple(i) for i in ids if i))
+
+    def bias(self, words: Sequence[tuple[str, float]]) -> tuple[tuple[int, float], ...]:
+        """Return the bias of each token of the given words, spelled as given.
+
+        As upstream: a word of several tokens adds its amount to each of them.
+        """
+        amounts: dict[int, float] = {}
+        for word, amount in words:
+            for token in self.tokenizer.encode(word, add_special_tokens=False).ids:
+                amounts[token] = amounts.get(token, 0.0) + amount
+        return tuple(sorted(amounts.items()))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens, special ones left out."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def decode_answer(self, ids: Sequence[int]) -> str:
+        """Return the text of an answer; an end token has none, whether it is special or not."""
+        return self.decode(ids[:-1] if ids and ids[-1] in self.end_ids else ids)
+
+
+def load_tokenizer(folder: Path) -> TextTokenizer:
+    """Load tokenizer.json and tokenizer_facts.json from `folder`.
+
+    Raises ConfigError if one is missing or damaged.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        facts = json.loads((folder / "tokenizer_facts.json").read_text())
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ConfigError(
+            f"{folder}: no usable tokenizer: {error}", hint="run `specpipe package` again"
+        ) from error
+    # Every byte of a prompt is covered by a token, which stands for at most its own length in
+    # bytes; four for a character that a tokenizer writes as one symbol.
+    longest = max(len(token.encode()) for token in tokenizer.get_vocab()) * 4
+    return TextTokenizer(
+        tokenizer, facts["vocab_size"], _end_ids(facts, folder), facts["pad_id"], longest
+    )
+
+
+def _end_ids(facts: dict[str, Any], folder: Path) -> tuple[int, ...]:
+    """Return the end tokens; older facts named one of them, which may be the wrong one."""
+    if "end_ids" not in facts:
+        raise ConfigError(
+            f"{folder}/tokenizer_facts.json names one end token, as older versions of specpipe "
+            "did: a model may have several",
+            hint="run `specpipe build` again",
+        )
+    return tuple(facts["end_ids"])
+
+
+@dataclass
+class TextStream:
+    """The text of a growing answer, in pieces of valid UTF-8 that concatenate to `decode`.
+
+    Ends where the first stop word ends; the stop word is kept, as upstream keeps it. The token that
+    ends the answer is one of `tokens` and has no text, even if the tokenizer does not call it
+    special.
+    """
+
+    tokenizer: TextTokenizer
+    stop_words: tuple[str, ...] = ()
+    end_ids: tuple[int, ...] = ()  # those of the request
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""  # text that was returned already
+    stopped: bool = False
+
+    def __post_init__(self) -> None:
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._words = frozenset(self.stop_words)
+        self._lengths = sorted({len(word) for word in self.stop_words})
+
+    @property
+    def spoken(self) -> list[int]:
+        """The tokens that have text."""
+        ended = self.tokens and self.tokens[-1] in self.end_ids
+        return self.tokens[:-1] if ended else self.tokens
+
+    def push(self, tokens: Sequence[int]) -> str:
+        """Take new tokens, up to a stop word; return the text that is now certain."""
+        before = len(self.text)
+        for token in tokens:
+            if self.stopped:
+                break
+            self.tokens.append(token)
+            if token in self.end_ids:
+                break
+            piece = self._stream.step(self.tokenizer.tokenizer, token)
+            if piece:
+                self._append(piece)
+        return self.text[before:]
+
+    def finish(self) -> str:
+        """Return the rest at the end: the bytes of an incomplete character."""
+        whole = self.tokenizer.decode(self.spoken)
+        if self.stopped or not whole.startswith(self.text):
+            return ""
+        rest = whole[len(self.text) :]
+        self.text = whole
+        return rest
+
+    def _append(self, piece: str) -> None:
+        # A stop word may begin in earlier text, but not end there: that would have stopped us.
+        text, begin = self.text + piece, len(self.text)
+        end = first_end(text, begin, self._words, self._lengths)
+        self.text = text if end is None else text[:end]
+        self.stopped = end is not None
+
+
+def first_end(text: str, begin: int, words: frozenset[str], lengths: Sequence[int]) -> int | None:
+    """Return where the first of `words` ends that ends behind `begin`; None if none does.
+
+    `lengths` are those of the words: the cost grows with them, not with the number of words.
+    """
+    for end in range(begin + 1, len(text) + 1):
+        for length in lengths:
+            if length <= end and text[end - length : end] in words:
+                return end
+    return None

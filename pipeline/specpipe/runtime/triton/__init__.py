@@ -1,0 +1,1 @@
+"""The models that Triton's Python backend runs: its front of the runtime."""

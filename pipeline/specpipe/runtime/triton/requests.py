@@ -1,0 +1,304 @@
+"""Convert request tensors to checked values; a refusal is one sentence. No Triton here.
+
+A request is a mapping from tensor name to numpy array, whatever its batch dimensions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specpipe.core.contracts import Sampling
+from specpipe.core.errors import ConfigError, Unsupported
+
+Tensors = Mapping[str, NDArray[Any]]
+
+# Declared, because upstream declares them; requests that use them are refused.
+_UNSUPPORTED = {
+    "decoder_text_input": "encoder-decoder models",
+    "decoder_input_ids": "encoder-decoder models",
+    "encoder_input_features": "encoder-decoder models",
+    "cross_attention_mask": "encoder-decoder models",
+    "skip_cross_attn_blocks": "encoder-decoder models",
+    "image_input": "images",
+    "image_bytes_input": "images",
+    "image_url_input": "images",
+    "image_sizes_input": "images",
+    "IMAGE_BYTES": "images",
+    "IMAGE_URL": "images",
+    "IMAGES": "images",
+    "video_bytes_input": "videos",
+    "VIDEO_BYTES": "videos",
+    "mrope_rotary_cos_sin": "images",
+    "prompt_embedding_table": "prompt embedding tables",
+    "embedding_bias": "embedding bias",
+    "embedding_bias_words": "embedding bias",
+    "embedding_bias_weights": "embedding bias",
+    "EMBEDDING_BIAS_WORDS": "embedding bias",
+    "EMBEDDING_BIAS_WEIGHTS": "embedding bias",
+    "lora_task_id": "LoRA adapters",
+    "lora_weights": "LoRA adapters",
+    "lora_config": "LoRA adapters",
+    "guided_decoding_guide_type": "guided decoding",
+    "guided_decoding_guide": "guided decoding",
+    "return_context_logits": "context logits",
+    "return_generation_logits": "generation logits",
+    "draft_input_ids": "drafts of the client's own",
+    "draft_logits": "drafts of the client's own",
+    "draft_acceptance_threshold": "lossy acceptance thresholds",
+    "lookahead_window_size": "lookahead settings",
+    "lookahead_ngram_size": "lookahead settings",
+    "lookahead_verification_set_size": "lookahead settings",
+    "runtime_top_p_min": "top_p decay",
+    "runtime_top_p_decay": "top_p decay",
+    "runtime_top_p_reset_ids": "top_p decay",
+    "context_phase_params": "disaggregated serving",
+}
+
+_ONLY = {  # tensors with one supported value, and the meaning of other values
+    "beam_width": (1, "beam search"),
+    "num_return_sequences": (1, "several answers to one request"),
+    "beam_search_diversity_rate": (0, "beam search"),
+    "length_penalty": (1, "a length penalty, which only beam search has,"),
+    "len_penalty": (1, "a length penalty, which only beam search has,"),
+}
+
+
+NOTHING: frozenset[str] = frozenset()
+BIAS = frozenset({"embedding_bias_words", "embedding_bias_weights"})
+MOST_BIAS = 1e9  # either way; more than that is of no use, and may overflow when words add up
+
+
+def refuse_unsupported(tensors: Tensors, supported: frozenset[str] = NOTHING) -> None:
+    """Raise Unsupported if a tensor requests an unsupported feature.
+
+    `supported` are the names that this model takes, unlike others.
+    """
+    for name, array in tensors.items():
+        if name in _UNSUPPORTED and name not in supported and _asks(array):
+            raise Unsupported(f"{name}: {_UNSUPPORTED[name]} are not supported by this server")
+        if name in _ONLY and array.size:
+            only, words = _ONLY[name]
+            value = array.reshape(-1)[0]
+            if value != only:
+                raise Unsupported(f"{name} is {value}: {words} is not supported; use {only}")
+
+
+def _asks(array: NDArray[Any]) -> bool:
+    """Tell whether a tensor holds anything but false flags and empty texts."""
+    if array.dtype == np.bool_ or array.dtype == object:
+        return any(bool(value) for value in array.reshape(-1))
+    return array.size > 0
+
+
+def number(tensors: Tensors, name: str) -> float | None:
+    """Return a tensor's only value, or None if it was left out."""
+    array = tensors.get(name)
+    if array is None or array.size == 0:
+        return None
+    if array.size > 1:
+        raise ConfigError(f"{name} has {array.size} values: must have one")
+    return float(array.reshape(-1)[0])
+
+
+def whole(tensors: Tensors, name: str) -> int | None:
+    """Return an integer tensor's only value, or None if it was left out."""
+    array = tensors.get(name)
+    return None if number(tensors, name) is None or array is None else int(array.reshape(-1)[0])
+
+
+def flag(tensors: Tensors, name: str) -> bool:
+    """Return a boolean tensor's value; false if it was left out."""
+    return bool(number(tensors, name))
+
+
+def draft_limit(tensors: Tensors, parameters: Mapping[str, Any]) -> int | None:
+    """Return the `num_draft_tokens` of a request, a tensor or a request parameter; None: neither.
+
+    Raises ConfigError if the parameter is no whole number.
+    """
+    asked = whole(tensors, "num_draft_tokens")
+    if asked is not None:
+        return asked
+    value = parameters.get("num_draft_tokens")
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise ConfigError(f"the parameter num_draft_tokens is {value!r}: must be a whole number")
+    return value
+
+
+def texts(tensors: Tensors, name: str) -> list[str]:
+    """Return the texts of a BYTES tensor; raises ConfigError if one is not UTF-8."""
+    found = []
+    for value in tensors.get(name, np.array([], object)).reshape(-1):
+        raw = value if isinstance(value, bytes) else str(value).encode()
+        try:
+            found.append(raw.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"{name} is not valid UTF-8: byte {error.start} is 0x{raw[error.start]:02x}"
+            ) from error
+    return found
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """A request to `ensemble` or `tensorrt_llm_bls`."""
+
+    text: str
+    max_tokens: int
+    stream: bool
+    stop_words: tuple[str, ...]
+    bad_words: tuple[str, ...]
+    echo: bool  # repeat the prompt before the answer
+    num_draft_tokens: int | None
+    wants: frozenset[str]  # which return_* flags are set
+    bias: tuple[tuple[str, float], ...] = ()  # words and what is added to their logits
+    use_draft_logits: bool = False
+
+
+RETURNS = (
+    "return_log_probs",
+    "return_perf_metrics",
+    "return_num_input_tokens",
+    "return_num_output_tokens",
+)
+
+
+def text_request(
+    tensors: Tensors,
+    supported: frozenset[str] = NOTHING,
+    parameters: Mapping[str, Any] = MappingProxyType({}),
+) -> TextRequest:
+    """Check the tensors of a text request; `supported` is what only some servers do.
+
+    Raises ConfigError or Unsupported with one sentence.
+    """
+    refuse_unsupported(tensors, supported)
+    given = texts(tensors, "text_input")
+    if len(given) != 1:
+        raise ConfigError(
+            f"text_input has {len(given)} texts: must have one; send one request a text"
+        )
+    return TextRequest(
+        text=given[0],
+        max_tokens=_max_tokens(tensors, "max_tokens"),
+        stream=flag(tensors, "stream"),
+        stop_words=tuple(w for w in texts(tensors, "stop_words") if w),
+        bad_words=tuple(w for w in texts(tensors, "bad_words") if w),
+        echo=not flag(tensors, "exclude_input_in_output"),
+        num_draft_tokens=draft_limit(tensors, parameters),
+        wants=frozenset(name for name in RETURNS if flag(tensors, name)),
+        bias=_bias(tensors),
+        use_draft_logits=flag(tensors, "use_draft_logits"),
+    )
+
+
+def _bias(tensors: Tensors) -> tuple[tuple[str, float], ...]:
+    words = texts(tensors, "embedding_bias_words")
+    weights = tensors.get("embedding_bias_weights", np.zeros(0, np.float32)).reshape(-1)
+    if len(words) != len(weights):
+        raise ConfigError(
+            f"embedding_bias_words has {len(words)} words, but embedding_bias_weights has "
+            f"{len(weights)} values: each word needs one"
+        )
+    amounts = [float(weight) for weight in weights]
+    for word, amount in zip(words, amounts, strict=True):
+        if not abs(amount) <= MOST_BIAS:
+            raise ConfigError(
+                f"embedding_bias_weights has {amount} for {word!r}: must be from {-MOST_BIAS:.0e} "
+                f"to {MOST_BIAS:.0e}"
+            )
+    return tuple((word, amount) for word, amount in zip(words, amounts, strict=True) if word)
+
+
+def _max_tokens(tensors: Tensors, name: str) -> int:
+    value = whole(tensors, name)
+    if value is None or value < 1:
+        raise ConfigError(f"{name} is {value}: must be at least 1")
+    return value
+
+
+def sampling(
+    tensors: Tensors,
+    end_ids: tuple[int, ...],
+    bad_words: tuple[tuple[int, ...], ...],
+    *,
+    prefix: str = "",
+) -> Sampling:
+    """Return the sampling options of a request; `prefix` is what its top_k and top_p begin with.
+
+    A request's `end_id` replaces `end_ids`, the model's: -1 ends at none of them.
+
+    As upstream: without a top_k above 1 or a top_p above 0, the most likely token is taken,
+    whatever the temperature.
+    """
+    top_k = whole(tensors, f"{prefix}top_k") or 0
+    top_p = number(tensors, f"{prefix}top_p") or 0.0
+    greedy = top_k == 1 or (top_k == 0 and top_p == 0)
+    plain = Sampling()
+
+    def value(name: str, default: float) -> float:
+        given = number(tensors, name)
+        return default if given is None else given
+
+    return Sampling(
+        temperature=value("temperature", plain.temperature),
+        top_k=1 if greedy else top_k,
+        top_p=top_p if top_p != 0 else 1.0,
+        repetition_penalty=value("repetition_penalty", plain.repetition_penalty),
+        presence_penalty=value("presence_penalty", plain.presence_penalty),
+        frequency_penalty=value("frequency_penalty", plain.frequency_penalty),
+        min_tokens=whole(tensors, "min_tokens") or 0,
+        end_ids=_end_ids(whole(tensors, "end_id"), end_ids),
+        bad_words=bad_words,
+        seed=whole(tensors, "seed") or 0,
+    )
+
+
+def _end_ids(given: int | None, default: tuple[int, ...]) -> tuple[int, ...]:
+    if given is None:
+        return default
+    return () if given == -1 else (given,)
+
+
+def word_ids(tensors: Tensors, name: str) -> tuple[tuple[int, ...], ...]:
+    """Return the token sequences of upstream's [2, n] layout: flat ids, and ends padded with -1.
+
+    Raises ConfigError for ends that do not rise or lie outside.
+    """
+    array = tensors.get(name)
+    if array is None or array.size == 0:
+        return ()
+    flat, ends = array.reshape(2, -1)
+    words, begin = [], 0
+    for end in ends:
+        if end < 0:
+            break
+        if not begin < end <= len(flat):
+            raise ConfigError(f"{name}: the second row must rise and end with -1, got {list(ends)}")
+        words.append(tuple(int(t) for t in flat[begin:end]))
+        begin = int(end)
+    return tuple(words)
+
+
+def word_layout(words: tuple[tuple[int, ...], ...]) -> NDArray[np.int32]:
+    """Return token sequences in upstream's [1, 2, n] layout; the inverse of `word_ids`."""
+    flat = [t for word in words for t in word]
+    ends = list(np.cumsum([len(word) for word in words]))
+    return np.array([[flat, ends + [-1] * (len(flat) - len(ends))]], np.int32).reshape(1, 2, -1)
+
+
+def check_lengths(prompt: int, max_tokens: int, max_input_len: int, max_seq_len: int) -> None:
+    """Raise ConfigError if prompt and answer do not fit the engine."""
+    if prompt > max_input_len:
+        raise ConfigError(
+            f"the prompt has {prompt} tokens: at most {max_input_len} (max_input_len) are allowed"
+        )
+    if prompt + max_tokens > max_seq_len:
+        raise ConfigError(
+            f"max_tokens is {max_tokens}: with a prompt of {prompt} tokens at most "
+            f"{max_seq_len - prompt} fit into {max_seq_len} (max_seq_len)"
+        )

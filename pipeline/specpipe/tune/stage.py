@@ -1,0 +1,185 @@
+"""`specpipe tune` and `recommend` for a run: answers are recorded here, steps priced anywhere.
+
+The accepted tokens depend only on the models, so a run that is meant for a GPU is tuned
+with the CPU engine and the GPU's step times: estimated (`plan/roofline.py`), or those of a file.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specpipe.config.run_config import EngineOptions, RunConfig
+from specpipe.config.speculation import UPSTREAM_ONLY, NoSpeculation, Speculation
+from specpipe.core.artifacts import Workspace
+from specpipe.core.backend import Rejection
+from specpipe.core.errors import Unsupported
+from specpipe.plan.gpus import find_gpu, unknown_gpu
+from specpipe.plan.make_plan import make_plan
+from specpipe.plan.roofline import Estimate
+from specpipe.run.stages import build
+from specpipe.runtime.assembly import open_runtime
+from specpipe.tune.candidates import possible_methods
+from specpipe.tune.cost import CostCurve, Costs, read_costs
+
+if TYPE_CHECKING:
+    from specpipe.tune.tune import Observed, Prediction, Tuning
+
+Notify = Callable[[str], None]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Prices:
+    """The source of the step times; with neither key, this machine is measured."""
+
+    file: Path | None = None  # see `tune.cost.read_costs`
+    gpu: str | None = None  # estimated
+
+
+def tune_run(
+    config: RunConfig,
+    workspace: Workspace,
+    prices: Prices,
+    *,
+    notify: Notify = lambda text: None,
+    progress: Progress = lambda done, total: None,
+) -> "Tuning":
+    """Choose the settings of the run's method for its prompts.
+
+    Builds what is not up to date first. Raises what `build` raises, and Unsupported if the GPU is
+    not known.
+    """
+    from specpipe.tune.tune import tune
+
+    return tune(_observe(config, workspace, prices, notify, progress))
+
+
+def recommend_run(
+    config: RunConfig,
+    workspace: Workspace,
+    prices: Prices,
+    *,
+    notify: Notify = lambda text: None,
+    progress: Progress = lambda done, total: None,
+) -> "list[Prediction]":
+    """Compare the methods that the run's models and its GPU, if any, support.
+
+    Reports why every other method is left out. Raises what `tune_run` raises.
+    """
+    from specpipe.tune.tune import recommend
+
+    seen = _observe(config, workspace, prices, notify, progress)
+    gpu = prices.gpu or config.engine.gpu
+    methods = possible_methods(config.speculation)
+    return recommend(seen, _allowed(config, workspace, gpu, methods, notify) if gpu else methods)
+
+
+def _observe(
+    config: RunConfig, workspace: Workspace, prices: Prices, notify: Notify, progress: Progress
+) -> "Observed":
+    """Build a run for this machine if need be, load its engines and record its answers."""
+    from specpipe.tune.tune import observe
+    from specpipe.validate.questions import load_prompts
+
+    _require_replay(config.speculation)
+    costs = _costs(config, workspace, prices)
+    if costs and not prices.file:
+        notify("step times: an estimate for the GPU, not measured")
+    here = on_this_machine(config)
+    place = Workspace(workspace.root, here.name)
+    _build_here(config, here, place, notify, progress)
+    plan = make_plan(here, place)
+    prompts, end_ids = load_prompts(here, place.repository / "preprocessing/1/tokenizer")
+    engines = {role: place.engine(role) for role in plan.requests}
+    deployment = open_runtime(plan.config, engines)
+    return observe(plan.config, deployment, prompts, end_ids, costs=costs, progress=progress)
+
+
+def _build_here(
+    config: RunConfig, here: RunConfig, place: Workspace, notify: Notify, progress: Progress
+) -> None:
+    """Build the run for this machine; a refusal states that the CPU engine is meant."""
+    try:
+        build(here, place, notify=notify, progress=progress)
+    except Unsupported as error:
+        if here is config:
+            raise
+        raise Unsupported(
+            f"answers are recorded with the CPU engine, which cannot be used here: {error.message}",
+            hint=error.hint,
+        ) from error
+
+
+def _require_replay(options: Speculation) -> None:
+    if options.method in UPSTREAM_ONLY:
+        raise Unsupported(
+            f"method {options.method} runs only in TensorRT-LLM, but settings are tried with the "
+            "CPU engine",
+            hint="measure it with `specpipe validate` on a GPU machine",
+        )
+
+
+def on_this_machine(config: RunConfig) -> RunConfig:
+    """Return the run with the CPU engine, under a name of its own if it had another one."""
+    engine = config.engine
+    if engine.backend == "openvino":
+        return config
+    cpu = EngineOptions("openvino", None, "float32", "none", tp_size=1).sized_like(engine)
+    return replace(config, name=f"{config.name}.cpu", engine=cpu)
+
+
+def on_gpu(config: RunConfig, gpu: str) -> RunConfig:
+    """Return the run with an engine for `gpu`."""
+    engine = config.engine
+    if engine.backend != "openvino":
+        return replace(config, engine=replace(engine, gpu=gpu))
+    return replace(config, engine=EngineOptions("tensorrt", gpu, "bfloat16").sized_like(engine))
+
+
+def _costs(config: RunConfig, workspace: Workspace, prices: Prices) -> Costs | None:
+    if prices.file:
+        return read_costs(prices.file)
+    gpu = prices.gpu or config.engine.gpu
+    if gpu is None:
+        return None
+    if find_gpu(gpu) is None:
+        unknown = unknown_gpu(gpu, "--gpu" if prices.gpu else "engine.gpu")
+        raise Unsupported(unknown.reason, hint=unknown.hint)
+    estimate = make_plan(on_gpu(config, gpu), workspace).estimate
+    if estimate is None:
+        raise Unsupported(
+            f"{config.target.model} has an architecture that specpipe does not know, so its step "
+            f"times on {gpu} cannot be estimated",
+            hint="tune a run whose models are of the families in docs/families.md",
+        )
+    return estimated_costs(estimate)
+
+
+def estimated_costs(estimate: Estimate) -> Costs:
+    """Return the step times of a plan's estimate as prices."""
+    rows = sorted(estimate.costs)
+    curve = CostCurve(tuple(rows), tuple(estimate.costs[n] for n in rows))
+    return Costs(curve, estimate.heads_ms, estimate.draft_ms, handover_ms=estimate.handover_ms)
+
+
+def _allowed(
+    config: RunConfig,
+    workspace: Workspace,
+    gpu: str,
+    methods: Sequence[Speculation],
+    notify: Notify,
+) -> list[Speculation]:
+    """Return the methods that a GPU supports, apart from refusals of plain decoding."""
+
+    def rejections(method: Speculation) -> tuple[Rejection, ...]:
+        return make_plan(on_gpu(replace(config, speculation=method), gpu), workspace).rejections
+
+    allowed, anyway = [], rejections(NoSpeculation())
+    for method in methods:
+        reason = next((reason for reason in rejections(method) if reason not in anyway), None)
+        if reason is None:
+            allowed.append(method)
+        else:
+            notify(f"left out: {method.method}: {reason}")
+    return allowed

@@ -1,0 +1,103 @@
+"""`specpipe validate` for a run: find its files and start its servers one after the other."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specpipe.checkpoint.finding import fetch_source
+from specpipe.config.run_config import RunConfig
+from specpipe.core.artifacts import Workspace, read_artifact
+from specpipe.core.errors import ConfigError
+from specpipe.plan.gates import require_valid
+from specpipe.repository.description import read_endpoint
+from specpipe.run.stages import require_repository
+from specpipe.runtime.assembly import load_backend
+from specpipe.serve.address import free_address
+from specpipe.serve.client import Client, ClientTls
+from specpipe.serve.description import fetch_repository_key
+from specpipe.serve.tritonserver import start_server
+
+if TYPE_CHECKING:
+    from specpipe.validate.questions import Questions
+    from specpipe.validate.report import Report
+
+Notify = Callable[[str], None]
+Progress = Callable[[int, int], None]
+
+
+def validate_run(
+    config: RunConfig,
+    workspace: Workspace,
+    url: str | None,
+    *,
+    tls: ClientTls | None = None,
+    notify: Notify = lambda text: None,
+    progress: Progress = lambda done, total: None,
+) -> "Report":
+    """Validate a run with the server at `url`, or with a temporary server.
+
+    `tls` has the certificates for the server at `url`. Writes the report. Raises ConfigError if the
+    run is not built, if its prompts or gates cannot be used, or if the server serves another
+    repository; and everything that `validate` and `start_server` raise.
+    """
+    from specpipe.validate.questions import load_questions, tokenizer_folder
+    from specpipe.validate.report import write_report
+    from specpipe.validate.validate import Subject, validate
+
+    require_repository(config, workspace)
+    endpoint = read_endpoint(workspace.repository)
+    require_valid(config, endpoint)
+    if url is not None:
+        require_same_repository(url, workspace.repository, tls)
+    questions = load_questions(config, tokenizer_folder(workspace.repository, endpoint))
+    model = fetch_source(config, "target", notify).path
+    backend = load_backend(config.engine.backend)
+    versions = dict(backend.versions(config.engine.tensorrt_llm))
+    subject = Subject(config, endpoint, model, questions, versions, url)
+    logs = workspace.reports
+
+    def ours() -> AbstractContextManager[Client]:
+        if url is not None:
+            return nullcontext(Client(url, count=questions.count, tls=tls))
+        notify("starting a temporary server")
+        return _started(workspace.repository, logs / "tritonserver.log", questions)
+
+    def baseline() -> AbstractContextManager[Client]:
+        notify("starting the server of the plain engine (baseline)")
+        return _started(plain.repository, logs / "tritonserver-baseline.log", questions)
+
+    plain = replace(workspace, name=config.baseline.name)
+    if subject.plain == "build":
+        require_repository(config.baseline, plain)
+    asked = len(questions.asked) * config.validate.repeats
+    notify(f"validating with {asked} prompts: transformers answers them first, then the server")
+    report = validate(subject, ours, baseline, progress=progress)
+    write_report(report, workspace.reports)
+    return report
+
+
+@contextmanager
+def _started(repository: Path, log: Path, questions: "Questions") -> Iterator[Client]:
+    """Serve a repository until the block ends."""
+    with (
+        start_server(repository, free_address(), log) as server,
+        Client(server.address.grpc, count=questions.count) as client,
+    ):
+        yield client
+
+
+def require_same_repository(url: str, repository: Path, tls: ClientTls | None = None) -> None:
+    """Raise ConfigError if the server at `url` reports another repository than this one.
+
+    Servers of tensorrtllm_backend and repositories of older releases report none.
+    """
+    served, artifact = fetch_repository_key(url, tls), read_artifact(repository)
+    if served is None or artifact is None or served == artifact.manifest.key:
+        return
+    raise ConfigError(
+        f"the server at {url} serves another repository than {repository}: its key is "
+        f"{served[:12]} instead of {artifact.manifest.key[:12]}",
+        hint="serve this run's repository, or pass the config of the run that the server serves",
+    )
