@@ -47,16 +47,17 @@ class StepCost:
         return np.asarray(self(rows) + changes)
 
     def observe(self, rows: int, ms: float) -> None:
-        """Correct the curve by one step: the nearest point, and the level of all points.
+        """Correct the curve by one step: the level of all points, and the nearest and wider ones.
 
-        Longer contexts make every step slower; other widths are judged by their points.
+        More sequences and longer contexts make a step slower by an amount that more rows of the
+        same sequences do not change. So the wider points move along, and a row keeps its price.
         """
         place = int(np.argmin(np.abs(self.rows - rows)))
         known = float(self.next(np.array([rows]))[0])
         self.last_rows = rows
         ratio = min(4.0, max(0.25, ms / known)) if known > 0 else 1.0
         self._factor *= 1 + _RATE * (ratio - 1)
-        self.ms[place] *= 1 + _RATE * (ratio - 1)
+        self.ms[place:] += self.ms[place] * _RATE * (ratio - 1)
 
 
 def flat() -> StepCost:

@@ -185,6 +185,14 @@ def test_the_measured_cost_is_corrected_by_served_steps() -> None:
     assert float(cost(4)) > 20
 
 
+def test_a_row_keeps_its_price_when_steps_of_many_sequences_take_longer() -> None:
+    cost = StepCost(np.array([1.0, 8, 16]), np.array([12.0, 34, 48]))
+    for _ in range(300):
+        cost.observe(8, 43.0)
+    assert float(cost(8)) == pytest.approx(43, rel=0.05)
+    assert float(cost(12) - cost(8)) > 4 * (48 - 34) / 8 * 0.95
+
+
 def test_a_width_is_kept_until_that_has_cost_as_much_as_a_change() -> None:
     cost = StepCost(np.array([1.0, 8]), np.array([10.0, 17]), change_ms=6.0, last_rows=1)
     budget = Budget(cost)
