@@ -63,6 +63,7 @@ def convert_in_child(run, steps: int) -> tuple[int, int]:
             if now >= steps:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+        sys.dont_write_bytecode = True  # a module that is imported only now is no step
         call_at_every_step(step)
         build(*run, ("convert",))
 
