@@ -26,7 +26,7 @@ HEAVY = {
     "tensorrt_llm": ("engine/tensorrt/",),
     "tritonclient": ("repository/render.py", "serve/"),
     "click": ("cli/",),
-    "triton_python_backend_utils": ("runtime/",),
+    "triton_python_backend_utils": ("runtime/triton/",),
 }
 
 FILES = sorted(path for path in SOURCE.rglob("*.py"))

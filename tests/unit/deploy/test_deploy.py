@@ -26,7 +26,7 @@ from specpipe.deploy.write import docker_files, kubernetes_files, write_deployme
 from specpipe.run.stages import build
 
 GOLDEN = Path(__file__).parents[2] / "golden/deploy"
-MODELS = Path(__file__).parents[3] / "pipeline/specpipe/runtime"
+MODELS = Path(__file__).parents[3] / "pipeline/specpipe/runtime/triton"
 
 GPU = Deployment(
     run="llama70b_draft7b",

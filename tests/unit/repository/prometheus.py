@@ -44,7 +44,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MetricFamily, "made", {})
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
     for name in ("metrics", "batch_metrics"):
-        monkeypatch.delitem(sys.modules, f"specpipe.runtime.{name}", raising=False)
+        monkeypatch.delitem(sys.modules, f"specpipe.runtime.triton.{name}", raising=False)
 
 
 def totals() -> dict[str, float]:

@@ -19,7 +19,7 @@ from tests.unit.runtime.toy import ToyEngine
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Any:
     prometheus.install(monkeypatch)
-    from specpipe.runtime import batch_metrics
+    from specpipe.runtime.triton import batch_metrics
 
     return batch_metrics
 

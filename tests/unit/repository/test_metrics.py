@@ -12,7 +12,7 @@ from tests.unit.repository.prometheus import MetricFamily, totals
 @pytest.fixture
 def meter(monkeypatch: pytest.MonkeyPatch) -> Any:
     prometheus.install(monkeypatch)
-    from specpipe.runtime import metrics
+    from specpipe.runtime.triton import metrics
 
     monkeypatch.setattr(metrics.time, "monotonic", lambda: Clock.now)
     return metrics.Meter("tensorrt_llm", "medusa")

@@ -290,8 +290,8 @@ import importlib.util
 for name in ("ensemble", "tensorrt_llm_bls", "preprocessing", "postprocessing"):
     spec = importlib.util.spec_from_file_location(name, f"{sys.argv[1]}/{name}/1/model.py")
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
-from specpipe.runtime import loops, metrics
-from specpipe.runtime.triton import bls, text
+from specpipe.runtime import loops
+from specpipe.runtime.triton import bls, metrics, text
 assert text.__file__.startswith(sys.argv[1]), text.__file__
 """
     subprocess.run([sys.executable, "-c", program, str(repository)], check=True)

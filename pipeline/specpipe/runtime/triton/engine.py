@@ -16,18 +16,18 @@ from specpipe.core.endpoint import Carrier
 from specpipe.core.errors import ConfigError
 from specpipe.runtime import bounds, context
 from specpipe.runtime.assembly import limit_draft, load_runtime
-from specpipe.runtime.batch_metrics import BatchMeter
 from specpipe.runtime.channel import EngineSocket
 from specpipe.runtime.context import ContextLogits
 from specpipe.runtime.decoder import DeploymentDecoder
 from specpipe.runtime.exchange import Counters, Request
 from specpipe.runtime.failures import Cancelled
 from specpipe.runtime.guards import harmless
-from specpipe.runtime.metrics import Meter
 from specpipe.runtime.rendezvous import model_socket
 from specpipe.runtime.scheduler import Listener, Scheduler
 from specpipe.runtime.triton import api as triton
 from specpipe.runtime.triton import requests, token_requests, upstream_rules
+from specpipe.runtime.triton.batch_metrics import BatchMeter
+from specpipe.runtime.triton.metrics import Meter
 from specpipe.runtime.triton.responses import perf_tensors
 from specpipe.speculate.decode import Limits, Step
 from specpipe.speculate.sampling import check_sampling

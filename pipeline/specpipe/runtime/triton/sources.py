@@ -102,8 +102,8 @@ class LoopSource:
 def bls_source(options: Mapping[str, str], model: str) -> LoopSource:
     """Return the loop over the models that the parameters name."""
     from specpipe.runtime.loops import draft_and_verify, follow_engine
-    from specpipe.runtime.metrics import Meter
     from specpipe.runtime.triton.bls import TritonEngine
+    from specpipe.runtime.triton.metrics import Meter
 
     engine = partial(
         TritonEngine,

@@ -16,11 +16,11 @@ from specpipe.runtime.failures import EngineError
 from specpipe.runtime.guards import Threads, harmless
 from specpipe.runtime.text_answer import TextAnswer
 from specpipe.runtime.tokens import load_tokenizer
-from specpipe.runtime.traffic import Traffic
 from specpipe.runtime.triton import api as triton
 from specpipe.runtime.triton import requests
 from specpipe.runtime.triton.sources import open_source
 from specpipe.runtime.triton.tensors import newest_names
+from specpipe.runtime.triton.traffic import Traffic
 from specpipe.speculate.decode import Limits
 from specpipe.speculate.sampling import check_sampling
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import triton_python_backend_utils as pb_utils
 
 from specpipe.runtime.batcher import Batcher
-from specpipe.runtime.metrics import new_family
+from specpipe.runtime.triton.metrics import new_family
 from specpipe.speculate.decode import Step
 
 _COUNTERS = {
