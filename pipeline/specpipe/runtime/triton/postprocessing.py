@@ -1,36 +1,16 @@
 """`postprocessing`: output tokens into text, for clients that drive `tensorrt_llm` themselves."""
 
-from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from specpipe.runtime.tokens import TextTokenizer, load_tokenizer
 from specpipe.runtime.triton import api as triton
 from specpipe.runtime.triton import requests
+from specpipe.runtime.triton.tokenizing import TokenizerModel
 
 
-class TritonPythonModel:
+class TritonPythonModel(TokenizerModel):
     """Triton's entry points."""
-
-    def initialize(self, args: Mapping[str, str]) -> None:
-        """Store the tokenizer's path; most servers never load the tokenizer."""
-        self._folder = triton.model_folder(args) / triton.parameters(args)["tokenizer_dir"]
-
-    @cached_property
-    def _tokenizer(self) -> TextTokenizer:
-        return load_tokenizer(self._folder)
-
-    def execute(self, batch: list[Any]) -> list[Any]:
-        """Answer every request."""
-        return [self._safely(request) for request in batch]
-
-    def _safely(self, request: Any) -> Any:
-        try:
-            return self._answer(triton.input_tensors(request))
-        except Exception as error:
-            return triton.error_response(error)
 
     def _answer(self, tensors: requests.Tensors) -> Any:
         beams = tensors["TOKENS_BATCH"]

@@ -1,39 +1,23 @@
 """`preprocessing`: texts into tensors, for clients that drive `tensorrt_llm` themselves."""
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from specpipe.runtime import bounds
-from specpipe.runtime.tokens import TextTokenizer, load_tokenizer
 from specpipe.runtime.triton import api as triton
 from specpipe.runtime.triton import requests
+from specpipe.runtime.triton.tokenizing import TokenizerModel
 
 
-class TritonPythonModel:
+class TritonPythonModel(TokenizerModel):
     """Triton's entry points."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Store the tokenizer's path; most servers never load the tokenizer."""
-        options = triton.parameters(args)
-        self._folder = triton.model_folder(args) / options["tokenizer_dir"]
-        self._max_input_len = int(options["max_input_len"])
-
-    @cached_property
-    def _tokenizer(self) -> TextTokenizer:
-        return load_tokenizer(self._folder)
-
-    def execute(self, batch: list[Any]) -> list[Any]:
-        """Answer every request."""
-        return [self._safely(request) for request in batch]
-
-    def _safely(self, request: Any) -> Any:
-        try:
-            return self._answer(triton.input_tensors(request))
-        except Exception as error:
-            return triton.error_response(error)
+        """Store the tokenizer's path and the limit of a prompt."""
+        super().initialize(args)
+        self._max_input_len = int(triton.parameters(args)["max_input_len"])
 
     def _answer(self, tensors: requests.Tensors) -> Any:
         bounds.check_texts(tensors, self._tokenizer.most_bytes(self._max_input_len))
