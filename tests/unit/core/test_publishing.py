@@ -24,7 +24,7 @@ from specpipe.core.publishing import (
     why_kept,
     write_publish,
 )
-from tests.unit.test_killed_conversions import call_at_every_step
+from tests.unit.checkpoint.test_killed_conversions import call_at_every_step
 
 
 def publish(path: Path, text: str = "content", resume: str | None = None) -> None:

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from specpipe.cli import main
-from tests.unit.test_cli import COMMANDS, TRAINING
+from tests.unit.cli.test_commands import COMMANDS, TRAINING
 
 # What a command needs in addition to --config.
 ARGUMENTS = {"generate": ["hi"], "inspect": ["nowhere"]}

@@ -12,7 +12,7 @@ from specpipe.runtime.text_answer import TextAnswer
 from specpipe.runtime.tokens import TextTokenizer
 from specpipe.runtime.triton.requests import TextRequest
 from specpipe.speculate.decode import Step
-from tests.unit.repository.test_tokens import tokenizer
+from tests.unit.runtime.test_tokens import tokenizer
 
 __all__ = ["tokenizer"]  # the fixture
 

@@ -20,7 +20,7 @@ COMMANDS = ["build", "compile", "completion", "convert", "doctor", "generate", "
             "package", "plan", "recommend", "serve", "status", "train", "tune",
             "validate"]  # fmt: skip
 TRAINING = ["train draft", "train medusa", "train redrafter"]
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 def run(*args: str):

@@ -105,7 +105,7 @@ def test_a_command_under_nohup_outlives_its_terminal() -> None:
     "words", ["build --help", "plan --config model_configs/llama8b_lookahead.yaml"]
 )
 def test_a_reader_that_left_ends_a_command_quietly(words: str) -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     process = subprocess.Popen(
         [sys.executable, "-m", "specpipe", *words.split()],
         cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from specpipe.speculate.decode import Step
-from tests.unit.repository import prometheus
-from tests.unit.repository.prometheus import MetricFamily, totals
+from tests.unit.runtime.triton import prometheus
+from tests.unit.runtime.triton.prometheus import MetricFamily, totals
 
 
 @pytest.fixture
