@@ -49,11 +49,11 @@ def plant_from_environment() -> None:
 
 
 def accepts_everything(honest: Any) -> Any:
-    def sample(draft: Draft, law: Any, rng: Any) -> Verdict:
+    def sample(draft: Draft, target: Any, rng: Any) -> Verdict:
         path: accept.Path = ()
         while found := accept.children(draft, path):
             path += (found[0],)
-        return Verdict(path, accept.draw(law(path), rng))
+        return Verdict(path, accept.draw(target(path), rng))
 
     return sample
 
@@ -62,7 +62,7 @@ def is_lenient(honest: Any) -> Any:
     def flatten(p: Any) -> Any:
         return np.sqrt(p) / np.sqrt(p).sum()
 
-    return lambda draft, law, rng: honest(draft, lambda path: flatten(law(path)), rng)
+    return lambda draft, target, rng: honest(draft, lambda path: flatten(target(path)), rng)
 
 
 def skips_the_bonus(honest: Any) -> Any:
@@ -76,10 +76,10 @@ def skips_the_bonus(honest: Any) -> Any:
 
 
 def takes_the_bonus_from_the_row_above(honest: Any) -> Any:
-    def sample(draft: Draft, law: Any, rng: Any) -> Verdict:
-        verdict = honest(draft, law, rng)
+    def sample(draft: Draft, target: Any, rng: Any) -> Verdict:
+        verdict = honest(draft, target, rng)
         whole = verdict.path and not accept.children(draft, verdict.path)
-        return replace(verdict, next_token=accept.draw(law(verdict.path[:-1]), rng)) if whole \
+        return replace(verdict, next_token=accept.draw(target(verdict.path[:-1]), rng)) if whole \
             else verdict  # fmt: skip
 
     return sample
@@ -434,10 +434,10 @@ def finds_the_last_token(honest: Any) -> Any:
     return lambda self, tokens=(): honest(self, [*tokens, 0])
 
 
-_LAWS = "tests/contract/test_laws.py"
-_ENUMERATED = (_LAWS, "-k", "exactly_the_targets")
+_DISTRIBUTIONS = "tests/contract/test_distributions.py"
+_ENUMERATED = (_DISTRIBUTIONS, "-k", "exactly_the_targets")
 _SEEDED = ("tests/contract/test_proposers.py", "-k", "with_a_seed")
-_DRAWN = (_LAWS, "-k", "fifty_thousand and draft_model")
+_DRAWN = (_DISTRIBUTIONS, "-k", "fifty_thousand and draft_model")
 _GREEDY = ("tests/contract/test_proposers.py",)
 _ENGINE = ("tests/unit/engine/test_openvino.py",)
 _INVARIANT = ("tests/unit/engine/test_invariance.py",)

@@ -11,7 +11,7 @@ import pytest
 from specpipe.core.contracts import Sampling
 from specpipe.speculate import accept
 from specpipe.speculate.decode import Limits
-from tests.contract.laws import enumerate_law, exact_law
+from tests.contract.distributions import enumerate_distribution, exact_distribution
 from tests.contract.worlds import OPTIONS, World
 from tests.mutants import MUTANTS, plant
 
@@ -22,7 +22,9 @@ SAMPLED = [
     Sampling(top_k=0, temperature=0.6),
     Sampling(top_k=0, frequency_penalty=0.8),
 ]
-OF_THE_LAW = [name for name, mutant in MUTANTS.items() if "exactly_the_targets" in mutant.tests]
+OF_THE_DISTRIBUTION = [
+    name for name, mutant in MUTANTS.items() if "exactly_the_targets" in mutant.tests
+]
 OF_GREEDY = ["greedy token from the wrong row", "first guess always accepted"]
 
 
@@ -30,16 +32,16 @@ def shifts() -> Iterator[float]:
     """Yield the total variation of every proposer's joint distribution from the target's."""
     for options in OPTIONS:
         for sampling in SAMPLED:
-            got = enumerate_law(WORLD, options, sampling)
-            yield float(np.abs(got - exact_law(WORLD, sampling)).sum() / 2)
+            got = enumerate_distribution(WORLD, options, sampling)
+            yield float(np.abs(got - exact_distribution(WORLD, sampling)).sum() / 2)
 
 
 def some_greedy_answer_differs() -> bool:
     want = WORLD.plain(Sampling(), Limits(30))
     answers = [
-        WORLD.generate(WORLD.case(options, draft_law), Sampling(), Limits(30))
+        WORLD.generate(WORLD.case(options, draft_name), Sampling(), Limits(30))
         for options in OPTIONS
-        for draft_law in WORLD.drafts
+        for draft_name in WORLD.drafts
     ]
     return any(answer != want for answer in answers)
 
@@ -48,8 +50,8 @@ def test_without_a_mutant_nothing_is_off() -> None:
     assert max(shifts()) < 1e-12 and not some_greedy_answer_differs()
 
 
-@pytest.mark.parametrize("name", OF_THE_LAW)
-def test_a_mutant_of_the_law_moves_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", OF_THE_DISTRIBUTION)
+def test_a_mutant_of_the_distribution_moves_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(name, monkeypatch.setattr)
     assert any(shift > 1e-3 for shift in shifts())
 
@@ -70,7 +72,9 @@ def test_comparing_a_drawn_guess_with_a_drawn_token_is_lossless_too(
     monkeypatch.setattr(
         accept,
         "sample",
-        lambda draft, law, rng: honest(type(draft)(draft.tokens, draft.parents), law, rng),
+        lambda draft, distribution, rng: honest(
+            type(draft)(draft.tokens, draft.parents), distribution, rng
+        ),
     )
-    got = enumerate_law(WORLD, "draft_model", Sampling(top_k=0))
-    np.testing.assert_allclose(got, exact_law(WORLD, Sampling(top_k=0)), atol=1e-12)
+    got = enumerate_distribution(WORLD, "draft_model", Sampling(top_k=0))
+    np.testing.assert_allclose(got, exact_distribution(WORLD, Sampling(top_k=0)), atol=1e-12)

@@ -1,6 +1,6 @@
 """The contract of every proposer in the table: greedy equality, bounds, restarts.
 
-A new method is tested without changes here. test_laws.py tests its distribution, and
+A new method is tested without changes here. test_distributions.py tests its distribution, and
 test_mutants.py shows that each test can fail.
 """
 
@@ -21,7 +21,7 @@ from tests.contract.worlds import OPTIONS, PROMPT, Case, World, some_allowance, 
 WORLD = World(vocab_size=5)
 
 every_option = pytest.mark.parametrize("options", OPTIONS)
-every_draft = pytest.mark.parametrize("draft_law", WORLD.drafts)
+every_draft = pytest.mark.parametrize("draft_name", WORLD.drafts)
 
 
 def test_every_method_of_the_config_has_a_proposer_and_options_here() -> None:
@@ -33,9 +33,9 @@ def test_every_method_of_the_config_has_a_proposer_and_options_here() -> None:
 @every_option
 @every_draft
 @pytest.mark.parametrize("depth", range(1, 9))
-def test_greedy_output_equals_plain_decoding(options: str, draft_law: str, depth: int) -> None:
+def test_greedy_output_equals_plain_decoding(options: str, draft_name: str, depth: int) -> None:
     for most in (1, 2, 7, 40):
-        got = WORLD.generate(WORLD.case(options, draft_law, depth), Sampling(), Limits(most))
+        got = WORLD.generate(WORLD.case(options, draft_name, depth), Sampling(), Limits(most))
         assert got == WORLD.plain(Sampling(), Limits(most))
 
 
@@ -52,18 +52,18 @@ def test_greedy_output_equals_plain_decoding(options: str, draft_law: str, depth
     ids=["repetition", "presence+frequency", "end_ids", "min_tokens", "bad_words"],
 )
 def test_greedy_output_equals_plain_decoding_with_options(options: str, sampling: Sampling) -> None:
-    for draft_law in WORLD.drafts:
-        got = WORLD.generate(WORLD.case(options, draft_law), sampling, Limits(30))
-        assert got == WORLD.plain(sampling, Limits(30)), draft_law
+    for draft_name in WORLD.drafts:
+        got = WORLD.generate(WORLD.case(options, draft_name), sampling, Limits(30))
+        assert got == WORLD.plain(sampling, Limits(30)), draft_name
 
 
 @every_option
 def test_every_token_of_the_output_can_be_the_end(options: str) -> None:
     """Ends fall on the first, a middle and the last token of accepted blocks."""
-    for draft_law in WORLD.drafts:
+    for draft_name in WORLD.drafts:
         for end_id in range(WORLD.vocab_size):
             sampling = Sampling(end_ids=(end_id,), presence_penalty=0.5)
-            got = WORLD.generate(WORLD.case(options, draft_law, 5), sampling, Limits(25))
+            got = WORLD.generate(WORLD.case(options, draft_name, 5), sampling, Limits(25))
             assert got == WORLD.plain(sampling, Limits(25))
             assert end_id not in got[:-1]
 
@@ -165,35 +165,35 @@ def test_only_draft_models_draw_their_drafts(options: str) -> None:
 @pytest.mark.parametrize("options", CHOSEN)
 @pytest.mark.parametrize("sampling", OPTION_SETS)
 def test_with_a_seed_sampled_output_equals_plain_decoding(options: str, sampling: Sampling) -> None:
-    for draft_law, seed in itertools.product(WORLD.drafts, range(6)):
+    for draft_name, seed in itertools.product(WORLD.drafts, range(6)):
         seeded = replace(sampling, seed=seed)
-        got = WORLD.generate(WORLD.case(options, draft_law, 4), seeded, Limits(30))
-        assert got == WORLD.plain(seeded, Limits(30)), (draft_law, seed)
+        got = WORLD.generate(WORLD.case(options, draft_name, 4), seeded, Limits(30))
+        assert got == WORLD.plain(seeded, Limits(30)), (draft_name, seed)
 
 
 @pytest.mark.parametrize("options", CHOSEN)
 @pytest.mark.parametrize("sampling", OPTION_SETS)
 def test_it_is_equal_whatever_is_allowed_and_scored(options: str, sampling: Sampling) -> None:
-    for draft_law, seed in itertools.product(("identical", "random"), range(6)):
+    for draft_name, seed in itertools.product(("identical", "random"), range(6)):
         seeded = replace(sampling, seed=seed)
         got = WORLD.generate(
-            WORLD.case(options, draft_law, 4),
+            WORLD.case(options, draft_name, 4),
             seeded,
             Limits(30),
             allow=some_allowance(seed) if seed % 2 else lambda limit: limit,
             cut=some_nodes(seed),
         )
-        assert got == WORLD.plain(seeded, Limits(30)), (draft_law, seed)
+        assert got == WORLD.plain(seeded, Limits(30)), (draft_name, seed)
 
 
 @every_option
 def test_greedy_output_is_equal_whatever_is_allowed_and_scored(options: str) -> None:
-    for draft_law, seed in itertools.product(WORLD.drafts, range(10)):
+    for draft_name, seed in itertools.product(WORLD.drafts, range(10)):
         got = WORLD.generate(
-            WORLD.case(options, draft_law, 5),
+            WORLD.case(options, draft_name, 5),
             Sampling(),
             Limits(40),
             allow=some_allowance(seed) if seed % 2 else lambda limit: limit,
             cut=some_nodes(seed),
         )
-        assert got == WORLD.plain(Sampling(), Limits(40)), (draft_law, seed)
+        assert got == WORLD.plain(Sampling(), Limits(40)), (draft_name, seed)

@@ -36,12 +36,12 @@ from specpipe.speculate.vocabulary import in_vocabulary
 from tests.unit.speculate.scripted import (
     Allow,
     Cut,
-    Law,
+    Distribution,
     Model,
     ScriptedModel,
     no_cut,
     proposed,
-    random_law,
+    random_distribution,
     run,
     whole_limit,
 )
@@ -114,31 +114,31 @@ class World:
     """A target over `vocab_size` tokens, and the possible distributions of a draft."""
 
     vocab_size: int
-    target: Law = field(init=False)
-    drafts: Mapping[str, Law] = field(init=False)
+    target: Distribution = field(init=False)
+    drafts: Mapping[str, Distribution] = field(init=False)
 
     def __post_init__(self) -> None:
-        target = random_law(self.vocab_size, seed=1)
-        drafts: dict[str, Law] = {
+        target = random_distribution(self.vocab_size, seed=1)
+        drafts: dict[str, Distribution] = {
             "identical": target,
-            "random": random_law(self.vocab_size, seed=2),
+            "random": random_distribution(self.vocab_size, seed=2),
             "adversarial": lambda context: _worst(target(context)),
         }
         object.__setattr__(self, "target", target)
         object.__setattr__(self, "drafts", drafts)
 
-    def case(self, options: str, draft_law: str = "random", depth: int = 3) -> Case:
+    def case(self, options: str, draft_name: str = "random", depth: int = 3) -> Case:
         """Return a proposer of the table above."""
-        law = self.drafts[draft_law]
-        return self._case(options, ScriptedModel(law), depth, law)
+        distribution = self.drafts[draft_name]
+        return self._case(options, ScriptedModel(distribution), depth, distribution)
 
     def case_of_size(self, options: str, vocab_size: int, depth: int = 3) -> Case:
         """Return a proposer whose draft model has a vocabulary of `vocab_size` rows."""
-        engine = ScriptedEngine(random_law(vocab_size, seed=3), vocab_size)
+        engine = ScriptedEngine(random_distribution(vocab_size, seed=3), vocab_size)
         draft = ServedModel(in_vocabulary(engine, self.vocab_size))
         return self._case(options, draft, depth, self.target)
 
-    def _case(self, options: str, draft: Model, depth: int, heads: Law) -> Case:
+    def _case(self, options: str, draft: Model, depth: int, heads: Distribution) -> Case:
         facts = EngineFacts(self.vocab_size, max_seq_len=10_000)
         proposer = make_proposer(OPTIONS[options](depth), {"target": facts, "draft": facts})
         return Case(proposer, {"target": ScriptedModel(self.target, heads), "draft": draft})
@@ -179,9 +179,9 @@ class World:
         )
 
 
-def _worst(law: Floats) -> Floats:
+def _worst(distribution: Floats) -> Floats:
     """Return a distribution with nearly all mass on the target's least likely token."""
-    return 0.97 * np.eye(len(law))[int(np.argmin(law))] + 0.03 / len(law)
+    return 0.97 * np.eye(len(distribution))[int(np.argmin(distribution))] + 0.03 / len(distribution)
 
 
 # --- drivers that allow and score less ----------------------------------------------------------

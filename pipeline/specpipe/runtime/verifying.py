@@ -150,7 +150,7 @@ class _Given:
 
     def __init__(self, question: Question, vocab_size: int) -> None:
         self.draft_nodes = len(question.draft)
-        self._draft = chain(question.draft, _laws(question, vocab_size))
+        self._draft = chain(question.draft, _distributions(question, vocab_size))
 
     def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
         pass
@@ -164,7 +164,7 @@ class _Given:
         pass
 
 
-def _laws(question: Question, vocab_size: int) -> Floats | None:
+def _distributions(question: Question, vocab_size: int) -> Floats | None:
     """Return what each guess was drawn from, by the options of the request."""
     logits, sampling = question.draft_logits, question.sampling
     if logits is None or not question.draft or sampling.greedy:

@@ -12,10 +12,10 @@ import numpy as np
 from specpipe.core.contracts import ROOT, Draft, Floats, Verdict
 
 Path = tuple[int, ...]
-Law = Callable[[Path], Floats]  # path -> the target's distribution [V] after it
+Distributions = Callable[[Path], Floats]  # path -> the target's distribution [V] after it
 _BLOCK = 256  # tokens per partial sum when one token is drawn
 
-Rule = Callable[[Draft, Law, np.random.Generator], Verdict]
+Rule = Callable[[Draft, Distributions, np.random.Generator], Verdict]
 
 
 def greedy(draft: Draft, best: Callable[[Path], int]) -> Verdict:
@@ -34,18 +34,20 @@ def greedy(draft: Draft, best: Callable[[Path], int]) -> Verdict:
         path += (child,)
 
 
-def sample(draft: Draft, law: Law, rng: np.random.Generator) -> Verdict:
+def sample(draft: Draft, target: Distributions, rng: np.random.Generator) -> Verdict:
     """Emit tokens with exactly the target's distribution, for any draft.
 
-    `law(path)` is the target's distribution [V] after `path`. Draft tokens that were drawn are
+    `target(path)` is the target's distribution [V] after `path`. Draft tokens that were drawn are
     judged by the ratio of the distributions, others by comparison.
     """
     if draft.probs is None:
-        return greedy(draft, lambda path: draw(law(path), rng))
-    return _rejection(draft, draft.probs, law, rng)
+        return greedy(draft, lambda path: draw(target(path), rng))
+    return _rejection(draft, draft.probs, target, rng)
 
 
-def _rejection(draft: Draft, probs: Floats, law: Law, rng: np.random.Generator) -> Verdict:
+def _rejection(
+    draft: Draft, probs: Floats, target: Distributions, rng: np.random.Generator
+) -> Verdict:
     """Judge draft tokens that were drawn from `probs` [n, V].
 
     A draft token x drawn from q is accepted with probability min(1, p(x) / q(x)). If it is
@@ -54,7 +56,7 @@ def _rejection(draft: Draft, probs: Floats, law: Law, rng: np.random.Generator) 
     """
     path: Path = ()
     while True:
-        p = law(path)
+        p = target(path)
         for child in children(draft, path):
             x, q = int(draft.tokens[child]), probs[child]
             if rng.random() * q[x] < p[x]:
@@ -67,7 +69,7 @@ def _rejection(draft: Draft, probs: Floats, law: Law, rng: np.random.Generator) 
 
 def typical(
     draft: Draft,
-    law: Law,
+    target: Distributions,
     rng: np.random.Generator,
     epsilon: float,
     delta: float,
@@ -83,14 +85,14 @@ def typical(
     frontier: list[tuple[float, Path]] = [(0.0, ())]
     for score, path in frontier:
         best = max(best, (len(path), score, path), key=lambda found: found[:2])
-        p = law(path)
+        p = target(path)
         floor = min(epsilon, delta * math.exp(_negative_entropy(p)))
         for child in children(draft, path):
             chance = float(p[draft.tokens[child]])
             if chance > floor:
                 frontier.append((score + math.log(chance), (*path, child)))
     path = best[2]
-    return Verdict(path, draw(law(path), rng))
+    return Verdict(path, draw(target(path), rng))
 
 
 def _negative_entropy(p: Floats) -> float:

@@ -145,13 +145,13 @@ def _judge(
         history = sequence.tokens + [int(draft.tokens[n]) for n in path]
         return adjustment(scores.logits[row], history, sequence.generated + len(path))
 
-    def law(path: accept.Path) -> Floats:
+    def target(path: accept.Path) -> Floats:
         return distribution(logits(path), adjustment.options)
 
     options = adjustment.options
     if options.greedy or (rule is None and draft.probs is None):
         return accept.greedy(draft, lambda path: draw_token(logits(path), options, rng))
-    return (rule or accept.sample)(draft, law, rng)
+    return (rule or accept.sample)(draft, target, rng)
 
 
 def _step(

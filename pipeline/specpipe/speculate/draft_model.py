@@ -37,7 +37,7 @@ class _Place:
     sampling: Sampling
 
     @cached_property
-    def law(self) -> Floats:
+    def probs(self) -> Floats:
         """The distribution [V] that draft tokens are drawn from."""
         return distribution(self.logits, self.sampling)
 
@@ -46,7 +46,7 @@ class _Place:
         """The largest probability; for greedy sampling that of the model's own distribution."""
         if self.sampling.greedy:
             return math.exp(log_probability(self.logits, int(np.argmax(self.logits))))
-        return float(self.law.max())
+        return float(self.probs.max())
 
 
 class DraftModelProposer:
@@ -105,8 +105,8 @@ class DraftModelProposer:
             places += behind[: len(tokens)]
             if len(tokens) < len(behind):
                 break
-        law_of_each = None if self._sampling.greedy or not places else [p.law for p in places]
-        return chain(guesses, None if law_of_each is None else np.stack(law_of_each))
+        probs = None if self._sampling.greedy or not places else [p.probs for p in places]
+        return chain(guesses, None if probs is None else np.stack(probs))
 
     def _block(self, guesses: list[int], most: int) -> Asking[tuple[list[int], list[_Place]]]:
         """Call the draft model once; it drafts one token, or up to `most` if it speculates.
@@ -130,7 +130,7 @@ class DraftModelProposer:
         if self._sampling.greedy:
             verdict = accept.greedy(inner, lambda path: int(np.argmax(place(path).logits)))
         else:
-            verdict = accept.sample(inner, lambda path: place(path).law, self._rng)
+            verdict = accept.sample(inner, lambda path: place(path).probs, self._rng)
         behind = [place(verdict.path[:depth]) for depth in range(len(verdict.path) + 1)]
         self._inner.observe(inner, scores, verdict)
         return self._while_sure(verdict.emitted(inner), behind)

@@ -113,9 +113,9 @@ def distribution(logits: Logits, options: Sampling) -> Floats:
     weights /= weights.sum()
     if places is None:
         return weights
-    law = np.zeros(len(logits))
-    law[places] = weights
-    return law
+    probs = np.zeros(len(logits))
+    probs[places] = weights
+    return probs
 
 
 def candidates(logits: Logits, options: Sampling) -> tuple[Ints | None, Floats]:

@@ -227,7 +227,7 @@ def test_the_logits_of_a_prompt_come_in_order() -> None:
     prompt = np.random.default_rng(3).integers(0, 7, 150).tolist()
     events = alone(batcher(made), read_context(prompt))
     rows = [event.logits for event in events if isinstance(event, ContextLogits)]
-    want = [made["target"]._law(prompt[: n + 1], 1) for n in range(len(prompt))]
+    want = [made["target"]._distribution(prompt[: n + 1], 1) for n in range(len(prompt))]
     np.testing.assert_allclose(np.exp(np.concatenate(rows)), np.array(want), rtol=1e-5)
 
 

@@ -7,11 +7,11 @@ import pytest
 
 from specpipe.core.contracts import EMPTY, ROOT, Draft, Item, Logits, chain
 from specpipe.runtime.lane import Lane
-from tests.unit.speculate.scripted import ScriptedModel, random_law
+from tests.unit.speculate.scripted import ScriptedModel, random_distribution
 from tests.unit.speculate.scripted_engine import ProtocolError, ScriptedCache, ScriptedEngine
 
 VOCAB = 10
-LAW = random_law(VOCAB, seed=1)
+TARGET = random_distribution(VOCAB, seed=1)
 PROMPT = [1, 2, 3, 4]
 #   root -> 5 -> 7
 #        -> 6 -> 8 -> 9
@@ -20,16 +20,16 @@ TREE = Draft(np.array([5, 6, 7, 8, 9]), np.array([ROOT, ROOT, 0, 1, 3]))
 
 @pytest.fixture
 def engine() -> ScriptedEngine:
-    return ScriptedEngine(LAW, VOCAB)
+    return ScriptedEngine(TARGET, VOCAB)
 
 
 def score(lane: Lane, tokens: Sequence[int], draft: Draft = EMPTY) -> Logits:
-    """Run one whole item and return its logits, which must be those of the law."""
+    """Run one whole item and return its logits, which must be those of the distribution."""
     lane.follow(tokens)
     item = lane.whole(draft)
     (scores,) = lane.engine.step([item])
     lane.done(item)
-    expected = ScriptedModel(LAW).score(tokens, draft)
+    expected = ScriptedModel(TARGET).score(tokens, draft)
     np.testing.assert_array_equal(scores.logits, expected.logits)
     return scores.logits
 
@@ -164,7 +164,7 @@ def test_what_is_released_resumes_from_the_prefix_that_is_known(engine: Scripted
 
 
 def test_only_whole_blocks_are_found_again() -> None:
-    engine = ScriptedEngine(LAW, VOCAB, block=4)
+    engine = ScriptedEngine(TARGET, VOCAB, block=4)
     lane = Lane(engine)
     score(lane, [*PROMPT, 5, 6])
     score(lane, [*PROMPT, 5, 6, 7])
@@ -191,7 +191,7 @@ def test_lanes_of_one_engine_share_its_steps(engine: ScriptedEngine) -> None:
     found = engine.step(items)
     for lane, item, tokens, scores in zip(lanes, items, sequences, found, strict=True):
         lane.done(item)
-        expected = ScriptedModel(LAW).score(tokens, TREE)
+        expected = ScriptedModel(TARGET).score(tokens, TREE)
         np.testing.assert_array_equal(scores.logits, expected.logits)
         score(lane, [*tokens, 6, 8, 9, 1])
         assert last_tokens(engine) == [1]
@@ -201,7 +201,7 @@ def test_lanes_of_one_engine_share_its_steps(engine: ScriptedEngine) -> None:
 def test_logits_are_right_after_any_succession_of_sequences(seed: int) -> None:
     """Random accepted paths, rewinds, switches, chunks and releases: a wrong row would show."""
     rng = np.random.default_rng(seed)
-    engine = ScriptedEngine(LAW, VOCAB, block=int(rng.integers(1, 4)))
+    engine = ScriptedEngine(TARGET, VOCAB, block=int(rng.integers(1, 4)))
     lane, tokens = Lane(engine), rng.integers(0, VOCAB, 6).tolist()
     for _ in range(60):
         draft = random_tree(rng)

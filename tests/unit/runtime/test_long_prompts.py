@@ -15,11 +15,11 @@ from specpipe.runtime.decoder import DeploymentDecoder
 from specpipe.runtime.exchange import Counters, Request
 from specpipe.runtime.scheduler import Scheduler
 from specpipe.speculate.decode import Limits, Step
-from tests.unit.speculate.scripted import random_law
+from tests.unit.speculate.scripted import random_distribution
 from tests.unit.speculate.scripted_engine import ScriptedCache, ScriptedEngine
 
 VOCAB, ROWS = 8, 10
-LAW = random_law(VOCAB, seed=1)
+TARGET = random_distribution(VOCAB, seed=1)
 GREEDY = Sampling()
 
 
@@ -99,8 +99,8 @@ class Rig:
     def __init__(self, batch: int, options: Speculation | None = None) -> None:
         self.gate = Gate()
         self.engines = {
-            "target": GatedEngine(LAW, VOCAB, gate=self.gate),
-            "draft": GatedEngine(LAW, VOCAB, gate=self.gate, name="draft "),
+            "target": GatedEngine(TARGET, VOCAB, gate=self.gate),
+            "draft": GatedEngine(TARGET, VOCAB, gate=self.gate, name="draft "),
         }
         used = {
             role: engine for role, engine in self.engines.items() if options or role == "target"
@@ -252,6 +252,6 @@ def test_what_others_read_or_emit_changes_no_answer() -> None:
     for prompt, listener in zip(prompts, listeners, strict=True):
         tokens = list(prompt)
         while len(tokens) < len(prompt) + 15:
-            tokens.append(int(np.argmax(LAW(tokens))))
+            tokens.append(int(np.argmax(TARGET(tokens))))
         assert listener.tokens == tokens[len(prompt) :]
     assert all(engine.live == [] for engine in rig.engines.values())

@@ -18,20 +18,20 @@ from specpipe.runtime.triton import requests
 from specpipe.runtime.triton.tensors import call_tensors
 from specpipe.runtime.verifying import Prefixes, Question, answer
 from specpipe.speculate.decode import Limits
-from tests.contract import laws
-from tests.contract.laws import Dice, exact_law, excess, outcomes
+from tests.contract import distributions
+from tests.contract.distributions import Dice, exact_distribution, excess, outcomes
 from tests.contract.worlds import PROMPT, World
 from tests.unit.speculate import scripted_engine
-from tests.unit.speculate.scripted import Law
+from tests.unit.speculate.scripted import Distribution
 
 WORLD = World(vocab_size=3)
 
 
 @dataclass
 class ScriptedEngine:
-    """Answers calls as `tensorrt_llm` does, from a law; remembers what it was called with."""
+    """Answers calls as `tensorrt_llm` does, from a distribution; remembers its calls."""
 
-    law: Law
+    distribution: Distribution
     vocab_size: int = 3
     calls: list[Call] = field(default_factory=list)
 
@@ -48,7 +48,7 @@ class ScriptedEngine:
         yield reply if call.wants_logits else replace(reply, logits=None)
 
     def prefixes(self) -> Prefixes:
-        return Prefixes(scripted_engine.ScriptedEngine(self.law, self.vocab_size), most=1)
+        return Prefixes(scripted_engine.ScriptedEngine(self.distribution, self.vocab_size), most=1)
 
 
 @dataclass
@@ -77,9 +77,9 @@ def request(max_tokens: int = 12, **changes: object) -> Request:
 
 
 def run(
-    asked: Request, draft_law: str = "random", most: int = 3
+    asked: Request, draft_name: str = "random", most: int = 3
 ) -> tuple[list[EngineProgress], ScriptedEngine, ScriptedEngine]:
-    target, draft = ScriptedEngine(WORLD.target), ScriptedEngine(WORLD.drafts[draft_law])
+    target, draft = ScriptedEngine(WORLD.target), ScriptedEngine(WORLD.drafts[draft_name])
     return list(draft_and_verify(target, draft, asked, most)), target, draft
 
 
@@ -87,31 +87,31 @@ def tokens(steps: list[EngineProgress]) -> list[int]:
     return [token for step in steps for token in step.tokens]
 
 
-@pytest.mark.parametrize("draft_law", WORLD.drafts)
+@pytest.mark.parametrize("draft_name", WORLD.drafts)
 @pytest.mark.parametrize("most", [0, 1, 3, 7])
-def test_greedy_output_is_that_of_plain_decoding(draft_law: str, most: int) -> None:
-    steps, _, _ = run(request(20), draft_law, most)
+def test_greedy_output_is_that_of_plain_decoding(draft_name: str, most: int) -> None:
+    steps, _, _ = run(request(20), draft_name, most)
     assert tokens(steps) == WORLD.plain(Sampling(), Limits(20))
     assert steps[-1].finish == "length" and all(s.finish is None for s in steps[:-1])
 
 
-def enumerated(sampling: Sampling, draft_law: str, *, use_draft_logits: bool) -> Floats:
-    """Return the joint law of three tokens over every way in which both engines can draw."""
-    joint = np.zeros((3,) * laws.LENGTH)
-    asked = request(laws.LENGTH, sampling=sampling, use_draft_logits=use_draft_logits)
+def enumerated(sampling: Sampling, draft_name: str, *, use_draft_logits: bool) -> Floats:
+    """Return the joint distribution of three tokens over all draws of both engines."""
+    joint = np.zeros((3,) * distributions.LENGTH)
+    asked = request(distributions.LENGTH, sampling=sampling, use_draft_logits=use_draft_logits)
 
     def program(dice: Dice) -> list[int]:
         with pytest.MonkeyPatch.context() as patch:
-            laws._decide_by(dice, patch)
-            return tokens(run(asked, draft_law, 2)[0])
+            distributions._decide_by(dice, patch)
+            return tokens(run(asked, draft_name, 2)[0])
 
     for output, odds in outcomes(program):
-        joint[laws._padded(output)] += odds
+        joint[distributions._padded(output)] += odds
     return joint
 
 
 @pytest.mark.parametrize("use_draft_logits", [True, False])
-@pytest.mark.parametrize("draft_law", WORLD.drafts)
+@pytest.mark.parametrize("draft_name", WORLD.drafts)
 @pytest.mark.parametrize(
     "sampling",
     [
@@ -122,23 +122,27 @@ def enumerated(sampling: Sampling, draft_law: str, *, use_draft_logits: bool) ->
         Sampling(top_k=0, repetition_penalty=1.5, frequency_penalty=0.4),
     ],
 )
-def test_sampled_output_has_exactly_the_targets_law(
-    sampling: Sampling, draft_law: str, use_draft_logits: bool
+def test_sampled_output_has_exactly_the_targets_distribution(
+    sampling: Sampling, draft_name: str, use_draft_logits: bool
 ) -> None:
-    got = enumerated(sampling, draft_law, use_draft_logits=use_draft_logits)
-    np.testing.assert_allclose(got, exact_law(WORLD, sampling), atol=1e-6)  # logits are float32
+    got = enumerated(sampling, draft_name, use_draft_logits=use_draft_logits)
+    np.testing.assert_allclose(
+        got, exact_distribution(WORLD, sampling), atol=1e-6
+    )  # logits are float32
 
 
 def drawn(draws: int) -> Floats:
-    counts = np.zeros((3,) * laws.LENGTH)
+    counts = np.zeros((3,) * distributions.LENGTH)
     for seed in range(draws):
-        asked = request(laws.LENGTH, sampling=Sampling(top_k=0, seed=seed), use_draft_logits=True)
+        asked = request(
+            distributions.LENGTH, sampling=Sampling(top_k=0, seed=seed), use_draft_logits=True
+        )
         counts[tuple(tokens(run(asked, "identical", 2)[0]))] += 1
     return counts
 
 
-def test_thousands_of_seeds_draw_from_the_targets_law() -> None:
-    assert excess(exact_law(WORLD, Sampling(top_k=0)), drawn(4000)) < 5
+def test_thousands_of_seeds_draw_from_the_targets_distribution() -> None:
+    assert excess(exact_distribution(WORLD, Sampling(top_k=0)), drawn(4000)) < 5
 
 
 @pytest.mark.parametrize("broken", [lambda value: 7, lambda value: value // 2])
@@ -147,7 +151,7 @@ def test_engines_that_share_a_seed_would_be_noticed(
 ) -> None:
     """One seed for all calls, or one for draft and target: what upstream's loop sends."""
     monkeypatch.setattr(loops, "_mixed", broken)
-    assert excess(exact_law(WORLD, Sampling(top_k=0)), drawn(4000)) > 5
+    assert excess(exact_distribution(WORLD, Sampling(top_k=0)), drawn(4000)) > 5
 
 
 def test_draft_logits_accept_more_than_comparison_does() -> None:
@@ -331,9 +335,10 @@ def test_engines_that_know_one_end_token_stop_at_all_of_them(most: int, min_toke
         expected = world.plain(sampling, Limits(20))
         finish = "end_id" if expected[-1] in sampling.end_ids else "length"
         asked = request(20, sampling=sampling)
-        for draft_law in world.drafts:
+        for draft_name in world.drafts:
             target, draft = (
-                TensorEngine(law, 8) for law in (world.target, world.drafts[draft_law])
+                TensorEngine(distribution, 8)
+                for distribution in (world.target, world.drafts[draft_name])
             )
             steps = list(draft_and_verify(target, draft, asked, most))
             assert tokens(steps) == expected and steps[-1].finish == finish

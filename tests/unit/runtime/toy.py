@@ -79,17 +79,19 @@ class ToyEngine:
     def guess(self, hidden: Any) -> list[Guesses]:
         """Guess with three heads, from the last token."""
         seed = self.drafter_seed
-        laws = [np.stack([self._law([int(h[0]), k], seed) for k in range(3)]) for h in hidden]
-        best = [np.argsort(-rows, axis=1, kind="stable") for rows in laws]
-        pairs = zip(best, laws, strict=True)
+        distributions = [
+            np.stack([self._distribution([int(h[0]), k], seed) for k in range(3)]) for h in hidden
+        ]
+        best = [np.argsort(-rows, axis=1, kind="stable") for rows in distributions]
+        pairs = zip(best, distributions, strict=True)
         return [Guesses(order, np.take_along_axis(rows, order, 1)) for order, rows in pairs]
 
     def extend(self, hidden: Any, states: Any, tokens: Ints) -> Extensions:
         """Guess from a path's last token; the state is that token."""
-        laws = np.stack([self._law([int(t)], self.drafter_seed) for t in tokens])
-        best = np.argsort(-laws, axis=1, kind="stable")
+        distributions = np.stack([self._distribution([int(t)], self.drafter_seed) for t in tokens])
+        best = np.argsort(-distributions, axis=1, kind="stable")
         states = tokens[:, None].astype(np.float32)
-        return Extensions(best, np.take_along_axis(laws, best, 1), states)
+        return Extensions(best, np.take_along_axis(distributions, best, 1), states)
 
     @property
     def pool_usage(self) -> PoolUsage:
@@ -118,16 +120,18 @@ class ToyEngine:
                 at = int(parents[at])
             seen = [*range(cache.length), *(cache.length + r for r in reversed(path))]
             context = self.storage.slots[slots[seen]]
-            logits.append(np.log(self._law(context.tolist(), self.seed)))
+            logits.append(np.log(self._distribution(context.tolist(), self.seed)))
             hidden.append([context[-1]])
         return Scores(np.array(logits, np.float32), np.array(hidden, np.float32))
 
-    def _law(self, context: Sequence[int], seed: int) -> Any:
-        return _law(self.facts.vocab_size, seed, zlib.crc32(np.array(context, np.int64).tobytes()))
+    def _distribution(self, context: Sequence[int], seed: int) -> Any:
+        return _distribution(
+            self.facts.vocab_size, seed, zlib.crc32(np.array(context, np.int64).tobytes())
+        )
 
 
 @functools.lru_cache(100_000)
-def _law(vocab_size: int, seed: int, context: int) -> Any:
+def _distribution(vocab_size: int, seed: int, context: int) -> Any:
     weights = np.exp(2 * np.random.default_rng([seed, context]).normal(size=vocab_size))
     return weights / weights.sum()
 

@@ -1,4 +1,4 @@
-"""Fakes with fixed answers: models that compute logits from a law, and a driver.
+"""Fakes with fixed answers: models that compute logits from a distribution, and a driver.
 
 `run` answers the asks of one algorithm at once and holds no state between them.
 """
@@ -34,7 +34,7 @@ from specpipe.core.contracts import (
 from specpipe.speculate.decode import ContextLogits, Decoding, Step
 
 T = TypeVar("T")
-Law = Callable[[Sequence[int]], Floats]  # the tokens so far -> distribution of the next
+Distribution = Callable[[Sequence[int]], Floats]  # the tokens so far -> distribution of the next
 Allow = Callable[[int], int]  # the limit of an `Allowance` -> its answer
 Cut = Callable[[Score], Ints | None]  # the nodes of a target's draft to score; None: all
 
@@ -51,13 +51,13 @@ class Model(Protocol):
 
 @dataclass
 class ScriptedModel:
-    """Computes logits from a law, and the predictions of its heads from another.
+    """Computes logits from a distribution, and the predictions of its heads from another.
 
     The hidden state of a token is the token and the one before it.
     """
 
-    law: Law
-    heads: Law | None = None  # None: `law`
+    distribution: Distribution
+    heads: Distribution | None = None  # None: `distribution`
     calls: int = 0  # of `score`
 
     def score(self, tokens: Sequence[int], draft: Draft) -> Scores:
@@ -70,34 +70,34 @@ class ScriptedModel:
         """Return the logits and the hidden state after each of some sequences."""
         hidden = [[0, *sequence][-2:] for sequence in sequences]
         with np.errstate(divide="ignore"):
-            logits = np.log(np.stack([self.law(sequence) for sequence in sequences]))
+            logits = np.log(np.stack([self.distribution(sequence) for sequence in sequences]))
         return Scores(logits.astype(np.float32), np.array(hidden, np.float32))
 
     def guess(self, hidden: Logits) -> Guesses:
-        """Return predictions of heads that follow the law from each other's best prediction."""
+        """Return predictions of heads; each follows the best prediction of the one before."""
         context = [int(token) for token in hidden]
         tokens, probs = [], []
         for _ in range(1 + HEADS):
-            law = self._heads(context)
-            tokens.append(np.argsort(-law, kind="stable"))
-            probs.append(law[tokens[-1]])
+            distribution = self._heads(context)
+            tokens.append(np.argsort(-distribution, kind="stable"))
+            probs.append(distribution[tokens[-1]])
             context.append(int(tokens[-1][0]))
         return Guesses(np.stack(tokens)[1:], np.stack(probs)[1:])
 
     def extend(self, hidden: Logits, states: Logits, tokens: Ints) -> Extensions:
-        """Follow the law; `hidden` is [D] or [B, D]; a state is 1 and the path's last token."""
+        """Extend paths; `hidden` is [D] or [B, D]; a state is 1 and the path's last token."""
         last = np.broadcast_to(hidden, states.shape)[:, -1]
         before = np.where(states[:, 0] > 0, states[:, 1], last).astype(int)
-        laws = np.stack(
+        distributions = np.stack(
             [self._heads([int(a), int(b)]) for a, b in zip(before, tokens, strict=True)]
         )
-        best = np.argsort(-laws, axis=1, kind="stable")
+        best = np.argsort(-distributions, axis=1, kind="stable")
         after = np.stack([np.ones_like(tokens), tokens], 1).astype(np.float32)
-        return Extensions(best, np.take_along_axis(laws, best, 1), after)
+        return Extensions(best, np.take_along_axis(distributions, best, 1), after)
 
     @property
-    def _heads(self) -> Law:
-        return self.heads or self.law
+    def _heads(self) -> Distribution:
+        return self.heads or self.distribution
 
 
 def paths_of(tokens: Ints, parents: Ints) -> list[list[int]]:
@@ -186,10 +186,10 @@ def proposed(asking: Asking[T], models: Mapping[Role, Model] | None = None) -> T
         reply = answer(ask, models or {})
 
 
-# --- laws and proposers -------------------------------------------------------------------------
+# --- distributions and proposers ------------------------------------------------------------
 
 
-def random_law(vocab_size: int, seed: int, *, sharpness: float = 2.0) -> Law:
+def random_distribution(vocab_size: int, seed: int, *, sharpness: float = 2.0) -> Distribution:
     """Return a fixed random distribution for every context of the last two tokens."""
 
     @functools.cache

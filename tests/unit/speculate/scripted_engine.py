@@ -1,4 +1,4 @@
-"""A `LoadedEngine` that computes logits from a law and enforces the rules of engines and caches."""
+"""A `LoadedEngine` with scripted logits that enforces the rules of engines and caches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from specpipe.core.contracts import (
     Scores,
 )
 from specpipe.runtime.lane import Lane
-from tests.unit.speculate.scripted import Law, ScriptedModel, paths_of
+from tests.unit.speculate.scripted import Distribution, ScriptedModel, paths_of
 
 
 class ProtocolError(Exception):
@@ -75,15 +75,15 @@ class ScriptedCache:
 
 @dataclass(eq=False)
 class ScriptedEngine:
-    """A `LoadedEngine` that computes logits from a law, with a pool of `pool` rows.
+    """A `LoadedEngine` that computes logits from a distribution, with a pool of `pool` rows.
 
     It finds known prefixes in multiples of `block` tokens.
     """
 
-    law: Law
+    distribution: Distribution
     vocab_size: int
     max_seq_len: int = 10_000
-    heads: Law | None = None
+    heads: Distribution | None = None
     pool: int = 1_000_000
     block: int = 1
     live: list[ScriptedCache] = field(default_factory=list)  # the caches that were not released
@@ -101,7 +101,7 @@ class ScriptedEngine:
     @property
     def model(self) -> ScriptedModel:
         """The model that answers for the engine."""
-        return ScriptedModel(self.law, self.heads)
+        return ScriptedModel(self.distribution, self.heads)
 
     @property
     def rows(self) -> list[int]:

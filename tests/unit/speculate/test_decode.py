@@ -20,7 +20,7 @@ from tests.unit.speculate.scripted import (
     ScriptedModel,
     always,
     events,
-    random_law,
+    random_distribution,
 )
 from tests.unit.speculate.scripted import run as run_with
 
@@ -37,10 +37,10 @@ def oracle(tokens: list[int], limit: int):
 
 
 def run(
-    proposer, limits: Limits, sampling: Sampling | None = None, law=counting, **options
+    proposer, limits: Limits, sampling: Sampling | None = None, distribution=counting, **options
 ) -> list[Step]:
     decoding = decode(proposer, [0], sampling or Sampling(), limits, log_probs=True)
-    return run_with(decoding, {"target": ScriptedModel(law)}, **options)
+    return run_with(decoding, {"target": ScriptedModel(distribution)}, **options)
 
 
 def tokens(steps: list[Step]) -> list[int]:
@@ -103,19 +103,19 @@ def test_a_stop_word_in_the_prompt_does_not_count() -> None:
 
 
 def test_log_probabilities_belong_to_the_emitted_tokens() -> None:
-    law = random_law(VOCAB, seed=3)
-    steps = run(FixedProposer(always(1), 2), Limits(6), law=law)
+    distribution = random_distribution(VOCAB, seed=3)
+    steps = run(FixedProposer(always(1), 2), Limits(6), distribution=distribution)
     seen = [0]
     for step in steps:
         for token, score in zip(step.tokens, step.log_probs, strict=True):
-            assert score == pytest.approx(np.log(law(seen)[token]), abs=1e-5)
+            assert score == pytest.approx(np.log(distribution(seen)[token]), abs=1e-5)
             seen.append(token)
 
 
 def test_a_seed_makes_a_sampled_answer_repeatable() -> None:
     def answer(seed: int) -> list[int]:
         sampling = Sampling(top_k=0, seed=seed)
-        return tokens(run(NoProposer(), Limits(20), sampling, random_law(VOCAB, seed=5)))
+        return tokens(run(NoProposer(), Limits(20), sampling, random_distribution(VOCAB, seed=5)))
 
     assert answer(1) == answer(1)
     assert answer(1) != answer(2)
@@ -177,15 +177,15 @@ def test_nothing_is_asked_of_a_driver_that_cannot_matter() -> None:
 
 @pytest.mark.parametrize("length", [1, 2, CONTEXT_BLOCK, CONTEXT_BLOCK + 1, 150])
 def test_the_logits_after_a_prompt_come_in_order_and_in_blocks(length: int) -> None:
-    law = random_law(VOCAB, seed=3)
+    distribution = random_distribution(VOCAB, seed=3)
     prompt = np.random.default_rng(1).integers(0, VOCAB, length).tolist()
     blocks = [
         event.logits
-        for event in events(read_context(prompt), {"target": ScriptedModel(law)})
+        for event in events(read_context(prompt), {"target": ScriptedModel(distribution)})
         if isinstance(event, ContextLogits)
     ]
     assert all(len(block) <= CONTEXT_BLOCK for block in blocks)
-    expected = np.log([law(prompt[: n + 1]) for n in range(length)])
+    expected = np.log([distribution(prompt[: n + 1]) for n in range(length)])
     np.testing.assert_allclose(np.concatenate(blocks), expected, rtol=1e-6)
 
 

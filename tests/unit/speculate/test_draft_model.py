@@ -6,9 +6,9 @@ import pytest
 from specpipe.config.speculation import DraftModel, DraftOptions
 from specpipe.core.contracts import Draft, EngineFacts, Proposer, Sampling, Scores, Verdict
 from specpipe.speculate.draft_model import DraftModelProposer, build
-from tests.unit.speculate.scripted import Model, ScriptedModel, proposed, random_law
+from tests.unit.speculate.scripted import Model, ScriptedModel, proposed, random_distribution
 
-LAW = random_law(6, seed=4)
+TARGET = random_distribution(6, seed=4)
 PROMPT = [1, 2, 3]
 FACTS = EngineFacts(vocab_size=6, max_seq_len=10_000)
 
@@ -25,13 +25,13 @@ def proposer(*, heads: bool, depth: int = 8, confidence: float = 0.0) -> DraftMo
 
 
 def drafted(proposer: Proposer, limit: int, model: Model | None = None) -> Draft:
-    return proposed(proposer.propose(limit), {"draft": model or ScriptedModel(LAW)})
+    return proposed(proposer.propose(limit), {"draft": model or ScriptedModel(TARGET)})
 
 
 @pytest.mark.parametrize("confidence", [0.0, 0.5])
 @pytest.mark.parametrize("limit", [1, 2, 3, 8])
 def test_the_same_guesses_come_in_fewer_calls(limit: int, confidence: float) -> None:
-    plain, quick = (ScriptedModel(LAW) for _ in range(2))
+    plain, quick = (ScriptedModel(TARGET) for _ in range(2))
     expected = drafted(proposer(heads=False, confidence=confidence), limit, plain)
     got = drafted(proposer(heads=True, confidence=confidence), limit, quick)
     assert got.tokens.tolist() == expected.tokens.tolist()
@@ -46,17 +46,17 @@ def test_what_the_target_refused_is_forgotten() -> None:
     refused = drafted(ours, 4)
     ours.observe(refused, Scores(np.zeros((0, 0), np.float32)), Verdict((0,), 5))
     context = [*PROMPT, int(refused.tokens[0]), 5]
-    assert drafted(ours, 1).tokens.tolist() == [int(np.argmax(LAW(context)))]
+    assert drafted(ours, 1).tokens.tolist() == [int(np.argmax(TARGET(context)))]
 
 
-def test_sampled_guesses_carry_the_law_that_they_came_from() -> None:
+def test_sampled_guesses_carry_the_distribution_that_they_came_from() -> None:
     made = build(DraftModel("draft_model", DraftOptions("unused", "unused"), 5), {"draft": FACTS})
     made.start(PROMPT, Sampling(top_k=0, seed=3))
     draft = drafted(made, 5)
     assert draft.probs is not None and len(draft.probs) == len(draft) == 5
     context = list(PROMPT)
-    for token, law in zip(draft.tokens.tolist(), draft.probs, strict=True):
-        np.testing.assert_allclose(law, LAW(context), atol=1e-6)
+    for token, distribution in zip(draft.tokens.tolist(), draft.probs, strict=True):
+        np.testing.assert_allclose(distribution, TARGET(context), atol=1e-6)
         context.append(token)
 
 

@@ -9,7 +9,7 @@ from specpipe.speculate import accept, drawing
 from specpipe.speculate.drawing import draw_token
 from specpipe.speculate.sampling import distribution
 from specpipe.speculate.selection import Scale, top_p
-from tests.contract.laws import excess
+from tests.contract.distributions import excess
 from tests.unit.speculate.test_selection import every_kind, made
 
 SIZE = 3_000  # more than `drawing.FEW`
@@ -20,16 +20,16 @@ BOUND = 6.0  # standard deviations: chi-square's tail is long, and there are 20 
 
 def off(logits: Logits, options: Sampling) -> float:
     """Return how far drawn tokens are from the distribution; infinite if one is impossible."""
-    law, rng = distribution(logits, options), np.random.default_rng(5)
+    probs, rng = distribution(logits, options), np.random.default_rng(5)
     head = drawing._head_of(logits, options.temperature)
     drawn = [head.draw(options.top_p, rng) for _ in range(DRAWS)]
     counts = np.bincount(drawn, minlength=len(logits))
-    if counts[law == 0].sum():
+    if counts[probs == 0].sum():
         return np.inf
-    order = np.argsort(law)
-    rank = (np.cumsum(law[order]) * CLASSES).astype(int)  # classes of equal weight, by likelihood
-    by_class = [np.bincount(rank, weights=values[order]) for values in (law, counts)]
-    tables = [(by_class[0], by_class[1]), (law, counts)]
+    order = np.argsort(probs)
+    rank = (np.cumsum(probs[order]) * CLASSES).astype(int)  # classes of equal weight, by likelihood
+    by_class = [np.bincount(rank, weights=values[order]) for values in (probs, counts)]
+    tables = [(by_class[0], by_class[1]), (probs, counts)]
     likely = [table for table in tables if np.count_nonzero(table[0] * DRAWS >= 10) > 1]
     return max((excess(*table) for table in likely), default=0.0)
 
@@ -96,10 +96,10 @@ def test_logits_of_any_size_and_temperature_give_a_possible_token(temperature: f
         (1e30 * rng.normal(size=SIZE)).astype(np.float32),
         np.where(np.arange(SIZE) % 5 == 0, 0, -1e9).astype(np.float32),
     ):
-        law = distribution(logits, Sampling(top_k=0, temperature=temperature))
+        probs = distribution(logits, Sampling(top_k=0, temperature=temperature))
         for share in (1.0, 0.9):
             options = Sampling(top_k=0, temperature=temperature, top_p=share)
-            assert law[draw_token(logits, options, rng)] > 0
+            assert probs[draw_token(logits, options, rng)] > 0
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -124,10 +124,10 @@ def test_few_possible_tokens_are_drawn_from_all_their_weights(options: Sampling)
     """With the same random number as from the distribution."""
     size = SIZE if options.top_k or options.top_p < 0.5 else drawing.FEW
     logits = made("spread", size)
-    law = distribution(logits, options)
+    probs = distribution(logits, options)
     for seed in range(50):
         drawn = draw_token(logits, options, np.random.default_rng(seed))
-        assert drawn == accept.draw(law, np.random.default_rng(seed))
+        assert drawn == accept.draw(probs, np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("options", [Sampling(), Sampling(top_k=0, temperature=0.0)])

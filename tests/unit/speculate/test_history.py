@@ -62,7 +62,7 @@ def test_the_tokens_that_complete_a_word_are_those_that_a_search_finds(seed: int
 
 
 def test_many_positions_of_one_request_are_as_single_ones() -> None:
-    """The law of a position with what was prepared before it, and from its history by itself."""
+    """A prepared position has the distribution that its history gives it."""
     options = Sampling(
         top_k=0, repetition_penalty=1.3, presence_penalty=0.2, frequency_penalty=-0.1,
         bad_words=((3,), (4, 5), (6, 7, 8)), min_tokens=9, end_ids=(1, 2),

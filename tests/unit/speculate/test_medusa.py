@@ -7,7 +7,7 @@ import numpy as np
 from specpipe.core.contracts import ROOT, Draft, Guesses, Sampling, Scores, Verdict
 from specpipe.core.trees import complete_tree
 from specpipe.speculate.medusa import MedusaProposer
-from tests.unit.speculate.scripted import ScriptedModel, proposed, random_law
+from tests.unit.speculate.scripted import ScriptedModel, proposed, random_distribution
 
 TREE = complete_tree([(0, 0), (0, 1), (1,)])
 
@@ -16,7 +16,7 @@ class Heads(ScriptedModel):
     """Guesses 10 * (head + 1) + rank; remembers the hidden states that it was asked about."""
 
     def __init__(self) -> None:
-        super().__init__(random_law(5, seed=1))
+        super().__init__(random_distribution(5, seed=1))
         self.asked: list[float] = []
 
     def guess(self, hidden: np.ndarray) -> Guesses:

@@ -125,7 +125,7 @@ def test_values_that_make_no_sense_or_overflow_are_refused_by_name(
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("sign", [1, -1])
-def test_the_largest_penalties_leave_a_law_after_a_long_history(sign: int) -> None:
+def test_the_largest_penalties_leave_a_distribution_after_a_long_history(sign: int) -> None:
     options = sampled(
         temperature=1e-10,
         repetition_penalty=1000.0**sign,
@@ -134,8 +134,8 @@ def test_the_largest_penalties_leave_a_law_after_a_long_history(sign: int) -> No
     )
     check_sampling(options, vocab_size=4)
     history = [0] * 1_000_000 + [1]
-    law = distribution(adjust(LOGITS, options, history, 0), options)
-    assert np.isfinite(law).all() and law.sum() == pytest.approx(1)
+    probs = distribution(adjust(LOGITS, options, history, 0), options)
+    assert np.isfinite(probs).all() and probs.sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("options", [sampled(), Sampling()])

@@ -125,7 +125,7 @@ def test_float32_sums_are_within_their_bound(kind: str, size: int) -> None:
 
 
 @every_kind
-def test_the_law_is_that_of_transformers(kind: str) -> None:
+def test_the_distribution_is_that_of_transformers(kind: str) -> None:
     if kind in ("with ties", "in steps of bfloat16", "far apart", "few likely"):
         pytest.skip("transformers keeps all tokens that tie with the last, or overflows")
     logits = made(kind, 5_000)

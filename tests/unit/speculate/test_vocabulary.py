@@ -6,10 +6,10 @@ import pytest
 from specpipe.core.contracts import EMPTY, Sampling, chain
 from specpipe.speculate.decode import Limits
 from specpipe.speculate.vocabulary import InVocabulary, in_vocabulary
-from tests.contract.laws import enumerate_case, exact_law
-from tests.contract.test_laws import SAMPLED
+from tests.contract.distributions import enumerate_case, exact_distribution
+from tests.contract.test_distributions import SAMPLED
 from tests.contract.worlds import PROMPT, World
-from tests.unit.speculate.scripted import random_law
+from tests.unit.speculate.scripted import random_distribution
 from tests.unit.speculate.scripted_engine import ScriptedEngine, ServedModel
 
 WITH_DRAFT = ("draft_model", "draft_model, fixed", "draft_model, confidence", "hybrid")
@@ -26,10 +26,12 @@ def test_greedy_output_equals_plain_decoding(options: str, rows: int) -> None:
 
 @pytest.mark.parametrize("rows", [2, 5])
 @pytest.mark.parametrize("name", SAMPLED)
-def test_the_joint_law_of_three_tokens_is_exactly_the_targets(rows: int, name: str) -> None:
+def test_the_joint_distribution_of_three_tokens_is_exactly_the_targets(
+    rows: int, name: str
+) -> None:
     world = World(vocab_size=3)
     got = enumerate_case(world, world.case_of_size("draft_model", rows, 2), SAMPLED[name])
-    np.testing.assert_allclose(got, exact_law(world, SAMPLED[name]), atol=1e-12)
+    np.testing.assert_allclose(got, exact_distribution(world, SAMPLED[name]), atol=1e-12)
 
 
 def test_a_draft_that_wants_only_what_the_target_lacks_proposes_something_else() -> None:
@@ -42,7 +44,7 @@ def test_a_draft_that_wants_only_what_the_target_lacks_proposes_something_else()
 
 
 def test_a_committed_token_that_the_draft_lacks_is_read_as_another() -> None:
-    inner = ScriptedEngine(random_law(3, seed=1), 3)
+    inner = ScriptedEngine(random_distribution(3, seed=1), 3)
     model = ServedModel(InVocabulary(inner, 5))
     model.score([1, 4], EMPTY)
     scores = model.score([1, 4, 3], chain([4, 2]))
@@ -52,12 +54,12 @@ def test_a_committed_token_that_the_draft_lacks_is_read_as_another() -> None:
 
 
 def test_equal_tables_need_no_wrapping() -> None:
-    engine = ScriptedEngine(random_law(3, seed=1), 3)
+    engine = ScriptedEngine(random_distribution(3, seed=1), 3)
     assert in_vocabulary(engine, 3) is engine
 
 
 def test_the_prompt_is_read_through_the_drafts_eyes() -> None:
-    inner = ScriptedEngine(random_law(2, seed=1), 2)
+    inner = ScriptedEngine(random_distribution(2, seed=1), 2)
     engine = InVocabulary(inner, 3)
     model = ServedModel(engine)
     for tokens in (PROMPT, [*PROMPT, 0]):
@@ -68,7 +70,7 @@ def test_the_prompt_is_read_through_the_drafts_eyes() -> None:
 
 
 def test_predictions_of_what_the_target_lacks_have_no_chance() -> None:
-    engine = InVocabulary(ScriptedEngine(random_law(5, seed=1), 5), 3)
+    engine = InVocabulary(ScriptedEngine(random_distribution(5, seed=1), 5), 3)
     (guesses,) = engine.guess(np.array([[1, 2]], np.float32))
     states = np.zeros((2, 2), np.float32)
     extended = engine.extend(np.ones((2, 2), np.float32), states, np.array([1, 4]))

@@ -36,7 +36,7 @@ from specpipe.tune.settings import replace_speculation
 from specpipe.tune.stage import Prices, on_this_machine, recommend_run, tune_run
 from specpipe.tune.trace import GuesserKind, Trace, head_accuracy, record
 from specpipe.tune.tune import _price, serve_one
-from tests.unit.speculate.scripted import random_law
+from tests.unit.speculate.scripted import random_distribution
 from tests.unit.speculate.scripted_engine import ScriptedEngine
 
 PROMPT = [5, 9, 10, 11, 2, 9, 10, 11, 5, 9]
@@ -47,12 +47,12 @@ VOCABULARY = 12
 
 def new_deployment() -> Runtime:
     """Return engines that know no prefix yet."""
-    law, other = random_law(VOCABULARY, 3), random_law(VOCABULARY, 4)
+    distribution, other = random_distribution(VOCABULARY, 3), random_distribution(VOCABULARY, 4)
 
     def near(context: Sequence[int]) -> Floats:
-        return 0.6 * law(context) + 0.4 * other(context)
+        return 0.6 * distribution(context) + 0.4 * other(context)
 
-    target = ScriptedEngine(law, VOCABULARY, heads=near)
+    target = ScriptedEngine(distribution, VOCABULARY, heads=near)
     return Runtime({"target": target, "draft": ScriptedEngine(near, VOCABULARY)}, PLAIN)
 
 

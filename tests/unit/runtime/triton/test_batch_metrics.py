@@ -11,9 +11,9 @@ from specpipe.runtime.budget import Budget
 from specpipe.speculate.decode import Limits, Step, decode
 from specpipe.speculate.none import NoProposer
 from specpipe.speculate.prompt_lookup import build
+from tests.unit.runtime.toy import ToyEngine
 from tests.unit.runtime.triton import prometheus
 from tests.unit.runtime.triton.prometheus import MetricFamily, totals
-from tests.unit.runtime.toy import ToyEngine
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The distribution of an output: expected, computed by enumeration, and estimated from draws.
 
-`enumerate_law` runs the real proposer, loop and verifier once for every outcome of their random
-decisions and adds up the probabilities. There is no sampling error that could hide a bias.
+`enumerate_distribution` runs the real proposer, loop and verifier once for every outcome of their
+random decisions and adds up the probabilities. There is no sampling error that could hide a bias.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -79,7 +79,7 @@ def outcomes(program: Callable[[Dice], T]) -> Iterator[tuple[T, float]]:
         pending += dice.untried
 
 
-def exact_law(world: World, sampling: Sampling) -> Floats:
+def exact_distribution(world: World, sampling: Sampling) -> Floats:
     """Return the expected distribution [V, V, V] of the first tokens; after an end it is 0."""
     joint = np.zeros((world.vocab_size,) * LENGTH)
 
@@ -89,19 +89,19 @@ def exact_law(world: World, sampling: Sampling) -> Floats:
             return
         history = PROMPT + list(output)
         logits = np.log(world.target(history)).astype(np.float32)
-        law = distribution(adjust(logits, sampling, history, len(output)), sampling)
-        for token in np.flatnonzero(law):
-            walk((*output, int(token)), odds * law[token])
+        probs = distribution(adjust(logits, sampling, history, len(output)), sampling)
+        for token in np.flatnonzero(probs):
+            walk((*output, int(token)), odds * probs[token])
 
     walk((), 1.0)
     return joint
 
 
-def enumerate_law(
-    world: World, options: str, sampling: Sampling, draft_law: str = "random", depth: int = 2
+def enumerate_distribution(
+    world: World, options: str, sampling: Sampling, draft_name: str = "random", depth: int = 2
 ) -> Floats:
     """Return the joint distribution of the output with the proposer of `options`."""
-    return enumerate_case(world, world.case(options, draft_law, depth), sampling)
+    return enumerate_case(world, world.case(options, draft_name, depth), sampling)
 
 
 def enumerate_case(
@@ -125,13 +125,15 @@ def enumerate_case(
     return joint
 
 
-def verdicts(draft: Draft, law: Callable[[accept.Path], Floats]) -> Iterator[tuple[Verdict, float]]:
+def verdicts(
+    draft: Draft, probs: Callable[[accept.Path], Floats]
+) -> Iterator[tuple[Verdict, float]]:
     """Yield the possible verdicts of `accept.sample` on a draft, with their probabilities."""
 
     def decide(dice: Dice) -> Verdict:
         with pytest.MonkeyPatch.context() as patch:
             _decide_by(dice, patch)
-            return accept.sample(draft, law, np.random.default_rng(0))
+            return accept.sample(draft, probs, np.random.default_rng(0))
 
     return outcomes(decide)
 
@@ -140,19 +142,19 @@ def _decide_by(dice: Dice, patch: pytest.MonkeyPatch) -> None:
     """Make the verifier and the draft use `dice` instead of their generators."""
     rule = accept.sample
 
-    def sample(draft: Draft, law: Callable[[accept.Path], Floats], rng: object) -> Verdict:
-        return rule(draft, law, dice)  # type: ignore[arg-type]
+    def sample(draft: Draft, probs: Callable[[accept.Path], Floats], rng: object) -> Verdict:
+        return rule(draft, probs, dice)  # type: ignore[arg-type]
 
     patch.setattr(accept, "sample", sample)
-    patch.setattr(accept, "draw", lambda law, rng: dice.choose(law))
+    patch.setattr(accept, "draw", lambda probs, rng: dice.choose(probs))
 
 
 def frequencies(
-    world: World, options: str, sampling: Sampling, *, draft_law: str = "random", draws: int
+    world: World, options: str, sampling: Sampling, *, draft_name: str = "random", draws: int
 ) -> Floats:
     """Count the first tokens of `draws` answers with as many seeds."""
     counts = np.zeros((world.vocab_size,) * LENGTH)
-    case = world.case(options, draft_law, 2)
+    case = world.case(options, draft_name, 2)
     for seed in range(draws):
         output = world.generate(case, replace(sampling, seed=seed), Limits(LENGTH))
         counts[_padded(output)] += 1

@@ -10,11 +10,11 @@ from specpipe.core.contracts import Ints, Sampling, Score
 from specpipe.runtime.assembly import PROPOSERS
 from specpipe.runtime.budget import Budget
 from specpipe.runtime.cost import StepCost
-from tests.contract.laws import (
+from tests.contract.distributions import (
     Dice,
     enumerate_case,
-    enumerate_law,
-    exact_law,
+    enumerate_distribution,
+    exact_distribution,
     excess,
     frequencies,
     outcomes,
@@ -42,28 +42,32 @@ every_option = pytest.mark.parametrize("options", OPTIONS)
 
 @every_option
 @pytest.mark.parametrize("name", SAMPLED)
-def test_the_joint_law_of_three_tokens_is_exactly_the_targets(options: str, name: str) -> None:
-    expected = exact_law(WORLD, SAMPLED[name])
-    for draft_law in WORLD.drafts:
-        got = enumerate_law(WORLD, options, SAMPLED[name], draft_law)
-        np.testing.assert_allclose(got, expected, atol=1e-12, err_msg=draft_law)
+def test_the_joint_distribution_of_three_tokens_is_exactly_the_targets(
+    options: str, name: str
+) -> None:
+    expected = exact_distribution(WORLD, SAMPLED[name])
+    for draft_name in WORLD.drafts:
+        got = enumerate_distribution(WORLD, options, SAMPLED[name], draft_name)
+        np.testing.assert_allclose(got, expected, atol=1e-12, err_msg=draft_name)
 
 
 @every_option
 @pytest.mark.parametrize("seed", range(2))
-def test_the_law_is_exactly_the_targets_whatever_is_allowed_and_scored(
+def test_the_distribution_is_exactly_the_targets_whatever_is_allowed_and_scored(
     options: str, seed: int
 ) -> None:
     sampling = SAMPLED["penalties"]
-    for draft_law in ("identical", "random"):
+    for draft_name in ("identical", "random"):
         got = enumerate_case(
             WORLD,
-            WORLD.case(options, draft_law, 3),
+            WORLD.case(options, draft_name, 3),
             sampling,
             allow=some_allowance(seed) if seed % 2 else lambda limit: limit,
             cut=some_nodes(seed),
         )
-        np.testing.assert_allclose(got, exact_law(WORLD, sampling), atol=1e-12, err_msg=draft_law)
+        np.testing.assert_allclose(
+            got, exact_distribution(WORLD, sampling), atol=1e-12, err_msg=draft_name
+        )
 
 
 # Here two draft tokens pay, and one does not.
@@ -81,13 +85,13 @@ def what_pays(ask: Score) -> Ints | None:
 
 
 @every_option
-def test_the_budget_does_not_change_the_law(options: str) -> None:
+def test_the_budget_does_not_change_the_distribution(options: str) -> None:
     """Whether the first token is scored must not depend on how long the draft became after it."""
-    for draft_law in ("identical", "random"):
-        case = WORLD.case(options, draft_law, 3)
+    for draft_name in ("identical", "random"):
+        case = WORLD.case(options, draft_name, 3)
         got = enumerate_case(WORLD, case, SAMPLED["plain"], cut=what_pays)
         np.testing.assert_allclose(
-            got, exact_law(WORLD, SAMPLED["plain"]), atol=1e-12, err_msg=draft_law
+            got, exact_distribution(WORLD, SAMPLED["plain"]), atol=1e-12, err_msg=draft_name
         )
 
 
@@ -99,7 +103,7 @@ def test_fifty_thousand_answers_are_distributed_as_the_target(method: str) -> No
     (test_proposers.py).
     """
     counts = frequencies(WORLD, method, SAMPLED["plain"], draws=DRAWS)
-    assert excess(exact_law(WORLD, SAMPLED["plain"]), counts) < BOUND
+    assert excess(exact_distribution(WORLD, SAMPLED["plain"]), counts) < BOUND
 
 
 def test_dice_enumerate_every_outcome_once() -> None:
@@ -110,8 +114,8 @@ def test_dice_enumerate_every_outcome_once() -> None:
     assert dict(outcomes(program)) == {(0, False): 0.5, (2, False): 0.375, (2, True): 0.125}
 
 
-def test_draws_from_another_law_are_far_off() -> None:
-    expected = exact_law(WORLD, SAMPLED["plain"])
-    other = exact_law(WORLD, Sampling(top_k=0, temperature=1.05))
+def test_draws_from_another_distribution_are_far_off() -> None:
+    expected = exact_distribution(WORLD, SAMPLED["plain"])
+    other = exact_distribution(WORLD, Sampling(top_k=0, temperature=1.05))
     counts = np.random.default_rng(1).multinomial(DRAWS, other.ravel()).reshape(other.shape)
     assert excess(expected, counts) > BOUND
