@@ -44,7 +44,7 @@ def medusa(config_path: Path, workspace: Path, as_json: bool) -> None:
     Example:  scripts/training-prompts --out engines/smollm2-135m_train/prompts.jsonl
               specpipe train medusa --config model_configs/smollm2-135m_train.yaml
     """
-    from specpipe.train.make_heads import train_medusa
+    from specpipe.train.medusa import train_medusa
 
     _train(train_medusa, "speculation.heads", config_path, workspace, as_json)
 
@@ -62,7 +62,7 @@ def redrafter(config_path: Path, workspace: Path, as_json: bool) -> None:
     Example:  scripts/training-prompts --out engines/smollm2-135m_train/prompts.jsonl
               specpipe train redrafter --config model_configs/smollm2-135m_train.yaml
     """
-    from specpipe.train.make_drafter import train_redrafter
+    from specpipe.train.redrafter import train_redrafter
 
     key = "speculation.heads (in a hybrid: speculation.redrafter.heads)"
     _train(train_redrafter, key, config_path, workspace, as_json)
@@ -81,7 +81,7 @@ def draft(config_path: Path, workspace: Path, as_json: bool) -> None:
     Example:  scripts/training-prompts --out engines/smollm2-135m_train/prompts.jsonl
               specpipe train draft --config model_configs/smollm2-135m_train.yaml
     """
-    from specpipe.train.make_draft import train_draft
+    from specpipe.train.draft_model import train_draft
 
     _train(train_draft, "speculation.draft.model", config_path, workspace, as_json)
 

@@ -1,9 +1,9 @@
 """One token drawn from the distribution that a request specifies, without computing all of it.
 
 The distribution is that of `sampling.distribution`, in float64. Weights are computed for the *head*
-only: the likeliest tokens, some percent of the vocabulary. The weight of every other token is at most
-`bound`. So a token is proposed from the head's weights and from the same weight `bound` for all
-tokens, and a proposed token is accepted with the probability of its weight / `bound` (rejection
+only: the likeliest tokens, some percent of the vocabulary. The weight of every other token is at
+most `bound`. So a token is proposed from the head's weights and from the same weight `bound` for
+all tokens, and a proposed token is accepted with the probability of its weight / `bound` (rejection
 sampling, von Neumann 1951). A token outside the set of top_p is rejected too. The result is exact;
 the number of random numbers per token varies.
 """

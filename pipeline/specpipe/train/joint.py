@@ -14,8 +14,7 @@ from specpipe.config.training import MedusaTraining
 from specpipe.core.contracts import Ints
 from specpipe.train.accuracy import Calibration, HeadAccuracy, calibrate, label_ranks, measure
 from specpipe.train.features import pad
-from specpipe.train.guesser import guesses_loss
-from specpipe.train.heads import MedusaHeads
+from specpipe.train.frozen import DrafterNet, drafter_loss
 from specpipe.train.loop import Group, batch_of
 from specpipe.train.lora import add_lora
 from specpipe.train.loss import Candidates, Vocabulary, cross_entropy
@@ -35,7 +34,7 @@ class JointTask:
     """Training of a backbone in float32 together with its heads."""
 
     model: Any
-    heads: MedusaHeads
+    heads: DrafterNet
     backbone_weights: tuple[nn.Parameter, ...]
     text: Split
     vocabulary: Vocabulary
@@ -62,7 +61,7 @@ class JointTask:
         hidden, spoken = self._view(documents)
         rng = np.random.default_rng([self.seed, 1, step])
         said = cross_entropy(hidden, self.output, Candidates(None, None, spoken), 0)
-        guessed = guesses_loss(
+        guessed = drafter_loss(
             self.heads, hidden, spoken, self.output, self.vocabulary, self.options, rng
         )
         return said + heads_weight(self.options, step, self.steps) * guessed

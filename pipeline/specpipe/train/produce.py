@@ -35,7 +35,7 @@ Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """One training: what it starts from, where it works, and whom it tells."""
 
     config: RunConfig
@@ -72,7 +72,7 @@ class TrainResult:
     reason: str
 
 
-Make = Callable[[Job, Path], TrainingReport]
+Make = Callable[[TrainingJob, Path], TrainingReport]
 
 
 def produce(
@@ -109,12 +109,12 @@ def produce(
         reason = why_stale(place, "trained", lambda: inputs)
         if reason is None:
             return TrainResult(place, fresh=True, reason="")
-        job = Job(config, target, text, work, inputs, notify, progress)
+        job = TrainingJob(config, target, text, work, inputs, notify, progress)
         _publish(job, place, make)
         return TrainResult(place, fresh=False, reason=reason)
 
 
-def _publish(job: Job, place: Path, make: Make) -> None:
+def _publish(job: TrainingJob, place: Path, make: Make) -> None:
     with staged(place, "train") as temporary:
         write_report(make(job, temporary), temporary)
         write_publish(temporary, place, Manifest("trained", job.inputs))
@@ -128,7 +128,7 @@ def training_folder(config: RunConfig, workspace: Workspace) -> Path:
     return Path(config.train.out).expanduser()
 
 
-def text_facts(job: Job) -> dict[str, str | int | float]:
+def text_facts(job: TrainingJob) -> dict[str, str | int | float]:
     """Return a report's facts about target and text."""
     text = job.text
     return {

@@ -10,7 +10,7 @@ from specpipe.config.training import SelfDistillation
 from specpipe.core.artifacts import Workspace
 from specpipe.core.errors import ConfigError
 from specpipe.train.answers import answer_prompts
-from specpipe.train.make_heads import train_medusa
+from specpipe.train.medusa import train_medusa
 from specpipe.train.target import Target
 
 PROMPTS = ["Who jumps?", "And the box, what is in it?", "Zebras?", "The lazy dog", "Jugs"]

@@ -11,8 +11,7 @@ from specpipe.checkpoint.source import open_source
 from specpipe.config.training import DraftTraining
 from specpipe.core.artifacts import MANIFEST, Workspace, digest_file
 from specpipe.core.errors import ConfigError
-from specpipe.train.draft import divergence, kept_layers
-from specpipe.train.make_draft import train_draft
+from specpipe.train.draft_model import divergence, kept_layers, train_draft
 
 
 def test_layers_are_spread_evenly_with_the_first_and_the_last() -> None:

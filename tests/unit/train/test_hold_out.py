@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from specpipe.config.training import DraftTraining
-from specpipe.train.draft import DraftTask, prune
+from specpipe.train.draft_model import DraftTask, prune
 from specpipe.train.features import Features
-from specpipe.train.guesser import ROWS, judge
+from specpipe.train.frozen import ROWS, judge
 from specpipe.train.target import Target
 from specpipe.train.text import Document, Split
 

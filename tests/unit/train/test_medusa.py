@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from specpipe.core.artifacts import MANIFEST, Workspace, digest_file
 from specpipe.core.errors import ConfigError
 from specpipe.train.features import read_features
-from specpipe.train.heads import MedusaHeads
 from specpipe.train.joint import heads_weight
-from specpipe.train.make_heads import train_medusa
+from specpipe.train.medusa import MedusaHeads, train_medusa
 from specpipe.train.target import Target
 from specpipe.train.text import Document
 

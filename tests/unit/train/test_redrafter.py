@@ -11,9 +11,8 @@ from torch.nn.functional import silu
 from specpipe.checkpoint.redrafter import open_redrafter
 from specpipe.config.speculation import ReDrafter
 from specpipe.core.artifacts import MANIFEST, Workspace
-from specpipe.train.drafter import RecurrentNet
 from specpipe.train.features import read_features
-from specpipe.train.make_drafter import train_redrafter
+from specpipe.train.redrafter import RecurrentNet, train_redrafter
 from specpipe.train.target import Target
 from specpipe.train.text import Document
 from tests.models import TEXT

@@ -12,8 +12,8 @@ from specpipe.checkpoint.redrafter import open_redrafter
 from specpipe.config.speculation import ReDrafter
 from specpipe.core.prompts import DEFAULT, read_prompts
 from specpipe.train.accuracy import label_ranks
-from specpipe.train.drafter import RecurrentNet, apples_name
-from specpipe.train.heads import MedusaHeads
+from specpipe.train.medusa import MedusaHeads
+from specpipe.train.redrafter import RecurrentNet, apples_name
 from specpipe.train.target import Target, load_target
 from specpipe.train.text import Document, head_labels, in_template, next_labels
 from tests.conftest import SMOLLM2

@@ -1,4 +1,4 @@
-"""ReDrafter's net for training, in Apple's layout on disk (Zhang et al. 2024, arXiv 2403.09919).
+"""Training of a ReDrafter, in Apple's layout on disk (Zhang et al. 2024, arXiv 2403.09919).
 
 A recurrent state runs over the tokens that were guessed, beginning with the one that the target has
 just chosen itself: s_0 = W e_0, s_t = W e_t + U s_(t-1) + b. A guess is made of the target's hidden
@@ -17,7 +17,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from specpipe.core.artifacts import write_text
+from specpipe.config.run_config import RunConfig
+from specpipe.core.artifacts import Workspace, write_text
+from specpipe.train.frozen import learn, report, write_calibration
+from specpipe.train.produce import Notify, Progress, TrainingJob, TrainResult, produce
+from specpipe.train.report import TrainingReport
 
 
 @dataclass(frozen=True)
@@ -97,3 +101,32 @@ def apples_name(ours: str) -> str:
         return ours
     layer, part = rest.split(".")
     return f"lm_head.{layer}.linear.{part}"
+
+
+def train_redrafter(
+    config: RunConfig,
+    workspace: Workspace,
+    *,
+    notify: Notify = lambda text: None,
+    progress: Progress = lambda done, total: None,
+) -> TrainResult:
+    """Train a ReDrafter as `train.redrafter` specifies; a product that is up to date stays.
+
+    Writes `model.safetensors` in Apple's names, `config.json`, `calibration.json` and a report.
+    Raises ConfigError for text that cannot be used.
+    """
+    options = config.train.redrafter
+    return produce(
+        "redrafter", options, _redrafter, config, workspace, notify=notify, progress=progress
+    )
+
+
+def _redrafter(job: TrainingJob, out: Path) -> TrainingReport:
+    options, target = job.config.train.redrafter, job.target
+    net = RecurrentNet(
+        options.draft_len, options.num_layers, target.embedding, job.config.train.seed
+    )
+    learned = learn(job, net, options, options.draft_len)
+    write_drafter(net, int(target.output.shape[0]), out)
+    write_calibration(learned.calibration, out)
+    return report(f"ReDrafter for {job.config.name}", job, options, learned)

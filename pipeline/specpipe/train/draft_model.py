@@ -1,8 +1,9 @@
-"""A draft: the target with fewer layers, taught to give the target's distribution."""
+"""Training of a draft model: the target with fewer layers learns the target's distribution."""
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from specpipe.config.run_config import RunConfig
 from specpipe.config.training import DraftTraining
+from specpipe.core.artifacts import Workspace
 from specpipe.core.contracts import Floats
 from specpipe.core.errors import ConfigError
 from specpipe.train.features import pad
-from specpipe.train.loop import Group, batch_of
-from specpipe.train.target import Target, last_hidden
+from specpipe.train.loop import Group, batch_of, steps_per_epoch
+from specpipe.train.produce import Notify, Progress, TrainingJob, TrainResult, produce, text_facts
+from specpipe.train.report import TrainingReport
+from specpipe.train.target import DTYPES, Target, last_hidden
 from specpipe.train.text import (
     CURVE_DOCUMENTS,
     Document,
@@ -140,3 +145,47 @@ def divergence(taught: torch.Tensor, said: torch.Tensor, temperature: float) -> 
     given = functional.log_softmax(said / temperature, -1)
     kl = functional.kl_div(given, wanted, reduction="batchmean", log_target=True)
     return kl * temperature**2
+
+
+def train_draft(
+    config: RunConfig,
+    workspace: Workspace,
+    *,
+    notify: Notify = lambda text: None,
+    progress: Progress = lambda done, total: None,
+) -> TrainResult:
+    """Make a draft as `train.draft` specifies: the target with fewer layers, distilled.
+
+    Writes a Hugging Face checkpoint with the target's tokenizer, and a report; an up-to-date
+    product is kept. Raises ConfigError for text or layers that cannot be used.
+    """
+    return produce(
+        "draft", config.train.draft, _draft, config, workspace, notify=notify, progress=progress
+    )
+
+
+def _draft(job: TrainingJob, out: Path) -> TrainingReport:
+    options, text = job.config.train.draft, job.text
+    layers = kept_layers(options, int(job.target.model.config.num_hidden_layers))
+    job.notify(f"draft: layers {', '.join(map(str, layers))} of the target")
+    model = prune(job.target.model, layers)
+    task = DraftTask(job.target, model, text, options, job.config.train.seed)
+    before = task.judge(text.held_out)
+    size = documents_a_step(text.training, options.schedule.batch_tokens)
+    curve = job.train(task, options.schedule, steps_per_epoch(size, len(text.training)))
+    after = task.judge(text.held_out)
+    model.to(DTYPES[job.target.dtype]).save_pretrained(out)
+    job.target.tokenizer.save_pretrained(out)
+    return TrainingReport(
+        f"Draft for {job.config.name}",
+        {
+            **text_facts(job),
+            "layers": ", ".join(map(str, layers)),
+            "temperature": options.temperature,
+            **asdict(options.schedule),
+            "steps": curve[-1].step,
+        },
+        curve,
+        before,
+        after,
+    )
