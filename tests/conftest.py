@@ -15,7 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # more threads than cores spin in torch
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from specpipe.checkpoint.convert import Conversion
-from specpipe.checkpoint.guesser import DrafterSource
+from specpipe.checkpoint.drafter import DrafterSource
 from specpipe.checkpoint.medusa import open_heads
 from specpipe.checkpoint.redrafter import open_redrafter
 from specpipe.checkpoint.source import open_source
@@ -69,7 +69,7 @@ def make_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
         max_seq_len: int = 256,
         heads: Path | None = None,
         max_draft_len: int | None = None,
-        guess_vocabulary: int = 0,
+        draft_vocab_size: int = 0,
         redrafter: Path | None = None,
         **changes: object,  # further fields of the build request
     ) -> OpenVinoEngine:
@@ -86,7 +86,7 @@ def make_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
         Conversion(open_source(source), dtype, found).write(checkpoint, lambda done, total: None)
         request = BuildRequest(
             "target", read_model_config(checkpoint), dtype, quantization, "none", 64, 8,
-            max_seq_len - 1, max_seq_len, guess_vocabulary=guess_vocabulary,
+            max_seq_len - 1, max_seq_len, draft_vocab_size=draft_vocab_size,
         )  # fmt: skip
         request = replace(request, **changes)  # type: ignore[arg-type]
         backend = OpenVinoBackend()

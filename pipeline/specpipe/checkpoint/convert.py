@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from specpipe.checkpoint.drafter import DrafterSource
 from specpipe.checkpoint.families import Family, TensorPlan, find_family
 from specpipe.checkpoint.families.kinds import require_kinds
-from specpipe.checkpoint.guesser import DrafterSource
 from specpipe.checkpoint.medusa import is_inner_head
 from specpipe.checkpoint.quantize import quantization_inputs, quantize
 from specpipe.checkpoint.quantized.foreign import is_left_over

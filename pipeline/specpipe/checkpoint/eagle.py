@@ -17,11 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specpipe.checkpoint.drafters import refuse_other_drafters
+from specpipe.checkpoint.drafter import output_copies
+from specpipe.checkpoint.drafter_method import refuse_other_drafters
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan, llama
 from specpipe.checkpoint.families.kinds import require_kinds
 from specpipe.checkpoint.families.parts import copy, ignored, linear, llama_layer
-from specpipe.checkpoint.guesser import output_copies
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.checkpoint.source import (
     Opening,
@@ -56,7 +56,7 @@ _FROM_TARGET = ("logits_dtype", "mapping", "use_parallel_embedding", "embedding_
 
 @dataclass(frozen=True)
 class EagleSource:
-    """A drafter that was found, but not read, and the trees it is written for; see `Guesser`."""
+    """A drafter that was found, not read, and the trees it is written for; see `DrafterSource`."""
 
     path: Path
     weights: tuple[Path, ...]

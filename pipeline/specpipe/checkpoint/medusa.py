@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from specpipe.checkpoint.drafters import refuse_other_drafters
+from specpipe.checkpoint.drafter import RenamedTensors, output_copies, read_calibration
+from specpipe.checkpoint.drafter_method import refuse_other_drafters
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
-from specpipe.checkpoint.guesser import RenamedTensors, output_copies, read_calibration
 from specpipe.checkpoint.source import (
     read_json,
     read_tensors,
@@ -54,7 +54,7 @@ _NAME = re.compile(
 
 @dataclass(frozen=True)
 class HeadsSource(RenamedTensors):
-    """Heads that were found, but not read, and how they are to be written; see `Guesser`."""
+    """Heads that were found, but not read, and how they are to be written; see `DrafterSource`."""
 
     num_heads: int
     num_layers: int

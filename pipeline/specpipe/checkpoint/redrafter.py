@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from specpipe.checkpoint.drafters import refuse_other_drafters
+from specpipe.checkpoint.drafter import RenamedTensors, output_copies, read_calibration
+from specpipe.checkpoint.drafter_method import refuse_other_drafters
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
-from specpipe.checkpoint.guesser import RenamedTensors, output_copies, read_calibration
 from specpipe.checkpoint.medusa import FILES as HEADS_FILES
 from specpipe.checkpoint.source import (
     TensorReader,
@@ -50,7 +50,7 @@ _TOLD = {"num_draft_layers": "num_layers", "exit_dim": "exit_dim", "rnn": "is_rn
 
 @dataclass(frozen=True)
 class RecurrentSource(RenamedTensors):
-    """A drafter that was found, but not read, and how it is to be written; see `Guesser`."""
+    """A drafter that was found, but not read, and how it is to be written; see `DrafterSource`."""
 
     net: RecurrentDrafter
     hidden_size: int

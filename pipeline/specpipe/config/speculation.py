@@ -139,7 +139,7 @@ class Hybrid:
     """With `heads`: as for method `medusa`; `dynamic` also merges in the matches of prompt lookup.
     Refused with `redrafter`."""
     redrafter: DrafterOptions | None = None
-    guess_vocabulary: int | None = field(default=None, metadata=at_least(16))
+    draft_vocab_size: int | None = field(default=None, metadata=at_least(16))
     """With `heads`: as for method `medusa`."""
 
     @property
@@ -195,7 +195,7 @@ class Medusa:
     """With `typical`: the paper's epsilon."""
     typical_delta: float = field(default=0.3, metadata=between(0, 1))
     """With `typical`: the paper's delta."""
-    guess_vocabulary: int | None = field(default=None, metadata=at_least(16))
+    draft_vocab_size: int | None = field(default=None, metadata=at_least(16))
     """`openvino`: heads draft only the first N tokens of the vocabulary, which are the frequent
     ones of a BPE vocabulary. Default: all."""
     draft_length: Literal["adaptive", "fixed"] | None = None

@@ -48,7 +48,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class GuesserTraining:
+class DrafterTraining:
     """Options that the training of heads and of a recurrent drafter share.
 
     `soft_labels` is knowledge distillation (Hinton et al. 2015, arXiv 1503.02531).
@@ -68,7 +68,7 @@ class GuesserTraining:
 
 
 @dataclass(frozen=True)
-class MedusaTraining(GuesserTraining):
+class MedusaTraining(DrafterTraining):
     """Heads on the target's last hidden state (Cai et al. 2024, arXiv 2401.10774)."""
 
     stage: Literal["medusa1", "medusa2"] = "medusa1"
@@ -88,7 +88,7 @@ class MedusaTraining(GuesserTraining):
 
 
 @dataclass(frozen=True)
-class ReDrafterTraining(GuesserTraining):
+class ReDrafterTraining(DrafterTraining):
     """A recurrent drafter on the target's last hidden state (Zhang et al. 2024, arXiv 2403.09919).
 
     Its output layer is the target's LM head, frozen. Its residual blocks have the target's width.

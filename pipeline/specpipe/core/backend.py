@@ -74,7 +74,7 @@ class BuildRequest:
     revisions: Mapping[Role, str] = field(default_factory=dict)  # of those for which one is given
     ngram_size: int = 0  # longest match that prompt lookup tries
     max_concurrency: int | None = None  # with more sequences, nothing is drafted
-    guess_vocabulary: int = 0  # Medusa heads draft only the first N tokens; 0: all
+    draft_vocab_size: int = 0  # Medusa heads draft only the first N tokens; 0: all
     streams: bool = True  # whether answers are served piece by piece
     kv_cache_tokens: int = 0  # tokens of all sequences in the KV cache; 0: all at their longest
     prefix_cache: bool = True  # whether the rows of known prefixes are found again
@@ -91,7 +91,7 @@ class Footprint:
     activations: int  # work buffers of the largest step
     runtime: int  # libraries, contexts, communication
     looked_up: int = 0  # share of the weights from which steps only look up rows
-    guesser: int = 0  # share that is read only to draft tokens
+    drafter: int = 0  # share that is read only to draft tokens
 
     @property
     def fixed(self) -> int:

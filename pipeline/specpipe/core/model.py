@@ -174,7 +174,7 @@ class ModelConfig:
         return experts + shared + hidden * self.arithmetic.shared_expert_gate
 
     @property
-    def guesser_module(self) -> str:
+    def drafter_module(self) -> str:
         """Return the name of the module that drafts in the same checkpoint; empty if none does."""
         here = {
             "medusa_heads": self.num_medusa_heads,
@@ -184,11 +184,11 @@ class ModelConfig:
         return next((name for name, there in here.items() if there), "")
 
     @property
-    def guesser_rounds(self) -> int:
+    def drafter_rounds(self) -> int:
         """Count how often a step runs that module: once, or for every token of a beam."""
         return self.redrafter.draft_len_per_beam if self.redrafter else 1
 
-    def guesser_parameters(self, vocab_size: int) -> int:
+    def drafter_parameters(self, vocab_size: int) -> int:
         """Count the weights of that module, with output layers of `vocab_size` rows.
 
         Left out are embeddings, of which every copy of an EAGLE drafter has one.

@@ -89,8 +89,8 @@ def _plan_run(config: RunConfig, workspace: Workspace) -> Plan:
     places = list(_places(backend, built, workspace))
     rejections += _occupied(places)
     commands = tuple(_commands(backend, built, workspace))
-    guesser = found.guessers.get("target")
-    accuracy = guesser.accuracy if guesser else None
+    drafter = found.drafters.get("target")
+    accuracy = drafter.accuracy if drafter else None
     return Plan(
         config=config,
         models={} if found.outlined else found.models,
@@ -142,7 +142,7 @@ def _check_parts(
     for role, source in found.sources.items():
         if not serves_sources:  # else TensorRT-LLM reads the quantized weights itself
             yield from check_quantization(config.engine, found.models[role], source)
-    for role, own in found.guessers.items():
+    for role, own in found.drafters.items():
         yield from own.check(role, found.models[role])
     yield from check_tree(config, found.models["target"])
     yield from check_draft_length(config)
@@ -232,7 +232,7 @@ def _check_memory(memory: Memory | None, sizing: Sizing) -> list[Rejection]:
 
 def plan_tree(config: RunConfig, found: Resolved) -> RunConfig:
     """Replace `tree: auto` with the best tree for the heads' calibration, or for usual heads."""
-    options, heads = config.speculation, found.guessers.get("target")
+    options, heads = config.speculation, found.drafters.get("target")
     if heads is None or not isinstance(options, Medusa | Hybrid) or not is_open(options):
         return config
     accuracy = heads.accuracy or assumed_accuracy(found.models["target"].num_medusa_heads)

@@ -77,7 +77,7 @@ def _ignored(config: RunConfig) -> Iterator[str]:
         yield "draft.heads"
     if isinstance(options, Medusa | PromptLookup) and options.tree == "dynamic":
         yield "tree: dynamic"
-    if isinstance(options, Medusa) and options.guess_vocabulary is not None:
-        yield "guess_vocabulary"
+    if isinstance(options, Medusa) and options.draft_vocab_size is not None:
+        yield "draft_vocab_size"
     if isinstance(options, Medusa) and options.acceptance == "typical":
         yield "acceptance: typical"

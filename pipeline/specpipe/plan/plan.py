@@ -74,7 +74,7 @@ def make_requests(
             if isinstance(speculation, PromptLookup)
             else 0,
             max_concurrency=speculation.max_concurrency,
-            guess_vocabulary=_guess_vocabulary(config, role),
+            draft_vocab_size=_draft_vocab_size(config, role),
             streams=config.serving.decoupled,
             kv_cache_tokens=engine.kv_cache_tokens or 0,
             prefix_cache=engine.prefix_cache,
@@ -97,10 +97,10 @@ def _revisions(config: RunConfig) -> dict[Role, str]:
     return {role: revision for role in roles if (revision := config.revision(role))}
 
 
-def _guess_vocabulary(config: RunConfig, role: Role) -> int:
+def _draft_vocab_size(config: RunConfig, role: Role) -> int:
     options = config.speculation
     if role == "target" and isinstance(options, Medusa | Hybrid):
-        return options.guess_vocabulary or 0
+        return options.draft_vocab_size or 0
     return 0
 
 

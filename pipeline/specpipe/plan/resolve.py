@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from specpipe.checkpoint.convert import read_model
+from specpipe.checkpoint.drafter import DrafterSource
 from specpipe.checkpoint.eagle import known_eagle, open_eagle
 from specpipe.checkpoint.families import FAMILIES, HfConfig, find_family
 from specpipe.checkpoint.families.hf import rms_decoder
 from specpipe.checkpoint.families.kinds import require_kinds
 from specpipe.checkpoint.finding import find_source, in_cache, named_by
-from specpipe.checkpoint.guesser import DrafterSource
 from specpipe.checkpoint.medusa import HeadsSource, known_heads, open_heads
 from specpipe.checkpoint.redrafter import open_redrafter, trained_redrafter
 from specpipe.checkpoint.source import Source, known_model
@@ -29,7 +29,7 @@ class Resolved:
 
     sources: Mapping[Role, Source | None]  # None: well-known, and not on disk
     models: Mapping[Role, ModelConfig]  # with their heads or drafters
-    guessers: Mapping[Role, DrafterSource]
+    drafters: Mapping[Role, DrafterSource]
     outlined: bool = False  # an architecture is unknown here, so no sizes follow from it
     next_token_layers: int = 0  # layers for multi-token prediction that the target has
     notes: tuple[str, ...] = ()
@@ -49,16 +49,16 @@ def resolve(config: RunConfig, backend: Backend) -> Resolved:
         role: _outline(facts[role], config) if outlined else _model(config, source, facts[role])
         for role, source in sources.items()
     }
-    found = {role: _guesser(config, role, models[role], sources[role]) for role in sources}
-    guessers = {role: own for role, own in found.items() if own}
-    models |= {role: own.joined(models[role]) for role, own in guessers.items()}
+    found = {role: _drafter(config, role, models[role], sources[role]) for role in sources}
+    drafters = {role: own for role, own in found.items() if own}
+    models |= {role: own.joined(models[role]) for role, own in drafters.items()}
     return Resolved(
         sources,
         models,
-        guessers,
+        drafters,
         outlined,
         int(facts["target"].get("num_nextn_predict_layers") or 0),
-        (*_absent_models(config, sources), *_absent_guessers(config, guessers)),
+        (*_absent_models(config, sources), *_absent_drafters(config, drafters)),
     )
 
 
@@ -69,8 +69,8 @@ def _absent_models(config: RunConfig, sources: Mapping[Role, Source | None]) -> 
             yield f"{model} is not downloaded; the plan uses specpipe's built-in table"
 
 
-def _absent_guessers(config: RunConfig, guessers: Mapping[Role, DrafterSource]) -> Iterator[str]:
-    for role, own in guessers.items():
+def _absent_drafters(config: RunConfig, drafters: Mapping[Role, DrafterSource]) -> Iterator[str]:
+    for role, own in drafters.items():
         if not own.weights:
             yield f"{config.heads_key(role)} {own.path} is not there: planned as {own.summary}"
 
@@ -105,21 +105,21 @@ def _outline(facts: HfConfig, config: RunConfig) -> ModelConfig:
     return rms_decoder(facts, config.engine.dtype, _architecture(facts))
 
 
-def _guesser(
+def _drafter(
     config: RunConfig, role: Role, model: ModelConfig, source: Source | None
 ) -> DrafterSource | None:
     """Find a model's heads or drafter; they may be absent if the model is not on disk."""
     name = config.heads(role)
     if name is None or source is not None or find_file(name, config) is not None:
-        return resolve_guesser(config, role)
+        return resolve_drafter(config, role)
     if (beams := _beams(config)) is not None:
         return trained_redrafter(Path(name), model, beams, _release(config))
     if isinstance(config.speculation, Eagle):
-        return known_guesser(config, name) or resolve_guesser(config, role)
-    return known_guesser(config, name) or _trained_heads(config, name, model)
+        return known_drafter(config, name) or resolve_drafter(config, role)
+    return known_drafter(config, name) or _trained_heads(config, name, model)
 
 
-def known_guesser(config: RunConfig, name: str) -> DrafterSource | None:
+def known_drafter(config: RunConfig, name: str) -> DrafterSource | None:
     """Return the facts of well-known heads or a drafter of the run's method; None of others."""
     options = config.speculation
     if isinstance(options, Eagle):
@@ -144,7 +144,7 @@ def _trained_heads(config: RunConfig, name: str, model: ModelConfig) -> HeadsSou
     return _in_layout(config, heads)
 
 
-def resolve_guesser(config: RunConfig, role: Role) -> DrafterSource | None:
+def resolve_drafter(config: RunConfig, role: Role) -> DrafterSource | None:
     """Find a model's heads or drafter; raises ConfigError if they are not at the run's path."""
     path = config.heads(role)
     if path is None:
@@ -152,7 +152,7 @@ def resolve_guesser(config: RunConfig, role: Role) -> DrafterSource | None:
     try:
         file = require_file(path, config, config.heads_key(role))
     except ConfigError as error:
-        if known_guesser(config, path) is None:
+        if known_drafter(config, path) is None:
             raise
         raise ConfigError(str(error), hint=f"download {path} and give its folder") from error
     with named_by(config, config.heads_key(role)):

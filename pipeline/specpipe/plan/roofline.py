@@ -41,7 +41,7 @@ class Placed:
     def heads_bytes(self) -> int:
         """Bytes of the heads or drafter that one draft step reads on each GPU, in 16 bits."""
         model, parallel = self.request.model, self.request.parallel
-        return 2 * model.guesser_parameters(model.vocab_size) // parallel.tp_size
+        return 2 * model.drafter_parameters(model.vocab_size) // parallel.tp_size
 
 
 def step_ms(engine: Placed, rows: float, sequences: int = 1) -> float:
@@ -50,7 +50,7 @@ def step_ms(engine: Placed, rows: float, sequences: int = 1) -> float:
     tp, pp, tokens = request.parallel.tp_size, request.parallel.pp_size, rows * sequences
     cache = engine.footprint.kv_per_token * engine.context * sequences
     part = engine.footprint
-    weights = part.weights - part.looked_up - part.guesser - engine.heads_bytes
+    weights = part.weights - part.looked_up - part.drafter - engine.heads_bytes
     moved = weights * touched(request.model, tokens) + cache
     memory = moved / (gpu.bandwidth_gbs * 1e9 * BANDWIDTH_SHARE)
     work = 2 * multiplied(request.model) * tokens / (tp * pp)
@@ -111,8 +111,8 @@ def guess_ms(engine: Placed) -> float:
     """
     model, nodes = engine.request.model, engine.request.draft_nodes
     output = 2 * model.vocab_size * model.hidden_size // engine.request.parallel.tp_size
-    one = engine.footprint.guesser + output if engine.footprint.guesser else 0
-    rounds = model.guesser_rounds
+    one = engine.footprint.drafter + output if engine.footprint.drafter else 0
+    rounds = model.drafter_rounds
     moved = rounds * engine.heads_bytes + nodes * one
     launches = (rounds - 1 + (nodes if one else 0)) * LAUNCH_S
     return 1000 * (moved / (engine.gpu.bandwidth_gbs * 1e9 * BANDWIDTH_SHARE) + launches)

@@ -33,7 +33,7 @@ from specpipe.core.errors import ConfigError
 from specpipe.core.prompts import read_prompts
 from specpipe.core.publishing import require_replaceable, why_kept
 from specpipe.plan.plan import Plan
-from specpipe.plan.resolve import resolve_guesser
+from specpipe.plan.resolve import resolve_drafter
 from specpipe.repository.write import (
     FORMAT,
     RepositoryPlan,
@@ -147,7 +147,7 @@ def _convert(config: RunConfig, workspace: Workspace, role: Role, shop: Workshop
 
 def _conversion(config: RunConfig, role: Role, source: Source) -> Conversion:
     quantizing = quantizing_of(config.engine, calibration_prompts(config))
-    drafter = resolve_guesser(config, role)
+    drafter = resolve_drafter(config, role)
     return Conversion(source, config.engine.dtype, drafter, quantizing, config.engine.parallel)
 
 
@@ -190,8 +190,8 @@ def _compile(config: RunConfig, workspace: Workspace, request: BuildRequest, sho
             "max_seq_len": str(request.max_seq_len),
             **({"gpu": request.gpu} if request.gpu else {}),
             **(
-                {"guess_vocabulary": str(request.guess_vocabulary)}
-                if request.guess_vocabulary
+                {"draft_vocab_size": str(request.draft_vocab_size)}
+                if request.draft_vocab_size
                 else {}
             ),
             **_options(backend.commands(request, Path("checkpoint"), Path("engine"))),

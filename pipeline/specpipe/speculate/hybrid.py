@@ -54,11 +54,11 @@ def build(options: Hybrid, engines: Mapping[Role, EngineFacts]) -> Proposer:
     nodes = options.num_draft_tokens
     ngrams = options.min_matching_ngram_size, options.max_matching_ngram_size
     if options.grows_trees:
-        return TreeLookup(nodes, *ngrams, partial(_guesser, options))
+        return TreeLookup(nodes, *ngrams, partial(_predictor, options))
     return HybridProposer(PromptLookupProposer(nodes, *ngrams), _second(options, engines))
 
 
-def _guesser(options: Hybrid, hidden: Logits) -> Asking[Predictor]:
+def _predictor(options: Hybrid, hidden: Logits) -> Asking[Predictor]:
     """Return the drafter that contributes nodes to a tree, given the hidden state [D]."""
     if (drafter := options.redrafter) is None:
         return Heads((yield from guess("target", hidden)))

@@ -75,7 +75,7 @@ def _copies(tokens: Ints, longest: int) -> tuple[Ints, Ints]:
 
 
 def grow_draft(
-    root: int, votes: Continuations, guesser: Predictor, nodes: int, limit: int
+    root: int, votes: Continuations, predictor: Predictor, nodes: int, limit: int
 ) -> Asking[Draft]:
     """Return the most valuable tree of at most `nodes` nodes and `limit` levels.
 
@@ -87,7 +87,7 @@ def grow_draft(
         for node in level:
             behind = voted[node.parent].after.get(node.token) if node.parent else votes
             voted[node] = behind or Continuations()
-        found = yield from guesser.after(level)
+        found = yield from predictor.after(level)
         rows = zip(level, found, strict=True)
         return [_chances(voted[node], shares) for node, shares in rows]
 
@@ -128,8 +128,8 @@ class TreeLookup:
             return EMPTY
         tokens, nodes = np.asarray(self._tokens, np.int64), self.draft_nodes
         votes = find_continuations(tokens, min(limit, nodes), self._min_ngram, self._max_ngram)
-        guesser = yield from self._guesser()
-        return (yield from grow_draft(self._tokens[-1], votes, guesser, nodes, limit))
+        predictor = yield from self._predictor()
+        return (yield from grow_draft(self._tokens[-1], votes, predictor, nodes, limit))
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
         """Append the committed tokens and keep the hidden state for the drafter."""
@@ -137,7 +137,7 @@ class TreeLookup:
         if self._ask is not None:
             self._hidden = hidden_of_last(scores, verdict)
 
-    def _guesser(self) -> Asking[Predictor]:
+    def _predictor(self) -> Asking[Predictor]:
         if self._ask is None or self._hidden is None:
             return Silent()
         return (yield from self._ask(self._hidden))

@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from specpipe.checkpoint.guesser import CALIBRATION
-from specpipe.config.training import GuesserTraining
+from specpipe.checkpoint.drafter import CALIBRATION
+from specpipe.config.training import DrafterTraining
 from specpipe.core.artifacts import write_text
 from specpipe.core.contracts import Ints
 from specpipe.train.accuracy import Calibration, HeadAccuracy, calibrate, label_ranks, measure
@@ -58,7 +58,7 @@ class FrozenTask:
     training: Features
     held_out: Features
     vocabulary: Vocabulary
-    options: GuesserTraining
+    options: DrafterTraining
     seed: int
 
     def groups(self) -> list[Group]:
@@ -104,7 +104,7 @@ def drafter_loss(
     spoken: torch.Tensor,
     output: torch.Tensor,
     vocabulary: Vocabulary,
-    options: GuesserTraining,
+    options: DrafterTraining,
     rng: np.random.Generator,
     lessons: Sequence[Lesson] = (),
 ) -> torch.Tensor:
@@ -156,7 +156,7 @@ class Learned:
     calibration: Calibration
 
 
-def learn(job: TrainingJob, net: DrafterNet, options: GuesserTraining, draft_len: int) -> Learned:
+def learn(job: TrainingJob, net: DrafterNet, options: DrafterTraining, draft_len: int) -> Learned:
     """Train `net`, which drafts `draft_len` tokens, on the frozen target's hidden states."""
     output, seed = job.target.output, job.config.train.seed
     training, held_out = _features(job, draft_len)
@@ -177,7 +177,7 @@ def _features(job: TrainingJob, draft_len: int) -> tuple[Features, Features]:
     return first, second
 
 
-def vocabulary(job: TrainingJob, labels: Ints, options: GuesserTraining) -> Vocabulary:
+def vocabulary(job: TrainingJob, labels: Ints, options: DrafterTraining) -> Vocabulary:
     """Return the tokens that a loss covers, with the most frequent of `labels`."""
     frequent = frequent_tokens(labels, options.loss_vocabulary)
     return Vocabulary(int(job.target.output.shape[0]), frequent, options.loss_samples)
@@ -190,7 +190,7 @@ def write_calibration(calibration: Calibration, folder: Path) -> None:
 
 
 def report(
-    title: str, job: TrainingJob, options: GuesserTraining, learned: Learned
+    title: str, job: TrainingJob, options: DrafterTraining, learned: Learned
 ) -> TrainingReport:
     """Return the report of a training."""
     return TrainingReport(

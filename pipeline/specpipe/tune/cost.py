@@ -15,7 +15,7 @@ from specpipe.core.contracts import EMPTY, LoadedEngine, Role, chain
 from specpipe.core.errors import ConfigError
 from specpipe.runtime.cost import StepCost
 from specpipe.runtime.lane import Lane
-from specpipe.tune.trace import GuesserKind
+from specpipe.tune.trace import DrafterKind
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # and the widest that there can be
 TURNS, STEPS = 5, 5
@@ -117,19 +117,19 @@ def measure_costs(
     engines: Mapping[Role, LoadedEngine],
     prefix: Sequence[int],
     *,
-    guesser: GuesserKind | None,
+    drafter: DrafterKind | None,
     beams: int = 1,
 ) -> Costs:
     """Time the engines of a deployment behind `prefix`; a drafter continues `beams` paths."""
     target = engines["target"]
     step = measure_cost(target, prefix, min(MOST_ROWS, target.facts.max_seq_len - len(prefix)))
-    heads = _guess_ms(target, prefix, guesser, beams) if guesser else 0.0
+    heads = _drafter_ms(target, prefix, drafter, beams) if drafter else 0.0
     draft = measure_cost(engines["draft"], prefix, 2).ms[0] if "draft" in engines else 0.0
     return Costs(step, heads, draft)
 
 
-def _guess_ms(
-    engine: LoadedEngine, prefix: Sequence[int], guesser: GuesserKind, beams: int
+def _drafter_ms(
+    engine: LoadedEngine, prefix: Sequence[int], drafter: DrafterKind, beams: int
 ) -> float:
     lane = Lane(engine)
     lane.follow(prefix)
@@ -138,11 +138,11 @@ def _guess_ms(
     assert hidden is not None
     row = hidden[:1].copy()
     rows, tokens = np.repeat(row, beams, axis=0), np.zeros(beams, np.int64)
-    call: dict[GuesserKind, Callable[[], object]] = {
+    call: dict[DrafterKind, Callable[[], object]] = {
         "heads": lambda: engine.guess(row),
-        "drafter": lambda: engine.extend(rows, np.zeros_like(rows), tokens),
+        "redrafter": lambda: engine.extend(rows, np.zeros_like(rows), tokens),
     }
-    return statistics.median(timed_ms(call[guesser]) for _ in range(TURNS * STEPS))
+    return statistics.median(timed_ms(call[drafter]) for _ in range(TURNS * STEPS))
 
 
 def measure_cost(engine: LoadedEngine, prefix: Sequence[int], most: int) -> CostCurve:

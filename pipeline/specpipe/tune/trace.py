@@ -32,7 +32,7 @@ from specpipe.runtime.stream import Stream
 from specpipe.speculate import accept
 from specpipe.speculate.decode import CONTEXT_BLOCK, Decoding, Step, propose_within
 
-GuesserKind = Literal["heads", "drafter"]  # in the target's own checkpoint
+DrafterKind = Literal["heads", "redrafter"]  # in the target's own checkpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class _Recording:
     prompt: Sequence[int]
     max_tokens: int
     end_ids: Sequence[int]
-    guesser: GuesserKind | None
+    drafter: DrafterKind | None
     has_draft: bool
     output: list[int] = field(default_factory=list)
     guesses: list[Guesses] = field(default_factory=list)
@@ -70,7 +70,7 @@ class _Recording:
             scores = yield from score("target", [*self.prompt, *self.output], draft)
             draft = draft if scores.kept is None else draft.only(scores.kept)
             verdict = _verdict(draft, scores)
-            if self.guesser:
+            if self.drafter:
                 yield from self._note(scores, verdict)
             copies.observe(draft, scores, verdict)
             self.output += verdict.emitted(draft)
@@ -90,14 +90,14 @@ class _Recording:
     def _note(self, scores: Scores, verdict: Verdict) -> Asking[None]:
         assert scores.hidden is not None
         self.seen.append(scores.hidden[list(verdict.rows)])
-        for row in self.seen[-1] if self.guesser == "heads" else ():
+        for row in self.seen[-1] if self.drafter == "heads" else ():
             self.guesses.append((yield from guess("target", row)))
 
     @property
     def trace(self) -> Trace:
         """Return the record; `run` must have ended."""
         count = len(self.output)
-        hidden = np.concatenate(self.seen)[:count] if self.guesser == "drafter" else None
+        hidden = np.concatenate(self.seen)[:count] if self.drafter == "redrafter" else None
         return Trace(
             tuple(self.prompt),
             tuple(self.output),
@@ -113,7 +113,7 @@ def record(
     max_tokens: int,
     end_ids: Sequence[int],
     *,
-    guesser: GuesserKind | None,
+    drafter: DrafterKind | None,
     budget: Budget | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Trace]:
@@ -123,7 +123,7 @@ def record(
     text save steps here, and change nothing of what is recorded. Raises what the engines raise.
     """
     batcher, draft = deployment.batcher(budget), "draft" in deployment.engines
-    recordings = [_Recording(p, max_tokens, end_ids, guesser, draft) for p in prompts]
+    recordings = [_Recording(p, max_tokens, end_ids, drafter, draft) for p in prompts]
     live: list[Stream] = [batcher.add(recording.run()) for recording in recordings]
     try:
         while batcher.streams:

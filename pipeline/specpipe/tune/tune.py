@@ -15,7 +15,7 @@ from specpipe.speculate.decode import Limits, Step
 from specpipe.tune.candidates import candidates
 from specpipe.tune.cost import CostCurve, Costs, measure_costs
 from specpipe.tune.replay import PricedBudget, ReplayedStep, priced, replay
-from specpipe.tune.trace import GuesserKind, Trace, head_accuracy, record
+from specpipe.tune.trace import DrafterKind, Trace, head_accuracy, record
 
 GAIN = 1.03  # a setting must promise this much, or plain decoding is chosen
 MEASURED = 4  # held-out prompts that the choice is run on: plain decoding of more takes too long
@@ -76,7 +76,7 @@ def observe(
         prompts,
         config.validate.max_tokens,
         end_ids,
-        guesser=_guesser(config),
+        drafter=_drafter(config),
         budget=deployment.warm_up(),
         progress=progress,
     )
@@ -85,7 +85,7 @@ def observe(
     here = costs or measure_costs(
         deployment.engines,
         fit[0].prompt,
-        guesser=_guesser(config),
+        drafter=_drafter(config),
         beams=drafter.num_beams if drafter else 0,
     )
     elsewhere = costs is not None
@@ -137,10 +137,10 @@ def _predict_all(seen: Observed, settings: Sequence[Speculation]) -> list[Predic
     return sorted(found, key=lambda p: -p.speedup)
 
 
-def _guesser(config: RunConfig) -> GuesserKind | None:
+def _drafter(config: RunConfig) -> DrafterKind | None:
     if config.heads() is None:
         return None
-    return "drafter" if drafter_of(config.speculation) else "heads"
+    return "redrafter" if drafter_of(config.speculation) else "heads"
 
 
 def _predict(seen: Observed, options: Speculation, traces: Sequence[Trace]) -> Prediction:

@@ -234,7 +234,7 @@ def test_the_facts_count_what_is_written(tiny: Path, drafter: Path) -> None:
         find_family(open_source(tiny).hf_config).tensors(model), LEVELS
     )
     values = sum(torch.Size(p.shape).numel() for p in plans if "embedding" not in p.name)
-    assert model.guesser_parameters(model.vocab_size) == values
+    assert model.drafter_parameters(model.vocab_size) == values
 
 
 @pytest.mark.parametrize(

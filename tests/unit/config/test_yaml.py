@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from specpipe.checkpoint.guesser import read_calibration
+from specpipe.checkpoint.drafter import read_calibration
 from specpipe.config.run_config import RunConfig, find_file, read_config
 from specpipe.config.yaml_nodes import DEEPEST, MOST_BYTES
 from specpipe.core.artifacts import Workspace

@@ -71,7 +71,7 @@ def test_heads_guess_the_first_tokens_alone_if_told_to(
     own: bool, tiny: Path, make_engine, tmp_path: Path
 ) -> None:
     tensors = make_heads(tmp_path, seed=5, vocab=320 if own else None)
-    engine = make_engine(tiny, heads=tmp_path, guess_vocabulary=64)
+    engine = make_engine(tiny, heads=tmp_path, draft_vocab_size=64)
     hidden = hidden_of(engine)[-1]
     (guesses,) = engine.guess(hidden[None])
     first = expected(tensors, hidden, 1, None if own else embedding(tiny))[:, :64]

@@ -41,8 +41,8 @@ class Drafter:
 
 
 def levels_of(drafter: Drafter, *, asked: int, levels: int, widest: int) -> list[list[Node]]:
-    guesser = Recurrent("target", np.zeros(1, np.float32), asked, levels)
-    return proposed(grow_levels(Node(1), guesser.after, widest, 10), {"target": drafter})
+    predictor = Recurrent("target", np.zeros(1, np.float32), asked, levels)
+    return proposed(grow_levels(Node(1), predictor.after, widest, 10), {"target": drafter})
 
 
 def path(node: Node) -> tuple[int, ...]:
@@ -72,10 +72,10 @@ def test_the_likeliest_nodes_of_all_levels_are_a_closed_tree() -> None:
 def test_behind_a_node_that_it_was_not_asked_for_it_knows_nothing() -> None:
     """Copies bring such nodes into a tree, and what stands behind them may be the likeliest."""
     drafter = Drafter()
-    guesser = Recurrent("target", np.zeros(1, np.float32), 1, 3)
+    predictor = Recurrent("target", np.zeros(1, np.float32), 1, 3)
 
     def known(level: list[Node]) -> list[bool]:
-        shares = proposed(guesser.after(level), {"target": drafter})
+        shares = proposed(predictor.after(level), {"target": drafter})
         return [bool(each) for each in shares]
 
     root = Node(1)

@@ -34,7 +34,7 @@ from specpipe.tune.cost import CostCurve, Costs, measure_cost, measure_costs, re
 from specpipe.tune.replay import ReplayedStep, priced, replay
 from specpipe.tune.settings import replace_speculation
 from specpipe.tune.stage import Prices, on_this_machine, recommend_run, tune_run
-from specpipe.tune.trace import GuesserKind, Trace, head_accuracy, record
+from specpipe.tune.trace import DrafterKind, Trace, head_accuracy, record
 from specpipe.tune.tune import _price, serve_one
 from tests.unit.speculate.scripted import random_distribution
 from tests.unit.speculate.scripted_engine import ScriptedEngine
@@ -59,8 +59,8 @@ def new_deployment() -> Runtime:
 deployment = pytest.fixture(new_deployment, name="deployment")
 
 
-def record_one(deployment: Runtime, count: int = 60, end_ids=(), guesser="heads") -> Trace:
-    (found,) = record(deployment, [PROMPT], count, end_ids, guesser=guesser)
+def record_one(deployment: Runtime, count: int = 60, end_ids=(), drafter="heads") -> Trace:
+    (found,) = record(deployment, [PROMPT], count, end_ids, drafter=drafter)
     return found
 
 
@@ -107,7 +107,7 @@ def test_a_replay_takes_the_steps_of_serving(
 def test_a_replay_with_a_drafter_takes_the_steps_of_serving(
     options: Speculation, deployment: Runtime
 ) -> None:
-    recorded = record_one(deployment, guesser="drafter")
+    recorded = record_one(deployment, drafter="redrafter")
     fresh = replace(new_deployment(), speculation=options)
     served = list(serve_one(fresh, priced(FREE), PROMPT, 60))
     replayed = replay(options, recorded, deployment, priced(FREE))
@@ -161,13 +161,13 @@ def test_an_answer_is_recorded_as_plain_decoding_gives_it(
 def test_prompts_are_recorded_in_one_batch_as_each_alone(deployment: Runtime) -> None:
     prompts, seen = [PROMPT, [1, 2, 3], [7] * 90], []
     together = record(
-        deployment, prompts, 70, (), guesser="drafter", progress=lambda *done: seen.append(done)
+        deployment, prompts, 70, (), drafter="redrafter", progress=lambda *done: seen.append(done)
     )
     target = deployment.engines["target"]
     assert isinstance(target, ScriptedEngine) and max(map(len, target.steps)) == 3
     assert seen[-1] == (3, 3) and not target.live
     for prompt, found in zip(prompts, together, strict=True):
-        (alone,) = record(deployment, [prompt], 70, (), guesser="drafter")
+        (alone,) = record(deployment, [prompt], 70, (), drafter="redrafter")
         assert found.output == alone.output
         assert found.draft is not None and len(found.draft) == 71  # more than one block
         assert np.array_equal(found.draft, alone.draft)
@@ -226,13 +226,13 @@ def test_measured_costs_never_fall(deployment: Runtime) -> None:
     assert list(cost.ms) == sorted(cost.ms) and cost.ms[0] > 0
 
 
-@pytest.mark.parametrize(("guesser", "calls"), [("heads", "guesses"), ("drafter", "extensions")])
+@pytest.mark.parametrize(("drafter", "calls"), [("heads", "guesses"), ("redrafter", "extensions")])
 def test_the_engines_of_a_deployment_are_timed(
-    guesser: GuesserKind, calls: str, deployment: Runtime
+    drafter: DrafterKind, calls: str, deployment: Runtime
 ) -> None:
-    costs = measure_costs(deployment.engines, PROMPT, guesser=guesser, beams=3)
+    costs = measure_costs(deployment.engines, PROMPT, drafter=drafter, beams=3)
     assert costs.step.rows[-1] == 65 and costs.heads_ms > 0 and costs.draft_ms > 0
-    assert set(getattr(deployment.engines["target"], calls)) == {1 if guesser == "heads" else 3}
+    assert set(getattr(deployment.engines["target"], calls)) == {1 if drafter == "heads" else 3}
 
 
 def test_a_replay_counts_the_calls_of_heads_and_draft(deployment: Runtime, trace: Trace) -> None:

@@ -75,7 +75,7 @@ class Quantizing:
 
     weights: Quantization = "none"
     kv_cache: CacheQuantization = "none"
-    exclude_modules: tuple[str, ...] | None = None  # None: what upstream leaves out, and guessers
+    exclude_modules: tuple[str, ...] | None = None  # None: what upstream leaves out, and drafters
     tp_size: int = 1
     moe_tp_size: int = 1  # ranks that share each expert
     group: int | None = None  # columns that share an int4 scale; None: as many as fit
@@ -91,7 +91,7 @@ class Quantizing:
         """Return the patterns of the modules that stay as they are."""
         if self.exclude_modules is not None:
             return self.exclude_modules
-        return (*LEFT_OUT, f"*{model.guesser_module}*") if model.guesser_module else LEFT_OUT
+        return (*LEFT_OUT, f"*{model.drafter_module}*") if model.drafter_module else LEFT_OUT
 
     def includes(self, plan: TensorPlan, model: ModelConfig) -> bool:
         """Tell whether weights are quantised: of a linear layer, or experts, that none excludes."""
@@ -200,8 +200,8 @@ def _check_patterns(
 ) -> list[Rejection]:
     patterns, found = quantizing.excluded(model), []
     kept = {"lm_head": "lm_head", "vocab_embedding": "transformer.vocab_embedding"}
-    if model.guesser_module:
-        kept[model.guesser_module] = f"{model.guesser_module}.0.linear"
+    if model.drafter_module:
+        kept[model.drafter_module] = f"{model.drafter_module}.0.linear"
     for name, module in kept.items():
         if not any(fnmatch.fnmatchcase(module, pattern) for pattern in patterns):
             found.append(

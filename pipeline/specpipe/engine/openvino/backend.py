@@ -123,7 +123,7 @@ class OpenVinoBackend:
         if request.model.num_medusa_heads:
             weights += request.model.vocab_size * request.model.hidden_size  # in 8 bits, shared
         if request.model.redrafter:
-            weights += request.model.guesser_parameters(request.model.vocab_size)
+            weights += request.model.drafter_parameters(request.model.vocab_size)
             weights += 2 * request.model.vocab_size * request.model.hidden_size  # its embeddings
         blocks = pool_blocks(_pool_tokens(request), request.max_batch_size, request.draft_nodes)
         return Footprint(
@@ -154,10 +154,10 @@ class OpenVinoBackend:
         )
         ov.save_model(network, out / NETWORK, compress_to_fp16=False)
         if request.model.num_medusa_heads:
-            heads = build_heads(request.model, weights, request.guess_vocabulary)
+            heads = build_heads(request.model, weights, request.draft_vocab_size)
             ov.save_model(heads, out / HEADS, compress_to_fp16=False)
         if (net := request.model.redrafter) is not None:
-            drafter = build_drafter(request.model, net, weights, request.guess_vocabulary)
+            drafter = build_drafter(request.model, net, weights, request.draft_vocab_size)
             ov.save_model(drafter, out / DRAFTER, compress_to_fp16=False)
         shutil.copyfile(checkpoint / "config.json", out / "config.json")
         limits = {

@@ -35,8 +35,8 @@ def load_engine(folder: Path) -> OpenVinoEngine:
         network = _read_network(core, folder / NETWORK, model, kind)
         graphs = Graphs(
             core.compile_model(network, "CPU", _precision(limits).properties(kind)),
-            _load_guesser(core, folder / HEADS) if model.num_medusa_heads else None,
-            _load_guesser(core, folder / DRAFTER) if model.redrafter else None,
+            _load_drafter(core, folder / HEADS) if model.num_medusa_heads else None,
+            _load_drafter(core, folder / DRAFTER) if model.redrafter else None,
             [(folder / name).with_suffix(".bin") for name in (NETWORK, HEADS, DRAFTER)],
         )
         length, batch_invariant = int(limits["max_seq_len"]), bool(limits["batch_invariant"])
@@ -90,7 +90,7 @@ def _type_padded_caches(network: ov.Model, model: ModelConfig, kind: ov.Type) ->
     network.validate_nodes_and_infer_types()
 
 
-def _load_guesser(core: ov.Core, graph: Path) -> ov.InferRequest:
+def _load_drafter(core: ov.Core, graph: Path) -> ov.InferRequest:
     """Compile heads or a drafter; draft tokens need not be exact."""
     network = core.read_model(graph)
     _mark_decompression(network)

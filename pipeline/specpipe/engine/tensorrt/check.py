@@ -151,7 +151,7 @@ def check_method(request: BuildRequest) -> Iterator[Rejection]:
             f"with {'unquantized' if weights == 'none' else weights} weights does not support",
             "use kv_cache_quantization: none, or fp8 together with quantization: fp8",
         )
-    if request.model.guesser_module and request.quantization == "int8_sq":
+    if request.model.drafter_module and request.quantization == "int8_sq":
         yield Rejection(
             f"engines of method {request.method} do not support SmoothQuant weights (int8_sq)",
             "use quantization: fp8, int8 or none",

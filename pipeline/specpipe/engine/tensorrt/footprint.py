@@ -43,11 +43,11 @@ def footprint(request: BuildRequest, profile: Profile = DEFAULT) -> Footprint:
         activations=_activations(request, num_tokens(request, profile)),
         runtime=CONTEXT_BYTES + (COMMUNICATION_BYTES if ranks > 1 else 0),
         looked_up=looked_up,
-        guesser=_guesser(request),
+        drafter=_drafter(request),
     )
 
 
-def _guesser(request: BuildRequest) -> int:
+def _drafter(request: BuildRequest) -> int:
     """Return the bytes of the layer that drafts one token."""
     if not guessing_layers(request):
         return 0
@@ -72,7 +72,7 @@ def _weights(request: BuildRequest) -> tuple[int, int]:
     layers = (inner + _duplicated(request)) / (tp * pp)
     head = padded(model.vocab_size, tp) // tp * model.hidden_size * _HALF
     first = table * _HALF // (tp if request.parallel.use_parallel_embedding else 1)
-    last = head + model.guesser_parameters(padded(model.vocab_size, tp)) * _HALF // tp
+    last = head + model.drafter_parameters(padded(model.vocab_size, tp)) * _HALF // tp
     picked = model.num_eagle_layers * first  # every copy of a drafter has its own embedding
     if pp > 1:  # every stage is as full as the fullest; a step reads the last one's head once
         return int(layers + max(first, last)), max(first, last) - last // pp

@@ -1,6 +1,6 @@
 """What a method adds to its target's checkpoint: Medusa heads, or a drafter of another kind.
 
-Upstream's engines of such methods hold target and guesser in one network, so conversion writes both
+Upstream's engines of such methods hold target and drafter in one network, so conversion writes both
 into the same files, with a config.json that describes the addition.
 """
 
@@ -86,7 +86,7 @@ class DrafterSource(Protocol):
 
 @dataclass(frozen=True)
 class RenamedTensors:
-    """The files of a guesser whose tensors have other names there than in the checkpoint."""
+    """The files of a drafter whose tensors have other names there than in the checkpoint."""
 
     path: Path
     weights: tuple[Path, ...]
