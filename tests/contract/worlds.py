@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from specpipe.config.speculation import (
-    DrafterOptions,
     DraftModel,
     DraftOptions,
     Hybrid,
@@ -15,6 +14,7 @@ from specpipe.config.speculation import (
     NoSpeculation,
     PromptLookup,
     ReDrafter,
+    ReDrafterOptions,
     Speculation,
 )
 from specpipe.core.contracts import (
@@ -60,19 +60,17 @@ OPTIONS: dict[str, Callable[[int], Speculation]] = {  # draft depth -> options
     "draft_model": lambda depth: DraftModel("draft_model", DRAFT, depth),
     "draft_model with heads": lambda depth: DraftModel("draft_model", WITH_HEADS, depth),
     "draft_model with heads, confidence": lambda depth: DraftModel(
-        "draft_model", WITH_HEADS, depth, draft_length="confidence", min_confidence=0.6
+        "draft_model", WITH_HEADS, depth, min_confidence=0.6
     ),
     "draft_model, fixed": lambda depth: DraftModel(
         "draft_model", DRAFT, depth, draft_length="fixed"
     ),
     "draft_model, confidence": lambda depth: DraftModel(
-        "draft_model", DRAFT, depth, draft_length="confidence", min_confidence=0.6
+        "draft_model", DRAFT, depth, min_confidence=0.6
     ),
     "lookahead": lambda depth: Lookahead("lookahead", 2, depth + 1, 3),
     "hybrid": lambda depth: Hybrid("hybrid", DRAFT, depth, 2, 3),
-    "hybrid, confidence": lambda depth: Hybrid(
-        "hybrid", DRAFT, depth, 2, 3, draft_length="confidence", min_confidence=0.6
-    ),
+    "hybrid, confidence": lambda depth: Hybrid("hybrid", DRAFT, depth, 2, 3, min_confidence=0.6),
     "hybrid, heads": lambda depth: Hybrid(
         "hybrid", None, depth, 2, 3, heads="unused", tree=_tree(depth)
     ),
@@ -83,7 +81,7 @@ OPTIONS: dict[str, Callable[[int], Speculation]] = {  # draft depth -> options
     "medusa, dynamic": lambda depth: Medusa("medusa", "unused", depth, "dynamic"),
     "redrafter": lambda depth: ReDrafter("redrafter", "unused", 2, depth),
     "hybrid, redrafter": lambda depth: Hybrid(
-        "hybrid", None, depth, 1, 3, redrafter=DrafterOptions("unused", 2, depth)
+        "hybrid", None, depth, 1, 3, redrafter=ReDrafterOptions("unused", 2, depth)
     ),
 }
 

@@ -64,7 +64,7 @@ def redrafter(config_path: Path, workspace: Path, as_json: bool) -> None:
     """
     from specpipe.train.redrafter import train_redrafter
 
-    key = "speculation.heads (in a hybrid: speculation.redrafter.heads)"
+    key = "speculation.drafter (in a hybrid: speculation.redrafter.drafter)"
     _train(train_redrafter, key, config_path, workspace, as_json)
 
 

@@ -29,6 +29,8 @@ def load(config_path: Path, workspace: Path) -> "tuple[RunConfig, Workspace]":
     from specpipe.core.artifacts import Workspace
 
     config = read_config(config_path)
+    for remark in config.remarks:
+        say(f"warning: {remark}")
     return config, Workspace(workspace, config.name)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from specpipe.config.speculation import Speculation, drafter_of
+from specpipe.config.speculation import Speculation, redrafter_of
 from specpipe.core.artifacts import MISSING
 from specpipe.doctor.checks import Finding
 from specpipe.run.stages import StageResult
@@ -72,7 +72,7 @@ def findings_text(findings: Sequence[Finding]) -> str:
 
 def settings_text(options: Speculation) -> str:
     """Return a method and its tuned settings as short text."""
-    records = (options, drafter_of(options))
+    records = (options, redrafter_of(options))
     values = {
         field.name: getattr(record, field.name)
         for record in records if record is not None

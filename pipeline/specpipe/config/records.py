@@ -1,22 +1,22 @@
 """YAML text into frozen dataclasses; values that do not fit are refused with file:line and a hint.
 
-A record declares its keys by its fields: the annotation is the type, `at_least`, `between` and
-`matching` state what values are possible. Unions of records are told apart by their `method` field.
+A record declares its keys by its fields: the annotation is the type, and the metadata (`keys`)
+states possible values and former names. Unions of records are told apart by their `method` field.
 """
 
 import dataclasses
 import difflib
 import math
-import re
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from specpipe.config.keys import Bound
 from specpipe.config.yaml_nodes import (
     Pair,
     Place,
@@ -42,66 +42,36 @@ _SCALARS: dict[type, tuple[str, str]] = {
 
 
 @dataclass(frozen=True)
-class Bound:
-    """A test that a value must pass, and its description in words."""
+class Reading(Generic[T]):
+    """A record that was read from a file."""
 
-    low: float | None = None
-    high: float | None = None
-    pattern: str | None = None
-    meaning: str = ""  # the pattern in words
-
-    def problem(self, value: object) -> str | None:
-        """Return what is wrong with `value`; None if nothing is."""
-        if self.pattern is not None and not re.fullmatch(self.pattern, str(value)):
-            return f"must be {self.meaning}"
-        if self.low is not None and isinstance(value, (int, float)) and not value >= self.low:
-            return f"must be at least {self.low:g}"
-        if self.high is not None and isinstance(value, (int, float)) and not value <= self.high:
-            return f"must be at most {self.high:g}"
-        return None
+    record: T
+    places: Mapping[str, Place]  # the line of every dotted key that was given
+    remarks: tuple[str, ...]  # each former spelling in the file, with its line and the present one
 
 
-def at_least(low: float) -> dict[str, Bound]:
-    """Field metadata: the value is a number not below `low`."""
-    return {"bound": Bound(low=low)}
-
-
-def between(low: float, high: float) -> dict[str, Bound]:
-    """Field metadata: the value is a number in [low, high]."""
-    return {"bound": Bound(low=low, high=high)}
-
-
-def matching(pattern: str, meaning: str) -> dict[str, Bound]:
-    """Field metadata: the whole text matches the pattern, which `meaning` puts in words."""
-    return {"bound": Bound(pattern=pattern, meaning=meaning)}
-
-
-def not_written() -> dict[str, bool]:
-    """Field metadata: no key of the file, but set by whoever reads it."""
-    return {"key": False}
-
-
-def read_record(path: Path, record: type[T]) -> tuple[T, dict[str, Place]]:
-    """Read `path` as one `record`; also return where each dotted key stands.
+def read_record(path: Path, record: type[T]) -> Reading[T]:
+    """Read `path` as one `record`.
 
     Raises ConfigError for a missing or unreadable file, bad YAML, an unknown key, a wrong type, a
     value out of bounds or a missing key.
     """
     root = compose(read_text(path), path)
-    reader = _Reader(path, {})
-    return reader.record(root, record, ""), reader.places
+    reader = _Reader(path, {}, [])
+    return Reading(reader.record(root, record, ""), reader.places, tuple(reader.remarks))
 
 
 def parse_record(text: str, record: Any) -> Any:
     """Parse YAML or JSON text that we wrote ourselves, e.g. a parameter in a config.pbtxt."""
     file = Path("<text>")
-    return _Reader(file, {}).record(compose(text, file), record, "")
+    return _Reader(file, {}, []).record(compose(text, file), record, "")
 
 
 @dataclass(frozen=True)
 class _Reader:
     file: Path
     places: dict[str, Place]
+    remarks: list[str]
 
     def place(self, node: yaml.Node) -> Place:
         return place_of(node, self.file)
@@ -112,6 +82,7 @@ class _Reader:
         record = self._choose(node, pairs, record, prefix)
         hints = get_type_hints(record)
         fields = _keys(record)
+        pairs = self._renamed(pairs, fields, prefix)
         for key, (key_node, _) in pairs.items():
             if key not in fields and (prefix or not key.startswith(ANCHORS)):
                 method = _method(record) if members else ""
@@ -125,6 +96,43 @@ class _Reader:
             elif field.default is MISSING and field.default_factory is MISSING:
                 raise self.place(node).error(f"missing key '{prefix}{name}'")
         return record(**values)
+
+    def _renamed(
+        self, pairs: Mapping[str, Pair], fields: Mapping[str, Field[Any]], prefix: str
+    ) -> dict[str, Pair]:
+        """Return `pairs` with the present names of keys and values, and remark on former ones."""
+        found = dict(pairs)
+        for name, field in fields.items():
+            old = field.metadata.get("formerly")
+            if old in found and old not in fields:
+                self._rename(found, old, name, prefix)
+            if name in found and isinstance(found[name][1], yaml.ScalarNode):
+                keys = field.metadata.get("values_formerly", {}).get(found[name][1].value)
+                found = self._respelled(found, name, keys, prefix) if keys else found
+        return found
+
+    def _rename(self, pairs: dict[str, Pair], old: str, new: str, prefix: str) -> None:
+        node = pairs[old][0]
+        if new in pairs:
+            raise self.place(node).error(
+                f"'{prefix}{old}' is the former name of '{prefix}{new}', which is given too",
+                f"remove '{old}'",
+            )
+        self._remark(node, prefix + old, prefix + new)
+        pairs[new] = pairs.pop(old)
+
+    def _respelled(
+        self, pairs: Mapping[str, Pair], name: str, keys: Mapping[str, str], prefix: str
+    ) -> dict[str, Pair]:
+        """Return `pairs` with `keys` in place of the value of `name`; keys that are given stay."""
+        node, value = pairs[name]
+        spelled = ", ".join(f"{prefix}{key}: {text}" for key, text in keys.items())
+        self._remark(node, f"{prefix}{name}: {value.value}", spelled)
+        now = {key: (node, compose(text, self.file)) for key, text in keys.items()}
+        return {**now, **pairs, name: now[name]}
+
+    def _remark(self, node: yaml.Node, old: str, new: str) -> None:
+        self.remarks.append(f"{self.place(node)}: '{old}' is now '{new}'")
 
     def unknown(
         self,
@@ -161,7 +169,7 @@ class _Reader:
             return self._items(node, get_args(bare)[0], field, key)
         if get_origin(bare) is dict or get_origin(bare) is Mapping:
             item = get_args(bare)[1]
-            pairs = pairs_of(node, self.file, key + ".")
+            pairs = self._items_renamed(pairs_of(node, self.file, key + "."), field, key + ".")
             self.places.update({f"{key}.{k}": self.place(n) for k, (n, _) in pairs.items()})
             return {k: self._scalar(v, item, f"{key}.{k}") for k, (_, v) in pairs.items()}
         value = self._scalar(node, bare, key)
@@ -170,6 +178,15 @@ class _Reader:
         if problem:
             raise self.place(node).error(f"'{key}' is {shorten(repr(value))}: {problem}")
         return value
+
+    def _items_renamed(
+        self, pairs: Mapping[str, Pair], field: Field[Any], prefix: str
+    ) -> dict[str, Pair]:
+        found = dict(pairs)
+        for old, new in field.metadata.get("items_formerly", {}).items():
+            if old in found:
+                self._rename(found, old, new, prefix)
+        return found
 
     def _choose(
         self,

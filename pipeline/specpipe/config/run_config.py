@@ -11,19 +11,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from specpipe.config.records import at_least, between, matching, not_written, read_record
+from specpipe.config.keys import at_least, between, items_formerly, matching, not_written
+from specpipe.config.metrics import FORMER_NAMES
+from specpipe.config.records import read_record
 from specpipe.config.speculation import (
     PLAIN,
     REVISION,
     DraftModel,
+    Eagle,
     Eagle3,
     Hybrid,
     Lookahead,
     Medusa,
     PromptLookup,
+    ReDrafter,
     Speculation,
-    WithHeads,
-    drafter_of,
+    redrafter_of,
 )
 from specpipe.config.training import TrainOptions
 from specpipe.config.tree import is_open, with_whole_tree
@@ -169,7 +172,7 @@ class ValidateOptions:
     """Maximum number of output tokens per answer."""
     repeats: int = field(default=1, metadata=at_least(1))
     """How often every prompt is sent."""
-    gates: Mapping[str, float] = field(default_factory=dict)
+    gates: Mapping[str, float] = field(default_factory=dict, metadata=items_formerly(FORMER_NAMES))
     """Bounds on [metrics](#gates). `plan` refuses metrics that cannot be measured."""
     baseline: Literal["build", "none"] | None = None
     """`build`: compare with a separate plain engine. `none`: compare with nothing. Default: the
@@ -196,6 +199,9 @@ class RunConfig:
     path: str = field(default="", metadata=not_written())  # where it was read; by `read_config`
     places: Mapping[str, Place] = field(  # the line of every key that was given; likewise
         default_factory=dict, compare=False, repr=False, metadata=not_written()
+    )
+    remarks: tuple[str, ...] = field(  # former spellings in the file; likewise
+        default=(), compare=False, repr=False, metadata=not_written()
     )
 
     @property
@@ -227,22 +233,29 @@ class RunConfig:
         """Return the key whose value `revision` returns."""
         return self.model_key(role).replace(".model", ".revision")
 
-    def heads(self, role: Role = "target") -> str | None:
-        """Return the source of the heads or drafter in a checkpoint; None if it has none."""
+    def drafter(self, role: Role = "target") -> str | None:
+        """Return the source of the Medusa heads or of the drafter that a checkpoint contains.
+
+        None if it contains neither.
+        """
         options = self.speculation
         if role == "draft":
             draft = options.draft if isinstance(options, DraftModel | Hybrid) else None
             return draft.heads if draft else None
-        if (drafter := drafter_of(options)) is not None:
-            return drafter.heads
-        return options.heads if isinstance(options, WithHeads) else None
+        if (redrafter := redrafter_of(options)) is not None:
+            return redrafter.drafter
+        if isinstance(options, Eagle):
+            return options.drafter
+        return options.heads if isinstance(options, Medusa | Hybrid) else None
 
-    def heads_key(self, role: Role) -> str:
-        """Return the key whose value `heads` returns."""
+    def drafter_key(self, role: Role) -> str:
+        """Return the key whose value `drafter` returns."""
         if role == "draft":
             return "speculation.draft.heads"
-        inner = isinstance(self.speculation, Hybrid) and self.speculation.redrafter is not None
-        return "speculation.redrafter.heads" if inner else "speculation.heads"
+        if isinstance(self.speculation, Hybrid) and self.speculation.redrafter is not None:
+            return "speculation.redrafter.drafter"
+        names = isinstance(self.speculation, ReDrafter | Eagle)
+        return "speculation.drafter" if names else "speculation.heads"
 
     @property
     def max_num_tokens(self) -> int:
@@ -264,7 +277,8 @@ def read_config(path: Path) -> RunConfig:
 
     Raises ConfigError with file:line for anything unknown, mistyped, impossible or missing.
     """
-    config, places = read_record(path, RunConfig)
+    reading = read_record(path, RunConfig)
+    config, places = reading.record, reading.places
     config = replace(config, speculation=with_whole_tree(config.speculation, places))
     _check_lengths(config, places)
     _check_batching(config, places)
@@ -272,11 +286,10 @@ def read_config(path: Path) -> RunConfig:
     _check_lookahead(config, places)
     _check_training(config, places)
     _check_hybrid(config, places)
-    _check_confidence(config, places)
     _check_baseline(config, places)
     if config.engine.gpu is None and not config.engine.tp_size:
         config = replace(config, engine=replace(config.engine, tp_size=1))
-    return replace(config, path=str(path), places=places)
+    return replace(config, path=str(path), places=places, remarks=reading.remarks)
 
 
 def _check_lengths(config: RunConfig, places: Mapping[str, Place]) -> None:
@@ -352,12 +365,18 @@ def _check_hybrid(config: RunConfig, places: Mapping[str, Place]) -> None:
     if not given:
         raise places["speculation"].error(
             "method hybrid needs a second source of drafts in addition to prompt lookup",
-            hint="give speculation.draft.model, speculation.heads or speculation.redrafter.heads, "
-            "or use method: prompt_lookup",
+            hint="give speculation.draft.model, speculation.heads or "
+            "speculation.redrafter.drafter, or use method: prompt_lookup",
         )
     if len(given) > 1:
         raise places[f"speculation.{given[1]}"].error(
             f"method hybrid takes speculation.{' or speculation.'.join(given)}, not both"
+        )
+    place = places.get("speculation.min_confidence")
+    if place and options.draft is None:
+        raise place.error(
+            "'speculation.min_confidence' has no effect without speculation.draft",
+            hint="remove the key",
         )
     place = places.get("speculation.tree")
     if place and options.redrafter is not None:
@@ -365,16 +384,6 @@ def _check_hybrid(config: RunConfig, places: Mapping[str, Place]) -> None:
             "'speculation.tree' has no effect with speculation.redrafter, which grows one at every "
             "step",
             hint="remove the key",
-        )
-
-
-def _check_confidence(config: RunConfig, places: Mapping[str, Place]) -> None:
-    options = config.speculation
-    place = places.get("speculation.min_confidence")
-    if place and isinstance(options, DraftModel | Hybrid) and options.draft_length != "confidence":
-        raise place.error(
-            f"'speculation.min_confidence' has no effect with draft_length: {options.draft_length}",
-            hint="set draft_length: confidence, or remove the key",
         )
 
 

@@ -7,7 +7,7 @@ To add a method, write its record here, add it to `Speculation`, and see `assemb
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from specpipe.config.records import at_least, between, matching
+from specpipe.config.keys import at_least, between, formerly, matching, value_formerly
 from specpipe.core.trees import TreePath, depth
 
 TreeOption = Literal["auto", "dynamic"] | tuple[TreePath, ...]  # dynamic: grown at every step
@@ -15,6 +15,8 @@ TreeOption = Literal["auto", "dynamic"] | tuple[TreePath, ...]  # dynamic: grown
 REVISION = matching(
     r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}", "a branch, a tag or a commit of a Hugging Face id"
 )
+
+_CONFIDENCE = value_formerly("confidence", {"draft_length": "adaptive", "min_confidence": "0.4"})
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class DraftOptions:
     """Medusa heads of the draft model. The draft then drafts several tokens per call, with the
     same distribution."""
     num_draft_tokens: int = field(default=4, metadata=between(1, 64))
-    """Tokens that the heads of the draft model draft per call."""
+    """As `speculation.num_draft_tokens`, for a step of the draft model: most nodes of the tree that
+    its heads draft."""
     revision: str | None = field(default=None, metadata=REVISION)
     """Branch, tag or commit of a Hugging Face id. Not for `backend: llmapi`. Default: `main`."""
 
@@ -67,7 +70,7 @@ class PromptLookup:
 
     method: Literal["prompt_lookup"]
     num_draft_tokens: int = field(default=4, metadata=between(1, 64))
-    """Draft tokens per step: length of the chain, or nodes of the tree."""
+    """Most draft tokens per step: length of the chain, or nodes of the tree."""
     min_matching_ngram_size: int = field(default=2, metadata=between(1, 16))
     """Shortest n-gram that counts as a match."""
     max_matching_ngram_size: int = field(default=3, metadata=between(1, 16))
@@ -89,21 +92,21 @@ class DraftModel:
     method: Literal["draft_model"]
     draft: DraftOptions
     num_draft_tokens: int = field(default=4, metadata=between(1, 64))
-    """Draft tokens per step."""
-    draft_length: Literal["adaptive", "fixed", "confidence"] | None = None
-    """`adaptive`: what pays at the present load and acceptance. `fixed`: all draft tokens.
-    `confidence`: adaptive, and stops below `min_confidence`. Default: `adaptive` on `openvino`."""
-    min_confidence: float = field(default=0.4, metadata=between(0, 1))
-    """With `draft_length: confidence`: least probability of the draft's most likely token."""
+    """Most draft tokens per step: length of the chain."""
+    draft_length: Literal["adaptive", "fixed"] | None = field(default=None, metadata=_CONFIDENCE)
+    """As for method `prompt_lookup`."""
+    min_confidence: float | None = field(default=None, metadata=between(0, 1))
+    """The draft ends where the probability of the draft model's most likely token is below this.
+    Default: it does not end early."""
     max_concurrency: int | None = field(default=None, metadata=at_least(1))
     """Draft nothing while more sequences than this are running. Default: no limit."""
 
 
 @dataclass(frozen=True)
-class DrafterOptions:
+class ReDrafterOptions:
     """A ReDrafter that is merged with prompt lookup; the names are those of `ReDrafter`."""
 
-    heads: str
+    drafter: str = field(metadata=formerly("heads"))
     """Folder of the [ReDrafter](conversion.md#redrafter)."""
     num_beams: int = field(default=3, metadata=between(1, 32))
     """Paths per level that the ReDrafter continues."""
@@ -122,15 +125,16 @@ class Hybrid:
     method: Literal["hybrid"]
     draft: DraftOptions | None = None
     num_draft_tokens: int = field(default=4, metadata=between(1, 64))
-    """Bound on the draft tokens of each source, or on the nodes of the merged tree."""
+    """Most draft tokens per step: length of the chain of either source, or nodes of the merged
+    tree."""
     min_matching_ngram_size: int = field(default=2, metadata=between(1, 16))
     """Shortest n-gram that counts as a match."""
     max_matching_ngram_size: int = field(default=3, metadata=between(1, 16))
     """Longest n-gram, which is tried first."""
-    draft_length: Literal["adaptive", "fixed", "confidence"] | None = None
-    """As for method `draft_model`; `confidence` needs `draft`."""
-    min_confidence: float = field(default=0.4, metadata=between(0, 1))
-    """With `draft_length: confidence`: least probability of the draft's most likely token."""
+    draft_length: Literal["adaptive", "fixed"] | None = field(default=None, metadata=_CONFIDENCE)
+    """As for method `prompt_lookup`."""
+    min_confidence: float | None = field(default=None, metadata=between(0, 1))
+    """With `draft`: as for method `draft_model`."""
     max_concurrency: int | None = field(default=None, metadata=at_least(1))
     """Draft nothing while more sequences than this are running. Default: no limit."""
     heads: str | None = None
@@ -138,8 +142,10 @@ class Hybrid:
     tree: TreeOption = "auto"
     """With `heads`: as for method `medusa`; `dynamic` also merges in the matches of prompt lookup.
     Refused with `redrafter`."""
-    redrafter: DrafterOptions | None = None
-    draft_vocab_size: int | None = field(default=None, metadata=at_least(16))
+    redrafter: ReDrafterOptions | None = None
+    draft_vocab_size: int | None = field(
+        default=None, metadata=at_least(16) | formerly("guess_vocabulary")
+    )
     """With `heads`: as for method `medusa`."""
 
     @property
@@ -184,7 +190,7 @@ class Medusa:
     """Folder or file of [Medusa heads](conversion.md#medusa-heads) in the layout of
     FasterDecoding, Medusa-2 or ModelOpt."""
     num_draft_tokens: int = field(default=16, metadata=between(1, 255))
-    """Nodes of the tree."""
+    """Most draft tokens per step: nodes of the tree."""
     tree: TreeOption = "auto"
     """`auto`: grown from the heads' `calibration.json`. `dynamic`: grown in every step from the
     heads' probabilities. A list of paths such as `[[0], [0, 0], [1]]`: missing prefixes are
@@ -195,7 +201,9 @@ class Medusa:
     """With `typical`: the paper's epsilon."""
     typical_delta: float = field(default=0.3, metadata=between(0, 1))
     """With `typical`: the paper's delta."""
-    draft_vocab_size: int | None = field(default=None, metadata=at_least(16))
+    draft_vocab_size: int | None = field(
+        default=None, metadata=at_least(16) | formerly("guess_vocabulary")
+    )
     """`openvino`: heads draft only the first N tokens of the vocabulary, which are the frequent
     ones of a BPE vocabulary. Default: all."""
     draft_length: Literal["adaptive", "fixed"] | None = None
@@ -213,10 +221,10 @@ class Eagle:
     """
 
     method: Literal["eagle"]
-    heads: str
+    drafter: str = field(metadata=formerly("heads"))
     """Folder of the [EAGLE drafter](conversion.md#eagle-drafters)."""
     num_draft_tokens: int = field(default=63, metadata=between(1, 256))
-    """Nodes of the tree."""
+    """Most draft tokens per step: nodes of the tree."""
     tree: TreeOption = "auto"
     """`auto`: grown for assumed acceptance rates. Or a list of paths. `dynamic` is refused."""
     num_eagle_layers: int = field(default=4, metadata=between(1, 16))
@@ -243,7 +251,7 @@ class Eagle3:
     draft: Eagle3Draft
     """An EAGLE-3 checkpoint that was trained for this target."""
     num_draft_tokens: int = field(default=3, metadata=between(1, 64))
-    """Draft tokens per step."""
+    """Most draft tokens per step: length of the chain."""
     max_concurrency: int | None = field(default=None, metadata=at_least(1))
     """Draft nothing while more sequences than this are running. Default: no limit."""
 
@@ -272,7 +280,7 @@ class ReDrafter:
     """Beams of a recurrent drafter on the target's last hidden state (arXiv 2403.09919)."""
 
     method: Literal["redrafter"]
-    heads: str
+    drafter: str = field(metadata=formerly("heads"))
     """Folder of the [ReDrafter](conversion.md#redrafter)."""
     num_beams: int = field(default=5, metadata=between(1, 32))
     """Beams per step."""
@@ -301,16 +309,15 @@ class ReDrafter:
 AnyLength = PromptLookup | DraftModel | Hybrid | Medusa  # a request may set fewer tokens
 WithLength = AnyLength | Lookahead | ReDrafter  # the CPU engine may score fewer draft tokens
 WithTree = Medusa | Hybrid | Eagle
-WithHeads = WithTree | ReDrafter  # their `heads` go into the target's checkpoint
 Speculation = NoSpeculation | AnyLength | Lookahead | Eagle | ReDrafter | Eagle3 | MultiToken
 
 PLAIN = NoSpeculation()
 
 
-def drafter_of(options: Speculation) -> DrafterOptions | None:
+def redrafter_of(options: Speculation) -> ReDrafterOptions | None:
     """Return how a ReDrafter in the target's checkpoint is used; None if there is none."""
     if isinstance(options, ReDrafter):
-        return DrafterOptions(options.heads, options.num_beams, options.draft_len_per_beam)
+        return ReDrafterOptions(options.drafter, options.num_beams, options.draft_len_per_beam)
     return options.redrafter if isinstance(options, Hybrid) else None
 
 

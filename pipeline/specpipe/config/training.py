@@ -6,7 +6,7 @@ The text under a field documents its key: `scripts/write-docs` makes docs/config
 from dataclasses import dataclass, field
 from typing import Literal
 
-from specpipe.config.records import at_least, between
+from specpipe.config.keys import at_least, between
 from specpipe.core.model import Dtype
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from specpipe.config.run_config import RunConfig
 from specpipe.config.speculation import (
+    DraftModel,
     Eagle,
     Eagle3,
     Medusa,
@@ -73,7 +74,9 @@ def _ignored(config: RunConfig) -> Iterator[str]:
         yield "max_concurrency"
     if isinstance(options, WithLength) and options.draft_length not in (None, "fixed"):
         yield "draft_length"
-    if config.heads("draft"):
+    if isinstance(options, DraftModel) and options.min_confidence is not None:
+        yield "min_confidence"
+    if config.drafter("draft"):
         yield "draft.heads"
     if isinstance(options, Medusa | PromptLookup) and options.tree == "dynamic":
         yield "tree: dynamic"

@@ -15,7 +15,7 @@ from specpipe.checkpoint.medusa import HeadsSource, known_heads, open_heads
 from specpipe.checkpoint.redrafter import open_redrafter, trained_redrafter
 from specpipe.checkpoint.source import Source, known_model
 from specpipe.config.run_config import RunConfig, find_file, require_file
-from specpipe.config.speculation import Eagle, ReDrafter, drafter_of
+from specpipe.config.speculation import Eagle, ReDrafter, redrafter_of
 from specpipe.core.backend import Backend
 from specpipe.core.contracts import Role
 from specpipe.core.errors import ConfigError
@@ -72,7 +72,7 @@ def _absent_models(config: RunConfig, sources: Mapping[Role, Source | None]) -> 
 def _absent_drafters(config: RunConfig, drafters: Mapping[Role, DrafterSource]) -> Iterator[str]:
     for role, own in drafters.items():
         if not own.weights:
-            yield f"{config.heads_key(role)} {own.path} is not there: planned as {own.summary}"
+            yield f"{config.drafter_key(role)} {own.path} is not there: planned as {own.summary}"
 
 
 def _source(config: RunConfig, role: Role) -> Source | None:
@@ -109,7 +109,7 @@ def _drafter(
     config: RunConfig, role: Role, model: ModelConfig, source: Source | None
 ) -> DrafterSource | None:
     """Find a model's heads or drafter; they may be absent if the model is not on disk."""
-    name = config.heads(role)
+    name = config.drafter(role)
     if name is None or source is not None or find_file(name, config) is not None:
         return resolve_drafter(config, role)
     if (beams := _beams(config)) is not None:
@@ -146,16 +146,16 @@ def _trained_heads(config: RunConfig, name: str, model: ModelConfig) -> HeadsSou
 
 def resolve_drafter(config: RunConfig, role: Role) -> DrafterSource | None:
     """Find a model's heads or drafter; raises ConfigError if they are not at the run's path."""
-    path = config.heads(role)
+    path = config.drafter(role)
     if path is None:
         return None
     try:
-        file = require_file(path, config, config.heads_key(role))
+        file = require_file(path, config, config.drafter_key(role))
     except ConfigError as error:
         if known_drafter(config, path) is None:
             raise
         raise ConfigError(str(error), hint=f"download {path} and give its folder") from error
-    with named_by(config, config.heads_key(role)):
+    with named_by(config, config.drafter_key(role)):
         if (beams := _beams(config)) is not None:
             return open_redrafter(file, beams, _release(config))
         if isinstance(config.speculation, Eagle):
@@ -168,7 +168,7 @@ def _beams(config: RunConfig) -> ReDrafter | None:
     options = config.speculation
     if isinstance(options, ReDrafter):
         return options
-    drafter = drafter_of(options)
+    drafter = redrafter_of(options)
     return ReDrafter("redrafter", **asdict(drafter)) if drafter else None
 
 

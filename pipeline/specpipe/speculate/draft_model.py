@@ -153,7 +153,7 @@ class DraftModelProposer:
 def guided_by(options: DraftModel | Hybrid, engine: EngineFacts) -> Proposer:
     """Return a proposer that drafts with a draft model."""
     tokens, draft = options.num_draft_tokens, options.draft
-    confidence = options.min_confidence if options.draft_length == "confidence" else 0.0
+    confidence = options.min_confidence or 0.0
     inner = None
     if draft is not None and draft.heads is not None:
         inner = MedusaProposer("draft", draft.num_draft_tokens, None)

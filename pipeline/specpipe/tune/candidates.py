@@ -12,7 +12,7 @@ from specpipe.config.speculation import (
     PromptLookup,
     ReDrafter,
     Speculation,
-    drafter_of,
+    redrafter_of,
 )
 from specpipe.core.trees import grow_tree
 
@@ -45,7 +45,7 @@ def possible_methods(options: Speculation) -> list[Speculation]:
     heads = options.heads if isinstance(options, Medusa | Hybrid) else None
     if draft is not None:
         found += [DraftModel("draft_model", draft), Hybrid("hybrid", draft)]
-    if (drafter := drafter_of(options)) is not None:
+    if (drafter := redrafter_of(options)) is not None:
         beams = ReDrafter("redrafter", **asdict(drafter))
         found += [beams, Hybrid("hybrid", redrafter=drafter)]
     if heads is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from specpipe.config.run_config import RunConfig
-from specpipe.config.speculation import PLAIN, Lookahead, NoSpeculation, Speculation, drafter_of
+from specpipe.config.speculation import PLAIN, Lookahead, NoSpeculation, Speculation, redrafter_of
 from specpipe.core.contracts import Sampling
 from specpipe.runtime.assembly import Runtime
 from specpipe.runtime.batcher import finish
@@ -81,7 +81,7 @@ def observe(
         progress=progress,
     )
     fit, held = traces[::2], traces[1::2] or traces
-    drafter = drafter_of(config.speculation)
+    drafter = redrafter_of(config.speculation)
     here = costs or measure_costs(
         deployment.engines,
         fit[0].prompt,
@@ -138,9 +138,9 @@ def _predict_all(seen: Observed, settings: Sequence[Speculation]) -> list[Predic
 
 
 def _drafter(config: RunConfig) -> DrafterKind | None:
-    if config.heads() is None:
+    if config.drafter() is None:
         return None
-    return "redrafter" if drafter_of(config.speculation) else "heads"
+    return "redrafter" if redrafter_of(config.speculation) else "heads"
 
 
 def _predict(seen: Observed, options: Speculation, traces: Sequence[Trace]) -> Prediction:

@@ -262,7 +262,7 @@ def eagle_run(write_config: Callable[..., Path], drafter: Path, **engine: Any) -
     return read_config(
         write_config(
             engine={key: value for key, value in values.items() if value is not None},
-            speculation={"method": "eagle", "heads": str(drafter), "tree": [[0, 0], [1]]},
+            speculation={"method": "eagle", "drafter": str(drafter), "tree": [[0, 0], [1]]},
         )
     )
 

@@ -23,7 +23,7 @@ from specpipe.core.errors import ConfigError, Unsupported
 from tests.models import make_heads, make_llama, make_redrafter
 from tests.sharding import merge, read_ranks
 
-OPTIONS = ReDrafter("redrafter", heads="", num_beams=3, draft_len_per_beam=4)
+OPTIONS = ReDrafter("redrafter", drafter="", num_beams=3, draft_len_per_beam=4)
 Tensors = Mapping[str, torch.Tensor]
 
 

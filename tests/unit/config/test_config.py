@@ -49,7 +49,7 @@ def test_reads_every_section(tmp_path: Path) -> None:
     assert config.models() == {"target": "some/where"}
 
 
-EAGLE = GOOD.replace("method: prompt_lookup", "method: eagle\n  heads: some/drafter")
+EAGLE = GOOD.replace("method: prompt_lookup", "method: eagle\n  drafter: some/drafter")
 
 
 def test_eagles_tree_is_grown_and_its_sizes_are_the_trees(tmp_path: Path) -> None:
@@ -142,14 +142,64 @@ def test_a_hybrid_without_a_second_source_is_refused(tmp_path: Path) -> None:
         read(tmp_path, HYBRID.replace("  draft: {model: small}\n", ""))
 
 
-def test_draft_lengths_are_read_and_a_bound_without_effect_is_refused(tmp_path: Path) -> None:
-    text = HYBRID.replace(
-        "  num_draft", "  draft_length: confidence\n  min_confidence: 0.7\n  num_draft"
-    )
+def test_a_least_confidence_without_a_draft_model_is_refused(tmp_path: Path) -> None:
+    text = HYBRID.replace("  num_draft", "  min_confidence: 0.7\n  num_draft")
     options = read(tmp_path, text).speculation
     assert isinstance(options, Hybrid) and options.min_confidence == 0.7
-    with pytest.raises(ConfigError, match=r"demo.yaml:8: .* no effect with draft_length: adaptive"):
-        read(tmp_path, text.replace("confidence\n", "adaptive\n"))
+    with pytest.raises(ConfigError, match=r"demo.yaml:\d: .* no effect without speculation.draft"):
+        read(tmp_path, text.replace("draft: {model: small}", "heads: some/heads"))
+
+
+MEDUSA = GOOD.replace(
+    "  method: prompt_lookup\n  num_draft_tokens: 5\n",
+    "  method: medusa\n  heads: some/heads\n  tree: {}\n",
+)
+REDRAFTER = GOOD.replace(
+    "method: prompt_lookup\n  num_draft_tokens: 5", "method: redrafter\n  {}: some/drafter"
+)
+
+
+def with_lines(text: str, *lines: str) -> str:
+    """Return `text` with more lines in its section `speculation`."""
+    return text.replace("engine:", "".join(f"  {line}\n" for line in lines) + "engine:")
+
+
+FORMER = [  # a former spelling, its present spelling, and what the remark on the former shows
+    (REDRAFTER.format("heads"), REDRAFTER.format("drafter"),
+     "demo.yaml:6: 'speculation.heads' is now 'speculation.drafter'"),
+    (EAGLE.replace("drafter:", "heads:"), EAGLE,
+     "demo.yaml:6: 'speculation.heads' is now 'speculation.drafter'"),
+    (HYBRID.replace("draft: {model: small}", "redrafter: {heads: d}"),
+     HYBRID.replace("draft: {model: small}", "redrafter: {drafter: d}"),
+     "demo.yaml:6: 'speculation.redrafter.heads' is now 'speculation.redrafter.drafter'"),
+    (with_lines(HYBRID, "draft_length: confidence"),
+     with_lines(HYBRID, "draft_length: adaptive", "min_confidence: 0.4"),
+     "'speculation.draft_length: confidence' is now "
+     "'speculation.draft_length: adaptive, speculation.min_confidence: 0.4'"),
+    (with_lines(HYBRID, "min_confidence: 0.7", "draft_length: confidence"),
+     with_lines(HYBRID, "draft_length: adaptive", "min_confidence: 0.7"),
+     "'speculation.draft_length: confidence' is now"),
+    (with_lines(MEDUSA.format("auto"), "guess_vocabulary: 64"),
+     with_lines(MEDUSA.format("auto"), "draft_vocab_size: 64"),
+     "'speculation.guess_vocabulary' is now 'speculation.draft_vocab_size'"),
+    (GOOD + "    time_per_token_ms: 9\n", GOOD + "    tpot_ms: 9\n",
+     "'validate.gates.time_per_token_ms' is now 'validate.gates.tpot_ms'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "remark"), FORMER)
+def test_a_former_spelling_is_read_with_a_remark(
+    tmp_path: Path, old: str, new: str, remark: str
+) -> None:
+    former, present = read(tmp_path, old), read(tmp_path, new)
+    assert former == present and not present.remarks
+    assert len(former.remarks) == 1 and remark in former.remarks[0]
+
+
+def test_a_key_may_not_be_given_under_both_names(tmp_path: Path) -> None:
+    both = REDRAFTER.format("heads: other\n  drafter")
+    with pytest.raises(ConfigError, match="former name of 'speculation.drafter'"):
+        read(tmp_path, both)
 
 
 @pytest.mark.parametrize(
@@ -266,12 +316,6 @@ def test_paths_hold_home_and_variables_and_start_here_or_at_the_config(
 @pytest.mark.parametrize("path", sorted(Path("model_configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_config_is_valid_and_named_like_its_file(path: Path) -> None:
     assert read_config(path).name == path.stem
-
-
-MEDUSA = GOOD.replace(
-    "  method: prompt_lookup\n  num_draft_tokens: 5\n",
-    "  method: medusa\n  heads: some/heads\n  tree: {}\n",
-)
 
 
 def test_a_listed_tree_is_completed_and_counts_its_nodes(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_redrafter_is_converted_built_and_inspected_without_a_defect(
     write_config, gpu_machine: Path, tmp_path: Path
 ) -> None:
     make_redrafter(tmp_path / "drafter", seed=3)
-    speculation = {"method": "redrafter", "heads": str(tmp_path / "drafter"), "num_beams": 3}
+    speculation = {"method": "redrafter", "drafter": str(tmp_path / "drafter"), "num_beams": 3}
     engine = {**ENGINE, "tp_size": 2}
     config = read_config(write_config(engine=engine, speculation=speculation))
     place = Workspace(tmp_path / "work", config.name)

@@ -106,7 +106,7 @@ def test_a_build_publishes_an_engine_that_is_the_planned_one(
     path = write_config(
         engine={"backend": "tensorrt", "gpu": "H100-SXM", "dtype": "float16", "tp_size": 1,
                 "max_batch_size": 2, "max_input_len": 100, "max_seq_len": 200},
-        speculation={"method": "eagle", "heads": str(tmp_path / "drafter"), "num_draft_tokens": 6,
+        speculation={"method": "eagle", "drafter": str(tmp_path / "drafter"), "num_draft_tokens": 6,
                      "num_eagle_layers": 2},
     )  # fmt: skip
     config = read_config(path)

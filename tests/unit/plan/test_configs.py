@@ -147,7 +147,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     (EAGLE, {"engine.kv_cache_quantization": "fp8", "engine.quantization": "fp8"}),
     (EAGLE, {"engine.quantization": "int8_sq"}),
     (EAGLE, {"speculation.tree": "dynamic"}),
-    (EAGLE, {"speculation.heads": "yuhuili/EAGLE-LLaMA3-Instruct-8B"}),
+    (EAGLE, {"speculation.drafter": "yuhuili/EAGLE-LLaMA3-Instruct-8B"}),
     (EAGLE, {"target.model": "Qwen/Qwen2-7B-Instruct"}),
     (EAGLE3, {"engine.backend": "tensorrt"}),
     (EAGLE3, {"engine.backend": "openvino", "engine.gpu": None, "engine.dtype": "float32",

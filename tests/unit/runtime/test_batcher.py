@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from specpipe.config.speculation import (
-    DrafterOptions,
     DraftModel,
     DraftOptions,
     Hybrid,
@@ -16,6 +15,7 @@ from specpipe.config.speculation import (
     NoSpeculation,
     PromptLookup,
     ReDrafter,
+    ReDrafterOptions,
     Speculation,
 )
 from specpipe.core.contracts import Item, Role, Sampling, Scores
@@ -35,7 +35,7 @@ METHODS: list[Speculation] = [
     Lookahead("lookahead", 3, 3, 3),
     Medusa("medusa", "unused", 6, "dynamic"),
     ReDrafter("redrafter", "unused", 2, 3),
-    Hybrid("hybrid", None, 6, 1, 3, redrafter=DrafterOptions("unused", 2, 3)),
+    Hybrid("hybrid", None, 6, 1, 3, redrafter=ReDrafterOptions("unused", 2, 3)),
     Hybrid("hybrid", DRAFT, 4, 2, 3),
     DraftModel("draft_model", DRAFT, 4),
 ]

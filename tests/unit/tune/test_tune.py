@@ -12,7 +12,6 @@ from specpipe.cli.present import settings_text
 from specpipe.config.run_config import read_config
 from specpipe.config.speculation import (
     PLAIN,
-    DrafterOptions,
     DraftModel,
     DraftOptions,
     Hybrid,
@@ -21,6 +20,7 @@ from specpipe.config.speculation import (
     NoSpeculation,
     PromptLookup,
     ReDrafter,
+    ReDrafterOptions,
     Speculation,
 )
 from specpipe.core.artifacts import Workspace
@@ -100,7 +100,7 @@ def test_a_replay_takes_the_steps_of_serving(
     "options",
     [
         ReDrafter("redrafter", "", 2, 3),
-        Hybrid("hybrid", None, 6, 1, 3, redrafter=DrafterOptions("", 2, 3)),
+        Hybrid("hybrid", None, 6, 1, 3, redrafter=ReDrafterOptions("", 2, 3)),
     ],
     ids=lambda options: options.method,
 )
@@ -272,7 +272,7 @@ def test_methods_need_nothing_or_what_the_run_brings() -> None:
     assert names(Medusa("medusa", "h")) == [*free, "medusa", "hybrid"]
     assert names(DraftModel("draft_model", DraftOptions("d"))) == [*free, "draft_model", "hybrid"]
     assert names(ReDrafter("redrafter", "d")) == [*free, "redrafter", "hybrid"]
-    beside = Hybrid("hybrid", redrafter=DrafterOptions("d"))
+    beside = Hybrid("hybrid", redrafter=ReDrafterOptions("d"))
     assert names(beside) == [*free, "redrafter", "hybrid"]
 
 
@@ -302,9 +302,9 @@ def test_every_tree_that_is_tried_has_its_size() -> None:
         NoSpeculation(),
         PromptLookup("prompt_lookup", 4),
         DraftModel("draft_model", DraftOptions("d", num_draft_tokens=2), 3),
-        Hybrid("hybrid", DraftOptions("d"), draft_length="confidence", min_confidence=0.7),
+        Hybrid("hybrid", DraftOptions("d"), min_confidence=0.7),
         Hybrid("hybrid", heads="h", tree="dynamic"),
-        Hybrid("hybrid", redrafter=DrafterOptions("h", 2, 4)),
+        Hybrid("hybrid", redrafter=ReDrafterOptions("h", 2, 4)),
         ReDrafter("redrafter", "h", 3, 3),
         Lookahead("lookahead"),
     ],
@@ -319,7 +319,7 @@ def test_tuned_settings_are_read_back_as_they_are(options: Speculation, tmp_path
 
 
 def test_settings_that_are_tuned_are_shown_those_of_a_drafter_too() -> None:
-    shown = settings_text(Hybrid("hybrid", None, 6, redrafter=DrafterOptions("h", 2, 4)))
+    shown = settings_text(Hybrid("hybrid", None, 6, redrafter=ReDrafterOptions("h", 2, 4)))
     assert shown.startswith("hybrid num_draft_tokens=6 ")
     assert shown.endswith(" num_beams=2 draft_len_per_beam=4") and "tree" not in shown
 

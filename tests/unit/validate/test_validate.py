@@ -261,8 +261,8 @@ def test_metrics_by_hand() -> None:
     assert got["exact_match"]["speculative"].median == 0.5
     assert got["exact_match"]["plain"].median == 1.0
     assert got["ttft_ms"]["reference"].median == 1000
-    assert got["time_per_token_ms"]["reference"].median == 1000  # 3 s for 3 tokens
-    assert got["time_per_token_ms"]["plain"].median == 500
+    assert got["tpot_ms"]["reference"].median == 1000  # 3 s for 3 tokens
+    assert got["tpot_ms"]["plain"].median == 500
     assert got["tokens_per_second"]["plain"].median == 2.0  # 4 tokens in 2 s
     assert got["speedup_over_reference"]["plain"].median == 2.0
     assert got["acceptance_rate"]["speculative"].median == 0.375  # of 2 in 8, and 2 in 4
@@ -290,10 +290,10 @@ def test_every_metric_declares_itself_and_bears_having_no_samples(name: str) -> 
 
 def test_gates_are_lower_or_upper_bounds_by_the_metrics_direction() -> None:
     trials = run([1, 9])
-    gates = {"exact_match": 0.6, "ttft_ms": 600.0, "acceptance_rate": 0.3, "time_per_token_ms": 1.0}
+    gates = {"exact_match": 0.6, "ttft_ms": 600.0, "acceptance_rate": 0.3, "tpot_ms": 1.0}
     results = judge(gates, load_metrics(), figures(trials), "speculative")  # type: ignore[arg-type]
     assert {r.name: r.passed for r in results} == {
-        "exact_match": False, "ttft_ms": True, "acceptance_rate": True, "time_per_token_ms": False,
+        "exact_match": False, "ttft_ms": True, "acceptance_rate": True, "tpot_ms": False,
     }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from specpipe.validate.trials import ARMS, Arm, Trial, Trials
 
 
 def compute(trials: Trials) -> dict[Arm, Figure]:
-    """time_per_token = (last - first response) / tokens after the first response."""
+    """tpot = (last - first response) / tokens after the first response."""
     return by_arm({arm: [ms for t in trials.of(arm) if (ms := _ms(t)) is not None] for arm in ARMS})
 
 
@@ -14,6 +14,4 @@ def _ms(trial: Trial) -> float | None:
     return (trial.total_s - trial.first_s) * 1e3 / later if later > 0 else None
 
 
-METRIC = Metric(
-    "time_per_token_ms", "ms", False, "Time per output token after the first response.", compute
-)
+METRIC = Metric("tpot_ms", "ms", False, "Time per output token after the first response.", compute)
