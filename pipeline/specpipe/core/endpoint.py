@@ -28,6 +28,11 @@ class Serving:
     release: str | None = None  # of TensorRT-LLM; None: the default one
 
 
+def is_draft_limit(asked: int, most: int, *, any_number: bool) -> bool:
+    """Tell whether a request may have at most `asked` draft tokens per step, of `most`."""
+    return 0 <= asked <= most and (any_number or asked in (0, most))
+
+
 @dataclass(frozen=True)
 class DraftLimit:
     """How one request limits its draft tokens; 0 means plain decoding."""
@@ -35,6 +40,10 @@ class DraftLimit:
     carrier: Carrier
     most: int  # draft tokens of a step, unless a request sets fewer
     any_number: bool = False  # False: a request may set only 0 or `most`
+
+    def allows(self, asked: int) -> bool:
+        """Tell whether a request may set this number."""
+        return is_draft_limit(asked, self.most, any_number=self.any_number)
 
 
 @dataclass(frozen=True)

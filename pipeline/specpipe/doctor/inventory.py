@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from specpipe.core.cpu import cpu_kinds
+from specpipe.core.machine import cpu_kinds, memory_bytes
 from specpipe.engine.tensorrt.container import RUNTIMES
 from specpipe.engine.tensorrt.machine import (
     FoundGpu,
@@ -71,7 +71,7 @@ def look(workspace: Path, ports: Sequence[int] = PORTS) -> Machine:
         server=find_server(),
         cpus=os.cpu_count() or 0,
         cpu_kinds=cpu_kinds(),
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        memory_bytes=memory_bytes(),
         shared_memory_bytes=shutil.disk_usage(shm).free if shm.is_dir() else 0,
         disk_bytes=shutil.disk_usage(_existing(workspace.absolute())).free,
         busy_ports=tuple(port for port in ports if _is_busy(port)),

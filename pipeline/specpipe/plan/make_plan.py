@@ -1,6 +1,5 @@
 """`specpipe plan`: read the models' facts, check the backend, collect every refusal."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from specpipe.config.tree import is_open
 from specpipe.core.artifacts import Workspace, read_artifact
 from specpipe.core.backend import Backend, BuildRequest, Command, Rejection
 from specpipe.core.contracts import Role
-from specpipe.core.cpu import cpu_kinds
+from specpipe.core.machine import cpu_kinds, memory_bytes
 from specpipe.core.errors import Unsupported
 from specpipe.core.model import ModelConfig
 from specpipe.core.publishing import why_kept
@@ -221,7 +220,7 @@ def _downloads(found: Resolved) -> Iterator[tuple[Role, Download]]:
 
 def _memory_of(gpu: Gpu | None) -> int:
     """Return the memory of a GPU, or of this machine, in bytes."""
-    return gpu.memory_bytes if gpu else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return gpu.memory_bytes if gpu else memory_bytes()
 
 
 def _check_memory(memory: Memory | None, sizing: Sizing) -> list[Rejection]:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from specpipe.core.backend import Footprint
 from specpipe.core.contracts import Role
+from specpipe.core.upstream import KV_BLOCK
 
 RESERVE = 0.05  # share of the memory that stays free
 KV_SHARE = 0.9  # of the memory left after loading; the rest is for the decoder's buffers
-_BLOCK = 64  # a multiple of every release's tokens_per_block
 Fits = Callable[[int], bool]
 
 
@@ -83,7 +83,7 @@ def plan_memory(
     free = available * (1 - RESERVE) - sum(f.fixed for f in footprints.values())
     row = sum(f.kv_per_token for f in footprints.values())
     tokens = max(0, int(KV_SHARE * free / row)) if row else 0
-    budget = KvBudget(tokens - tokens % _BLOCK, KV_SHARE)
+    budget = KvBudget(tokens - tokens % KV_BLOCK, KV_SHARE)
     return Memory(footprints, available, dict.fromkeys(footprints, budget))
 
 

@@ -13,7 +13,7 @@ from specpipe.config.speculation import (
 )
 from specpipe.core.backend import BuildRequest, Footprint
 from specpipe.core.contracts import Role
-from specpipe.core.cpu import emulates_bfloat16
+from specpipe.core.machine import emulates_bfloat16
 from specpipe.core.model import ModelConfig
 from specpipe.core.trees import TreePath, assumed_accuracy, expected_tokens, supposed_accuracy
 from specpipe.plan.gpus import Gpu

@@ -13,17 +13,12 @@ from specpipe.core.backend import BuildRequest
 from specpipe.core.contracts import Role
 from specpipe.core.errors import Unsupported
 from specpipe.core.trees import TreePath
+from specpipe.core.upstream import ENGINE_MODES, KV_BLOCK
 from specpipe.plan.memory import KV_SHARE, KvBudget
 from specpipe.repository.placement import Placement, gpu_device_ids, participant_ids
 from specpipe.repository.signature import signatures
 
 WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
-_DECODING_MODES = {
-    "medusa": "medusa",
-    "lookahead": "lookahead",
-    "eagle": "eagle",
-    "redrafter": "redrafter",
-}
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,7 @@ def _cache(plan: EnginePlan) -> dict[str, str]:
     """
     request, budget = plan.request, plan.budget
     shared = len(plan.ranks) > 1
-    row = -(-(request.max_seq_len + request.draft_nodes + 1) // 64) * 64
+    row = -(-(request.max_seq_len + request.draft_nodes + 1) // KV_BLOCK) * KV_BLOCK
     tokens = budget.tokens if budget else request.max_batch_size * row
     return {
         "enable_kv_cache_reuse": "true",  # the loop resends the whole sequence at every step
@@ -114,7 +109,7 @@ def _method(options: Speculation) -> dict[str, str]:
     medusa = options if isinstance(options, Medusa) else None
     eagle = options if isinstance(options, Eagle) else None
     return {
-        "decoding_mode": _DECODING_MODES.get(options.method, "top_k_top_p"),
+        "decoding_mode": ENGINE_MODES[options.method].decoding,
         "multi_block_mode": "false" if medusa or eagle else "true",
         "medusa_choices": choices(_tree(medusa)) if medusa else "",
         "eagle_choices": choices(_tree(eagle)) if eagle else "",

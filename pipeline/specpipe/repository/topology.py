@@ -13,6 +13,7 @@ from specpipe.config.speculation import DraftModel
 from specpipe.core.backend import BuildRequest
 from specpipe.core.contracts import Role
 from specpipe.core.endpoint import Endpoint, dump_endpoint
+from specpipe.engine.upstream_models import TOKENIZER
 from specpipe.plan.memory import KvBudget
 from specpipe.repository.description import FRONTS, KEY_PARAMETER, PARAMETER, describe_run
 from specpipe.repository.engine_parameters import EnginePlan, engine_parameters
@@ -21,7 +22,7 @@ from specpipe.repository.render import ServedModel
 from specpipe.repository.signature import LLMAPI, NEWEST, served_signature, table_of
 from specpipe.runtime.assembly import load_backend
 
-_TOKENIZER = "../../preprocessing/1/tokenizer"  # seen from a model's version folder
+_TOKENIZER = f"../../{TOKENIZER}"  # seen from a model's version folder
 MOST_INSTANCES = 16  # processes of a text model, unless serving.instances is set
 SPARE_REQUESTS = 16  # requests whose tokens are complete and whose text is still being sent
 

@@ -18,6 +18,7 @@ from specpipe.core.contracts import EngineFacts, LoadedEngine, Proposer, Role, S
 from specpipe.core.endpoint import Endpoint, Serving
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.runtime.batcher import Batcher, alone
+from specpipe.runtime.bounds import draft_tokens
 from specpipe.runtime.budget import Budget
 from specpipe.runtime.cost import measure_steps
 from specpipe.runtime.stream import Stream
@@ -99,27 +100,15 @@ def acceptance_rule(options: Speculation) -> accept.Rule:
 def limit_draft(options: Speculation, num_draft_tokens: int | None) -> Speculation:
     """Return `options` for a request with at most `num_draft_tokens` draft tokens.
 
-    Raises ConfigError for a number below 0 or above what the engine was built for, and for any but
-    these two if the method's drafts have one shape only.
+    Raises ConfigError for a number below 0 or above what the engine was built for, and Unsupported
+    for any but these two if the method's drafts have one shape only.
     """
-    if num_draft_tokens is None:
+    most, who = options.num_draft_tokens, f"method {options.method}"
+    any_number = isinstance(options, AnyLength)
+    limit = draft_tokens(num_draft_tokens, most, any_number=any_number, who=who)
+    if limit == most:
         return options
-    most = options.num_draft_tokens
-    if not 0 <= num_draft_tokens <= most:
-        raise ConfigError(
-            f"num_draft_tokens is {num_draft_tokens}: must be from 0 to {most}, "
-            "the number that the server was configured with"
-        )
-    if num_draft_tokens == most:
-        return options
-    if num_draft_tokens == 0:
-        return NoSpeculation()
-    if not isinstance(options, AnyLength):
-        raise ConfigError(
-            f"num_draft_tokens is {num_draft_tokens}: method {options.method} drafts {most} tokens "
-            "a step, or none with 0"
-        )
-    return replace(options, num_draft_tokens=num_draft_tokens)
+    return replace(options, num_draft_tokens=limit) if limit else NoSpeculation()
 
 
 @dataclass(frozen=True)

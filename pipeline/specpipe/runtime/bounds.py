@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from specpipe.core.errors import ConfigError
+from specpipe.core.endpoint import is_draft_limit
+from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.runtime.triton.requests import Tensors
 
 MOST_WORDS = 1_000  # in each list of stop, bad or biased words
@@ -48,6 +49,26 @@ def check_tokens(tensors: Tensors, most_tokens: int, why: str) -> None:
     for name in _TOKEN_LISTS:
         count = tensors.get(name, _NOTHING).size // 2
         _require(count, MOST_WORDS_TOKENS, name, "tokens", "all its words together")
+
+
+def draft_tokens(
+    asked: int | None, most: int, *, any_number: bool = True, who: str = "the engine"
+) -> int:
+    """Return how many draft tokens a step of a request has at most; `asked` or all of them.
+
+    Raises ConfigError for a number outside of [0, most]. Unless `any_number`, raises Unsupported
+    for a number between these two, with `who` drafts.
+    """
+    if asked is None or is_draft_limit(asked, most, any_number=any_number):
+        return most if asked is None else asked
+    if 0 <= asked <= most:
+        raise Unsupported(
+            f"num_draft_tokens is {asked}: {who} drafts {most} tokens a step, or none with 0"
+        )
+    raise ConfigError(
+        f"num_draft_tokens is {asked}: must be from 0 to {most}, "
+        "the number that the server was configured with"
+    )
 
 
 def request_bytes(max_input_len: int) -> int:

@@ -11,24 +11,13 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from specpipe.core.contracts import Sampling, length_to_end
-from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.core.errors import Unsupported
+from specpipe.runtime.bounds import draft_tokens
 from specpipe.runtime.calls import Call, Engine, Reply
 from specpipe.runtime.exchange import Counters, EngineProgress, Request
 from specpipe.speculate.decode import Finish, Step
 
 _DRAFT, _TARGET = 0, 1  # whose random numbers a seed is for
-
-
-def asked_draft_tokens(asked: int | None, most: int) -> int:
-    """Return how many tokens a request drafts a step; raises ConfigError for a bad number."""
-    if asked is None:
-        return most
-    if not 0 <= asked <= most:
-        raise ConfigError(
-            f"num_draft_tokens is {asked}: must be from 0 to {most}, "
-            "the number that the server was configured with"
-        )
-    return asked
 
 
 def draft_and_verify(
@@ -40,7 +29,7 @@ def draft_and_verify(
     distribution: a draft token is compared with the token that the target drew. With
     `use_draft_logits`, the engine accepts it by the ratio of both distributions.
     """
-    limit = asked_draft_tokens(request.num_draft_tokens, most)
+    limit = draft_tokens(request.num_draft_tokens, most)
     sequence = _Sequence(request)
     sequence.counters.first_scheduled_ns = time.monotonic_ns()
     finish: Finish | None = None
@@ -62,11 +51,11 @@ def follow_engine(
     the C++ engines return all of them but the first, which they keep.
     Raises Unsupported for a number of draft tokens that the engine cannot be held to.
     """
-    limit = asked_draft_tokens(request.num_draft_tokens, most)
-    if limit != most and not (can_be_plain and limit == 0):
-        possible = "a step, or none with 0" if can_be_plain else "in every step of every request"
+    limit = draft_tokens(request.num_draft_tokens, most, any_number=False)
+    if limit != most and not can_be_plain:
         raise Unsupported(
-            f"num_draft_tokens is {limit}: the engine drafts {most} tokens {possible}"
+            f"num_draft_tokens is {limit}: the engine drafts {most} tokens in every step of every "
+            "request"
         )
     sequence = _Sequence(request)
     counters = sequence.counters

@@ -176,7 +176,7 @@ def _draft_limit(model: Model, asked: int | None) -> tuple[dict[str, int], dict[
             "it was built for; no request can change that",
             hint="leave it out; for plain decoding build a run with speculation.method: none",
         )
-    if not 0 <= asked <= limit.most or (asked not in (0, limit.most) and not limit.any_number):
+    if not limit.allows(asked):
         possible = f"from 0 to {limit.most}" if limit.any_number else f"0 or {limit.most}"
         raise ConfigError(f"num_draft_tokens is {asked}: {model.name} takes {possible}")
     if limit.carrier == "lookahead":

@@ -1,7 +1,6 @@
 """A tritonserver as a child process: started with the right libraries, awaited, stopped cleanly."""
 
 import contextlib
-import ctypes
 import ctypes.util
 import importlib.metadata
 import importlib.util
@@ -20,6 +19,7 @@ from typing import Any
 
 from specpipe.core.endpoint import Model
 from specpipe.core.errors import StageFailed, Unsupported
+from specpipe.core.processes import die_with_parent
 from specpipe.repository.placement import read_placement
 from specpipe.runtime.rendezvous import FOLDER, socket_path
 from specpipe.serve.address import Address, require_free_ports
@@ -37,7 +37,6 @@ from specpipe.serve.machine import find_front, require_models, require_same_mach
 from specpipe.serve.watch import children, describe_end, first_ended, is_ready
 
 STARTING_SECONDS = 120.0
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def start_server(
             stdout=output.file,
             stderr=output.file,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
         front = find_front(repository)
         endpoint = RunningServer(address, process, log, front=front, encrypted=tls is not None)
@@ -216,11 +215,6 @@ def _environment(home: _Home) -> tuple[tuple[str, str], ...]:
         ("PATH", f"{python}:{os.environ.get('PATH', '')}"),
         ("VIRTUAL_ENV", sys.prefix),
     )
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to end the server if we are killed without a chance to stop it."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _await_ready(endpoint: RunningServer, timeout_s: float, give_up: Callable[[], bool]) -> None:

@@ -14,6 +14,7 @@ from specpipe.config.speculation import UPSTREAM_ONLY, NoSpeculation, Speculatio
 from specpipe.core.artifacts import Workspace
 from specpipe.core.backend import Rejection
 from specpipe.core.errors import Unsupported
+from specpipe.engine.upstream_models import TOKENIZER
 from specpipe.plan.gpus import find_gpu, unknown_gpu
 from specpipe.plan.make_plan import make_plan
 from specpipe.plan.roofline import Estimate
@@ -90,7 +91,7 @@ def _observe(
     place = Workspace(workspace.root, here.name)
     _build_here(config, here, place, notify, progress)
     plan = make_plan(here, place)
-    prompts, end_ids = load_prompts(here, place.repository / "preprocessing/1/tokenizer")
+    prompts, end_ids = load_prompts(here, place.repository / TOKENIZER)
     engines = {role: place.engine(role) for role in plan.requests}
     deployment = open_runtime(plan.config, engines)
     return observe(plan.config, deployment, prompts, end_ids, costs=costs, progress=progress)

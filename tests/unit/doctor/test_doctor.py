@@ -9,7 +9,7 @@ import pytest
 
 from specpipe.config.run_config import EngineOptions, read_config
 from specpipe.core.artifacts import Workspace
-from specpipe.core.cpu import cpu_kinds, emulates_bfloat16
+from specpipe.core.machine import cpu_kinds, emulates_bfloat16
 from specpipe.doctor.checks import Needs, examine, judge, needs_of
 from specpipe.doctor.inventory import Machine, Runtime, find_container_runtime, look
 from specpipe.engine.tensorrt.machine import FoundGpu

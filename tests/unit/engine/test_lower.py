@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from specpipe.core.upstream import ENGINE_MODES
 from specpipe.core.backend import BuildRequest, Parallel
 from specpipe.engine.tensorrt.backend import TensorRtBackend
-from specpipe.engine.tensorrt.lower import METHODS, build_flags, engine_seq_len, takes_drafts
+from specpipe.engine.tensorrt.lower import build_flags, engine_seq_len, takes_drafts
 from specpipe.engine.tensorrt.profiles import find_profile
 from tests.unit.engine.commands import TABLES, known_flags, parse, request
 
@@ -60,7 +61,7 @@ def test_the_parser_of_these_tests_refuses_what_upstream_would() -> None:
 def test_every_method_of_a_profile_has_a_row() -> None:
     for release in TABLES:
         profile = find_profile(release)
-        assert profile is not None and set(profile.methods) <= set(METHODS)
+        assert profile is not None and set(profile.methods) <= set(ENGINE_MODES)
 
 
 @pytest.mark.parametrize(

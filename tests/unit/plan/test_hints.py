@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from specpipe.core.upstream import ENGINE_MODES
 from specpipe.config.run_config import RunConfig, read_config
 from specpipe.core.backend import Rejection
-from specpipe.engine.tensorrt.lower import METHODS
 from specpipe.engine.tensorrt.profiles import DEFAULT
 from specpipe.plan.gpus import GPUS, find_gpu, unknown_gpu
 from specpipe.plan.plan import check_memory
@@ -38,7 +38,7 @@ OF_GPUS = r"GPU|tp_size|pp_size|fp8|awq|nvfp4|H100|trtllm|container|tensorrt_llm
 METHODS_OF = {
     "openvino": {"none", "prompt_lookup", "draft_model", "medusa", "lookahead", "hybrid",
                  "redrafter"},
-    "tensorrt": set(METHODS),
+    "tensorrt": set(ENGINE_MODES),
     "llmapi": set(DEFAULT.llmapi_methods),
 }  # fmt: skip
 

@@ -3,7 +3,7 @@
 import pytest
 
 from specpipe.config.speculation import Lookahead, NoSpeculation, PromptLookup
-from specpipe.core.errors import ConfigError
+from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.runtime.assembly import Runtime, limit_draft
 from tests.unit.runtime.toy import TimedEngine
 
@@ -26,7 +26,7 @@ def test_a_draft_of_one_shape_is_taken_whole_or_not_at_all() -> None:
     options = Lookahead("lookahead", 4, 3, 4)
     assert limit_draft(options, 15) == limit_draft(options, None) == options
     assert limit_draft(options, 0) == NoSpeculation()
-    with pytest.raises(ConfigError, match="lookahead drafts 15 tokens a step, or none with 0"):
+    with pytest.raises(Unsupported, match="lookahead drafts 15 tokens a step, or none with 0"):
         limit_draft(options, 3)
 
 

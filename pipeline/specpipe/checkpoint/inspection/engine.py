@@ -16,16 +16,8 @@ from specpipe.checkpoint.inspection.records import (
     Speculation,
 )
 from specpipe.core.errors import first_few
+from specpipe.core.upstream import MODE_NUMBERS
 
-# `SpeculativeDecodingMode`, an IntFlag
-_MODES = {
-    1: "none",
-    2: "draft_tokens_external",
-    4: "medusa",
-    8: "lookahead_decoding",
-    16: "explicit_draft_tokens",
-    32: "eagle",
-}
 _BEAMS = "explicit_draft_tokens"  # ReDrafter's mode
 _BUILD = "build the engine again"
 
@@ -35,7 +27,8 @@ def mode(build: Json) -> str | None:
     value = build.get("speculative_decoding_mode", 1)
     if isinstance(value, str):
         return value.lower().removeprefix("speculativedecodingmode.")
-    return _MODES.get(value) if isinstance(value, int) else None
+    names = {number: name for name, number in MODE_NUMBERS.items()}
+    return names.get(value) if isinstance(value, int) else None
 
 
 def describe_limits(build: Json) -> EngineLimits:

@@ -10,7 +10,7 @@ import openvino as ov
 from openvino import opset13 as op
 
 from specpipe.core.artifacts import read_model_config
-from specpipe.core.cpu import cpu_kinds, multiplies_int8
+from specpipe.core.machine import cpu_kinds, multiplies_int8
 from specpipe.core.errors import ConfigError
 from specpipe.core.model import ModelConfig
 from specpipe.engine.openvino.attention import PAGED, describe_paged

@@ -7,12 +7,13 @@ from specpipe.core.backend import HERE, BuildRequest, Command, Facts, Footprint,
 from specpipe.core.contracts import LoadedEngine
 from specpipe.core.endpoint import Endpoint, Serving
 from specpipe.core.errors import Unsupported
+from specpipe.core.upstream import ENGINE_MODES
 from specpipe.engine.tensorrt import check
 from specpipe.engine.tensorrt.build import build_engine
 from specpipe.engine.tensorrt.eagle import check_eagle
 from specpipe.engine.tensorrt.endpoint import describe
 from specpipe.engine.tensorrt.footprint import footprint
-from specpipe.engine.tensorrt.lower import METHODS, build_flags
+from specpipe.engine.tensorrt.lower import build_flags
 from specpipe.engine.tensorrt.medusa import check_medusa
 from specpipe.engine.tensorrt.profiles import engine_releases, profile_of
 from specpipe.engine.tensorrt.redrafter import check_redrafter
@@ -51,7 +52,7 @@ class TensorRtBackend:
 
     def commands(self, request: BuildRequest, checkpoint: Path, out: Path) -> list[Command]:
         """Return the `trtllm-build` call for this engine."""
-        if request.method not in METHODS:
+        if request.method not in ENGINE_MODES:
             return []
         profile = profile_of(request.release)
         return [Command("compile", build_flags(request, checkpoint, out, profile))]

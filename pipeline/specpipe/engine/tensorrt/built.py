@@ -8,16 +8,8 @@ from typing import Any
 
 from specpipe.core.backend import Command
 from specpipe.core.errors import StageFailed
+from specpipe.core.upstream import MODE_NUMBERS
 
-# `SpeculativeDecodingMode` of the releases with engines: one bit a mode.
-MODES = {
-    "none": 1,
-    "draft_tokens_external": 2,
-    "medusa": 4,
-    "lookahead_decoding": 8,
-    "explicit_draft_tokens": 16,
-    "eagle": 32,
-}
 _EQUAL = ("max_batch_size", "max_beam_width", "max_draft_len")
 _PLUGINS = (
     "gpt_attention_plugin",
@@ -110,7 +102,7 @@ def _compare_sizes(flags: Mapping[str, str], built: Mapping[str, Any]) -> Iterat
         if f"--{key}" in flags:
             yield FlagDifference(key, int(flags[f"--{key}"]), built.get(key))
     mode = flags.get("--speculative_decoding_mode", "none")
-    yield FlagDifference("speculative_decoding_mode", MODES[mode], _mode(built))
+    yield FlagDifference("speculative_decoding_mode", MODE_NUMBERS[mode], _mode(built))
     if "--kv_cache_type" in flags:
         kind = str(built.get("kv_cache_type")).rpartition(".")[2].lower()
         yield FlagDifference("kv_cache_type", flags["--kv_cache_type"], kind)
@@ -154,7 +146,7 @@ def _plugin_value(value: object) -> str:
 
 def _mode(built: Mapping[str, Any]) -> object:
     mode = built.get("speculative_decoding_mode")
-    return MODES.get(mode.lower(), mode) if isinstance(mode, str) else mode
+    return MODE_NUMBERS.get(mode.lower(), mode) if isinstance(mode, str) else mode
 
 
 def _missing_ranks(built: Mapping[str, Any], engine: Path) -> Iterator[FlagDifference]:

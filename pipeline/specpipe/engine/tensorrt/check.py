@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from specpipe.config.speculation import REWINDING, UPSTREAM_ONLY
 from specpipe.core.backend import BuildRequest, Rejection
 from specpipe.core.divisibility import check_parallel
-from specpipe.engine.tensorrt.lower import METHODS, reads_blocks, takes_drafts
+from specpipe.core.upstream import ENGINE_MODES
+from specpipe.engine.tensorrt.lower import reads_blocks, takes_drafts
 from specpipe.engine.tensorrt.profiles import (
     DEFAULT,
     ENGINES_END,
@@ -46,7 +47,7 @@ def check_release(request: BuildRequest, profile: Profile) -> Iterator[Rejection
             f"remove engine.tensorrt_llm to use {DEFAULT.tensorrt_llm}"
             + (", or use backend: llmapi" if request.method in profile.llmapi_methods else ""),
         )
-    if request.method not in METHODS:
+    if request.method not in ENGINE_MODES:
         yield Rejection(
             f"backend tensorrt does not support method {request.method}", elsewhere(request.method)
         )

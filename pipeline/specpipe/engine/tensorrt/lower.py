@@ -1,4 +1,4 @@
-"""Converts a build request into the flags of `trtllm-build`; methods without a row are refused.
+"""Converts a build request into the flags of `trtllm-build`; methods without a mode are refused.
 
 Every relevant flag is written, because TensorRT-LLM's defaults change between releases. Values that
 its builder would silently change (`builder.py::build`) are written as they would come out.
@@ -7,20 +7,9 @@ its builder would silently change (`builder.py::build`) are written as they woul
 from pathlib import Path
 
 from specpipe.core.backend import BuildRequest
-from specpipe.core.contracts import Role
+from specpipe.core.upstream import ENGINE_MODES, PLAIN
 from specpipe.engine.tensorrt.profiles import Profile
 
-# method -> the mode of each engine; None: a plain one
-_MODES: dict[str, dict[Role, str | None]] = {
-    "none": {"target": None},
-    "draft_model": {"target": "draft_tokens_external", "draft": None},
-    "medusa": {"target": "medusa"},
-    "lookahead": {"target": "lookahead_decoding"},
-    "eagle": {"target": "eagle"},
-    "redrafter": {"target": "explicit_draft_tokens"},
-}
-
-METHODS = tuple(_MODES)
 FP8_READERS = ("fp8", "nvfp4")  # quantizations whose attention reads 8-bit caches in blocks
 _GEMM_PLUGINS = {"fp8": "disable", "nvfp4": "nvfp4"}  # else the dtype
 # Not used by speculation, and refused by some GPUs and releases; TensorRT-LLM's defaults.
@@ -31,7 +20,8 @@ _OFF = ("--gemm_swiglu_plugin", "--fp8_rowwise_gemm_plugin", "--low_latency_gemm
 
 def takes_drafts(request: BuildRequest) -> bool:
     """Tell whether the engine verifies drafts."""
-    return _MODES.get(request.method, {}).get(request.role) is not None
+    verifies = request.method in ENGINE_MODES and request.method != PLAIN
+    return verifies and request.role == "target"
 
 
 def build_flags(
@@ -90,9 +80,9 @@ def _plugin_flags(request: BuildRequest) -> dict[str, str]:
 
 
 def _mode_flags(request: BuildRequest) -> dict[str, str]:
-    mode = _MODES[request.method][request.role]
-    if mode is None:
+    if not takes_drafts(request):
         return {}
+    mode = ENGINE_MODES[request.method].build
     return {"--speculative_decoding_mode": mode, "--max_draft_len": str(request.draft_nodes)}
 
 

@@ -5,9 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from specpipe.core.upstream import KV_BLOCK
 from specpipe.runtime.exchange import Counters
-
-KV_BLOCK = 64  # tokens; the unit of the kv_cache_* outputs
 
 
 def text_tensor(text: str) -> NDArray[Any]:

@@ -1,5 +1,6 @@
-"""The instructions of this machine's CPU that decide how fast a data type is."""
+"""This machine: its memory, and the instructions of its CPU that decide how fast a type is."""
 
+import os
 import platform
 from collections.abc import Collection
 from pathlib import Path
@@ -7,6 +8,11 @@ from pathlib import Path
 _BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
 _INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "avx_vnni")
+
+
+def memory_bytes() -> int:
+    """Return the size of this machine's RAM."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def cpu_kinds(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
