@@ -1,3 +1,6 @@
-"""specpipe: one YAML file to a Triton server that decodes speculatively, and proof of it."""
+"""specpipe: builds a Triton server with speculative decoding from one YAML file, and validates it.
+
+Not here: modules. Each belongs to a part below, whose docstring states what it holds.
+"""
 
 __version__ = "0.1.0"

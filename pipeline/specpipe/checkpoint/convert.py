@@ -1,4 +1,4 @@
-"""`specpipe convert`: a Hugging Face checkpoint into TensorRT-LLM checkpoint format."""
+"""`specpipe convert`: converts a Hugging Face checkpoint to a TensorRT-LLM checkpoint."""
 
 import contextlib
 import json

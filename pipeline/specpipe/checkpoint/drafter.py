@@ -1,4 +1,4 @@
-"""What a method adds to its target's checkpoint: Medusa heads, or a drafter of another kind.
+"""The tensors that a method adds to its target's checkpoint: Medusa heads, or another drafter.
 
 Upstream's engines of such methods hold target and drafter in one network, so conversion writes both
 into the same files, with a config.json that describes the addition.

@@ -1,4 +1,4 @@
-"""Which method a drafter was trained for, so that nobody waits for an engine of another.
+"""Finds the method that a drafter was trained for, to refuse it early in a run of another method.
 
 EAGLE's is one decoder layer after a matrix `fc` over token and hidden state (EAGLE-3's layer is
 called `midlayer`); ReDrafter's is a small recurrent net, whose tensors may look like those of one

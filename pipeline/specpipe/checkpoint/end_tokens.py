@@ -1,4 +1,4 @@
-"""Which tokens end an answer: what a checkpoint's files name, in the order of transformers."""
+"""Finds the tokens that end an answer, in the files and the order that transformers reads."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where the models of a run are: a folder, a .gguf file, or the cache of the Hugging Face hub."""
+"""Finds the models of a run: a folder, a .gguf file, or the cache of the Hugging Face hub."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping

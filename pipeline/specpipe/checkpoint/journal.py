@@ -1,4 +1,4 @@
-"""What a conversion has finished, tensor by tensor, so that a killed one can resume.
+"""Notes the tensors that a conversion has finished, so that a killed one can resume.
 
 One line a tensor is appended when its bytes were handed to the kernel. A line is a claim, not a
 proof: whoever goes on compares the digest with the bytes that are there, so neither a torn line

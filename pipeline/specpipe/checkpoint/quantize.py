@@ -1,4 +1,4 @@
-"""Quantisation as part of conversion: which tensors come out, from what, and what decides them."""
+"""Quantization as part of conversion: the tensors that it writes, and their inputs."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

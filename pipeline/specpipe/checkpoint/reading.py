@@ -1,4 +1,4 @@
-"""What a conversion reads, digested on the way: no byte of a source is read a second time for it.
+"""Reads and digests the inputs of a conversion in one pass over each file.
 
 The digest of a safetensors file is made of its tensors' (`SafetensorsFile.digest`), so tensors may
 be read in any order, by several threads, and a conversion that goes on need not read again what is

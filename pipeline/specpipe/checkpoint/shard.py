@@ -1,4 +1,4 @@
-"""Which part of every tensor each rank holds, in upstream's order of ranks; no tensor is touched.
+"""The part of every tensor that each rank holds, in upstream's order of ranks; touches no tensor.
 
 Rank `r` is tensor-parallel rank `r % tp` of pipeline stage `r // tp`. Among the tensor-parallel
 ranks, neighbours hold different experts and those `moe_ep` apart different parts of the same ones

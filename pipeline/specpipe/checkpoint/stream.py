@@ -1,4 +1,4 @@
-"""One tensor of the output: read in blocks of rows, joined, cast, cut, and written to every rank.
+"""Streams one tensor to the files of all ranks: read in blocks of rows, joined, cast and split.
 
 Memory holds one block and its parts, whatever the size of the tensor. Only a plan whose sources
 must be computed with as a whole (`TensorPlan.join`) needs room for all of them; stacked experts are

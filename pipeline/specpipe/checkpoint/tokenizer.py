@@ -1,4 +1,4 @@
-"""The tokenizer that travels with a checkpoint: one tokenizer.json and a few facts about it."""
+"""Writes the tokenizer of a checkpoint: one tokenizer.json, and a few facts about it."""
 
 import json
 from dataclasses import asdict, dataclass

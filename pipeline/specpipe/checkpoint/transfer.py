@@ -1,4 +1,4 @@
-"""From the tensors of a source to the files of all ranks: in parallel, resumable, within the disk.
+"""Transfers the tensors of a source to the files of all ranks: parallel, and resumable.
 
 Every planned tensor is one task. Its bytes are digested on their way and its name is noted in a
 journal when it is whole, so a killed conversion resumes with the missing tensors.

@@ -1,4 +1,4 @@
-"""Writing one safetensors file in pieces: any tensor first, several at a time, from any thread.
+"""Writes one safetensors file in pieces: in any order, several at a time, from any thread.
 
 The format (8 bytes of header length, a JSON header, the raw data) is that of the safetensors
 library, whose own writer wants every tensor in memory at once. Since the header states where each

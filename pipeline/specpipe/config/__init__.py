@@ -1,1 +1,4 @@
-"""One YAML file into frozen records. No model is read here."""
+"""The YAML file of a run as frozen records.
+
+Not here: anything that opens a model or looks at the machine.
+"""

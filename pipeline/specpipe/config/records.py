@@ -1,4 +1,4 @@
-"""YAML text into frozen dataclasses; values that do not fit are refused with file:line and a hint.
+"""Reads YAML text into frozen dataclasses; refuses wrong values with file:line and a hint.
 
 A record declares its keys by its fields: the annotation is the type, and the metadata (`keys`)
 states possible values and former names. Unions of records are told apart by their `method` field.

@@ -1,4 +1,4 @@
-"""The tree of a run, once its YAML is read: made whole, and the sizes that follow from it."""
+"""Completes the tree of a run, and the sizes that follow from it."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace

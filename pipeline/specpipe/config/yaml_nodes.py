@@ -1,4 +1,4 @@
-"""YAML text into nodes that know their lines: anchors, merges, and bounds on all of it.
+"""Reads YAML text into nodes with line numbers: anchors, merges, bounds on size and depth.
 
 Numbers are those of YAML 1.2: `1e-3` is a number, and neither `010` nor `20:48` is one, which
 YAML 1.1 reads as 8 and 1248.

@@ -1,4 +1,4 @@
-"""Build requests and what a backend returns for them: the interface next to `contracts`."""
+"""The interface of building: requests to a backend, and what it returns for them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The seam of decoding: what engines and proposers promise, and the records they exchange.
+"""The interface of decoding: promises of engines and proposers, and the records that they exchange.
 
 A *sequence* is the prompt and every token committed so far. Its last token is the *root*. A draft
 is a tree of draft tokens under it, and one call of the target scores the root and the whole tree.

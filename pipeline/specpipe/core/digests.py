@@ -1,4 +1,4 @@
-"""Digests of files, remembered: what was not touched since it was digested is not read again.
+"""Digests of files, cached while the files do not change.
 
 Untouched means the same size, inode, modification time and change time. The last is set by the
 kernel at every write and cannot be set back, so that tools which restore modification times do not

@@ -1,4 +1,4 @@
-"""Whether a model divides by the requested ranks; every reason why not."""
+"""Reasons why a model cannot be divided by the requested number of ranks."""
 
 from collections.abc import Iterator
 

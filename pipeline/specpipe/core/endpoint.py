@@ -1,4 +1,4 @@
-"""How a deployment is served and called: what everything that talks to a server goes by.
+"""The description of a server, by which clients call it: models, tensors, limits of requests.
 
 A backend describes its servers with one `Endpoint`. It is packaged with the models, so a server
 describes itself to its clients.

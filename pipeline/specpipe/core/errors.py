@@ -1,4 +1,4 @@
-"""What can go wrong, as sentences for the person who can fix them.
+"""The exceptions, each with a sentence for the user, a hint, and an exit code.
 
 SpecpipeError            exit code 1: an internal error, a bug of specpipe
 ├── ConfigError          2: the YAML file, a flag or an input file is wrong

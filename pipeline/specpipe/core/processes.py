@@ -1,4 +1,4 @@
-"""Programs that a stage runs: output in a file, signs of life, and nothing left behind."""
+"""Runs the child programs of a stage: output in a log, heartbeats, the whole group ended."""
 
 import contextlib
 import ctypes

@@ -1,4 +1,4 @@
-"""The Grafana dashboard: what speculation does, how long requests take, what fills the GPU."""
+"""The Grafana dashboard: speculation, duration of requests, use of the GPU."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a deployment must know of a run, and the names and ports that all its files share."""
+"""The facts of a run that its deployment needs, and the names and ports that all files share."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What the image is built from, each package with its version."""
+"""The packages of the image, each with its version."""
 
 import importlib.metadata
 import platform

@@ -1,4 +1,4 @@
-"""Kubernetes manifests as plain records: one file an object, tied together by kustomize."""
+"""Kubernetes manifests as plain records: one file per object, and a kustomization."""
 
 import json
 from collections.abc import Mapping

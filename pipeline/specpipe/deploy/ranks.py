@@ -1,4 +1,4 @@
-"""What the pods of a server over several nodes run: `python3 -m specpipe.deploy.ranks ROLE ...`.
+"""The program of the pods of a server over several nodes: `python3 -m specpipe.deploy.ranks ROLE`.
 
 `leader SLOTS COMMAND...` writes Open MPI's host file and becomes COMMAND; `worker` becomes the ssh
 daemon by which the leader's Open MPI starts the ranks of its node. Both replace this process, so

@@ -1,4 +1,4 @@
-"""README.md of a deployment: the commands, with the names of this very run."""
+"""README.md of a deployment: its commands, with the names of the run."""
 
 from specpipe.deploy.deployment import CERTIFICATE, CLIENT_CA, KEY, TLS, UID, Deployment
 from specpipe.deploy.pods import client_label

@@ -1,4 +1,4 @@
-"""Writing a deployment: plain YAML, byte for byte the same for the same run."""
+"""Writes a deployment as plain YAML; equal runs give equal bytes."""
 
 import json
 import shutil

@@ -1,1 +1,4 @@
-"""`specpipe doctor`: what this machine has, and what a run lacks."""
+"""`specpipe doctor`: lists what this machine has, and what a run lacks.
+
+Not here: reasons that follow from the config alone (`plan`).
+"""

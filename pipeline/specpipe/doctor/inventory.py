@@ -1,4 +1,4 @@
-"""What this machine has, gathered once for `doctor`; nothing is judged here."""
+"""Lists what this machine has: programs, packages, memory, ports, GPUs; judges nothing."""
 
 import importlib.metadata
 import json

@@ -1,1 +1,5 @@
-"""Stage 2: TensorRT-LLM checkpoints into engines, one folder per backend."""
+"""Stage 2: compiles TensorRT-LLM checkpoints to engines; one folder per backend.
+
+Not here: Hugging Face's names and layouts (`checkpoint`), and the algorithms of speculation
+(`speculate`).
+"""

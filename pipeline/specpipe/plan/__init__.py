@@ -1,1 +1,5 @@
-"""What would be built, does it fit, and why not: pure functions over facts, no weights touched."""
+"""What would be built, whether it fits, and every reason against it.
+
+Not here: reading of weights, and building. Files are looked up in `resolve` only; the rest are pure
+functions over facts.
+"""

@@ -1,4 +1,4 @@
-"""Finding a run's models and heads, on disk or, for planning, among the well-known ones."""
+"""Finds a run's models and drafters, on disk or, for planning, among the well-known ones."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass

@@ -1,1 +1,4 @@
-"""Tables, pages and differences for people. Nothing is measured here."""
+"""Pages and text for people.
+
+Not here: measurements and decisions.
+"""

@@ -1,1 +1,4 @@
-"""Stage 3: write a Triton model repository; also the models that run inside Triton."""
+"""Stage 3: writes a Triton model repository.
+
+Not here: the code that runs inside Triton (`runtime`), and the server process (`serve`).
+"""

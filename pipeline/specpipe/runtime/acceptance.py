@@ -1,4 +1,4 @@
-"""How many draft tokens are accepted: estimates by depth, from scored drafts and from shadows.
+"""Estimates the acceptance of draft tokens by depth, from scored drafts and from shadows.
 
 A *shadow* is a draft that was made but not scored. The tokens that its stream emits afterwards tell
 which of its nodes would have been accepted, at the price of no rows.

@@ -1,4 +1,4 @@
-"""Names into objects: the only module that knows both engines and proposers.
+"""Turns names into engines and proposers; the only module that imports both.
 
 To add a backend or a speculation method, write its module and add one line to a table.
 """

@@ -1,4 +1,4 @@
-"""One call of an engine: inputs and outputs of upstream's `tensorrt_llm` as records. No Triton."""
+"""One call of an engine: inputs and outputs of upstream's `tensorrt_llm` as records."""
 
 from collections.abc import Generator
 from dataclasses import dataclass

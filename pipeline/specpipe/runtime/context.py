@@ -1,4 +1,4 @@
-"""`return_context_logits`: the logits after every token of a prompt. Independent of Triton.
+"""`return_context_logits`: returns the logits after every token of a prompt.
 
 As upstream, the answer has them in `context_logits` [1, n, V]. A streamed answer has them in
 several responses, in the order of the prompt and before the first token, so that neither side holds

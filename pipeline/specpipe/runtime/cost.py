@@ -1,4 +1,4 @@
-"""What a step of an engine costs, by the rows that it scores: measured at start, then corrected.
+"""The time of an engine's step by its rows: measured at start, then corrected.
 
 A step with another number of rows than the one before costs more, since the CPU plugin prepares its
 kernels for every change of shape.

@@ -1,4 +1,4 @@
-"""Requests as streams of a batcher. Knows nothing of Triton."""
+"""Turns requests into streams of a batcher."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""What the text models and the engine's process send each other, as lines of JSON. No Triton here.
+"""The messages between the text models and the engine's process, as lines of JSON.
 
 A connection carries many requests; each has a number that the text model chooses. The text model
 sends `{"submit":number,...}` and `{"cancel":number}`. The engine sends one line per round: a list

@@ -1,4 +1,4 @@
-"""Errors as Triton's codes and one sentence each. Independent of Triton."""
+"""Converts errors to Triton's codes, with one sentence each."""
 
 import logging
 

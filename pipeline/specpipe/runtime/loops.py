@@ -1,4 +1,4 @@
-"""The loop over a draft and a target that Triton serves, and the loop over one engine. No Triton.
+"""The loop over a draft and a target that Triton serves, and the loop over one engine.
 
 Upstream's loop (`tensorrt_llm_bls`) keeps the state of a request in the tensors of the last reply.
 Here it is a sequence of tokens, so a request may stream, may leave out any tensor, ends for a

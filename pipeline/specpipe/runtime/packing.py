@@ -1,4 +1,4 @@
-"""What a step holds: the roots and drafts of streams that decode, and chunks of prompts.
+"""Packs a step: roots and drafts of the streams that decode, and chunks of prompts.
 
 A step has at most `max_num_tokens` rows. Half of the rows that the roots leave are reserved for
 prompts, if any are being read. If the KV pool is full, the youngest stream gives its rows back. It

@@ -1,4 +1,4 @@
-"""The text models that are connected to the engine: their requests, and the news of them.
+"""The engine's side of its connections to the text models: their requests, and the answers.
 
 The scheduler's thread adds news and calls `flush` after every round, so a round costs one line per
 text model. It never waits: a text model that reads slowly gets a thread that waits for it, and is

@@ -1,4 +1,4 @@
-"""Where the engine and the text models of one tritonserver meet: a Unix socket in its own folder.
+"""The path of the Unix socket through which the text models of a tritonserver reach the engine.
 
 `specpipe serve` makes the folder, with a random name, and tells the models in their environment.
 The models of a tritonserver that was started by hand are all its children; they derive the folder's

@@ -1,4 +1,4 @@
-"""Convert the steps of one text request to responses: text, scores, counters. No Triton here."""
+"""Converts the steps of one text request to responses: text, scores, counters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Convert text to tokens, and tokens to text piece by piece; needs tokenizers, not transformers."""
+"""Converts text to tokens, and tokens to text in pieces; needs tokenizers, not transformers."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""One call of `tensorrt_llm`, answered by an engine of ours. Knows nothing of Triton."""
+"""Answers one call of `tensorrt_llm` with an engine of specpipe."""
 
 import itertools
 from collections.abc import Iterator, Sequence

@@ -1,1 +1,4 @@
-"""Stage 4: the tritonserver process, and the client that talks to it."""
+"""Stage 4: the tritonserver process, its watchdog, and the gRPC client.
+
+Not here: the code that runs inside the server (`runtime`).
+"""

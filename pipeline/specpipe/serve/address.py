@@ -1,4 +1,4 @@
-"""Where a server listens: host and three ports; and how a client reaches it past proxies."""
+"""The address of a server, host and three ports, and how a client reaches it past proxies."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""Connections to a server: straight to this machine, whatever proxies the environment names."""
+"""Opens connections to a server; those to this machine ignore proxies of the environment."""
 
 import http.client
 import urllib.request

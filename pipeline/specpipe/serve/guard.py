@@ -1,4 +1,4 @@
-"""What a client may do with a tritonserver, and how the connection is encrypted.
+"""The flags that limit what clients may do with a tritonserver, and those for encryption.
 
 A tritonserver lets every client register shared memory, load models, and redirect traces and logs.
 The advisories of 2025 begin there (CVE-2025-23319, 23320, 23334). tritonserver can demand a header

@@ -1,4 +1,4 @@
-"""What a request asks, as the tensors and parameters of the model that it goes to."""
+"""Converts the options of a request to the tensors and parameters of a model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace

@@ -1,4 +1,4 @@
-"""A server that runs until somebody asks it to stop: started again, ended between answers."""
+"""Keeps a server running until it is stopped: restarts it, and ends it between answers."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Starting Triton for TensorRT-LLM's engines, in upstream's container, as its own launcher does.
+"""The command that starts Triton with TensorRT-LLM's engines in upstream's container.
 
 One process, or mpirun with one a rank: see `repository.placement`. Follows upstream's
 `scripts/launch_triton_server.py`; nothing here was run on a GPU.

@@ -1,4 +1,4 @@
-"""Is this a repository, and of engines for this machine? Examined before a server starts."""
+"""Checks a repository before a server starts: complete, and with engines for this machine."""
 
 import importlib.metadata
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A server's responses as pieces of an answer."""
+"""Converts a server's responses to pieces of an answer."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

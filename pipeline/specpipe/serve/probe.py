@@ -1,4 +1,4 @@
-"""Questions to a running server that cost it next to nothing; each is answered within its time."""
+"""Cheap requests to a running server, each with a time limit, that show whether it answers."""
 
 import contextlib
 import queue

@@ -1,4 +1,4 @@
-"""Does a server that runs also move? A server can be live, and ready, and answer nobody.
+"""Watches the progress of a running server: a server can be live and ready, and answer nobody.
 
 Four things are watched, each by its own means, so that a busy server is not taken for a hung one:
 HTTP health, a gRPC stream (to a model that does not exist: Triton answers before any queue), the

@@ -1,4 +1,4 @@
-"""What a server's error means for the caller: wrong, unsupported, unavailable, or failed."""
+"""Converts a server's errors to exceptions: wrong, unsupported, unavailable, or failed."""
 
 from tritonclient.utils import InferenceServerException
 

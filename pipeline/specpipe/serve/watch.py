@@ -1,4 +1,4 @@
-"""Signs of life of a running tritonserver: its models' processes, and their in-flight requests."""
+"""Reads the state of a running tritonserver: processes of its models, and requests in flight."""
 
 import contextlib
 import signal

@@ -1,1 +1,4 @@
-"""Training: Medusa heads and draft models out of the target itself."""
+"""Training of Medusa heads, ReDrafters and draft models for a target.
+
+Not here: how a drafter is read or converted (`checkpoint`).
+"""

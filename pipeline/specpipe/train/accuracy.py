@@ -1,4 +1,4 @@
-"""How often heads are right on text that they did not learn from."""
+"""Measures how often heads are right on the hold-out."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""Everything that the `train:` section names, as documents for one target."""
+"""Gathers the text that the section `train` names, as documents for one target."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Prompts that the target makes up: it continues where a user's turn would begin.
+"""Lets the target invent prompts: it continues where a user's turn would begin.
 
 A chat model has seen many prompts in its training and gives back prompts like them (Xu et al. 2024,
 "Magpie", arXiv 2406.08464). They need not make sense; what counts is how the target answers.

@@ -1,4 +1,4 @@
-"""Steps, learning rate, checkpoints and the curve: the same for everything that is trained.
+"""The training loop: steps, learning rate, checkpoints and the curve.
 
 What a step does depends only on the weights and the step's number, so a run that was killed and
 resumed ends in the same bytes as one that was not.

@@ -1,4 +1,4 @@
-"""Cross entropy over a large vocabulary at the price of a small one."""
+"""The loss: cross entropy over frequent tokens and a sample of the rest."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

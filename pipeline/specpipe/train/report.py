@@ -1,4 +1,6 @@
-"""What a training did, as report.json and report.html; no times: reruns give equal bytes."""
+"""Writes the report of a training, report.json and report.html; without times, so that reruns give
+equal bytes.
+"""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What is learned from: documents of tokens, each token marked as learned or only read."""
+"""The text of a training: documents of tokens, each token marked as learned or only read."""
 
 import hashlib
 import json

@@ -1,1 +1,4 @@
-"""Beside the way: which settings of a method are fastest here, on these prompts."""
+"""Finds the fastest settings of a method, or the fastest method, for given prompts.
+
+Not here: the methods themselves (`speculate`); their served generators are replayed.
+"""

@@ -1,4 +1,4 @@
-"""Which settings of a method are worth trying."""
+"""The settings of each method that `tune` tries."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace

@@ -1,4 +1,4 @@
-"""What one step of an engine costs, by the number of rows that it scores: T(n), measured."""
+"""Measures the time of an engine's step by the number of rows that it scores."""
 
 import json
 import math

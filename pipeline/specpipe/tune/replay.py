@@ -1,4 +1,4 @@
-"""Running a proposer against recorded answers: the steps of serving, without the engines.
+"""Replays a proposer against recorded answers: the steps of serving, without the engines.
 
 A replay runs in the batcher of serving, so drafts are limited and cut by the same budget. The
 engines answer from the record, and the budget counts the measured costs instead of the clock's.

@@ -1,4 +1,4 @@
-"""The chosen settings back into the run's YAML: one section is replaced, the rest stays."""
+"""Writes the chosen settings to the run's YAML: replaces one section, keeps the rest."""
 
 import json
 import re

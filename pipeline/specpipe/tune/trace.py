@@ -1,4 +1,4 @@
-"""What the target answers, recorded once; from then on any setting can be tried without it.
+"""Records the target's answers once, so that any setting can be tried without it.
 
 Greedy answers are the same whatever is drafted. So the tokens that would be
 accepted follow from the answers, and from what the heads and the draft model draft at each token.

@@ -1,4 +1,4 @@
-"""How well a model knows the reference's language: every arm reads the same texts, token by token.
+"""Perplexity and agreement: every arm reads the same texts, token by token.
 
 Speculation has no part in it. Answers that diverge at one close decision show little about a
 quantized engine; the likelihood of every token shows more. A server is asked for the logits after

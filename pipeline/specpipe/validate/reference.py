@@ -1,4 +1,4 @@
-"""The judge: Hugging Face transformers, float32, plain greedy decoding."""
+"""The reference: Hugging Face transformers, float32, plain greedy decoding."""
 
 import time
 from collections.abc import Iterator, Sequence

@@ -1,6 +1,8 @@
 """Model families: how one Hugging Face architecture becomes TensorRT-LLM names and shapes.
 
 To add a family, write one file with a `FAMILY` and add one line to `FAMILIES`.
+
+Not here: reading of tensors, and their division among ranks; a family only names them.
 """
 
 import importlib

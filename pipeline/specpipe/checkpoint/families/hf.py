@@ -1,4 +1,4 @@
-"""Reading Hugging Face's config.json: what most architectures spell alike."""
+"""Reads the keys of Hugging Face's config.json that most architectures share."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What kind of value the keys of Hugging Face's config.json have, whatever the architecture.
+"""The types of the keys of Hugging Face's config.json, for every architecture.
 
 A damaged or hand-written file is refused here, by key, before a family computes with it. Keys that
 no family reads are not looked at.

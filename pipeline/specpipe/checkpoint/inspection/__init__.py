@@ -1,1 +1,4 @@
-"""`specpipe inspect`: what a checkpoint or an engine is, and what is wrong with it."""
+"""`specpipe inspect`: describes a checkpoint or an engine, and lists its defects.
+
+Not here: anything that writes.
+"""

@@ -1,4 +1,4 @@
-"""config.json as upstream reads it: its defaults, its rules, and what it lacks.
+"""Reads config.json as upstream does: its defaults, its rules, and missing keys.
 
 Sources: `PretrainedConfig` (tensorrt_llm/models/modeling_utils.py), the config classes next to it,
 and cpp/tensorrt_llm/runtime/gptJsonConfig.cpp.

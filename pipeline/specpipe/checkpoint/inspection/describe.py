@@ -1,4 +1,4 @@
-"""An inspection in words."""
+"""Converts an inspection to text."""
 
 from specpipe.checkpoint.inspection.records import (
     EngineLimits,

@@ -1,4 +1,4 @@
-"""Looking at a folder from outside: which kind it is, what it holds, what is wrong with it."""
+"""Inspects a folder: its kind, its contents, and its defects."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every value of a checkpoint: is it finite, is padding zero, is it what was written?"""
+"""Checks every value of a checkpoint: finite, zero where it is padding, equal to its digest."""
 
 import hashlib
 import json

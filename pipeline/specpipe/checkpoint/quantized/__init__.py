@@ -1,1 +1,4 @@
-"""Quantised checkpoints: calibrated here, or quantised by others; in TensorRT-LLM's layouts."""
+"""Quantized checkpoints in TensorRT-LLM's layouts: calibrated here, or quantized by others.
+
+Not here: weight-only int8 and int4 of the CPU engine (`engine/openvino/weights.py`).
+"""

@@ -1,4 +1,4 @@
-"""Running prompts through a model with NVIDIA Model-Optimizer, to learn what its formats need.
+"""Runs prompts through a model with NVIDIA Model-Optimizer, to measure what its formats need.
 
 Model-Optimizer calibrates the Hugging Face model in memory, on a GPU if there is one. Only what it
 finds out is kept: weights are quantised from the files, tensor by tensor, as they are converted.

@@ -1,4 +1,4 @@
-"""What calibration measured: how large the inputs of every linear layer are, and their scales.
+"""The results of a calibration: the largest inputs of every linear layer, and their scales.
 
 Kept next to the weights that it shaped, as `calibration.safetensors`. Modules have the names of the
 Hugging Face model.

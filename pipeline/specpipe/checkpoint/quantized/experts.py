@@ -1,4 +1,4 @@
-"""Stacked experts as one matrix each, and what is made of each of them stacked again.
+"""Splits stacked experts into one matrix each, and stacks the results again.
 
 In a checkpoint of TensorRT-LLM the experts of a layer are one tensor [E, n, k], and so is what
 belongs to each of them: `weights_scaling_factor` [E, 1] or [E, n, k / group], `zero`

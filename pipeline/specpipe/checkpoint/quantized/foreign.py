@@ -1,4 +1,4 @@
-"""Checkpoints that others quantised: what they say of themselves, and which tensors we make."""
+"""Checkpoints that others quantized: their own description, and the tensors made from them."""
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet

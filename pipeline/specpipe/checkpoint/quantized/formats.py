@@ -1,4 +1,4 @@
-"""What `engine.quantization` means in a checkpoint: upstream's names, what is left out, what fits.
+"""The formats of `engine.quantization`: upstream's names, excluded modules, possible models.
 
 `quantization` in config.json is upstream's `QuantConfig` (tensorrt_llm/models/modeling_utils.py),
 which refuses keys that it does not know.

@@ -1,4 +1,4 @@
-"""The tensors of checkpoints that others quantised, in TensorRT-LLM's layout.
+"""Converts the tensors of checkpoints that others quantized to TensorRT-LLM's layout.
 
 - AutoAWQ, `gemm`: `qweight` [k, n / 8] and `qzeros` [k / group, n / 8] int32, eight columns in a
   word in the order 0 2 4 6 1 3 5 7; `scales` [k / group, n].

@@ -1,4 +1,4 @@
-"""From the tensors of a family to those of a quantised checkpoint: weights, and their scales.
+"""Plans the tensors of a quantized checkpoint, weights and scales, from those of a family.
 
 Each tensor is a plan of its own over the same sources, so that conversion streams and shards it as
 any other. Fused tensors (q, k, v) are quantised after they are joined, which unifies their scales

@@ -1,4 +1,4 @@
-"""A checkpoint that others quantised, as the float32 model that its numbers mean, in transformers.
+"""Loads a checkpoint that others quantized as a float32 model of transformers.
 
 So that it can be judged without the packages that quantised it, on any machine.
 """

@@ -1,4 +1,4 @@
-"""How Triton's `llmapi` model is served and called; its tensors have no batch dimension."""
+"""The endpoint of Triton's `llmapi` model, whose tensors have no batch dimension."""
 
 from specpipe.core.endpoint import Endpoint, Model, Serving, Tensors
 

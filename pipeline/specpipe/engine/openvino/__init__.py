@@ -1,1 +1,4 @@
-"""The CPU engine: an OpenVINO graph, run step by step from Python."""
+"""The CPU engine: an OpenVINO graph with paged attention, one call for many sequences.
+
+Not here: sampling, drafting and acceptance. The engine knows tokens, rows and blocks.
+"""

@@ -1,4 +1,4 @@
-"""How a CPU run is served and called."""
+"""The endpoint of a CPU run: its models, and how a request limits its drafts."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""How an engine computes on the CPU."""
+"""The precisions in which an engine computes on the CPU."""
 
 from collections.abc import Collection
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How a run of TensorRT-LLM engines is served and called."""
+"""The endpoint of a run with TensorRT-LLM engines."""
 
 from specpipe.core.endpoint import Carrier, DraftLimit, Endpoint, Model, Serving
 from specpipe.engine.tensorrt.profiles import profile_of

@@ -1,4 +1,7 @@
-"""Metrics: one file each, with name, unit and direction; `config.metrics` is their table."""
+"""Metrics: one file each, with name, unit and direction; `config.metrics` is their table.
+
+Not here: requests. A metric is a function of the trials that were measured.
+"""
 
 import importlib
 import statistics

@@ -1,4 +1,4 @@
-"""How often a model would choose the reference's token, given the reference's text so far."""
+"""Share of positions where a model's most likely token is the reference's."""
 
 from specpipe.validate.metrics import Figure, Metric
 from specpipe.validate.trials import ARMS, Arm, Trials

@@ -1,4 +1,4 @@
-"""How surprised a model is by the prompts and the reference's answers."""
+"""Perplexity of the prompts and the reference's answers."""
 
 import math
 
