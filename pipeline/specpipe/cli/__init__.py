@@ -16,12 +16,12 @@ import click
 from specpipe import __version__
 from specpipe.cli.completion import completion
 from specpipe.cli.ending import end_quietly, exit_code, terminable
-from specpipe.cli.improve import recommend, train, tune
-from specpipe.cli.judge import doctor, inspect, validate
 from specpipe.cli.options import JSON
 from specpipe.cli.output import print_error
-from specpipe.cli.server import generate, serve
-from specpipe.cli.stages import build, compile_, convert, package, plan, status
+from specpipe.cli.package import build, compile_, convert, package, plan, status
+from specpipe.cli.serve import generate, serve
+from specpipe.cli.train import recommend, train, tune
+from specpipe.cli.validate import doctor, inspect, validate
 from specpipe.core.errors import ConfigError, SpecpipeError, StageFailed
 
 COMMANDS = (

@@ -28,7 +28,7 @@ _ADD_TO_PATH = (
     "import site, pathlib; "
     f"pathlib.Path(site.getsitepackages()[0], 'specpipe.pth').write_text('{PACKAGE}')"
 )
-_CHECK = "import specpipe.cli.server, specpipe.serve.tritonserver, tritonclient.grpc"
+_CHECK = "import specpipe.cli.serve, specpipe.serve.tritonserver, tritonclient.grpc"
 
 
 def dockerfile(deployment: Deployment) -> str:

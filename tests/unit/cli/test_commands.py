@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from specpipe.cli import main, refusal
 from specpipe.cli.output import escape_controls, harmless, progress_lines
-from specpipe.cli.server import DEFAULT_URL, generate_command
+from specpipe.cli.serve import DEFAULT_URL, generate_command
 from specpipe.serve.guard import Tls
 
 COMMANDS = ["build", "compile", "completion", "convert", "doctor", "generate", "inspect",

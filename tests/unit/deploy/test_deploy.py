@@ -425,7 +425,7 @@ def test_serving_a_repository_needs_no_more_than_the_image_has() -> None:
     absent = ("torch", "transformers", "safetensors")
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
-        "import specpipe.serve.tritonserver, specpipe.runtime.assembly, specpipe.cli.server\n"
+        "import specpipe.serve.tritonserver, specpipe.runtime.assembly, specpipe.cli.serve\n"
         "import specpipe.runtime.scheduler, specpipe.runtime.tokens\n"
         "import specpipe.engine.openvino.backend\n"
     )
