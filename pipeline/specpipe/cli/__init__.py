@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print. Data goes to stdout, progress to stderr.
 
-Each file has a group of commands. A new command is a function there and an entry of `COMMANDS`.
+Each command has a file of its name. A new one is such a file and an entry of `COMMANDS`. `options`,
+`output`, `present` and `run_stages` are shared.
 Imports stay inside the commands, so that `--help` is instant and needs neither torch nor openvino.
 """
 
@@ -14,14 +15,24 @@ from typing import Any, NoReturn
 import click
 
 from specpipe import __version__
+from specpipe.cli.build import build
+from specpipe.cli.compile import compile_
 from specpipe.cli.completion import completion
+from specpipe.cli.convert import convert
+from specpipe.cli.doctor import doctor
 from specpipe.cli.ending import end_quietly, exit_code, terminable
+from specpipe.cli.generate import generate
+from specpipe.cli.inspect import inspect
 from specpipe.cli.options import JSON
 from specpipe.cli.output import print_error
-from specpipe.cli.package import build, compile_, convert, package, plan, status
-from specpipe.cli.serve import generate, serve
-from specpipe.cli.train import recommend, train, tune
-from specpipe.cli.validate import doctor, inspect, validate
+from specpipe.cli.package import package
+from specpipe.cli.plan import plan
+from specpipe.cli.recommend import recommend
+from specpipe.cli.serve import serve
+from specpipe.cli.status import status
+from specpipe.cli.train import train
+from specpipe.cli.tune import tune
+from specpipe.cli.validate import validate
 from specpipe.core.errors import ConfigError, SpecpipeError, StageFailed
 
 COMMANDS = (

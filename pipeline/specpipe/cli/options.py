@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from specpipe.serve.connect import ClientTls
 
 Command = Callable[..., None]
+DEFAULT_URL = "127.0.0.1:8001"
 
 config_option = click.option(
     "--config",
@@ -54,6 +55,13 @@ json_option = click.option(
     is_flag=True,
     callback=_remember,
     help="Print the result as JSON on stdout.",
+)
+
+
+container_option = click.option(
+    "--in-container",
+    is_flag=True,
+    help="Run trtllm-build in NVIDIA's container, with docker or podman (backend tensorrt).",
 )
 
 

@@ -1,90 +1,16 @@
-"""The stages of a build: `build convert compile package status plan`."""
+"""`specpipe package`: the third stage, from engines to a model repository; and its deployment."""
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from specpipe.cli.options import config_option, json_option, workspace_option
-from specpipe.cli.output import load, print_results, run_flags, say, show_progress, suggest
+from specpipe.cli.output import load, say, suggest
+from specpipe.cli.run_stages import run_stages, suggest_command
 
 if TYPE_CHECKING:
     from specpipe.deploy.write import Platform
-    from specpipe.run.jobs import StageName
-
-
-container_option = click.option(
-    "--in-container",
-    is_flag=True,
-    help="Run trtllm-build in NVIDIA's container, with docker or podman (backend tensorrt).",
-)
-
-
-def _build(
-    stages: "tuple[StageName, ...]",
-    config_path: Path,
-    workspace: Path,
-    as_json: bool,
-    in_container: bool = False,
-) -> None:
-    from specpipe.engine.tensorrt.container import find_runtime
-    from specpipe.run.stages import build
-
-    config, place = load(config_path, workspace)
-    runtime = find_runtime() if in_container else None
-    with show_progress("") as progress:
-        results = build(config, place, stages, runtime=runtime, notify=say, progress=progress)
-    print_results(results, as_json)
-
-
-def _next(command: str, config_path: Path, workspace: Path, as_json: bool) -> None:
-    suggest(f"specpipe {command} {run_flags(config_path, workspace)}", as_json)
-
-
-@click.command()
-@config_option
-@workspace_option
-@container_option
-@json_option
-def build(config_path: Path, workspace: Path, in_container: bool, as_json: bool) -> None:
-    """Convert, compile and package; skip stages that are up to date.
-
-    \b
-    Example:  specpipe build --config model_configs/smollm2-135m_hybrid.yaml
-    """
-    _build(("convert", "compile", "package"), config_path, workspace, as_json, in_container)
-    _next("serve", config_path, workspace, as_json)
-
-
-@click.command()
-@config_option
-@workspace_option
-@json_option
-def convert(config_path: Path, workspace: Path, as_json: bool) -> None:
-    """Convert Hugging Face checkpoints to TensorRT-LLM checkpoints.
-
-    \b
-    Example:  specpipe convert --config model_configs/smollm2-135m_hybrid.yaml
-    """
-    _build(("convert",), config_path, workspace, as_json)
-    _next("compile", config_path, workspace, as_json)
-
-
-@click.command(name="compile")
-@config_option
-@workspace_option
-@container_option
-@json_option
-def compile_(config_path: Path, workspace: Path, in_container: bool, as_json: bool) -> None:
-    """Compile the converted checkpoints into engines.
-
-    \b
-    Example:  specpipe compile --config model_configs/smollm2-135m_hybrid.yaml
-    """
-    _build(("compile",), config_path, workspace, as_json, in_container)
-    _next("package", config_path, workspace, as_json)
 
 
 @click.command()
@@ -137,9 +63,9 @@ def package(
     """
     if (image or base_image) is not None and kind is None:
         raise click.UsageError(f"--{'' if image else 'base-'}image needs --deploy")
-    _build(("package",), config_path, workspace, as_json)
+    run_stages(("package",), config_path, workspace, as_json)
     if kind is None:
-        _next("serve", config_path, workspace, as_json)
+        suggest_command("serve", config_path, workspace, as_json)
         return
     from specpipe.deploy.stage import DeployOptions, deploy_run
 
@@ -150,39 +76,3 @@ def package(
     for file in files:
         if file.name == "README.md":
             suggest(f"follow {file}", as_json)
-
-
-@click.command()
-@config_option
-@workspace_option
-@json_option
-def status(config_path: Path, workspace: Path, as_json: bool) -> None:
-    """Show which artifacts are up to date, and why others are stale.
-
-    \b
-    Example:  specpipe status --config model_configs/smollm2-135m_hybrid.yaml
-    """
-    from specpipe.run.stages import status as run_status
-
-    print_results(run_status(*load(config_path, workspace)), as_json)
-
-
-@click.command()
-@config_option
-@workspace_option
-@json_option
-def plan(config_path: Path, workspace: Path, as_json: bool) -> None:
-    """Dry run: show engines, memory and every reason for a refusal.
-
-    Reads no weights. Exits with 3 if the run is refused.
-
-    \b
-    Example:  specpipe plan --config model_configs/llama70b_draft7b.yaml
-    """
-    from specpipe.plan.make_plan import make_plan
-    from specpipe.report.present_plan import plan_json, plan_text
-
-    made = make_plan(*load(config_path, workspace))
-    click.echo(json.dumps(plan_json(made), indent=2) if as_json else plan_text(made))
-    if made.rejections:
-        sys.exit(3)

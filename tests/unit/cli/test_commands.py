@@ -12,8 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from specpipe.cli import main, refusal
+from specpipe.cli.options import DEFAULT_URL
 from specpipe.cli.output import escape_controls, harmless, progress_lines
-from specpipe.cli.serve import DEFAULT_URL, generate_command
+from specpipe.cli.serve import generate_command
 from specpipe.serve.guard import Tls
 
 COMMANDS = ["build", "compile", "completion", "convert", "doctor", "generate", "inspect",

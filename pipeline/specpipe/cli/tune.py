@@ -1,0 +1,76 @@
+"""`specpipe tune`: the fastest settings of a run's method."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import click
+
+from specpipe.cli.options import (
+    config_option,
+    costs_option,
+    gpu_option,
+    json_option,
+    workspace_option,
+)
+from specpipe.cli.output import end_json, load, run_flags, say, show_progress, suggest
+
+
+def _require_writable(
+    context: click.Context, option: click.Parameter, out: Path | None
+) -> Path | None:
+    """Refuse a file that cannot be written, before the measurement starts."""
+    if out is not None:
+        place = next(folder for folder in out.absolute().parents if folder.exists())
+        try:
+            tempfile.TemporaryFile(dir=place).close()
+        except OSError as error:
+            raise click.BadParameter(
+                f"{out} cannot be written: {place} is not a writable directory"
+            ) from error
+    return out
+
+
+@click.command()
+@config_option
+@workspace_option
+@click.option(
+    "--out",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    callback=_require_writable,
+    help="Write the run with the chosen settings to this YAML file.",
+)
+@costs_option
+@gpu_option
+@json_option
+def tune(
+    config_path: Path,
+    workspace: Path,
+    out: Path | None,
+    costs: Path | None,
+    gpu: str | None,
+    as_json: bool,
+) -> None:
+    """Find the fastest settings of the run's method.
+
+    Records the answers to the prompts of `validate:` once. Replays every setting against them with
+    step times measured on this machine, then measures the best setting. For a run with engine.gpu,
+    the CPU engine records the answers and the plan estimates the step times.
+
+    \b
+    Example:  specpipe tune --config model_configs/smollm2-135m_hybrid.yaml --out tuned.yaml
+    """
+    from specpipe.cli.present import tuning_json, tuning_text
+    from specpipe.tune.settings import write_settings
+    from specpipe.tune.stage import Prices, tune_run
+
+    config, place = load(config_path, workspace)
+    with show_progress("prompts") as progress:
+        tuning = tune_run(config, place, Prices(costs, gpu), notify=say, progress=progress)
+    click.echo(json.dumps(tuning_json(tuning), indent=2) if as_json else tuning_text(tuning))
+    end_json()
+    if out is not None:
+        write_settings(config_path, out, tuning)
+        say(f"wrote {out}")
+        suggest(f"specpipe build {run_flags(out, workspace)}", as_json)
