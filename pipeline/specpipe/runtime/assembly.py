@@ -16,7 +16,7 @@ from specpipe.config.speculation import AnyLength, Medusa, NoSpeculation, Specul
 from specpipe.core.backend import Backend
 from specpipe.core.contracts import EngineFacts, LoadedEngine, Proposer, Role, Sampling
 from specpipe.core.endpoint import Endpoint, Serving
-from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.core.errors import Unsupported
 from specpipe.runtime.batcher import Batcher, alone
 from specpipe.runtime.bounds import draft_tokens
 from specpipe.runtime.budget import Budget

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.core.upstream import ENGINE_MODES
 from specpipe.core.backend import BuildRequest, Parallel
+from specpipe.core.upstream import ENGINE_MODES
 from specpipe.engine.tensorrt.backend import TensorRtBackend
 from specpipe.engine.tensorrt.lower import build_flags, engine_seq_len, takes_drafts
 from specpipe.engine.tensorrt.profiles import find_profile

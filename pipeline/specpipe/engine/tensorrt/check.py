@@ -21,7 +21,7 @@ from specpipe.engine.tensorrt.profiles import (
 
 _WEIGHTS_ONLY = ("int8", "int4")
 _NEEDS_SM = {"fp8": 89, "nvfp4": 100}
-_ENGINES = ", ".join(METHODS)
+_ENGINES = ", ".join(ENGINE_MODES)
 
 
 def check_known(request: BuildRequest, supported: Sequence[str]) -> Iterator[Rejection]:
