@@ -104,11 +104,12 @@ def limit_draft(options: Speculation, num_draft_tokens: int | None) -> Speculati
     for any but these two if the method's drafts have one shape only.
     """
     most, who = options.num_draft_tokens, f"method {options.method}"
-    any_number = isinstance(options, AnyLength)
-    limit = draft_tokens(num_draft_tokens, most, any_number=any_number, who=who)
+    limit = draft_tokens(num_draft_tokens, most, any_number=isinstance(options, AnyLength), who=who)
     if limit == most:
         return options
-    return replace(options, num_draft_tokens=limit) if limit else NoSpeculation()
+    if limit == 0 or not isinstance(options, AnyLength):  # the latter drafts `most` or none
+        return NoSpeculation()
+    return replace(options, num_draft_tokens=limit)
 
 
 @dataclass(frozen=True)
