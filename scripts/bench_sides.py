@@ -17,6 +17,7 @@ from bench_prompts import decode, encode
 from specpipe.config.run_config import RunConfig
 from specpipe.core.artifacts import Workspace
 from specpipe.core.contracts import Sampling
+from specpipe.run.run import Run
 from specpipe.run.stages import build
 from specpipe.runtime.assembly import Runtime, open_runtime
 from specpipe.runtime.batcher import Batcher
@@ -234,7 +235,7 @@ def open_genai(
 def _build(stack: ExitStack, config: RunConfig) -> Workspace:
     folder = stack.enter_context(tempfile.TemporaryDirectory())
     workspace = Workspace(Path(folder), config.name)
-    build(config, workspace)
+    build(Run(config, workspace))
     return workspace
 
 

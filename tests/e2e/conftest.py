@@ -14,6 +14,7 @@ from specpipe.config.run_config import RunConfig, read_config
 from specpipe.core.artifacts import Workspace
 from specpipe.core.contracts import Sampling
 from specpipe.core.processes import last_lines
+from specpipe.run.run import Run
 from specpipe.run.stages import build
 from specpipe.runtime.assembly import open_runtime
 from specpipe.runtime.tokens import TextTokenizer, load_tokenizer
@@ -124,7 +125,7 @@ def package(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Package:
         path.write_text(json.dumps(values))
         config = read_config(path)
         workspace = Workspace(root, config.name)
-        build(config, workspace)
+        build(Run(config, workspace))
         return config, workspace
 
     return packaged

@@ -13,6 +13,7 @@ import yaml
 
 from specpipe.config.run_config import read_config
 from specpipe.core.artifacts import Workspace
+from specpipe.run.run import Run
 from specpipe.run.stages import build
 from specpipe.serve.address import Address, free_address
 from specpipe.serve.tritonserver import start_server
@@ -37,7 +38,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
     root = tmp_path_factory.mktemp("docs")
     config = read_config(Path("model_configs/smollm2-135m_hybrid.yaml"))
     workspace = Workspace(root, config.name)
-    build(config, workspace)
+    build(Run(config, workspace))
     with start_server(workspace.repository, free_address(), root / "server.log") as endpoint:
         yield endpoint.address
 

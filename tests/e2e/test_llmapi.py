@@ -17,6 +17,7 @@ from specpipe.core.artifacts import Workspace
 from specpipe.core.errors import Unsupported
 from specpipe.repository.description import read_endpoint
 from specpipe.repository.placement import FILE
+from specpipe.run.run import Run
 from specpipe.run.stages import build
 from specpipe.serve.address import free_address
 from specpipe.serve.client import Client, Options
@@ -42,7 +43,7 @@ def started(tiny: Path, root: Path, *, decoupled: bool) -> Iterator[Started]:
     path.write_text(json.dumps(values))
     config = read_config(path)
     workspace = Workspace(root, config.name)
-    build(config, workspace)
+    build(Run(config, workspace))
     placement = (workspace.repository / FILE).read_bytes()
     (workspace.repository / FILE).unlink()  # which asks for GPUs
     with pytest.MonkeyPatch.context() as patch:

@@ -8,6 +8,7 @@ import pytest
 
 from specpipe.config.run_config import RunConfig, read_config
 from specpipe.core.artifacts import Workspace
+from specpipe.run.run import Run
 from specpipe.run.stages import build
 from specpipe.runtime.tokens import load_tokenizer
 from specpipe.serve.address import free_address
@@ -61,7 +62,7 @@ def built(name: str, root: Path) -> tuple[RunConfig, Workspace]:
         validate=replace(config.validate, num_prompts=20),
     )
     workspace = Workspace(root, config.name)
-    build(config, workspace)
+    build(Run(config, workspace))
     return config, workspace
 
 
@@ -99,7 +100,7 @@ def test_the_loop_over_draft_and_target_in_triton_answers_as_transformers(
     config = read_config(Path("model_configs/smollm2-135m_draft-model_bls.yaml"))
     config = replace(config, engine=replace(config.engine, dtype="float32"))
     workspace = Workspace(root, config.name)
-    build(config, workspace)
+    build(Run(config, workspace))
     tokenizer = load_tokenizer(workspace.repository / "preprocessing/1/tokenizer")
     with start_server(workspace.repository, free_address(), root / "bls.log") as endpoint:
         client = Client(endpoint.address.grpc)

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from specpipe.cli import main
 from specpipe.config.run_config import read_config
 from specpipe.core.artifacts import Workspace
+from specpipe.run.run import Run
 from specpipe.run.stages import build, status
 from specpipe.serve.address import free_address
 from specpipe.serve.client import Client, Options
@@ -49,7 +50,7 @@ def write_run(tmp_path: Path, tiny: Path) -> WriteRun:
         }  # fmt: skip
         path = tmp_path / "run.yaml"
         path.write_text(json.dumps(values, indent=1))
-        build(read_config(path), Workspace(tmp_path, "tiny"))
+        build(Run(read_config(path), Workspace(tmp_path, "tiny")))
         return path
 
     return write
@@ -123,7 +124,7 @@ def test_a_plain_engine_of_its_own_is_built_and_compared_with(
 ) -> None:
     path = write_run(serving={"loop": loop}, validate={"baseline": "build"})
     place = Workspace(path.parent, "tiny")
-    results = status(read_config(path), place)
+    results = status(Run(read_config(path), place))
     assert [r.path.name for r in results if r.stage == "package"] == ["tiny", "tiny.baseline"]
     assert all(result.fresh for result in results)
     plan = CliRunner().invoke(

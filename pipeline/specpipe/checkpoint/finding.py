@@ -42,7 +42,16 @@ def fetch_source(config: RunConfig, role: Role, notify: Callable[[str], None]) -
 
     Raises what `find_source` raises.
     """
-    source = find_source(config, role)
+    return with_weights(config, role, find_source(config, role), notify)
+
+
+def with_weights(
+    config: RunConfig, role: Role, source: Source, notify: Callable[[str], None]
+) -> Source:
+    """Return a source that was found, with its weights; fetch those that are not on this disk.
+
+    Raises ConfigError, in one sentence, if they cannot be fetched.
+    """
     if source.origin is None or not source.missing:
         return source
     origin = source.origin

@@ -138,6 +138,10 @@ class Source:
         """Return every file that decides what a conversion writes."""
         return list(dict.fromkeys([*self.weights, *self.stamps]))
 
+    def is_current(self) -> bool:
+        """Tell whether its files are still those that were found, in the same state."""
+        return _stamps(self.path, self.weights) == self.stamps
+
 
 def open_source(path: Path) -> Source:
     """Find config.json and the weight files of a checkpoint; reads no tensor.
@@ -154,9 +158,14 @@ def open_source(path: Path) -> Source:
 
 def open_folder(path: Path, weights: tuple[Path, ...], origin: Origin | None = None) -> Source:
     """Find the other files of a checkpoint whose weights are given; some weights may be missing."""
-    there = [file for file in weights if file.is_file()]
-    stamps = {file: stamp(file) for file in [*there, *_small_files(path)]}
+    stamps = _stamps(path, weights)
     return Source(path, weights, read_json(path / "config.json"), stamps, origin)
+
+
+def _stamps(path: Path, weights: tuple[Path, ...]) -> dict[Path, Stamp]:
+    """Return the stamps of the weights that are there, and of the small files in a folder."""
+    there = [file for file in weights if file.is_file()]
+    return {file: stamp(file) for file in [*there, *_small_files(path)]}
 
 
 def _small_files(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from specpipe.cli.options import config_option, container_option, json_option, workspace_option
+from specpipe.cli.output import load
 from specpipe.cli.run_stages import run_stages, suggest_command
 
 
@@ -19,5 +20,5 @@ def compile_(config_path: Path, workspace: Path, in_container: bool, as_json: bo
     \b
     Example:  specpipe compile --config model_configs/smollm2-135m_hybrid.yaml
     """
-    run_stages(("compile",), config_path, workspace, as_json, in_container)
+    run_stages(("compile",), load(config_path, workspace), as_json, in_container)
     suggest_command("package", config_path, workspace, as_json)

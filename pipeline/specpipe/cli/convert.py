@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from specpipe.cli.options import config_option, json_option, workspace_option
+from specpipe.cli.output import load
 from specpipe.cli.run_stages import run_stages, suggest_command
 
 
@@ -18,5 +19,5 @@ def convert(config_path: Path, workspace: Path, as_json: bool) -> None:
     \b
     Example:  specpipe convert --config model_configs/smollm2-135m_hybrid.yaml
     """
-    run_stages(("convert",), config_path, workspace, as_json)
+    run_stages(("convert",), load(config_path, workspace), as_json)
     suggest_command("compile", config_path, workspace, as_json)

@@ -23,8 +23,8 @@ def doctor(config_path: Path | None, workspace: Path, as_json: bool) -> None:
     from specpipe.cli.present import findings_text
     from specpipe.doctor.checks import examine
 
-    config = load(config_path, workspace)[0] if config_path else None
-    findings = examine(config, workspace)
+    run = load(config_path, workspace) if config_path else None
+    findings = examine(run, workspace)
     as_text = json.dumps(plain(findings), indent=2) if as_json else findings_text(findings)
     click.echo(as_text)
     if any(finding.problem for finding in findings):

@@ -18,7 +18,7 @@ from specpipe.cli.options import (
     require_host_and_port,
     workspace_option,
 )
-from specpipe.cli.output import harmless, load, say
+from specpipe.cli.output import harmless, load_config, say
 from specpipe.cli.sampling import to_upstream
 from specpipe.core.errors import ConfigError
 
@@ -121,13 +121,14 @@ def generate(
                   --stream "What is the capital of France?"
     """
     from specpipe.cli.present import generation_json, generation_text
+    from specpipe.core.artifacts import Workspace
     from specpipe.repository.description import read_endpoint
     from specpipe.serve.client import Client, Options
 
     text = _text(prompt)
     endpoint, count = None, None
     if config_path is not None:
-        _, place = load(config_path, workspace)
+        place = Workspace(workspace, load_config(config_path).name)
         endpoint = read_endpoint(place.repository)
         if endpoint.tokenizer:
             count = partial(_count, place.repository / endpoint.tokenizer)

@@ -18,20 +18,29 @@ from specpipe.core.errors import SpecpipeError
 
 if TYPE_CHECKING:
     from specpipe.config.run_config import RunConfig
-    from specpipe.core.artifacts import Workspace
+    from specpipe.run.run import Run
     from specpipe.run.stages import StageResult
 
 LINE_SECONDS = 30.0  # between two lines of progress in a log
 
 
-def load(config_path: Path, workspace: Path) -> "tuple[RunConfig, Workspace]":
-    from specpipe.config.run_config import read_config
+def load(config_path: Path, workspace: Path) -> "Run":
+    """Return the run of a config, with its folders in the workspace."""
     from specpipe.core.artifacts import Workspace
+    from specpipe.run.run import Run
+
+    config = load_config(config_path)
+    return Run(config, Workspace(workspace, config.name))
+
+
+def load_config(config_path: Path) -> "RunConfig":
+    """Read a config; print a warning for each former spelling in it."""
+    from specpipe.config.run_config import read_config
 
     config = read_config(config_path)
     for remark in config.remarks:
         say(f"warning: {remark}")
-    return config, Workspace(workspace, config.name)
+    return config
 
 
 def say(text: str) -> None:

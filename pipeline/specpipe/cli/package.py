@@ -63,14 +63,15 @@ def package(
     """
     if (image or base_image) is not None and kind is None:
         raise click.UsageError(f"--{'' if image else 'base-'}image needs --deploy")
-    run_stages(("package",), config_path, workspace, as_json)
+    run = load(config_path, workspace)
+    run_stages(("package",), run, as_json)
     if kind is None:
         suggest_command("serve", config_path, workspace, as_json)
         return
     from specpipe.deploy.stage import DeployOptions, deploy_run
 
     options = DeployOptions(image, gpus_per_node, base_image, monitoring_namespace)
-    files = deploy_run(*load(config_path, workspace), kind, options)
+    files = deploy_run(run, kind, options)
     for file in files:
         say(f"wrote {file}")
     for file in files:

@@ -22,10 +22,9 @@ def plan(config_path: Path, workspace: Path, as_json: bool) -> None:
     \b
     Example:  specpipe plan --config model_configs/llama70b_draft7b.yaml
     """
-    from specpipe.plan.make_plan import make_plan
     from specpipe.report.present_plan import plan_json, plan_text
 
-    made = make_plan(*load(config_path, workspace))
+    made = load(config_path, workspace).plan
     click.echo(json.dumps(plan_json(made), indent=2) if as_json else plan_text(made))
     if made.rejections:
         sys.exit(3)

@@ -35,8 +35,8 @@ def recommend(
     from specpipe.cli.present import prediction_json, predictions_text
     from specpipe.tune.stage import Prices, recommend_run
 
-    config, place = load(config_path, workspace)
+    run = load(config_path, workspace)
     with show_progress("prompts") as progress:
-        found = recommend_run(config, place, Prices(costs, gpu), notify=say, progress=progress)
+        found = recommend_run(run, Prices(costs, gpu), notify=say, progress=progress)
     as_text = json.dumps([prediction_json(p) for p in found], indent=2)
     click.echo(as_text if as_json else predictions_text(found))

@@ -21,8 +21,7 @@ from specpipe.cli.options import (
 from specpipe.cli.output import load, run_flags, say, suggest
 
 if TYPE_CHECKING:
-    from specpipe.config.run_config import RunConfig
-    from specpipe.core.artifacts import Workspace
+    from specpipe.run.run import Run
     from specpipe.serve.guard import Tls
     from specpipe.serve.tritonserver import RunningServer
 
@@ -166,22 +165,19 @@ def _print_ready(command: str, as_json: bool, endpoint: "RunningServer") -> None
     suggest(command, as_json)
 
 
-def _find_repository(
-    run: "tuple[RunConfig, Workspace] | None", repository: Path | None
-) -> tuple[Path, Path]:
+def _find_repository(run: "Run | None", repository: Path | None) -> tuple[Path, Path]:
     """Return the repository to serve and the path of the server's log."""
     if run is None:
         assert repository is not None
         return repository, Path(tempfile.gettempdir()) / f"specpipe-tritonserver-{os.getpid()}.log"
     from specpipe.run.stages import require_repository
 
-    config, place = run
-    require_repository(config, place)
-    return place.repository, place.reports / "tritonserver.log"
+    require_repository(run)
+    return run.workspace.repository, run.workspace.reports / "tritonserver.log"
 
 
 def _find_tls(
-    run: "tuple[RunConfig, Workspace] | None",
+    run: "Run | None",
     given: "tuple[Path | None, Path | None, Path | None]",
 ) -> "Tls | None":
     """Return the certificates of the command line, else those of the run, else none."""
@@ -190,7 +186,7 @@ def _find_tls(
 
     certificate, key, client_ca = given
     if not any(given):
-        files = find_tls(run[0]) if run else None
+        files = find_tls(run.config) if run else None
         return Tls(*files) if files else None
     if certificate is None or key is None:
         raise click.UsageError("--tls-certificate and --tls-key must be given together")

@@ -20,4 +20,4 @@ def status(config_path: Path, workspace: Path, as_json: bool) -> None:
     """
     from specpipe.run.stages import status as run_status
 
-    print_results(run_status(*load(config_path, workspace)), as_json)
+    print_results(run_status(load(config_path, workspace)), as_json)

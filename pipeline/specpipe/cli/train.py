@@ -87,9 +87,9 @@ def _train(
     as_json: bool,
 ) -> None:
     """Train, print what was gained, and name the key that uses the product."""
-    config, place = load(config_path, workspace)
+    run = load(config_path, workspace)
     with show_progress("") as progress:
-        result = make(config, place, notify=say, progress=progress)
+        result = make(run.config, run.workspace, notify=say, progress=progress)
     text = (result.path / "report.json").read_text()
     summary = {**plain(result), "report": json.loads(text)}
     click.echo(json.dumps(summary, indent=2) if as_json else str(result.path))

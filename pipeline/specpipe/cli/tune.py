@@ -65,9 +65,9 @@ def tune(
     from specpipe.tune.settings import write_settings
     from specpipe.tune.stage import Prices, tune_run
 
-    config, place = load(config_path, workspace)
+    run = load(config_path, workspace)
     with show_progress("prompts") as progress:
-        tuning = tune_run(config, place, Prices(costs, gpu), notify=say, progress=progress)
+        tuning = tune_run(run, Prices(costs, gpu), notify=say, progress=progress)
     click.echo(json.dumps(tuning_json(tuning), indent=2) if as_json else tuning_text(tuning))
     end_json()
     if out is not None:

@@ -50,10 +50,10 @@ def validate(
     tls = client_tls(tls_ca, tls_certificate, tls_key)
     if tls is not None and url is None:
         raise click.UsageError("--tls-ca needs --url")
-    config, place = load(config_path, workspace)
+    run = load(config_path, workspace)
     with show_progress("prompts") as progress:
-        report = validate_run(config, place, url, tls=tls, notify=say, progress=progress)
+        report = validate_run(run, url, tls=tls, notify=say, progress=progress)
     click.echo(json.dumps(to_json(report)) if as_json else to_markdown(report), nl=as_json)
     end_json()
-    say(f"report: {place.reports / 'report.html'}")
+    say(f"report: {run.workspace.reports / 'report.html'}")
     require_passed(report)

@@ -18,10 +18,10 @@ from specpipe.deploy.deployment import (
 )
 from specpipe.deploy.image import cpu_image, requirements
 from specpipe.deploy.write import Platform, write_deployment
-from specpipe.plan.make_plan import make_plan
 from specpipe.plan.plan import Plan
 from specpipe.repository.description import read_endpoint
 from specpipe.repository.placement import read_placement
+from specpipe.run.run import Run
 from specpipe.run.stages import require_repository
 
 _GIB = 2**30
@@ -37,17 +37,15 @@ class DeployOptions:
     monitoring_namespace: str = "monitoring"
 
 
-def deploy_run(
-    config: RunConfig, workspace: Workspace, kind: Platform, options: DeployOptions
-) -> list[Path]:
+def deploy_run(run: Run, kind: Platform, options: DeployOptions) -> list[Path]:
     """Write what serves the packaged repository of a run with docker or Kubernetes.
 
     Raises ConfigError if the repository is missing or older than the config, Unsupported if its
     engines cannot be spread as the cluster wants.
     """
-    require_repository(config, workspace)
-    deployment = describe(make_plan(config, workspace), workspace, options)
-    return write_deployment(deployment, kind, workspace.deployment)
+    require_repository(run)
+    deployment = describe(run.plan, run.workspace, options)
+    return write_deployment(deployment, kind, run.workspace.deployment)
 
 
 def describe(plan: Plan, workspace: Workspace, options: DeployOptions) -> Deployment:

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from specpipe.config.run_config import EngineOptions, RunConfig
-from specpipe.core.artifacts import Workspace
+from specpipe.config.run_config import EngineOptions
 from specpipe.core.errors import SpecpipeError
 from specpipe.doctor.inventory import Machine, look
 from specpipe.engine.tensorrt.profiles import Profile, find_profile
 from specpipe.plan.gpus import find_gpu
-from specpipe.plan.make_plan import make_plan
 from specpipe.plan.outlook import cpu_notes
+from specpipe.run.run import Run
 
 _LEAST_DRIVER = {"12": 525, "13": 580}  # branch of the driver by CUDA's major version
 _GIB = 2**30
@@ -47,18 +46,18 @@ class Needs:
         return gpu.sm if gpu else None
 
 
-def examine(config: RunConfig | None, workspace: Path = Path()) -> list[Finding]:
-    """Check this machine; with a config, also check the requirements of that run."""
-    needs = needs_of(config, workspace) if config else None
+def examine(run: Run | None, workspace: Path = Path()) -> list[Finding]:
+    """Check this machine; with a run, also check its requirements."""
+    needs = needs_of(run) if run else None
     return judge(look(workspace), needs)
 
 
-def needs_of(config: RunConfig, workspace: Path) -> Needs:
+def needs_of(run: Run) -> Needs:
     """Return the requirements of a run; the disk space only if its models are known."""
-    engine = config.engine
+    engine = run.config.engine
     profile = find_profile(engine.tensorrt_llm) if engine.gpu else None
     try:
-        requests = make_plan(config, Workspace(workspace, config.name)).requests
+        requests = run.plan.requests
     except SpecpipeError:  # `plan` reports it; this command checks the machine
         return Needs(engine.backend, engine.gpu, 1, 0, profile, engine)
     target = requests["target"]

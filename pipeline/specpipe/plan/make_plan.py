@@ -28,6 +28,7 @@ from specpipe.plan.compatibility import (
 from specpipe.plan.gates import check_validation
 from specpipe.plan.gpus import Gpu, find_gpu, spelling, unknown_gpu
 from specpipe.plan.memory import Memory
+from specpipe.plan.opened import OpenedModels
 from specpipe.plan.options import check_options
 from specpipe.plan.outlook import cpu_notes, engine_notes, outlook
 from specpipe.plan.plan import (
@@ -44,30 +45,32 @@ from specpipe.plan.sizing import Sizing, choose_ranks, measure, ways_to_fit
 from specpipe.runtime.assembly import describe_endpoint, load_backend
 
 
-def make_plan(config: RunConfig, workspace: Workspace) -> Plan:
+def make_plan(config: RunConfig, workspace: Workspace, opened: OpenedModels | None = None) -> Plan:
     """Return the plan of a run and of its baseline, with every reason for a refusal.
 
-    See `_plan_run`. Prompts and gates that validation cannot use are refused too.
+    See `_plan_run`. Prompts and gates that validation cannot use are refused too. `opened` keeps
+    the models for the stages that read them after the plan.
     """
-    plan = _plan_run(config, workspace)
+    opened = opened or OpenedModels()
+    plan = _plan_run(config, workspace, opened)
     refused = [*plan.rejections, *check_validation(config, describe_endpoint(plan.config))]
     if config.validate.baseline != "build":
         return replace(plan, rejections=tuple(refused))
     plain = config.baseline
-    baseline = _plan_run(plain, replace(workspace, name=plain.name))
+    baseline = _plan_run(plain, replace(workspace, name=plain.name), opened)
     own = [r for r in baseline.rejections if r not in plan.rejections]
     refused += [Rejection(f"the baseline: {r.reason}", r.hint) for r in own]
     return replace(plan, rejections=tuple(refused), baseline=baseline)
 
 
-def _plan_run(config: RunConfig, workspace: Workspace) -> Plan:
+def _plan_run(config: RunConfig, workspace: Workspace, opened: OpenedModels) -> Plan:
     """Return what `build` would do, or why it cannot; reads no weights, needs no GPU.
 
     In the plan's config, `tree: auto` is replaced by a tree, and a missing `tp_size` by the number
     of ranks that the plan chose. Raises what `resolve` raises.
     """
     backend = load_backend(config.engine.backend)
-    found = resolve(config, backend)
+    found = resolve(config, backend, opened)
     config = plan_tree(_with_gpus_name(config), found)
     gpu = find_gpu(config.engine.gpu) if config.engine.gpu else None
     sizing = Sizing(config, found.models, backend, _memory_of(gpu))

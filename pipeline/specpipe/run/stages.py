@@ -1,29 +1,29 @@
 """Run the stages in order: convert, compile, package. Up-to-date stages are skipped."""
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import or_
 from pathlib import Path
 
-from specpipe.config.run_config import RunConfig
-from specpipe.core.artifacts import MISSING, Workspace, locked
+from specpipe.core.artifacts import MISSING, describe_changes, locked, read_artifact
 from specpipe.core.backend import Workshop
 from specpipe.core.contracts import Role
 from specpipe.core.errors import ConfigError, Unsupported
-from specpipe.core.publishing import put_back, remove_leftovers, staged, why_kept, write_publish
-from specpipe.plan.make_plan import make_plan, require_buildable
-from specpipe.run.jobs import (
-    STAGES,
-    Job,
-    StageName,
-    plan_jobs,
-    plans_of,
-    require_planned_engines,
-    require_room,
+from specpipe.core.publishing import (
+    put_back,
+    remove_leftovers,
+    require_replaceable,
+    staged,
+    why_kept,
+    write_publish,
 )
+from specpipe.plan.make_plan import require_buildable
+from specpipe.run.jobs import STAGES, Job, Progress, StageName
+from specpipe.run.run import Run
 
 Notify = Callable[[str], None]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ class StageResult:
 
 
 def build(
-    config: RunConfig,
-    workspace: Workspace,
+    run: Run,
     stages: tuple[StageName, ...] = STAGES,
     *,
     runtime: str | None = None,
@@ -56,72 +55,119 @@ def build(
     StageFailed or ConfigError if a stage cannot finish. Finished artifacts stay, and the next
     build reuses them.
     """
-    plan = make_plan(config, workspace)
-    shop = Workshop(notify, runtime)
-    runs = [plan_jobs(part, place, shop) for part, place in plans_of(plan, workspace)]
-    wanted = [work for works in runs for work in works if work.stage in stages]
+    wanted = [job for part in run.parts for job in part.jobs if job.stage in stages]
     require_room(wanted)
-    require_buildable(plan)
-    if runtime and not plan.commands:
+    require_buildable(run.plan)
+    if runtime and not run.plan.commands:
         raise Unsupported(
-            f"backend {config.engine.backend} compiles in this process, not in a container",
+            f"backend {run.config.engine.backend} compiles in this process, not in a container",
             hint="leave --in-container out",
         )
-    with locked(workspace.engines, notify):
-        results = []
-        for work in wanted:
-            put_back(work.path)
-        for work in wanted:
-            if work.stage == "package":
-                require_planned_engines(next(works for works in runs if work in works))
-            results.append(_perform(work, notify, progress))
-        return results
+    shop = Workshop(notify, runtime)
+    with locked(run.workspace.engines, notify):
+        for job in wanted:
+            put_back(job.path)
+        return [r for part in run.parts for r in _build_part(part, stages, shop, progress)]
 
 
-def status(config: RunConfig, workspace: Workspace) -> list[StageResult]:
-    """Return for every artifact whether it is up to date, and why not; changes nothing."""
-    results = []
-    runs = plans_of(make_plan(config, workspace), workspace)
-    for work in (work for part, place in runs for work in plan_jobs(part, place)):
-        try:
-            reason = work.stale()
-        except ConfigError as error:  # the artifact of an earlier stage is missing
-            reason = str(error).splitlines()[0]
-        if reason is not None and (kept := why_kept(work.path)):
-            reason = f"cannot be built: {kept}"
-        results.append(StageResult(work.stage, work.role, work.path, reason is None, reason or ""))
-    return results
+def _build_part(
+    run: Run, stages: Sequence[StageName], shop: Workshop, progress: Progress
+) -> Iterator[StageResult]:
+    """Make the wanted artifacts of a run, without those of its baseline."""
+    for job in run.jobs:
+        if job.stage not in stages:
+            continue
+        if job.stage == "package":
+            require_planned_engines(run.jobs)
+        yield _perform(job, shop, progress)
 
 
-def _perform(work: Job, notify: Notify, progress: Progress) -> StageResult:
-    reason = work.stale()
+def _perform(job: Job, shop: Workshop, progress: Progress) -> StageResult:
+    reason = job.stale()
     if reason is None:
-        remove_leftovers(work.path)
-        return StageResult(work.stage, work.role, work.path, fresh=True, reason="")
-    notify(f"{work.stage}{' ' + work.role if work.role else ''}: building ({reason})")
+        remove_leftovers(job.path)
+        return StageResult(job.stage, job.role, job.path, fresh=True, reason="")
+    shop.notify(f"{job.stage}{' ' + job.role if job.role else ''}: building ({reason})")
     began = time.perf_counter()
-    resume = work.begun() if work.begun else None
-    remove_leftovers(work.path, resume)
-    with staged(work.path, work.stage, resume) as temporary:
-        write_publish(temporary, work.path, work.write(temporary, progress))
+    started = job.start(shop)
+    remove_leftovers(job.path, started.resume_key)
+    with staged(job.path, job.stage, started.resume_key) as temporary:
+        write_publish(temporary, job.path, started.write(temporary, progress))
     return StageResult(
-        work.stage,
-        work.role,
-        work.path,
+        job.stage,
+        job.role,
+        job.path,
         fresh=False,
         reason=reason,
         seconds=time.perf_counter() - began,
     )
 
 
-def require_repository(config: RunConfig, workspace: Workspace) -> None:
+def status(run: Run) -> list[StageResult]:
+    """Return for every artifact whether it is up to date, and why not; changes nothing."""
+    return [_status(job) for part in run.parts for job in part.jobs]
+
+
+def _status(job: Job) -> StageResult:
+    try:
+        reason = job.stale()
+    except ConfigError as error:  # the artifact of an earlier stage is missing
+        reason = str(error).splitlines()[0]
+    if reason is not None and (kept := why_kept(job.path)):
+        reason = f"cannot be built: {kept}"
+    return StageResult(job.stage, job.role, job.path, reason is None, reason or "")
+
+
+def require_room(jobs: Sequence[Job]) -> None:
+    """Raise ConfigError if files that specpipe did not write are where an artifact must go.
+
+    An artifact's folder that also holds other files is refused only if it must be replaced, which
+    means that the artifact or one of its inputs is stale.
+    """
+    kept = [job for job in jobs if why_kept(job.path)]
+    if kept:
+        stale = itertools.accumulate(map(_is_stale, jobs), or_)
+        require_replaceable(
+            [j.path for j, old in zip(jobs, stale, strict=True) if old and j in kept]
+        )
+
+
+def _is_stale(job: Job) -> bool:
+    try:
+        return job.stale() is not None
+    except ConfigError:  # one of its inputs is not built
+        return True
+
+
+def require_planned_engines(jobs: Sequence[Job]) -> None:
+    """Raise ConfigError if an engine was compiled with other options or for another GPU.
+
+    The package stage itself reports missing engines and changed weights.
+    """
+    for job in jobs:
+        engine = read_artifact(job.path) if job.stage == "compile" else None
+        if engine is None:
+            continue
+        built, asked = ({**engine.manifest.inputs}, {**job.inputs()})
+        for values in (built, asked):  # the LLM API has no checkpoint
+            values.pop("checkpoint", None)
+        changes = describe_changes(built, asked)
+        if changes:
+            raise ConfigError(
+                f"{job.path} is stale: it was compiled with different settings than the config "
+                f"has now: {changes}",
+                hint="run `specpipe build`",
+            )
+
+
+def require_repository(run: Run) -> None:
     """Raise ConfigError if the run's repository is missing or stale."""
-    works = plan_jobs(make_plan(config, workspace), workspace)
-    reason = works[-1].stale()
-    require_planned_engines(works)
+    repository = run.workspace.repository
+    reason = run.jobs[-1].stale()
+    require_planned_engines(run.jobs)
     if reason is not None:
         state = "it is not built yet" if reason == MISSING else f"it is stale: {reason}"
         raise ConfigError(
-            f"{workspace.repository} cannot be served: {state}",
-            hint=f"run `specpipe build --config {config.path}`",
+            f"{repository} cannot be served: {state}",
+            hint=f"run `specpipe build --config {run.config.path}`",
         )

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 
 from specpipe.config.run_config import EngineOptions, RunConfig
 from specpipe.config.speculation import UPSTREAM_ONLY, NoSpeculation, Speculation
-from specpipe.core.artifacts import Workspace
 from specpipe.core.backend import Rejection
 from specpipe.core.errors import Unsupported
 from specpipe.engine.upstream_models import TOKENIZER
 from specpipe.plan.gpus import find_gpu, unknown_gpu
-from specpipe.plan.make_plan import make_plan
 from specpipe.plan.roofline import Estimate
+from specpipe.run.run import Run
 from specpipe.run.stages import build
 from specpipe.runtime.assembly import open_runtime
 from specpipe.tune.candidates import possible_methods
@@ -39,8 +38,7 @@ class Prices:
 
 
 def tune_run(
-    config: RunConfig,
-    workspace: Workspace,
+    run: Run,
     prices: Prices,
     *,
     notify: Notify = lambda text: None,
@@ -53,12 +51,11 @@ def tune_run(
     """
     from specpipe.tune.tune import tune
 
-    return tune(_observe(config, workspace, prices, notify, progress))
+    return tune(_observe(run, prices, notify, progress))
 
 
 def recommend_run(
-    config: RunConfig,
-    workspace: Workspace,
+    run: Run,
     prices: Prices,
     *,
     notify: Notify = lambda text: None,
@@ -70,46 +67,43 @@ def recommend_run(
     """
     from specpipe.tune.tune import recommend
 
-    seen = _observe(config, workspace, prices, notify, progress)
-    gpu = prices.gpu or config.engine.gpu
-    methods = possible_methods(config.speculation)
-    return recommend(seen, _allowed(config, workspace, gpu, methods, notify) if gpu else methods)
+    seen = _observe(run, prices, notify, progress)
+    gpu = prices.gpu or run.config.engine.gpu
+    methods = possible_methods(run.config.speculation)
+    return recommend(seen, _allowed(run, gpu, methods, notify) if gpu else methods)
 
 
-def _observe(
-    config: RunConfig, workspace: Workspace, prices: Prices, notify: Notify, progress: Progress
-) -> "Observed":
+def _observe(run: Run, prices: Prices, notify: Notify, progress: Progress) -> "Observed":
     """Build a run for this machine if need be, load its engines and record its answers."""
     from specpipe.tune.tune import observe
     from specpipe.validate.questions import load_prompts
 
-    _require_replay(config.speculation)
-    costs = _costs(config, workspace, prices)
+    _require_replay(run.config.speculation)
+    costs = _costs(run, prices)
     if costs and not prices.file:
         notify("step times: an estimate for the GPU, not measured")
-    here = on_this_machine(config)
-    place = Workspace(workspace.root, here.name)
-    _build_here(config, here, place, notify, progress)
-    plan = make_plan(here, place)
-    prompts, end_ids = load_prompts(here, place.repository / TOKENIZER)
+    here = _build_here(run, notify, progress)
+    plan, place = here.plan, here.workspace
+    prompts, end_ids = load_prompts(here.config, place.repository / TOKENIZER)
     engines = {role: place.engine(role) for role in plan.requests}
     deployment = open_runtime(plan.config, engines)
     return observe(plan.config, deployment, prompts, end_ids, costs=costs, progress=progress)
 
 
-def _build_here(
-    config: RunConfig, here: RunConfig, place: Workspace, notify: Notify, progress: Progress
-) -> None:
-    """Build the run for this machine; a refusal states that the CPU engine is meant."""
+def _build_here(run: Run, notify: Notify, progress: Progress) -> Run:
+    """Build and return the run for this machine; a refusal states that the CPU engine is meant."""
+    config = on_this_machine(run.config)
+    here = run if config is run.config else run.variant(config)
     try:
-        build(here, place, notify=notify, progress=progress)
+        build(here, notify=notify, progress=progress)
     except Unsupported as error:
-        if here is config:
+        if here is run:
             raise
         raise Unsupported(
             f"answers are recorded with the CPU engine, which cannot be used here: {error.message}",
             hint=error.hint,
         ) from error
+    return here
 
 
 def _require_replay(options: Speculation) -> None:
@@ -138,20 +132,20 @@ def on_gpu(config: RunConfig, gpu: str) -> RunConfig:
     return replace(config, engine=EngineOptions("tensorrt", gpu, "bfloat16").sized_like(engine))
 
 
-def _costs(config: RunConfig, workspace: Workspace, prices: Prices) -> Costs | None:
+def _costs(run: Run, prices: Prices) -> Costs | None:
     if prices.file:
         return read_costs(prices.file)
-    gpu = prices.gpu or config.engine.gpu
+    gpu = prices.gpu or run.config.engine.gpu
     if gpu is None:
         return None
     if find_gpu(gpu) is None:
         unknown = unknown_gpu(gpu, "--gpu" if prices.gpu else "engine.gpu")
         raise Unsupported(unknown.reason, hint=unknown.hint)
-    estimate = make_plan(on_gpu(config, gpu), workspace).estimate
+    estimate = run.variant(on_gpu(run.config, gpu)).plan.estimate
     if estimate is None:
         raise Unsupported(
-            f"{config.target.model} has an architecture that specpipe does not know, so its step "
-            f"times on {gpu} cannot be estimated",
+            f"{run.config.target.model} has an architecture that specpipe does not know, so its "
+            f"step times on {gpu} cannot be estimated",
             hint="tune a run whose models are of the families in docs/families.md",
         )
     return estimated_costs(estimate)
@@ -165,16 +159,13 @@ def estimated_costs(estimate: Estimate) -> Costs:
 
 
 def _allowed(
-    config: RunConfig,
-    workspace: Workspace,
-    gpu: str,
-    methods: Sequence[Speculation],
-    notify: Notify,
+    run: Run, gpu: str, methods: Sequence[Speculation], notify: Notify
 ) -> list[Speculation]:
     """Return the methods that a GPU supports, apart from refusals of plain decoding."""
 
     def rejections(method: Speculation) -> tuple[Rejection, ...]:
-        return make_plan(on_gpu(replace(config, speculation=method), gpu), workspace).rejections
+        other = on_gpu(replace(run.config, speculation=method), gpu)
+        return run.variant(other).plan.rejections
 
     allowed, anyway = [], rejections(NoSpeculation())
     for method in methods:

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specpipe.checkpoint.finding import fetch_source
-from specpipe.config.run_config import RunConfig
-from specpipe.core.artifacts import Workspace, read_artifact
+from specpipe.core.artifacts import read_artifact
 from specpipe.core.errors import ConfigError
 from specpipe.plan.gates import require_valid
 from specpipe.repository.description import read_endpoint
+from specpipe.run.run import Run
 from specpipe.run.stages import require_repository
 from specpipe.runtime.assembly import load_backend
 from specpipe.serve.address import free_address
@@ -28,8 +27,7 @@ Progress = Callable[[int, int], None]
 
 
 def validate_run(
-    config: RunConfig,
-    workspace: Workspace,
+    run: Run,
     url: str | None,
     *,
     tls: ClientTls | None = None,
@@ -46,13 +44,14 @@ def validate_run(
     from specpipe.validate.report import write_report
     from specpipe.validate.validate import Subject, validate
 
-    require_repository(config, workspace)
+    config, workspace = run.config, run.workspace
+    require_repository(run)
     endpoint = read_endpoint(workspace.repository)
     require_valid(config, endpoint)
     if url is not None:
         require_same_repository(url, workspace.repository, tls)
     questions = load_questions(config, tokenizer_folder(workspace.repository, endpoint))
-    model = fetch_source(config, "target", notify).path
+    model = run.fetch("target", notify).path
     backend = load_backend(config.engine.backend)
     versions = dict(backend.versions(config.engine.tensorrt_llm))
     subject = Subject(config, endpoint, model, questions, versions, url)
@@ -64,16 +63,17 @@ def validate_run(
         notify("starting a temporary server")
         return _started(workspace.repository, logs / "tritonserver.log", questions)
 
-    def baseline() -> AbstractContextManager[Client]:
+    def baseline(plain: Run) -> AbstractContextManager[Client]:
         notify("starting the server of the plain engine (baseline)")
-        return _started(plain.repository, logs / "tritonserver-baseline.log", questions)
+        return _started(plain.workspace.repository, logs / "tritonserver-baseline.log", questions)
 
-    plain = replace(workspace, name=config.baseline.name)
-    if subject.plain == "build":
-        require_repository(config.baseline, plain)
+    plain = run.baseline if subject.plain == "build" else None
+    if plain is not None:
+        require_repository(plain)
     asked = len(questions.asked) * config.validate.repeats
     notify(f"validating with {asked} prompts: transformers answers them first, then the server")
-    report = validate(subject, ours, baseline, progress=progress)
+    theirs = partial(baseline, plain) if plain is not None else None
+    report = validate(subject, ours, theirs, progress=progress)
     write_report(report, workspace.reports)
     return report
 

@@ -20,6 +20,7 @@ from specpipe.config.speculation import Eagle
 from specpipe.core.artifacts import Workspace, read_model_config
 from specpipe.core.backend import ONE_RANK, Parallel
 from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.run.run import Run
 from specpipe.run.stages import build
 from tests.models import make_eagle, make_heads, make_llama
 from tests.sharding import merge, read_ranks
@@ -253,7 +254,7 @@ def test_a_drafter_of_another_target_is_refused_by_the_plan(
     make_eagle(tmp_path / "drafter", seed=5, **changes)
     config = eagle_run(write_config, tmp_path / "drafter")
     with pytest.raises(Unsupported, match=words):
-        build(config, Workspace(tmp_path, config.name), ("convert",))
+        build(Run(config, Workspace(tmp_path, config.name)), ("convert",))
 
 
 def eagle_run(write_config: Callable[..., Path], drafter: Path, **engine: Any) -> Any:
@@ -298,7 +299,7 @@ def test_the_cpu_engine_refuses_it_and_names_what_works(
     config = eagle_run(write_config, drafter, backend="openvino", gpu=None, dtype="float32")
     words = "eagle runs only in TensorRT-LLM engines; use backend: tensorrt, or one of medusa"
     with pytest.raises(Unsupported, match=words):
-        build(config, Workspace(tmp_path, config.name), ("convert",))
+        build(Run(config, Workspace(tmp_path, config.name)), ("convert",))
 
 
 def test_medusa_heads_are_no_drafter(tmp_path: Path) -> None:
@@ -336,7 +337,7 @@ def test_the_convert_stage_writes_what_inspection_understands(
     write_config: Callable[..., Path], drafter: Path, tmp_path: Path
 ) -> None:
     config = eagle_run(write_config, drafter, tp_size=2)
-    build(config, Workspace(tmp_path, config.name), ("convert",))
+    build(Run(config, Workspace(tmp_path, config.name)), ("convert",))
     folder = tmp_path / "engines/tiny/checkpoints/target"
     found = inspect_folder(folder, no_progress)
     assert found.defects == () and found.model.architecture == "EagleForCausalLM"
@@ -356,7 +357,7 @@ def test_ranks_that_do_not_divide_the_drafter_are_refused(
     make_eagle(tmp_path / "drafter", seed=5, intermediate_size=98)
     config = eagle_run(write_config, tmp_path / "drafter", tp_size=4)
     with pytest.raises(Unsupported, match="EAGLE drafter's inner width of 98 does not divide"):
-        build(config, Workspace(tmp_path, config.name), ("convert",))
+        build(Run(config, Workspace(tmp_path, config.name)), ("convert",))
     with pytest.raises(Unsupported, match="EAGLE has no pipeline stages, but pp_size is 2"):
         converted(tiny, tmp_path / "drafter", tmp_path / "out", Parallel(1, 2))
 

@@ -16,6 +16,7 @@ from specpipe.checkpoint import writer
 from specpipe.config.run_config import read_config
 from specpipe.core.artifacts import Workspace
 from specpipe.core.errors import StageFailed
+from specpipe.run.run import Run
 from specpipe.run.stages import build
 
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}  # audited by Python
@@ -65,7 +66,7 @@ def convert_in_child(run, steps: int) -> tuple[int, int]:
 
         sys.dont_write_bytecode = True  # a module that is imported only now is no step
         call_at_every_step(step)
-        build(*run, ("convert",))
+        build(Run(*run), ("convert",))
 
     child = context.Process(target=convert)
     child.start()
@@ -76,7 +77,7 @@ def convert_in_child(run, steps: int) -> tuple[int, int]:
 @pytest.fixture
 def expected(write_config, tmp_path: Path) -> dict[str, bytes]:
     run = run_of(write_config(), tmp_path / "expected")
-    build(*run, ("convert",))
+    build(Run(*run), ("convert",))
     return files_of(run[1].checkpoint("target"))
 
 
@@ -89,7 +90,7 @@ def test_wherever_a_conversion_is_killed_the_next_one_ends_as_if_nothing_had_bee
         run = run_of(write_config(), tmp_path / str(point))
         code, _ = convert_in_child(run, point)
         assert code == -signal.SIGKILL, f"step {point} was not reached"
-        build(*run, ("convert",))
+        build(Run(*run), ("convert",))
         assert files_of(run[1].checkpoint("target")) == expected, f"killed at step {point}"
         assert not list(run[1].engines.glob("checkpoints/.*"))
 
@@ -118,7 +119,7 @@ def test_a_disk_that_fills_up_half_way_is_a_sentence_and_leaves_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(writer.os, "pwrite", full)
         with pytest.raises(StageFailed, match="convert: the disk is full(.|\n)*free some space"):
-            build(*run, ("convert",))
+            build(Run(*run), ("convert",))
     assert files_of(run[1].engines / "checkpoints") == {}
-    build(*run, ("convert",))
+    build(Run(*run), ("convert",))
     assert files_of(run[1].checkpoint("target")) == expected

@@ -16,6 +16,7 @@ from specpipe.checkpoint.source import open_source
 from specpipe.config.run_config import read_config
 from specpipe.core.artifacts import Workspace, read_model_config
 from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.run.run import Run
 from specpipe.run.stages import build
 from tests.models import make_heads, make_llama
 
@@ -233,7 +234,7 @@ def test_the_convert_stage_writes_heads_in_full_where_the_backend_wants_them(
         speculation={"method": "medusa", "heads": str(tmp_path / "heads"), "tree": [[0, 0], [1]]},
     )
     config = read_config(path)
-    build(config, Workspace(tmp_path, config.name), ("convert",))
+    build(Run(config, Workspace(tmp_path, config.name)), ("convert",))
     found = inspect_folder(tmp_path / "engines/tiny/checkpoints/target")
     assert found.defects == () and found.model.architecture == "MedusaForCausalLM"
     assert found.speculation.max_draft_len == 3  # [0], [0, 0], [1]

@@ -20,6 +20,7 @@ from specpipe.checkpoint.source import open_source
 from specpipe.config.run_config import read_config
 from specpipe.core.artifacts import Workspace, read_artifact
 from specpipe.core.errors import ConfigError, StageFailed, Unreadable
+from specpipe.run.run import Run
 from specpipe.run.stages import build
 from tests.models import make_heads, make_llama
 
@@ -79,7 +80,7 @@ def test_every_byte_of_a_source_is_read_once(
 ) -> None:
     run = run_of(write_config(target={"model": str(untied)}), tmp_path)
     reads = count_reads(monkeypatch)
-    build(*run, ("convert",))
+    build(Run(*run), ("convert",))
     files = sorted(untied.glob("*.safetensors"))
     assert len(files) > 2 and set(reads.values()) == {1}
     for file in files:
@@ -93,10 +94,10 @@ def test_no_other_pass_over_the_source_hides(write_config, tmp_path: Path) -> No
     sizes = {"hidden_size": 256, "intermediate_size": 2048, "tie_word_embeddings": False}
     source = make_llama(tmp_path / "source", seed=3, **sizes)
     size = (source / "model.safetensors").stat().st_size
-    build(*run_of(write_config(), tmp_path / "first"), ("convert",))  # imports, once
+    build(Run(*run_of(write_config(), tmp_path / "first")), ("convert",))  # imports, once
     run = run_of(write_config(target={"model": str(source)}), tmp_path)
     before = bytes_read()
-    build(*run, ("convert",))
+    build(Run(*run), ("convert",))
     assert size <= bytes_read() - before < 1.1 * size
 
 
@@ -204,7 +205,7 @@ def test_a_source_that_changes_during_its_conversion_is_refused(
             change(copy / name)
 
     with pytest.raises((StageFailed, ConfigError)) as refusal:
-        build(*run, ("convert",), progress=meddle)
+        build(Run(*run), ("convert",), progress=meddle)
     assert name in str(refusal.value) or "tokenizer" in str(refusal.value)
     left = [f.suffix for f in run[1].engines.glob("checkpoints/*")]
     kept = isinstance(refusal.value, Unreadable) or "cannot be used" in str(refusal.value)
@@ -235,7 +236,7 @@ def interrupted(run, at: float) -> Path:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build(*run, ("convert",), progress=stop)
+        build(Run(*run), ("convert",), progress=stop)
     (begun,) = run[1].engines.glob("checkpoints/.target.*.part")
     return begun
 
@@ -246,7 +247,7 @@ def test_work_begun_on_a_source_that_has_changed_since_is_not_gone_on_with(
     run = run_of(write_config(target={"model": str(copy)}), tmp_path)
     begun = interrupted(run, 0.9)
     negate(copy / "model.safetensors")
-    build(*run, ("convert",))
+    build(Run(*run), ("convert",))
     assert not begun.exists()
     convert(copy, tmp_path / "expected")
     for name in ("rank0.safetensors", "digests.json"):
@@ -266,7 +267,7 @@ def test_a_resumed_conversion_has_the_digests_and_reads_nothing_twice(
     finished = {json.loads(x)[1] for x in (begun / "finished.jsonl").read_bytes().splitlines() if x}
     assert noted and finished
     reads = count_reads(monkeypatch)
-    build(*run, ("convert",))
+    build(Run(*run), ("convert",))
     total = sum(f.stat().st_size for f in untied.glob("*.safetensors"))
     assert set(reads.values()) == {1} and len(reads) < 0.7 * total
     assert not list(run[1].checkpoint("target").glob("*.jsonl"))
@@ -278,9 +279,9 @@ def test_a_resumed_conversion_has_the_digests_and_reads_nothing_twice(
 def test_equal_content_elsewhere_is_fresh_and_other_content_of_equal_looks_is_not(
     copy: Path, tiny: Path, write_config, tmp_path: Path
 ) -> None:
-    build(*run_of(write_config(), tmp_path), ("convert",))
+    build(Run(*run_of(write_config(), tmp_path)), ("convert",))
     run = run_of(write_config(target={"model": str(copy)}), tmp_path)
-    assert [result.fresh for result in build(*run, ("convert",))] == [True]
+    assert [result.fresh for result in build(Run(*run), ("convert",))] == [True]
     flip(copy / "model.safetensors")
-    (result,) = build(*run, ("convert",))
+    (result,) = build(Run(*run), ("convert",))
     assert not result.fresh and result.reason.startswith("source model.safetensors changed")

@@ -20,6 +20,7 @@ from specpipe.checkpoint.writer import Announced, SafetensorsWriter
 from specpipe.config.run_config import read_config
 from specpipe.core.artifacts import Workspace
 from specpipe.core.backend import Parallel
+from specpipe.run.run import Run
 from specpipe.run.stages import build
 from tests.modelopt import write_model
 from tests.sharding import convert_tensors
@@ -171,7 +172,7 @@ def killed_run(write_config, tmp_path: Path):
             os.kill(os.getpid(), signal.SIGKILL)
 
     child = multiprocessing.get_context("fork").Process(
-        target=lambda: build(*run, ("convert",), progress=die)
+        target=lambda: build(Run(*run), ("convert",), progress=die)
     )
     child.start()
     child.join()
@@ -200,7 +201,7 @@ def test_a_killed_conversion_goes_on_with_the_tensors_that_it_lacks(
         there = {tensor for _, tensor in journal.digests}
     assert there and not (begun / "specpipe.json").exists()
     written = count_writes(monkeypatch)
-    build(*run, ("convert",))
+    build(Run(*run), ("convert",))
     assert written and not there & set(written)
     out = run[1].checkpoint("target")
     expected = write_checkpoint_in_float32(tiny, tmp_path / "expected")
@@ -224,7 +225,7 @@ def test_bytes_that_were_lost_after_they_were_noted_are_written_again(
     with file.open("r+b") as handle:
         handle.truncate(size // 4)
         handle.truncate(size)
-    build(*run, ("convert",))
+    build(Run(*run), ("convert",))
     out = run[1].checkpoint("target") / "rank0.safetensors"
     assert out.read_bytes() == write_checkpoint_in_float32(tiny, tmp_path / "expected")
 
@@ -234,7 +235,7 @@ def test_begun_work_of_other_inputs_is_not_gone_on_with(
 ) -> None:
     run, begun = killed_run(write_config, tmp_path)
     other = read_config(write_config(target={"model": str(tiny_draft)}))
-    build(other, run[1], ("convert",))
+    build(Run(other, run[1]), ("convert",))
     assert not begun.exists()
     out = run[1].checkpoint("target") / "rank0.safetensors"
     assert out.read_bytes() == write_checkpoint_in_float32(tiny_draft, tmp_path / "expected")
@@ -253,9 +254,9 @@ def test_an_interrupted_conversion_keeps_its_work_and_a_failed_one_does_not(
         return progress
 
     with pytest.raises(KeyboardInterrupt):
-        build(*run, ("convert",), progress=stop(KeyboardInterrupt))
+        build(Run(*run), ("convert",), progress=stop(KeyboardInterrupt))
     assert list(run[1].engines.glob("checkpoints/.target.*.part"))
     with pytest.raises(RuntimeError):
-        build(*run, ("convert",), progress=stop(RuntimeError))
+        build(Run(*run), ("convert",), progress=stop(RuntimeError))
     assert list(run[1].engines.glob("checkpoints/*")) == []
     assert list(run[1].engines.glob("checkpoints/.*")) == []

@@ -23,6 +23,7 @@ from specpipe.deploy.image import requirements
 from specpipe.deploy.kubernetes import IN_FLIGHT, adapter_values, manifests
 from specpipe.deploy.stage import DeployOptions, deploy_run
 from specpipe.deploy.write import docker_files, kubernetes_files, write_deployment
+from specpipe.run.run import Run
 from specpipe.run.stages import build
 
 GOLDEN = Path(__file__).parents[2] / "golden/deploy"
@@ -376,7 +377,7 @@ def test_a_packaged_run_is_deployed_from_the_command_line(write_config, tmp_path
     from click.testing import CliRunner
 
     args = ["--config", str(write_config()), "--workspace", str(tmp_path / "w")]
-    build(read_config(write_config()), Workspace(tmp_path / "w", "tiny"))
+    build(Run(read_config(write_config()), Workspace(tmp_path / "w", "tiny")))
     result = CliRunner().invoke(main, ["package", *args, "--deploy", "docker", "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)[0]["fresh"]
@@ -400,8 +401,8 @@ def test_a_gpu_run_is_deployed_at_the_path_that_its_repository_names(
     speculation = {"method": "draft_model", "draft": {"model": str(tiny_draft)}}
     config = read_config(write_config(engine=engine, speculation=speculation))
     place = Workspace(tmp_path / "w", "tiny")
-    build(config, place)
-    deploy_run(config, place, "kubernetes", DeployOptions())
+    build(Run(config, place))
+    deploy_run(Run(config, place), "kubernetes", DeployOptions())
     workload = yaml.safe_load((place.deployment / "kubernetes/workload.yaml").read_text())
     pod = workload["spec"]["template"]["spec"]
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 2
@@ -412,13 +413,13 @@ def test_a_gpu_run_is_deployed_at_the_path_that_its_repository_names(
     dockerfile = (place.deployment / "docker/Dockerfile").read_text()
     assert dockerfile.startswith("FROM nvcr.io/nvidia/tritonserver:26.04-trtllm-python-py3\n")
     with pytest.raises(Unsupported, match="2 GPUs span 2 nodes of 1"):
-        deploy_run(config, place, "kubernetes", DeployOptions(gpus_per_node=1))
+        deploy_run(Run(config, place), "kubernetes", DeployOptions(gpus_per_node=1))
 
 
 def test_what_is_not_packaged_cannot_be_deployed(write_config, tmp_path: Path) -> None:
     config = read_config(write_config())
     with pytest.raises(ConfigError, match="not built yet"):
-        deploy_run(config, Workspace(tmp_path / "w", "tiny"), "docker", DeployOptions())
+        deploy_run(Run(config, Workspace(tmp_path / "w", "tiny")), "docker", DeployOptions())
 
 
 def test_serving_a_repository_needs_no_more_than_the_image_has() -> None:

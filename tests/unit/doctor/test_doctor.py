@@ -16,6 +16,7 @@ from specpipe.engine.tensorrt.machine import FoundGpu
 from specpipe.engine.tensorrt.profiles import DEFAULT
 from specpipe.plan.make_plan import make_plan
 from specpipe.plan.outlook import cpu_notes
+from specpipe.run.run import Run
 
 H100 = FoundGpu("NVIDIA H100 80GB HBM3", 90, 81559, "580.65.06")
 PACKAGES = {"torch": "2.10", "numpy": "1.26.4", "openvino": None, "nvidia-pytriton": None}
@@ -83,7 +84,8 @@ def test_a_cpu_run_asks_for_other_things() -> None:
 
 
 def test_the_needs_of_a_config_come_from_its_plan(tmp_path: Path) -> None:
-    needs = needs_of(read_config(Path("model_configs/llama70b_draft7b.yaml")), tmp_path)
+    config = read_config(Path("model_configs/llama70b_draft7b.yaml"))
+    needs = needs_of(Run(config, Workspace(tmp_path, config.name)))
     assert (needs.gpu, needs.ranks, needs.sm) == ("H100-SXM", 4, 90)
     assert needs.disk_bytes > 4 * 75e9
 

@@ -23,6 +23,7 @@ from specpipe.engine.tensorrt.built import compare
 from specpipe.engine.tensorrt.container import in_container
 from specpipe.engine.tensorrt.log import advise, explain_exit, phase
 from specpipe.engine.tensorrt.machine import find_gpus
+from specpipe.run.run import Run
 from specpipe.run.stages import build, require_repository, status
 from tests.models import make_redrafter
 
@@ -39,7 +40,7 @@ def converted(tiny: Path, tiny_draft: Path, tmp_path_factory: pytest.TempPathFac
     target = {"model": str(tiny)}
     values = {"name": "tiny", "target": target, "engine": ENGINE, "speculation": speculation}
     (folder / "run.yaml").write_text(json.dumps(values))
-    build(read_config(folder / "run.yaml"), Workspace(folder / "work", "tiny"), ("convert",))
+    build(Run(read_config(folder / "run.yaml"), Workspace(folder / "work", "tiny")), ("convert",))
     return folder / "work"
 
 
@@ -64,8 +65,8 @@ def test_a_build_publishes_checked_engines_and_finds_them_fresh_afterwards(
     run, gpu_machine: Path
 ) -> None:
     place = run()[1]
-    assert [r.fresh for r in build(*run(), COMPILE)] == [True, True, False, False]
-    assert all(r.fresh for r in build(*run(), COMPILE))
+    assert [r.fresh for r in build(Run(*run()), COMPILE)] == [True, True, False, False]
+    assert all(r.fresh for r in build(Run(*run()), COMPILE))
     config = json.loads((place.engine("target") / "config.json").read_text())
     assert config["build_config"]["speculative_decoding_mode"] == 2
     assert config["build_config"]["max_draft_len"] == 4
@@ -81,7 +82,7 @@ def test_a_redrafter_is_converted_built_and_inspected_without_a_defect(
     engine = {**ENGINE, "tp_size": 2}
     config = read_config(write_config(engine=engine, speculation=speculation))
     place = Workspace(tmp_path / "work", config.name)
-    build(config, place, COMPILE)
+    build(Run(config, place), COMPILE)
     built = json.loads((place.engine("target") / "config.json").read_text())
     assert built["build_config"]["speculative_decoding_mode"] == 16
     assert (built["build_config"]["max_draft_len"], built["build_config"]["max_seq_len"]) == (
@@ -103,7 +104,7 @@ def test_a_redrafter_is_converted_built_and_inspected_without_a_defect(
 
 
 def test_the_manifest_remembers_where_and_how_an_engine_was_built(run, gpu_machine: Path) -> None:
-    build(*run(), COMPILE)
+    build(Run(*run()), COMPILE)
     manifest = json.loads((run()[1].engine("target") / "specpipe.json").read_text())
     facts = manifest["facts"]
     assert facts["gpu"] == "NVIDIA H100 80GB HBM3" and facts["sm"] == 90
@@ -116,7 +117,7 @@ def test_the_manifest_remembers_where_and_how_an_engine_was_built(run, gpu_machi
 def test_two_builds_of_one_run_give_equal_bytes(run, gpu_machine: Path) -> None:
     trees = []
     for _ in range(2):
-        build(*run(), COMPILE)
+        build(Run(*run()), COMPILE)
         folder = run()[1].engine("target")
         trees.append({f.name: f.read_bytes() for f in folder.iterdir()})
         shutil.rmtree(folder)
@@ -124,7 +125,7 @@ def test_two_builds_of_one_run_give_equal_bytes(run, gpu_machine: Path) -> None:
 
 
 def test_the_timings_of_kernels_are_kept_for_the_next_build(run, gpu_machine: Path) -> None:
-    build(*run(), COMPILE)
+    build(Run(*run()), COMPILE)
     (cache,) = (run()[1].root / "engines/.timing").iterdir()
     assert cache.name == "1.2.1_NVIDIA-H100-80GB-HBM3.cache"
     assert not (run()[1].engine("draft") / cache.name).exists()
@@ -138,15 +139,18 @@ def test_without_a_compiler_the_checkpoints_are_converted_and_the_next_step_is_n
     with pytest.raises(
         Unsupported, match="trtllm-build is not installed on this machine(.|\n)*--in-contain"
     ):
-        build(*run(), COMPILE)
-    assert fates(status(*run()))[:2] == [("convert", "target", True), ("convert", "draft", True)]
+        build(Run(*run()), COMPILE)
+    assert fates(status(Run(*run())))[:2] == [
+        ("convert", "target", True),
+        ("convert", "draft", True),
+    ]
 
 
 def test_a_machine_without_a_gpu_is_refused(run, gpu_machine: Path) -> None:
     (gpu_machine / "bin/nvidia-smi").unlink()
     (gpu_machine / "bin/nvidia-smi").symlink_to("/bin/false")
     with pytest.raises(Unsupported, match="nvidia-smi finds no GPU(.|\n)*H100-SXM"):
-        build(*run(), COMPILE)
+        build(Run(*run()), COMPILE)
 
 
 def test_another_gpu_than_the_planned_one_is_refused(run, gpu_machine: Path, monkeypatch) -> None:
@@ -154,7 +158,7 @@ def test_another_gpu_than_the_planned_one_is_refused(run, gpu_machine: Path, mon
     with pytest.raises(
         Unsupported, match=r"NVIDIA A10 \(SM 86\), but engine.gpu is H100-SXM \(SM 90"
     ):
-        build(*run(), COMPILE)
+        build(Run(*run()), COMPILE)
 
 
 def test_another_release_than_the_planned_one_is_refused_before_it_builds(
@@ -163,7 +167,7 @@ def test_another_release_than_the_planned_one_is_refused_before_it_builds(
     site = gpu_machine / "site/tensorrt_llm-1.2.1.dist-info"
     (site / "METADATA").write_text("Metadata-Version: 2.1\nName: tensorrt_llm\nVersion: 1.1.0\n")
     with pytest.raises(Unsupported, match="TensorRT-LLM 1.1.0 is installed here(.|\n)*1.2.1"):
-        build(*run(), COMPILE)
+        build(Run(*run()), COMPILE)
     assert not list(run()[1].engines.glob("*.build.log"))
 
 
@@ -185,7 +189,7 @@ def test_a_failed_build_says_why_and_publishes_nothing(
 ) -> None:
     monkeypatch.setenv("STANDIN_FAULT", fault)
     with pytest.raises(StageFailed, match=words):
-        build(*run(), COMPILE)
+        build(Run(*run()), COMPILE)
     place = run()[1]
     assert not place.engine("target").exists() and not list(place.engines.glob(".*.tmp"))
     assert place.checkpoint("target").is_dir()
@@ -194,7 +198,7 @@ def test_a_failed_build_says_why_and_publishes_nothing(
 def test_an_engine_of_another_release_is_not_published(run, gpu_machine: Path, monkeypatch) -> None:
     monkeypatch.setenv("STANDIN_VERSION", "1.1.0")
     with pytest.raises(StageFailed, match="version is 1.1.0, planned was 1.2.1"):
-        build(*run(), COMPILE)
+        build(Run(*run()), COMPILE)
 
 
 def test_an_older_release_is_built_with_its_own_flags_in_its_own_container(
@@ -202,7 +206,7 @@ def test_an_older_release_is_built_with_its_own_flags_in_its_own_container(
 ) -> None:
     monkeypatch.setenv("STANDIN_VERSION", "0.18.2")
     config, place = run(tensorrt_llm="0.18.2")
-    build(config, place, COMPILE, runtime="docker")
+    build(Run(config, place), COMPILE, runtime="docker")
     calls = (container_machine / "docker.log").read_text()
     assert "25.04-trtllm-python-py3" in calls and "26.04" not in calls
     assert (place.root / "engines/.timing/0.18.2_NVIDIA-H100-80GB-HBM3.cache").is_file()
@@ -216,7 +220,7 @@ def test_every_rank_of_an_engine_is_built_and_counted(
     engine = {**ENGINE, "tp_size": tp_size, "pp_size": pp_size}
     config = read_config(write_config(engine=engine))
     place = Workspace(tmp_path / "work", config.name)
-    build(config, place, COMPILE)
+    build(Run(config, place), COMPILE)
     manifest = json.loads((place.engine("target") / "specpipe.json").read_text())
     assert {"rank0.engine", "rank1.engine"} <= set(manifest["files"])
     assert "--workers 2" in manifest["facts"]["command"]
@@ -263,7 +267,7 @@ def test_a_cancelled_build_ends_the_compiler_and_its_workers_and_goes_on_later(
     assert process.exitcode == code
     assert not is_running(worker) and not list(place.engines.glob(".*.tmp"))
     monkeypatch.delenv("STANDIN_FAULT")
-    assert fates(build(config, place, COMPILE)) == [
+    assert fates(build(Run(config, place), COMPILE)) == [
         ("convert", "target", True), ("convert", "draft", True),
         ("compile", "target", True), ("compile", "draft", False),
     ]  # fmt: skip
@@ -281,25 +285,28 @@ def test_a_build_that_is_killed_outright_leaves_no_engine_and_goes_on_later(
     assert not place.engine("draft").exists()
     os.kill(worker, signal.SIGKILL)
     monkeypatch.delenv("STANDIN_FAULT")
-    assert [r.fresh for r in build(config, place, COMPILE)] == [True, True, True, False]
+    assert [r.fresh for r in build(Run(config, place), COMPILE)] == [True, True, True, False]
     assert not list(place.engines.glob(".*.tmp"))
 
 
 def test_an_engine_for_another_gpu_or_option_is_not_packaged_nor_served(
     run, gpu_machine: Path
 ) -> None:
-    build(*run(), COMPILE)
+    build(Run(*run()), COMPILE)
     other = run(gpu="H200")
-    for check in (lambda: build(*other, ("package",)), lambda: require_repository(*other)):
+    for check in (
+        lambda: build(Run(*other), ("package",)),
+        lambda: require_repository(Run(*other)),
+    ):
         with pytest.raises(ConfigError, match="config has now: gpu changed from H100-SXM to H200"):
-            check()
+            check(Run(*other))
 
 
 def test_the_compiler_runs_in_the_container_with_only_what_it_needs(
     run, container_machine: Path
 ) -> None:
     config, place = run()
-    build(config, place, COMPILE, runtime="docker")
+    build(Run(config, place), COMPILE, runtime="docker")
     calls = [
         json.loads(line) for line in (container_machine / "docker.log").read_text().splitlines()
     ]
@@ -344,7 +351,7 @@ def test_the_argument_list_of_the_container_is_this_one() -> None:
 def test_a_backend_without_a_compiler_refuses_the_container(write_config, tmp_path: Path) -> None:
     config = read_config(write_config())
     with pytest.raises(Unsupported, match="openvino compiles in this process"):
-        build(config, Workspace(tmp_path, config.name), runtime="docker")
+        build(Run(config, Workspace(tmp_path, config.name)), runtime="docker")
 
 
 def test_gpus_are_read_from_the_driver(gpu_machine: Path, monkeypatch) -> None:

@@ -15,6 +15,7 @@ from specpipe.engine.tensorrt.backend import TensorRtBackend
 from specpipe.engine.tensorrt.footprint import footprint
 from specpipe.engine.tensorrt.lower import build_flags, engine_seq_len
 from specpipe.engine.tensorrt.profiles import DEFAULT
+from specpipe.run.run import Run
 from specpipe.run.stages import build
 from tests.models import make_eagle
 from tests.unit.engine.commands import LLAMA_8B, TABLES, parse, request
@@ -111,7 +112,7 @@ def test_a_build_publishes_an_engine_that_is_the_planned_one(
     )  # fmt: skip
     config = read_config(path)
     place = Workspace(tmp_path / "work", config.name)
-    build(config, place, ("convert", "compile"))
+    build(Run(config, place), ("convert", "compile"))
     built = json.loads((place.engine("target") / "config.json").read_text())
     assert built["build_config"]["speculative_decoding_mode"] == 32
     assert built["build_config"]["max_seq_len"] == 200 + 6 + 2
@@ -119,4 +120,4 @@ def test_a_build_publishes_an_engine_that_is_the_planned_one(
     monkeypatch.setenv("STANDIN_FAULT", "config:speculative_decoding_mode=4")
     other = Workspace(tmp_path / "other", config.name)
     with pytest.raises(StageFailed, match="speculative_decoding_mode is 4, planned was 32"):
-        build(config, other, ("convert", "compile"))
+        build(Run(config, other), ("convert", "compile"))

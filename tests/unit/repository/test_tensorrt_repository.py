@@ -33,6 +33,7 @@ from specpipe.repository.signature import (
     table_of,
 )
 from specpipe.repository.write import LLM_API, RepositoryPlan, write_repository
+from specpipe.run.run import Run
 from specpipe.run.stages import build
 from specpipe.runtime.tokens import load_tokenizer
 
@@ -316,7 +317,7 @@ def test_the_llm_api_is_packaged_around_its_model_yaml(
         )
     )  # fmt: skip
     workspace = Workspace(tmp_path / "work", config.name)
-    build(config, workspace)
+    build(Run(config, workspace))
     repository = workspace.repository
     model = read(repository)
     table = signatures()[LLMAPI]
@@ -327,7 +328,7 @@ def test_the_llm_api_is_packaged_around_its_model_yaml(
     assert [p.name for p in repository.iterdir() if p.is_dir()] == ["tensorrt_llm"]
     placement = read_placement(repository)
     assert placement is not None and (placement.world_size, placement.gpus) == (1, 1)
-    assert build(config, workspace)[-1].fresh
+    assert build(Run(config, workspace))[-1].fresh
     endpoint = read_endpoint(repository)
     assert load_tokenizer(repository / endpoint.tokenizer).count("hello") > 0
     assert endpoint.template == Template("<|user|>", "<|end|><|assistant|>")
@@ -345,7 +346,7 @@ def test_a_model_that_is_not_on_this_disk_is_packaged_without_its_tokenizer(
         )
     )  # fmt: skip
     workspace = Workspace(tmp_path / "work", config.name)
-    build(config, workspace)
+    build(Run(config, workspace))
     endpoint = read_endpoint(workspace.repository)
     assert (endpoint.tokenizer, endpoint.template) == ("", None)
     assert endpoint.text.tensors.max_tokens == "sampling_param_max_tokens"

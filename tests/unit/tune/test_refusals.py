@@ -12,6 +12,7 @@ from specpipe.config.run_config import read_config
 from specpipe.config.speculation import PLAIN, PromptLookup
 from specpipe.core.artifacts import Workspace
 from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.run.run import Run
 from specpipe.tune.cost import CostCurve, read_costs
 from specpipe.tune.settings import write_settings
 from specpipe.tune.stage import Prices, recommend_run, tune_run
@@ -27,7 +28,7 @@ CONFIGS = Path("model_configs")
 def test_methods_that_only_upstream_has_are_not_tuned_here(run, name: str, tmp_path: Path) -> None:
     config = read_config(CONFIGS / f"{name}.yaml")
     with pytest.raises(Unsupported, match=r"method \w+ runs only in TensorRT-LLM") as caught:
-        run(config, Workspace(tmp_path, config.name), Prices())
+        run(Run(config, Workspace(tmp_path, config.name)), Prices())
     assert "backend: llmapi" not in str(caught.value)
 
 
@@ -38,7 +39,7 @@ def test_an_architecture_without_an_estimate_is_not_tuned(run, tmp_path: Path) -
     with pytest.raises(
         Unsupported, match=r"DeepSeek-V3 has an architecture that specpipe does not know"
     ):
-        run(config, Workspace(tmp_path, config.name), Prices())
+        run(Run(config, Workspace(tmp_path, config.name)), Prices())
 
 
 PREDICTION = Prediction(PromptLookup("prompt_lookup"), 1.74, 9.31, 1.52)
@@ -102,9 +103,9 @@ def test_no_setting_is_tried_whose_step_is_longer_than_a_sequence(
     workspace = Workspace(tmp_path, config.name)
     prices = Prices(tmp_path / "costs.json")
     prices.file.write_text('{"step_ms": {"1": 1.0, "64": 1.1}}')
-    tuning = tune_run(config, workspace, prices)
+    tuning = tune_run(Run(config, workspace), prices)
     assert max(p.options.num_draft_tokens for p in tuning.tried) == 6
-    found = recommend_run(config, workspace, prices)
+    found = recommend_run(Run(config, workspace), prices)
     assert PLAIN in [p.options for p in found]
     assert all(p.options.num_draft_tokens <= 6 for p in found)
 

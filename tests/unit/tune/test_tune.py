@@ -27,6 +27,7 @@ from specpipe.core.artifacts import Workspace
 from specpipe.core.contracts import Floats, Guesses
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.core.trees import complete_tree
+from specpipe.run.run import Run
 from specpipe.runtime.assembly import Runtime
 from specpipe.runtime.budget import Budget
 from specpipe.tune.candidates import candidates, possible_methods
@@ -346,14 +347,14 @@ def test_a_run_is_tuned_from_its_config(write_config, tmp_path: Path) -> None:
             validate={"prompts": str(prompts), "num_prompts": 4, "max_tokens": 40},
         )
     )
-    tuning = tune_run(config, Workspace(tmp_path, config.name), Prices())
+    tuning = tune_run(Run(config, Workspace(tmp_path, config.name)), Prices())
     speedups = [p.speedup for p in tuning.tried]
     assert len(tuning.tried) > 20 and speedups == sorted(speedups, reverse=True)
     assert tuning.best in [NoSpeculation(), tuning.tried[0].options]
     assert tuning.measured_speedup and tuning.measured_speedup > 0
     dear = tmp_path / "dear.json"
     dear.write_text(json.dumps({"step_ms": {"1": 1.0, "2": 100.0}}))
-    found = recommend_run(config, Workspace(tmp_path, config.name), Prices(dear))
+    found = recommend_run(Run(config, Workspace(tmp_path, config.name)), Prices(dear))
     assert found[0].options == NoSpeculation() and found[0].speedup == pytest.approx(1, rel=0.01)
     assert {p.options.method for p in found} == {"none", "prompt_lookup", "lookahead"}
 
@@ -366,13 +367,13 @@ def test_a_run_for_a_gpu_is_tuned_with_the_cpu_engine_and_the_gpus_prices(
     validate = {"prompts": str(prompts), "num_prompts": 2, "max_tokens": 20}
     config = read_config(write_config(validate=validate))
     workspace, said = Workspace(tmp_path, config.name), []
-    found = recommend_run(config, workspace, Prices(gpu="L4"), notify=said.append)
+    found = recommend_run(Run(config, workspace), Prices(gpu="L4"), notify=said.append)
     assert {p.options.method for p in found} == {"none", "lookahead"}
     assert any("left out: prompt_lookup" in line for line in said)
     assert any("estimate" in line for line in said)
     assert found[0].ms_a_token < 1  # a tiny model on a GPU
     with pytest.raises(Unsupported, match="which is not known"):
-        recommend_run(config, workspace, Prices(gpu="H1000"))
+        recommend_run(Run(config, workspace), Prices(gpu="H1000"))
 
 
 def test_the_run_on_this_machine_keeps_its_lengths_and_takes_a_name_of_its_own(
