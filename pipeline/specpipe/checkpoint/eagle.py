@@ -22,14 +22,10 @@ from specpipe.checkpoint.drafter_method import refuse_other_drafters
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan, llama
 from specpipe.checkpoint.families.kinds import require_kinds
 from specpipe.checkpoint.families.parts import copy, ignored, linear, llama_layer
+from specpipe.checkpoint.plain_files import read_json
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
-from specpipe.checkpoint.source import (
-    Opening,
-    TensorReader,
-    read_json,
-    read_tensors,
-    weight_files,
-)
+from specpipe.checkpoint.source import Opening, TensorReader, read_tensors
+from specpipe.checkpoint.weight_files import weight_files
 from specpipe.config.speculation import Eagle
 from specpipe.core.backend import Rejection
 from specpipe.core.contracts import Role

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from specpipe.checkpoint.source import Source, read_json
+from specpipe.checkpoint.gguf.header import read_header
+from specpipe.checkpoint.plain_files import read_json
+from specpipe.checkpoint.source import Source
 from specpipe.core.errors import ConfigError
 
 _INNER = (
@@ -58,8 +60,6 @@ def _read(file: Path, values: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _gguf_end_tokens(path: Path) -> tuple[int, ...]:
-    from gguf import GGUFReader
-
-    fields = GGUFReader(path).fields
-    found = (fields[name] for name in _OF_GGUF if name in fields)
-    return tuple(dict.fromkeys(int(field.parts[field.data[0]][0]) for field in found))
+    facts = read_header(path).facts
+    found = (facts.get(name) for name in _OF_GGUF)
+    return tuple(dict.fromkeys(token for token in found if isinstance(token, int)))

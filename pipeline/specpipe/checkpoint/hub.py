@@ -17,11 +17,10 @@ from specpipe.checkpoint.source import (
     Origin,
     Source,
     open_folder,
-    shard_names,
 )
+from specpipe.checkpoint.weight_files import ADAPTER, INDEX, WHOLE, shard_names
 from specpipe.core.errors import ConfigError, SpecpipeError, StageFailed
 
-_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _CONFIG = "config.json"
 
@@ -86,9 +85,11 @@ def _is_whole(folder: Path) -> bool:
     return tokenizer and all((folder / name).is_file() for name in names)
 
 
-def _weight_names(folder: Path) -> list[str]:
-    index = folder / _INDEX
-    return shard_names(index) if index.is_file() else [_WHOLE]
+def _weight_names(folder: Path, sizes: Mapping[str, int | None] | None = None) -> list[str]:
+    """Return the files that transformers would read; `sizes` are those that the hub has."""
+    index = folder / INDEX
+    whole = WHOLE in sizes if sizes is not None else (folder / WHOLE).is_file()
+    return [WHOLE] if whole or not index.is_file() else shard_names(index)
 
 
 def _look_up(model: str, revision: str | None) -> Source:
@@ -105,19 +106,24 @@ def _look_up(model: str, revision: str | None) -> Source:
         sizes = {file.rfilename: file.size for file in facts.siblings or []}
         for name in _wanted(sizes):
             huggingface_hub.hf_hub_download(model, name, revision=folder.name)
-    if _INDEX not in sizes and _WHOLE not in sizes:
+    if ADAPTER in sizes and WHOLE not in sizes and INDEX not in sizes:
+        raise ConfigError(
+            f"{model} is a PEFT adapter, not a model",
+            hint="merge it into its base (peft: `merge_and_unload`), and give the new folder",
+        )
+    if INDEX not in sizes and WHOLE not in sizes:
         raise ConfigError(
             f"{model} has no safetensors at {folder.name[:12]}, and nothing else is fetched from "
             "the hub",
             hint="download a .gguf file, or convert the model to safetensors, and give its path",
         )
-    return _open(model, folder, _weight_names(folder), sizes)
+    return _open(model, folder, _weight_names(folder, sizes), sizes)
 
 
 def _wanted(names: Mapping[str, int | None]) -> list[str]:
     """Return the files that a plan reads; older forms of a tokenizer only if there is no newer."""
     older = () if "tokenizer.json" in names else BEFORE_TOKENIZER_JSON
-    wanted = (*SMALL_FILES, *older, _INDEX)
+    wanted = (*SMALL_FILES, *older, INDEX)
     return [name for name in wanted if name in names and name != _CONFIG]
 
 

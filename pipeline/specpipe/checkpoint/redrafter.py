@@ -20,12 +20,9 @@ from specpipe.checkpoint.drafter import RenamedTensors, output_copies, read_cali
 from specpipe.checkpoint.drafter_method import refuse_other_drafters
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
 from specpipe.checkpoint.medusa import FILES as HEADS_FILES
-from specpipe.checkpoint.source import (
-    TensorReader,
-    read_json,
-    read_tensors,
-    weight_files,
-)
+from specpipe.checkpoint.plain_files import read_json
+from specpipe.checkpoint.source import TensorReader, read_tensors
+from specpipe.checkpoint.weight_files import weight_files
 from specpipe.config.speculation import ReDrafter
 from specpipe.core.backend import Rejection
 from specpipe.core.contracts import Role

@@ -1,19 +1,23 @@
 """Reading Hugging Face checkpoints: safetensors, `.bin` (weights only) and GGUF.
 
-Tensors are read one at a time, those of safetensors in pieces; only GGUF, which transformers
-dequantises as a whole, needs memory for the whole model.
+Tensors are read one at a time, in pieces, so memory holds none of them whole; only files of torch
+before 1.6 are held as a whole.
 """
 
 import contextlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from specpipe.checkpoint.gguf import gguf_config, gguf_tensors
+from specpipe.checkpoint.gguf.config import config_of
+from specpipe.checkpoint.gguf.header import read_header
+from specpipe.checkpoint.gguf.tensors import GgufTensors
+from specpipe.checkpoint.pickled import PickledFile
+from specpipe.checkpoint.plain_files import read_json, refuse_stand_ins
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
+from specpipe.checkpoint.weight_files import passed_over, refuse_adapter, weight_files
 from specpipe.core.digests import Stamp, stamp
 from specpipe.core.errors import ConfigError
 
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
 SMALL_FILES = (
     "config.json",
     "hf_quant_config.json",
+    "quantize_config.json",
+    "quant_config.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -33,8 +39,6 @@ SMALL_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
-_WEIGHTS = "model.safetensors, pytorch_model.bin, their .index.json, or a .gguf file"
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt")
 BEFORE_TOKENIZER_JSON = ("vocab.json", "merges.txt")  # what transformers makes one of
 
 
@@ -106,7 +110,7 @@ def with_prefix(reader: TensorReader, prefix: str) -> TensorReader:
     names = reader.names()
     if not prefix or any(name.startswith(prefix) for name in names):
         return reader
-    heads = ("lm_head.", "medusa_head")
+    heads = ("lm_head.", "embed_out.", "output.", "medusa_head")
     return Renamed(reader, {n if n.startswith(heads) else f"{prefix}{n}": n for n in names})
 
 
@@ -134,6 +138,11 @@ class Source:
         """Return the weights that must be fetched before a tensor can be read."""
         return self.origin.missing if self.origin else {}
 
+    @property
+    def passed_over(self) -> tuple[str, ...]:
+        """Return the files with weights, or the names of such files, that are not read."""
+        return passed_over(self.weights)
+
     def files(self) -> list[Path]:
         """Return every file that decides what a conversion writes."""
         return list(dict.fromkeys([*self.weights, *self.stamps]))
@@ -149,16 +158,20 @@ def open_source(path: Path) -> Source:
     Raises ConfigError if something is missing or is not JSON.
     """
     if path.is_file() and path.suffix == ".gguf":
+        refuse_stand_ins([path])
         stamps = {path: stamp(path)}
-        return Source(path, (path,), gguf_config(path), stamps)
+        return Source(path, (path,), config_of(read_header(path)), stamps)
     if not path.is_dir():
         raise ConfigError(f"{path}: neither a folder nor a .gguf file")
-    return open_folder(path, weight_files(path))
+    weights = weight_files(path)
+    refuse_adapter(path)
+    return open_folder(path, weights)
 
 
 def open_folder(path: Path, weights: tuple[Path, ...], origin: Origin | None = None) -> Source:
     """Find the other files of a checkpoint whose weights are given; some weights may be missing."""
     stamps = _stamps(path, weights)
+    refuse_stand_ins(stamps)
     return Source(path, weights, read_json(path / "config.json"), stamps, origin)
 
 
@@ -174,76 +187,6 @@ def _small_files(folder: Path) -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object from a file; raises ConfigError if it is missing or is not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: must hold a JSON object")
-    return value
-
-
-def weight_files(folder: Path, *, expected: str = _WEIGHTS) -> tuple[Path, ...]:
-    """Return the files of a folder that hold its tensors.
-
-    Raises ConfigError if there are none; the hint then names the `expected` files.
-    """
-    for stem in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{stem}.index.json"
-        if index.is_file():
-            return tuple(_shard(folder, index, shard) for shard in shard_names(index))
-        if (folder / stem).is_file():
-            return (folder / stem,)
-    raise ConfigError(
-        f"{folder}: no weights in this folder",
-        hint=f"expected {expected}",
-    )
-
-
-def shard_names(index: Path) -> list[str]:
-    """Return the files that an index names; raises ConfigError unless all are of its folder."""
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise ConfigError(
-            f"{index}: has no 'weight_map', which names the file of every tensor",
-            hint="fetch the file again; it may be of another format",
-        )
-    for tensor, shard in shards.items():
-        if not isinstance(shard, str) or not _is_inside(shard):
-            raise ConfigError(
-                f"{index}: the file of {tensor} is {shard!r}, which is no name in this folder",
-                hint="do not use this checkpoint: somebody wrote the index by hand",
-            )
-    return sorted(set(shards.values()))
-
-
-def _is_inside(name: str) -> bool:
-    """Tell whether a relative path, as it is written, stays in its folder.
-
-    Links are followed: the hub's cache is made of links, and who can write them can write files.
-    """
-    path = PurePosixPath(name)
-    return (
-        bool(path.parts)
-        and not path.is_absolute()
-        and ".." not in path.parts
-        and (path.suffix in WEIGHT_SUFFIXES and "\\" not in name and "\0" not in name)
-    )
-
-
-def _shard(folder: Path, index: Path, shard: str) -> Path:
-    if not (folder / shard).is_file():
-        raise ConfigError(
-            f"{folder / shard}: no such file, but {index.name} names it",
-            hint="the download was cut short; fetch it again",
-        )
-    return folder / shard
-
-
 @contextmanager
 def read_tensors(
     weights: tuple[Path, ...], opening: Opening = SafetensorsFile
@@ -252,39 +195,28 @@ def read_tensors(
 
     `opening` is how safetensors files are opened.
     """
-    suffix = weights[0].suffix
-    if suffix == ".gguf":
-        yield _InMemory(gguf_tensors(weights[0]))
-    elif suffix in (".bin", ".pt"):
-        yield _Shards([_bin_tensors(path) for path in weights])
-    else:
-        with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(closing(opening(path))) for path in weights]
-            yield _Shards(files)
-
-
-class _InMemory(dict[str, "torch.Tensor"]):
-    def names(self) -> set[str]:
-        return set(self)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self[name].shape)
-
-    def dtype(self, name: str) -> str:
-        return str(self[name].dtype).removeprefix("torch.")
-
-    def read(self, name: str) -> "torch.Tensor":
-        return self[name]
-
-    def rows(self, name: str, begin: int, end: int) -> "torch.Tensor":
-        return self[name][begin:end]
+    kinds: dict[str, Opening] = {".gguf": GgufTensors, ".bin": PickledFile, ".pt": PickledFile}
+    with contextlib.ExitStack() as stack:
+        opened = ((path, kinds.get(path.suffix, opening)(path)) for path in weights)
+        files = [(path, stack.enter_context(closing(file))) for path, file in opened]
+        yield files[0][1] if len(files) == 1 else _Shards(files)
 
 
 class _Shards:
     """Several files, each tensor in one of them."""
 
-    def __init__(self, files: Iterable[TensorReader]) -> None:
-        self._files = {name: file for file in files for name in file.names()}
+    def __init__(self, files: Iterable[tuple[Path, TensorReader]]) -> None:
+        self._files: dict[str, TensorReader] = {}
+        places: dict[str, str] = {}
+        for path, file in files:
+            for name in file.names():
+                if name in places:
+                    raise ConfigError(
+                        f"{name} is in {places[name]} and in {path.name}",
+                        hint="the folder holds files of two models; fetch it again",
+                    )
+                places[name] = path.name
+                self._files[name] = file
 
     def names(self) -> set[str]:
         return set(self._files)
@@ -300,19 +232,6 @@ class _Shards:
 
     def rows(self, name: str, begin: int, end: int) -> "torch.Tensor":
         return self._files[name].rows(name, begin, end)
-
-
-def _bin_tensors(path: Path) -> _InMemory:
-    import torch
-
-    try:
-        # weights_only: a pickle may hold tensors and nothing that runs.
-        return _InMemory(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ...
-        raise ConfigError(
-            f"{path}: cannot be read as plain tensors: {str(error).splitlines()[0]}",
-            hint="convert the checkpoint to safetensors; pickles with code are never run",
-        ) from error
 
 
 def known_model(model: str) -> dict[str, Any] | None:

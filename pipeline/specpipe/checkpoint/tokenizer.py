@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from specpipe.checkpoint.end_tokens import end_tokens
+from specpipe.checkpoint.gguf.tokenizer import load_gguf_tokenizer
 from specpipe.checkpoint.source import Source
 from specpipe.core.errors import ConfigError
 from specpipe.core.model import ModelConfig
@@ -75,9 +76,7 @@ def _load(source: Source) -> Any:
 
     try:
         if source.path.is_file():
-            return AutoTokenizer.from_pretrained(
-                source.path.parent, gguf_file=source.path.name, local_files_only=True
-            )
+            return load_gguf_tokenizer(source.path)
         return AutoTokenizer.from_pretrained(
             source.path, use_fast=True, trust_remote_code=False, local_files_only=True
         )

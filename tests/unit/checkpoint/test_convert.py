@@ -157,7 +157,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
      "passwd", 7],
 )  # fmt: skip
 def test_a_shard_outside_its_folder_is_refused(shard: object, copy: Path, tmp_path: Path) -> None:
-    shutil.copyfile(copy / "model.safetensors", tmp_path / "outside.safetensors")
+    (copy / "model.safetensors").rename(tmp_path / "outside.safetensors")
     index = {"weight_map": {"lm_head.weight": shard}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ConfigError, match="the file of lm_head.weight is .* no name in this fold"):
@@ -166,6 +166,7 @@ def test_a_shard_outside_its_folder_is_refused(shard: object, copy: Path, tmp_pa
 
 @pytest.mark.parametrize("index", [{}, {"weight_map": {}}, {"weight_map": ["a.safetensors"]}])
 def test_an_index_without_a_map_is_a_sentence(index: dict, copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ConfigError, match=r"index.json: has no 'weight_map'"):
         open_source(copy)

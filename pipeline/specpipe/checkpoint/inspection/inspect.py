@@ -24,7 +24,7 @@ from specpipe.checkpoint.inspection.tensors import (
     unknown_drafter,
 )
 from specpipe.checkpoint.inspection.values import check_values
-from specpipe.checkpoint.source import read_json
+from specpipe.checkpoint.plain_files import read_json
 from specpipe.core.artifacts import MANIFEST, describe_damage, read_artifact
 from specpipe.core.errors import ConfigError, Unsupported
 
