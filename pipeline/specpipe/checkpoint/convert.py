@@ -8,23 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from specpipe.checkpoint.drafter import DrafterSource
+from specpipe.checkpoint.drafter_method import refuse_other_drafters
 from specpipe.checkpoint.families import Family, TensorPlan, find_family
 from specpipe.checkpoint.families.kinds import require_kinds
 from specpipe.checkpoint.medusa import is_inner_head
-from specpipe.checkpoint.quantize import quantization_inputs, quantize
-from specpipe.checkpoint.quantized.foreign import is_left_over
+from specpipe.checkpoint.quantize import quantization_inputs, quantize, stored_plans
+from specpipe.checkpoint.quantized.foreign import find_foreign, is_left_over
 from specpipe.checkpoint.quantized.formats import PLAIN, Quantizing, metadata
 from specpipe.checkpoint.reading import begin_reading, digest_content
 from specpipe.checkpoint.source import Source, TensorReader, read_tensors, with_prefix
+from specpipe.checkpoint.tied import head_name, settle_head
 from specpipe.checkpoint.tokenizer import write_tokenizer
-from specpipe.checkpoint.transfer import Progress, write_tensors
+from specpipe.checkpoint.transfer import Progress, require_fit, write_tensors
 from specpipe.core.backend import ONE_RANK, Parallel
 from specpipe.core.digests import Stamp, stamp
 from specpipe.core.divisibility import require_divisible
 from specpipe.core.errors import ConfigError, first_few
 from specpipe.core.model import Dtype, ModelConfig
 
-FORMAT = "4"  # raise it when the same source must give other bytes
+FORMAT = "5"  # raise it when the same source must give other bytes
 
 
 def read_model(source: Source, dtype: Dtype, drafter: DrafterSource | None = None) -> ModelConfig:
@@ -35,6 +37,25 @@ def read_model(source: Source, dtype: Dtype, drafter: DrafterSource | None = Non
     require_kinds(source.hf_config, source.path)
     model = find_family(source.hf_config).read_config(source.hf_config, dtype)
     return model if drafter is None else drafter.joined(model)
+
+
+def survey(source: Source, dtype: Dtype) -> ModelConfig:
+    """Return the facts of a checkpoint whose files were compared with its config.json.
+
+    Reads the headers of files, and a few small tensors. Raises what `read_model` raises, and
+    ConfigError or Unsupported for tensors that `Conversion.write` would refuse by name, shape,
+    type or layout.
+    """
+    with read_tensors(source.weights) as opened:
+        refuse_other_drafters(source.path, opened.names(), "", "a model")
+        family, model = find_family(source.hf_config), read_model(source, dtype)
+        reader = with_prefix(opened, family.base_prefix)
+        model = settle_head(reader, family, source.hf_config, model, whole=False)
+        plans = stored_plans(source, family.tensors(model), model, reader)
+        _account(reader, plans, family, model, source)
+        for plan in plans:
+            require_fit(reader, plan)
+    return model
 
 
 @dataclass(frozen=True)
@@ -85,20 +106,22 @@ class Conversion:
         options and the same `state` of the files (the present one if it is not given), which is
         then completed. Raises Unsupported if the model does not divide by the ranks, ConfigError
         naming every tensor that is missing, unexpected or of the wrong shape, StageFailed if the
-        disk is too small, all before anything is written; and StageFailed if a file that was read
-        is not what it was in that state.
+        disk is too small, all before anything is written; ConfigError for values that are not
+        numbers, when they are read; and StageFailed if a file that was read is not what it was in
+        that state.
         """
         source, drafter = self.source, self.drafter
         family = find_family(source.hf_config)
         model = read_model(source, self.dtype, drafter)
         parallel = effective(self.parallel, family)
         require_divisible(model, parallel)
-        plans = family.tensors(model)
-        plans += drafter.shared(plans) if drafter else []
         with begin_reading(state or self.state(), out) as reading:
             with contextlib.ExitStack() as stack:
                 reader = stack.enter_context(read_tensors(source.weights, reading.open))
                 reader = with_prefix(reader, family.base_prefix)
+                model = settle_head(reader, family, source.hf_config, model, whole=True)
+                plans = family.tensors(model)
+                plans += drafter.shared(plans) if drafter else []
                 plans, quantizing = quantize(source, plans, model, self.quantizing, reader, out)
                 _account(reader, plans, family, model, source)
                 work = [(reader, plan) for plan in plans]
@@ -112,7 +135,16 @@ class Conversion:
             text = json.dumps(config, indent=2, sort_keys=True) + "\n"
             (out / "config.json").write_text(text, encoding="utf-8")
             facts = write_tokenizer(source, model, out / "tokenizer")
-            return Converted(model, reading.digests(), tuple(facts.remarks()))
+            remarks = (*facts.remarks(), *files_remarks(source))
+            return Converted(model, reading.digests(), remarks)
+
+
+def files_remarks(source: Source) -> list[str]:
+    """Return which of several files with weights are read, if a folder has such."""
+    if not source.passed_over:
+        return []
+    taken = first_few([file.name for file in source.weights])
+    return [f"the weights are read from {taken}, not from {first_few(source.passed_over)}"]
 
 
 def effective(parallel: Parallel, family: Family) -> Parallel:
@@ -134,7 +166,9 @@ def _account(
     unexpected = sorted(
         n for n in there - wanted if not family.ignored(n, model) and not is_inner_head(n)
     )
-    if unexpected and "quantization_config" in source.hf_config:
+    if model.tie_word_embeddings:
+        unexpected = [name for name in unexpected if name != head_name(family, model)]
+    if unexpected and find_foreign(source) is not None:
         unexpected = [name for name in unexpected if not is_left_over(name, reader)]
     if missing or unexpected:
         parts = [f"missing: {first_few(missing)}"] if missing else []

@@ -12,7 +12,13 @@ from specpipe.checkpoint.quantized.calibration import (
     write_calibration,
 )
 from specpipe.checkpoint.quantized.experts import is_stack
-from specpipe.checkpoint.quantized.foreign import Foreign, find_foreign, foreign_plans, left_out
+from specpipe.checkpoint.quantized.foreign import (
+    Foreign,
+    find_foreign,
+    foreign_plans,
+    left_out,
+    require_readable,
+)
 from specpipe.checkpoint.quantized.formats import (
     CALIBRATED,
     NO_EXPERTS,
@@ -63,6 +69,7 @@ def quantize(
     """  # fmt: skip
     foreign = find_foreign(source)
     if foreign is not None:
+        require_readable(reader, foreign, source)
         excluded = left_out(plans, foreign, reader.names())
         found = replace(_foreign_quantizing(quantizing, foreign), exclude_modules=excluded)
         foreign = replace(foreign, kv_cache=found.kv_cache)
@@ -72,6 +79,20 @@ def quantize(
     if quantizing.calibrated:
         calibration = read_calibration(out) or _calibrate(source, plans, model, quantizing, out)
     return quantized_plans(plans, quantizing, model, calibration), quantizing
+
+
+def stored_plans(
+    source: Source, plans: list[TensorPlan], model: ModelConfig, reader: TensorReader
+) -> list[TensorPlan]:
+    """Return the plans of a model whose tensors are read as they are stored, quantised or not.
+
+    Raises what `quantize` raises for a checkpoint that others quantised.
+    """
+    foreign = find_foreign(source)
+    if foreign is None:
+        return plans
+    require_readable(reader, foreign, source)
+    return foreign_plans(plans, foreign, model, reader.names())
 
 
 def require_experts_fit(

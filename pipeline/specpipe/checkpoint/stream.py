@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from specpipe.checkpoint.families import TensorPlan
+from specpipe.checkpoint.finite import require_finite
 from specpipe.checkpoint.shard import Cut
 from specpipe.checkpoint.source import TensorReader
 from specpipe.checkpoint.writer import Sink
+from specpipe.core.errors import first_few
 
 if TYPE_CHECKING:
     import torch
@@ -22,15 +24,19 @@ BLOCK_BYTES = 1 << 22  # fits in the processor's cache, so that digest and write
 def write_parts(
     reader: TensorReader, plan: TensorPlan, dtype: str, parts: Sequence[tuple[Cut, Sink]]
 ) -> None:
-    """Write the parts of one planned tensor, each to its sink, in one pass over the sources."""
+    """Write the parts of one planned tensor, each to its sink, in one pass over the sources.
+
+    Raises ConfigError for values that are not numbers, or that `dtype` cannot hold.
+    """
     import torch
 
     kind: torch.dtype = getattr(torch, dtype)
     if _is_stacked(plan):
         parts = [(cut.flat(plan.shape), sink) for cut, sink in parts]
     row = 0
-    for block in _blocks(reader, plan):
+    for name, block in _blocks(reader, plan):
         cast = block.to(kind)
+        require_finite(name, block, cast)
         for cut, sink in parts:
             for part in _select(cast, row, cut):
                 sink.write(part)
@@ -40,19 +46,19 @@ def write_parts(
             sink.write(padding)
 
 
-def _blocks(reader: TensorReader, plan: TensorPlan) -> "Iterator[torch.Tensor]":
-    """Yield the rows of the joined tensor from first to last."""
+def _blocks(reader: TensorReader, plan: TensorPlan) -> "Iterator[tuple[str, torch.Tensor]]":
+    """Yield the rows of the joined tensor from first to last, with the name of what they are of."""
     for part in plan.slices:
-        yield _joined(reader, part)[None]
+        yield first_few(part.sources), _joined(reader, part)[None]
     if plan.join:
         joined = _joined(reader, plan)
-        for begin, end in _steps(plan.shape):
-            yield joined[begin:end]
+        for begin, end in row_steps(plan.shape):
+            yield first_few(plan.sources), joined[begin:end]
     if plan.join or plan.slices:
         return
     for name in plan.sources:
-        for begin, end in _steps(reader.shape(name)):
-            yield reader.rows(name, begin, end)
+        for begin, end in row_steps(reader.shape(name)):
+            yield name, reader.rows(name, begin, end)
 
 
 def assembled(plan: TensorPlan, sources: "Sequence[torch.Tensor]") -> "torch.Tensor":
@@ -64,7 +70,12 @@ def assembled(plan: TensorPlan, sources: "Sequence[torch.Tensor]") -> "torch.Ten
 
 
 def _joined(reader: TensorReader, plan: TensorPlan) -> "torch.Tensor":
-    return assembled(plan, [reader.read(name) for name in plan.sources])
+    sources = []
+    for name in plan.sources:
+        source = reader.read(name)
+        require_finite(name, source, source)
+        sources.append(source)
+    return assembled(plan, sources)
 
 
 def _is_stacked(plan: TensorPlan) -> bool:
@@ -73,7 +84,8 @@ def _is_stacked(plan: TensorPlan) -> bool:
     return not made and len(plan.shape) > len(plan.source_shapes[0])
 
 
-def _steps(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+def row_steps(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last row, exclusive, of every block of a tensor."""
     step = _rows_a_block(shape)
     for begin in range(0, shape[0], step):
         yield begin, min(begin + step, shape[0])

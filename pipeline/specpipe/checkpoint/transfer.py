@@ -61,7 +61,7 @@ def write_tensors(
     """
     tasks = [_task(reader, plan, model, parallel) for reader, plan in work]
     for task in tasks:
-        _require_fit(task.reader, task.plan)
+        require_fit(task.reader, task.plan)
     files: dict[str, dict[str, Announced]] = {}
     for task in tasks:
         for file, (name, _) in task.parts.items():
@@ -137,7 +137,8 @@ def _write_digests(out: Path, files: Mapping[str, Iterable[str]], journal: Journ
     (out / JOURNAL).unlink()
 
 
-def _require_fit(reader: TensorReader, plan: TensorPlan) -> None:
+def require_fit(reader: TensorReader, plan: TensorPlan) -> None:
+    """Raise ConfigError if a source of a planned tensor has another shape or type."""
     for name, shape in zip(plan.sources, plan.source_shapes, strict=True):
         if reader.shape(name) != shape:
             raise ConfigError(

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from specpipe.checkpoint.convert import read_model
+from specpipe.checkpoint.convert import files_remarks, read_model, survey
 from specpipe.checkpoint.drafter import DrafterSource
 from specpipe.checkpoint.families import FAMILIES, HfConfig, find_family
 from specpipe.checkpoint.families.hf import rms_decoder
@@ -44,7 +44,7 @@ def resolve(config: RunConfig, backend: Backend, opened: OpenedModels) -> Resolv
     known = all(_architecture(f) in FAMILIES for f in facts.values())
     outlined = backend.serves_sources and not known
     models = {
-        role: _outline(facts[role], config) if outlined else _model(config, source, facts[role])
+        role: _outline(facts[role], config) if outlined else _model(config, role, source, backend)
         for role, source in sources.items()
     }
     found = {
@@ -61,7 +61,11 @@ def resolve(config: RunConfig, backend: Backend, opened: OpenedModels) -> Resolv
         drafters,
         outlined,
         int(facts["target"].get("num_nextn_predict_layers") or 0),
-        (*_absent_models(config, sources), *_absent_drafters(config, drafters)),
+        (
+            *_absent_models(config, sources),
+            *_absent_drafters(config, drafters),
+            *_remarks(sources),
+        ),
     )
 
 
@@ -70,6 +74,12 @@ def _absent_models(config: RunConfig, sources: Mapping[Role, Source | None]) -> 
         if source is None:
             model = config.models()[role]
             yield f"{model} is not downloaded; the plan uses specpipe's built-in table"
+
+
+def _remarks(sources: Mapping[Role, Source | None]) -> Iterator[str]:
+    for role, source in sources.items():
+        for remark in files_remarks(source) if source else ():
+            yield f"{role}: {remark}"
 
 
 def _absent_drafters(config: RunConfig, drafters: Mapping[Role, DrafterSource]) -> Iterator[str]:
@@ -97,10 +107,15 @@ def _architecture(facts: HfConfig) -> str:
     return str((facts.get("architectures") or ["(none named)"])[0])
 
 
-def _model(config: RunConfig, source: Source | None, facts: HfConfig) -> ModelConfig:
-    if source is not None:
+def _model(config: RunConfig, role: Role, source: Source | None, backend: Backend) -> ModelConfig:
+    """Return the facts of a model; its files are compared with config.json if they are here."""
+    if source is None:
+        facts = _facts(config, role, source)
+        return find_family(facts).read_config(facts, config.engine.dtype)
+    if source.missing or backend.serves_sources:
         return read_model(source, config.engine.dtype)
-    return find_family(facts).read_config(facts, config.engine.dtype)
+    with named_by(config, config.model_key(role)):
+        return survey(source, config.engine.dtype)
 
 
 def _outline(facts: HfConfig, config: RunConfig) -> ModelConfig:

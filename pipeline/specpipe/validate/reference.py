@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from specpipe.checkpoint.gguf.judge import load_judge
 from specpipe.checkpoint.quantized.foreign import find_foreign
 from specpipe.checkpoint.quantized.widen import load_widened
 from specpipe.checkpoint.source import open_source
+from specpipe.checkpoint.tied import lacks_head
 from specpipe.core.contracts import Logits
 
 
@@ -37,13 +39,14 @@ class Reference:
 
         logging.disable_progress_bar()
         if model.is_file():
-            self._model: Any = AutoModelForCausalLM.from_pretrained(
-                model.parent, gguf_file=model.name, local_files_only=True
-            ).float()
+            self._model: Any = load_judge(model)
         elif foreign := find_foreign(source := open_source(model)):
             self._model = load_widened(source, foreign)
         else:
-            self._model = AutoModelForCausalLM.from_pretrained(model, local_files_only=True).float()
+            tie = {"tie_word_embeddings": True} if lacks_head(source) else {}
+            self._model = AutoModelForCausalLM.from_pretrained(
+                model, local_files_only=True, **tie
+            ).float()
         if getattr(self._model.config, "attn_logit_softcapping", None):
             self._model.set_attn_implementation("eager")  # transformers 4's default drops the cap
         self._model.eval()

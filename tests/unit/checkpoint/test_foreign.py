@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from specpipe.checkpoint.convert import Conversion
+from specpipe.checkpoint.convert import Conversion, survey
 from specpipe.checkpoint.quantize import check_quantization
 from specpipe.checkpoint.quantized.foreign import find_foreign
 from specpipe.checkpoint.source import open_source
 from specpipe.config.run_config import EngineOptions
 from specpipe.core.artifacts import read_model_config
-from specpipe.core.errors import Unsupported
+from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.engine.openvino.weights import Weights, map_weights
 from specpipe.validate.reference import Reference
 from tests.unit.checkpoint.packers import pack_model
@@ -150,7 +150,7 @@ def test_a_bias_that_is_not_zero_is_not_dropped(
     [
         ({"quant_method": "bitsandbytes"}, "quantised by 'bitsandbytes'"),
         ({"quant_method": "awq", "version": "gemv"}, "awq with version"),
-        ({"quant_method": "gptq", "desc_act": True, "bits": 3}, "gptq with bits, desc_act"),
+        ({"quant_method": "gptq", "desc_act": True, "bits": 3}, "gptq with bits"),
         ({"quant_method": "gptq", "checkpoint_format": "gptq_v2"}, "gptq with version"),
         ({"quant_method": "gptq", "group_size": -1}, "gptq with group_size"),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "NVFP4 with KV cache None"),
@@ -183,3 +183,76 @@ def test_the_config_must_say_what_the_checkpoint_is(packed: dict[str, Packed]) -
     assert said(quantization="int4_awq", kv_cache_quantization="fp8") == []
     assert "already" in said(quantization="int4_awq", kv_cache_quantization="int8")[0]
     assert "64 times tp_size 4" in said(quantization="int4_awq", tp_size=4)[0]
+
+
+def repacked(tiny: Path, out: Path, permuted: bool, **facts: Any) -> Path:
+    """Return the tiny model packed by GPTQ, with other facts, and its columns out of order."""
+    from safetensors.torch import save_file
+
+    pack_model(tiny, out, "gptq")
+    config = json.loads((out / "config.json").read_text())
+    config["quantization_config"] |= facts
+    (out / "config.json").write_text(json.dumps(config))
+    if permuted:
+        tensors = load_file(out / "model.safetensors")
+        name = f"{THEIRS}mlp.down_proj.g_idx"
+        tensors[name] = tensors[name].flip(0).contiguous()
+        save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    return out
+
+
+@pytest.mark.parametrize("desc_act", [True, False])
+def test_the_order_of_groups_decides_not_desc_act(
+    desc_act: bool, tiny: Path, tmp_path: Path
+) -> None:
+    ordered = repacked(tiny, tmp_path / "ordered", permuted=False, desc_act=desc_act)
+    survey(open_source(ordered), "float32")
+    out = tmp_path / "out"
+    out.mkdir()
+    Conversion(open_source(ordered), "float32").write(out, lambda done, total: None)
+    permuted = repacked(tiny, tmp_path / "permuted", permuted=True, desc_act=desc_act)
+    with pytest.raises(Unsupported, match=r"down_proj\.g_idx puts the columns .* out of order"):
+        survey(open_source(permuted), "float32")
+
+
+@pytest.mark.parametrize("method", ["GPTQ", "Gptq"])
+def test_the_method_is_known_in_any_case(method: str, tiny: Path, tmp_path: Path) -> None:
+    folder = repacked(tiny, tmp_path / "model", permuted=False, quant_method=method)
+    found = find_foreign(open_source(folder))
+    assert found is not None and (found.method, found.group) == ("gptq", 64)
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "facts"),
+    [
+        ("gptq", "quantize_config.json", {"bits": 4, "group_size": 64, "desc_act": False}),
+        ("awq", "quant_config.json",
+         {"w_bit": 4, "q_group_size": 64, "zero_point": True, "version": "GEMM"}),
+    ],
+)  # fmt: skip
+def test_a_description_of_its_own_is_read(
+    method: str, name: str, facts: dict[str, Any], packed: dict[str, Packed], tiny: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    folder, out = tmp_path / "model", tmp_path / "out"
+    pack_model(tiny, folder, method)
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / name).write_text(json.dumps(facts))
+    out.mkdir()
+    source = open_source(folder)
+    Conversion(source, "float32").write(out, lambda done, total: None)
+    ours, theirs = (load_file(f / "rank0.safetensors") for f in (out, packed[method][1]))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+    assert folder / name in source.files()
+    assert Reference(folder).logits([5, 6]).shape == (2, 320)
+
+
+def test_a_description_without_quantised_tensors_is_refused(tiny: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(tiny, tmp_path / "model"))
+    (folder / "quantize_config.json").write_text(json.dumps({"bits": 4, "group_size": 64}))
+    with pytest.raises(ConfigError, match="described as quantised by gptq, but no tensor is"):
+        survey(open_source(folder), "float32")

@@ -95,7 +95,7 @@ class Family:
     tensors: Callable[[ModelConfig], list[TensorPlan]]
     extra_config: Callable[[ModelConfig], dict[str, Any]]  # further keys of config.json
     ignored: Callable[[str, ModelConfig], bool]  # source tensors that may be left out
-    base_prefix: str = ""  # of the names without the head; some releases leave it out
+    base_prefix: str = "model."  # of the names without the head; some releases leave it out
     cuts_embedding: bool = False  # upstream's class insists on it wherever tp_size > 1
 
 

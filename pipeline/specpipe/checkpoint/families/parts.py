@@ -154,17 +154,12 @@ def last(plans: Sequence[TensorPlan]) -> list[TensorPlan]:
 
 
 def head(source: str, tied_to: str, model: ModelConfig) -> list[TensorPlan]:
-    """Plan `lm_head`; a tied one is written in full, as upstream reads it."""
-    name = tied_to if model.tie_word_embeddings else source
-    return last(
-        linear(
-            "lm_head",
-            [(name, model.vocab_size)],
-            model.hidden_size,
-            Shard.HEAD,
-            bias=model.arithmetic.head_bias,
-        )
-    )
+    """Plan `lm_head`; a tied one is written in full, as upstream reads it, with its own bias."""
+    rows, bias = [(source, model.vocab_size)], model.arithmetic.head_bias
+    weight, *biases = linear("lm_head", rows, model.hidden_size, Shard.HEAD, bias=bias)
+    if model.tie_word_embeddings:
+        weight = replace(weight, sources=(f"{tied_to}.weight",))
+    return last([weight, *biases])
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,23 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from specpipe.checkpoint.families import Shard, TensorPlan
+from specpipe.checkpoint.plain_files import read_json
 from specpipe.checkpoint.quantized.experts import quantized_module
 from specpipe.checkpoint.quantized.formats import GUESSERS, LEFT_OUT, LINEARS
 from specpipe.checkpoint.quantized.layouts import LAYOUTS, MARKS, Method, fp8_tensors, int4_tensors
 from specpipe.checkpoint.quantized.plans import modules_of
-from specpipe.checkpoint.source import Source, TensorReader, read_json
+from specpipe.checkpoint.source import Source, TensorReader
 from specpipe.core.backend import CacheQuantization, Quantization
-from specpipe.core.errors import Unsupported, first_few
+from specpipe.core.errors import ConfigError, Unsupported, first_few
 from specpipe.core.model import ModelConfig
 
 if TYPE_CHECKING:
     import torch
 
 MEANS: dict[Method, Quantization] = {"awq": "int4_awq", "gptq": "int4_awq", "modelopt_fp8": "fp8"}
+
+_INT4: dict[str, Method] = {"awq": "awq", "gptq": "gptq"}
+_AWQ_KEYS = {"w_bit": "bits", "q_group_size": "group_size"}  # AutoAWQ's own key -> config.json's
 
 
 @dataclass(frozen=True)
@@ -40,16 +44,16 @@ def find_foreign(source: Source) -> Foreign | None:
 
     Raises Unsupported for a method, version or option that cannot be read.
     """
-    facts: Mapping[str, Any] = source.hf_config.get("quantization_config") or {}
     file = source.path / "hf_quant_config.json"
     if source.path.is_dir() and file.is_file():
         return _modelopt(read_json(file).get("quantization") or {}, source)
-    method = facts.get("quant_method")
-    if method is None:
+    facts = _facts(source)
+    method = str(facts.get("quant_method") or "").lower()
+    if not method:
         return None
     if method == "modelopt":
         return _modelopt(facts, source)
-    if method not in ("awq", "gptq"):
+    if method not in _INT4:
         raise Unsupported(
             f"{source.path}: quantised by {method!r}, which cannot be read",
             hint="known: awq (gemm), gptq (version 1), modelopt (FP8); or use the 16-bit model",
@@ -59,18 +63,60 @@ def find_foreign(source: Source) -> Foreign | None:
     )  # fmt: skip
     wrong = {
         "bits": facts.get("bits", 4) != 4,
-        "desc_act": bool(facts.get("desc_act", False)),
-        "version": str(version).lower() not in ("gemm", "gptq"),
+        "desc_act": bool(facts.get("desc_act")) and bool(source.missing),  # else `g_idx` tells
+        "version": str(version).lower() not in ("gemm", "gptq")
+        or bool(facts.get("is_marlin_format")),
         "group_size": facts.get("group_size", 128) not in (64, 128),
     }
     if any(wrong.values()):
         raise Unsupported(
             f"{source.path}: {method} with {', '.join(k for k, bad in wrong.items() if bad)} as in "
             f"{dict(facts)}",
-            hint="what can be read: 4 bits, groups of 64 or 128, no desc_act, awq's gemm layout or "
-            "gptq's first version",
+            hint="what can be read: 4 bits, groups of 64 or 128 in order (no desc_act), awq's gemm "
+            "layout or gptq's first version",
         )
-    return Foreign(method, int(facts.get("group_size", 128)))
+    return Foreign(_INT4[method], int(facts.get("group_size", 128)))
+
+
+def _facts(source: Source) -> Mapping[str, Any]:
+    """Return what a folder states about its quantisation: in config.json, else in an own file.
+
+    AutoGPTQ and AutoAWQ wrote quantize_config.json and quant_config.json before transformers read
+    such models, the latter with other keys.
+    """
+    own = source.hf_config.get("quantization_config") or {}
+    if own or not source.path.is_dir():
+        return own
+    for name, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
+        if (source.path / name).is_file():
+            found = read_json(source.path / name)
+            known = {ours: found[theirs] for theirs, ours in _AWQ_KEYS.items() if theirs in found}
+            return {"quant_method": method, **found, **known}
+    return {}
+
+
+def require_readable(reader: TensorReader, foreign: Foreign, source: Source) -> None:
+    """Raise ConfigError if no tensor is quantised as described, Unsupported for unordered groups.
+
+    `g_idx` of GPTQ decides which column is in which group, whatever `desc_act` states.
+    """
+    import torch
+
+    names = sorted(reader.names())
+    if not any(name.endswith(MARKS[foreign.method]) for name in names):
+        raise ConfigError(
+            f"{source.path}: described as quantised by {foreign.method}, but no tensor is",
+            hint="remove the description, or fetch the weights that it belongs to",
+        )
+    for name in names if foreign.method == "gptq" else ():
+        if name.endswith(".g_idx"):
+            groups = reader.read(name).long()
+            if not torch.equal(groups, torch.arange(len(groups)) // foreign.group):
+                raise Unsupported(
+                    f"{name} puts the columns into groups out of order (act-order), which "
+                    "TensorRT-LLM cannot read",
+                    hint="quantise the model again with desc_act: false, or use the 16-bit model",
+                )
 
 
 def _modelopt(facts: Mapping[str, Any], source: Source) -> Foreign:
