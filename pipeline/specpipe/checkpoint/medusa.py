@@ -15,7 +15,7 @@ tokens.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,12 @@ from typing import Any
 from specpipe.checkpoint.drafter import RenamedTensors, output_copies, read_calibration
 from specpipe.checkpoint.drafter_method import refuse_other_drafters
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
-from specpipe.checkpoint.source import (
-    read_json,
-    read_tensors,
-    weight_files,
-)
+from specpipe.checkpoint.plain_files import read_json
+from specpipe.checkpoint.source import read_tensors
+from specpipe.checkpoint.weight_files import weight_files
 from specpipe.core.backend import Rejection
 from specpipe.core.contracts import Role
-from specpipe.core.errors import ConfigError
+from specpipe.core.errors import ConfigError, first_few
 from specpipe.core.model import ModelConfig
 
 WEIGHTS = "medusa_lm_head.safetensors"
@@ -46,6 +44,8 @@ BASES = {
     "mixtral": "MixtralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
 }
+_PREFIXES = ("medusa_head.", "medusa_heads.")
+_LAYOUTS = "known layouts: FasterDecoding's, Medusa-2's `medusa_head.`, ModelOpt's"
 _NAME = re.compile(
     r"(?:medusa_heads?\.)?(?P<head>\d+)\.(?:medusa_layers\.)?"
     r"(?:(?P<layer>\d+)\.linear\.(?P<part>weight|bias)|(?:lm_head|(?P<output>\d+))\.weight)"
@@ -62,6 +62,7 @@ class HeadsSource(RenamedTensors):
     shares_output: bool
     accuracy: tuple[tuple[float, ...], ...] | None  # [heads, ranks], see `trees.grow_tree`
     max_draft_len: int | None = None  # in full, for trees of this many nodes; None: compact
+    vocab_size: int | None = None  # of the output layers; None: there are none, or it is not known
 
     def in_full(self, max_draft_len: int) -> "HeadsSource":
         """Return the heads for upstream's layout, for trees of exactly `max_draft_len` nodes."""
@@ -81,12 +82,16 @@ class HeadsSource(RenamedTensors):
         return replace(model, num_medusa_heads=self.num_heads, num_medusa_layers=self.num_layers)
 
     def check(self, role: Role, model: ModelConfig) -> list[Rejection]:
-        """Refuse heads that were trained for hidden states of another size."""
-        if self.hidden_size == model.hidden_size:
-            return []
-        reason = f"the heads read hidden states of {self.hidden_size} values, the {role} has "
+        """Refuse heads that were trained for hidden states or tokens of another number."""
         hint = f"use heads that were trained for this {role}"
-        return [Rejection(f"{reason}{model.hidden_size}", hint)]
+        found = []
+        if self.hidden_size != model.hidden_size:
+            reason = f"the heads read hidden states of {self.hidden_size} values, the {role} has "
+            found.append(Rejection(f"{reason}{model.hidden_size}", hint))
+        if self.vocab_size not in (None, model.vocab_size):
+            reason = f"the heads have a vocabulary of {self.vocab_size} tokens, the {role} has "
+            found.append(Rejection(f"{reason}{model.vocab_size}", hint))
+        return found
 
     def tensors(self, model: ModelConfig) -> list[TensorPlan]:
         """List the heads' tensors, in the order in which they are written."""
@@ -121,22 +126,19 @@ class HeadsSource(RenamedTensors):
 def open_heads(path: Path) -> HeadsSource:
     """Find the heads in a folder or file; reads names only.
 
-    Raises ConfigError if there are none, or if heads differ in their layers, Unsupported if they
-    are a drafter of another method.
+    Raises ConfigError if there are none, if heads differ in their layers or shapes, and for tensors
+    that no heads have, Unsupported if they are a drafter of another method.
     """
     weights = _find(path)
     with read_tensors(weights) as reader:
         refuse_other_drafters(path, reader.names(), "medusa", "Medusa heads")
-        names = {ours: theirs for theirs in reader.names() if (ours := canonical(theirs))}
-        if not names:
-            raise ConfigError(
-                f"{path}: no Medusa heads among the tensors",
-                hint="known layouts: FasterDecoding's, Medusa-2's `medusa_head.`, ModelOpt's",
-            )
+        names = _named(path, reader.names())
         heads, layers, shares = _count(path, set(names))
-        (hidden,) = reader.shape(names["medusa_heads.0.medusa_layers.0.linear.bias"])
+        hidden, vocab = _sizes(path, {ours: reader.shape(theirs) for ours, theirs in names.items()})
     accuracy = read_calibration(path if path.is_dir() else path.parent, heads)
-    return HeadsSource(path, weights, names, heads, layers, hidden, shares, accuracy)
+    return HeadsSource(
+        path, weights, names, heads, layers, hidden, shares, accuracy, vocab_size=vocab
+    )
 
 
 def known_heads(name: str) -> HeadsSource | None:
@@ -169,7 +171,7 @@ def canonical(name: str) -> str | None:
 
 def is_inner_head(name: str) -> bool:
     """Tell whether a tensor among a model's own belongs to Medusa heads (Medusa-2, ModelOpt)."""
-    return name.startswith(("medusa_head.", "medusa_heads.")) and canonical(name) is not None
+    return name.startswith(_PREFIXES) and canonical(name) is not None
 
 
 def _find(path: Path) -> tuple[Path, ...]:
@@ -179,6 +181,46 @@ def _find(path: Path) -> tuple[Path, ...]:
         if (path / name).is_file():
             return (path / name,)
     return weight_files(path, expected=_EXPECTED)
+
+
+def _named(path: Path, there: Set[str]) -> dict[str, str]:
+    """Return TensorRT-LLM's names of the heads' tensors.
+
+    Raises ConfigError unless there are some, and for tensors that belong neither to heads nor, if
+    the heads have a prefix, to a model around them.
+    """
+    inner = any(map(is_inner_head, there))
+    names: dict[str, str] = {}
+    strange = []
+    for theirs in sorted(there):
+        ours = canonical(theirs)
+        ours_too = theirs.startswith(_PREFIXES) if inner else True
+        if ours is not None and ours_too and ours not in names:
+            names[ours] = theirs
+        elif ours is not None or ours_too:
+            strange.append(theirs)
+    if not names:
+        raise ConfigError(f"{path}: no Medusa heads among the tensors", hint=_LAYOUTS)
+    if strange:
+        problem = f"{path}: tensors that no Medusa heads have, or twice: {first_few(strange)}"
+        raise ConfigError(problem, hint=_LAYOUTS)
+    return names
+
+
+def _sizes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int | None]:
+    """Return hidden and vocabulary size; raises ConfigError if heads differ in their shapes."""
+    hidden = shapes["medusa_heads.0.medusa_layers.0.linear.bias"][0]
+    output = shapes.get("medusa_heads.0.lm_head.weight")
+    for name, shape in sorted(shapes.items()):
+        expected = (hidden,) if name.endswith("bias") else (hidden, hidden)
+        if name.endswith("lm_head.weight") and output is not None:
+            expected = (output[0], hidden)
+        if shape != expected:
+            raise ConfigError(
+                f"{path}: {name} has shape {shape}, expected {expected}",
+                hint="all heads of one file have the same shapes; fetch it again",
+            )
+    return hidden, output[0] if output is not None else None
 
 
 def _count(path: Path, names: set[str]) -> tuple[int, int, bool]:

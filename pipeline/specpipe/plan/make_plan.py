@@ -25,6 +25,7 @@ from specpipe.plan.compatibility import (
     notes,
     refusals,
 )
+from specpipe.plan.eagle3 import check_eagle3
 from specpipe.plan.gates import check_validation
 from specpipe.plan.gpus import Gpu, find_gpu, spelling, unknown_gpu
 from specpipe.plan.memory import Memory
@@ -146,6 +147,8 @@ def _check_parts(
             yield from check_quantization(config.engine, found.models[role], source)
     for role, own in found.drafters.items():
         yield from own.check(role, found.models[role])
+    if not found.outlined:
+        yield from check_eagle3(config, found.models["target"])
     yield from check_tree(config, found.models["target"])
     yield from check_draft_length(config)
 

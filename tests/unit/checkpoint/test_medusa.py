@@ -16,6 +16,7 @@ from specpipe.checkpoint.source import open_source
 from specpipe.config.run_config import read_config
 from specpipe.core.artifacts import Workspace, read_model_config
 from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.plan.make_plan import make_plan
 from specpipe.run.run import Run
 from specpipe.run.stages import build
 from tests.models import make_heads, make_llama
@@ -261,3 +262,53 @@ def test_drafters_of_other_methods_are_refused_with_the_way_to_them(
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(Unsupported, match=words):
         open_heads(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["0.0.linear.scale", "norm.weight", "3.extra.weight"])
+def test_tensors_that_no_heads_have_are_refused(name: str, heads: Path) -> None:
+    file = heads / "medusa_lm_head.safetensors"
+    save_file({**load_file(file), name: torch.zeros(4)}, file)
+    with pytest.raises(ConfigError, match=f"no Medusa heads have, or twice: {name}"):
+        open_heads(heads)
+
+
+def test_tensors_of_heads_within_a_model_are_accounted_for(tiny: Path, tmp_path: Path) -> None:
+    inner = {f"medusa_head.{n}": t for n, t in make_heads(tmp_path / "h", seed=1).items()}
+    both = {**load_file(tiny / "model.safetensors"), **inner}
+    save_file(both, tmp_path / "model.safetensors")
+    assert open_heads(tmp_path).num_heads == 3
+    save_file({**both, "medusa_head.0.0.scale": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"or twice: medusa_head\.0\.0\.scale"):
+        open_heads(tmp_path)
+
+
+def test_a_head_in_two_spellings_is_refused(heads: Path) -> None:
+    file = heads / "medusa_lm_head.safetensors"
+    tensors = load_file(file)
+    tensors["medusa_head.0.0.linear.weight"] = tensors["0.0.linear.weight"].clone()
+    save_file(tensors, file)
+    with pytest.raises(ConfigError, match="or twice"):
+        open_heads(heads)
+
+
+def test_a_head_of_another_shape_than_the_first_is_refused(heads: Path) -> None:
+    file = heads / "medusa_lm_head.safetensors"
+    save_file({**load_file(file), "2.2.weight": torch.zeros(300, 64)}, file)
+    with pytest.raises(ConfigError, match=r"heads\.2\.lm_head\.weight has shape \(300, 64\)"):
+        open_heads(heads)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"vocab": 300}, "the heads have a vocabulary of 300 tokens, the target has 320"),
+        ({"hidden": 32}, "the heads read hidden states of 32 values, the target has 64"),
+    ],
+)
+def test_plan_refuses_heads_of_another_target(
+    sizes: dict[str, int], words: str, write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    make_heads(tmp_path / "heads", seed=3, **sizes)
+    speculation = {"method": "medusa", "heads": str(tmp_path / "heads"), "tree": [[0]]}
+    plan = make_plan(read_config(write_config(speculation=speculation)), Workspace(tmp_path, "x"))
+    assert any(words in str(reason) for reason in plan.rejections)

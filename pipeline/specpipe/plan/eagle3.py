@@ -1,0 +1,35 @@
+"""Checks the checkpoint of method eagle3, which TensorRT-LLM's LLM API reads as it is.
+
+Not here: downloads; a drafter that is only on the hub is not looked at.
+"""
+
+from specpipe.checkpoint.eagle3 import open_eagle3
+from specpipe.checkpoint.finding import is_hub_id, named_by
+from specpipe.config.run_config import RunConfig, find_file
+from specpipe.config.speculation import Eagle3
+from specpipe.core.backend import Rejection
+from specpipe.core.errors import ConfigError
+from specpipe.core.model import ModelConfig
+
+_KEY = "speculation.draft.model"
+
+
+def check_eagle3(config: RunConfig, target: ModelConfig) -> list[Rejection]:
+    """Return every reason why the run's EAGLE-3 checkpoint cannot draft for its target.
+
+    Raises ConfigError if it is neither on disk nor an id of the hub, and what `open_eagle3` raises.
+    """
+    if not isinstance(config.speculation, Eagle3):
+        return []
+    model = config.speculation.draft.model
+    path = find_file(model, config)
+    if path is None and not is_hub_id(model):
+        raise ConfigError(
+            f"{config.places.get(_KEY, config.path)}: '{_KEY}' is {model!r}: no such folder",
+            hint="give a folder or a Hugging Face id (owner/name); paths are relative to the "
+            "working directory or to the config file",
+        )
+    if path is None:
+        return []
+    with named_by(config, _KEY):
+        return list(open_eagle3(path).check(target))
