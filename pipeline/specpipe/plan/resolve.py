@@ -9,7 +9,7 @@ from specpipe.checkpoint.drafter import DrafterSource
 from specpipe.checkpoint.families import FAMILIES, HfConfig, find_family
 from specpipe.checkpoint.families.hf import rms_decoder
 from specpipe.checkpoint.families.kinds import require_kinds
-from specpipe.checkpoint.finding import in_cache
+from specpipe.checkpoint.finding import in_cache, named_by
 from specpipe.checkpoint.medusa import HeadsSource
 from specpipe.checkpoint.redrafter import trained_redrafter
 from specpipe.checkpoint.source import Source, known_model
