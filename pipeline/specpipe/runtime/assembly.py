@@ -90,11 +90,11 @@ def make_proposer(options: Speculation, engines: Mapping[Role, EngineFacts]) -> 
     return proposer
 
 
-def acceptance_rule(options: Speculation) -> accept.Rule:
-    """Return the acceptance rule for sampled tokens."""
+def acceptance_rule(options: Speculation) -> accept.Rule | None:
+    """Return the acceptance rule for sampled tokens; None: the lossless default of `decode`."""
     if isinstance(options, Medusa) and options.acceptance == "typical":
         return partial(accept.typical, epsilon=options.typical_epsilon, delta=options.typical_delta)
-    return accept.sample
+    return None
 
 
 def limit_draft(options: Speculation, num_draft_tokens: int | None) -> Speculation:

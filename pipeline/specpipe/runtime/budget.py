@@ -84,8 +84,8 @@ class Budget:
         survival = forecast.own.survival(min(limit, DEPTHS))
         token_ms, row_ms = self._prices(running)
         depth = int(np.count_nonzero(survival * token_ms >= row_ms))
-        gain_ms = float(survival[:depth].sum()) * token_ms
-        if depth == 0 or gain_ms < self.drafting_ms + row_ms:
+        gain_ms = float((survival[:depth] * token_ms - row_ms).sum())
+        if depth == 0 or gain_ms < self.drafting_ms:
             forecast.idle_steps += 1
             return 0
         return limit if depth == len(survival) else depth
@@ -228,7 +228,8 @@ class Budget:
 
     def note_drafting(self, ms: float) -> None:
         """Take note of the time that drafts took, per stream."""
-        self.drafting_ms += RATE * (ms - self.drafting_ms)
+        rate = RATE if self.drafting_ms else 1.0
+        self.drafting_ms += rate * (ms - self.drafting_ms)
 
 
 def _compares(draft: Draft) -> bool:

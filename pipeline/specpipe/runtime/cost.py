@@ -49,12 +49,17 @@ class StepCost:
     def observe(self, rows: int, ms: float) -> None:
         """Correct the curve by one step: the level of all points, and the nearest and wider ones.
 
+        A step of another width than the one before corrects the price of a change, which follows
+        the median of what was seen.
         More sequences and longer contexts make a step slower by an amount that more rows of the
         same sequences do not change. So the wider points move along, and a row keeps its price.
         """
-        place = int(np.argmin(np.abs(self.rows - rows)))
         known = float(self.next(np.array([rows]))[0])
-        self.last_rows = rows
+        changed, self.last_rows = rows != self.last_rows, rows
+        if changed and rows <= self.rows[-1]:
+            self.change_ms *= 1 + (_RATE if ms > known else -_RATE)
+            return
+        place = int(np.argmin(np.abs(self.rows - rows)))
         ratio = min(4.0, max(0.25, ms / known)) if known > 0 else 1.0
         self._factor *= 1 + _RATE * (ratio - 1)
         self.ms[place:] += self.ms[place] * _RATE * (ratio - 1)

@@ -51,8 +51,8 @@ def follow_engine(
     the C++ engines return all of them but the first, which they keep.
     Raises Unsupported for a number of draft tokens that the engine cannot be held to.
     """
-    limit = draft_tokens(request.num_draft_tokens, most, any_number=False)
-    if limit != most and not can_be_plain:
+    limit = draft_tokens(request.num_draft_tokens, most, any_number=not can_be_plain)
+    if limit != most and not can_be_plain:  # not even 0 is possible
         raise Unsupported(
             f"num_draft_tokens is {limit}: the engine drafts {most} tokens in every step of every "
             "request"

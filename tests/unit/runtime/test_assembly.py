@@ -2,10 +2,13 @@
 
 import pytest
 
-from specpipe.config.speculation import Lookahead, NoSpeculation, PromptLookup
+from specpipe.config.speculation import Lookahead, NoSpeculation, PromptLookup, Speculation
+from specpipe.core.contracts import Sampling
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.runtime.assembly import Runtime, limit_draft
-from tests.unit.runtime.toy import TimedEngine
+from specpipe.speculate import decode
+from specpipe.speculate.decode import Limits
+from tests.unit.runtime.toy import TimedEngine, ToyEngine
 
 
 def test_a_request_may_ask_for_fewer_draft_tokens_or_none() -> None:
@@ -14,6 +17,19 @@ def test_a_request_may_ask_for_fewer_draft_tokens_or_none() -> None:
     assert limit_draft(options, 2) == PromptLookup("prompt_lookup", 2)
     assert limit_draft(options, 0) == NoSpeculation()
     assert limit_draft(NoSpeculation(), 0) == NoSpeculation()
+
+
+@pytest.mark.parametrize("options", [NoSpeculation(), PromptLookup("prompt_lookup", 3, 1, 3)])
+def test_a_served_token_is_drawn_without_its_distribution(
+    options: Speculation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def whole(*arguments: object) -> None:
+        raise AssertionError("the whole distribution was computed")
+
+    monkeypatch.setattr(decode, "distribution", whole)
+    runtime = Runtime({"target": ToyEngine()}, options)
+    steps = runtime.decode([1, 2, 1, 2], Sampling(top_k=0, top_p=0.9, seed=1), Limits(12))
+    assert sum(len(step.tokens) for step in steps) == 12
 
 
 @pytest.mark.parametrize("asked", [-1, 6])

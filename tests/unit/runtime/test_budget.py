@@ -171,6 +171,16 @@ def test_a_dear_drafter_is_not_asked_where_it_cannot_pay() -> None:
     assert budget.allow(forecast, 4, running=1) == 0
 
 
+def test_a_draft_has_to_pay_for_its_drafter_and_for_all_its_rows() -> None:
+    budget = Budget(StepCost(np.array([1.0, 64]), np.array([10.0, 325])))  # 5 ms a row
+    forecast = after(budget, *GOOD)
+    budget.note_drafting(15.0)  # four tokens save 40 ms, and four rows cost 20
+    assert budget.allow(forecast, 4, running=1) == 4
+    budget.drafting_ms = 0.0
+    budget.note_drafting(25.0)
+    assert budget.allow(forecast, 4, running=1) == 0
+
+
 def test_more_streams_than_max_concurrency_draft_nothing() -> None:
     budget = Budget(FREE_ROWS)
     forecast = budget.forecast(False, max_concurrency=2)
@@ -191,6 +201,14 @@ def test_a_row_keeps_its_price_when_steps_of_many_sequences_take_longer() -> Non
         cost.observe(8, 43.0)
     assert float(cost(8)) == pytest.approx(43, rel=0.05)
     assert float(cost(12) - cost(8)) > 4 * (48 - 34) / 8 * 0.95
+
+
+def test_the_price_of_a_change_of_width_follows_what_is_seen() -> None:
+    cost = StepCost(np.array([1.0, 8]), np.array([10.0, 17]), change_ms=2.0, last_rows=4)
+    for rows in (3, 4) * 100:
+        cost.observe(rows, float(9 + rows) + 8.0)
+    assert cost.change_ms == pytest.approx(8, rel=0.15)
+    assert float(cost(3)) == pytest.approx(12)  # a step of the same width was not seen
 
 
 def test_a_width_is_kept_until_that_has_cost_as_much_as_a_change() -> None:
