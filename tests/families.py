@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ QWEN_MOE = {
 }  # fmt: skip
 FALCON_RW = {"alibi": True, "bias": True, "parallel_attn": False, "multi_query": False}
 WINDOW = {"sliding_window": 20}
+INTERNLM2 = {"model_type": "internlm2", "bias": False}
 GPT2 = {
     "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512, "initializer_range": 0.2,
 }  # fmt: skip
@@ -28,6 +29,7 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
 }  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 LONG = {
     "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 256,
     "short_factor": [1.0 + i / 8 for i in range(8)], "long_factor": [2.0] * 8,
@@ -60,6 +62,7 @@ class World:
     sizes: dict[str, Any]
     variants: dict[str, dict[str, Any]]
     rewrite: Callable[[Path], None] | None = None  # turns what transformers wrote into the family's
+    written: dict[str, Any] = field(default_factory=dict)  # keys of config.json that it writes
 
 
 def _as_internlm2(folder: Path) -> None:
@@ -89,7 +92,7 @@ def _as_internlm2(folder: Path) -> None:
                 name = name.replace(theirs, ours)
             new[name] = tensor.clone()
     save_file(new, file, metadata={"format": "pt"})
-    config |= {"architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2"}
+    config |= {"architectures": ["InternLM2ForCausalLM"], **INTERNLM2}
     config["auto_map"] = {"AutoConfig": "configuration_internlm2.InternLM2Config"}  # code, not run
     (folder / "config.json").write_text(json.dumps(config))
 
@@ -106,6 +109,8 @@ WORLDS: dict[str, World] = {
             "wide heads": {"head_dim": 32},
             "llama3 rope": rope(**LLAMA3),
             "linear rope": rope(rope_type="linear", factor=4.0),
+            "yarn": rope(**YARN),
+            "yarn with its own factor": rope(**YARN, attention_factor=1.3, truncate=False),
             "attention bias": {"attention_bias": True},
             "mlp bias": {"mlp_bias": True},
         },
@@ -127,13 +132,26 @@ WORLDS: dict[str, World] = {
                 "sliding_window": 20,
                 "max_window_layers": 1,
             },
+            "yarn": rope(**YARN, beta_fast=16.0, beta_slow=2.0),
         },
     ),
     "Qwen2MoeForCausalLM": World(
-        "Qwen2Moe", {**GROUPED, **QWEN_MOE}, {"plain": {}, "normed": {"norm_topk_prob": True}}
+        "Qwen2Moe",
+        {**GROUPED, **QWEN_MOE},
+        {
+            "plain": {},
+            "normed": {"norm_topk_prob": True},
+            "window": {"use_sliding_window": True, "sliding_window": 20},
+        },
     ),
     "Qwen3ForCausalLM": World(
-        "Qwen3", {**GROUPED, "head_dim": 24}, {"plain": {}, "tied": {"tie_word_embeddings": True}}
+        "Qwen3",
+        {**GROUPED, "head_dim": 24},
+        {
+            "plain": {},
+            "tied": {"tie_word_embeddings": True},
+            "yarn": rope(**YARN, mscale=1.0, mscale_all_dim=0.7),
+        },
     ),
     "GemmaForCausalLM": World(
         "Gemma",
@@ -194,7 +212,7 @@ WORLDS: dict[str, World] = {
             "rw of 6 heads": {**FALCON_RW, "num_attention_heads": 6, "hidden_size": 96},
         },
     ),
-    "InternLM2ForCausalLM": World("Llama", GROUPED, {"plain": {}}, _as_internlm2),
+    "InternLM2ForCausalLM": World("Llama", GROUPED, {"plain": {}}, _as_internlm2, INTERNLM2),
 }
 
 
@@ -213,7 +231,8 @@ def _config(architecture: str, variant: str, **changes: Any) -> Any:
 @cache
 def _config_json(architecture: str, variant: str) -> str:
     config = json.loads(_config(architecture, variant).to_json_string(use_diff=False))
-    return json.dumps({**config, "architectures": [architecture]})
+    written = WORLDS[architecture].written
+    return json.dumps({**config, "architectures": [architecture], **written})
 
 
 def config_of(architecture: str, variant: str | None = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from specpipe.checkpoint.convert import config_json, effective
-from specpipe.checkpoint.families import find_family
+from specpipe.checkpoint.families import find_family, read_facts
 from specpipe.checkpoint.quantized.formats import PLAIN, metadata
 from specpipe.checkpoint.source import open_source, read_tensors
 from specpipe.checkpoint.transfer import write_tensors
@@ -58,7 +58,7 @@ def write_model(folder: Path, name: str) -> Path:
     config = {**MODELS[name][1], "torch_dtype": "float16"}
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     family = find_family(config)
-    plans = family.tensors(family.read_config(config, "float16"))
+    plans = family.tensors(read_facts(config, "float16"))
     shapes = {n: s for p in plans for n, s in zip(p.sources, p.source_shapes, strict=True)}
     save_file({n: draw(n, s) for n, s in shapes.items()}, folder / "model.safetensors",
               metadata={"format": "pt"})  # fmt: skip
@@ -76,7 +76,7 @@ def convert(source: Path, out: Path, tp: int, pp: int) -> tuple[Files, dict[str,
     out.mkdir(parents=True)
     found = open_source(source)
     family = find_family(found.hf_config)
-    model = family.read_config(found.hf_config, "float16")
+    model = read_facts(found.hf_config, "float16")
     parallel = effective(Parallel(tp, pp, 1, tp > 1), family)
     with read_tensors(found.weights) as reader:
         work = [(reader, plan) for plan in family.tensors(model)]

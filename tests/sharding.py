@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from specpipe.checkpoint.convert import effective
-from specpipe.checkpoint.families import TensorPlan, find_family
+from specpipe.checkpoint.families import TensorPlan, find_family, read_facts
 from specpipe.checkpoint.shard import Cut, cut, local_name, ranks
 from specpipe.checkpoint.source import Source, read_tensors
 from specpipe.checkpoint.transfer import write_tensors
@@ -70,7 +70,7 @@ def convert_tensors(source: Source, out: Path, parallel: Parallel) -> Files:
     """Write the rank files of a model, without what goes with them, and return their tensors."""
     out.mkdir()
     family = find_family(source.hf_config)
-    model = family.read_config(source.hf_config, "float32")
+    model = read_facts(source.hf_config, "float32")
     with read_tensors(source.weights) as reader:
         work = [(reader, plan) for plan in family.tensors(model)]
         write_tensors(work, model, effective(parallel, family), out, lambda done, total: None)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from specpipe.checkpoint.convert import effective
-from specpipe.checkpoint.families import FAMILIES, find_family
+from specpipe.checkpoint.families import FAMILIES, find_family, read_facts
 from specpipe.checkpoint.source import Source, open_source
 from specpipe.core.backend import ONE_RANK, Parallel
 from specpipe.core.divisibility import check_parallel
@@ -38,7 +38,7 @@ def test_every_family_is_cut() -> None:
 @pytest.mark.parametrize("source", CASES, indirect=True, ids=" ".join)
 def test_merged_ranks_are_the_model(source: Source, tmp_path: Path) -> None:
     family = find_family(source.hf_config)
-    model = family.read_config(source.hf_config, "float32")
+    model = read_facts(source.hf_config, "float32")
     plans = family.tensors(model)
     (expected,) = convert_tensors(source, tmp_path / "whole", ONE_RANK)
     layouts = [p for p in LAYOUTS if not check_parallel(model, p, "model")]

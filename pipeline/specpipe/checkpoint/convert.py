@@ -9,8 +9,7 @@ from typing import Any
 
 from specpipe.checkpoint.drafter import DrafterSource
 from specpipe.checkpoint.drafter_method import refuse_other_drafters
-from specpipe.checkpoint.families import Family, TensorPlan, find_family
-from specpipe.checkpoint.families.kinds import require_kinds
+from specpipe.checkpoint.families import Family, TensorPlan, find_family, read_facts
 from specpipe.checkpoint.medusa import is_inner_head
 from specpipe.checkpoint.quantize import quantization_inputs, quantize, stored_plans
 from specpipe.checkpoint.quantized.foreign import find_foreign, is_left_over
@@ -34,8 +33,7 @@ def read_model(source: Source, dtype: Dtype, drafter: DrafterSource | None = Non
 
     Raises Unsupported for an unknown architecture or option, ConfigError for a bad config.json.
     """
-    require_kinds(source.hf_config, source.path)
-    model = find_family(source.hf_config).read_config(source.hf_config, dtype)
+    model = read_facts(source.hf_config, dtype, source.config_file)
     return model if drafter is None else drafter.joined(model)
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from specpipe.checkpoint.drafter import output_copies
 from specpipe.checkpoint.drafter_method import refuse_other_drafters
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan, llama
-from specpipe.checkpoint.families.kinds import require_kinds
+from specpipe.checkpoint.families.keys import Keys
 from specpipe.checkpoint.families.parts import copy, ignored, linear, llama_layer
 from specpipe.checkpoint.plain_files import read_json
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
@@ -196,8 +196,7 @@ def _sized(
 
 
 def _net(path: Path, hf: HfConfig, dtype: Dtype) -> ModelConfig:
-    require_kinds(hf, path)
-    net = llama.read_config(hf, dtype)
+    net = llama.read_config(Keys(hf, path / "config.json", llama.DEFAULTS), dtype)
     if net.num_hidden_layers != 1:
         raise Unsupported(
             f"{path}: the drafter has {net.num_hidden_layers} layers",

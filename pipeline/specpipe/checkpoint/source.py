@@ -143,6 +143,11 @@ class Source:
         """Return the files with weights, or the names of such files, that are not read."""
         return passed_over(self.weights)
 
+    @property
+    def config_file(self) -> Path:
+        """Return the file that `hf_config` was read from."""
+        return self.path if self.path.suffix == ".gguf" else self.path / "config.json"
+
     def files(self) -> list[Path]:
         """Return every file that decides what a conversion writes."""
         return list(dict.fromkeys([*self.weights, *self.stamps]))

@@ -61,6 +61,8 @@ def tokenizer_files(source: Source) -> list[Path]:
 
 
 def _require_fitting(facts: TokenizerFacts, model: ModelConfig, source: Source) -> None:
+    if not model.vocab_size:  # of a model that is served unchanged
+        return
     outside = [i for i in facts.end_ids if not 0 <= i < model.vocab_size]
     if facts.vocab_size > model.vocab_size or outside:
         end = outside[0] if outside else facts.end_ids[0]

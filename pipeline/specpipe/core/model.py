@@ -115,6 +115,7 @@ class ModelConfig:
     arithmetic: Arithmetic = Arithmetic()
     upstream_limits: tuple[str, ...] = ()  # what TensorRT-LLM's class would compute otherwise
     upstream_since: tuple[int, int] = (0, 0)  # the first release that has the class
+    stored_bytes: int = 0  # of weights that are served as their files are; 0: by the parameters
 
     @property
     def rotary_dim(self) -> int:
@@ -219,7 +220,7 @@ class ModelConfig:
         facts["rotary_embedding_dim"] = self.rotary_dim
         if self.eagle_net_config is not None:
             facts["eagle_net_config"] = self.eagle_net_config.to_json()
-        absent = ["upstream_limits", "upstream_since"]
+        absent = ["upstream_limits", "upstream_since", "stored_bytes"]
         absent += [n for n in ("moe", "query_pre_attn_scalar") if facts[n] is None]
         absent += [n for n in facts if n.startswith(_IF_ANY) and not facts[n]]
         absent += [n for n in facts if n.endswith("softcapping") and facts[n] is None]
@@ -252,6 +253,22 @@ def _known(
     record: type[ModelConfig | Experts | Arithmetic | RecurrentDrafter], raw: Mapping[str, Any]
 ) -> dict[str, Any]:
     return {f.name: raw[f.name] for f in fields(record) if f.name in raw}
+
+
+def yarn_attention(scaling: Mapping[str, Any]) -> float:
+    """Return the factor of cosines and sines that follows from yarn's `factor` (2309.00071).
+
+    With `mscale` and `mscale_all_dim` it is the ratio of two (DeepSeek-V2).
+    """
+    factor = float(scaling["factor"])
+    if factor <= 1:
+        return 1.0
+    one, other = (
+        0.1 * float(scaling.get(key) or 1.0) * math.log(factor) + 1
+        for key in ("mscale", "mscale_all_dim")
+    )
+    paired = scaling.get("mscale") and scaling.get("mscale_all_dim")
+    return one / other if paired else 0.1 * math.log(factor) + 1
 
 
 def redrafter_class(architecture: str, release: str) -> str | None:

@@ -43,6 +43,7 @@ from specpipe.plan.plan import (
 )
 from specpipe.plan.resolve import Resolved, resolve
 from specpipe.plan.sizing import Sizing, choose_ranks, measure, ways_to_fit
+from specpipe.plan.unknown import check_unknown, unknown_notes
 from specpipe.runtime.assembly import describe_endpoint, load_backend
 
 
@@ -74,14 +75,16 @@ def _plan_run(config: RunConfig, workspace: Workspace, opened: OpenedModels) -> 
     found = resolve(config, backend, opened)
     config = plan_tree(_with_gpus_name(config), found)
     gpu = find_gpu(config.engine.gpu) if config.engine.gpu else None
+    unknown = list(check_unknown(config, found.models, gpu)) if found.outlined else []
     sizing = Sizing(config, found.models, backend, _memory_of(gpu))
-    config = _with_ranks(config, sizing, gpu)
+    config = _with_ranks(config, sizing, None if found.outlined else gpu)
     sizing = sizing.with_engine(config.engine)
     requests = make_requests(config, found.models)
     differing, own_loop = _compare_draft(found), config.engine.backend == "openvino"
     placed = config.engine.gpu is None if own_loop else gpu is not None
     memory = measure(sizing) if placed and not found.outlined else None
     rejections = [
+        *unknown,
         *_check_requests(config, requests, backend),
         *_check_parts(config, found, serves_sources=backend.serves_sources),
         *refusals(differing, own_loop=own_loop),
@@ -105,6 +108,7 @@ def _plan_run(config: RunConfig, workspace: Workspace, opened: OpenedModels) -> 
         gaps=tuple(check_calibration(config.engine, found.sources.values())),
         notes=(
             *found.notes,
+            *(unknown_notes(found.models) if found.outlined else ()),
             *notes(differing, own_loop=own_loop),
             *engine_notes(config, found.models["target"], gpu),
             *cpu_notes(config.engine, cpu_kinds()),
@@ -255,7 +259,7 @@ def require_buildable(plan: Plan) -> None:
 
 def _compare_draft(found: Resolved) -> list[VocabularyDifference]:
     """Return the differences between the vocabularies of the draft and the target."""
-    if "draft" not in found.sources:
+    if "draft" not in found.sources or not all(m.vocab_size for m in found.models.values()):
         return []
     roles: tuple[Role, Role] = ("target", "draft")
     target, draft = (_vocabulary(found.sources[r], found.models[r]) for r in roles)

@@ -109,7 +109,7 @@ def check_models(requests: Mapping[Role, BuildRequest]) -> list[Rejection]:
     found = []
     for role, request in requests.items():
         longest = request.model.max_position_embeddings
-        if request.max_seq_len > longest:
+        if longest and request.max_seq_len > longest:
             found.append(
                 Rejection(
                     f"engine.max_seq_len is {request.max_seq_len}, but the {role} supports at most "

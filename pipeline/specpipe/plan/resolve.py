@@ -4,14 +4,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from specpipe.checkpoint.convert import files_remarks, read_model, survey
+from specpipe.checkpoint.convert import files_remarks, survey
 from specpipe.checkpoint.drafter import DrafterSource
-from specpipe.checkpoint.families import FAMILIES, HfConfig, find_family
-from specpipe.checkpoint.families.hf import rms_decoder
-from specpipe.checkpoint.families.kinds import require_kinds
+from specpipe.checkpoint.families import HfConfig, read_facts
 from specpipe.checkpoint.finding import in_cache, named_by
 from specpipe.checkpoint.medusa import HeadsSource
 from specpipe.checkpoint.redrafter import trained_redrafter
+from specpipe.checkpoint.served import ServedModel, count_of, read_served
 from specpipe.checkpoint.source import Source, known_model
 from specpipe.config.run_config import RunConfig, find_file
 from specpipe.config.speculation import Eagle
@@ -40,13 +39,8 @@ def resolve(config: RunConfig, backend: Backend, opened: OpenedModels) -> Resolv
     would have to be converted.
     """
     sources = {role: _source(config, role, opened) for role in config.models()}
-    facts = {role: _facts(config, role, source) for role, source in sources.items()}
-    known = all(_architecture(f) in FAMILIES for f in facts.values())
-    outlined = backend.serves_sources and not known
-    models = {
-        role: _outline(facts[role], config) if outlined else _model(config, role, source, backend)
-        for role, source in sources.items()
-    }
+    read = {role: _read(config, role, source, backend) for role, source in sources.items()}
+    models = {role: served.model for role, served in read.items()}
     found = {
         role: opened.drafter(config, role)
         if sources[role]
@@ -59,8 +53,8 @@ def resolve(config: RunConfig, backend: Backend, opened: OpenedModels) -> Resolv
         sources,
         models,
         drafters,
-        outlined,
-        int(facts["target"].get("num_nextn_predict_layers") or 0),
+        not all(served.is_known for served in read.values()),
+        read["target"].next_token_layers,
         (
             *_absent_models(config, sources),
             *_absent_drafters(config, drafters),
@@ -96,31 +90,23 @@ def _source(config: RunConfig, role: Role, opened: OpenedModels) -> Source | Non
     return opened.source(config, role)
 
 
-def _facts(config: RunConfig, role: Role, source: Source | None) -> HfConfig:
-    if source is None:
-        return known_model(config.models()[role]) or {}
-    require_kinds(source.hf_config, source.path)
-    return source.hf_config
+def _read(config: RunConfig, role: Role, source: Source | None, backend: Backend) -> ServedModel:
+    """Return the facts of a model, of one that is not on disk from the built-in table.
 
+    The files of one that is converted are compared with its config.json if they are here.
 
-def _architecture(facts: HfConfig) -> str:
-    return str((facts.get("architectures") or ["(none named)"])[0])
-
-
-def _model(config: RunConfig, role: Role, source: Source | None, backend: Backend) -> ModelConfig:
-    """Return the facts of a model; its files are compared with config.json if they are here."""
-    if source is None:
-        facts = _facts(config, role, source)
-        return find_family(facts).read_config(facts, config.engine.dtype)
-    if source.missing or backend.serves_sources:
-        return read_model(source, config.engine.dtype)
+    Raises Unsupported for an architecture that would have to be converted and cannot be.
+    """
+    name, dtype = config.models()[role], config.engine.dtype
+    facts: HfConfig = source.hf_config if source else known_model(name) or {}
+    file = source.config_file if source else Path(name)
+    if backend.serves_sources:
+        return read_served(facts, dtype, file, source)
+    layers = count_of(facts, "num_nextn_predict_layers")
+    if source is None or source.missing:
+        return ServedModel(read_facts(facts, dtype, file), True, layers)
     with named_by(config, config.model_key(role)):
-        return survey(source, config.engine.dtype)
-
-
-def _outline(facts: HfConfig, config: RunConfig) -> ModelConfig:
-    """Return the facts that most architectures spell alike, enough to refuse impossible cuts."""
-    return rms_decoder(facts, config.engine.dtype, _architecture(facts))
+        return ServedModel(survey(source, dtype), True, layers)
 
 
 def _planned_drafter(

@@ -248,8 +248,12 @@ def _baseline(plan: Plan) -> Iterator[str]:
 def _verdict(plan: Plan) -> Iterator[str]:
     for note in plan.notes:
         yield _row("note", note)
-    if not plan.rejections and not plan.gaps:
+    if plan.rejections or plan.gaps:
+        return
+    if plan.models:
         yield _row("ok", "`specpipe build` can build this run")
+    else:
+        yield _row("unknown", "`specpipe build` can build this run; whether it fits is not known")
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from specpipe.checkpoint.convert import Conversion
-from specpipe.checkpoint.families import find_family
+from specpipe.checkpoint.families import read_facts
 from specpipe.checkpoint.quantize import check_calibration, check_quantization, quantizing_of
 from specpipe.checkpoint.quantized import calibrate
 from specpipe.checkpoint.source import known_model, open_source
@@ -20,7 +20,7 @@ def llama() -> ModelConfig:
     """Return the facts of Llama-2-7B: widths of 4096, 12288 and 11008."""
     facts = known_model("meta-llama/Llama-2-7b-chat-hf")
     assert facts is not None
-    return find_family(facts).read_config(facts, "bfloat16")
+    return read_facts(facts, "bfloat16")
 
 
 def reasons(model: ModelConfig, **engine: Any) -> str:

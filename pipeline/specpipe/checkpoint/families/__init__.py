@@ -7,11 +7,13 @@ Not here: reading of tensors, and their division among ranks; a family only name
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from specpipe.core.errors import Unsupported
+from specpipe.checkpoint.families.keys import Keys, short
+from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.core.model import Dtype, ModelConfig
 
 if TYPE_CHECKING:
@@ -35,9 +37,27 @@ FAMILIES: dict[str, str] = {  # HF `architectures[0]` -> module:attribute
     "InternLM2ForCausalLM": "specpipe.checkpoint.families.internlm2:FAMILY",
 }
 
+MODEL_TYPES = {  # of transformers -> its architecture, for a config.json without `architectures`
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "phi": "PhiForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+    "gpt_neox": "GPTNeoXForCausalLM",
+    "starcoder2": "Starcoder2ForCausalLM",
+    "falcon": "FalconForCausalLM",
+    "internlm2": "InternLM2ForCausalLM",
+}
+
 # Element types as torch spells them; quantised checkpoints have more than the three of Dtype.
 StoredDtype = Literal["float32", "float16", "bfloat16", "float8_e4m3fn", "int8", "uint8"]
-HfConfig = Mapping[str, Any]  # config.json as parsed; read only by `Family.read_config`
+HfConfig = Mapping[str, Any]  # config.json as parsed; a family reads it as `Keys`
 
 
 Stage = Literal["first", "last", "every"]
@@ -91,25 +111,63 @@ class TensorPlan:
 class Family:
     """What conversion must know about an architecture; all of it values and pure functions."""
 
-    read_config: Callable[[HfConfig, Dtype], ModelConfig]  # raises Unsupported
+    read_config: Callable[[Keys, Dtype], ModelConfig]  # raises ConfigError, Unsupported
     tensors: Callable[[ModelConfig], list[TensorPlan]]
     extra_config: Callable[[ModelConfig], dict[str, Any]]  # further keys of config.json
     ignored: Callable[[str, ModelConfig], bool]  # source tensors that may be left out
+    defaults: Mapping[str, Any]  # of absent keys, as in transformers' config class
+    aliases: Mapping[str, str] = field(default_factory=dict)  # key -> another spelling of it
     base_prefix: str = "model."  # of the names without the head; some releases leave it out
     cuts_embedding: bool = False  # upstream's class insists on it wherever tp_size > 1
 
 
-def find_family(config: HfConfig) -> Family:
+CONFIG = Path("config.json")
+
+
+def find_family(config: HfConfig, file: Path = CONFIG) -> Family:
     """Return the family of a parsed HF config.json.
 
-    Raises Unsupported for an architecture without an entry in `FAMILIES`.
+    Raises Unsupported for an architecture without an entry in `FAMILIES`, and what
+    `architecture_of` raises.
     """
-    names = config.get("architectures") or ["(none named)"]
-    if names[0] not in FAMILIES:
+    name = architecture_of(config, file)
+    if name not in FAMILIES:
         raise Unsupported(
-            f"the architecture {names[0]} has no converter",
-            hint=f"known: {', '.join(FAMILIES)}; a family is one file in checkpoint/families/",
+            f"the architecture {name} has no converter ({file})",
+            hint="engine.backend: llmapi serves every model that TensorRT-LLM's LLM API knows, "
+            f"without conversion; with converters: {', '.join(FAMILIES)}",
         )
-    module, attribute = FAMILIES[names[0]].split(":")
+    module, attribute = FAMILIES[name].split(":")
     family: Family = getattr(importlib.import_module(module), attribute)
     return family
+
+
+def architecture_of(config: HfConfig, file: Path = CONFIG) -> str:
+    """Return the architecture of a config.json: the first of `architectures`, or by `model_type`.
+
+    Raises ConfigError for values of the wrong type, and where both name families that differ:
+    transformers builds the second.
+    """
+    names = Keys(config, file).words("architectures")
+    kind = config.get("model_type")
+    if kind is not None and not isinstance(kind, str):
+        raise ConfigError(f"{file}: 'model_type' is {short(kind)}: must be a name")
+    by_type = MODEL_TYPES.get(kind or "")
+    if not names:
+        return by_type or f"(none named; model_type {kind!r})"
+    if by_type not in (None, names[0]) and names[0] in FAMILIES:
+        raise ConfigError(
+            f"{file}: 'architectures' begins with {names[0]}, but 'model_type' is {kind!r}, which "
+            f"transformers reads as {by_type}",
+            hint="correct the one that is wrong",
+        )
+    return names[0]
+
+
+def read_facts(config: HfConfig, dtype: Dtype, file: Path = CONFIG) -> ModelConfig:
+    """Return the facts of a parsed config.json; every error names `file` and the key.
+
+    Raises ConfigError for a wrong value, Unsupported for what cannot be converted.
+    """
+    family = find_family(config, file)
+    return family.read_config(Keys(config, file, family.defaults, family.aliases), dtype)

@@ -6,8 +6,9 @@ norms once; RW has ALiBi, a KV head for every head, and attention before the MLP
 
 from typing import Any, Literal
 
-from specpipe.checkpoint.families import Family, HfConfig, TensorPlan
-from specpipe.checkpoint.families.hf import need, require_act, rope, share_heads, unmet
+from specpipe.checkpoint.families import Family, TensorPlan
+from specpipe.checkpoint.families.hf import group_heads, require_act, share_heads, unmet
+from specpipe.checkpoint.families.keys import Keys
 from specpipe.checkpoint.families.parts import (
     Names,
     decoder,
@@ -17,61 +18,66 @@ from specpipe.checkpoint.families.parts import (
     plain_mlp,
     sort_groups,
 )
-from specpipe.core.errors import Unsupported
+from specpipe.checkpoint.families.rope import read_rope, rotated
 from specpipe.core.model import Arithmetic, Dtype, ModelConfig
 
-OLD_KEYS = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 65024, "hidden_size": 4544, "num_hidden_layers": 32, "num_attention_heads": 71,
+    "layer_norm_epsilon": 1e-5, "multi_query": True, "parallel_attn": True,
+    "max_position_embeddings": 2048, "rope_theta": 10000.0, "activation": "gelu",
+    "tie_word_embeddings": True,
+}  # fmt: skip
+ALIASES = {  # the keys of the first releases (RefinedWeb)
+    "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
+    "num_kv_heads": "n_head_kv", "hidden_size": "n_embed",
+}  # fmt: skip
 
 
-def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:
-    """Return the facts; knows the keys of the first releases (RefinedWeb) too.
-
-    Raises Unsupported for a head that is not the embedding: no Falcon has one.
-    """
-    hf = {**hf, **{new: hf[old] for new, old in OLD_KEYS.items() if old in hf}}
-    hidden, bias = need(hf, "hidden_size"), bool(hf.get("bias", False))
-    heads, head_size = share_heads(hf, "num_attention_heads", hidden)
-    base, scaling = rope(hf)
+def read_config(hf: Keys, dtype: Dtype) -> ModelConfig:
+    """Return the facts."""
+    hidden, bias, alibi = hf.whole("hidden_size"), hf.flag("bias"), hf.flag("alibi")
+    heads, head_size = share_heads(hf, "num_attention_heads")
+    longest = hf.whole("max_position_embeddings")
+    rope = read_rope(hf, longest=longest)
+    if not alibi:
+        rotated(hf, head_size, 1.0)
     return ModelConfig(
         architecture="FalconForCausalLM",
         dtype=dtype,
         hidden_size=hidden,
-        num_hidden_layers=need(hf, "num_hidden_layers"),
+        num_hidden_layers=hf.layers("num_hidden_layers"),
         num_attention_heads=heads,
         num_key_value_heads=_kv_heads(hf, heads),
         head_size=head_size,
-        intermediate_size=hf.get("ffn_hidden_size") or 4 * hidden,
-        vocab_size=need(hf, "vocab_size"),
-        max_position_embeddings=hf.get("max_position_embeddings", 2048),
-        norm_epsilon=float(hf.get("layer_norm_epsilon", 1e-5)),
-        rotary_base=base,
-        rotary_scaling=scaling,
-        tie_word_embeddings=bool(hf.get("tie_word_embeddings", True)),
+        intermediate_size=hf.maybe_whole("ffn_hidden_size") or 4 * hidden,
+        vocab_size=hf.whole("vocab_size"),
+        max_position_embeddings=max(longest, rope.reach),
+        norm_epsilon=hf.number("layer_norm_epsilon"),
+        rotary_base=rope.base,
+        rotary_scaling=rope.scaling,
+        tie_word_embeddings=hf.flag("tie_word_embeddings"),
         hidden_act=require_act(hf, "gelu", "gelu_new", "gelu_pytorch_tanh", key="activation"),
-        position_embedding_type="alibi_with_scale" if hf.get("alibi") else "rope_gpt_neox",
+        position_embedding_type="alibi_with_scale" if alibi else "rope_gpt_neox",
         attn_bias=bias,
         mlp_bias=bias,
         arithmetic=_arithmetic(hf, bias),
-        upstream_limits=unmet(scaling=scaling is not None),
+        upstream_limits=unmet(scaling=rope.scaling is not None),
     )
 
 
-def _kv_heads(hf: HfConfig, heads: int) -> int:
+def _kv_heads(hf: Keys, heads: int) -> int:
     if _grouped(hf):
-        count = int(hf.get("num_kv_heads") or hf.get("n_head_kv") or heads)
-        if heads % count:
-            raise Unsupported(f"config.json: {heads} heads do not divide by {count} KV heads")
-        return count
-    return 1 if hf.get("multi_query", True) else heads
+        return group_heads(hf, heads, "num_kv_heads")
+    return 1 if hf.flag("multi_query") else heads
 
 
-def _grouped(hf: HfConfig) -> bool:
-    return bool(hf.get("new_decoder_architecture")) or hf.get("model_type") == "RefinedWeb"
+def _grouped(hf: Keys) -> bool:
+    return hf.flag("new_decoder_architecture") or hf.values.get("model_type") == "RefinedWeb"
 
 
-def _arithmetic(hf: HfConfig, bias: bool) -> Arithmetic:
-    side_by_side = _grouped(hf) or hf.get("parallel_attn", True)
-    two_norms = _grouped(hf) and hf.get("num_ln_in_parallel_attn") in (None, 2)
+def _arithmetic(hf: Keys, bias: bool) -> Arithmetic:
+    side_by_side = _grouped(hf) or hf.flag("parallel_attn")
+    two_norms = _grouped(hf) and hf.maybe_whole("num_ln_in_parallel_attn") in (None, 2)
     residual: Literal["sequential", "parallel", "parallel_one_norm"] = "sequential"
     if side_by_side:
         residual = "parallel" if two_norms else "parallel_one_norm"
@@ -124,4 +130,6 @@ def extra_config(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-FAMILY = Family(read_config, tensors, extra_config, ignored, base_prefix="transformer.")
+FAMILY = Family(
+    read_config, tensors, extra_config, ignored, DEFAULTS, ALIASES, base_prefix="transformer."
+)

@@ -6,23 +6,33 @@ Upstream's `post_layernorm` is the norm behind attention.
 from dataclasses import replace
 from typing import Any
 
-from specpipe.checkpoint.families import Family, HfConfig, TensorPlan
+from specpipe.checkpoint.families import Family, TensorPlan
 from specpipe.checkpoint.families.gemma import ACT, add_one, gemma_facts
 from specpipe.checkpoint.families.hf import layer_windows, require_act
+from specpipe.checkpoint.families.keys import Keys
 from specpipe.checkpoint.families.parts import attention, decoder, gated_mlp, ignored, norm
 from specpipe.core.model import Dtype, ModelConfig
 
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216,
+    "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4,
+    "head_dim": 256, "hidden_activation": ACT, "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 256, "sliding_window": 4096,
+    "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+}  # fmt: skip
 
-def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:
+
+def read_config(hf: Keys, dtype: Dtype) -> ModelConfig:
     """Return the facts; without `layer_types`, layers 0, 2, 4 ... slide."""
     require_act(hf, ACT, key="hidden_activation")
     model = gemma_facts(hf, dtype, "Gemma2ForCausalLM")
-    windows = layer_windows({"sliding_window": 4096, **hf}, lambda i: i % 2 == 0)
+    windows = layer_windows(hf, model, lambda layer: layer % 2 == 0)
     return replace(
         model,
-        query_pre_attn_scalar=float(hf.get("query_pre_attn_scalar", 256)),
-        attn_logit_softcapping=hf.get("attn_logit_softcapping", 50.0),
-        final_logit_softcapping=hf.get("final_logit_softcapping", 30.0),
+        query_pre_attn_scalar=hf.number("query_pre_attn_scalar", above=0),
+        attn_logit_softcapping=hf.maybe_number("attn_logit_softcapping", above=0),
+        final_logit_softcapping=hf.maybe_number("final_logit_softcapping", above=0),
         arithmetic=replace(
             model.arithmetic,
             post_norms=True,
@@ -53,4 +63,4 @@ def extra_config(model: ModelConfig) -> dict[str, Any]:
     return {"inter_layernorms": True}
 
 
-FAMILY = Family(read_config, tensors, extra_config, ignored, cuts_embedding=True)
+FAMILY = Family(read_config, tensors, extra_config, ignored, DEFAULTS, cuts_embedding=True)

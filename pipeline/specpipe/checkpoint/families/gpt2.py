@@ -3,8 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from specpipe.checkpoint.families import Family, HfConfig, Shard, TensorPlan
-from specpipe.checkpoint.families.hf import need, require_act, share_heads
+from specpipe.checkpoint.families import Family, Shard, TensorPlan
+from specpipe.checkpoint.families.hf import require_act, share_heads
+from specpipe.checkpoint.families.keys import Keys
 from specpipe.checkpoint.families.parts import (
     Names,
     copy,
@@ -15,30 +16,42 @@ from specpipe.checkpoint.families.parts import (
     plain_mlp,
     transposed,
 )
-from specpipe.core.errors import Unsupported
 from specpipe.core.model import Arithmetic, Dtype, ModelConfig
 
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12,
+    "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+ALIASES = {
+    "n_embd": "hidden_size", "n_positions": "max_position_embeddings",
+    "n_head": "num_attention_heads", "n_layer": "num_hidden_layers",
+}  # fmt: skip
 
-def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:
+
+def read_config(hf: Keys, dtype: Dtype) -> ModelConfig:
     """Return the facts; raises Unsupported for attention that is scaled in another way."""
-    if not hf.get("scale_attn_weights", True) or hf.get("scale_attn_by_inverse_layer_idx"):
-        raise Unsupported("config.json changes how attention is scaled; GPT-2 divides by the root")
-    hidden = need(hf, "n_embd")
-    heads, head_size = share_heads(hf, "n_head", hidden)
+    if not hf.flag("scale_attn_weights") or hf.flag("scale_attn_by_inverse_layer_idx"):
+        raise hf.unsupported(
+            "changes how attention is scaled (scale_attn_weights, "
+            "scale_attn_by_inverse_layer_idx); GPT-2 divides by the root"
+        )
+    hidden = hf.whole("n_embd")
+    heads, head_size = share_heads(hf, "n_head", "n_embd")
     return ModelConfig(
         architecture="GPT2LMHeadModel",
         dtype=dtype,
         hidden_size=hidden,
-        num_hidden_layers=need(hf, "n_layer"),
+        num_hidden_layers=hf.layers("n_layer"),
         num_attention_heads=heads,
         num_key_value_heads=heads,
         head_size=head_size,
-        intermediate_size=hf.get("n_inner") or 4 * hidden,
-        vocab_size=need(hf, "vocab_size"),
-        max_position_embeddings=need(hf, "n_positions"),
-        norm_epsilon=float(hf.get("layer_norm_epsilon", 1e-5)),
+        intermediate_size=hf.maybe_whole("n_inner") or 4 * hidden,
+        vocab_size=hf.whole("vocab_size"),
+        max_position_embeddings=hf.whole("n_positions"),
+        norm_epsilon=hf.number("layer_norm_epsilon"),
         rotary_base=10000.0,
-        tie_word_embeddings=bool(hf.get("tie_word_embeddings", True)),
+        tie_word_embeddings=hf.flag("tie_word_embeddings"),
         hidden_act=require_act(
             hf, "gelu_new", "gelu", "gelu_fast", "gelu_pytorch_tanh", key="activation_function"
         ),
@@ -101,4 +114,6 @@ def gpt_keys(variant: str, *, bias: bool) -> dict[str, Any]:
     }
 
 
-FAMILY = Family(read_config, tensors, extra_config, ignored, base_prefix="transformer.")
+FAMILY = Family(
+    read_config, tensors, extra_config, ignored, DEFAULTS, ALIASES, base_prefix="transformer."
+)

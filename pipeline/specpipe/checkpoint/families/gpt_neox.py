@@ -3,8 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from specpipe.checkpoint.families import Family, HfConfig, TensorPlan
-from specpipe.checkpoint.families.hf import require_act, rms_decoder, rotary_width, unmet
+from specpipe.checkpoint.families import Family, TensorPlan
+from specpipe.checkpoint.families.hf import require_act, rms_decoder, unmet
+from specpipe.checkpoint.families.keys import Keys
 from specpipe.checkpoint.families.parts import (
     Names,
     decoder,
@@ -17,20 +18,25 @@ from specpipe.checkpoint.families.parts import (
 from specpipe.core.model import Arithmetic, Dtype, ModelConfig
 
 NORM = "post_attention_layernorm"
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 50432, "hidden_size": 6144, "intermediate_size": 24576,
+    "num_hidden_layers": 44, "num_attention_heads": 64, "hidden_act": "gelu",
+    "max_position_embeddings": 2048, "layer_norm_eps": 1e-5, "rotary_emb_base": 10000.0,
+    "rotary_pct": 0.25, "use_parallel_residual": True, "attention_bias": True,
+}  # fmt: skip
 
 
-def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:
+def read_config(hf: Keys, dtype: Dtype) -> ModelConfig:
     """Return the facts of an HF GPT-NeoX config."""
-    model = rms_decoder(hf, dtype, "GPTNeoXForCausalLM")
-    bias = bool(hf.get("attention_bias", True))
-    side_by_side = bool(hf.get("use_parallel_residual", True))
+    architecture = "GPTNeoXForCausalLM"
+    model = rms_decoder(hf, dtype, architecture, epsilon="layer_norm_eps", partial=True)
+    bias, side_by_side = hf.flag("attention_bias"), hf.flag("use_parallel_residual")
     return replace(
         model,
         hidden_act=require_act(hf, "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"),
-        norm_epsilon=float(hf.get("layer_norm_eps", 1e-5)),
-        rotary_embedding_dim=rotary_width(hf, model.head_size, 0.25),
-        upstream_limits=unmet(
-            epsilon=hf.get("layer_norm_eps", 1e-5) != 1e-5,
+        upstream_limits=model.upstream_limits
+        + unmet(
+            epsilon=model.norm_epsilon != 1e-5,
             inner=model.intermediate_size != 4 * model.hidden_size,
             in_turn=not side_by_side,
             no_bias=not bias,
@@ -77,4 +83,6 @@ def may_be_left_out(name: str, model: ModelConfig) -> bool:
     return tied_head or name.endswith(buffers) or ignored(name, model)
 
 
-FAMILY = Family(read_config, tensors, extra_config, may_be_left_out, base_prefix="gpt_neox.")
+FAMILY = Family(
+    read_config, tensors, extra_config, may_be_left_out, DEFAULTS, base_prefix="gpt_neox."
+)

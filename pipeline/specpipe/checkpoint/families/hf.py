@@ -1,11 +1,10 @@
-"""Reads the keys of Hugging Face's config.json that most architectures share."""
+"""Reads what most architectures spell alike in Hugging Face's config.json."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
-from specpipe.checkpoint.families import HfConfig
-from specpipe.core.errors import ConfigError, Unsupported
-from specpipe.core.model import Dtype, ModelConfig
+from specpipe.checkpoint.families.keys import MOST_LAYERS, Keys
+from specpipe.checkpoint.families.rope import KINDS, Rope, read_rope, rotated
+from specpipe.core.model import Dtype, Experts, ModelConfig
 
 LIMITS = {  # each the rest of a sentence that begins with the name of the class
     "groups": "has a KV head for every head, this model shares them",
@@ -16,50 +15,13 @@ LIMITS = {  # each the rest of a sentence that begins with the name of the class
     "no_bias": "has biases in attention, this model has none",
     "heads": "divides the hidden size among its heads, this model does not",
 }
-ROPE_TYPES = ("default", "linear", "dynamic", "llama3")
+YARN_SINCE = (0, 20)  # TensorRT-LLM's attention computes yarn at least since this release
+_KINDS_OF_LAYERS = ("full_attention", "sliding_attention")
 
 
-def need(hf: HfConfig, key: str) -> int:
-    """Return a positive whole number; raises ConfigError if the key has none."""
-    value = hf.get(key)
-    if not isinstance(value, int) or value <= 0:
-        raise ConfigError(f"config.json: '{key}' is {value!r}: must be a positive whole number")
-    return value
-
-
-def require_act(hf: HfConfig, *known: str, key: str = "hidden_act") -> str:
-    """Return the activation; raises Unsupported unless it is one of `known`, default first."""
-    act = str(hf.get(key) or known[0])
-    if act not in known:
-        raise Unsupported(f"config.json has {key} {act!r}; known here: {', '.join(known)}")
-    return act
-
-
-def rope(hf: HfConfig, kinds: Sequence[str] = ROPE_TYPES) -> tuple[float, dict[str, Any] | None]:
-    """Return the base and HF's whole `rope_scaling` (None if plain).
-
-    transformers 5 writes both into `rope_parameters`, older releases write `rope_theta` and
-    `rope_scaling`, with `type` before `rope_type`. Dynamic NTK scaling begins behind
-    `max_position_embeddings`, where no engine goes, so it is plain. Raises Unsupported for other
-    kinds than `kinds`.
-    """
-    new = dict(hf.get("rope_parameters") or {})
-    old_base = hf.get("rope_theta") or hf.get("rotary_emb_base") or 10000.0
-    theta = float(new.pop("rope_theta", old_base))
-    new.pop("partial_rotary_factor", None)
-    scaling = new or dict(hf.get("rope_scaling") or {})
-    kind = str(scaling.get("rope_type", scaling.get("type", "default")))
-    kind = "longrope" if kind == "su" else kind
-    if kind not in kinds:
-        raise Unsupported(
-            f"config.json has rope scaling of type {kind!r}", hint=f"known: {', '.join(kinds)}"
-        )
-    return theta, None if kind in ("default", "dynamic") else {**scaling, **_kinds(scaling, kind)}
-
-
-def _kinds(scaling: Mapping[str, Any], kind: str) -> dict[str, str]:
-    """Return both spellings of the kind, as far as they are there: upstream reads `type` first."""
-    return {"rope_type": kind, **({"type": kind} if "type" in scaling else {})}
+def require_act(hf: Keys, *known: str, key: str = "hidden_act") -> str:
+    """Return the activation; raises Unsupported unless it is one of `known`."""
+    return hf.among(key, *known)
 
 
 def unmet(**limits: bool) -> tuple[str, ...]:
@@ -67,66 +29,106 @@ def unmet(**limits: bool) -> tuple[str, ...]:
     return tuple(LIMITS[name] for name, holds in limits.items() if holds)
 
 
-def rotary_width(hf: HfConfig, head_size: int, default: float) -> int:
-    """Return how many values of every head are rotated; `default` is a share of the head."""
-    new = hf.get("rope_parameters") or {}
-    share = new.get("partial_rotary_factor", hf.get("partial_rotary_factor", hf.get("rotary_pct")))
-    return int(head_size * float(default if share is None else share))
+def since_scaling(rope: Rope) -> tuple[int, int]:
+    """Return the first release whose attention computes a scaling."""
+    kind = (rope.scaling or {}).get("rope_type")
+    return YARN_SINCE if kind == "yarn" else (0, 0)
 
 
-def layer_windows(hf: HfConfig, sliding: Callable[[int], bool]) -> tuple[int, ...]:
+def layer_windows(
+    hf: Keys, model: ModelConfig, sliding: Callable[[int], bool] | None = None
+) -> tuple[int, ...]:
     """Return the sliding window of every layer, 0 for none; empty if no layer has one that cuts.
 
-    `layer_types` lists the layers that slide; before transformers had it, `sliding` did.
+    With `sliding`, which tells whether a layer slides, the class also reads `layer_types`, which
+    then lists the layers; without it every layer slides.
     """
-    size, layers = hf.get("sliding_window"), need(hf, "num_hidden_layers")
-    if not size or size >= need(hf, "max_position_embeddings"):
+    size, layers = hf.maybe_whole("sliding_window", least=0), model.num_hidden_layers
+    slides: Iterable[bool] = [True] * layers
+    if sliding is not None:
+        slides = _typed_layers(hf, layers) or map(sliding, range(layers))
+    if not size or size >= model.max_position_embeddings:
         return ()
-    kinds = hf.get("layer_types")
-    slides = [k == "sliding_attention" for k in kinds] if kinds else map(sliding, range(layers))
     found = tuple(size if slide else 0 for slide in slides)
     return found if any(found) else ()
 
 
-def all_layers(index: int) -> bool:
-    """Return true: every layer slides."""
-    return True
+def _typed_layers(hf: Keys, layers: int) -> list[bool]:
+    """Return which layers slide, from `layer_types`; nothing if there is no such key."""
+    kinds = hf.words("layer_types")
+    other = next((kind for kind in kinds if kind not in _KINDS_OF_LAYERS), None)
+    if other is not None:
+        raise hf.unsupported(f"has layer_types {other!r}; known: {', '.join(_KINDS_OF_LAYERS)}")
+    if kinds and len(kinds) != layers:
+        raise hf.contradiction(
+            f"'layer_types' lists {len(kinds)} layers, but there are {layers} ('num_hidden_layers')"
+        )
+    return [kind == "sliding_attention" for kind in kinds]
 
 
-def share_heads(hf: HfConfig, key: str, hidden: int) -> tuple[int, int]:
-    """Return the number of heads and their size; raises ConfigError if `hidden` does not divide."""
-    heads = need(hf, key)
+def read_experts(hf: Keys, key: str, mode: int = 1) -> Experts:
+    """Return a mixture of experts; raises ConfigError if a token has more than there are."""
+    count, chosen = hf.whole(key, most=MOST_LAYERS), hf.whole("num_experts_per_tok")
+    if chosen > count:
+        raise hf.contradiction(f"'num_experts_per_tok' is {chosen}, but '{key}' is {count}")
+    return Experts(count, chosen, mode)
+
+
+def share_heads(hf: Keys, key: str, hidden_key: str = "hidden_size") -> tuple[int, int]:
+    """Return the number of heads and their size; raises ConfigError if they do not divide."""
+    heads, hidden = hf.whole(key), hf.whole(hidden_key)
     if hidden % heads:
-        raise ConfigError(f"config.json: {hidden} hidden values do not divide by {heads} heads")
+        raise hf.contradiction(
+            f"{hidden} hidden values ('{hidden_key}') do not divide by {heads} heads ('{key}')"
+        )
     return heads, hidden // heads
 
 
+def group_heads(hf: Keys, heads: int, key: str = "num_key_value_heads") -> int:
+    """Return the number of KV heads, by default one for every head."""
+    groups = hf.maybe_whole(key) or heads
+    if heads % groups:
+        raise hf.contradiction(
+            f"{heads} heads ('num_attention_heads') do not divide by {groups} KV heads ('{key}')"
+        )
+    return groups
+
+
 def rms_decoder(
-    hf: HfConfig, dtype: Dtype, architecture: str, rope_types: Sequence[str] = ROPE_TYPES
+    hf: Keys,
+    dtype: Dtype,
+    architecture: str,
+    rope_kinds: Sequence[str] = KINDS,
+    *,
+    epsilon: str = "rms_norm_eps",
+    partial: bool = False,
 ) -> ModelConfig:
     """Return the facts that Llama and its relatives spell alike; families replace what differs.
 
-    Raises ConfigError for a missing key or head counts that do not divide.
+    `epsilon` is the key of the norms', `partial` tells whether the class may rotate heads in part.
+    Raises ConfigError for a wrong value or head counts that do not divide.
     """
-    theta, scaling = rope(hf, rope_types)
-    hidden = need(hf, "hidden_size")
-    heads = need(hf, "num_attention_heads")
-    kv_heads = hf.get("num_key_value_heads") or heads
-    if heads % kv_heads:
-        raise ConfigError(f"config.json: {heads} heads do not divide by {kv_heads} KV heads")
+    hidden, heads = hf.whole("hidden_size"), hf.whole("num_attention_heads")
+    head_size = hf.maybe_whole("head_dim") or share_heads(hf, "num_attention_heads")[1]
+    longest = hf.whole("max_position_embeddings")
+    rope = read_rope(hf, rope_kinds, longest=longest)
+    width = rotated(hf, head_size, rope.share if partial else 1.0)
     return ModelConfig(
         architecture=architecture,
         dtype=dtype,
         hidden_size=hidden,
-        num_hidden_layers=need(hf, "num_hidden_layers"),
+        num_hidden_layers=hf.layers("num_hidden_layers"),
         num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_size=hf.get("head_dim") or hidden // heads,
-        intermediate_size=need(hf, "intermediate_size"),
-        vocab_size=need(hf, "vocab_size"),
-        max_position_embeddings=need(hf, "max_position_embeddings"),
-        norm_epsilon=float(hf.get("rms_norm_eps", 1e-6)),
-        rotary_base=theta,
-        rotary_scaling=scaling,
-        tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
+        num_key_value_heads=group_heads(hf, heads),
+        head_size=head_size,
+        intermediate_size=hf.whole("intermediate_size"),
+        vocab_size=hf.whole("vocab_size"),
+        max_position_embeddings=max(longest, rope.reach),
+        norm_epsilon=hf.number(epsilon),
+        rotary_base=rope.base,
+        rotary_scaling=rope.scaling,
+        rotary_embedding_dim=width if partial else None,
+        tie_word_embeddings=hf.flag("tie_word_embeddings"),
+        upstream_limits=rope.limits,
+        upstream_since=since_scaling(rope),
     )

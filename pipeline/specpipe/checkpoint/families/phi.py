@@ -3,8 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from specpipe.checkpoint.families import Family, HfConfig, TensorPlan
-from specpipe.checkpoint.families.hf import require_act, rms_decoder, rotary_width, unmet
+from specpipe.checkpoint.families import Family, TensorPlan
+from specpipe.checkpoint.families.hf import require_act, rms_decoder, unmet
+from specpipe.checkpoint.families.keys import Keys
 from specpipe.checkpoint.families.parts import (
     Names,
     attention,
@@ -13,25 +14,29 @@ from specpipe.checkpoint.families.parts import (
     norm,
     plain_mlp,
 )
-from specpipe.core.errors import Unsupported
 from specpipe.core.model import Arithmetic, Dtype, ModelConfig
 
 GELU = ("gelu_new", "gelu", "gelu_fast", "gelu_pytorch_tanh")
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 51200, "hidden_size": 2048, "intermediate_size": 8192,
+    "num_hidden_layers": 24, "num_attention_heads": 32, "hidden_act": "gelu_new",
+    "max_position_embeddings": 2048, "layer_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.5,
+}  # fmt: skip
 
 
-def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:
+def read_config(hf: Keys, dtype: Dtype) -> ModelConfig:
     """Return the facts; raises Unsupported for normed queries, which no released Phi has."""
-    if hf.get("qk_layernorm"):
-        raise Unsupported("config.json has qk_layernorm: true; no released Phi has it")
-    model = rms_decoder(hf, dtype, "PhiForCausalLM")
+    if hf.flag("qk_layernorm"):
+        raise hf.unsupported("has qk_layernorm: true; no released Phi has it")
+    model = rms_decoder(hf, dtype, "PhiForCausalLM", epsilon="layer_norm_eps", partial=True)
     return replace(
         model,
         hidden_act=require_act(hf, *GELU),
-        norm_epsilon=float(hf.get("layer_norm_eps", 1e-5)),
-        rotary_embedding_dim=rotary_width(hf, model.head_size, 0.5),
-        upstream_limits=unmet(
+        upstream_limits=model.upstream_limits
+        + unmet(
             groups=model.num_key_value_heads != model.num_attention_heads,
-            epsilon=hf.get("layer_norm_eps", 1e-5) != 1e-5,
+            epsilon=model.norm_epsilon != 1e-5,
         ),
         attn_bias=True,
         mlp_bias=True,
@@ -63,4 +68,4 @@ def extra_config(model: ModelConfig) -> dict[str, Any]:
     return {"rotary_pct": model.rotary_dim / model.head_size}
 
 
-FAMILY = Family(read_config, tensors, extra_config, ignored)
+FAMILY = Family(read_config, tensors, extra_config, ignored, DEFAULTS)

@@ -3,16 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from specpipe.checkpoint.families import Family, HfConfig, Shard, TensorPlan
-from specpipe.checkpoint.families.hf import (
-    ROPE_TYPES,
-    all_layers,
-    layer_windows,
-    require_act,
-    rms_decoder,
-    rotary_width,
-    unmet,
-)
+from specpipe.checkpoint.families import Family, Shard, TensorPlan
+from specpipe.checkpoint.families.hf import layer_windows, require_act, rms_decoder, unmet
+from specpipe.checkpoint.families.keys import Keys
 from specpipe.checkpoint.families.parts import (
     decoder,
     fused_attention,
@@ -21,35 +14,52 @@ from specpipe.checkpoint.families.parts import (
     linear,
     norm,
 )
-from specpipe.core.errors import ConfigError
+from specpipe.checkpoint.families.rope import require_factors
 from specpipe.core.model import Arithmetic, Dtype, ModelConfig
 
+_TABLES = ("rope_scaling", "rope_parameters")
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "hidden_act": "silu",
+    "max_position_embeddings": 4096, "original_max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+}  # fmt: skip
 
-def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:
-    """Return the facts; LongRoPE's `original_max_position_embeddings` goes with its factors."""
+
+def read_config(hf: Keys, dtype: Dtype) -> ModelConfig:
+    """Return the facts; the first releases call LongRoPE `su` or `yarn`.
+
+    Its `original_max_position_embeddings` lies next to its factors, and goes with them.
+    """
     require_act(hf, "silu")
-    model = rms_decoder(hf, dtype, "Phi3ForCausalLM", (*ROPE_TYPES, "longrope"))
+    hf = _with_longrope(hf)
+    model = rms_decoder(hf, dtype, "Phi3ForCausalLM", ("default", "longrope"), partial=True)
     heads_width = model.head_size * model.num_attention_heads
-    width = rotary_width(hf, model.head_size, 1.0)
-    long = (model.rotary_scaling or {}).get("rope_type") == "longrope"
+    scaling = model.rotary_scaling
     return replace(
         model,
         hidden_act="swiglu",
-        position_embedding_type="long_rope" if long else "rope_gpt_neox",
-        rotary_scaling=_long_rope(hf, model) if long else model.rotary_scaling,
-        rotary_embedding_dim=width,
-        upstream_since=(1, 0) if width < model.head_size else (0, 0),
+        position_embedding_type="long_rope" if scaling else "rope_gpt_neox",
+        rotary_scaling={**scaling, **_factors(hf, model.rotary_dim)} if scaling else None,
+        upstream_since=(1, 0) if model.rotary_dim < model.head_size else (0, 0),
         upstream_limits=unmet(heads=heads_width != model.hidden_size),
-        arithmetic=Arithmetic(sliding_windows=layer_windows(hf, all_layers)),
+        arithmetic=Arithmetic(sliding_windows=layer_windows(hf, model)),
     )
 
 
-def _long_rope(hf: HfConfig, model: ModelConfig) -> dict[str, Any]:
-    key, scaling = "original_max_position_embeddings", dict(model.rotary_scaling or {})
-    original = scaling.get(key) or hf.get(key)
-    if not original:
-        raise ConfigError(f"config.json has rope scaling of type 'longrope', but no {key}")
-    return {**scaling, key: original}
+def _with_longrope(hf: Keys) -> Keys:
+    """Call a scaling with LongRoPE's factors by its name; yarn of the other models has none."""
+    for name in _TABLES:
+        rule = hf.table(name)
+        if rule.has("short_factor"):
+            old = {k: "longrope" for k in ("type", "rope_type") if rule.values.get(k) == "yarn"}
+            hf = hf.with_values(**{name: {**rule.values, **old}})
+    return hf
+
+
+def _factors(hf: Keys, width: int) -> dict[str, Any]:
+    """Return LongRoPE's factors, from the object that has them."""
+    return require_factors(next(filter(lambda table: table.values, map(hf.table, _TABLES))), width)
 
 
 def tensors(model: ModelConfig) -> list[TensorPlan]:
@@ -91,4 +101,4 @@ def extra_config(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-FAMILY = Family(read_config, tensors, extra_config, ignored)
+FAMILY = Family(read_config, tensors, extra_config, ignored, DEFAULTS)

@@ -3,28 +3,34 @@
 from dataclasses import replace
 from typing import Any
 
-from specpipe.checkpoint.families import Family, HfConfig
+from specpipe.checkpoint.families import Family
 from specpipe.checkpoint.families.hf import layer_windows, require_act, rms_decoder
+from specpipe.checkpoint.families.keys import Keys
 from specpipe.checkpoint.families.llama import tensors
 from specpipe.checkpoint.families.parts import ignored
 from specpipe.core.model import Arithmetic, Dtype, ModelConfig
 
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 22016,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+    "hidden_act": "silu", "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0, "sliding_window": 4096, "max_window_layers": 28,
+}  # fmt: skip
 
-def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:
+
+def read_config(hf: Keys, dtype: Dtype) -> ModelConfig:
     """Return the facts; the window counts only if `use_sliding_window` is true."""
     require_act(hf, "silu")
-    return replace(
-        rms_decoder(hf, dtype, "Qwen2ForCausalLM"),
-        attn_bias=True,
-        arithmetic=Arithmetic(sliding_windows=windows(hf)),
-    )
+    model = rms_decoder(hf, dtype, "Qwen2ForCausalLM")
+    how = Arithmetic(sliding_windows=windows(hf, model))
+    return replace(model, attn_bias=True, arithmetic=how)
 
 
-def windows(hf: HfConfig) -> tuple[int, ...]:
+def windows(hf: Keys, model: ModelConfig) -> tuple[int, ...]:
     """Return the sliding windows of Qwen's layers: those from `max_window_layers` on slide."""
-    if not hf.get("use_sliding_window"):
-        return ()
-    return layer_windows(hf, lambda i: i >= hf.get("max_window_layers", 28))
+    first = hf.whole("max_window_layers", least=0)
+    found = layer_windows(hf, model, lambda layer: layer >= first)
+    return found if hf.flag("use_sliding_window") else ()
 
 
 def qwen_keys(kind: str) -> dict[str, Any]:
@@ -43,4 +49,4 @@ def extra_config(model: ModelConfig) -> dict[str, Any]:
     return qwen_keys("qwen2")
 
 
-FAMILY = Family(read_config, tensors, extra_config, ignored)
+FAMILY = Family(read_config, tensors, extra_config, ignored, DEFAULTS)

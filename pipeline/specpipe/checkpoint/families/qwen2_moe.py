@@ -3,8 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from specpipe.checkpoint.families import Family, HfConfig, Shard, TensorPlan
-from specpipe.checkpoint.families.hf import need, require_act, rms_decoder
+from specpipe.checkpoint.families import Family, Shard, TensorPlan
+from specpipe.checkpoint.families.hf import layer_windows, read_experts, require_act, rms_decoder
+from specpipe.checkpoint.families.keys import Keys
 from specpipe.checkpoint.families.parts import (
     attention,
     copy,
@@ -15,29 +16,51 @@ from specpipe.checkpoint.families.parts import (
     norm,
     router,
 )
-from specpipe.checkpoint.families.qwen2 import qwen_keys, windows
-from specpipe.core.errors import Unsupported
-from specpipe.core.model import Arithmetic, Dtype, Experts, ModelConfig
+from specpipe.checkpoint.families.qwen2 import qwen_keys
+from specpipe.core.model import Arithmetic, Dtype, ModelConfig
+
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 5632,
+    "num_hidden_layers": 24, "num_attention_heads": 16, "num_key_value_heads": 16,
+    "hidden_act": "silu", "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0, "sliding_window": 4096, "max_window_layers": 28,
+    "decoder_sparse_step": 1, "moe_intermediate_size": 1408,
+    "shared_expert_intermediate_size": 5632, "num_experts_per_tok": 4, "num_experts": 60,
+    "qkv_bias": True,
+}  # fmt: skip
 
 
-def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:
+def read_config(hf: Keys, dtype: Dtype) -> ModelConfig:
     """Return the facts; raises Unsupported where layers without experts lie between others."""
     require_act(hf, "silu")
-    if hf.get("mlp_only_layers") or hf.get("decoder_sparse_step", 1) != 1:
-        raise Unsupported(
-            "config.json has layers without experts (mlp_only_layers, decoder_sparse_step); "
-            "upstream's class knows layers of one kind only"
-        )
-    mode = 1 if hf.get("norm_topk_prob") else 0
+    _require_experts_everywhere(hf)
+    model = rms_decoder(hf, dtype, "Qwen2MoeForCausalLM")
+    mode = 1 if hf.flag("norm_topk_prob") else 0
     return replace(
-        rms_decoder(hf, dtype, "Qwen2MoeForCausalLM"),
-        attn_bias=bool(hf.get("qkv_bias", True)),
+        model,
+        attn_bias=hf.flag("qkv_bias"),
         hidden_act="swiglu",
-        moe=Experts(need(hf, "num_experts"), need(hf, "num_experts_per_tok"), mode),
-        moe_intermediate_size=need(hf, "moe_intermediate_size"),
-        moe_shared_expert_intermediate_size=need(hf, "shared_expert_intermediate_size"),
-        arithmetic=Arithmetic(sliding_windows=windows(hf), shared_expert_gate=True),
+        moe=read_experts(hf, "num_experts", mode),
+        moe_intermediate_size=hf.whole("moe_intermediate_size"),
+        moe_shared_expert_intermediate_size=hf.whole("shared_expert_intermediate_size"),
+        arithmetic=Arithmetic(sliding_windows=_windows(hf, model), shared_expert_gate=True),
     )
+
+
+def _require_experts_everywhere(hf: Keys) -> None:
+    if hf.places("mlp_only_layers") or hf.whole("decoder_sparse_step") != 1:
+        raise hf.unsupported(
+            "has layers without experts (mlp_only_layers, decoder_sparse_step); "
+            "upstream's class knows layers of one kind only",
+            hint="backend: llmapi serves the model without conversion",
+        )
+
+
+def _windows(hf: Keys, model: ModelConfig) -> tuple[int, ...]:
+    """Return the sliding windows: every other layer slides, of the first `max_window_layers`."""
+    last = hf.whole("max_window_layers", least=0)
+    found = layer_windows(hf, model, lambda layer: layer % 2 == 0 and layer < last)
+    return found if hf.flag("use_sliding_window") else ()
 
 
 def tensors(model: ModelConfig) -> list[TensorPlan]:
@@ -73,4 +96,4 @@ def extra_config(model: ModelConfig) -> dict[str, Any]:
     return qwen_keys("qwen2_moe")
 
 
-FAMILY = Family(read_config, tensors, extra_config, ignored)
+FAMILY = Family(read_config, tensors, extra_config, ignored, DEFAULTS)

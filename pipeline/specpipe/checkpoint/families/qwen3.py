@@ -3,25 +3,29 @@
 from dataclasses import replace
 from typing import Any
 
-from specpipe.checkpoint.families import Family, HfConfig
+from specpipe.checkpoint.families import Family
 from specpipe.checkpoint.families.hf import require_act, rms_decoder
+from specpipe.checkpoint.families.keys import Keys
 from specpipe.checkpoint.families.llama import tensors
 from specpipe.checkpoint.families.parts import ignored
+from specpipe.checkpoint.families.qwen2 import DEFAULTS as QWEN2
 from specpipe.checkpoint.families.qwen2 import qwen_keys, windows
-from specpipe.core.errors import Unsupported
 from specpipe.core.model import Arithmetic, Dtype, ModelConfig
 
+DEFAULTS: dict[str, Any] = {**QWEN2, "head_dim": 128}
 
-def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:
+
+def read_config(hf: Keys, dtype: Dtype) -> ModelConfig:
     """Return the facts; raises Unsupported for biases, which no Qwen3 and no upstream class has."""
     require_act(hf, "silu")
-    if hf.get("attention_bias"):
-        raise Unsupported("config.json has attention_bias: true; Qwen3 has no biases upstream")
+    if hf.flag("attention_bias"):
+        raise hf.unsupported("has attention_bias: true; Qwen3 has no biases upstream")
+    model = rms_decoder(hf, dtype, "Qwen3ForCausalLM")
     return replace(
-        rms_decoder({"head_dim": 128, **hf}, dtype, "Qwen3ForCausalLM"),
+        model,
         qk_layernorm=True,
         upstream_since=(0, 20),
-        arithmetic=Arithmetic(sliding_windows=windows(hf)),
+        arithmetic=Arithmetic(sliding_windows=windows(hf, model)),
     )
 
 
@@ -30,4 +34,4 @@ def extra_config(model: ModelConfig) -> dict[str, Any]:
     return qwen_keys("qwen3")
 
 
-FAMILY = Family(read_config, tensors, extra_config, ignored)
+FAMILY = Family(read_config, tensors, extra_config, ignored, DEFAULTS)

@@ -3,27 +3,35 @@
 from dataclasses import replace
 from typing import Any
 
-from specpipe.checkpoint.families import Family, HfConfig, TensorPlan
+from specpipe.checkpoint.families import Family, TensorPlan
 from specpipe.checkpoint.families.gpt2 import gpt_keys
-from specpipe.checkpoint.families.hf import all_layers, layer_windows, require_act, rms_decoder
+from specpipe.checkpoint.families.hf import layer_windows, require_act, rms_decoder
+from specpipe.checkpoint.families.keys import Keys
 from specpipe.checkpoint.families.parts import attention, decoder, ignored, norm, plain_mlp
 from specpipe.core.model import Arithmetic, Dtype, ModelConfig
 
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 49152, "hidden_size": 3072, "intermediate_size": 12288,
+    "num_hidden_layers": 30, "num_attention_heads": 24, "num_key_value_heads": 2,
+    "hidden_act": "gelu_pytorch_tanh", "max_position_embeddings": 4096, "norm_epsilon": 1e-5,
+    "rope_theta": 10000.0, "use_bias": True, "tie_word_embeddings": True,
+}  # fmt: skip
 
-def read_config(hf: HfConfig, dtype: Dtype) -> ModelConfig:
+
+def read_config(hf: Keys, dtype: Dtype) -> ModelConfig:
     """Return the facts of an HF StarCoder2 config."""
-    bias = bool(hf.get("use_bias", True))
+    bias = hf.flag("use_bias")
+    model = rms_decoder(hf, dtype, "Starcoder2ForCausalLM", epsilon="norm_epsilon")
     return replace(
-        rms_decoder({"tie_word_embeddings": True, **hf}, dtype, "Starcoder2ForCausalLM"),
+        model,
         hidden_act=require_act(hf, "gelu_pytorch_tanh", "gelu", "gelu_new"),
-        norm_epsilon=float(hf.get("norm_epsilon", 1e-5)),
         attn_bias=bias,
         mlp_bias=bias,
         arithmetic=Arithmetic(
             layer_norm=True,
             gated_mlp=False,
             dense_bias=bias,
-            sliding_windows=layer_windows(hf, all_layers),
+            sliding_windows=layer_windows(hf, model),
         ),
     )
 
@@ -47,4 +55,4 @@ def extra_config(model: ModelConfig) -> dict[str, Any]:
     return gpt_keys("starcoder2", bias=model.attn_bias)
 
 
-FAMILY = Family(read_config, tensors, extra_config, ignored)
+FAMILY = Family(read_config, tensors, extra_config, ignored, DEFAULTS)

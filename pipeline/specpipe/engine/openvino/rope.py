@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from specpipe.core.contracts import Logits
-from specpipe.core.model import ModelConfig
+from specpipe.core.model import ModelConfig, yarn_attention
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ def rope_table(model: ModelConfig, positions: int) -> RopeTable:
     """
     width = model.rotary_dim
     exponent = np.arange(0, width, 2, dtype=np.float32) / np.float32(max(width, 1))
-    inverse = (1.0 / np.float32(model.rotary_base) ** exponent).astype(np.float32)
+    growth = np.float32(model.rotary_base) ** exponent
     rule = dict(model.rotary_scaling or {})
-    inverse = _scale(inverse, rule)
+    inverse = _scale(growth.astype(np.float32), rule, model)
     angles = np.arange(positions, dtype=np.float32)[:, None] * inverse[None, :]
     angles = np.concatenate([angles, angles], axis=1)
     factor = _attention_factor(rule, model.max_position_embeddings)
@@ -53,12 +53,15 @@ def exact_positions(model: ModelConfig) -> int | None:
     return int(rule["original_max_position_embeddings"])
 
 
-def _scale(inverse: Logits, scaling: dict[str, Any]) -> Logits:
-    kind = scaling.get("rope_type", "default")
+def _scale(growth: Logits, scaling: dict[str, Any], model: ModelConfig) -> Logits:
+    """Return the angles a position; `growth` are their inverses without scaling."""
+    kind, inverse = scaling.get("rope_type", "default"), (1.0 / growth).astype(np.float32)
     if kind == "linear":
         return inverse / np.float32(scaling["factor"])
     if kind == "longrope":
         return inverse / np.array(scaling["short_factor"], np.float32)
+    if kind == "yarn":
+        return _yarn(growth, scaling, _ramp(scaling, model.rotary_base, model.rotary_dim))
     if kind == "llama3":
         return _llama3(
             inverse, {k: float(v) for k, v in scaling.items() if k != "rope_type" and k != "type"}
@@ -67,11 +70,13 @@ def _scale(inverse: Logits, scaling: dict[str, Any]) -> Logits:
 
 
 def _attention_factor(scaling: dict[str, Any], longest: int) -> np.float32:
-    """Return LongRoPE's factor (2402.13753) for cosines and sines; 1 for other kinds."""
-    if scaling.get("rope_type") != "longrope":
+    """Return LongRoPE's (2402.13753) or yarn's factor for cosines and sines; 1 for other kinds."""
+    if scaling.get("rope_type") not in ("longrope", "yarn"):
         return np.float32(1)
     if scaling.get("attention_factor") is not None:
         return np.float32(scaling["attention_factor"])
+    if scaling["rope_type"] == "yarn":
+        return np.float32(yarn_attention(scaling))
     original = scaling["original_max_position_embeddings"]
     factor = scaling.get("factor") or longest / original
     return np.float32(math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1)
@@ -88,3 +93,32 @@ def _llama3(inverse: Logits, rule: dict[str, float]) -> Logits:
     out = np.where(wavelength > context / low, slowed, inverse)
     medium = (wavelength <= context / low) & (wavelength >= context / high)
     return np.where(medium, between, out).astype(np.float32)
+
+
+def _yarn(growth: Logits, rule: dict[str, Any], ramp: Logits) -> Logits:
+    """yarn (2309.00071): keep high frequencies, divide low ones by `factor`, blend those between.
+
+    `ramp` is the share that is divided.
+    """
+    kept, divided = 1.0 / growth, 1.0 / (np.float32(rule["factor"]) * growth)
+    share = np.float32(1) - ramp
+    return (divided * (np.float32(1) - share) + kept * share).astype(np.float32)
+
+
+def _ramp(rule: dict[str, Any], base: float, width: int) -> Logits:
+    """Return yarn's ramp from 0 to 1 over the frequencies.
+
+    It begins where a dimension turns `beta_fast` times over the original length, and ends where it
+    turns `beta_slow` times.
+    """
+    turns = (rule.get("beta_fast") or 32, rule.get("beta_slow") or 1)
+    original = rule["original_max_position_embeddings"]
+    low, high = (
+        width * math.log(original / (count * 2 * math.pi)) / (2 * math.log(base)) for count in turns
+    )
+    if rule.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    high += 0.001 * (low == high)
+    steps = (np.arange(width // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
+    return np.clip(steps, 0, 1).astype(np.float32)

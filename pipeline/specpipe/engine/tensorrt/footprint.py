@@ -68,6 +68,8 @@ def _weights(request: BuildRequest) -> tuple[int, int]:
     table = model.vocab_size * model.hidden_size
     tables = table if model.tie_word_embeddings else 2 * table
     inner = (model.num_parameters - tables) * WEIGHT_BYTES[request.quantization]
+    if model.stored_bytes:
+        inner = max(0, model.stored_bytes - tables * _HALF)
     inner *= 1 + guessing_layers(request) / model.num_hidden_layers
     layers = (inner + _duplicated(request)) / (tp * pp)
     head = padded(model.vocab_size, tp) // tp * model.hidden_size * _HALF
