@@ -188,15 +188,19 @@ def test_a_folder_without_weights_says_what_was_expected(copy: Path) -> None:
     ("changes", "kind", "words"),
     [
         ({"architectures": ["MambaForCausalLM"]}, Unsupported, "MambaForCausalLM has no converter"),
-        ({"architectures": None}, Unsupported, "no converter"),
-        ({"architectures": ["PhiForCausalLM"], "qk_layernorm": True}, Unsupported, "qk_layernorm"),
+        ({"architectures": None, "model_type": None}, Unsupported, "no converter"),
+        (
+            {"architectures": ["PhiForCausalLM"], "model_type": "phi", "qk_layernorm": True},
+            Unsupported,
+            "qk_layernorm",
+        ),
         ({"hidden_act": "gelu"}, Unsupported, "gelu"),
         ({"hidden_size": "big"}, ConfigError, "'hidden_size' is 'big'"),
         ({"num_key_value_heads": 3}, ConfigError, "4 heads do not divide by 3"),
         (
-            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}},
+            {"rope_parameters": {"rope_type": "ntk", "rope_theta": 1e4, "factor": 2.0}},
             Unsupported,
-            "rope scaling of type 'yarn'",
+            "rope scaling of type 'ntk'",
         ),
     ],
 )

@@ -89,7 +89,7 @@ def group_heads(hf: Keys, heads: int, key: str = "num_key_value_heads") -> int:
     groups = hf.maybe_whole(key) or heads
     if heads % groups:
         raise hf.contradiction(
-            f"{heads} heads ('num_attention_heads') do not divide by {groups} KV heads ('{key}')"
+            f"{heads} heads do not divide by {groups} KV heads ('num_attention_heads', '{key}')"
         )
     return groups
 
