@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +20,10 @@ from specpipe.checkpoint.redrafter import open_redrafter
 from specpipe.checkpoint.source import open_source
 from specpipe.config.speculation import ReDrafter
 from specpipe.core.artifacts import read_model_config
-from specpipe.core.backend import BuildRequest
 from specpipe.core.model import Dtype
 from specpipe.engine.openvino.backend import OpenVinoBackend
 from specpipe.engine.openvino.engine import OpenVinoEngine
+from tests.build_requests import build_request
 from tests.models import TEXT, make_llama
 from tests.mutants import plant_from_environment
 
@@ -84,11 +83,12 @@ def make_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
             compact = open_heads(heads)
             found = compact.in_full(max_draft_len) if max_draft_len else compact
         Conversion(open_source(source), dtype, found).write(checkpoint, lambda done, total: None)
-        request = BuildRequest(
-            "target", read_model_config(checkpoint), dtype, quantization, "none", 64, 8,
-            max_seq_len - 1, max_seq_len, draft_vocab_size=draft_vocab_size,
-        )  # fmt: skip
-        request = replace(request, **changes)  # type: ignore[arg-type]
+        values = {
+            "dtype": dtype, "quantization": quantization, "max_batch_size": 8,
+            "max_input_len": max_seq_len - 1, "max_seq_len": max_seq_len, "method": "medusa",
+            "draft_nodes": 64, "draft_vocab_size": draft_vocab_size, **changes,
+        }  # fmt: skip
+        request = build_request(read_model_config(checkpoint), **values)  # type: ignore[arg-type]
         backend = OpenVinoBackend()
         backend.build(request, checkpoint, engine)
         return backend.load(engine)

@@ -19,7 +19,7 @@ from specpipe.checkpoint.families import find_family, read_facts
 from specpipe.checkpoint.quantized.formats import PLAIN, metadata
 from specpipe.checkpoint.source import open_source, read_tensors
 from specpipe.checkpoint.transfer import write_tensors
-from specpipe.core.backend import Parallel
+from specpipe.core.divisibility import Parallel
 from tests.sharding import Files, read_ranks
 
 SIZES: dict[str, Any] = {

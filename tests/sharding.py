@@ -10,7 +10,7 @@ from specpipe.checkpoint.families import TensorPlan, find_family, read_facts
 from specpipe.checkpoint.shard import Cut, cut, local_name, ranks
 from specpipe.checkpoint.source import Source, read_tensors
 from specpipe.checkpoint.transfer import write_tensors
-from specpipe.core.backend import Parallel
+from specpipe.core.divisibility import Parallel
 from specpipe.core.model import ModelConfig
 
 Files = list[dict[str, torch.Tensor]]

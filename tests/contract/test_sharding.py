@@ -8,8 +8,7 @@ import torch
 from specpipe.checkpoint.convert import effective
 from specpipe.checkpoint.families import FAMILIES, find_family, read_facts
 from specpipe.checkpoint.source import Source, open_source
-from specpipe.core.backend import ONE_RANK, Parallel
-from specpipe.core.divisibility import check_parallel
+from specpipe.core.divisibility import ONE_RANK, Parallel, check_parallel
 from tests.families import WORLDS, make_family
 from tests.sharding import convert_tensors, merge
 

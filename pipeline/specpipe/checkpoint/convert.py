@@ -19,9 +19,8 @@ from specpipe.checkpoint.source import Source, TensorReader, read_tensors, with_
 from specpipe.checkpoint.tied import head_name, settle_head
 from specpipe.checkpoint.tokenizer import write_tokenizer
 from specpipe.checkpoint.transfer import Progress, require_fit, write_tensors
-from specpipe.core.backend import ONE_RANK, Parallel
 from specpipe.core.digests import Stamp, stamp
-from specpipe.core.divisibility import require_divisible
+from specpipe.core.divisibility import ONE_RANK, Parallel, require_divisible
 from specpipe.core.errors import ConfigError, first_few
 from specpipe.core.model import Dtype, ModelConfig
 

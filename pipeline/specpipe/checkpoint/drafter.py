@@ -14,9 +14,8 @@ from typing import Any, Protocol
 from specpipe.checkpoint.families import HfConfig, TensorPlan
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.checkpoint.source import Opening, Renamed, TensorReader, read_tensors
-from specpipe.core.backend import Rejection
 from specpipe.core.contracts import Role
-from specpipe.core.errors import ConfigError
+from specpipe.core.errors import ConfigError, Rejection
 from specpipe.core.model import ModelConfig
 
 CALIBRATION = "calibration.json"  # the accuracy that training measured, next to its product

@@ -27,9 +27,8 @@ from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.checkpoint.source import Opening, TensorReader, read_tensors
 from specpipe.checkpoint.weight_files import weight_files
 from specpipe.config.speculation import Eagle
-from specpipe.core.backend import Rejection
 from specpipe.core.contracts import Role
-from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.core.errors import ConfigError, Rejection, Unsupported
 from specpipe.core.model import Dtype, ModelConfig
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from pathlib import Path
 from specpipe.checkpoint.drafter_method import drafter_method, refuse_other_drafters
 from specpipe.checkpoint.source import read_tensors
 from specpipe.checkpoint.weight_files import weight_files
-from specpipe.core.backend import Rejection
-from specpipe.core.errors import ConfigError
+from specpipe.core.errors import ConfigError, Rejection
 from specpipe.core.model import ModelConfig
 
 _EXPECTED = "an EAGLE-3 checkpoint: config.json with model.safetensors or pytorch_model.bin"

@@ -26,9 +26,8 @@ from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
 from specpipe.checkpoint.plain_files import read_json
 from specpipe.checkpoint.source import read_tensors
 from specpipe.checkpoint.weight_files import weight_files
-from specpipe.core.backend import Rejection
 from specpipe.core.contracts import Role
-from specpipe.core.errors import ConfigError, first_few
+from specpipe.core.errors import ConfigError, Rejection, first_few
 from specpipe.core.model import ModelConfig
 
 WEIGHTS = "medusa_lm_head.safetensors"

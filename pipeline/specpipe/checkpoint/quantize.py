@@ -31,8 +31,7 @@ from specpipe.checkpoint.quantized.plans import modules_of, quantized_plans
 from specpipe.checkpoint.source import Source, TensorReader
 from specpipe.config.run_config import EngineOptions
 from specpipe.core.artifacts import digest_json
-from specpipe.core.backend import Rejection
-from specpipe.core.errors import Unsupported
+from specpipe.core.errors import Rejection, Unsupported
 from specpipe.core.model import ModelConfig
 
 NOTHING = Calibration({}, {}, {})

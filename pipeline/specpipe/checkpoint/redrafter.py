@@ -24,9 +24,8 @@ from specpipe.checkpoint.plain_files import read_json
 from specpipe.checkpoint.source import TensorReader, read_tensors
 from specpipe.checkpoint.weight_files import weight_files
 from specpipe.config.speculation import ReDrafter
-from specpipe.core.backend import Rejection
 from specpipe.core.contracts import Role
-from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.core.errors import ConfigError, Rejection, Unsupported
 from specpipe.core.model import ModelConfig, RecurrentDrafter, redrafter_class
 
 MODULE = "drafter"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from specpipe.checkpoint.families import Shard, TensorPlan
-from specpipe.core.backend import Parallel
+from specpipe.core.divisibility import Parallel
 from specpipe.core.model import ModelConfig
 
 Range = tuple[int, int]  # [begin, end)

@@ -19,7 +19,7 @@ from specpipe.checkpoint.shard import Cut, cut, local_name, ranks
 from specpipe.checkpoint.source import TensorReader
 from specpipe.checkpoint.stream import write_parts
 from specpipe.checkpoint.writer import Announced, SafetensorsWriter
-from specpipe.core.backend import Parallel
+from specpipe.core.divisibility import Parallel
 from specpipe.core.errors import ConfigError, StageFailed
 from specpipe.core.model import ModelConfig
 

@@ -31,10 +31,10 @@ from specpipe.config.speculation import (
 from specpipe.config.training import TrainOptions
 from specpipe.config.tree import is_open, with_whole_tree
 from specpipe.config.yaml_nodes import Place
-from specpipe.core.backend import CacheQuantization, Parallel, Quantization
 from specpipe.core.contracts import Role
+from specpipe.core.divisibility import Parallel
 from specpipe.core.errors import ConfigError
-from specpipe.core.model import Dtype
+from specpipe.core.model import CacheQuantization, Dtype, Quantization
 
 LEAST_ROWS, PROMPT_ROWS = 128, 64  # of a step; see `RunConfig.max_num_tokens`
 _RELATIVE = "paths are relative to the working directory or to the config file"

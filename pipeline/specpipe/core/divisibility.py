@@ -1,10 +1,38 @@
-"""Reasons why a model cannot be divided by the requested number of ranks."""
+"""How a model is divided over ranks; whether it divides, with every reason why not."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from specpipe.core.backend import Parallel, Rejection
-from specpipe.core.errors import Unsupported
+from specpipe.core.errors import Rejection, Unsupported
 from specpipe.core.model import ModelConfig
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How one model is spread over GPUs: every layer over `tp_size`, the layers over `pp_size`.
+
+    Of the `tp_size` ranks, groups of `moe_ep_size` share out the experts. The embedding is on every
+    rank unless `use_parallel_embedding` cuts it, along the vocabulary (0) or the hidden size (1).
+    """
+
+    tp_size: int = 1
+    pp_size: int = 1
+    moe_ep_size: int = 1
+    use_parallel_embedding: bool = False
+    embedding_sharding_dim: int = 0
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.tp_size * self.pp_size
+
+    @property
+    def moe_tp_size(self) -> int:
+        """Over how many ranks each expert is spread."""
+        return self.tp_size // self.moe_ep_size
+
+
+ONE_RANK = Parallel()
 
 
 def check_parallel(model: ModelConfig, parallel: Parallel, who: str) -> list[Rejection]:

@@ -9,6 +9,7 @@ SpecpipeError            exit code 1: an internal error, a bug of specpipe
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 class SpecpipeError(Exception):
@@ -57,6 +58,17 @@ class GateFailed(SpecpipeError):
     """All checks ran, and a result misses a gate, or an inspected artifact has defects."""
 
     exit_code = 5
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """One reason why something cannot be done, and what to change."""
+
+    reason: str
+    hint: str
+
+    def __str__(self) -> str:
+        return f"{self.reason}; {self.hint}"
 
 
 def first_few(names: Sequence[str]) -> str:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 Dtype = Literal["float32", "float16", "bfloat16"]
+Quantization = Literal["none", "int8", "int4", "fp8", "int4_awq", "int8_sq", "nvfp4"]
+CacheQuantization = Literal["none", "int8", "fp8"]
 Positions = Literal["rope_gpt_neox", "long_rope", "learned_absolute", "alibi_with_scale"]
 Residual = Literal["sequential", "parallel", "parallel_one_norm"]
 

@@ -54,7 +54,7 @@ def describe(plan: Plan, workspace: Workspace, options: DeployOptions) -> Deploy
     engine = read_artifact(workspace.engine("target"))
     gpu = engine.manifest.facts.get("gpu") if engine else None
     on_gpus = config.engine.gpu is not None
-    ranks = plan.requests["target"].parallel.world_size
+    ranks = plan.requests["target"].engine.parallel.world_size
     repository = sum(f.stat().st_size for f in workspace.repository.rglob("*") if f.is_file())
     in_memory = plan.memory.total if plan.memory and not on_gpus else repository
     deployment = Deployment(

@@ -62,7 +62,7 @@ def needs_of(run: Run) -> Needs:
         return Needs(engine.backend, engine.gpu, 1, 0, profile, engine)
     target = requests["target"]
     weights = sum(request.model.num_parameters for request in requests.values())
-    ranks = target.parallel.world_size
+    ranks = target.engine.parallel.world_size
     return Needs(engine.backend, engine.gpu, ranks, 4 * weights, profile, engine)
 
 

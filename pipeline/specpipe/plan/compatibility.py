@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from specpipe.core.backend import Rejection
+from specpipe.core.errors import Rejection
 
 RulesOut = Literal["nothing", "draft logits", "engines", "everything"]
 _CONSEQUENCE: dict[RulesOut, str] = {

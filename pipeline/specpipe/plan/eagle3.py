@@ -7,8 +7,7 @@ from specpipe.checkpoint.eagle3 import open_eagle3
 from specpipe.checkpoint.finding import is_hub_id, named_by
 from specpipe.config.run_config import RunConfig, find_file
 from specpipe.config.speculation import Eagle3
-from specpipe.core.backend import Rejection
-from specpipe.core.errors import ConfigError
+from specpipe.core.errors import ConfigError, Rejection
 from specpipe.core.model import ModelConfig
 
 _KEY = "speculation.draft.model"

@@ -6,9 +6,8 @@ from typing import Literal
 
 from specpipe.config.metrics import METRICS
 from specpipe.config.run_config import RunConfig, require_file
-from specpipe.core.backend import Rejection
 from specpipe.core.endpoint import Endpoint, Model
-from specpipe.core.errors import ConfigError
+from specpipe.core.errors import ConfigError, Rejection
 from specpipe.core.prompts import read_prompts
 
 READ = ("greedy_agreement", "perplexity")  # computed from the logits after every token

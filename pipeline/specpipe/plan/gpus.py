@@ -8,7 +8,7 @@ with copies of the sheets; docs/gpu.md lists them.
 import difflib
 from dataclasses import dataclass
 
-from specpipe.core.backend import Rejection
+from specpipe.core.errors import Rejection
 
 
 @dataclass(frozen=True)

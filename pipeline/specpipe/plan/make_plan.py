@@ -11,13 +11,13 @@ from specpipe.config.run_config import RunConfig
 from specpipe.config.speculation import Hybrid, Medusa
 from specpipe.config.tree import is_open
 from specpipe.core.artifacts import Workspace, read_artifact
-from specpipe.core.backend import Backend, BuildRequest, Command, Rejection
 from specpipe.core.contracts import Role
-from specpipe.core.errors import Unsupported
+from specpipe.core.errors import Rejection, Unsupported
 from specpipe.core.machine import cpu_kinds, memory_bytes
 from specpipe.core.model import ModelConfig
 from specpipe.core.publishing import why_kept
 from specpipe.core.trees import assumed_accuracy, grow_tree
+from specpipe.engine.backend import Backend, BuildRequest, Command
 from specpipe.plan.compatibility import (
     TokenizerFacts,
     VocabularyDifference,

@@ -9,9 +9,9 @@ depend on which engine loads first. So the plan gives each cache a number of tok
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from specpipe.core.backend import Footprint
 from specpipe.core.contracts import Role
 from specpipe.core.upstream import KV_BLOCK
+from specpipe.engine.backend import Footprint
 
 RESERVE = 0.05  # share of the memory that stays free
 KV_SHARE = 0.9  # of the memory left after loading; the rest is for the decoder's buffers

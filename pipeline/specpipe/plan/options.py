@@ -13,7 +13,7 @@ from specpipe.config.speculation import (
     ReDrafter,
     WithLength,
 )
-from specpipe.core.backend import Rejection
+from specpipe.core.errors import Rejection
 
 # Methods for a target without layers for multi-token prediction.
 _WITHOUT_LAYERS = {

@@ -11,11 +11,11 @@ from specpipe.config.speculation import (
     NoSpeculation,
     ReDrafter,
 )
-from specpipe.core.backend import BuildRequest, Footprint
 from specpipe.core.contracts import Role
 from specpipe.core.machine import emulates_bfloat16
 from specpipe.core.model import ModelConfig
 from specpipe.core.trees import TreePath, assumed_accuracy, expected_tokens, supposed_accuracy
+from specpipe.engine.backend import BuildRequest, Footprint
 from specpipe.plan.gpus import Gpu
 from specpipe.plan.roofline import Assumed, Estimate, Placed, chained_tokens, estimate
 

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from specpipe.config.run_config import RunConfig, find_file
-from specpipe.config.speculation import Eagle3, Hybrid, Medusa, PromptLookup
-from specpipe.core.backend import BuildRequest, Command, Rejection
+from specpipe.config.speculation import Eagle3, Hybrid, Medusa
 from specpipe.core.contracts import Role
+from specpipe.core.errors import Rejection
 from specpipe.core.model import ModelConfig
 from specpipe.core.trees import depth
+from specpipe.engine.backend import BuildRequest, Command
 from specpipe.plan.gpus import find_gpu
 from specpipe.plan.memory import Memory
 from specpipe.plan.roofline import Estimate
@@ -50,35 +51,18 @@ def make_requests(
     config: RunConfig, models: Mapping[Role, ModelConfig]
 ) -> dict[Role, BuildRequest]:
     """Return one build request for each model of the run."""
-    engine, speculation = config.engine, config.speculation
+    engine = config.engine
     gpu = find_gpu(engine.gpu) if engine.gpu else None
     return {
         role: BuildRequest(
-            role=role,
-            model=model,
-            dtype=engine.dtype,
-            quantization=engine.quantization,
-            method=speculation.method,
-            draft_nodes=speculation.num_draft_tokens,
-            max_batch_size=engine.max_batch_size,
-            max_input_len=engine.max_input_len,
-            max_seq_len=engine.max_seq_len,
-            gpu=engine.gpu,
-            parallel=engine.parallel,
-            kv_cache_quantization=engine.kv_cache_quantization,
+            role,
+            model,
+            engine,
+            config.speculation,
             sm=gpu.sm if gpu else None,
-            release=engine.tensorrt_llm,
             sources=_sources(config),
             revisions=_revisions(config),
-            ngram_size=speculation.max_matching_ngram_size
-            if isinstance(speculation, PromptLookup)
-            else 0,
-            max_concurrency=speculation.max_concurrency,
-            draft_vocab_size=_draft_vocab_size(config, role),
             streams=config.serving.decoupled,
-            kv_cache_tokens=engine.kv_cache_tokens or 0,
-            prefix_cache=engine.prefix_cache,
-            batch_invariant=engine.batch_invariant,
         )
         for role, model in models.items()
     }
@@ -97,22 +81,15 @@ def _revisions(config: RunConfig) -> dict[Role, str]:
     return {role: revision for role in roles if (revision := config.revision(role))}
 
 
-def _draft_vocab_size(config: RunConfig, role: Role) -> int:
-    options = config.speculation
-    if role == "target" and isinstance(options, Medusa | Hybrid):
-        return options.draft_vocab_size or 0
-    return 0
-
-
 def check_models(requests: Mapping[Role, BuildRequest]) -> list[Rejection]:
     """Refuse lengths that the models do not support."""
     found = []
     for role, request in requests.items():
-        longest = request.model.max_position_embeddings
-        if longest and request.max_seq_len > longest:
+        asked, longest = request.engine.max_seq_len, request.model.max_position_embeddings
+        if longest and asked > longest:
             found.append(
                 Rejection(
-                    f"engine.max_seq_len is {request.max_seq_len}, but the {role} supports at most "
+                    f"engine.max_seq_len is {asked}, but the {role} supports at most "
                     f"{longest} positions (max_position_embeddings)",
                     f"set engine.max_seq_len to {longest} or less",
                 )

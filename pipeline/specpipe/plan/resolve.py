@@ -14,9 +14,9 @@ from specpipe.checkpoint.served import ServedModel, count_of, read_served
 from specpipe.checkpoint.source import Source, known_model
 from specpipe.config.run_config import RunConfig, find_file
 from specpipe.config.speculation import Eagle
-from specpipe.core.backend import Backend
 from specpipe.core.contracts import Role
 from specpipe.core.model import ModelConfig
+from specpipe.engine.backend import Backend
 from specpipe.plan.opened import OpenedModels, beams_of, in_layout, known_drafter, release_of
 
 

@@ -14,8 +14,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from specpipe.core.backend import BuildRequest, Footprint
 from specpipe.core.model import ModelConfig
+from specpipe.engine.backend import BuildRequest, Footprint
 from specpipe.plan.gpus import Gpu
 
 BANDWIDTH_SHARE = 0.75
@@ -40,21 +40,25 @@ class Placed:
     @property
     def heads_bytes(self) -> int:
         """Bytes of the heads or drafter that one draft step reads on each GPU, in 16 bits."""
-        model, parallel = self.request.model, self.request.parallel
+        model, parallel = self.request.model, self.request.engine.parallel
         return 2 * model.drafter_parameters(model.vocab_size) // parallel.tp_size
 
 
 def step_ms(engine: Placed, rows: float, sequences: int = 1) -> float:
     """Estimate the milliseconds of a step, heads apart, over `rows` rows of every sequence."""
     request, gpu = engine.request, engine.gpu
-    tp, pp, tokens = request.parallel.tp_size, request.parallel.pp_size, rows * sequences
+    tp, pp, tokens = (
+        request.engine.parallel.tp_size,
+        request.engine.parallel.pp_size,
+        rows * sequences,
+    )
     cache = engine.footprint.kv_per_token * engine.context * sequences
     part = engine.footprint
     weights = part.weights - part.looked_up - part.drafter - engine.heads_bytes
     moved = weights * touched(request.model, tokens) + cache
     memory = moved / (gpu.bandwidth_gbs * 1e9 * BANDWIDTH_SHARE)
     work = 2 * multiplied(request.model) * tokens / (tp * pp)
-    compute = work / (throughput(gpu, request.quantization) * FLOPS_SHARE)
+    compute = work / (throughput(gpu, request.engine.quantization) * FLOPS_SHARE)
     layers = request.model.num_hidden_layers / pp
     talk = layers * 2 * _all_reduce_s(gpu, request, tokens) if tp > 1 else 0.0
     stage = max(memory, compute) + talk + layers * LAUNCH_S
@@ -63,7 +67,7 @@ def step_ms(engine: Placed, rows: float, sequences: int = 1) -> float:
 
 def _all_reduce_s(gpu: Gpu, request: BuildRequest, tokens: float) -> float:
     """Return the seconds of a ring over the tensor-parallel ranks, in 16 bits."""
-    share = 2 * (request.parallel.tp_size - 1) / request.parallel.tp_size
+    share = 2 * (request.engine.parallel.tp_size - 1) / request.engine.parallel.tp_size
     size = share * tokens * request.model.hidden_size * 2
     return ALL_REDUCE_S + size / ((gpu.nvlink_gbs or PCIE_GBS) * 1e9 / 2)
 
@@ -110,7 +114,7 @@ def guess_ms(engine: Placed) -> float:
     For each of them, a drafting layer and the output layer run once.
     """
     model, nodes = engine.request.model, engine.request.draft_nodes
-    output = 2 * model.vocab_size * model.hidden_size // engine.request.parallel.tp_size
+    output = 2 * model.vocab_size * model.hidden_size // engine.request.engine.parallel.tp_size
     one = engine.footprint.drafter + output if engine.footprint.drafter else 0
     rounds = model.drafter_rounds
     moved = rounds * engine.heads_bytes + nodes * one
@@ -171,7 +175,7 @@ def estimate(
     target: Placed, draft: Placed | None, nodes: int, assumed: Sequence[Assumed]
 ) -> Estimate:
     """Estimate the step times of a deployment and the speed-up of each assumption."""
-    batch = target.request.max_batch_size
+    batch = target.request.engine.max_batch_size
     cases = tuple(
         Case(
             a,

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from specpipe.config.run_config import EngineOptions, RunConfig
-from specpipe.core.backend import Backend, Quantization, Rejection
 from specpipe.core.contracts import Role
-from specpipe.core.model import ModelConfig
+from specpipe.core.errors import Rejection
+from specpipe.core.model import ModelConfig, Quantization
+from specpipe.engine.backend import Backend
 from specpipe.plan.memory import Largest, Memory, largest, plan_memory
 from specpipe.plan.plan import make_requests
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 
 from specpipe.config.run_config import EngineOptions, RunConfig
-from specpipe.core.backend import Rejection
 from specpipe.core.contracts import Role
+from specpipe.core.errors import Rejection
 from specpipe.core.model import ModelConfig
 from specpipe.plan.gpus import Gpu
 from specpipe.plan.memory import RESERVE

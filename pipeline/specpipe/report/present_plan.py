@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from specpipe.core.backend import Command, Footprint
+from specpipe.engine.backend import Command, Footprint
 from specpipe.plan.memory import KV_SHARE, Largest, Memory
 from specpipe.plan.plan import Download, Plan
 from specpipe.plan.roofline import MOST_BATCH, Estimate

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specpipe.config.speculation import Eagle, Lookahead, Medusa, Speculation
-from specpipe.core.backend import BuildRequest
 from specpipe.core.contracts import Role
 from specpipe.core.errors import Unsupported
 from specpipe.core.trees import TreePath
 from specpipe.core.upstream import ENGINE_MODES, KV_BLOCK
+from specpipe.engine.backend import BuildRequest
 from specpipe.plan.memory import KV_SHARE, KvBudget
 from specpipe.repository.placement import Placement, gpu_device_ids, participant_ids
 from specpipe.repository.signature import signatures
@@ -94,8 +94,8 @@ def _cache(plan: EnginePlan) -> dict[str, str]:
     """
     request, budget = plan.request, plan.budget
     shared = len(plan.ranks) > 1
-    row = -(-(request.max_seq_len + request.draft_nodes + 1) // KV_BLOCK) * KV_BLOCK
-    tokens = budget.tokens if budget else request.max_batch_size * row
+    row = -(-(request.engine.max_seq_len + request.draft_nodes + 1) // KV_BLOCK) * KV_BLOCK
+    tokens = budget.tokens if budget else request.engine.max_batch_size * row
     return {
         "enable_kv_cache_reuse": "true",  # the loop resends the whole sequence at every step
         "kv_cache_free_gpu_mem_fraction": str(budget.fraction if budget else KV_SHARE),

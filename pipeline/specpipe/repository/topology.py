@@ -10,9 +10,9 @@ from pathlib import Path
 
 from specpipe.config.run_config import RunConfig
 from specpipe.config.speculation import DraftModel
-from specpipe.core.backend import BuildRequest
 from specpipe.core.contracts import Role
 from specpipe.core.endpoint import Endpoint, dump_endpoint
+from specpipe.engine.backend import BuildRequest
 from specpipe.engine.upstream_models import TOKENIZER
 from specpipe.plan.memory import KvBudget
 from specpipe.repository.description import FRONTS, KEY_PARAMETER, PARAMETER, describe_run
@@ -68,7 +68,7 @@ class RepositoryPlan:
     @property
     def ranks(self) -> dict[Role, int]:
         """Count the GPUs of every engine."""
-        return {role: r.parallel.world_size for role, r in self.requests.items()}
+        return {role: r.engine.parallel.world_size for role, r in self.requests.items()}
 
     @property
     def placement(self) -> Placement:
@@ -185,7 +185,7 @@ def _vocabulary(plan: RepositoryPlan) -> dict[str, str]:
     request = plan.requests.get("target")
     if request is None or not plan.drives_engines:
         return {}
-    tp = request.parallel.tp_size
+    tp = request.engine.parallel.tp_size
     return {"padded_vocab_size": str(-(-request.model.vocab_size // tp) * tp)}
 
 

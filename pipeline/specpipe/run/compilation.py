@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from specpipe.core.artifacts import ArtifactKind, Manifest
-from specpipe.core.backend import Backend, BuildRequest, Command, Workshop
 from specpipe.core.contracts import Role
+from specpipe.engine.backend import Backend, BuildRequest, Command, Workshop
 from specpipe.run.jobs import Job, Progress, StageName, StartedJob, require_artifact
 
 
@@ -31,7 +31,7 @@ class CompileJob(Job):
             **self._checkpoint_key(),
             **_request_options(request),
             **_command_options(backend.commands(request, Path("checkpoint"), Path("engine"))),
-            **backend.versions(request.release),
+            **backend.versions(request.engine.tensorrt_llm),
         }
 
     def start(self, shop: Workshop) -> StartedJob:
@@ -50,14 +50,14 @@ class CompileJob(Job):
 
 
 def _request_options(request: BuildRequest) -> dict[str, str]:
-    drafted = request.draft_vocab_size
+    engine, drafted = request.engine, request.draft_vocab_size
     return {
-        "quantization": request.quantization,
-        "kv_cache_quantization": request.kv_cache_quantization,
-        "max_batch_size": str(request.max_batch_size),
-        "max_input_len": str(request.max_input_len),
-        "max_seq_len": str(request.max_seq_len),
-        **({"gpu": request.gpu} if request.gpu else {}),
+        "quantization": engine.quantization,
+        "kv_cache_quantization": engine.kv_cache_quantization,
+        "max_batch_size": str(engine.max_batch_size),
+        "max_input_len": str(engine.max_input_len),
+        "max_seq_len": str(engine.max_seq_len),
+        **({"gpu": engine.gpu} if engine.gpu else {}),
         **({"draft_vocab_size": str(drafted)} if drafted else {}),
     }
 

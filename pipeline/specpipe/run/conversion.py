@@ -12,10 +12,10 @@ from specpipe.checkpoint.reading import digest_content
 from specpipe.checkpoint.source import Origin, Source
 from specpipe.config.run_config import RunConfig, require_file
 from specpipe.core.artifacts import ArtifactKind, Manifest, digest_json, read_artifact
-from specpipe.core.backend import Workshop
 from specpipe.core.contracts import Role
 from specpipe.core.digests import Stamp, remember, remembered
 from specpipe.core.prompts import read_prompts
+from specpipe.engine.backend import Workshop
 from specpipe.plan.opened import OpenedModels
 from specpipe.run.jobs import Job, Progress, StageName, StartedJob
 

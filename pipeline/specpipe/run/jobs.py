@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from specpipe.core.artifacts import ArtifactKind, Manifest, read_artifact, why_stale
-from specpipe.core.backend import Workshop
 from specpipe.core.contracts import Role
 from specpipe.core.errors import ConfigError
+from specpipe.engine.backend import Workshop
 
 StageName = Literal["convert", "compile", "package"]
 STAGES: tuple[StageName, ...] = ("convert", "compile", "package")

@@ -10,9 +10,9 @@ from specpipe.checkpoint.source import Source
 from specpipe.checkpoint.tokenizer import tokenizer_files, write_tokenizer
 from specpipe.config.run_config import RunConfig, find_file
 from specpipe.core.artifacts import ArtifactKind, Manifest, Workspace, digest_file, read_artifact
-from specpipe.core.backend import Workshop
 from specpipe.core.contracts import Role
 from specpipe.core.errors import ConfigError
+from specpipe.engine.backend import Workshop
 from specpipe.plan.opened import OpenedModels
 from specpipe.plan.plan import Plan
 from specpipe.repository.write import (

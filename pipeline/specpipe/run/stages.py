@@ -8,7 +8,6 @@ from operator import or_
 from pathlib import Path
 
 from specpipe.core.artifacts import MISSING, describe_changes, locked, read_artifact
-from specpipe.core.backend import Workshop
 from specpipe.core.contracts import Role
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.core.publishing import (
@@ -19,6 +18,7 @@ from specpipe.core.publishing import (
     why_kept,
     write_publish,
 )
+from specpipe.engine.backend import Workshop
 from specpipe.plan.make_plan import require_buildable
 from specpipe.run.jobs import STAGES, Job, Progress, StageName
 from specpipe.run.run import Run

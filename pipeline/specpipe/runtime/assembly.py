@@ -13,10 +13,10 @@ from typing import Any
 
 from specpipe.config.run_config import LEAST_ROWS, RunConfig
 from specpipe.config.speculation import AnyLength, Medusa, NoSpeculation, Speculation, WithLength
-from specpipe.core.backend import Backend
 from specpipe.core.contracts import EngineFacts, LoadedEngine, Proposer, Role, Sampling
 from specpipe.core.endpoint import Endpoint, Serving
 from specpipe.core.errors import Unsupported
+from specpipe.engine.backend import Backend
 from specpipe.runtime.batcher import Batcher, alone
 from specpipe.runtime.bounds import draft_tokens
 from specpipe.runtime.budget import Budget

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from specpipe.core.artifacts import Artifact, read_artifact
-from specpipe.core.backend import Rejection
 from specpipe.core.endpoint import Model
-from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.core.errors import ConfigError, Rejection, Unsupported
 from specpipe.engine.tensorrt.machine import FoundGpu, find_gpus
 from specpipe.repository.description import read_endpoint
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from specpipe.config.run_config import EngineOptions, RunConfig
 from specpipe.config.speculation import UPSTREAM_ONLY, NoSpeculation, Speculation
-from specpipe.core.backend import Rejection
-from specpipe.core.errors import Unsupported
+from specpipe.core.errors import Rejection, Unsupported
 from specpipe.engine.upstream_models import TOKENIZER
 from specpipe.plan.gpus import find_gpu, unknown_gpu
 from specpipe.plan.roofline import Estimate

@@ -18,7 +18,7 @@ from specpipe.checkpoint.source import open_source
 from specpipe.config.run_config import read_config
 from specpipe.config.speculation import Eagle
 from specpipe.core.artifacts import Workspace, read_model_config
-from specpipe.core.backend import ONE_RANK, Parallel
+from specpipe.core.divisibility import ONE_RANK, Parallel
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.run.run import Run
 from specpipe.run.stages import build

@@ -13,11 +13,11 @@ from specpipe.checkpoint.convert import Conversion
 from specpipe.checkpoint.families import FAMILIES, Shard, find_family, read_facts
 from specpipe.checkpoint.source import open_source
 from specpipe.core.artifacts import read_model_config
-from specpipe.core.backend import BuildRequest
 from specpipe.core.errors import Unsupported
 from specpipe.core.model import ModelConfig
 from specpipe.engine.openvino.backend import OpenVinoBackend
 from specpipe.engine.tensorrt.backend import TensorRtBackend
+from tests.build_requests import build_request
 from tests.families import WORLDS, config_of, make_family
 
 CASES = [(name, variant) for name, world in WORLDS.items() for variant in world.variants]
@@ -166,8 +166,9 @@ def test_what_cannot_be_converted_is_refused(name: str, changes: dict, words: st
 
 
 def reasons(backend, model: ModelConfig, **changes: Any) -> str:
-    request = BuildRequest("target", model, "bfloat16", "none", "none", 0, 1, 15, 16, "H100-SXM")
-    return " ".join(r.reason for r in backend.check(replace(request, **changes)))
+    values = {"dtype": "bfloat16", "max_batch_size": 1, "max_input_len": 15, "max_seq_len": 16,
+              "gpu": "H100-SXM", **changes}  # fmt: skip
+    return " ".join(r.reason for r in backend.check(build_request(model, **values)))
 
 
 @pytest.mark.parametrize(

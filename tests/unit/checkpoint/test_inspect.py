@@ -23,7 +23,7 @@ from specpipe.checkpoint.source import open_source
 from specpipe.cli import main
 from specpipe.config.speculation import ReDrafter
 from specpipe.core.artifacts import Manifest
-from specpipe.core.backend import Parallel
+from specpipe.core.divisibility import Parallel
 from specpipe.core.errors import ConfigError
 from specpipe.core.publishing import write_publish
 from tests.families import WORLDS, make_family

@@ -23,7 +23,7 @@ from specpipe.checkpoint.convert import Conversion
 from specpipe.checkpoint.quantized import calibrate
 from specpipe.checkpoint.quantized.formats import Quantizing
 from specpipe.checkpoint.source import open_source
-from specpipe.core.backend import Quantization
+from specpipe.core.model import Quantization
 from specpipe.engine.openvino.weights import map_weights
 from tests.models import make_llama
 from tests.unit.checkpoint.mixtures import MIXTURES, make_mixture

@@ -14,11 +14,12 @@ from specpipe.checkpoint.quantized import arithmetic as bits
 from specpipe.checkpoint.quantized.calibration import Calibration, read_calibration
 from specpipe.checkpoint.quantized.formats import Quantizing
 from specpipe.core.artifacts import read_model_config
-from specpipe.core.backend import BuildRequest, Quantization
 from specpipe.core.errors import StageFailed
+from specpipe.core.model import Quantization
 from specpipe.engine.openvino import dequantize
 from specpipe.engine.openvino.backend import OpenVinoBackend
 from specpipe.engine.openvino.weights import map_weights
+from tests.build_requests import build_request
 from tests.models import make_llama
 from tests.unit.checkpoint.quantised import linears, round_inputs, write_quantised
 from tests.unit.engine.stepping import alone, item
@@ -176,8 +177,10 @@ def fake_quantised(folder: Path, checkpoint: Path, weights_in: Quantization) -> 
 
 def engine_of(checkpoint: Path, out: Path, quantization: Quantization):
     out.mkdir()
-    request = BuildRequest("target", read_model_config(checkpoint), "float32", quantization,
-                           "none", 0, 1, 255, 256)  # fmt: skip
+    request = build_request(
+        read_model_config(checkpoint), quantization=quantization, max_batch_size=1,
+        max_input_len=255, max_seq_len=256,
+    )  # fmt: skip
     OpenVinoBackend().build(request, checkpoint, out)
     return OpenVinoBackend().load(out)
 

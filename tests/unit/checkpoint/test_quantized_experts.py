@@ -16,7 +16,7 @@ from specpipe.checkpoint.families import find_family
 from specpipe.checkpoint.quantize import quantize
 from specpipe.checkpoint.quantized.formats import Quantizing
 from specpipe.checkpoint.source import open_source, read_tensors
-from specpipe.core.backend import Parallel
+from specpipe.core.divisibility import Parallel
 from specpipe.core.errors import Unsupported
 from specpipe.engine.openvino.weights import map_weights
 from specpipe.validate.reference import Reference

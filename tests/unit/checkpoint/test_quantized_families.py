@@ -22,8 +22,9 @@ from specpipe.checkpoint.quantized.formats import (
 from specpipe.checkpoint.quantized.plans import modules_of
 from specpipe.checkpoint.shard import cut, local_name, ranks
 from specpipe.checkpoint.source import Source, open_source, read_tensors
-from specpipe.core.backend import Parallel, Quantization
+from specpipe.core.divisibility import Parallel
 from specpipe.core.errors import Unsupported
+from specpipe.core.model import Quantization
 from specpipe.engine.openvino.weights import map_weights
 from tests.families import WORLDS, make_family
 from tests.models import make_llama

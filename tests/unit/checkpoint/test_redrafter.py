@@ -18,7 +18,7 @@ from specpipe.checkpoint.medusa import open_heads
 from specpipe.checkpoint.redrafter import RecurrentSource, open_redrafter
 from specpipe.checkpoint.source import open_source
 from specpipe.config.speculation import ReDrafter
-from specpipe.core.backend import ONE_RANK, Parallel
+from specpipe.core.divisibility import ONE_RANK, Parallel
 from specpipe.core.errors import ConfigError, Unsupported
 from tests.models import make_heads, make_llama, make_redrafter
 from tests.sharding import merge, read_ranks

@@ -12,8 +12,7 @@ from specpipe.checkpoint.convert import Conversion
 from specpipe.checkpoint.families import Shard, TensorPlan
 from specpipe.checkpoint.shard import Rank, cut, local_name, ranks
 from specpipe.checkpoint.source import open_source
-from specpipe.core.backend import Parallel
-from specpipe.core.divisibility import check_parallel
+from specpipe.core.divisibility import Parallel, check_parallel
 from specpipe.core.errors import Unsupported
 from specpipe.core.model import Experts, ModelConfig
 from tests.models import make_heads, make_llama

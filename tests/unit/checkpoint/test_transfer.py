@@ -19,7 +19,7 @@ from specpipe.checkpoint.source import open_source
 from specpipe.checkpoint.writer import Announced, SafetensorsWriter
 from specpipe.config.run_config import read_config
 from specpipe.core.artifacts import Workspace
-from specpipe.core.backend import Parallel
+from specpipe.core.divisibility import Parallel
 from specpipe.run.run import Run
 from specpipe.run.stages import build
 from tests.modelopt import write_model

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from specpipe.core.backend import BuildRequest
 from specpipe.core.model import ModelConfig
+from specpipe.engine.backend import BuildRequest
+from tests.build_requests import build_request
 
 _DATA = Path(__file__).parents[2] / "data"
 TABLES = {"0.18.2": "trtllm_build_0.17.txt", "1.2.1": "trtllm_build_1x.txt"}
@@ -58,8 +59,7 @@ def parse(argv: Sequence[str], release: str) -> dict[str, str | bool]:
 def request(**changes: object) -> BuildRequest:
     """Return a request for a Llama-3.1-8B engine on one H100, changed as asked."""
     values: dict[str, object] = {
-        "role": "target", "model": LLAMA_8B, "dtype": "bfloat16", "quantization": "none",
-        "method": "none", "draft_nodes": 0, "max_batch_size": 8, "max_input_len": 1024,
+        "model": LLAMA_8B, "dtype": "bfloat16", "max_batch_size": 8, "max_input_len": 1024,
         "max_seq_len": 2048, "gpu": "H100-SXM", "sm": 90, **changes,
     }  # fmt: skip
-    return BuildRequest(**values)  # type: ignore[arg-type]
+    return build_request(**values)  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from specpipe.core.backend import Parallel
+from specpipe.core.divisibility import Parallel
 from specpipe.core.model import Arithmetic, Experts, RecurrentDrafter
 from specpipe.engine.tensorrt.backend import TensorRtBackend
 from tests.unit.engine.commands import LLAMA_8B, request

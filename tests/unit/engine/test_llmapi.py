@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from specpipe.core.backend import Parallel
+from specpipe.core.divisibility import Parallel
 from specpipe.engine.llmapi.backend import LlmApiBackend
 from tests.unit.engine.commands import request
 
@@ -54,7 +54,7 @@ def model_yaml(**changes: object) -> dict:
 def test_a_method_is_spelt_as_its_release_reads_it(
     release: str, method: str, section: dict[str, object]
 ) -> None:
-    values = model_yaml(release=release, method=method, draft_nodes=4, ngram_size=3)
+    values = model_yaml(release=release, method=method, draft_nodes=4, max_matching_ngram_size=3)
     assert values["speculative_config"] == section
     assert values["model"] == "/models/target" and values["backend"] == "pytorch"
 
@@ -83,7 +83,11 @@ def test_plain_decoding_has_no_speculation() -> None:
 
 def test_sizes_ranks_and_cache_are_those_of_the_request() -> None:
     values = model_yaml(
-        parallel=Parallel(4), kv_cache_quantization="fp8", max_batch_size=64, draft_nodes=7
+        parallel=Parallel(4),
+        kv_cache_quantization="fp8",
+        max_batch_size=64,
+        method="prompt_lookup",
+        draft_nodes=7,
     )
     assert values["tensor_parallel_size"] == 4 and values["max_batch_size"] == 64
     assert (values["max_input_len"], values["max_seq_len"]) == (1024, 2048)

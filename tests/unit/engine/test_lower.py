@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.core.backend import BuildRequest, Parallel
+from specpipe.core.divisibility import Parallel
 from specpipe.core.upstream import ENGINE_MODES
+from specpipe.engine.backend import BuildRequest
 from specpipe.engine.tensorrt.backend import TensorRtBackend
 from specpipe.engine.tensorrt.lower import build_flags, engine_seq_len, takes_drafts
 from specpipe.engine.tensorrt.profiles import find_profile
@@ -46,7 +47,7 @@ def test_every_command_line_is_one_that_its_release_can_read(release: str) -> No
     profile = find_profile(release)
     assert profile is not None
     for asked in every_request():
-        if asked.quantization in profile.quantizations:
+        if asked.engine.quantization in profile.quantizations:
             flags_of(asked, release)
 
 
@@ -87,7 +88,7 @@ def test_beams_are_one_and_batches_are_never_left_to_the_default_of_2048() -> No
     for asked in every_request():
         flags = flags_of(asked)
         assert flags["--max_beam_width"] == "1"
-        assert flags["--max_batch_size"] == str(asked.max_batch_size)
+        assert flags["--max_batch_size"] == str(asked.engine.max_batch_size)
 
 
 def test_upstream_would_leave_the_number_of_tokens_alone() -> None:
@@ -95,15 +96,15 @@ def test_upstream_would_leave_the_number_of_tokens_alone() -> None:
         flags = flags_of(asked)
         tokens, block = int(str(flags["--max_num_tokens"])), int(str(flags["--tokens_per_block"]))
         nodes = asked.draft_nodes if takes_drafts(asked) else 0
-        assert tokens >= asked.max_batch_size * (nodes + 1)  # raised to, in `builder.build`
-        assert tokens >= min(block, asked.max_batch_size * engine_seq_len(asked))
-        assert tokens <= asked.max_batch_size * engine_seq_len(asked)  # check_max_num_tokens
+        assert tokens >= asked.engine.max_batch_size * (nodes + 1)  # raised to, in `builder.build`
+        assert tokens >= min(block, asked.engine.max_batch_size * engine_seq_len(asked))
+        assert tokens <= asked.engine.max_batch_size * engine_seq_len(asked)  # check_max_num_tokens
         assert int(str(flags["--opt_num_tokens"])) <= tokens
 
 
 def test_a_whole_prompt_fits_into_one_step() -> None:
     for asked in every_request():
-        assert int(str(flags_of(asked)["--max_num_tokens"])) >= asked.max_input_len
+        assert int(str(flags_of(asked)["--max_num_tokens"])) >= asked.engine.max_input_len
 
 
 def test_engines_that_are_called_again_and_again_take_prompt_and_answer_as_prompt() -> None:

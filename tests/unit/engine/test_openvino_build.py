@@ -10,10 +10,12 @@ import pytest
 from specpipe.checkpoint.convert import Conversion
 from specpipe.checkpoint.source import open_source
 from specpipe.core.artifacts import read_model_config
-from specpipe.core.backend import BuildRequest, Parallel
+from specpipe.core.divisibility import Parallel
 from specpipe.core.errors import ConfigError
+from specpipe.engine.backend import BuildRequest
 from specpipe.engine.openvino.backend import OpenVinoBackend
 from specpipe.engine.openvino.precision import Precision
+from tests.build_requests import build_request
 
 
 def convert(tiny: Path, folder: Path) -> Path:
@@ -24,12 +26,8 @@ def convert(tiny: Path, folder: Path) -> Path:
 
 
 def request_for(model, **changes: object) -> BuildRequest:
-    values = {
-        "role": "target", "model": model, "dtype": "float32", "quantization": "none",
-        "method": "none", "draft_nodes": 0, "max_batch_size": 1, "max_input_len": 100,
-        "max_seq_len": 200, **changes,
-    }  # fmt: skip
-    return BuildRequest(**values)  # type: ignore[arg-type]
+    values = {"max_batch_size": 1, "max_input_len": 100, "max_seq_len": 200, **changes}
+    return build_request(model, **values)
 
 
 def build(tiny: Path, folder: Path) -> Path:
@@ -115,10 +113,16 @@ def test_a_bfloat16_engine_has_a_cache_of_16_bits() -> None:
 def test_the_pool_has_room_for_all_sequences_or_the_configured_tokens(
     tiny: Path, tmp_path: Path
 ) -> None:
-    request = request_for(read_model_config(convert(tiny, tmp_path)), max_batch_size=4)
-    pool = OpenVinoBackend().footprint(request).kv_tokens
+    model = read_model_config(convert(tiny, tmp_path))
+
+    def tokens(**changes: object) -> int:
+        return (
+            OpenVinoBackend().footprint(request_for(model, max_batch_size=4, **changes)).kv_tokens
+        )
+
+    pool = tokens()
     assert 4 * 200 <= pool <= 4 * (200 + 2 * 32)
-    drafting = OpenVinoBackend().footprint(replace(request, draft_nodes=64)).kv_tokens
+    drafting = tokens(method="medusa", draft_nodes=64)
     assert pool + 4 * 64 <= drafting <= pool + 4 * 64 + 32
-    small = OpenVinoBackend().footprint(replace(request, kv_cache_tokens=300)).kv_tokens
+    small = tokens(kv_cache_tokens=300)
     assert 300 <= small < pool

@@ -9,8 +9,8 @@ import pytest
 
 from specpipe.config.run_config import read_config
 from specpipe.core.artifacts import Workspace
-from specpipe.core.backend import BuildRequest
 from specpipe.core.errors import StageFailed
+from specpipe.engine.backend import BuildRequest
 from specpipe.engine.tensorrt.backend import TensorRtBackend
 from specpipe.engine.tensorrt.footprint import footprint
 from specpipe.engine.tensorrt.lower import build_flags, engine_seq_len
@@ -90,7 +90,7 @@ def test_every_level_has_weights_of_its_own_and_all_share_one_more_layer_of_cach
 
 
 def test_ranks_share_the_levels() -> None:
-    from specpipe.core.backend import Parallel
+    from specpipe.core.divisibility import Parallel
 
     one, two = footprint(eagle()), footprint(eagle(parallel=Parallel(2)))
     table = 2 * 128256 * 4096

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from specpipe.core.backend import BuildRequest, Parallel
+from specpipe.core.divisibility import Parallel
 from specpipe.core.model import ModelConfig
 from specpipe.engine.tensorrt.medusa import BASES, check_medusa
+from tests.build_requests import build_request
 
 LLAMA = ModelConfig(
     "LlamaForCausalLM", "float16", hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -17,9 +18,10 @@ LLAMA = ModelConfig(
 
 
 def said(model: ModelConfig, release: str = "1.2.1", tp_size: int = 1) -> str:
-    request = BuildRequest(
-        "target", model, "float16", "none", "medusa", 7, 4, 100, 200, "L4", Parallel(tp_size)
-    )
+    request = build_request(
+        model, dtype="float16", method="medusa", draft_nodes=7, max_batch_size=4,
+        max_input_len=100, max_seq_len=200, gpu="L4", parallel=Parallel(tp_size),
+    )  # fmt: skip
     return " | ".join(str(rejection) for rejection in check_medusa(request, release))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from specpipe.config.run_config import RunConfig, read_config
-from specpipe.core.backend import Rejection
+from specpipe.core.errors import Rejection
 from specpipe.core.upstream import ENGINE_MODES
 from specpipe.engine.tensorrt.profiles import DEFAULT
 from specpipe.plan.gpus import GPUS, find_gpu, unknown_gpu

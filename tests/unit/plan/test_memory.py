@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from specpipe.core.backend import Footprint, Parallel
+from specpipe.core.divisibility import Parallel
 from specpipe.core.model import Experts, RecurrentDrafter
+from specpipe.engine.backend import Footprint
 from specpipe.engine.tensorrt.footprint import footprint, padded
 from specpipe.plan.memory import KV_SHARE, RESERVE, largest, plan_memory
 from tests.unit.engine.commands import LLAMA_8B, request

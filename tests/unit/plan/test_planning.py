@@ -331,7 +331,7 @@ def test_a_draft_with_less_padding_is_noted_and_one_with_more_is_refused_for_gpu
 
 def test_ranks_that_are_not_given_are_the_fewest_that_fit(tmp_path: Path) -> None:
     plan = plan_of(changed(LLAMA, tmp_path, ("  tp_size: 4\n", "")), tmp_path)
-    assert plan.config.engine.tp_size == plan.requests["target"].parallel.tp_size == 4
+    assert plan.config.engine.tp_size == plan.requests["target"].engine.tp_size == 4
     half = plan_of(changed(LLAMA, tmp_path, ("tp_size: 4", "tp_size: 2")), tmp_path)
     assert half.memory is not None and not half.memory.fits
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from specpipe.core.backend import Parallel
+from specpipe.core.divisibility import Parallel
 from specpipe.core.model import Experts, RecurrentDrafter
 from specpipe.engine.tensorrt.footprint import footprint
 from specpipe.plan.gpus import GPUS

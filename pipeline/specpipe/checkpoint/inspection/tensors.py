@@ -22,8 +22,7 @@ from specpipe.checkpoint.medusa import BASES, planned_heads
 from specpipe.checkpoint.redrafter import OUTPUT, planned_drafter
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.checkpoint.shard import Rank, cut, local_name, rank_file
-from specpipe.core.backend import Parallel
-from specpipe.core.divisibility import check_parallel
+from specpipe.core.divisibility import Parallel, check_parallel
 from specpipe.core.errors import ConfigError, Unsupported, first_few
 from specpipe.core.model import ModelConfig, model_from_json
 

@@ -12,9 +12,8 @@ from specpipe.checkpoint.quantized.formats import GUESSERS, LEFT_OUT, LINEARS
 from specpipe.checkpoint.quantized.layouts import LAYOUTS, MARKS, Method, fp8_tensors, int4_tensors
 from specpipe.checkpoint.quantized.plans import modules_of
 from specpipe.checkpoint.source import Source, TensorReader
-from specpipe.core.backend import CacheQuantization, Quantization
 from specpipe.core.errors import ConfigError, Unsupported, first_few
-from specpipe.core.model import ModelConfig
+from specpipe.core.model import CacheQuantization, ModelConfig, Quantization
 
 if TYPE_CHECKING:
     import torch

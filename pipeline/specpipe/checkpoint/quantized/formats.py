@@ -12,8 +12,8 @@ from specpipe.checkpoint.families import TensorPlan
 from specpipe.checkpoint.quantized.arithmetic import FP4_GROUP
 from specpipe.checkpoint.quantized.experts import quantized_module
 from specpipe.config.run_config import EngineOptions
-from specpipe.core.backend import CacheQuantization, Quantization, Rejection
-from specpipe.core.model import ModelConfig
+from specpipe.core.errors import Rejection
+from specpipe.core.model import CacheQuantization, ModelConfig, Quantization
 
 ALGORITHMS: dict[Quantization, str | None] = {
     "none": None,

@@ -15,8 +15,7 @@ from specpipe.checkpoint.quantized.calibration import Calibration
 from specpipe.checkpoint.quantized.experts import of_every_matrix
 from specpipe.checkpoint.quantized.formats import GROUPS, Quantizing, group_size
 from specpipe.checkpoint.stream import assembled
-from specpipe.core.backend import Quantization
-from specpipe.core.model import ModelConfig
+from specpipe.core.model import ModelConfig, Quantization
 
 if TYPE_CHECKING:
     import torch

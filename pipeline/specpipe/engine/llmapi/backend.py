@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from specpipe.config.speculation import UPSTREAM_ONLY
-from specpipe.core.backend import HERE, BuildRequest, Command, Facts, Footprint, Rejection, Workshop
 from specpipe.core.contracts import LoadedEngine
 from specpipe.core.endpoint import Endpoint, Serving
-from specpipe.core.errors import Unsupported
+from specpipe.core.errors import Rejection, Unsupported
+from specpipe.engine.backend import HERE, BuildRequest, Command, Facts, Footprint, Workshop
 from specpipe.engine.llmapi.endpoint import describe
 from specpipe.engine.llmapi.model_yaml import FILE, model_yaml
 from specpipe.engine.tensorrt import check
@@ -23,7 +23,7 @@ class LlmApiBackend:
 
     def check(self, request: BuildRequest) -> list[Rejection]:
         """Return every reason why the requested release cannot serve this model."""
-        profile = profile_of(request.release)
+        profile = profile_of(request.engine.tensorrt_llm)
         return [
             *check.check_known(request, llmapi_releases()),
             *_check_release(request, profile),
@@ -44,14 +44,14 @@ class LlmApiBackend:
 
     def files(self, request: BuildRequest) -> Mapping[str, str]:
         """Return model.yaml; nothing if the LLM API of the release does not support the method."""
-        profile = profile_of(request.release)
+        profile = profile_of(request.engine.tensorrt_llm)
         if profile.llmapi is None or request.method not in profile.llmapi_methods:
             return {}
         return {FILE: model_yaml(request, profile)}
 
     def footprint(self, request: BuildRequest) -> Footprint:
         """Estimate the memory on each GPU, as for a TensorRT-LLM engine of these sizes."""
-        return footprint(request, profile_of(request.release))
+        return footprint(request, profile_of(request.engine.tensorrt_llm))
 
     def build(
         self, request: BuildRequest, checkpoint: Path, out: Path, shop: Workshop = HERE
@@ -59,7 +59,7 @@ class LlmApiBackend:
         """Write model.yaml into `out`; `checkpoint` is not read."""
         for name, text in self.files(request).items():
             (out / name).write_text(text, encoding="utf-8")
-        return {"container": profile_of(request.release).container}
+        return {"container": profile_of(request.engine.tensorrt_llm).container}
 
     def endpoint(self, serving: Serving) -> Endpoint:
         """Return how a run is served and called."""
@@ -106,20 +106,21 @@ def _check_revisions(request: BuildRequest) -> Iterator[Rejection]:
 
 
 def _check_formats(request: BuildRequest) -> Iterator[Rejection]:
-    if request.quantization != "none":
+    engine = request.engine
+    if engine.quantization != "none":
         yield Rejection(
             "the LLM API serves a Hugging Face model unchanged; it does not quantize it to "
-            f"{request.quantization}",
+            f"{engine.quantization}",
             "set engine.quantization: none and set target.model to a quantized export of ModelOpt",
         )
-    if request.kv_cache_quantization == "int8":
+    if engine.kv_cache_quantization == "int8":
         yield Rejection(
             "the LLM API does not support an int8 KV cache",
             "use kv_cache_quantization: fp8 or none",
         )
-    if request.kv_cache_quantization == "fp8" and request.sm is not None and request.sm < 89:
+    if engine.kv_cache_quantization == "fp8" and request.sm is not None and request.sm < 89:
         yield Rejection(
-            f"{request.gpu} (compute capability {request.sm / 10:.1f}) does not support fp8, "
+            f"{engine.gpu} (compute capability {request.sm / 10:.1f}) does not support fp8, "
             "which the config sets for the KV cache",
             "use kv_cache_quantization: none",
         )

@@ -7,7 +7,8 @@ a GPU.
 
 import yaml
 
-from specpipe.core.backend import BuildRequest
+from specpipe.config.speculation import PromptLookup
+from specpipe.engine.backend import BuildRequest
 from specpipe.engine.tensorrt.lower import num_tokens
 from specpipe.engine.tensorrt.profiles import LlmApi, Profile
 
@@ -18,6 +19,7 @@ Section = dict[str, Value]
 
 def model_yaml(request: BuildRequest, profile: Profile) -> str:
     """Return the text of model.yaml for a target; the profile must have an LLM API."""
+    engine = request.engine
     if profile.llmapi is None:
         raise ValueError(f"TensorRT-LLM {profile.tensorrt_llm} has no profile of its LLM API")
     speculation = _speculative_config(request, profile.llmapi)
@@ -25,14 +27,14 @@ def model_yaml(request: BuildRequest, profile: Profile) -> str:
         "model": request.sources["target"],
         **_revision(request),
         "backend": "pytorch",
-        "dtype": request.dtype,
-        "tensor_parallel_size": request.parallel.tp_size,
-        "pipeline_parallel_size": request.parallel.pp_size,
-        "max_batch_size": request.max_batch_size,
-        "max_input_len": request.max_input_len,
-        "max_seq_len": request.max_seq_len,
+        "dtype": engine.dtype,
+        "tensor_parallel_size": engine.parallel.tp_size,
+        "pipeline_parallel_size": engine.parallel.pp_size,
+        "max_batch_size": engine.max_batch_size,
+        "max_input_len": engine.max_input_len,
+        "max_seq_len": engine.max_seq_len,
         "max_num_tokens": max(
-            num_tokens(request, profile), request.max_batch_size * (request.draft_nodes + 1)
+            num_tokens(request, profile), engine.max_batch_size * (request.draft_nodes + 1)
         ),
         "kv_cache_config": _kv_cache_config(request),
         **({"speculative_config": speculation} if speculation else {}),
@@ -55,7 +57,7 @@ def _two_models(request: BuildRequest) -> bool:
 
 def _kv_cache_config(request: BuildRequest) -> Section:
     """Return the KV cache's share of free memory, its type, and whether blocks are reused."""
-    cache = request.kv_cache_quantization
+    cache = request.engine.kv_cache_quantization
     return {
         "free_gpu_memory_fraction": 0.9,
         "enable_block_reuse": request.method != "draft_model",
@@ -65,19 +67,21 @@ def _kv_cache_config(request: BuildRequest) -> Section:
 
 def _speculative_config(request: BuildRequest, spelling: LlmApi) -> Section:
     """Return `speculative_config` for the method; empty for plain decoding."""
-    limit: Section = {"max_draft_len": request.draft_nodes}
-    if request.max_concurrency is not None:
-        limit["max_concurrency"] = request.max_concurrency
+    options = request.speculation
+    limit: Section = {"max_draft_len": options.num_draft_tokens}
+    if options.max_concurrency is not None:
+        limit["max_concurrency"] = options.max_concurrency
     draft: Section = {spelling.draft_key: request.sources.get("draft", "")}
+    longest = options.max_matching_ngram_size if isinstance(options, PromptLookup) else 0
     sections: dict[str, Section] = {
         "none": {},
         "draft_model": {"decoding_type": spelling.draft_target, **limit, **draft},
         "prompt_lookup": {
             "decoding_type": "NGram",
             **limit,
-            "max_matching_ngram_size": request.ngram_size,
+            "max_matching_ngram_size": longest,
         },
         "eagle3": {"decoding_type": spelling.eagle3, **limit, **draft},
-        "mtp": {"decoding_type": "MTP", "num_nextn_predict_layers": request.draft_nodes},
+        "mtp": {"decoding_type": "MTP", "num_nextn_predict_layers": options.num_draft_tokens},
     }
-    return sections[request.method]
+    return sections[options.method]

@@ -7,17 +7,10 @@ from pathlib import Path
 
 import openvino as ov
 
-from specpipe.core.backend import (
-    HERE,
-    ONE_RANK,
-    BuildRequest,
-    Command,
-    Facts,
-    Footprint,
-    Rejection,
-    Workshop,
-)
+from specpipe.core.divisibility import ONE_RANK
 from specpipe.core.endpoint import Endpoint, Serving
+from specpipe.core.errors import Rejection
+from specpipe.engine.backend import HERE, BuildRequest, Command, Facts, Footprint, Workshop
 from specpipe.engine.openvino.attention import padded_layers
 from specpipe.engine.openvino.blocks import BLOCK
 from specpipe.engine.openvino.drafter import build_drafter
@@ -42,15 +35,16 @@ class OpenVinoBackend:
 
     def check(self, request: BuildRequest) -> list[Rejection]:
         """Return every reason why this CPU engine cannot be built."""
+        engine = request.engine
         model, found = request.model, []
-        if request.gpu is not None:
+        if engine.gpu is not None:
             found.append(
                 Rejection(
-                    f"backend openvino runs on the CPU, but engine.gpu is {request.gpu}",
+                    f"backend openvino runs on the CPU, but engine.gpu is {engine.gpu}",
                     "remove engine.gpu or set backend: tensorrt",
                 )
             )
-        if request.parallel != ONE_RANK:
+        if engine.parallel != ONE_RANK:
             found.append(
                 Rejection(
                     "the OpenVINO backend supports tp_size 1 only (one rank)",
@@ -58,14 +52,14 @@ class OpenVinoBackend:
                     "a parallel embedding",
                 )
             )
-        if request.dtype == "float16":
+        if engine.dtype == "float16":
             found.append(
                 Rejection(
                     "engine.dtype is float16; the OpenVINO backend supports float32 and bfloat16",
                     "set engine.dtype: bfloat16",
                 )
             )
-        if request.kv_cache_quantization != "none":
+        if engine.kv_cache_quantization != "none":
             found.append(
                 Rejection(
                     "the OpenVINO backend does not support kv_cache_quantization",
@@ -73,7 +67,7 @@ class OpenVinoBackend:
                 )
             )
         widths = columns(model)
-        if request.quantization == "int4" and any(w % GROUP for w in widths):
+        if engine.quantization == "int4" and any(w % GROUP for w in widths):
             found.append(
                 Rejection(
                     f"int4 needs layer widths that are multiples of {GROUP}; the {request.role} "
@@ -82,7 +76,7 @@ class OpenVinoBackend:
                 )
             )
         longest = exact_positions(model)
-        if longest is not None and request.max_seq_len > longest:
+        if longest is not None and engine.max_seq_len > longest:
             found.append(
                 Rejection(
                     f"the {request.role} uses LongRoPE with different factors beyond {longest} "
@@ -90,7 +84,7 @@ class OpenVinoBackend:
                     f"set engine.max_seq_len to {longest} or less",
                 )
             )
-        if request.batch_invariant and padded_layers(model, request.max_seq_len):
+        if engine.batch_invariant and padded_layers(model, engine.max_seq_len):
             found.append(
                 Rejection(
                     f"engine.batch_invariant is true, but layers of the {request.role} have soft-"
@@ -115,9 +109,10 @@ class OpenVinoBackend:
 
     def footprint(self, request: BuildRequest) -> Footprint:
         """Return an upper estimate of the memory of the served engine."""
-        precision = Precision(request.dtype, request.quantization)
-        item = ITEM_BYTES.get(request.quantization, 4.0)
-        if request.quantization == "none" and request.dtype != "float32":
+        engine = request.engine
+        precision = Precision(engine.dtype, engine.quantization)
+        item = ITEM_BYTES.get(engine.quantization, 4.0)
+        if engine.quantization == "none" and engine.dtype != "float32":
             item = 2
         weights = int(request.model.num_parameters * item)
         if request.model.num_medusa_heads:
@@ -125,7 +120,7 @@ class OpenVinoBackend:
         if request.model.redrafter:
             weights += request.model.drafter_parameters(request.model.vocab_size)
             weights += 2 * request.model.vocab_size * request.model.hidden_size  # its embeddings
-        blocks = pool_blocks(_pool_tokens(request), request.max_batch_size, request.draft_nodes)
+        blocks = pool_blocks(_pool_tokens(request), engine.max_batch_size, request.draft_nodes)
         return Footprint(
             weights,
             request.model.kv_bytes(1, bytes_per_value=precision.kv_bytes),
@@ -143,14 +138,15 @@ class OpenVinoBackend:
 
         Raises ConfigError if the checkpoint is damaged.
         """
+        engine = request.engine
         weights = map_weights(checkpoint / "rank0.safetensors")
-        own = request.quantization if request.quantization in ITEM_BYTES else "none"
+        own = engine.quantization if engine.quantization in ITEM_BYTES else "none"
         network = build_network(
             request.model,
             weights,
             own,
-            request.max_seq_len,
-            batch_invariant=request.batch_invariant,
+            engine.max_seq_len,
+            batch_invariant=engine.batch_invariant,
         )
         ov.save_model(network, out / NETWORK, compress_to_fp16=False)
         if request.model.num_medusa_heads:
@@ -162,15 +158,15 @@ class OpenVinoBackend:
         shutil.copyfile(checkpoint / "config.json", out / "config.json")
         limits = {
             "backend": "openvino",
-            "batch_invariant": request.batch_invariant,
+            "batch_invariant": engine.batch_invariant,
             "draft_nodes": request.draft_nodes,
-            "dtype": request.dtype,
-            "quantization": request.quantization,
-            "max_batch_size": request.max_batch_size,
-            "max_input_len": request.max_input_len,
-            "max_seq_len": request.max_seq_len,
+            "dtype": engine.dtype,
+            "quantization": engine.quantization,
+            "max_batch_size": engine.max_batch_size,
+            "max_input_len": engine.max_input_len,
+            "max_seq_len": engine.max_seq_len,
             "kv_cache_tokens": _pool_tokens(request),
-            "prefix_cache": request.prefix_cache,
+            "prefix_cache": engine.prefix_cache,
         }
         (out / "engine.json").write_text(json.dumps(limits, indent=2, sort_keys=True) + "\n")
         return {}
@@ -186,4 +182,5 @@ class OpenVinoBackend:
 
 def _pool_tokens(request: BuildRequest) -> int:
     """Return how many tokens of all sequences are kept at once."""
-    return request.kv_cache_tokens or request.max_batch_size * request.max_seq_len
+    engine = request.engine
+    return engine.kv_cache_tokens or engine.max_batch_size * engine.max_seq_len

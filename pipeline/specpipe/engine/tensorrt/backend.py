@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from specpipe.core.backend import HERE, BuildRequest, Command, Facts, Footprint, Rejection, Workshop
 from specpipe.core.contracts import LoadedEngine
 from specpipe.core.endpoint import Endpoint, Serving
-from specpipe.core.errors import Unsupported
+from specpipe.core.errors import Rejection, Unsupported
 from specpipe.core.upstream import ENGINE_MODES
+from specpipe.engine.backend import HERE, BuildRequest, Command, Facts, Footprint, Workshop
 from specpipe.engine.tensorrt import check
 from specpipe.engine.tensorrt.build import build_engine
 from specpipe.engine.tensorrt.eagle import check_eagle
@@ -27,7 +27,7 @@ class TensorRtBackend:
 
     def check(self, request: BuildRequest) -> list[Rejection]:
         """Return every reason why the requested release cannot build this engine."""
-        profile = profile_of(request.release)
+        profile = profile_of(request.engine.tensorrt_llm)
         return [
             *check.check_known(request, engine_releases()),
             *check.check_release(request, profile),
@@ -54,7 +54,7 @@ class TensorRtBackend:
         """Return the `trtllm-build` call for this engine."""
         if request.method not in ENGINE_MODES:
             return []
-        profile = profile_of(request.release)
+        profile = profile_of(request.engine.tensorrt_llm)
         return [Command("compile", build_flags(request, checkpoint, out, profile))]
 
     def files(self, request: BuildRequest) -> Mapping[str, str]:
@@ -63,14 +63,14 @@ class TensorRtBackend:
 
     def footprint(self, request: BuildRequest) -> Footprint:
         """Estimate the memory of the engine on each GPU."""
-        return footprint(request, profile_of(request.release))
+        return footprint(request, profile_of(request.engine.tensorrt_llm))
 
     def build(
         self, request: BuildRequest, checkpoint: Path, out: Path, shop: Workshop = HERE
     ) -> Facts:
         """Run the planned `trtllm-build`, here or in the container; see `build_engine`."""
         (command,) = self.commands(request, checkpoint.absolute(), out.absolute())
-        profile = profile_of(request.release)
+        profile = profile_of(request.engine.tensorrt_llm)
         return build_engine(request, command, out.absolute(), profile, shop)
 
     def endpoint(self, serving: Serving) -> Endpoint:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specpipe.core.artifacts import digest_file
-from specpipe.core.backend import BuildRequest, Command, Facts, Workshop
 from specpipe.core.errors import StageFailed, Unsupported
 from specpipe.core.processes import Program, last_lines, run_logged
+from specpipe.engine.backend import BuildRequest, Command, Facts, Workshop
 from specpipe.engine.tensorrt.built import require_as_planned
 from specpipe.engine.tensorrt.container import in_container
 from specpipe.engine.tensorrt.log import advise, explain_exit, phase
@@ -86,16 +86,17 @@ def _require_gpu(request: BuildRequest, shop: Workshop) -> FoundGpu:
         raise Unsupported(
             "compile: nvidia-smi finds no GPU here; an engine must be built on the GPU model that "
             "serves it",
-            hint=f"run the same command on a machine with {request.gpu}",
+            hint=f"run the same command on a machine with {request.engine.gpu}",
         )
     gpu = gpus[0]
     if request.sm not in (None, gpu.sm):
         raise Unsupported(
-            f"compile: this machine has {gpu.name} (SM {gpu.sm}), but engine.gpu is {request.gpu} "
-            f"(SM {request.sm}); an engine runs only on the GPU model that built it",
-            hint=f"change engine.gpu, or build on a machine with {request.gpu}",
+            f"compile: this machine has {gpu.name} (SM {gpu.sm}), but engine.gpu is "
+            f"{request.engine.gpu} (SM {request.sm}); an engine runs only on the GPU model that "
+            "built it",
+            hint=f"change engine.gpu, or build on a machine with {request.engine.gpu}",
         )
-    ranks = request.parallel.world_size
+    ranks = request.engine.parallel.world_size
     if len(gpus) < ranks:
         shop.notify(f"compile: {ranks} ranks are built on {len(gpus)} GPU, one after another")
     return gpu

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specpipe.core.backend import Command
 from specpipe.core.errors import StageFailed
 from specpipe.core.upstream import MODE_NUMBERS
+from specpipe.engine.backend import Command
 
 _EQUAL = ("max_batch_size", "max_beam_width", "max_draft_len")
 _PLUGINS = (

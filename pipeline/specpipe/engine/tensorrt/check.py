@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator, Sequence
 
 from specpipe.config.speculation import REWINDING, UPSTREAM_ONLY
-from specpipe.core.backend import BuildRequest, Rejection
 from specpipe.core.divisibility import check_parallel
+from specpipe.core.errors import Rejection
 from specpipe.core.upstream import ENGINE_MODES
+from specpipe.engine.backend import BuildRequest
 from specpipe.engine.tensorrt.lower import reads_blocks, takes_drafts
 from specpipe.engine.tensorrt.profiles import (
     DEFAULT,
@@ -29,8 +30,9 @@ def check_known(request: BuildRequest, supported: Sequence[str]) -> Iterator[Rej
 
     `supported` are the releases that the backend supports, for the hint.
     """
-    if request.release is not None and find_profile(request.release) is None:
-        yield unknown_release(request.release, supported)
+    release = request.engine.tensorrt_llm
+    if release is not None and find_profile(release) is None:
+        yield unknown_release(release, supported)
 
 
 def check_release(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
@@ -75,18 +77,18 @@ def elsewhere(method: str) -> str:
 
 def check_gpu(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
     """Refuse a missing GPU, and a GPU that the release does not support."""
-    if request.gpu is None:
+    if request.engine.gpu is None:
         yield Rejection(
             "a TensorRT-LLM engine is built for one GPU model, but engine.gpu is not given",
             "set engine.gpu, e.g. H100-SXM",
         )
     elif request.sm is not None and request.sm not in profile.sms:
         yield Rejection(
-            f"TensorRT-LLM {profile.tensorrt_llm} is not known to support {request.gpu} "
+            f"TensorRT-LLM {profile.tensorrt_llm} is not known to support {request.engine.gpu} "
             f"(compute capability {request.sm / 10:.1f})",
             f"remove engine.tensorrt_llm to use {DEFAULT.tensorrt_llm}, or use another GPU",
         )
-    if request.dtype == "float32":
+    if request.engine.dtype == "float32":
         yield Rejection(
             "engine.dtype is float32 (the default), which specpipe does not serve on GPUs",
             "set engine.dtype: bfloat16 or float16",
@@ -95,7 +97,8 @@ def check_gpu(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
 
 def check_quantization(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
     """Refuse number formats that the GPU or the release does not support."""
-    weights, cache, sm = request.quantization, request.kv_cache_quantization, request.sm
+    engine = request.engine
+    weights, cache, sm = engine.quantization, engine.kv_cache_quantization, request.sm
     if weights not in profile.quantizations:
         yield Rejection(
             f"specpipe builds no {weights} engines with TensorRT-LLM {profile.tensorrt_llm}",
@@ -105,20 +108,20 @@ def check_quantization(request: BuildRequest, profile: Profile) -> Iterator[Reje
         yield from _check_int4_experts(request, profile)
     if sm is None:
         return
-    for what, name in ((weights, "weights"), (cache, "KV cache")):
-        least = _NEEDS_SM.get(what, 0)
+    for form, name in ((weights, "weights"), (cache, "KV cache")):
+        least = _NEEDS_SM.get(form, 0)
         if sm < least:
             yield Rejection(
-                f"{request.gpu} (compute capability {sm / 10:.1f}) does not support {what}, "
+                f"{engine.gpu} (compute capability {sm / 10:.1f}) does not support {form}, "
                 f"which the config sets for the {name}",
-                f"{what} needs {least / 10:.1f} or more; use {_instead(sm)}"
+                f"{form} needs {least / 10:.1f} or more; use {_instead(sm)}"
                 if name == "weights"
                 else "use kv_cache_quantization: none, or int8 without draft_model",
             )
     if sm >= 100 and (weights in (*_WEIGHTS_ONLY, "int8_sq") or cache == "int8"):
         what = f"{weights} weights" if cache != "int8" else "an int8 KV cache"
         yield Rejection(
-            f"trtllm-build refuses {what} on {request.gpu} (compute capability {sm / 10:.1f})",
+            f"trtllm-build refuses {what} on {engine.gpu} (compute capability {sm / 10:.1f})",
             "use fp8 or nvfp4, with kv_cache_quantization: fp8",
         )
 
@@ -146,13 +149,13 @@ def _instead(sm: int) -> str:
 def check_method(request: BuildRequest) -> Iterator[Rejection]:
     """Refuse settings that the engine of a method cannot be combined with."""
     if request.method == "draft_model" and request.role == "target" and not reads_blocks(request):
-        cache, weights = request.kv_cache_quantization, request.quantization
+        cache, weights = request.engine.kv_cache_quantization, request.engine.quantization
         yield Rejection(
             f"the target of draft_model needs paged-context attention, which an {cache} KV cache "
             f"with {'unquantized' if weights == 'none' else weights} weights does not support",
             "use kv_cache_quantization: none, or fp8 together with quantization: fp8",
         )
-    if request.model.drafter_module and request.quantization == "int8_sq":
+    if request.model.drafter_module and request.engine.quantization == "int8_sq":
         yield Rejection(
             f"engines of method {request.method} do not support SmoothQuant weights (int8_sq)",
             "use quantization: fp8, int8 or none",
@@ -175,7 +178,7 @@ def check_model(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
             f"{role}: TensorRT-LLM's {model.architecture} {limit}", "use backend: openvino"
         )
     window = model.sliding_window
-    if window is not None and request.max_seq_len > window:
+    if window is not None and request.engine.max_seq_len > window:
         why = (
             f"method {request.method} discards rows of the KV cache, which TensorRT-LLM does not "
             "support for layers with a sliding window"
@@ -185,17 +188,17 @@ def check_model(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
         )
         yield Rejection(
             f"{role}: the model has a sliding window of {window} tokens, but engine.max_seq_len is "
-            f"{request.max_seq_len}; {why}",
+            f"{request.engine.max_seq_len}; {why}",
             f"set engine.max_seq_len to {window} or less, or use backend: openvino",
         )
 
 
 def check_ranks(request: BuildRequest) -> Iterator[Rejection]:
     """Refuse numbers of ranks that the model cannot be divided by, or that are too large."""
-    tp, pp = request.parallel.tp_size, request.parallel.pp_size
+    tp, pp = request.engine.parallel.tp_size, request.engine.parallel.pp_size
     if tp < 1 or pp < 1:
         return
-    yield from check_parallel(request.model, request.parallel, request.role)
+    yield from check_parallel(request.model, request.engine.parallel, request.role)
     if tp * pp > 16:
         yield Rejection(
             f"{tp * pp} ranks need more than two machines of 8 GPUs",

@@ -5,7 +5,8 @@ Taken from the sources of TensorRT-LLM 1.x; nothing here was run on a GPU.
 
 from collections.abc import Iterator
 
-from specpipe.core.backend import BuildRequest, Rejection
+from specpipe.core.errors import Rejection
+from specpipe.engine.backend import BuildRequest
 
 BASES = ("LlamaForCausalLM", "MistralForCausalLM")  # computed by TensorRT-LLM's LLaMAForCausalLM
 MAX_BATCH_SIZE = 512
@@ -22,15 +23,15 @@ def check_eagle(request: BuildRequest) -> Iterator[Rejection]:
             f"{', '.join(BASES)}",
             "use method: draft_model or lookahead, or eagle3 with backend: llmapi",
         )
-    if request.max_batch_size > MAX_BATCH_SIZE:
+    if request.engine.max_batch_size > MAX_BATCH_SIZE:
         yield Rejection(
             f"EAGLE engines support at most {MAX_BATCH_SIZE} sequences, but engine.max_batch_size "
-            f"is {request.max_batch_size}",
+            f"is {request.engine.max_batch_size}",
             f"set engine.max_batch_size to {MAX_BATCH_SIZE} or less",
         )
-    if request.kv_cache_quantization != "none":
+    if request.engine.kv_cache_quantization != "none":
         yield Rejection(
             f"the EAGLE drafter shares the target's KV cache and has no scales for an "
-            f"{request.kv_cache_quantization} KV cache",
+            f"{request.engine.kv_cache_quantization} KV cache",
             "set engine.kv_cache_quantization: none",
         )

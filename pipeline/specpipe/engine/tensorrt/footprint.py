@@ -7,7 +7,7 @@ libraries is a rule of thumb. Nothing here was measured on a GPU.
 import math
 from collections.abc import Mapping
 
-from specpipe.core.backend import BuildRequest, Footprint
+from specpipe.engine.backend import BuildRequest, Footprint
 from specpipe.engine.tensorrt.lower import (
     engine_seq_len,
     num_tokens,
@@ -33,13 +33,13 @@ _HALF = 2  # bytes of float16 and bfloat16
 
 def footprint(request: BuildRequest, profile: Profile = DEFAULT) -> Footprint:
     """Return the memory of an engine on the GPU that holds most."""
-    ranks = request.parallel.world_size
+    ranks = request.engine.parallel.world_size
     blocks = math.ceil(engine_seq_len(request) / profile.tokens_per_block)
     weights, looked_up = _weights(request)
     return Footprint(
         weights=weights,
         kv_per_token=_kv_per_token(request),
-        kv_tokens=request.max_batch_size * blocks * profile.tokens_per_block,
+        kv_tokens=request.engine.max_batch_size * blocks * profile.tokens_per_block,
         activations=_activations(request, num_tokens(request, profile)),
         runtime=CONTEXT_BYTES + (COMMUNICATION_BYTES if ranks > 1 else 0),
         looked_up=looked_up,
@@ -54,7 +54,7 @@ def _drafter(request: BuildRequest) -> int:
     model = request.model
     tables = model.vocab_size * model.hidden_size * (1 if model.tie_word_embeddings else 2)
     layer = (model.num_parameters - tables) / model.num_hidden_layers
-    return int(layer * WEIGHT_BYTES[request.quantization] / request.parallel.tp_size)
+    return int(layer * WEIGHT_BYTES[request.engine.quantization] / request.engine.parallel.tp_size)
 
 
 def _weights(request: BuildRequest) -> tuple[int, int]:
@@ -64,16 +64,17 @@ def _weights(request: BuildRequest) -> tuple[int, int]:
     stage holds the whole embedding unless it is sharded. A tied head is stored again if it is
     sharded.
     """
-    model, tp, pp = request.model, request.parallel.tp_size, request.parallel.pp_size
+    engine = request.engine
+    model, tp, pp = request.model, engine.parallel.tp_size, engine.parallel.pp_size
     table = model.vocab_size * model.hidden_size
     tables = table if model.tie_word_embeddings else 2 * table
-    inner = (model.num_parameters - tables) * WEIGHT_BYTES[request.quantization]
+    inner = (model.num_parameters - tables) * WEIGHT_BYTES[engine.quantization]
     if model.stored_bytes:
         inner = max(0, model.stored_bytes - tables * _HALF)
     inner *= 1 + guessing_layers(request) / model.num_hidden_layers
     layers = (inner + _duplicated(request)) / (tp * pp)
     head = padded(model.vocab_size, tp) // tp * model.hidden_size * _HALF
-    first = table * _HALF // (tp if request.parallel.use_parallel_embedding else 1)
+    first = table * _HALF // (tp if engine.parallel.use_parallel_embedding else 1)
     last = head + model.drafter_parameters(padded(model.vocab_size, tp)) * _HALF // tp
     picked = model.num_eagle_layers * first  # every copy of a drafter has its own embedding
     if pp > 1:  # every stage is as full as the fullest; a step reads the last one's head once
@@ -91,20 +92,20 @@ def guessing_layers(request: BuildRequest) -> int:
 def _duplicated(request: BuildRequest) -> float:
     """Return the additional bytes of KV heads that are copied because there are more ranks."""
     model = request.model
-    extra = max(0, request.parallel.tp_size - model.num_key_value_heads)
+    extra = max(0, request.engine.parallel.tp_size - model.num_key_value_heads)
     rows = 2 * extra * model.head_size * model.num_hidden_layers
-    return rows * model.hidden_size * WEIGHT_BYTES[request.quantization]
+    return rows * model.hidden_size * WEIGHT_BYTES[request.engine.quantization]
 
 
 def _kv_per_token(request: BuildRequest) -> int:
-    model, tp = request.model, request.parallel.tp_size
-    size = _HALF if request.kv_cache_quantization == "none" else 1
+    model, tp = request.model, request.engine.parallel.tp_size
+    size = _HALF if request.engine.kv_cache_quantization == "none" else 1
     share = max(model.num_key_value_heads / tp, 1) / model.num_key_value_heads
     net = model.eagle_net_config
     more = guessing_layers(request) + (net.num_hidden_layers if net else 0)
     layers = 1 + more / model.num_hidden_layers
     return math.ceil(
-        model.kv_bytes(1, bytes_per_value=size) * share * layers / request.parallel.pp_size
+        model.kv_bytes(1, bytes_per_value=size) * share * layers / request.engine.parallel.pp_size
     )
 
 
@@ -114,7 +115,7 @@ def _activations(request: BuildRequest, tokens: int) -> int:
     Residual, normed and attended states; queries, keys and values; both halves of the MLP; and the
     logits of every row that decodes, in 32 bits, before and after they are gathered.
     """
-    model, tp = request.model, request.parallel.tp_size
+    model, tp = request.model, request.engine.parallel.tp_size
     attention = (model.num_attention_heads + 2 * model.num_key_value_heads) * model.head_size
     inner = model.moe.top_k * model.expert_size if model.moe else model.intermediate_size
     inner += model.moe_shared_expert_intermediate_size
@@ -135,7 +136,7 @@ def _beams(request: BuildRequest) -> int:
     net = request.model.redrafter
     if net is None:
         return 0
-    rows = request.max_batch_size * net.num_beams * (net.draft_len_per_beam + 1)
+    rows = request.engine.max_batch_size * net.num_beams * (net.draft_len_per_beam + 1)
     return 4 * rows * request.model.vocab_size * _HALF
 
 

@@ -6,8 +6,8 @@ its builder would silently change (`builder.py::build`) are written as they woul
 
 from pathlib import Path
 
-from specpipe.core.backend import BuildRequest
 from specpipe.core.upstream import ENGINE_MODES, PLAIN
+from specpipe.engine.backend import BuildRequest
 from specpipe.engine.tensorrt.profiles import Profile
 
 FP8_READERS = ("fp8", "nvfp4")  # quantizations whose attention reads 8-bit caches in blocks
@@ -37,7 +37,7 @@ def build_flags(
         **dict.fromkeys(_OFF, "disable"),
         **_mode_flags(request),
         "--logits_dtype": "float32",
-        "--workers": str(request.parallel.world_size),
+        "--workers": str(request.engine.parallel.world_size),
         "--log_level": "info",
     }
     gather = request.role == "draft" and not profile.gathers_logits_at_runtime
@@ -47,9 +47,9 @@ def build_flags(
 
 def _size_flags(request: BuildRequest, profile: Profile) -> dict[str, str]:
     return {
-        "--max_batch_size": str(request.max_batch_size),
+        "--max_batch_size": str(request.engine.max_batch_size),
         "--max_input_len": str(longest_prompt(request)),
-        "--max_seq_len": str(request.max_seq_len),
+        "--max_seq_len": str(request.engine.max_seq_len),
         "--max_num_tokens": str(num_tokens(request, profile)),
         "--opt_num_tokens": str(step_tokens(request)),
         "--max_beam_width": "1",
@@ -57,7 +57,8 @@ def _size_flags(request: BuildRequest, profile: Profile) -> dict[str, str]:
 
 
 def _attention_flags(request: BuildRequest, profile: Profile) -> dict[str, str]:
-    fp8 = request.kv_cache_quantization == "fp8" and request.quantization in FP8_READERS
+    engine = request.engine
+    fp8 = engine.kv_cache_quantization == "fp8" and engine.quantization in FP8_READERS
     return {
         "--kv_cache_type": "paged",
         "--tokens_per_block": str(profile.tokens_per_block),
@@ -69,11 +70,12 @@ def _attention_flags(request: BuildRequest, profile: Profile) -> dict[str, str]:
 
 
 def _plugin_flags(request: BuildRequest) -> dict[str, str]:
-    ranks = request.parallel.world_size
+    engine = request.engine
+    ranks = engine.parallel.world_size
     return {
-        "--gpt_attention_plugin": request.dtype,
-        "--gemm_plugin": _GEMM_PLUGINS.get(request.quantization, request.dtype),
-        "--nccl_plugin": request.dtype if ranks > 1 else "disable",
+        "--gpt_attention_plugin": engine.dtype,
+        "--gemm_plugin": _GEMM_PLUGINS.get(engine.quantization, engine.dtype),
+        "--nccl_plugin": engine.dtype if ranks > 1 else "disable",
         "--moe_plugin": "auto",
         "--use_fused_mlp": "enable",
     }
@@ -95,9 +97,9 @@ def reads_blocks(request: BuildRequest) -> bool:
 
     trtllm-build turns it off for 8-bit caches, except for FP8 caches of FP8 and FP4 engines.
     """
-    if request.kv_cache_quantization == "fp8":
-        return request.quantization in FP8_READERS
-    return request.kv_cache_quantization == "none"
+    if request.engine.kv_cache_quantization == "fp8":
+        return request.engine.quantization in FP8_READERS
+    return request.engine.kv_cache_quantization == "none"
 
 
 def longest_prompt(request: BuildRequest) -> int:
@@ -105,13 +107,14 @@ def longest_prompt(request: BuildRequest) -> int:
 
     The draft/target loop of `draft_model` calls both engines with the prompt and the output so far.
     """
-    return request.max_seq_len if request.method == "draft_model" else request.max_input_len
+    engine = request.engine
+    return engine.max_seq_len if request.method == "draft_model" else engine.max_input_len
 
 
 def step_tokens(request: BuildRequest) -> int:
     """Return the number of tokens of a step in which every sequence decodes."""
     drafted = request.draft_nodes if takes_drafts(request) else 0
-    return request.max_batch_size * (drafted + 1)
+    return request.engine.max_batch_size * (drafted + 1)
 
 
 def engine_seq_len(request: BuildRequest) -> int:
@@ -120,8 +123,8 @@ def engine_seq_len(request: BuildRequest) -> int:
     For EAGLE it also adds one token per level of the tree.
     """
     if not takes_drafts(request):
-        return request.max_seq_len
-    return request.max_seq_len + request.draft_nodes + request.model.num_eagle_layers
+        return request.engine.max_seq_len
+    return request.engine.max_seq_len + request.draft_nodes + request.model.num_eagle_layers
 
 
 def num_tokens(request: BuildRequest, profile: Profile) -> int:
@@ -131,6 +134,6 @@ def num_tokens(request: BuildRequest, profile: Profile) -> int:
     all sequences. trtllm-build does not change a number between these bounds.
     """
     prompt = longest_prompt(request) + (request.draft_nodes if takes_drafts(request) else 0)
-    several = min(8192, request.max_batch_size * longest_prompt(request))
+    several = min(8192, request.engine.max_batch_size * longest_prompt(request))
     wanted = max(prompt, several, step_tokens(request), profile.tokens_per_block)
-    return min(wanted, request.max_batch_size * engine_seq_len(request))
+    return min(wanted, request.engine.max_batch_size * engine_seq_len(request))

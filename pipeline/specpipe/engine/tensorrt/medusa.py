@@ -3,7 +3,8 @@
 Taken from the sources of TensorRT-LLM 0.17 and 1.x; nothing here was run on a GPU.
 """
 
-from specpipe.core.backend import BuildRequest, Rejection
+from specpipe.core.errors import Rejection
+from specpipe.engine.backend import BuildRequest
 
 BASES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 _OTHER_WAYS = "use method: draft_model or lookahead, or backend: openvino"

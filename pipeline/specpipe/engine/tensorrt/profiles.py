@@ -9,7 +9,7 @@ notes. Nothing here was run on a GPU.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from specpipe.core.backend import Rejection
+from specpipe.core.errors import Rejection
 
 _IMAGE = "nvcr.io/nvidia/tritonserver:{}-trtllm-python-py3"
 _AMPERE_TO_HOPPER = (80, 86, 89, 90)

@@ -3,8 +3,9 @@
 Taken from the sources of TensorRT-LLM 0.17 and 1.x; nothing here was run on a GPU.
 """
 
-from specpipe.core.backend import BuildRequest, Rejection
+from specpipe.core.errors import Rejection
 from specpipe.core.model import redrafter_class
+from specpipe.engine.backend import BuildRequest
 from specpipe.engine.tensorrt.profiles import DEFAULT
 
 _OTHER_WAYS = "use method: draft_model or lookahead"

@@ -1,55 +1,19 @@
-"""The interface of building: requests to a backend, and what it returns for them."""
+"""The interface of building: requests to a backend, and what it returns for them.
+
+The folders next to this file have the backends.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
+from specpipe.config.run_config import EngineOptions
+from specpipe.config.speculation import Hybrid, Medusa, Speculation
 from specpipe.core.contracts import LoadedEngine, Role
 from specpipe.core.endpoint import Endpoint, Serving
-from specpipe.core.model import Dtype, ModelConfig
-
-Quantization = Literal["none", "int8", "int4", "fp8", "int4_awq", "int8_sq", "nvfp4"]
-CacheQuantization = Literal["none", "int8", "fp8"]
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """One reason why something cannot be done, and what to change."""
-
-    reason: str
-    hint: str
-
-    def __str__(self) -> str:
-        return f"{self.reason}; {self.hint}"
-
-
-@dataclass(frozen=True)
-class Parallel:
-    """How one model is spread over GPUs: every layer over `tp_size`, the layers over `pp_size`.
-
-    Of the `tp_size` ranks, groups of `moe_ep_size` share out the experts. The embedding is on every
-    rank unless `use_parallel_embedding` cuts it, along the vocabulary (0) or the hidden size (1).
-    """
-
-    tp_size: int = 1
-    pp_size: int = 1
-    moe_ep_size: int = 1
-    use_parallel_embedding: bool = False
-    embedding_sharding_dim: int = 0
-
-    @property
-    def world_size(self) -> int:
-        """Number of ranks."""
-        return self.tp_size * self.pp_size
-
-    @property
-    def moe_tp_size(self) -> int:
-        """Over how many ranks each expert is spread."""
-        return self.tp_size // self.moe_ep_size
-
-
-ONE_RANK = Parallel()
+from specpipe.core.errors import Rejection
+from specpipe.core.model import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -58,27 +22,30 @@ class BuildRequest:
 
     role: Role
     model: ModelConfig
-    dtype: Dtype
-    quantization: str
-    method: str
-    draft_nodes: int
-    max_batch_size: int
-    max_input_len: int
-    max_seq_len: int
-    gpu: str | None = None
-    parallel: Parallel = ONE_RANK
-    kv_cache_quantization: str = "none"
-    sm: int | None = None  # compute capability of `gpu`, without the dot; None: not known
-    release: str | None = None  # of TensorRT-LLM; None: the default one
+    engine: EngineOptions
+    speculation: Speculation  # of the run: the draft's request has it too
+    sm: int | None = None  # compute capability of the GPU, without the dot; None: not known
     sources: Mapping[Role, str] = field(default_factory=dict)  # the Hugging Face models
     revisions: Mapping[Role, str] = field(default_factory=dict)  # of those for which one is given
-    ngram_size: int = 0  # longest match that prompt lookup tries
-    max_concurrency: int | None = None  # with more sequences, nothing is drafted
-    draft_vocab_size: int = 0  # Medusa heads draft only the first N tokens; 0: all
     streams: bool = True  # whether answers are served piece by piece
-    kv_cache_tokens: int = 0  # tokens of all sequences in the KV cache; 0: all at their longest
-    prefix_cache: bool = True  # whether the rows of known prefixes are found again
-    batch_invariant: bool = False  # whether rows must not depend on the other rows of a call
+
+    @property
+    def method(self) -> str:
+        """The method of speculation."""
+        return self.speculation.method
+
+    @property
+    def draft_nodes(self) -> int:
+        """Most draft tokens of a step."""
+        return self.speculation.num_draft_tokens
+
+    @property
+    def draft_vocab_size(self) -> int:
+        """Medusa heads in this engine draft only the first N tokens of the vocabulary; 0: all."""
+        options = self.speculation
+        if self.role == "target" and isinstance(options, Medusa | Hybrid):
+            return options.draft_vocab_size or 0
+        return 0
 
 
 @dataclass(frozen=True)
@@ -157,7 +124,7 @@ class Backend(Protocol):
     def versions(self, release: str | None = None) -> Mapping[str, str]:
         """Name what the engine's bytes depend on besides its inputs (library versions).
 
-        `release` picks one of several, as `BuildRequest.release` does.
+        `release` picks one of several, as `EngineOptions.tensorrt_llm` does.
         """
         ...
 
