@@ -1,4 +1,4 @@
 """`specpipe doctor`: lists what this machine has, and what a run lacks.
 
-Not here: reasons that follow from the config alone (`plan`).
+Not here: reasons that follow from the config only (`plan`).
 """

@@ -56,7 +56,7 @@ class StepCost:
         """
         known = float(self.next(np.array([rows]))[0])
         changed, self.last_rows = rows != self.last_rows, rows
-        if changed and rows <= self.rows[-1]:
+        if changed and self.change_ms and rows <= self.rows[-1]:
             self.change_ms *= 1 + (_RATE if ms > known else -_RATE)
             return
         place = int(np.argmin(np.abs(self.rows - rows)))

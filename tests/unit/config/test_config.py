@@ -374,13 +374,11 @@ def test_the_bound_of_a_key_is_that_of_the_tree_it_counts(
 def test_a_tree_may_be_left_to_the_planner(tmp_path: Path) -> None:
     config = read(tmp_path, MEDUSA.format("auto"))
     assert isinstance(config.speculation, Medusa) and config.speculation.tree == "auto"
-    assert config.heads() == "some/heads" and config.lossless
+    assert config.drafter() == "some/heads" and config.lossless
 
 
 def test_a_redrafter_drafts_its_beams_whole(tmp_path: Path) -> None:
-    text = (
-        MEDUSA.format("auto").replace("medusa", "redrafter").replace("tree: auto", "num_beams: 4")
-    )
+    text = with_lines(REDRAFTER.format("drafter"), "num_beams: 4")
     options = read(tmp_path, text).speculation
     assert isinstance(options, ReDrafter) and options.greedy_search
     assert (options.draft_len_per_beam, options.num_draft_tokens) == (5, 20)

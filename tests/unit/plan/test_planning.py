@@ -414,10 +414,11 @@ def test_a_folder_without_heads_is_named_with_its_line_and_the_file_that_it_lack
     speculation: dict[str, object], expected: str, write_config, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
-    path = write_config(speculation={**speculation, "heads": str(tmp_path / "empty")})
+    key = "heads" if speculation["method"] == "medusa" else "drafter"
+    path = write_config(speculation={**speculation, key: str(tmp_path / "empty")})
     with pytest.raises(ConfigError) as caught:
         plan_of(path, tmp_path)
-    assert re.search(r"\.yaml:\d+: 'speculation.heads': ", str(caught.value))
+    assert re.search(rf"\.yaml:\d+: 'speculation.{key}': ", str(caught.value))
     assert "no weights in this folder" in str(caught.value) and expected in str(caught.value)
 
 
