@@ -23,11 +23,9 @@ from specpipe.core.artifacts import read_model_config
 from specpipe.core.model import Dtype
 from specpipe.engine.openvino.backend import OpenVinoBackend
 from specpipe.engine.openvino.engine import OpenVinoEngine
-from tests.build_requests import build_request
-from tests.models import TEXT, make_llama
-from tests.mutants import plant_from_environment
-
-SMOLLM2 = Path("~/.cache/specpipe/models/SmolLM2-135M-Instruct").expanduser()
+from tests.helpers.build_requests import build_request
+from tests.helpers.models import SMOLLM2, TEXT, make_llama
+from tests.helpers.mutants import plant_from_environment
 
 plant_from_environment()  # before any test module imports what it replaces
 

@@ -10,7 +10,7 @@ from specpipe.core.contracts import Ints, Sampling, Score
 from specpipe.runtime.assembly import PROPOSERS
 from specpipe.runtime.budget import Budget
 from specpipe.runtime.cost import StepCost
-from tests.contract.distributions import (
+from tests.helpers.distributions import (
     Dice,
     enumerate_case,
     enumerate_distribution,
@@ -19,19 +19,9 @@ from tests.contract.distributions import (
     frequencies,
     outcomes,
 )
-from tests.contract.worlds import OPTIONS, World, some_allowance, some_nodes
+from tests.helpers.worlds import OPTIONS, SAMPLED, World, some_allowance, some_nodes
 
 WORLD = World(vocab_size=3)
-SAMPLED = {
-    "plain": Sampling(top_k=0),
-    "temperature": Sampling(top_k=0, temperature=0.6),
-    "top_k": Sampling(top_k=2),
-    "top_p": Sampling(top_k=0, top_p=0.8),
-    "penalties": Sampling(top_k=0, repetition_penalty=1.5, frequency_penalty=0.4),
-    "end_ids": Sampling(top_k=0, end_ids=(2, 0)),
-    "min_tokens": Sampling(top_k=0, end_ids=(2, 0), min_tokens=2),
-    "bad_words": Sampling(top_k=0, bad_words=((1, 2), (0, 0))),
-}
 DRAWS = 50_000
 # Bonferroni: one false alarm in a thousand runs, over all methods together. Two more, because
 # chi-square's tail is longer than that of the normal distribution.

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from specpipe.checkpoint.families import FAMILIES
 from specpipe.core.contracts import ROOT
-from tests.families import WORLDS, make_family
-from tests.unit.engine.stepping import item, keep, rooted, started
+from tests.helpers.engine_steps import item, keep, rooted, started
+from tests.helpers.families import WORLDS, make_family
 
 CASES = [(name, variant) for name, world in WORLDS.items() for variant in world.variants]
 TREE = [ROOT, 0, ROOT, 1, 0]  # parents of five nodes

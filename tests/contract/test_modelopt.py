@@ -1,6 +1,6 @@
 """specpipe's tensors equal those of an independent exporter: NVIDIA Model-Optimizer 0.47.
 
-What it wrote of the models in `tests.modelopt` is kept in tests/data/modelopt.json, which
+What it wrote of the models in `tests.helpers.modelopt` is kept in tests/data/modelopt.json, which
 `scripts/compare-modelopt --facts` writes; the exporter itself is not needed here.
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.modelopt import MODELS, convert, fact, write_model
+from tests.helpers.modelopt import MODELS, convert, fact, write_model
 
 FACTS = json.loads((Path(__file__).parents[1] / "data/modelopt.json").read_text())
 

@@ -11,9 +11,9 @@ import pytest
 from specpipe.core.contracts import Sampling
 from specpipe.speculate import accept
 from specpipe.speculate.decode import Limits
-from tests.contract.distributions import enumerate_distribution, exact_distribution
-from tests.contract.worlds import OPTIONS, World
-from tests.mutants import MUTANTS, plant
+from tests.helpers.distributions import enumerate_distribution, exact_distribution
+from tests.helpers.mutants import MUTANTS, plant
+from tests.helpers.worlds import OPTIONS, World
 
 WORLD = World(vocab_size=3)
 # Request options that reveal every mutant of the distribution.

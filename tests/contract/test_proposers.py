@@ -16,7 +16,7 @@ from specpipe.core.contracts import EMPTY, ROOT, Draft, Sampling, chain
 from specpipe.runtime.assembly import PROPOSERS
 from specpipe.speculate import accept
 from specpipe.speculate.decode import Limits
-from tests.contract.worlds import OPTIONS, PROMPT, Case, World, some_allowance, some_nodes
+from tests.helpers.worlds import OPTIONS, PROMPT, Case, World, some_allowance, some_nodes
 
 WORLD = World(vocab_size=5)
 

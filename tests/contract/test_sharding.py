@@ -9,8 +9,8 @@ from specpipe.checkpoint.convert import effective
 from specpipe.checkpoint.families import FAMILIES, find_family, read_facts
 from specpipe.checkpoint.source import Source, open_source
 from specpipe.core.divisibility import ONE_RANK, Parallel, check_parallel
-from tests.families import WORLDS, make_family
-from tests.sharding import convert_tensors, merge
+from tests.helpers.families import WORLDS, make_family
+from tests.helpers.sharding import convert_tensors, merge
 
 CASES = [(name, variant) for name, world in WORLDS.items() for variant in world.variants]
 LAYOUTS = [

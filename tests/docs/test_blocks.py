@@ -15,7 +15,7 @@ import yaml
 
 from specpipe.cli import main
 from specpipe.config.run_config import RunConfig, read_config
-from tests.docs.blocks import BLOCKS, PAGES, SHELL, Block, commands, of_language, script_lines
+from tests.helpers.pages import BLOCKS, PAGES, SHELL, Block, commands, of_language, script_lines
 
 LANGUAGES = (*SHELL, "yaml", "python", "json", "text", "toml", "ini", "promql", "diff")
 # Programs that may stand in a page; what they are told is not checked.

@@ -17,7 +17,7 @@ from specpipe.checkpoint.inspection.records import Inspection
 from specpipe.cli import main
 from specpipe.cli.output import print_error
 from specpipe.cli.present import generation_json, prediction_json, tuning_json
-from specpipe.cli.serve import _print_ready
+from specpipe.cli.serve import print_ready
 from specpipe.config.run_config import read_config
 from specpipe.core.artifacts import Workspace
 from specpipe.doctor.checks import Finding
@@ -50,7 +50,7 @@ PRINTED = {
     "plan": literal_keys(plan_json),
     "doctor": fields(Finding),
     "inspect": fields(Inspection),
-    "serve": literal_keys(_print_ready),
+    "serve": literal_keys(print_ready),
     "generate": literal_keys(generation_json),
     "validate": literal_keys(to_json),
     "tune": literal_keys(tuning_json),

@@ -1,68 +1,23 @@
-"""Real servers with tiny models, and the expected answers, computed in this process."""
+"""Fixtures: real servers with tiny models, and reports on those that died in a test."""
 
 import json
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from specpipe.cli import main
-from specpipe.config.run_config import RunConfig, read_config
+from specpipe.config.run_config import read_config
 from specpipe.core.artifacts import Workspace
-from specpipe.core.contracts import Sampling
 from specpipe.core.processes import last_lines
 from specpipe.run.run import Run
 from specpipe.run.stages import build
-from specpipe.runtime.assembly import open_runtime
-from specpipe.runtime.tokens import TextTokenizer, load_tokenizer
 from specpipe.serve.address import free_address
-from specpipe.serve.client import Client
 from specpipe.serve.tritonserver import RunningServer, start_server
-from specpipe.speculate.decode import Limits
+from tests.helpers.servers import Package, Serve, Served
 
 ENGINE = {"backend": "openvino", "max_batch_size": 2, "max_input_len": 100, "max_seq_len": 4000}
-
-
-class Served:
-    """A running server, and functions that compute its expected answers."""
-
-    def __init__(self, config: RunConfig, workspace: Workspace, endpoint: RunningServer) -> None:
-        self.config, self.workspace, self.endpoint = config, workspace, endpoint
-        self.url = endpoint.address.grpc
-        self.client = Client(self.url, timeout_s=60)
-        folder = workspace.repository / "preprocessing/1/tokenizer"
-        self.tokenizer: TextTokenizer = load_tokenizer(folder)
-        self._deployment = open_runtime(config, {"target": workspace.engine("target")})
-
-    def plain(self, text: str, max_tokens: int, **sampling: object) -> list[int]:
-        """Return the tokens of plain decoding in this process."""
-        ends = self.ends(sampling.pop("end_id", None))
-        options = Sampling(end_ids=ends, **sampling)  # type: ignore[arg-type]
-        prompt = self.tokenizer.encode(text, 1000)
-        steps = self._deployment.decode(prompt, options, Limits(max_tokens), 0)
-        return [token for step in steps for token in step.tokens]
-
-    def plain_text(self, text: str, max_tokens: int, **sampling: object) -> str:
-        """Return the text of plain decoding; an end token has none."""
-        tokens = self.plain(text, max_tokens, **sampling)
-        ended = tokens[-1] in self.ends(sampling.get("end_id"))
-        return self.tokenizer.decode(tokens[:-1] if ended else tokens)
-
-    def ends(self, end_id: object) -> tuple[int, ...]:
-        """Return the end tokens of a request with this `end_id`."""
-        if end_id is None:
-            return self.tokenizer.end_ids
-        return (end_id,) if isinstance(end_id, int) and end_id >= 0 else ()
-
-
-def cli_generate(server: Served, *words: str, config: bool = False) -> Result:
-    """Run `specpipe generate` against a server, with or without the run's config."""
-    run = ("--config", server.config.path, "--workspace", str(server.workspace.root))
-    place = run if config else ()
-    return CliRunner().invoke(main, ["generate", "--url", server.url, *place, *words])
 
 
 @dataclass
@@ -106,14 +61,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-Package = Callable[..., tuple[RunConfig, Workspace]]
-
-
 @pytest.fixture(scope="session")
 def package(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Package:
-    """Return a function that builds and packages the tiny model with the given sections."""
+    """Return a function that builds and packages the tiny model with the given sections, once."""
+    made: dict[str, Run] = {}
 
-    def packaged(**sections: object) -> tuple[RunConfig, Workspace]:
+    def build_run(sections: dict[str, object]) -> Run:
         root = tmp_path_factory.mktemp("served")
         values = {
             "name": "tiny", "target": {"model": str(tiny)}, "engine": ENGINE,
@@ -124,30 +77,55 @@ def package(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Package:
         path = root / "run.yaml"
         path.write_text(json.dumps(values))
         config = read_config(path)
-        workspace = Workspace(root, config.name)
-        build(Run(config, workspace))
-        return config, workspace
+        run = Run(config, Workspace(root, config.name))
+        build(run)
+        return run
+
+    def packaged(**sections: object) -> Run:
+        key = json.dumps(sections, sort_keys=True)
+        if key not in made:
+            made[key] = build_run(sections)
+        return made[key]
 
     return packaged
 
 
 @pytest.fixture(scope="session")
-def serve(package: Package, pytestconfig: pytest.Config) -> Callable[..., object]:
+def serve(
+    package: Package, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Serve:
     """Return a context manager that builds and serves the tiny model with the given sections."""
 
     @contextmanager
     def serving(**sections: object) -> Iterator[Served]:
-        config, workspace = package(**sections)
-        log = workspace.root / "server.log"
-        with start_server(workspace.repository, free_address(), log) as endpoint:
+        run = package(**sections)
+        log = tmp_path_factory.mktemp("log") / "server.log"
+        with start_server(run.workspace.repository, free_address(), log) as endpoint:
             with pytestconfig.stash[SERVERS].watch(endpoint):
-                yield Served(config, workspace, endpoint)
+                yield Served(run, endpoint)
 
     return serving
 
 
 @pytest.fixture(scope="session")
-def server(serve: Callable[..., object]) -> Iterator[Served]:
+def run(package: Package) -> Run:
+    """Return the packaged run of the server that most tests share."""
+    return package()
+
+
+@pytest.fixture(scope="session")
+def server(serve: Serve) -> Iterator[Served]:
     """Return the server that most tests share."""
-    with serve() as served:  # type: ignore[attr-defined]
+    with serve() as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def bls_server(serve: Serve, tiny_draft: Path) -> Iterator[Served]:
+    """Return a server with Triton's loop over a target and a draft that is mostly wrong.
+
+    It has two processes of each text model.
+    """
+    draft = {"method": "draft_model", "draft": {"model": str(tiny_draft)}, "num_draft_tokens": 3}
+    with serve(speculation=draft, serving={"loop": "bls", "max_queue_size": 3}) as served:
         yield served

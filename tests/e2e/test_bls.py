@@ -6,7 +6,6 @@ tensors, answered by the CPU engine.
 
 import re
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,53 +17,25 @@ from specpipe.core.errors import Unsupported
 from specpipe.repository.description import read_endpoint
 from specpipe.serve.client import Options, collect
 from specpipe.validate.reference import Reference
-from tests.e2e import raw
-from tests.e2e.conftest import Served, cli_generate
+from tests.helpers import raw_requests as raw
+from tests.helpers.servers import PROMPT, TEXT_MODELS, Served, asked, cli_generate, expected
 
 pytestmark = pytest.mark.e2e
 
-PROMPT = "The quick brown fox jumps over the lazy dog. The quick brown"
-TEXT_MODELS = pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
 
-
-@pytest.fixture(scope="module")
-def server(serve, tiny_draft: Path) -> Iterator[Served]:
-    """Return a server whose draft is mostly wrong, with two processes of each text model."""
-    with serve(
-        speculation=draft_options(tiny_draft), serving={"loop": "bls", "max_queue_size": 3}
-    ) as served:
-        yield served
+@pytest.fixture
+def server(bls_server: Served) -> Served:
+    return bls_server
 
 
 @pytest.fixture(scope="module")
 def twin(serve, tiny: Path) -> Iterator[Served]:
     """Return a server whose draft is the target itself, and which answers in one piece."""
     with serve(
-        speculation=draft_options(tiny),
+        speculation={"method": "draft_model", "draft": {"model": str(tiny)}, "num_draft_tokens": 3},
         serving={"loop": "bls", "decoupled": False, "instances": 1},
     ) as served:
         yield served
-
-
-def draft_options(model: Path) -> dict[str, object]:
-    return {"method": "draft_model", "draft": {"model": str(model)}, "num_draft_tokens": 3}
-
-
-def asked(**more: object) -> dict[str, object]:
-    return {"text_input": PROMPT, "max_tokens": 40, "exclude_input_in_output": True, **more}
-
-
-def expected(server: Served, max_tokens: int = 40, **sampling: object) -> str:
-    return server.plain_text(PROMPT, max_tokens, **sampling)
-
-
-def metrics(server: Served, name: str) -> dict[str, float]:
-    """Return the values of one metric by the model that they are of."""
-    url = f"http://{server.endpoint.address.metrics}/metrics"
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    found = [line for line in lines if line.startswith(name + "{")]
-    return {line.split('model="')[1].split('"')[0]: float(line.split()[-1]) for line in found}
 
 
 @TEXT_MODELS
@@ -76,15 +47,6 @@ def test_the_answer_is_that_of_plain_decoding(
     results = raw.stream(server.url, model, values)
     assert raw.text(results) == expected(server)
     assert (len(results) > 1) == bool(stream)
-
-
-@TEXT_MODELS
-def test_the_prompt_is_repeated_unless_it_is_excluded(model: str, server: Served) -> None:
-    values = {"text_input": PROMPT, "max_tokens": 10, "num_draft_tokens": 3}
-    if model == "ensemble":
-        del values["num_draft_tokens"]
-    (whole,) = raw.stream(server.url, model, values)
-    assert raw.text([whole]) == PROMPT + expected(server, 10)
 
 
 def test_a_request_may_draft_less(server: Served) -> None:
@@ -121,10 +83,10 @@ def test_stop_words_of_several_tokens_end_the_answer(model: str, server: Served)
     answer = expected(server)
     word = next(answer[i : i + 4] for i in range(8, 30) if answer.find(answer[i : i + 4]) == i)
     assert len(server.tokenizer.words([word])[0]) > 1
-    until = answer[: answer.index(word) + 4]
+    kept = answer[: answer.index(word) + 4]
     for stream in (True, False):
         got = raw.stream(server.url, model, asked(stop_words=["never", word], stream=stream))
-        assert raw.text(got) == until
+        assert raw.text(got) == kept
 
 
 def test_options_hold_in_every_step(server: Served) -> None:
@@ -161,9 +123,6 @@ def test_a_seed_makes_sampling_repeatable(server: Served) -> None:
 @pytest.mark.parametrize(
     ("values", "code", "words"),
     [
-        ({"text_input": ""}, "INVALID_ARG", "the prompt is empty"),
-        ({"max_tokens": 5000}, "INVALID_ARG", "max_tokens is 5000: with a prompt of"),
-        ({"top_p": 7.0}, "INVALID_ARG", "top_p is 7.0: must be above 0 and at most 1"),
         ({"num_draft_tokens": 9}, "INVALID_ARG", "must be from 0 to 3"),
         ({"embedding_bias_words": ["x"]}, "INVALID_ARG", "each word needs one"),
         ({"beam_width": 4}, "UNSUPPORTED", "beam search is not supported"),
@@ -218,12 +177,13 @@ def test_a_client_that_leaves_stops_both_engines(model: str, server: Served) -> 
     engines = ("tensorrt_llm", "tensorrt_llm_draft")
 
     def calls() -> list[float]:
-        found = metrics(server, "nv_inference_request_success")
+        found = server.metrics("nv_inference_request_success")
         return [found[engine] for engine in engines]
 
     before = calls()
     raw.stream(server.url, model, asked(max_tokens=3000, stream=True, end_id=-1), take=3)
-    made = [after - old for after, old in zip(raw.settled(calls), before, strict=True)]
+    server.await_in_flight(model, 0)
+    made = [after - old for after, old in zip(calls(), before, strict=True)]
     assert all(0 < number < 3000 / 4 for number in made)  # a call gives four tokens at most
 
 
@@ -231,9 +191,10 @@ def test_prometheus_adds_up_what_all_processes_counted(server: Served) -> None:
     names = ("steps", "output_tokens", "draft_tokens", "accepted_draft_tokens")
 
     def totals() -> list[float]:
-        return [metrics(server, f"specpipe_{n}_total")["tensorrt_llm_bls"] for n in names]
+        return [server.metrics(f"specpipe_{n}_total")["tensorrt_llm_bls"] for n in names]
 
     raw.stream(server.url, "tensorrt_llm_bls", asked())
+    server.await_in_flight("tensorrt_llm_bls", 0)  # a request is counted after its last response
     before = totals()
     figures = []
 
@@ -242,13 +203,14 @@ def test_prometheus_adds_up_what_all_processes_counted(server: Served) -> None:
         figures.extend(raw.stream(server.url, "tensorrt_llm_bls", values))
 
     raw.together(4, one)
+    server.await_in_flight("tensorrt_llm_bls", 0)
     gained = [after - old for after, old in zip(totals(), before, strict=True)]
     assert gained[1] == 4 * len(server.plain(PROMPT, 40))
     assert gained[2] == sum(raw.value(f, "total_draft_tokens") for f in figures)
     assert gained[3] == sum(raw.value(f, "total_accepted_draft_tokens") for f in figures)
     steps, output, drafted, accepted = totals()
     rate, length = (
-        metrics(server, f"specpipe_acceptance_{n}")["tensorrt_llm_bls"] for n in ("rate", "length")
+        server.metrics(f"specpipe_acceptance_{n}")["tensorrt_llm_bls"] for n in ("rate", "length")
     )
     assert rate == pytest.approx(accepted / drafted) and length == pytest.approx(output / steps)
 
@@ -382,11 +344,11 @@ def test_an_engine_that_guesses_by_itself_streams_through_the_text_models(serve)
             assert raw.text(results) == expected(server) and len(results) > 1
             assert raw.value(results[-1], "total_draft_tokens") > 0
         answer = expected(server)
-        until = answer[: answer.index(answer[10:14]) + 4]
+        kept = answer[: answer.index(answer[10:14]) + 4]
         got = raw.stream(server.url, "ensemble", asked(stop_words=[answer[10:14]], max_tokens=3000))
-        assert raw.text(got) == until  # and the engine was told to stop:
-        name = "specpipe_output_tokens_total"
-        assert raw.settled(lambda: metrics(server, name)["tensorrt_llm"]) < 2000
+        assert raw.text(got) == kept  # and the engine was told to stop:
+        server.await_idle()
+        assert server.metrics("specpipe_output_tokens_total")["tensorrt_llm"] < 2000
 
 
 def test_an_engine_that_speculates_in_every_request_is_not_said_to_decode_plainly(serve) -> None:

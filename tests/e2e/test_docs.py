@@ -17,8 +17,8 @@ from specpipe.run.run import Run
 from specpipe.run.stages import build
 from specpipe.serve.address import Address, free_address
 from specpipe.serve.tritonserver import start_server
-from tests.conftest import SMOLLM2
-from tests.docs.blocks import SHELL, Block, commands, of_language, script_lines
+from tests.helpers.models import SMOLLM2
+from tests.helpers.pages import SHELL, Block, commands, of_language, script_lines
 
 pytestmark = [pytest.mark.e2e, pytest.mark.model]
 

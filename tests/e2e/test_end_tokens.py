@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from specpipe.serve.client import Options, collect
-from tests.e2e import raw
-from tests.e2e.conftest import Served
+from tests.helpers import raw_requests as raw
+from tests.helpers.servers import Served
 
 pytestmark = pytest.mark.e2e
 

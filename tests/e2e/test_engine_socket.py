@@ -4,7 +4,6 @@ import os
 import signal
 import stat
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,8 @@ import pytest
 from specpipe.runtime.engine_client import ping_engine
 from specpipe.runtime.failures import EngineError
 from specpipe.serve.client import Options
-from tests.e2e import raw
-from tests.e2e.conftest import Served
+from tests.helpers import raw_requests as raw
+from tests.helpers.servers import Served
 
 pytestmark = pytest.mark.e2e
 
@@ -31,10 +30,10 @@ def test_only_this_user_can_enter_the_folder_of_the_socket(server: Served) -> No
 
 
 def test_the_engine_tells_that_it_moves_whatever_it_does(server: Served) -> None:
-    before = ping_engine(socket_of(server), timeout_s=30)
+    before = server.heartbeat()
     pieces = server.client.stream("The quick brown", Options(max_tokens=2000, end_id=-1))
     next(pieces)
-    busy = ping_engine(socket_of(server), timeout_s=30)
+    busy = server.heartbeat()
     assert busy.active == 1 and busy.rounds > before.rounds
     pieces.close()
 
@@ -47,9 +46,7 @@ def test_an_engine_that_stands_still_is_noticed_and_goes_on_when_it_may(server: 
             ping_engine(socket_of(server), timeout_s=1)
     finally:
         os.kill(engine, signal.SIGCONT)
-    deadline = time.monotonic() + 30  # the stream of another test may be about to end
-    while ping_engine(socket_of(server), timeout_s=30).active:
-        assert time.monotonic() < deadline
+    server.await_idle()  # the stream of another test may be about to end
     results = raw.stream(server.url, "ensemble", ASKED)
     assert raw.text(results) == server.tokenizer.decode(server.plain("The quick brown", 40))
 

@@ -1,25 +1,19 @@
 """`specpipe generate` against real servers: with the engine's own loop, and with Triton's."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Served, cli_generate
+from tests.helpers.servers import PROMPT, Served, cli_generate
 
 pytestmark = pytest.mark.e2e
 
-PROMPT = "The quick brown fox jumps over the lazy dog. The quick brown"
 
-
-@pytest.fixture(scope="module", params=["engine", "bls"])
-def looped(request: pytest.FixtureRequest, serve, tiny_draft: Path) -> Iterator[Served]:
-    """Return a server that drafts with a second model, its loop in either place."""
-    draft = {"method": "draft_model", "draft": {"model": str(tiny_draft)}, "num_draft_tokens": 3,
-             "draft_length": "fixed"}  # fmt: skip
-    with serve(speculation=draft, serving={"loop": request.param}) as served:
-        yield served
+@pytest.fixture(params=["server", "bls_server"])
+def looped(request: pytest.FixtureRequest) -> Served:
+    """Return a server with its loop in either place."""
+    found: Served = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.mark.parametrize("config", [True, False])

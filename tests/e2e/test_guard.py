@@ -20,7 +20,7 @@ from specpipe.serve.connect import ClientTls
 from specpipe.serve.description import fetch_endpoint
 from specpipe.serve.guard import Tls
 from specpipe.serve.tritonserver import start_server
-from tests.e2e.conftest import Served
+from tests.helpers.servers import Served
 
 pytestmark = pytest.mark.e2e
 

@@ -1,60 +1,27 @@
 """`specpipe serve` as its users see it: how it stops, and what it does when its server dies."""
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from specpipe.serve.address import free_address
 from specpipe.serve.watch import children
-from tests.e2e import raw
-from tests.e2e.conftest import Package, Served
+from tests.helpers import raw_requests as raw
+from tests.helpers.servers import Package, Run, ready, serving
+from tests.helpers.waiting import until
 
 pytestmark = pytest.mark.e2e
 
 LONG = {"text_input": "The quick", "max_tokens": 3000, "stream": True, "end_id": -1}
+DISCONNECTS = 12  # of each of eight clients
 
 
-@contextmanager
-def serving(
-    repository: Path, tmp_path: Path, *options: str, host: str = "127.0.0.1"
-) -> Iterator["subprocess.Popen[str]"]:
-    """Run the command on a repository, to the end of the block at most."""
-    address = free_address(host)
-    ports = {"grpc": address.grpc_port, "http": address.http_port, "metrics": address.metrics_port}
-    command = [
-        *(sys.executable, "-m", "specpipe", "serve"),
-        *("--repository", str(repository), "--host", host),
-        *(word for name, port in ports.items() for word in (f"--{name}-port", str(port))),
-        *options,
-    ]
-    with (tmp_path / "stderr").open("w") as stderr:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=stderr, text=True,
-            env={**os.environ, "TMPDIR": str(tmp_path)},
-        )  # fmt: skip
-    with process:
-        try:
-            yield process
-        finally:
-            process.terminate()
-
-
-def ready(process: "subprocess.Popen[str]") -> dict:
-    assert process.stdout
-    return json.loads(process.stdout.readline())
-
-
-def answer_while(process: "subprocess.Popen[str]", *, signals: int) -> object:
+def answer_while(process: "subprocess.Popen[str]", stderr: Path, *, signals: int) -> object:
     """Stop the command in the middle of an answer; return the last response."""
     url = ready(process)["grpc"]
     results: list = []
@@ -68,29 +35,25 @@ def answer_while(process: "subprocess.Popen[str]", *, signals: int) -> object:
     assert begun.wait(60)
     for _ in range(signals):
         process.send_signal(signal.SIGTERM)
-        threading.Event().wait(1)  # two at once are one to Python
+        until(lambda: "requests in flight" in stderr.read_text())  # two at once are one to Python
     client.join()
     assert process.wait(60) == 0
     return results[-1]
 
 
-def test_an_answer_in_hand_is_completed_before_the_server_stops(
-    server: Served, tmp_path: Path
-) -> None:
-    with serving(server.workspace.repository, tmp_path) as process:
-        assert not isinstance(answer_while(process, signals=1), Exception)
+def test_an_answer_in_hand_is_completed_before_the_server_stops(run: Run, tmp_path: Path) -> None:
+    with serving(run.workspace.repository, tmp_path) as process:
+        assert not isinstance(answer_while(process, tmp_path / "stderr", signals=1), Exception)
     assert "requests in flight: 1" in (tmp_path / "stderr").read_text()
 
 
-def test_who_stops_twice_does_not_wait_for_answers(server: Served, tmp_path: Path) -> None:
-    with serving(server.workspace.repository, tmp_path) as process:
-        assert isinstance(answer_while(process, signals=2), Exception)
+def test_who_stops_twice_does_not_wait_for_answers(run: Run, tmp_path: Path) -> None:
+    with serving(run.workspace.repository, tmp_path) as process:
+        assert isinstance(answer_while(process, tmp_path / "stderr", signals=2), Exception)
 
 
-def test_a_crashed_server_is_started_again_as_often_as_asked(
-    server: Served, tmp_path: Path
-) -> None:
-    with serving(server.workspace.repository, tmp_path, "--restarts", "1") as process:
+def test_a_crashed_server_is_started_again_as_often_as_asked(run: Run, tmp_path: Path) -> None:
+    with serving(run.workspace.repository, tmp_path, "--restarts", "1") as process:
         os.kill(ready(process)["pid"], signal.SIGSEGV)
         again = ready(process)
         results = raw.stream(again["grpc"], "ensemble", {**LONG, "max_tokens": 5})
@@ -109,26 +72,30 @@ def test_clients_that_leave_over_and_over_leave_the_service_whole(
 ) -> None:
     """Triton 2.51 may crash of them, on a busy machine in the middle of answers too."""
     short = {**LONG, "max_tokens": 20}
-    _, workspace = package(serving={"loop": loop, "max_queue_size": 3})
-    with serving(workspace.repository, tmp_path, "--restarts", "20") as process:
+    run = package(serving={"loop": loop, "max_queue_size": 3})
+    with serving(run.workspace.repository, tmp_path, "--restarts", "20") as process:
         url = ready(process)["grpc"]
         expected = raw.text(raw.stream(url, "ensemble", short))
-        deadline = time.monotonic() + 4
 
         def leave(n: int) -> None:
             model = ("ensemble", "tensorrt_llm_bls")[n % 2]
-            while time.monotonic() < deadline:
-                with suppress(InferenceServerException):
-                    raw.stream(url, model, LONG, take=1 + n // 2)
+            for _ in range(DISCONNECTS):
+                until(lambda: leaves(url, model, take=1 + n // 2), 60)
 
         raw.together(8, leave)
-        assert expected in (answer_of(url, short) for _ in range(120))
+        until(lambda: answer_of(url, short) == expected, 120)
         assert process.poll() is None
 
 
+def leaves(url: str, model: str, take: int) -> bool:
+    """Disconnect after so many responses; tell whether they came."""
+    with suppress(InferenceServerException):  # the server is away
+        return not isinstance(raw.stream(url, model, LONG, take=take)[-1], Exception)
+    return False
+
+
 def answer_of(url: str, values: dict) -> str:
-    """Return an answer, or after a second nothing while the server is away."""
+    """Return an answer, or nothing while the server is away."""
     with suppress(InferenceServerException, AttributeError):  # an error has no text
         return raw.text(raw.stream(url, "ensemble", values))
-    time.sleep(1)
     return ""

@@ -2,8 +2,7 @@
 
 import json
 import threading
-import time
-import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,33 +15,12 @@ from specpipe.repository.description import read_endpoint
 from specpipe.repository.signature import MODELS
 from specpipe.serve.client import Options, collect
 from specpipe.validate.reference import Reference
-from tests.e2e import raw
-from tests.e2e.conftest import Served
-from tests.models import make_heads
+from tests.helpers import raw_requests as raw
+from tests.helpers.models import make_heads
+from tests.helpers.servers import PROMPT, TEXT_MODELS, Served, asked, expected
+from tests.helpers.waiting import until
 
 pytestmark = pytest.mark.e2e
-
-PROMPT = "The quick brown fox jumps over the lazy dog. The quick brown"
-TEXT_MODELS = pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
-
-
-def asked(**more: object) -> dict[str, object]:
-    return {"text_input": PROMPT, "max_tokens": 40, "exclude_input_in_output": True, **more}
-
-
-def expected(server: Served, max_tokens: int = 40, **sampling: object) -> str:
-    return server.plain_text(PROMPT, max_tokens, **sampling)
-
-
-def counters(server: Served) -> dict[str, float]:
-    url = f"http://{server.endpoint.address.metrics}/metrics"
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    return {
-        line.split("{")[0]: float(line.rsplit(" ", 1)[1])
-        for line in lines
-        if line.startswith("specpipe_")
-    }
 
 
 def test_the_five_models_are_ready(server: Served) -> None:
@@ -54,23 +32,13 @@ def test_the_five_models_are_ready(server: Served) -> None:
 
 
 @TEXT_MODELS
-def test_a_stream_is_plain_decoding_in_valid_pieces(model: str, server: Served) -> None:
-    results = raw.stream(server.url, model, asked(stream=True))
-    assert len(results) > 1
-    assert raw.text(results) == expected(server)
-
-
-@TEXT_MODELS
-def test_the_pieces_concatenate_to_the_whole_answer(model: str, server: Served) -> None:
-    (whole,) = raw.stream(server.url, model, asked(stream=False))
-    assert raw.text([whole]) == raw.text(raw.stream(server.url, model, asked(stream=True)))
-
-
-@TEXT_MODELS
-def test_stream_may_be_left_out(model: str, server: Served) -> None:
-    (whole,) = raw.stream(server.url, model, asked())
-    assert raw.text([whole]) == expected(server)
-    assert whole.as_numpy("text_output").shape == (1,)
+def test_an_answer_is_that_of_plain_decoding_streamed_or_whole(model: str, server: Served) -> None:
+    pieces = raw.stream(server.url, model, asked(stream=True))
+    assert len(pieces) > 1 and raw.text(pieces) == expected(server)
+    for values in (asked(stream=False), asked()):
+        (whole,) = raw.stream(server.url, model, values)
+        assert raw.text([whole]) == expected(server)
+        assert whole.as_numpy("text_output").shape == (1,)
 
 
 @TEXT_MODELS
@@ -80,17 +48,13 @@ def test_the_prompt_is_repeated_unless_it_is_excluded(model: str, server: Served
     assert raw.text([whole]) == PROMPT + expected(server, 10)
 
 
-def test_one_and_the_same_answer_with_and_without_speculation(server: Served) -> None:
-    for drafts in (0, 1, 3):
-        values = asked(num_draft_tokens=drafts)
-        assert raw.text(raw.stream(server.url, "tensorrt_llm_bls", values)) == expected(server)
-
-
-def test_a_request_parameter_limits_drafts_where_there_is_no_tensor(server: Served) -> None:
-    for model in ("ensemble", "tensorrt_llm_bls"):
+def test_a_request_limits_drafts_by_a_tensor_or_a_parameter(server: Served) -> None:
+    for model, by_tensor in (("tensorrt_llm_bls", True), ("tensorrt_llm_bls", False),
+                             ("ensemble", False)):  # fmt: skip
         for drafts in (0, 1, 3):
-            values, limit = asked(return_perf_metrics=True), {"num_draft_tokens": drafts}
-            results = raw.stream(server.url, model, values, parameters=limit)
+            limit = {"num_draft_tokens": drafts}
+            values = asked(return_perf_metrics=True, **(limit if by_tensor else {}))
+            results = raw.stream(server.url, model, values, parameters={} if by_tensor else limit)
             assert raw.text(results) == expected(server)
             assert (raw.value(results[-1], "total_draft_tokens") > 0) == (drafts > 0)
     error = raw.stream(server.url, "ensemble", asked(), parameters={"num_draft_tokens": "few"})[-1]
@@ -154,10 +118,10 @@ def test_log_probabilities_come_for_every_token(model: str, server: Served) -> N
 def test_stop_words_end_the_answer_and_stay_in_it(model: str, server: Served) -> None:
     answer = expected(server)
     word = next(answer[i : i + 2] for i in range(8, 30) if answer.find(answer[i : i + 2]) == i)
-    until = answer[: answer.index(word) + 2]
+    kept = answer[: answer.index(word) + 2]
     for stream in (True, False):
         got = raw.stream(server.url, model, asked(stop_words=["never", word], stream=stream))
-        assert raw.text(got) == until
+        assert raw.text(got) == kept
 
 
 def test_end_id_min_tokens_and_bad_words_are_honoured(server: Served) -> None:
@@ -242,10 +206,6 @@ def test_unknown_and_missing_tensors_are_refused(server: Served) -> None:
         assert isinstance(error, Exception) and words in error.message()
 
 
-def test_the_server_goes_on_after_every_refusal(server: Served) -> None:
-    assert raw.text(raw.stream(server.url, "ensemble", asked())) == expected(server)
-
-
 def test_http_generate_works_whole_and_streamed(server: Served) -> None:
     url = f"http://{server.endpoint.address.http}/v2/models/ensemble"
     whole = requests.post(f"{url}/generate", json=asked(), timeout=60).json()
@@ -266,87 +226,68 @@ def test_answers_do_not_mix_under_load(server: Served) -> None:
     assert [crowded[n] for n in range(5)] == alone
 
 
+def token_request(server: Served, **more: object) -> dict[str, object]:
+    """Return the tensors of a request to the model that takes tokens."""
+    ids = server.tokenizer.encode(PROMPT, 100)
+    return {"input_ids": np.array([ids], np.int32), "input_lengths": len(ids), **more}
+
+
+def stop(server: Served, request_id: str) -> None:
+    """End every request with an id."""
+    values = token_request(server, request_output_len=1, stop=True)
+    raw.stream(server.url, "tensorrt_llm", values, request_id=request_id)
+
+
 def test_a_full_queue_answers_unavailable_and_recovers(server: Served) -> None:
-    outcomes: list[str] = []
-    start = threading.Barrier(12)
-    values = asked(max_tokens=300, end_id=-1)
-
-    def one(_: int) -> None:
-        last = raw.stream(server.url, "tensorrt_llm_bls", values, ready=start.wait)[-1]
-        outcomes.append(last.message() if isinstance(last, Exception) else "ok")
-
-    raw.together(12, one)
-    assert outcomes.count("ok") >= 5  # two slots and three places in the queue
-    busy = [
-        outcome for outcome in outcomes if outcome.startswith("UNAVAILABLE: the server is busy")
-    ]
-    assert len(busy) == 12 - outcomes.count("ok") > 0
+    """Two requests decode and three wait, which is all that there is room for."""
+    long = token_request(server, request_output_len=3000, streaming=True)
+    server.await_idle()
+    with ThreadPoolExecutor(5) as threads:
+        running = [
+            threads.submit(raw.stream, server.url, "tensorrt_llm", long, request_id="long")
+            for _ in range(5)
+        ]
+        until(lambda: (server.heartbeat().active, server.heartbeat().waiting) == (2, 3))
+        error = raw.stream(server.url, "tensorrt_llm_bls", asked())[-1]
+        assert error.message().startswith("UNAVAILABLE: the server is busy")
+        with pytest.raises(StageFailed, match="busy: 3 requests are waiting"):
+            server.client.generate(PROMPT, Options(max_tokens=4))
+        stop(server, "long")
+    assert not any(isinstance(request.result()[-1], Exception) for request in running)
     assert raw.text(raw.stream(server.url, "ensemble", asked())) == expected(server)
-
-
-def test_our_client_says_busy_when_the_queue_is_full(server: Served) -> None:
-    refusals: list[StageFailed] = []
-    deadline = time.monotonic() + 30
-
-    def one(_: int) -> None:
-        while not refusals and time.monotonic() < deadline:
-            try:
-                server.client.generate(PROMPT, Options(max_tokens=300, end_id=-1))
-            except StageFailed as error:
-                refusals.append(error)
-
-    raw.together(12, one)
-    assert "busy: 3 requests are waiting" in str(refusals[0])
 
 
 @pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls", "tensorrt_llm"])
 def test_a_cancelled_stream_frees_the_engine(model: str, server: Served) -> None:
-    before = counters(server)["specpipe_output_tokens_total"]
+    before = server.metrics("specpipe_output_tokens_total")["tensorrt_llm"]
     values = asked(max_tokens=3000, stream=True, end_id=-1)
     if model == "tensorrt_llm":
-        ids = server.tokenizer.encode(PROMPT, 100)
-        values = {
-            "input_ids": np.array([ids], np.int32), "input_lengths": len(ids),
-            "request_output_len": 3000, "streaming": True,
-        }  # fmt: skip
+        values = token_request(server, request_output_len=3000, streaming=True)
     raw.stream(server.url, model, values, take=3)
-    stopped = raw.settled(lambda: counters(server)["specpipe_output_tokens_total"])
+    server.await_idle()
+    stopped = server.metrics("specpipe_output_tokens_total")["tensorrt_llm"]
     assert stopped - before < 2500
 
 
 def test_prometheus_has_acceptance_by_model_and_method(server: Served) -> None:
     raw.stream(server.url, "ensemble", asked(max_tokens=60))
-    found = counters(server)
-    assert found["specpipe_accepted_draft_tokens_total"] > 0
-    assert found["specpipe_acceptance_rate"] == pytest.approx(
-        found["specpipe_accepted_draft_tokens_total"] / found["specpipe_draft_tokens_total"]
+    counters = ("steps", "output_tokens", "draft_tokens", "accepted_draft_tokens")
+    names = (*(f"{name}_total" for name in counters), "acceptance_rate", "acceptance_length")
+    steps, output, drafted, accepted, rate, length = (
+        server.metrics(f"specpipe_{name}")["tensorrt_llm"] for name in names
     )
-    assert found["specpipe_acceptance_length"] == pytest.approx(
-        found["specpipe_output_tokens_total"] / found["specpipe_steps_total"]
-    )
+    assert accepted > 0
+    assert rate == pytest.approx(accepted / drafted) and length == pytest.approx(output / steps)
 
 
 def test_prometheus_has_the_requests_in_flight_while_they_are(server: Served) -> None:
-    url = f"http://{server.endpoint.address.metrics}/metrics"
-
-    def in_flight() -> str:
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            lines = answer.read().decode().splitlines()
-        name = 'specpipe_requests_in_flight{model="ensemble"} '
-        return next(line for line in lines if line.startswith(name)).removeprefix(name)
-
-    def await_value(value: str) -> None:
-        deadline = time.monotonic() + 20
-        while in_flight() != value:
-            assert time.monotonic() < deadline, f"{in_flight()} requests in flight, not {value}"
-
     values = asked(max_tokens=3000, stream=True, end_id=-1)
     client = threading.Thread(target=raw.stream, args=(server.url, "ensemble", values))
-    await_value("0")
+    server.await_in_flight("ensemble", 0)
     client.start()
-    await_value("1")
+    server.await_in_flight("ensemble", 1)
     client.join()
-    await_value("0")
+    server.await_in_flight("ensemble", 0)
 
 
 def test_tokens_in_tokens_out(server: Served) -> None:
@@ -362,19 +303,18 @@ def test_tokens_in_tokens_out(server: Served) -> None:
 
 
 def test_a_stop_request_ends_another_one_by_its_id(server: Served) -> None:
-    ids = server.tokenizer.encode(PROMPT, 100)
-    base = {"input_ids": np.array([ids], np.int32), "input_lengths": len(ids)}
+    values = token_request(server, request_output_len=3000, streaming=True)
     results: list = []
+    begun = threading.Event()
 
     def long() -> None:
-        values = {**base, "request_output_len": 3000, "streaming": True}
-        results.extend(raw.stream(server.url, "tensorrt_llm", values, request_id="to-stop"))
+        results.extend(raw.stream(server.url, "tensorrt_llm", values, request_id="to-stop",
+                                  on_result=begun.set))  # fmt: skip
 
     thread = threading.Thread(target=long)
     thread.start()
-    time.sleep(0.1)
-    raw.stream(server.url, "tensorrt_llm", {**base, "request_output_len": 1, "stop": True},
-               request_id="to-stop")  # fmt: skip
+    assert begun.wait(60)
+    stop(server, "to-stop")
     thread.join()
     assert not any(isinstance(r, Exception) for r in results)
     assert sum(len(r.as_numpy("output_ids")[0][0]) for r in results) < 3000
@@ -438,59 +378,25 @@ def test_without_decoupling_plain_unary_calls_work(serve) -> None:
         assert e.value.status() == "StatusCode.UNIMPLEMENTED"
 
 
-def test_a_draft_model_gives_the_same_answer(serve, tiny_draft: Path, tiny: Path) -> None:
-    for draft in (tiny_draft, tiny):
-        speculation = {"method": "draft_model", "draft": {"model": str(draft)},
-                       "num_draft_tokens": 3, "draft_length": "fixed"}  # fmt: skip
-        with serve(speculation=speculation) as server:
-            results = raw.stream(server.url, "ensemble",
-                                 asked(stream=True, return_perf_metrics=True))  # fmt: skip
-            assert raw.text(results) == expected(server)
-            if draft == tiny:
-                assert raw.value(results[-1], "acceptance_rate") == 1.0
+def test_a_draft_model_that_is_the_target_is_always_right(serve, tiny: Path) -> None:
+    speculation = {"method": "draft_model", "draft": {"model": str(tiny)}, "num_draft_tokens": 3,
+                   "draft_length": "fixed"}  # fmt: skip
+    with serve(speculation=speculation) as server:
+        values = asked(stream=True, return_perf_metrics=True)
+        results = raw.stream(server.url, "ensemble", values)
+        assert raw.text(results) == expected(server)
+        assert raw.value(results[-1], "acceptance_rate") == 1.0
 
 
-@pytest.mark.parametrize("tree", ["auto", "dynamic", [[0, 0], [1]]])
-def test_medusa_heads_give_the_same_answer(tree: object, serve, tmp_path: Path) -> None:
+def test_medusa_heads_give_the_same_answer(serve, tmp_path: Path) -> None:
     make_heads(tmp_path, seed=2)
-    speculation = {"method": "medusa", "heads": str(tmp_path), "tree": tree,
+    speculation = {"method": "medusa", "heads": str(tmp_path), "tree": [[0, 0], [1]],
                    "draft_length": "fixed"}  # fmt: skip
     with serve(speculation=speculation) as server:
         values = asked(stream=True, return_perf_metrics=True)
         results = raw.stream(server.url, "tensorrt_llm_bls", values)
         assert raw.text(results) == expected(server)
         assert raw.value(results[-1], "total_draft_tokens") > 0
-
-
-def test_lookahead_gives_the_same_answer(serve) -> None:
-    speculation = {"method": "lookahead", "window_size": 3, "ngram_size": 3,
-                   "draft_length": "fixed"}  # fmt: skip
-    with serve(speculation=speculation) as server:
-        results = raw.stream(server.url, "ensemble", asked(stream=True))
-        assert raw.text(results) == expected(server)
-
-
-def test_nothing_is_left_when_a_server_stops(serve) -> None:
-    with serve() as server:
-        pid = server.endpoint.process.pid
-        raw.stream(server.url, "ensemble", asked())
-        assert list(Path("/dev/shm").glob("specpipe*"))
-        group = processes_of(pid)
-        assert len(group) >= 5
-    assert not any(Path(f"/proc/{p}/cmdline").exists() and Path(f"/proc/{p}/cmdline").read_bytes()
-                   for p in group)  # fmt: skip
-
-
-def processes_of(session: int) -> list[int]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if int(fields[3]) == session:
-            found.append(int(stat.parent.name))
-    return found
 
 
 @pytest.mark.parametrize("streaming", [True, False])
@@ -508,15 +414,6 @@ def test_the_logits_after_every_token_of_a_prompt_are_those_of_transformers(
     rows, expected = np.concatenate(found, axis=1)[0], Reference(tiny).logits(tokens)
     np.testing.assert_allclose(rows, expected, atol=1e-3)
     assert results[-1].as_numpy("output_ids").reshape(-1)[-1] == expected[-1].argmax()
-
-
-def test_a_server_that_dies_is_a_sentence(serve) -> None:
-    with serve() as server:
-        pieces = server.client.stream(PROMPT, Options(max_tokens=3000, end_id=-1))
-        next(pieces)
-        server.endpoint.process.kill()
-        with pytest.raises(StageFailed, match="was lost in the middle of the answer"):
-            list(pieces)
 
 
 def test_a_damaged_repository_does_not_start_and_says_why(server: Served, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from specpipe.serve.client import Client, Options, collect
 from specpipe.serve.tritonserver import start_server
 from specpipe.validate.questions import load_prompts
 from specpipe.validate.reference import Reference
-from tests.conftest import SMOLLM2
+from tests.helpers.models import SMOLLM2
 
 pytestmark = [pytest.mark.e2e, pytest.mark.model]
 

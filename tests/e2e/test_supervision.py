@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,32 +13,21 @@ from pathlib import Path
 import pytest
 
 from specpipe.core.errors import Unavailable
-from specpipe.serve.address import free_address, split_host_and_port
+from specpipe.serve.address import split_host_and_port
 from specpipe.serve.client import Client, Options
 from specpipe.serve.probe import answers_ping, answers_request, answers_stream
 from specpipe.serve.watch import children, read_metrics
-from tests.e2e.conftest import Served
-from tests.e2e.test_keep import ready, serving
+from tests.helpers.processes import command_lines
+from tests.helpers.servers import Run, Served, port_options, ready, serving
+from tests.helpers.waiting import until
 
 pytestmark = pytest.mark.e2e
-
-
-def processes_of(folder: Path) -> list[str]:
-    """Return the command lines of the processes whose temporary folder is `folder`."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"TMPDIR={folder}".encode() in (process / "environ").read_bytes().split(b"\0"):
-                found.append((process / "cmdline").read_text())
-        except OSError:
-            continue
-    return [line for line in found if line]  # those that ended and are not reaped have none
 
 
 def leftovers(folder: Path, pid: int) -> dict[str, list[str]]:
     """Return the processes, temporary files and shared memory that a command left."""
     return {
-        "processes": processes_of(folder),
+        "processes": command_lines(folder),
         "files": [file.name for file in folder.iterdir()],
         "shared memory": [file.name for file in Path("/dev/shm").glob(f"specpipe{pid}_*")],
     }
@@ -49,10 +37,10 @@ NOTHING: dict[str, list[str]] = {"processes": [], "files": [], "shared memory": 
 
 
 def test_an_engine_that_stands_still_is_started_again_and_then_ends_the_command(
-    server: Served, tmp_path: Path
+    run: Run, tmp_path: Path
 ) -> None:
     with serving(
-        server.workspace.repository, tmp_path, "--restarts", "1", "--stall-timeout", "6"
+        run.workspace.repository, tmp_path, "--restarts", "1", "--stall-timeout", "6"
     ) as process:
         for _ in range(2):
             engines = children(ready(process)["pid"])
@@ -62,11 +50,11 @@ def test_an_engine_that_stands_still_is_started_again_and_then_ends_the_command(
     told = (tmp_path / "stderr").read_text()
     assert "the engine has not answered for" in told and "Starting it again" in told
     assert "after 1 restarts in an hour" in told
-    assert not [line for line in processes_of(tmp_path) if "triton" in line]
+    assert not [line for line in command_lines(tmp_path) if "triton" in line]
 
 
-def test_a_server_whose_process_is_stopped_is_noticed(server: Served, tmp_path: Path) -> None:
-    with serving(server.workspace.repository, tmp_path, "--stall-timeout", "6") as process:
+def test_a_server_whose_process_is_stopped_is_noticed(run: Run, tmp_path: Path) -> None:
+    with serving(run.workspace.repository, tmp_path, "--stall-timeout", "6") as process:
         os.kill(ready(process)["pid"], signal.SIGSTOP)
         assert process.wait(120) == 4
     assert "has not answered for" in (tmp_path / "stderr").read_text()
@@ -86,8 +74,7 @@ def test_requests_of_serve_move_none_of_the_metrics_of_ours(server: Served) -> N
 
     earlier = answered()
     server.client.generate("The quick", Options(max_tokens=5))
-    while answered() == earlier:  # a request is counted after its last response
-        time.sleep(0.01)
+    until(lambda: answered() > earlier)  # a request is counted after its last response
     before = ours()
     assert before
     for _ in range(3):
@@ -97,29 +84,23 @@ def test_requests_of_serve_move_none_of_the_metrics_of_ours(server: Served) -> N
     assert ours() == before
 
 
-def command(server: Served, name: str, *options: str) -> list[str]:
-    """Return a command line for the run of `server`, with prompts that it has room for."""
-    folder = server.workspace.root
+def command(run: Run, name: str, *options: str) -> list[str]:
+    """Return a command line for a run, with prompts that it has room for."""
+    folder = run.workspace.root
     (folder / "prompts.jsonl").write_text('{"prompt": "The quick brown fox"}\n')
-    values = json.loads(Path(server.config.path).read_text())
+    values = json.loads(Path(run.config.path).read_text())
     values["validate"] = {"prompts": str(folder / "prompts.jsonl"), "max_tokens": 20}
     (folder / "short.yaml").write_text(json.dumps(values))
-    run = ["--config", str(folder / "short.yaml"), "--workspace", str(folder)]
-    return [sys.executable, "-m", "specpipe", name, *run, *options]
+    place = ["--config", str(folder / "short.yaml"), "--workspace", str(folder)]
+    return [sys.executable, "-m", "specpipe", name, *place, *options]
 
 
-def ports() -> list[str]:
-    address = free_address()
-    pairs = {"grpc": address.grpc_port, "http": address.http_port, "metrics": address.metrics_port}
-    return [word for name, port in pairs.items() for word in (f"--{name}-port", str(port))]
-
-
-def test_a_second_server_leaves_the_log_of_the_first_alone(server: Served, tmp_path: Path) -> None:
+def test_a_second_server_leaves_the_log_of_the_first_alone(run: Run, tmp_path: Path) -> None:
     logs = []
     with ExitStack() as stack:
         for _ in range(2):
             process = subprocess.Popen(
-                command(server, "serve", *ports()), stdout=subprocess.PIPE, text=True
+                command(run, "serve", *port_options()), stdout=subprocess.PIPE, text=True
             )
             stack.callback(process.wait, 60)
             stack.callback(process.terminate)
@@ -130,12 +111,6 @@ def test_a_second_server_leaves_the_log_of_the_first_alone(server: Served, tmp_p
         assert all("Started GRPCInferenceService" in log.read_text() for log in logs)
 
 
-COMMANDS = {  # and what of it must run when the signal comes
-    "serve": "tensorrt_llm/1/model.py",
-    "validate": "tensorrt_llm/1/model.py",
-}
-
-
 @pytest.fixture
 def scratch() -> Iterator[Path]:
     """Return a folder with a short name: a socket's path has at most 107 bytes."""
@@ -143,19 +118,26 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("serve", signal.SIGTERM), ("serve", signal.SIGHUP), ("validate", signal.SIGTERM)],
+)
 def test_a_signal_leaves_nothing_of_a_command_with_a_server(
-    name: str, number: signal.Signals, server: Served, scratch: Path, tmp_path: Path
+    name: str, number: signal.Signals, run: Run, scratch: Path, tmp_path: Path
 ) -> None:
     with (tmp_path / "stderr").open("w") as stderr:
         process = subprocess.Popen(
-            command(server, name, *(ports() if name == "serve" else ())),
+            command(run, name, *(port_options() if name == "serve" else ())),
             stdout=subprocess.DEVNULL, stderr=stderr, env={**os.environ, "TMPDIR": str(scratch)},
         )  # fmt: skip
-    while not any(COMMANDS[name] in line for line in processes_of(scratch)):
-        assert process.poll() is None, (tmp_path / "stderr").read_text()
-        time.sleep(0.05)
+    served = "tensorrt_llm/1/model.py"
+    until(
+        lambda: (
+            process.poll() is not None or any(served in line for line in command_lines(scratch))
+        ),
+        120,
+    )
+    assert process.poll() is None, (tmp_path / "stderr").read_text()
     assert leftovers(scratch, process.pid)["shared memory"]
     process.send_signal(number)
     code = process.wait(60)
@@ -165,9 +147,9 @@ def test_a_signal_leaves_nothing_of_a_command_with_a_server(
 
 @pytest.mark.parametrize("victim", ["tensorrt_llm", "tritonserver"])
 def test_a_process_that_dies_in_an_answer_is_unavailable_to_its_client(
-    victim: str, server: Served, tmp_path: Path
+    victim: str, run: Run, tmp_path: Path
 ) -> None:
-    with serving(server.workspace.repository, tmp_path) as process:
+    with serving(run.workspace.repository, tmp_path) as process:
         told = ready(process)
         processes = {name: pid for pid, name in children(told["pid"]).items()}
         client = Client(told["grpc"], timeout_s=60)
@@ -178,6 +160,8 @@ def test_a_process_that_dies_in_an_answer_is_unavailable_to_its_client(
             for _ in pieces:
                 pass
         assert error.value.exit_code == 6 and "no server at" not in str(error.value)
+        if victim == "tritonserver":
+            assert "was lost in the middle of the answer" in str(error.value)
         with pytest.raises(Unavailable):
             client.generate("The quick")
 
@@ -197,13 +181,13 @@ def test_a_reader_that_leaves_a_stream_ends_generate_quietly(server: Served) -> 
 
 
 def test_a_server_on_ipv6_with_proxies_in_the_environment_serves(
-    server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nowhere = "http://127.0.0.1:1"
     proxies = dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy"), nowhere)
     for name, value in proxies.items():
         monkeypatch.setenv(name, value)
-    with serving(server.workspace.repository, tmp_path, host="::1") as process:
+    with serving(run.workspace.repository, tmp_path, host="::1") as process:
         told = ready(process)
         assert told["grpc"].startswith("[::1]:") and split_host_and_port(told["http"])
         answer = Client(told["grpc"], timeout_s=60).generate("The quick", Options(max_tokens=5))

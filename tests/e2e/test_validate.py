@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from specpipe.run.stages import build, status
 from specpipe.serve.address import free_address
 from specpipe.serve.client import Client, Options
 from specpipe.serve.tritonserver import start_server
-from tests.e2e.conftest import Served
+from tests.helpers.servers import Served
 
 pytestmark = pytest.mark.e2e
 
@@ -35,25 +36,32 @@ GATES = {"exact_match": 1.0, "early_stops": 0.0, "greedy_agreement": 1.0, "perpl
 WriteRun = Callable[..., Path]
 
 
+def write(root: Path, tiny: Path, **sections: object) -> Path:
+    """Write and build a run of the tiny model in `root`; return its file."""
+    prompts = root / "prompts.jsonl"
+    prompts.write_text("\n".join(json.dumps({"prompt": text}) for text in PROMPTS))
+    judged = {"prompts": str(prompts), "max_tokens": 24, "gates": GATES}
+    values = {
+        "name": "tiny", "target": {"model": str(tiny)},
+        "engine": {"backend": "openvino", "max_input_len": 200, "max_seq_len": 300},
+        "speculation": LOOKUP, **sections, "validate": judged | sections.get("validate", {}),
+    }  # fmt: skip
+    path = root / "run.yaml"
+    path.write_text(json.dumps(values, indent=1))
+    build(Run(read_config(path), Workspace(root, "tiny")))
+    return path
+
+
 @pytest.fixture
 def write_run(tmp_path: Path, tiny: Path) -> WriteRun:
-    """Return a function that writes and builds a run of the tiny model in `tmp_path`."""
+    """Return a function that writes and builds a run with the given sections in `tmp_path`."""
+    return partial(write, tmp_path, tiny)
 
-    def write(validate: dict[str, object] | None = None, **sections: object) -> Path:
-        prompts = tmp_path / "prompts.jsonl"
-        prompts.write_text("\n".join(json.dumps({"prompt": text}) for text in PROMPTS))
-        judged = {"prompts": str(prompts), "max_tokens": 24, "gates": GATES, **(validate or {})}
-        values = {
-            "name": "tiny", "target": {"model": str(tiny)},
-            "engine": {"backend": "openvino", "max_input_len": 200, "max_seq_len": 300},
-            "speculation": LOOKUP, "validate": judged, **sections,
-        }  # fmt: skip
-        path = tmp_path / "run.yaml"
-        path.write_text(json.dumps(values, indent=1))
-        build(Run(read_config(path), Workspace(tmp_path, "tiny")))
-        return path
 
-    return write
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """Return a run with prompt lookup, which several tests validate one after the other."""
+    return write(tmp_path_factory.mktemp("run"), tiny)
 
 
 def validate(path: Path, *more: str) -> Result:
@@ -69,22 +77,21 @@ def median(path: Path, metric: str, arm: str) -> float:
     return report(path)["metrics"][metric]["arms"][arm]["median"]
 
 
-def test_the_engines_loop_passes_in_text_with_every_figure(write_run: WriteRun) -> None:
-    path = write_run()
-    found = validate(path)
+def test_the_engines_loop_passes_in_text_with_every_figure(run: Path) -> None:
+    found = validate(run)
     assert found.exit_code == 0, found.output
     for arm in ("plain", "speculative"):
         for metric in ("exact_match", "greedy_agreement"):
-            assert median(path, metric, arm) == 1
-    assert median(path, "perplexity", "plain") == pytest.approx(
-        median(path, "perplexity", "reference"), rel=1e-3
+            assert median(run, metric, arm) == 1
+    assert median(run, "perplexity", "plain") == pytest.approx(
+        median(run, "perplexity", "reference"), rel=1e-3
     )
-    assert median(path, "acceptance_length", "speculative") >= 1
-    names = [check["name"] for check in report(path)["checks"]]
+    assert median(run, "acceptance_length", "speculative") >= 1
+    names = [check["name"] for check in report(run)["checks"]]
     assert any(name.startswith("plain decoding does not speculate") for name in names)
     assert any(name.startswith("ensemble gives") for name in names)
-    assert report(path)["acceptance_histogram"]
-    assert all(trial["text"] for trial in report(path)["trials"])
+    assert report(run)["acceptance_histogram"]
+    assert all(trial["text"] for trial in report(run)["trials"])
 
 
 def test_a_draft_and_a_target_in_triton_pass_and_speculate(
@@ -142,16 +149,16 @@ def test_a_plain_engine_of_its_own_is_built_and_compared_with(
 
 
 @contextmanager
-def served(path: Path, spoil: Callable[[Path], None]) -> Iterator[str]:
+def served(run: Path, folder: Path, spoil: Callable[[Path], None]) -> Iterator[str]:
     """Serve a copy of a run's repository, in which `spoil` plants a fault; yields its URL."""
-    copy = path.parent / "spoiled"
-    shutil.copytree(path.parent / "triton_repo/tiny", copy)
+    copy = folder / "spoiled"
+    shutil.copytree(run.parent / "triton_repo/tiny", copy)
     spoil(copy)
-    with start_server(copy, free_address(), path.parent / "spoiled.log") as server:
+    with start_server(copy, free_address(), folder / "spoiled.log") as server:
         yield server.address.grpc
 
 
-def test_another_model_behind_the_endpoint_is_caught(write_run: WriteRun) -> None:
+def test_another_model_behind_the_endpoint_is_caught(run: Path, tmp_path: Path) -> None:
     """The weights are shuffled in the served copy; the engine of the run is whole."""
 
     def shuffle(repository: Path) -> None:
@@ -164,26 +171,24 @@ def test_another_model_behind_the_endpoint_is_caught(write_run: WriteRun) -> Non
         weights.unlink()
         stored.tofile(weights)
 
-    path = write_run()
-    with served(path, shuffle) as url:
-        found = validate(path, "--url", url)
+    with served(run, tmp_path, shuffle) as url:
+        found = validate(run, "--url", url)
     assert found.exit_code == 5, found.output
-    failed = {gate["name"] for gate in report(path)["gates"] if not gate["passed"]}
+    failed = {gate["name"] for gate in report(run)["gates"] if not gate["passed"]}
     assert {"exact_match", "greedy_agreement"} <= failed
-    assert median(path, "perplexity", "speculative") != pytest.approx(
-        median(path, "perplexity", "reference"), rel=0.01
+    assert median(run, "perplexity", "speculative") != pytest.approx(
+        median(run, "perplexity", "reference"), rel=0.01
     )
-    assert "machine" not in report(path)["conditions"]
-    assert "may run on another" in report(path)["left_out"]["speedup_over_reference"]
+    assert "machine" not in report(run)["conditions"]
+    assert "may run on another" in report(run)["left_out"]["speedup_over_reference"]
 
 
 def test_a_server_of_another_run_is_named_before_anything_is_measured(
-    write_run: WriteRun, tmp_path: Path
+    run: Path, write_run: WriteRun, tmp_path: Path
 ) -> None:
-    path = write_run()
-    shutil.copytree(tmp_path / "triton_repo/tiny", tmp_path / "other")
-    write_run(speculation={**LOOKUP, "num_draft_tokens": 2})
-    with start_server(tmp_path / "other", free_address(), tmp_path / "other.log") as server:
+    path = write_run(speculation={**LOOKUP, "num_draft_tokens": 2})
+    other = run.parent / "triton_repo/tiny"
+    with start_server(other, free_address(), tmp_path / "other.log") as server:
         url = server.address.grpc
         found = validate(path, "--url", url)
     assert found.exit_code == 2
@@ -212,22 +217,20 @@ module.Limits = lambda most: Limits(min(most, 10))
 """
 
 
-def test_speculation_left_on_in_the_plain_arm_is_caught(write_run: WriteRun) -> None:
-    path = write_run()
-    with served(path, lambda place: code(place, "tensorrt_llm_bls", DEAF)) as url:
-        found = validate(path, "--url", url)
+def test_speculation_left_on_in_the_plain_arm_is_caught(run: Path, tmp_path: Path) -> None:
+    with served(run, tmp_path, lambda place: code(place, "tensorrt_llm_bls", DEAF)) as url:
+        found = validate(run, "--url", url)
     assert found.exit_code == 5
     assert "FAILED: plain decoding does not speculate: " in found.output
 
 
-def test_an_answer_that_ends_early_is_caught(write_run: WriteRun) -> None:
-    path = write_run()
-    with served(path, lambda place: code(place, "tensorrt_llm_bls", HASTY)) as url:
-        found = validate(path, "--url", url)
+def test_an_answer_that_ends_early_is_caught(run: Path, tmp_path: Path) -> None:
+    with served(run, tmp_path, lambda place: code(place, "tensorrt_llm_bls", HASTY)) as url:
+        found = validate(run, "--url", url)
     assert found.exit_code == 5
-    failed = {gate["name"] for gate in report(path)["gates"] if not gate["passed"]}
+    failed = {gate["name"] for gate in report(run)["gates"] if not gate["passed"]}
     assert failed == {"exact_match", "early_stops"}
-    assert median(path, "early_stops", "speculative") == 1
+    assert median(run, "early_stops", "speculative") == 1
     assert any("ends early; " in line for line in found.output.splitlines())
 
 

@@ -131,7 +131,7 @@ def serve(
         Budget(restarts),
         drain_s,
         on_ready=partial(
-            _print_ready, generate_command(config_path, workspace, address.grpc, tls), as_json
+            print_ready, generate_command(config_path, workspace, address.grpc, tls), as_json
         ),
         report=say,
         patience=Patience.of(stalled_s),
@@ -151,7 +151,7 @@ def generate_command(config_path: Path | None, workspace: Path, url: str, tls: "
     return " ".join(["specpipe generate", *options, '--stream "What is the capital of France?"'])
 
 
-def _print_ready(command: str, as_json: bool, endpoint: "RunningServer") -> None:
+def print_ready(command: str, as_json: bool, endpoint: "RunningServer") -> None:
     address = endpoint.address
     ready = {
         "ready": True,

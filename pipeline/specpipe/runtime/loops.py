@@ -163,7 +163,7 @@ class _Sequence:
             sampling,
             bad_words=(*sampling.bad_words, *others),
             min_tokens=max(0, sampling.min_tokens - len(self.generated)),
-            seed=_mixed(_mixed(sampling.seed) + place),
+            seed=mixed_seed(mixed_seed(sampling.seed) + place),
         )
 
     def take(self, reply: Reply, draft: tuple[int, ...]) -> Step:
@@ -205,7 +205,7 @@ class _Sequence:
         return kept, "length" if len(kept) == self.left else None
 
 
-def _mixed(value: int) -> int:
+def mixed_seed(value: int) -> int:
     """Return a 63-bit seed that has nothing in common with those of nearby values (SplitMix64)."""
     mask = (1 << 64) - 1
     value = (value * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) & mask

@@ -36,7 +36,7 @@ def fetch_endpoint(url: str, tls: ClientTls | None = None) -> Endpoint:
     for config in found.values():
         if PARAMETER in config.parameters:
             return load_endpoint(config.parameters[PARAMETER].string_value, f"the server at {url}")
-    return _upstreams(found, url)
+    return upstreams(found, url)
 
 
 def fetch_repository_key(url: str, tls: ClientTls | None = None) -> str | None:
@@ -58,7 +58,7 @@ def fetch_repository_key(url: str, tls: ClientTls | None = None) -> str | None:
     return None
 
 
-def _upstreams(configs: dict[str, Any], url: str) -> Endpoint:
+def upstreams(configs: dict[str, Any], url: str) -> Endpoint:
     """Return the endpoint of upstream's models with these names."""
     decoupled = {n: bool(c.model_transaction_policy.decoupled) for n, c in configs.items()}
     engine = configs.get("tensorrt_llm")

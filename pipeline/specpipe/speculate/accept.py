@@ -62,7 +62,7 @@ def _rejection(
             if rng.random() * q[x] < p[x]:
                 path += (child,)
                 break
-            p = _residual(p, q)
+            p = residual(p, q)
         else:
             return Verdict(path, draw(p, rng))
 
@@ -126,7 +126,7 @@ def _reaching(sums: Floats, at: float) -> int:
     return place if place < len(sums) else int(np.searchsorted(sums, sums[-1]))
 
 
-def _residual(p: Floats, q: Floats) -> Floats:
+def residual(p: Floats, q: Floats) -> Floats:
     """Return the normalised max(p - q, 0)."""
     rest: Floats = np.maximum(p - q, 0.0)
     total = rest.sum()

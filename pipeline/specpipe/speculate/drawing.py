@@ -41,11 +41,11 @@ def draw_token(logits: Logits, options: Sampling, rng: np.random.Generator) -> i
         places, weights = candidates(logits, options)
         drawn = accept.draw(weights, rng)
         return drawn if places is None else int(places[drawn])
-    return _head_of(logits, options.temperature).draw(options.top_p, rng)
+    return head_of(logits, options.temperature).draw(options.top_p, rng)
 
 
 @dataclass(frozen=True, eq=False)
-class _Head:
+class Head:
     """The tokens above `border`, with their weights, and all logits [V]."""
 
     logits: Logits
@@ -123,7 +123,7 @@ class _Head:
         return rough, float(rough.sum(dtype=np.float64))
 
 
-def _head_of(logits: Logits, temperature: float) -> _Head:
+def head_of(logits: Logits, temperature: float) -> Head:
     """Return a head of about `_HEAD` in `_SAMPLE` tokens, or fewer if the others are unlikely."""
     scale = Scale.of(logits, temperature)
     if not math.isfinite(scale.peak):
@@ -134,7 +134,7 @@ def _head_of(logits: Logits, temperature: float) -> _Head:
     far = min(np.float32(scale.peak - _FAR * temperature), np.nextafter(peak, np.float32(-np.inf)))
     border = max(float(far), float(np.partition(sample, rank)[rank]))
     places = np.flatnonzero(logits > border)
-    return _Head(logits, scale, border, places, scale.exact(logits[places]))
+    return Head(logits, scale, border, places, scale.exact(logits[places]))
 
 
 def _weight_before(values: Logits, weights: Floats | Logits, index: int) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 from specpipe.core.contracts import Ints
 
 
-class _Committed:
+class Committed:
     """Committed tokens and their counts, which are updated on demand."""
 
     def __init__(self, tokens: Iterable[int]) -> None:
@@ -45,7 +45,7 @@ class History(Sequence[int]):
     """Committed tokens, followed by those of the path to a draft node, if any."""
 
     def __init__(self, tokens: Iterable[int] = ()) -> None:
-        self._committed = _Committed(tokens)
+        self.committed = Committed(tokens)
         self._path: tuple[int, ...] = ()
 
     @staticmethod
@@ -56,19 +56,19 @@ class History(Sequence[int]):
     def __add__(self, path: Sequence[int]) -> "History":
         """Return this history followed by a path; committed tokens are shared, not copied."""
         longer = History.__new__(History)
-        longer._committed, longer._path = self._committed, (*self._path, *path)
+        longer.committed, longer._path = self.committed, (*self._path, *path)
         return longer
 
     def extend(self, tokens: Iterable[int]) -> None:
         """Commit further tokens, here and in every history that was made from this one."""
         assert not self._path
-        self._committed.tokens.extend(tokens)
+        self.committed.tokens.extend(tokens)
 
     def __len__(self) -> int:
-        return len(self._committed.tokens) + len(self._path)
+        return len(self.committed.tokens) + len(self._path)
 
     def __iter__(self) -> Iterator[int]:
-        return chain(self._committed.tokens, self._path)
+        return chain(self.committed.tokens, self._path)
 
     @overload
     def __getitem__(self, index: int) -> int: ...
@@ -76,24 +76,24 @@ class History(Sequence[int]):
     def __getitem__(self, index: slice) -> list[int]: ...
     def __getitem__(self, index: int | slice) -> int | list[int]:
         if not self._path:
-            return self._committed.tokens[index]
-        return [*self._committed.tokens, *self._path][index]
+            return self.committed.tokens[index]
+        return [*self.committed.tokens, *self._path][index]
 
     def last(self, count: int) -> tuple[int, ...]:
         """Return the last `count` tokens, or all if there are fewer."""
         missing = count - len(self._path)
         if missing <= 0:
             return self._path[len(self._path) - count :]
-        return (*self._committed.tokens[-missing:], *self._path)
+        return (*self.committed.tokens[-missing:], *self._path)
 
     def counted(self) -> tuple[Ints, Ints]:
         """Return the distinct tokens and their counts; the arrays must not be changed."""
-        seen, counts = self._committed.counted()
+        seen, counts = self.committed.counted()
         if not self._path:
             return seen, counts
         counts, new = counts.copy(), dict[int, int]()
         for token in self._path:
-            place = self._committed.place(token)
+            place = self.committed.place(token)
             if place is None:
                 new[token] = new.get(token, 0) + 1
             else:

@@ -77,14 +77,14 @@ class Window:
         Filling a level costs a column, so the first levels need one more column per missing level.
         """
         self._height = height
-        self._levels = [list(level) for level in levels]  # level 0 is stored without the root
+        self.levels = [list(level) for level in levels]  # level 0 is stored without the root
 
     def __len__(self) -> int:
-        return sum(map(len, self._levels))
+        return sum(map(len, self.levels))
 
     def nodes(self, begin: int) -> tuple[list[int], list[int]]:
         """Return tokens and parents of the nodes, which follow `begin` other nodes in a draft."""
-        tokens = [token for level in self._levels for token in level]
+        tokens = [token for level in self.levels for token in level]
         rows = self._rows(begin)
         parents = [*rows[0][:-1], *(node for level in rows[:-1] for node in level)]
         return tokens, parents
@@ -96,7 +96,7 @@ class Window:
     def _rows(self, begin: int) -> list[list[int]]:
         """Number the nodes of every level, including the root's column."""
         rows, behind = [], begin
-        for level, tokens in enumerate(self._levels):
+        for level, tokens in enumerate(self.levels):
             ids = list(range(behind, behind + len(tokens)))
             rows.append(ids if level else [ROOT, *ids])
             behind += len(tokens)
@@ -107,11 +107,11 @@ class Window:
 
         Returns the W completed n-grams; none while levels are still to be filled.
         """
-        if len(self._levels) < self._height:
-            self._levels = [list(level[1:]) for level in (*self._levels, outputs)]
+        if len(self.levels) < self._height:
+            self.levels = [list(level[1:]) for level in (*self.levels, outputs)]
             return []
-        levels = [[root, *self._levels[0]], *self._levels[1:], list(outputs)]
-        self._levels = [levels[1][1:], *levels[2:]]
+        levels = [[root, *self.levels[0]], *self.levels[1:], list(outputs)]
+        self.levels = [levels[1][1:], *levels[2:]]
         return list(zip(*levels, strict=True))
 
 

@@ -62,7 +62,7 @@ def error_of_rough(rough_sum: float, count: int) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class _Border:
+class Border:
     """Where a set of the likeliest tokens ends: it has all above `high`, and some of `order`."""
 
     high: float
@@ -99,7 +99,7 @@ def top_p(logits: Logits, temperature: float, p: float) -> tuple[Ints, Floats]:
         return _from_all(logits, scale, p)
     rough = scale.rough(logits)
     whole = _sum(rough)
-    border = _border(logits, rough, p * whole)
+    border = find_border(logits, rough, p * whole)
     inside = np.flatnonzero(logits > border.high)
     weights, last = scale.exact(logits[inside]), scale.exact(logits[border.order])
     rest = whole - _sum(rough[inside]) - _sum(rough[border.order])
@@ -112,7 +112,7 @@ def top_p(logits: Logits, temperature: float, p: float) -> tuple[Ints, Floats]:
 
 
 def _from_all(
-    logits: Logits, scale: Scale, p: float, border: _Border | None = None
+    logits: Logits, scale: Scale, p: float, border: Border | None = None
 ) -> tuple[Ints, Floats]:
     """Return what `top_p` does, from the weights of all tokens in float64.
 
@@ -126,7 +126,7 @@ def _from_all(
         count = _cut(_sum(weights[keep]), weights[border.order], target)
     if border is None or count is None:
         keep[:] = False
-        border = _Border(math.inf, _ordered(logits, np.arange(len(logits))))
+        border = Border(math.inf, _ordered(logits, np.arange(len(logits))))
         before = np.cumsum(weights[border.order]) - weights[border.order]
         count = int(np.searchsorted(before, target))
     keep[border.order[:count]] = True
@@ -162,16 +162,16 @@ def _reached_by(logits: Logits, count: int) -> np.float32:
     return value
 
 
-def _border(logits: Logits, weights: Logits, target: float) -> _Border:
+def find_border(logits: Logits, weights: Logits, target: float) -> Border:
     """Return where the weights of the likeliest tokens reach `target`, with room for rounding."""
     if target < _FEW:  # no weight is above 1
         head = np.flatnonzero(logits >= _reached_by(logits, _FEW))
         if len(head) <= 4 * _FEW and _sum(weights[head]) > target:
-            return _Border(math.inf, _ordered(logits, head))
+            return Border(math.inf, _ordered(logits, head))
     return _border_of_many(logits, weights, target)
 
 
-def _border_of_many(logits: Logits, weights: Logits, target: float) -> _Border:
+def _border_of_many(logits: Logits, weights: Logits, target: float) -> Border:
     """Search among the logits of a sample, around where the sample's own weights point to.
 
     One logit more at either side, lest the rounding of a sum mislead the search.
@@ -194,7 +194,7 @@ def _border_of_many(logits: Logits, weights: Logits, target: float) -> _Border:
     values, weights, rest = logits[places], weights[places], target - above
     at = bisect_left(range(low, high), rest, key=lambda i: float(weights @ (values > marks[i])))
     first, last = marks[max(low, low + at - 2)], marks[min(low + at + 1, high)]
-    return _Border(float(first), _ordered(logits, places[(values <= first) & (values > last)]))
+    return Border(float(first), _ordered(logits, places[(values <= first) & (values > last)]))
 
 
 def _ordered(logits: Logits, places: Ints) -> Ints:

@@ -158,14 +158,14 @@ def _predict(seen: Observed, options: Speculation, traces: Sequence[Trace]) -> P
         found = found[1:]
         steps += len(found)
         tokens += sum(step.emitted for step in found)
-        ms += _price(seen.costs, found)
+        ms += price(seen.costs, found)
     plain = seen.costs.step(1)
     if not tokens:
         return Prediction(options, 1.0, plain, 1.0)
     return Prediction(options, tokens / steps, ms / tokens, plain * tokens / ms)
 
 
-def _price(costs: Costs, steps: Sequence[ReplayedStep]) -> float:
+def price(costs: Costs, steps: Sequence[ReplayedStep]) -> float:
     """Return the milliseconds of one sequence's steps."""
     return sum(
         costs.step(step.rows)

@@ -1,7 +1,6 @@
 """config.json is read as transformers reads it, or refused in one sentence with key and file."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,9 @@ import transformers
 from specpipe.checkpoint.families import FAMILIES, MODEL_TYPES, find_family, read_facts
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.core.model import ModelConfig
-from tests.families import WORLDS, YARN, config_of
+from tests.helpers.families import WORLDS, YARN, config_of, with_wrong_values
 
 FILE = Path("folder/config.json")
-WRONG = (None, True, False, -1, 0, 1, 7, 1.5, -0.5, float("inf"), float("nan"), 10**30, 10**400, "",
-         "x", "7", "null", [], [[]], [None], [-1], {}, {"a": 1}, {"rope_type": []})  # fmt: skip
 CASES = [(name, variant) for name, world in WORLDS.items() for variant in world.variants]
 NEW_ROPE = int(transformers.__version__.split(".")[0]) >= 5
 
@@ -24,23 +21,13 @@ def read(facts: dict[str, Any]) -> ModelConfig:
     return read_facts(facts, "float32", FILE)
 
 
-def changed(facts: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the facts with every value replaced by wrong ones, and with every key left out."""
-    for key, old in facts.items():
-        yield key, {k: v for k, v in facts.items() if k != key}
-        for value in WRONG:
-            yield key, {**facts, key: value}
-            for inner in old if isinstance(old, dict) else ():
-                yield inner, {**facts, key: {**old, inner: value}}
-
-
 @pytest.mark.parametrize(("architecture", "variant"), CASES)
 def test_every_value_gives_facts_or_one_sentence_with_key_and_file(
     architecture: str, variant: str
 ) -> None:
     facts = config_of(architecture, variant)
     assert read(facts)
-    for key, wrong in changed(facts):
+    for key, wrong in with_wrong_values(facts):
         try:
             read(wrong)
         except (ConfigError, Unsupported) as error:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from specpipe.checkpoint.convert import Conversion
 from specpipe.checkpoint.source import open_source
 from specpipe.core.errors import ConfigError, StageFailed, Unsupported
-from tests.models import make_llama, make_tokenizer
+from tests.helpers.models import make_llama, make_tokenizer
 
 
 def convert(source: Path, out: Path, dtype: str = "float32") -> dict[str, torch.Tensor]:

@@ -22,8 +22,8 @@ from specpipe.core.divisibility import ONE_RANK, Parallel
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.run.run import Run
 from specpipe.run.stages import build
-from tests.models import make_eagle, make_heads, make_llama
-from tests.sharding import merge, read_ranks
+from tests.helpers.models import make_eagle, make_heads, make_llama
+from tests.helpers.sharding import merge, read_ranks
 
 LEVELS = 2
 

@@ -17,8 +17,8 @@ from specpipe.core.errors import Unsupported
 from specpipe.core.model import ModelConfig
 from specpipe.engine.openvino.backend import OpenVinoBackend
 from specpipe.engine.tensorrt.backend import TensorRtBackend
-from tests.build_requests import build_request
-from tests.families import WORLDS, config_of, make_family
+from tests.helpers.build_requests import build_request
+from tests.helpers.families import WORLDS, config_of, make_family
 
 CASES = [(name, variant) for name, world in WORLDS.items() for variant in world.variants]
 

@@ -19,9 +19,9 @@ from specpipe.core.artifacts import read_model_config
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.engine.openvino.weights import Weights, map_weights
 from specpipe.validate.reference import Reference
-from tests.unit.checkpoint.packers import pack_model
-from tests.unit.checkpoint.test_quantize import engine_of
-from tests.unit.engine.stepping import alone, item
+from tests.helpers.cpu_engines import load_compiled
+from tests.helpers.engine_steps import alone, item
+from tests.helpers.packed_models import pack_model
 
 AT, THEIRS = "transformer.layers.1.", "model.layers.1."
 LAYERS = {
@@ -112,7 +112,7 @@ def test_the_cpu_engine_answers_as_the_model_whose_weights_they_mean(
     sequence = np.random.default_rng(0).integers(3, 300, 40).tolist()
     with torch.no_grad():
         expected = model(torch.tensor([sequence])).logits[0, 19:].numpy()
-    engine = engine_of(out, tmp_path / "engine", "int4_awq")
+    engine = load_compiled(out, tmp_path / "engine", "int4_awq")
     logits = alone(engine, item(engine.open(), sequence, wanted=range(19, len(sequence))))
     assert np.abs(logits - expected).max() < 1e-3
 

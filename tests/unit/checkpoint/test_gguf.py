@@ -24,10 +24,10 @@ from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.core.model import ModelConfig
 from specpipe.plan.make_plan import make_plan
 from specpipe.validate.reference import Reference
-from tests.families import make_family
-from tests.gguf_files import make_gguf
-from tests.models import TEXT
-from tests.unit.engine.stepping import item
+from tests.helpers.engine_steps import item
+from tests.helpers.families import make_family
+from tests.helpers.gguf_files import make_gguf
+from tests.helpers.models import TEXT
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("LlamaForCausalLM", "plain", {}),

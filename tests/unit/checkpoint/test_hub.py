@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from specpipe.cli import main
-from tests.hub import Hub, Repo, serve_hub
-from tests.models import make_llama
+from tests.helpers.hub import Hub, Repo, serve_hub
+from tests.helpers.models import make_llama
 
 MODEL = "acme/tiny"
 DUPLICATES = ("pytorch_model.bin", "model.gguf", "onnx/model.onnx", "original/consolidated.00.pt",

@@ -26,10 +26,10 @@ from specpipe.core.artifacts import Manifest
 from specpipe.core.divisibility import Parallel
 from specpipe.core.errors import ConfigError
 from specpipe.core.publishing import write_publish
-from tests.families import WORLDS, make_family
-from tests.models import make_heads, make_llama, make_redrafter
-from tests.unit.checkpoint.quantised import write_quantised
-from tests.unit.engine.test_openvino_build import build
+from tests.helpers.calibrated_models import write_quantised
+from tests.helpers.cpu_engines import build
+from tests.helpers.families import WORLDS, make_family
+from tests.helpers.models import make_heads, make_llama, make_redrafter
 
 RANKS = [Parallel(), Parallel(2, 1), Parallel(1, 2), Parallel(4, 2)]
 

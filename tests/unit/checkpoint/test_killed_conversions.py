@@ -2,12 +2,10 @@
 
 import errno
 import itertools
-import multiprocessing
 import os
 import random
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,8 +16,8 @@ from specpipe.core.artifacts import Workspace
 from specpipe.core.errors import StageFailed
 from specpipe.run.run import Run
 from specpipe.run.stages import build
+from tests.helpers.killing import Step, call_at_every_step, run_in_child
 
-CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}  # audited by Python
 POINTS = 12
 
 
@@ -32,46 +30,14 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
-def call_at_every_step(step: Callable[[], None]) -> None:
-    """Call `step` before each change that this process makes to the file system, from now on."""
-
-    def audited(event: str, arguments: tuple[object, ...]) -> None:
-        opened = event == "open" and isinstance(arguments[2], int)
-        if event in CHANGES or (opened and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
-            step()
-
-    def stepping(plain: Callable[..., int]) -> Callable[..., int]:
-        def call(*arguments: object) -> int:
-            step()
-            return plain(*arguments)
-
-        return call
-
-    sys.addaudithook(audited)
-    os.pwrite, os.write = stepping(os.pwrite), stepping(os.write)
-
-
 def convert_in_child(run, steps: int) -> tuple[int, int]:
     """Convert in another process, which dies at a step; return its exit code and steps taken."""
-    context = multiprocessing.get_context("fork")
-    taken = context.Value("i", 0)
 
-    def convert() -> None:
-        count = itertools.count()
-
-        def step() -> None:
-            taken.value = now = next(count)
-            if now >= steps:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.dont_write_bytecode = True  # a module that is imported only now is no step
+    def convert(step: Step) -> None:
         call_at_every_step(step)
         build(Run(*run), ("convert",))
 
-    child = context.Process(target=convert)
-    child.start()
-    child.join()
-    return child.exitcode or 0, taken.value
+    return run_in_child(convert, steps)
 
 
 @pytest.fixture

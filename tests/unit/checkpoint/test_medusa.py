@@ -19,7 +19,7 @@ from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.plan.make_plan import make_plan
 from specpipe.run.run import Run
 from specpipe.run.stages import build
-from tests.models import make_heads, make_llama
+from tests.helpers.models import make_heads, make_llama
 
 
 def no_progress(done: int, total: int) -> None:

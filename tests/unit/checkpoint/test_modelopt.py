@@ -25,8 +25,8 @@ from specpipe.checkpoint.quantized.formats import Quantizing
 from specpipe.checkpoint.source import open_source
 from specpipe.core.model import Quantization
 from specpipe.engine.openvino.weights import map_weights
-from tests.models import make_llama
-from tests.unit.checkpoint.mixtures import MIXTURES, make_mixture
+from tests.helpers.mixtures import MIXTURES, make_mixture
+from tests.helpers.models import make_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PROMPTS = ("The quick brown fox", "jumps over the lazy dog", "Pack my box")
@@ -52,8 +52,8 @@ def peer_export(model: Path, quantizing: Quantizing, out: Path, kind: str = "lla
 
 
 def peer_quantised(model: Path, quantizing: Quantizing) -> Any:
-    network, tokens = calibrate._load(open_source(model), PROMPTS)
-    return calibrate._quantize(network, quantizing, 128, tokens)
+    network, tokens = calibrate.load_model(open_source(model), PROMPTS)
+    return calibrate.quantize_model(network, quantizing, 128, tokens)
 
 
 def convert(model: Path, quantizing: Quantizing, out: Path) -> Path:

@@ -13,16 +13,14 @@ from transformers import AutoModelForCausalLM
 from specpipe.checkpoint.quantized import arithmetic as bits
 from specpipe.checkpoint.quantized.calibration import Calibration, read_calibration
 from specpipe.checkpoint.quantized.formats import Quantizing
-from specpipe.core.artifacts import read_model_config
 from specpipe.core.errors import StageFailed
 from specpipe.core.model import Quantization
 from specpipe.engine.openvino import dequantize
-from specpipe.engine.openvino.backend import OpenVinoBackend
 from specpipe.engine.openvino.weights import map_weights
-from tests.build_requests import build_request
-from tests.models import make_llama
-from tests.unit.checkpoint.quantised import linears, round_inputs, write_quantised
-from tests.unit.engine.stepping import alone, item
+from tests.helpers.calibrated_models import linears, round_inputs, write_quantised
+from tests.helpers.cpu_engines import load_compiled
+from tests.helpers.engine_steps import alone, item
+from tests.helpers.models import make_llama
 
 FORMATS: list[Quantization] = ["fp8", "int8_sq", "int4_awq", "nvfp4"]
 QKV = "transformer.layers.0.attention.qkv"
@@ -106,7 +104,7 @@ def test_large_weights_are_treated_in_blocks_of_rows(monkeypatch: pytest.MonkeyP
     torch.manual_seed(1)
     weights = torch.randn(64, 32)
     whole = bits.to_fp8(weights, 0.01), bits.group_scale(weights, 16)
-    monkeypatch.setattr(bits, "_BLOCK_VALUES", 100)
+    monkeypatch.setattr(bits, "BLOCK_VALUES", 100)
     assert torch.equal(whole[0].float(), bits.to_fp8(weights, 0.01).float())
     assert torch.equal(whole[1], bits.group_scale(weights, 16))
 
@@ -175,16 +173,6 @@ def fake_quantised(folder: Path, checkpoint: Path, weights_in: Quantization) -> 
     return model
 
 
-def engine_of(checkpoint: Path, out: Path, quantization: Quantization):
-    out.mkdir()
-    request = build_request(
-        read_model_config(checkpoint), quantization=quantization, max_batch_size=1,
-        max_input_len=255, max_seq_len=256,
-    )  # fmt: skip
-    OpenVinoBackend().build(request, checkpoint, out)
-    return OpenVinoBackend().load(out)
-
-
 @pytest.mark.parametrize("weights_in", FORMATS)
 def test_the_cpu_engine_computes_what_a_gpu_would_with_the_checkpoint(
     weights_in: Quantization, quantised: dict[Quantization, Path], tiny: Path, tmp_path: Path
@@ -193,7 +181,7 @@ def test_the_cpu_engine_computes_what_a_gpu_would_with_the_checkpoint(
     with torch.no_grad():
         expected = fake_quantised(tiny, quantised[weights_in], weights_in)(torch.tensor([sequence]))
         plain = AutoModelForCausalLM.from_pretrained(tiny).float()(torch.tensor([sequence]))
-    engine = engine_of(quantised[weights_in], tmp_path / "engine", weights_in)
+    engine = load_compiled(quantised[weights_in], tmp_path / "engine", weights_in)
     logits = alone(engine, item(engine.open(), sequence, wanted=range(19, len(sequence))))
     theirs = expected.logits[0, 19:].numpy()
     # a value next to a rounding boundary may fall on either side, which moves a few logits

@@ -20,12 +20,12 @@ from specpipe.core.divisibility import Parallel
 from specpipe.core.errors import Unsupported
 from specpipe.engine.openvino.weights import map_weights
 from specpipe.validate.reference import Reference
-from tests.sharding import merge, read_ranks
-from tests.unit.checkpoint.mixtures import MIXTURES, expert_weights, fake_quantised, make_mixture
-from tests.unit.checkpoint.packers import pack_model
-from tests.unit.checkpoint.test_quantize import engine_of
-from tests.unit.checkpoint.test_quantized_families import convert
-from tests.unit.engine.stepping import alone, item
+from tests.helpers.calibrated_models import convert_invented
+from tests.helpers.cpu_engines import load_compiled
+from tests.helpers.engine_steps import alone, item
+from tests.helpers.mixtures import MIXTURES, expert_weights, fake_quantised, make_mixture
+from tests.helpers.packed_models import pack_model
+from tests.helpers.sharding import merge, read_ranks
 
 FOREIGN = {"awq": "int4_awq", "gptq": "int4_awq", "modelopt_fp8": "fp8"}
 FORMATS = [*FOREIGN, "fp8", "int4_awq"]
@@ -65,7 +65,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Cas
                 meant = pack_model(plain, folder, name)
             weights_in = "none" if name in FOREIGN else name
             quantizing = Quantizing(weights_in, tp_size=2, moe_tp_size=2)
-            out = convert(
+            out = convert_invented(
                 open_source(folder), at / f"{architecture}.{name}.out", quantizing, Parallel()
             )
             found[architecture, name] = Case(architecture, plain, folder, out, quantizing, meant)
@@ -148,7 +148,7 @@ def test_the_cpu_engine_computes_what_a_gpu_would_with_the_checkpoint(
         expected = fake_quantised(case.plain, case.out)(torch.tensor([sequence]))
         plain = AutoModelForCausalLM.from_pretrained(case.plain).float()(torch.tensor([sequence]))
     weights_in = FOREIGN.get(case.quantizing.weights, case.quantizing.weights)
-    engine = engine_of(case.out, tmp_path / "engine", weights_in)
+    engine = load_compiled(case.out, tmp_path / "engine", weights_in)
     logits = alone(engine, item(engine.open(), sequence, wanted=range(19, len(sequence))))
     theirs = expected.logits[0, 19:].numpy()
     # a value next to a rounding boundary may fall on either side, which moves a few logits
@@ -188,7 +188,7 @@ def test_the_ranks_make_the_whole_checkpoint(
     case = cases[architecture, weights_in]
     source = open_source(case.folder)
     model = read_model(source, "float32")
-    convert(source, tmp_path / "ranks", case.quantizing, parallel)
+    convert_invented(source, tmp_path / "ranks", case.quantizing, parallel)
     with read_tensors(source.weights) as reader:
         plans = find_family(source.hf_config).tensors(model)
         plans, _ = quantize(source, plans, model, case.quantizing, reader, case.out)
@@ -218,7 +218,9 @@ def test_experts_in_16_bits_are_excluded_under_the_name_of_upstreams_module(
 ) -> None:
     plain = make_mixture(tmp_path / "plain", "MixtralForCausalLM")
     pack_model(plain, tmp_path / "model", "modelopt_fp8", r"self_attn\..*_proj.weight$")
-    out = convert(open_source(tmp_path / "model"), tmp_path / "out", Quantizing(), Parallel())
+    out = convert_invented(
+        open_source(tmp_path / "model"), tmp_path / "out", Quantizing(), Parallel()
+    )
     config = json.loads((out / "config.json").read_text())["quantization"]
     assert {"transformer.layers.0.mlp", "transformer.layers.1.mlp"} <= set(
         config["exclude_modules"]
@@ -226,7 +228,7 @@ def test_experts_in_16_bits_are_excluded_under_the_name_of_upstreams_module(
     assert load_file(out / "rank0.safetensors")[f"{AT}.fc.weight"].dtype == torch.float32
     patterns = ("*lm_head", "*embedding", "*router", "*mlp")
     quantizing = Quantizing("fp8", exclude_modules=patterns)
-    out = convert(open_source(plain), tmp_path / "excluded", quantizing, Parallel())
+    out = convert_invented(open_source(plain), tmp_path / "excluded", quantizing, Parallel())
     tensors = load_file(out / "rank0.safetensors")
     assert tensors[f"{AT}.fc.weight"].dtype == torch.float32
     assert tensors["transformer.layers.1.attention.qkv.weight"].dtype == torch.float8_e4m3fn

@@ -8,10 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from specpipe.checkpoint.convert import Conversion, read_model
-from specpipe.checkpoint.families import TensorPlan, find_family
+from specpipe.checkpoint.convert import read_model
+from specpipe.checkpoint.families import find_family
 from specpipe.checkpoint.quantize import quantize
-from specpipe.checkpoint.quantized.calibration import Calibration, write_calibration
 from specpipe.checkpoint.quantized.formats import (
     LINEARS,
     NO_EXPERTS,
@@ -19,37 +18,21 @@ from specpipe.checkpoint.quantized.formats import (
     Quantizing,
     group_size,
 )
-from specpipe.checkpoint.quantized.plans import modules_of
 from specpipe.checkpoint.shard import cut, local_name, ranks
-from specpipe.checkpoint.source import Source, open_source, read_tensors
+from specpipe.checkpoint.source import open_source, read_tensors
 from specpipe.core.divisibility import Parallel
 from specpipe.core.errors import Unsupported
 from specpipe.core.model import Quantization
 from specpipe.engine.openvino.weights import map_weights
-from tests.families import WORLDS, make_family
-from tests.models import make_llama
-from tests.unit.checkpoint.packers import pack_model
-from tests.unit.checkpoint.test_shard import put
+from tests.helpers.calibrated_models import convert_invented
+from tests.helpers.families import WORLDS, make_family
+from tests.helpers.models import make_llama
+from tests.helpers.packed_models import pack_model
+from tests.helpers.sharding import put
 
 FORMATS: list[Quantization] = ["fp8", "int8_sq", "int4_awq", "nvfp4"]
 # half a step of each format, relative to the largest weight that shares its scale
 STEP = {"fp8": 1 / 28, "int8_sq": 1 / 254, "int4_awq": 1 / 14, "nvfp4": 1 / 6}
-
-
-def invented(plans: list[TensorPlan]) -> Calibration:
-    """Return facts about every module that a plan names, without running anything."""
-    rng = torch.Generator().manual_seed(3)
-    columns = {m: p.shape[-1] for p in plans if p.name.endswith(".weight") for m in modules_of(p)}
-    scales = {m: torch.rand(k, generator=rng) + 0.5 for m, k in columns.items()}
-    return Calibration(dict.fromkeys(columns, 3.0), scales, {})
-
-
-def convert(source: Source, out: Path, quantizing: Quantizing, parallel: Parallel) -> Path:
-    family = find_family(source.hf_config)
-    out.mkdir()
-    write_calibration(invented(family.tensors(read_model(source, "float32"))), out)
-    Conversion(source, "float32", None, quantizing, parallel).write(out, lambda done, total: None)
-    return out
 
 
 @pytest.mark.parametrize("name", WORLDS)
@@ -59,7 +42,7 @@ def test_a_family_is_quantised_or_refused_for_its_experts(name: str, tmp_path: P
         WORLDS[name].rewrite(folder)
     source = open_source(folder)
     model = read_model(source, "float32")
-    plain_folder = convert(source, tmp_path / "plain", PLAIN, Parallel())
+    plain_folder = convert_invented(source, tmp_path / "plain", PLAIN, Parallel())
     plain = map_weights(plain_folder / "rank0.safetensors")
     for weights_in in FORMATS:
         quantizing = Quantizing(weights_in)
@@ -67,11 +50,11 @@ def test_a_family_is_quantised_or_refused_for_its_experts(name: str, tmp_path: P
             with pytest.raises(
                 Unsupported, match="TensorRT-LLM(.s loader reads| has no SmoothQuant)"
             ):
-                convert(source, tmp_path / weights_in, quantizing, Parallel())
+                convert_invented(source, tmp_path / weights_in, quantizing, Parallel())
             continue
         if weights_in == "int4_awq" and group_size(quantizing, model) is None:
             continue
-        out = convert(source, tmp_path / weights_in, quantizing, Parallel())
+        out = convert_invented(source, tmp_path / weights_in, quantizing, Parallel())
         tensors, changed = map_weights(out / "rank0.safetensors"), set()
         for tensor in plain.tensors:
             before, after = plain.float32(tensor), tensors.float32(tensor)
@@ -103,8 +86,8 @@ def test_the_ranks_of_a_quantised_checkpoint_make_the_whole_one(
     source = open_source(folder)
     model = read_model(source, "float32")
     one, four = tmp_path / "one", tmp_path / "four"
-    whole = load_file(convert(source, one, quantizing, Parallel()) / "rank0.safetensors")
-    convert(source, four, quantizing, parallel)
+    whole = load_file(convert_invented(source, one, quantizing, Parallel()) / "rank0.safetensors")
+    convert_invented(source, four, quantizing, parallel)
     with read_tensors(source.weights) as reader:
         plans = find_family(source.hf_config).tensors(model)
         plans, _ = quantize(source, plans, model, quantizing, reader, one)

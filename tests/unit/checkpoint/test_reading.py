@@ -22,7 +22,7 @@ from specpipe.core.artifacts import Workspace, read_artifact
 from specpipe.core.errors import ConfigError, StageFailed, Unreadable
 from specpipe.run.run import Run
 from specpipe.run.stages import build
-from tests.models import make_heads, make_llama
+from tests.helpers.models import make_heads, make_llama
 
 Progress = Callable[[int, int], None]
 

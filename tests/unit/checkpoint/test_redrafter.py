@@ -20,8 +20,8 @@ from specpipe.checkpoint.source import open_source
 from specpipe.config.speculation import ReDrafter
 from specpipe.core.divisibility import ONE_RANK, Parallel
 from specpipe.core.errors import ConfigError, Unsupported
-from tests.models import make_heads, make_llama, make_redrafter
-from tests.sharding import merge, read_ranks
+from tests.helpers.models import make_heads, make_llama, make_redrafter
+from tests.helpers.sharding import merge, read_ranks
 
 OPTIONS = ReDrafter("redrafter", drafter="", num_beams=3, draft_len_per_beam=4)
 Tensors = Mapping[str, torch.Tensor]

@@ -15,8 +15,8 @@ from specpipe.checkpoint.source import open_source
 from specpipe.core.divisibility import Parallel, check_parallel
 from specpipe.core.errors import Unsupported
 from specpipe.core.model import Experts, ModelConfig
-from tests.models import make_heads, make_llama
-from tests.sharding import merge, put, read_ranks, take
+from tests.helpers.models import make_heads, make_llama
+from tests.helpers.sharding import merge, put, read_ranks, take
 
 MODEL = ModelConfig(
     "LlamaForCausalLM", "float32", 32, 8, 16, 4, 2, 48, 50, 64, 1e-5, 1e4,

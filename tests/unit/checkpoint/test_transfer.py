@@ -22,8 +22,8 @@ from specpipe.core.artifacts import Workspace
 from specpipe.core.divisibility import Parallel
 from specpipe.run.run import Run
 from specpipe.run.stages import build
-from tests.modelopt import write_model
-from tests.sharding import convert_tensors
+from tests.helpers.modelopt import write_model
+from tests.helpers.sharding import convert_tensors
 
 SHAPES = {"a": Announced((4, 3), "bfloat16"), "b": Announced((5,), "float32")}
 

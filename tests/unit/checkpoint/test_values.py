@@ -18,8 +18,8 @@ from specpipe.checkpoint.source import open_source
 from specpipe.core.artifacts import read_model_config
 from specpipe.core.errors import ConfigError
 from specpipe.validate.reference import Reference
-from tests.families import WORLDS, make_family
-from tests.unit.engine.stepping import item
+from tests.helpers.engine_steps import item
+from tests.helpers.families import WORLDS, make_family
 
 MATRIX, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
 

@@ -17,7 +17,7 @@ from specpipe.config.run_config import read_config
 from specpipe.core.artifacts import Workspace
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.plan.make_plan import make_plan
-from tests.families import make_family
+from tests.helpers.families import make_family
 
 INDEX, BIN = "model.safetensors.index.json", "pytorch_model.bin"
 

@@ -3,12 +3,13 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from specpipe.cli.ending import terminable
+from tests.helpers.processes import is_running
+from tests.helpers.waiting import until
 
 # The command with its work replaced: it holds a temporary folder and a child program.
 HOLDS = """
@@ -33,11 +34,6 @@ main(names)
 """
 
 
-def runs(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
 @pytest.mark.parametrize(
     ("words", "number"),
     [
@@ -53,15 +49,14 @@ def test_a_signal_ends_a_command_and_nothing_of_it_is_left(
     command = [sys.executable, "-c", HOLDS.format(words=words)]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
-        while not (tmp_path / "child").exists():
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.02)
+        until(lambda: (tmp_path / "child").exists() or process.poll() is not None)
+        assert process.poll() is None, process.stderr.read()
         child = int((tmp_path / "child").read_text())
         process.send_signal(number)
         told = process.stderr.read()
         assert process.wait(30) == 128 + number, told
     assert "interrupted" in told and "Traceback" not in told
-    assert not runs(child)
+    assert not is_running(child)
     assert not list((tmp_path / "scratch").iterdir())
 
 

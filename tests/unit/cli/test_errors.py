@@ -1,13 +1,14 @@
 """What users get wrong at the command line: one sentence, an exit code, and JSON if they asked."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from specpipe.cli import main
-from tests.unit.cli.test_commands import COMMANDS, TRAINING
 
 # What a command needs in addition to --config.
 ARGUMENTS = {"generate": ["hi"], "inspect": ["nowhere"]}
@@ -17,11 +18,16 @@ def run(*args: str) -> Result:
     return CliRunner().invoke(main, list(args))
 
 
-@pytest.mark.parametrize(
-    "command",
-    [name for name in (*COMMANDS, *TRAINING) if name not in ("train", "completion")],
-    ids=str,
-)
+def commands(group: click.Group, prefix: str = "") -> Iterator[str]:
+    """Yield the names of all commands, those in a group after the name of the group."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{prefix}{name} ")
+        elif name != "completion":  # which reads no file and cannot fail
+            yield prefix + name
+
+
+@pytest.mark.parametrize("command", list(commands(main)))
 def test_every_command_reports_an_error_as_json_too(command: str) -> None:
     config = [] if command == "inspect" else ["--config", "nofile.yaml"]
     result = run(*command.split(), *ARGUMENTS.get(command, []), *config, "--json")

@@ -1,11 +1,12 @@
 """Child programs: what they say is kept, signs of life come, and nothing of them outlives us."""
 
-import time
 from pathlib import Path
 
 import pytest
 
 from specpipe.core.processes import Program, last_lines, run_logged
+from tests.helpers.processes import is_running
+from tests.helpers.waiting import until
 
 
 class Interrupt(BaseException):
@@ -16,16 +17,6 @@ def shell(script: str, abort: tuple[str, ...] = ()) -> Program:
     return Program(("sh", "-c", script), abort)
 
 
-def ends(pid_file: Path) -> bool:
-    """Tell whether the process of that id is gone within five seconds."""
-    stat = Path(f"/proc/{int(pid_file.read_text())}/stat")
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
-            return True
-    return False
-
-
 def test_output_is_kept_and_the_exit_code_told(tmp_path: Path) -> None:
     assert run_logged(shell("echo out; echo err >&2; exit 3"), tmp_path / "deep/log") == 3
     assert last_lines(tmp_path / "deep/log") == ["out", "err"]
@@ -34,7 +25,14 @@ def test_output_is_kept_and_the_exit_code_told(tmp_path: Path) -> None:
 
 def test_a_long_program_gives_signs_of_life(tmp_path: Path) -> None:
     beats: list[float] = []
-    run_logged(shell("sleep 0.4"), tmp_path / "log", on_heartbeat=beats.append, heartbeat_s=0.1)
+
+    def beat(seconds: float) -> None:
+        beats.append(seconds)
+        if len(beats) == 2:
+            (tmp_path / "seen").touch()
+
+    script = f"until test -e {tmp_path}/seen; do sleep 0.01; done"
+    run_logged(shell(script), tmp_path / "log", on_heartbeat=beat, heartbeat_s=0.05)
     assert len(beats) >= 2 and beats == sorted(beats)
 
 
@@ -47,7 +45,8 @@ def test_an_interrupted_wait_ends_the_whole_group_and_aborts_the_rest(tmp_path: 
     launch = shell(f"sleep 600 & echo $! > {tmp_path}/child; wait", abort)
     with pytest.raises(Interrupt):
         run_logged(launch, tmp_path / "log", on_heartbeat=interrupt, heartbeat_s=0.05)
-    assert ends(tmp_path / "child")
+    process = int((tmp_path / "child").read_text())
+    until(lambda: not is_running(process))
     assert (tmp_path / "aborted").exists()
 
 
@@ -55,7 +54,8 @@ def test_a_program_that_ends_well_is_not_aborted_and_leaves_no_workers(tmp_path:
     abort = ("touch", str(tmp_path / "aborted"))
     script = f"sleep 600 & echo $! > {tmp_path}/worker"
     assert run_logged(shell(script, abort), tmp_path / "log") == 0
-    assert ends(tmp_path / "worker")
+    process = int((tmp_path / "worker").read_text())
+    until(lambda: not is_running(process))
     assert not (tmp_path / "aborted").exists()
 
 

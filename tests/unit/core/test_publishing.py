@@ -1,7 +1,6 @@
 """Whole or not there, the old or the new, and nothing of anybody else's touched."""
 
 import errno
-import itertools
 import multiprocessing
 import os
 import re
@@ -24,7 +23,7 @@ from specpipe.core.publishing import (
     why_kept,
     write_publish,
 )
-from tests.unit.checkpoint.test_killed_conversions import call_at_every_step
+from tests.helpers.killing import Step, call_at_every_step, run_in_child
 
 
 def publish(path: Path, text: str = "content", resume: str | None = None) -> None:
@@ -207,17 +206,8 @@ def die_at(act: Callable[[], None], point: str) -> None:
 
 def publish_in_child(path: Path, steps: int, *, exchanges: bool) -> tuple[int, int]:
     """Publish in another process, which dies at a step; return its exit code and steps taken."""
-    context = multiprocessing.get_context("fork")
-    taken = context.Value("i", 0)
 
-    def run() -> None:
-        count = itertools.count()
-
-        def step() -> None:
-            taken.value = now = next(count)
-            if now >= steps:
-                os.kill(os.getpid(), signal.SIGKILL)
-
+    def act(step: Step) -> None:
         def stepping(one: Path, other: Path) -> bool:
             step()
             return exchange(one, other) if exchanges else False
@@ -226,10 +216,7 @@ def publish_in_child(path: Path, steps: int, *, exchanges: bool) -> tuple[int, i
         call_at_every_step(step)
         publish(path, "new")
 
-    child = context.Process(target=run)
-    child.start()
-    child.join()
-    return child.exitcode or 0, taken.value
+    return run_in_child(act, steps)
 
 
 def test_exchanging_is_possible_where_the_tests_run(tmp_path: Path) -> None:

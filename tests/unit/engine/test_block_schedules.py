@@ -11,7 +11,7 @@ import pytest
 from specpipe.core.contracts import ROOT, PoolFull
 from specpipe.engine.openvino import prefixes
 from specpipe.engine.openvino.blocks import BLOCK, BlockCache
-from tests.unit.engine.block_bench import Bench, step_digests
+from tests.helpers.block_pool import Bench, step_digests
 
 LONGEST = 110  # tokens in a known text
 MOST = 5  # sequences in flight

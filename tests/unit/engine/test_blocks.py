@@ -5,7 +5,7 @@ import pytest
 
 from specpipe.core.contracts import ROOT, PoolFull
 from specpipe.engine.openvino import prefixes
-from tests.unit.engine.block_bench import Bench, text
+from tests.helpers.block_pool import Bench, text
 
 # --- one sequence -------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import pytest
 from specpipe.core.divisibility import Parallel
 from specpipe.core.model import Arithmetic, Experts, RecurrentDrafter
 from specpipe.engine.tensorrt.backend import TensorRtBackend
-from tests.unit.engine.commands import LLAMA_8B, request
+from tests.helpers.trtllm_build import LLAMA_8B, request
 
 QWEN = dataclasses.replace(LLAMA_8B, architecture="Qwen2ForCausalLM", num_medusa_heads=4)
 

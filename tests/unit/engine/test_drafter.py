@@ -11,8 +11,8 @@ from torch.nn.functional import silu
 from specpipe.core.contracts import Extensions, LoadedEngine
 from specpipe.core.errors import Unsupported
 from specpipe.core.trees import WIDTH
-from tests.models import make_redrafter
-from tests.unit.engine.stepping import item
+from tests.helpers.engine_steps import item
+from tests.helpers.models import make_redrafter
 
 PROMPT = [5, 9, 40, 41, 42, 9, 40]
 KINDS = {

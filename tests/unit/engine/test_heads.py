@@ -9,8 +9,8 @@ import torch
 from specpipe.core.contracts import LoadedEngine
 from specpipe.core.errors import Unsupported
 from specpipe.core.trees import WIDTH
-from tests.models import make_heads
-from tests.unit.engine.stepping import item
+from tests.helpers.engine_steps import item
+from tests.helpers.models import make_heads
 
 PROMPT = [5, 9, 40, 41, 42, 9, 40]
 

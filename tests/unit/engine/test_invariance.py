@@ -9,8 +9,8 @@ from specpipe.core.contracts import LoadedEngine
 from specpipe.engine.openvino.batch import Part
 from specpipe.engine.openvino.blocks import BlockPool
 from specpipe.engine.openvino.invariance import RowLimits, find_limits, split
-from tests.models import make_llama
-from tests.unit.engine.stepping import item, keep, rooted, started
+from tests.helpers.engine_steps import item, keep, rooted, started
+from tests.helpers.models import make_llama
 
 LENGTH = 40
 PRECISIONS = [

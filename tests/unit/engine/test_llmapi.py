@@ -7,7 +7,7 @@ import yaml
 
 from specpipe.core.divisibility import Parallel
 from specpipe.engine.llmapi.backend import LlmApiBackend
-from tests.unit.engine.commands import request
+from tests.helpers.trtllm_build import request
 
 BACKEND = LlmApiBackend()
 MODELS = {"target": "/models/target", "draft": "/models/draft"}

@@ -11,7 +11,7 @@ from specpipe.engine.backend import BuildRequest
 from specpipe.engine.tensorrt.backend import TensorRtBackend
 from specpipe.engine.tensorrt.lower import build_flags, engine_seq_len, takes_drafts
 from specpipe.engine.tensorrt.profiles import find_profile
-from tests.unit.engine.commands import TABLES, known_flags, parse, request
+from tests.helpers.trtllm_build import TABLES, known_flags, parse, request
 
 ENGINES = [("none", "target", 0), ("draft_model", "target", 5), ("draft_model", "draft", 5),
            ("medusa", "target", 63), ("lookahead", "target", 83),

@@ -9,7 +9,7 @@ import pytest
 from specpipe.core.contracts import ROOT, Item, LoadedEngine, PoolFull
 from specpipe.engine.openvino.blocks import BLOCK
 from specpipe.engine.openvino.checks import InvalidBatch
-from tests.unit.engine.stepping import (
+from tests.helpers.engine_steps import (
     BRANCHES,
     PATHS,
     alone,

@@ -7,34 +7,12 @@ from pathlib import Path
 import openvino as ov
 import pytest
 
-from specpipe.checkpoint.convert import Conversion
-from specpipe.checkpoint.source import open_source
 from specpipe.core.artifacts import read_model_config
 from specpipe.core.divisibility import Parallel
 from specpipe.core.errors import ConfigError
-from specpipe.engine.backend import BuildRequest
 from specpipe.engine.openvino.backend import OpenVinoBackend
 from specpipe.engine.openvino.precision import Precision
-from tests.build_requests import build_request
-
-
-def convert(tiny: Path, folder: Path) -> Path:
-    checkpoint = folder / "checkpoint"
-    checkpoint.mkdir(parents=True)
-    Conversion(open_source(tiny), "float32").write(checkpoint, lambda done, total: None)
-    return checkpoint
-
-
-def request_for(model, **changes: object) -> BuildRequest:
-    values = {"max_batch_size": 1, "max_input_len": 100, "max_seq_len": 200, **changes}
-    return build_request(model, **values)
-
-
-def build(tiny: Path, folder: Path) -> Path:
-    checkpoint, engine = convert(tiny, folder), folder / "engine"
-    engine.mkdir()
-    OpenVinoBackend().build(request_for(read_model_config(checkpoint)), checkpoint, engine)
-    return engine
+from tests.helpers.cpu_engines import build, convert, request_for
 
 
 def test_two_builds_give_equal_bytes(tiny: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import time
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
@@ -25,7 +24,9 @@ from specpipe.engine.tensorrt.log import advise, explain_exit, phase
 from specpipe.engine.tensorrt.machine import find_gpus
 from specpipe.run.run import Run
 from specpipe.run.stages import build, require_repository, status
-from tests.models import make_redrafter
+from tests.helpers.models import make_redrafter
+from tests.helpers.processes import is_running
+from tests.helpers.waiting import until
 
 ENGINE = {"backend": "tensorrt", "gpu": "H100-SXM", "dtype": "bfloat16", "max_batch_size": 2,
           "max_input_len": 100, "max_seq_len": 200}  # fmt: skip
@@ -241,17 +242,11 @@ def start_build(config, place: Workspace, *more: str) -> SpawnProcess:
 
 
 def await_file(path: Path, process: SpawnProcess) -> str:
-    deadline = time.monotonic() + 60
-    while not (path.is_file() and path.read_text()):
+    def text() -> str:
         assert process.is_alive(), "the build ended early"
-        assert time.monotonic() < deadline, f"{path} does not come"
-        time.sleep(0.02)
-    return path.read_text()
+        return path.read_text() if path.is_file() else ""
 
-
-def is_running(pid: int) -> bool:
-    status_file = Path(f"/proc/{pid}/stat")
-    return status_file.exists() and status_file.read_text().rpartition(")")[2].split()[0] != "Z"
+    return until(text, 60, lambda: f"{path} does not come")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -17,8 +17,8 @@ from specpipe.engine.tensorrt.lower import build_flags, engine_seq_len
 from specpipe.engine.tensorrt.profiles import DEFAULT
 from specpipe.run.run import Run
 from specpipe.run.stages import build
-from tests.models import make_eagle
-from tests.unit.engine.commands import LLAMA_8B, TABLES, parse, request
+from tests.helpers.models import make_eagle
+from tests.helpers.trtllm_build import LLAMA_8B, TABLES, parse, request
 
 NET = replace(LLAMA_8B, num_hidden_layers=1)
 WITH_DRAFTER = replace(

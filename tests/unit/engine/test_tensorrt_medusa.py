@@ -7,7 +7,7 @@ import pytest
 from specpipe.core.divisibility import Parallel
 from specpipe.core.model import ModelConfig
 from specpipe.engine.tensorrt.medusa import BASES, check_medusa
-from tests.build_requests import build_request
+from tests.helpers.build_requests import build_request
 
 LLAMA = ModelConfig(
     "LlamaForCausalLM", "float16", hidden_size=64, num_hidden_layers=2, num_attention_heads=4,

@@ -17,7 +17,7 @@ from specpipe.plan.plan import check_memory
 from specpipe.plan.resolve import resolve
 from specpipe.plan.sizing import Sizing, measure, ways_to_fit
 from specpipe.runtime.assembly import load_backend
-from tests.unit.plan.test_configs import REFUSED, changed, plan_of, words
+from tests.helpers.gpu_configs import REFUSED, changed, plan_of, words
 
 KNOWN = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
 CPU: dict[str, Any] = {"engine.backend": "openvino", "engine.gpu": None, "engine.dtype": "float32",

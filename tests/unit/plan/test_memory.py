@@ -9,7 +9,7 @@ from specpipe.core.model import Experts, RecurrentDrafter
 from specpipe.engine.backend import Footprint
 from specpipe.engine.tensorrt.footprint import footprint, padded
 from specpipe.plan.memory import KV_SHARE, RESERVE, largest, plan_memory
-from tests.unit.engine.commands import LLAMA_8B, request
+from tests.helpers.trtllm_build import LLAMA_8B, request
 
 TIED = dataclasses.replace(LLAMA_8B, tie_word_embeddings=True)
 NET = RecurrentDrafter(num_layers=2, exit_dim=4096, is_rnn=True, num_beams=5, draft_len_per_beam=5)

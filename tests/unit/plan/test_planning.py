@@ -17,8 +17,8 @@ from specpipe.plan.make_plan import make_plan, require_buildable
 from specpipe.plan.outlook import assumptions, engine_notes
 from specpipe.report.present_plan import plan_json, plan_text
 from specpipe.tune.cost import read_costs
-from tests.models import make_heads, make_llama
-from tests.unit.engine.commands import LLAMA_8B, parse
+from tests.helpers.models import make_heads, make_llama
+from tests.helpers.trtllm_build import LLAMA_8B, parse
 
 LLAMA = Path("model_configs/llama70b_draft7b.yaml")
 LOOKAHEAD = Path("model_configs/llama8b_lookahead.yaml")

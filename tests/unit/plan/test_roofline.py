@@ -23,7 +23,7 @@ from specpipe.plan.roofline import (
     step_ms,
 )
 from specpipe.tune.cost import read_costs
-from tests.unit.engine.commands import LLAMA_8B, request
+from tests.helpers.trtllm_build import LLAMA_8B, request
 
 SMALL = dataclasses.replace(LLAMA_8B, num_hidden_layers=4)
 

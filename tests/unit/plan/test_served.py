@@ -15,8 +15,7 @@ from specpipe.core.artifacts import Workspace
 from specpipe.plan.make_plan import make_plan
 from specpipe.plan.plan import Plan
 from specpipe.report.present_plan import plan_text
-from tests.families import WORLDS, config_of
-from tests.unit.checkpoint.test_config_json import changed
+from tests.helpers.families import WORLDS, config_of, with_wrong_values
 
 FILE = Path("config.json")
 ENGINE = {"backend": "llmapi", "gpu": "H100-SXM", "dtype": "bfloat16", "max_input_len": 100,
@@ -125,6 +124,6 @@ def test_layers_for_multi_token_prediction_are_found_in_a_text_config() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_any_value_in_an_unknown_config_is_planned(name: str) -> None:
     facts = {**config_of(name, next(iter(WORLDS[name].variants))), **NEW}
-    for key, wrong in changed(facts):
+    for key, wrong in with_wrong_values(facts):
         if key not in ("architectures", "model_type"):
             assert not read_served(wrong, "bfloat16", FILE).is_known

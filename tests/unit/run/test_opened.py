@@ -16,7 +16,7 @@ from specpipe.core.artifacts import Workspace
 from specpipe.plan.opened import OpenedModels
 from specpipe.run.run import Run
 from specpipe.run.stages import build, require_repository, status
-from tests.models import make_heads
+from tests.helpers.models import make_heads
 
 WriteConfig = Callable[..., Path]
 

@@ -17,7 +17,7 @@ from specpipe.plan.make_plan import make_plan
 from specpipe.run.run import Run
 from specpipe.run.stages import build, require_repository, status
 from specpipe.validate.stage import validate_run
-from tests.unit.checkpoint.packers import pack_model
+from tests.helpers.packed_models import pack_model
 
 
 def setup(path: Path, root: Path):

@@ -8,7 +8,7 @@ from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.runtime.assembly import Runtime, limit_draft
 from specpipe.speculate import decode
 from specpipe.speculate.decode import Limits
-from tests.unit.runtime.toy import TimedEngine, ToyEngine
+from tests.helpers.toy_engine import TimedEngine, ToyEngine
 
 
 def test_a_request_may_ask_for_fewer_draft_tokens_or_none() -> None:

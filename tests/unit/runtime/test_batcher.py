@@ -25,7 +25,7 @@ from specpipe.runtime.budget import Budget
 from specpipe.runtime.cost import StepCost
 from specpipe.runtime.stream import Stream
 from specpipe.speculate.decode import ContextLogits, Decoding, Limits, Step, decode, read_context
-from tests.unit.runtime.toy import ToyEngine
+from tests.helpers.toy_engine import ToyEngine
 
 DRAFT = DraftOptions("unused")
 METHODS: list[Speculation] = [
@@ -227,7 +227,7 @@ def test_the_logits_of_a_prompt_come_in_order() -> None:
     prompt = np.random.default_rng(3).integers(0, 7, 150).tolist()
     events = alone(batcher(made), read_context(prompt))
     rows = [event.logits for event in events if isinstance(event, ContextLogits)]
-    want = [made["target"]._distribution(prompt[: n + 1], 1) for n in range(len(prompt))]
+    want = [made["target"].distribution(prompt[: n + 1], 1) for n in range(len(prompt))]
     np.testing.assert_allclose(np.exp(np.concatenate(rows)), np.array(want), rtol=1e-5)
 
 

@@ -8,7 +8,7 @@ from specpipe.runtime.acceptance import Shadow
 from specpipe.runtime.budget import PROBE_AFTER, PROBE_NODES, Budget, Forecast
 from specpipe.runtime.cost import StepCost, measure_steps
 from specpipe.speculate.decode import Step
-from tests.unit.runtime.toy import ToyEngine
+from tests.helpers.toy_engine import ToyEngine
 
 FREE_ROWS = StepCost(np.array([1.0, 64]), np.array([10.0, 10.0001]))
 DEAR_ROWS = StepCost(np.array([1.0, 64]), np.array([10.0, 640]))  # 64 rows cost 64 steps of one

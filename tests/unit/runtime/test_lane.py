@@ -7,8 +7,8 @@ import pytest
 
 from specpipe.core.contracts import EMPTY, ROOT, Draft, Item, Logits, chain
 from specpipe.runtime.lane import Lane
-from tests.unit.speculate.scripted import ScriptedModel, random_distribution
-from tests.unit.speculate.scripted_engine import ProtocolError, ScriptedCache, ScriptedEngine
+from tests.helpers.scripted_engine import ProtocolError, ScriptedCache, ScriptedEngine
+from tests.helpers.scripted_model import ScriptedModel, random_distribution
 
 VOCAB = 10
 TARGET = random_distribution(VOCAB, seed=1)

@@ -15,8 +15,8 @@ from specpipe.runtime.decoder import DeploymentDecoder
 from specpipe.runtime.exchange import Counters, Request
 from specpipe.runtime.scheduler import Scheduler
 from specpipe.speculate.decode import Limits, Step
-from tests.unit.speculate.scripted import random_distribution
-from tests.unit.speculate.scripted_engine import ScriptedCache, ScriptedEngine
+from tests.helpers.scripted_engine import ScriptedCache, ScriptedEngine
+from tests.helpers.scripted_model import random_distribution
 
 VOCAB, ROWS = 8, 10
 TARGET = random_distribution(VOCAB, seed=1)

@@ -18,11 +18,10 @@ from specpipe.runtime.triton import requests
 from specpipe.runtime.triton.tensors import call_tensors
 from specpipe.runtime.verifying import Prefixes, Question, answer
 from specpipe.speculate.decode import Limits
-from tests.contract import distributions
-from tests.contract.distributions import Dice, exact_distribution, excess, outcomes
-from tests.contract.worlds import PROMPT, World
-from tests.unit.speculate import scripted_engine
-from tests.unit.speculate.scripted import Distribution
+from tests.helpers import distributions, scripted_engine
+from tests.helpers.distributions import Dice, exact_distribution, excess, outcomes
+from tests.helpers.scripted_model import Distribution
+from tests.helpers.worlds import PROMPT, World
 
 WORLD = World(vocab_size=3)
 
@@ -102,11 +101,11 @@ def enumerated(sampling: Sampling, draft_name: str, *, use_draft_logits: bool) -
 
     def program(dice: Dice) -> list[int]:
         with pytest.MonkeyPatch.context() as patch:
-            distributions._decide_by(dice, patch)
+            distributions.decide_by(dice, patch)
             return tokens(run(asked, draft_name, 2)[0])
 
     for output, odds in outcomes(program):
-        joint[distributions._padded(output)] += odds
+        joint[distributions.padded(output)] += odds
     return joint
 
 
@@ -150,7 +149,7 @@ def test_engines_that_share_a_seed_would_be_noticed(
     broken: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One seed for all calls, or one for draft and target: what upstream's loop sends."""
-    monkeypatch.setattr(loops, "_mixed", broken)
+    monkeypatch.setattr(loops, "mixed_seed", broken)
     assert excess(exact_distribution(WORLD, Sampling(top_k=0)), drawn(4000)) > 5
 
 

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +15,7 @@ from specpipe.runtime.exchange import Counters, Heartbeat, Request
 from specpipe.runtime.failures import EngineError, QueueFull
 from specpipe.runtime.scheduler import Scheduler
 from specpipe.speculate.decode import Finish, Limits, Step
+from tests.helpers.waiting import until
 
 
 @dataclass(eq=False)
@@ -42,6 +42,7 @@ class FakeDecoder:
     streams: list[Stream] = field(default_factory=list)
     rounds: list[list[int]] = field(default_factory=list)  # the names of the streams of each
     broken_rounds: int = 0  # so many fail as a whole
+    begun: int = 0  # the streams of the round that is in progress, or was the last
 
     def add(self, request: Request) -> Stream:
         if request.prompt[0] == 667:
@@ -54,6 +55,7 @@ class FakeDecoder:
             self.streams.remove(stream)
 
     def round(self) -> list[tuple[Stream, Step | Exception]]:
+        self.begun = len(self.streams)
         self.gate.wait(5)
         self.rounds.append([stream.name for stream in self.streams])
         if self.broken_rounds:
@@ -117,9 +119,8 @@ class Rig:
         return listener
 
     def wait_active(self, count: int) -> None:
-        deadline = time.monotonic() + 5
-        while len(self.scheduler._active) < count and time.monotonic() < deadline:
-            time.sleep(0.001)
+        """Wait until a round with so many streams has begun; it ends when the gate is open."""
+        until(lambda: self.decoder.begun == count)
 
 
 @pytest.fixture
@@ -178,7 +179,8 @@ def test_a_finished_stream_is_removed_from_the_decoder(rig: Rig) -> None:
     rig.gate.set()
     assert rig.submit(1).ended.wait(5) and rig.submit(2).ended.wait(5)
     rig.scheduler.close()
-    assert rig.decoder.streams == [] and rig.scheduler._active == {}
+    assert rig.decoder.streams == []
+    assert not rig.scheduler.stop("1") and not rig.scheduler.stop("2")
 
 
 def test_a_full_queue_refuses_at_once(rig: Rig) -> None:
@@ -369,18 +371,16 @@ def test_what_was_counted_is_handed_on_once_nothing_is_left(rig: Rig) -> None:
 
 
 def test_each_round_ends_with_a_call_after_all_listeners() -> None:
-    """Whoever sends the news of a round sends them together."""
-    rig = Rig(batch=2)
+    """Whoever sends the news of a round sends them together, and once more at the end."""
+    rig = Rig(batch=2, started=False)
     told: list[tuple[int, int]] = []
     first, second = rig.submit(1), rig.submit(2)
     rig.scheduler.after_round = lambda: told.append((len(first.steps), len(second.steps)))
-    rig.wait_active(2)
     rig.gate.set()
+    rig.scheduler.start()
     assert first.ended.wait(5) and second.ended.wait(5)
     rig.scheduler.close()
-    steps = sorted({pair for pair in told if sum(pair)})
-    assert steps[-1] == (3, 3) and len(steps) <= 4
-    assert len(told) > rig.scheduler._rounds  # once more at the end
+    assert told == [(1, 1), (2, 2), (3, 3), (3, 3)]
 
 
 def test_a_call_after_a_round_that_fails_costs_no_answer(rig: Rig) -> None:
@@ -403,7 +403,7 @@ def test_the_process_ends_if_the_thread_that_owns_the_engine_does() -> None:
 
 
 DYING = """
-import time
+import threading
 from specpipe.core.contracts import Sampling
 from specpipe.runtime.exchange import Request
 from specpipe.runtime.scheduler import Scheduler
@@ -423,8 +423,7 @@ class Listener:
 scheduler = Scheduler(Decoder(), 1, 1)
 scheduler.start()
 scheduler.submit(Request("", (1,), Sampling(), Limits(1)), Listener())
-time.sleep(30)
-raise SystemExit("nobody noticed")
+threading.Event().wait()  # the process ends in it
 """
 
 

@@ -12,9 +12,6 @@ from specpipe.runtime.text_answer import TextAnswer
 from specpipe.runtime.tokens import TextTokenizer
 from specpipe.runtime.triton.requests import TextRequest
 from specpipe.speculate.decode import Step
-from tests.unit.runtime.test_tokens import tokenizer
-
-__all__ = ["tokenizer"]  # the fixture
 
 WANTS = frozenset({"return_perf_metrics", "return_num_output_tokens", "return_log_probs"})
 

@@ -1,6 +1,5 @@
 """Streams of text: whole characters, stop words, and the same text as in one piece."""
 
-import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -9,24 +8,7 @@ import pytest
 
 from specpipe.core.errors import ConfigError
 from specpipe.runtime.tokens import TextStream, TextTokenizer, first_end, load_tokenizer
-from tests.models import make_tokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    made = make_tokenizer()
-    made.backend_tokenizer.save(str(folder / "tokenizer.json"))
-    facts = {
-        "vocab_size": len(made),
-        "end_ids": [0],
-        "pad_id": 0,
-        "chat_prefix": "",
-        "chat_suffix": "",
-    }
-    (folder / "tokenizer_facts.json").write_text(json.dumps(facts))
-    return load_tokenizer(folder)
-
+from tests.helpers.models import make_tokenizer
 
 TEXTS = [
     "Pack my box.",

@@ -5,7 +5,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from specpipe.core.endpoint import DraftLimit
 from specpipe.core.errors import ConfigError
-from specpipe.serve.description import _upstreams
+from specpipe.serve.description import upstreams
 
 
 def config(*inputs: str, decoupled: bool = False) -> pb.ModelConfig:
@@ -18,7 +18,7 @@ def config(*inputs: str, decoupled: bool = False) -> pb.ModelConfig:
 def test_upstreams_repository_is_called_by_its_text_model() -> None:
     models = {"tensorrt_llm_bls": config("text_input", decoupled=True),
               "tensorrt_llm": config("input_ids")}  # fmt: skip
-    endpoint = _upstreams(models, "here:1")
+    endpoint = upstreams(models, "here:1")
     (model,) = endpoint.texts
     assert model.name == "tensorrt_llm_bls" and model.decoupled
     assert model.draft_limit == DraftLimit("tensor", 64, any_number=True)
@@ -29,7 +29,7 @@ def test_upstreams_repository_is_called_by_its_text_model() -> None:
 @pytest.mark.parametrize("decoupled", [True, False])
 def test_upstreams_llm_api_is_known_by_its_tensors(decoupled: bool) -> None:
     model = config("text_input", "sampling_param_max_tokens", decoupled=decoupled)
-    endpoint = _upstreams({"tensorrt_llm": model}, "here:1")
+    endpoint = upstreams({"tensorrt_llm": model}, "here:1")
     assert endpoint.text.tensors.max_tokens == "sampling_param_max_tokens"
     assert endpoint.text.decoupled == decoupled and endpoint.tokens is None
     assert not endpoint.text.can_decode_plainly
@@ -38,4 +38,4 @@ def test_upstreams_llm_api_is_known_by_its_tensors(decoupled: bool) -> None:
 @pytest.mark.parametrize("models", [{}, {"tensorrt_llm": config("input_ids")}])
 def test_a_server_of_something_else_is_a_sentence(models: dict[str, pb.ModelConfig]) -> None:
     with pytest.raises(ConfigError, match=r"at here:1 has none of (.|\n)*specpipe serve"):
-        _upstreams(models, "here:1")
+        upstreams(models, "here:1")

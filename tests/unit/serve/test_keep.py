@@ -17,6 +17,7 @@ from specpipe.serve.keep import HOUR_SECONDS, Budget, StopRequest, keep_serving
 from specpipe.serve.progress import Patience
 from specpipe.serve.tritonserver import RunningServer
 from specpipe.serve.watch import children, count_in_hand, describe_end, requests_in_hand
+from tests.helpers.waiting import until
 
 METRICS = """\
 # HELP specpipe_requests_in_flight Requests that are being answered
@@ -27,8 +28,8 @@ nv_inference_pending_request_count{model="ensemble",version="1"} 4
 """
 
 
-def asleep() -> "subprocess.Popen[bytes]":
-    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+def start_idle() -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
 
 
 class Start:
@@ -42,7 +43,7 @@ class Start:
     def __call__(self) -> Iterator[RunningServer]:
         self.count += 1
         self.log.write_text(f"start {self.count}")
-        process = asleep()
+        process = start_idle()
         try:
             yield RunningServer(self.address, process, self.log)
         finally:
@@ -152,7 +153,7 @@ def test_a_server_without_the_process_of_a_model_is_not_whole(tmp_path: Path) ->
     script = (
         "import subprocess, sys\n"
         f"subprocess.Popen([sys.executable, {str(model)!r}])\n"
-        "import time; time.sleep(600)"
+        "import signal; signal.pause()"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", script], **pipes) as server:
@@ -161,9 +162,7 @@ def test_a_server_without_the_process_of_a_model_is_not_whole(tmp_path: Path) ->
         endpoint = RunningServer(free_address(), server, tmp_path / "log", found)
         assert list(found.values()) == ["tensorrt_llm"] and endpoint.failure() is None
         server.stdin.close()  # the model ends, and its parent does not wait for it: a zombie
-        while endpoint.failure() is None:
-            pass
-        assert endpoint.failure() == "the process of the model tensorrt_llm ended by itself"
+        assert until(endpoint.failure) == "the process of the model tensorrt_llm ended by itself"
         server.kill()
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from specpipe.core.contracts import ROOT, Draft, Floats, Verdict, chain
 from specpipe.speculate import accept
-from tests.contract.distributions import verdicts
+from tests.helpers.distributions import verdicts
 
 
 def exact_distribution(p: Callable[[accept.Path], Floats], draft: Draft) -> dict[tuple, float]:
@@ -245,7 +245,7 @@ def test_a_number_close_to_one_draws_the_last_possible_token() -> None:
 
 def test_a_residual_of_equal_distributions_is_the_distribution_itself() -> None:
     p = np.array([0.25, 0.75])
-    np.testing.assert_array_equal(accept._residual(p, p.copy()), p)
+    np.testing.assert_array_equal(accept.residual(p, p.copy()), p)
 
 
 # --- typical acceptance: lossy on purpose -------------------------------------------------------

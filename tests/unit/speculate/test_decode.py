@@ -15,14 +15,14 @@ from specpipe.speculate.decode import (
     read_context,
 )
 from specpipe.speculate.none import NoProposer
-from tests.unit.speculate.scripted import (
+from tests.helpers.scripted_model import (
     FixedProposer,
     ScriptedModel,
     always,
     events,
     random_distribution,
 )
-from tests.unit.speculate.scripted import run as run_with
+from tests.helpers.scripted_model import run as run_with
 
 VOCAB = 8
 

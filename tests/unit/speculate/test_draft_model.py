@@ -6,7 +6,7 @@ import pytest
 from specpipe.config.speculation import DraftModel, DraftOptions
 from specpipe.core.contracts import Draft, EngineFacts, Proposer, Sampling, Scores, Verdict
 from specpipe.speculate.draft_model import DraftModelProposer, build
-from tests.unit.speculate.scripted import Model, ScriptedModel, proposed, random_distribution
+from tests.helpers.scripted_model import Model, ScriptedModel, proposed, random_distribution
 
 TARGET = random_distribution(6, seed=4)
 PROMPT = [1, 2, 3]

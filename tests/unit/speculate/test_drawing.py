@@ -9,8 +9,8 @@ from specpipe.speculate import accept, drawing
 from specpipe.speculate.drawing import draw_token
 from specpipe.speculate.sampling import distribution
 from specpipe.speculate.selection import Scale, top_p
-from tests.contract.distributions import excess
-from tests.unit.speculate.test_selection import every_kind, made
+from tests.helpers.distributions import excess
+from tests.helpers.logits import every_kind, made
 
 SIZE = 3_000  # more than `drawing.FEW`
 DRAWS = 8_000
@@ -21,7 +21,7 @@ BOUND = 6.0  # standard deviations: chi-square's tail is long, and there are 20 
 def off(logits: Logits, options: Sampling) -> float:
     """Return how far drawn tokens are from the distribution; infinite if one is impossible."""
     probs, rng = distribution(logits, options), np.random.default_rng(5)
-    head = drawing._head_of(logits, options.temperature)
+    head = drawing.head_of(logits, options.temperature)
     drawn = [head.draw(options.top_p, rng) for _ in range(DRAWS)]
     counts = np.bincount(drawn, minlength=len(logits))
     if counts[probs == 0].sum():
@@ -46,7 +46,7 @@ def test_a_bound_below_the_weights_at_the_border_is_noticed(
 ) -> None:
     logits, options = made("nearly flat", SIZE), Sampling(top_k=0)
     low = property(lambda head: head.scale.one(head.border) / 2)
-    monkeypatch.setattr(drawing._Head, "bound", low)
+    monkeypatch.setattr(drawing.Head, "bound", low)
     assert off(logits, options) > BOUND
 
 
@@ -58,7 +58,7 @@ def test_a_token_is_kept_exactly_if_a_search_for_the_set_finds_it(
     logits = made(kind, SIZE)
     tried = np.argsort(-logits, kind="stable")[::7]
     for share in (0.5, 0.9, 1 - 1e-9):
-        head = drawing._head_of(logits, temperature)
+        head = drawing.head_of(logits, temperature)
         places, _ = top_p(logits, temperature, share)
         # The last token of the set is left out: rounding may decide about it.
         edge = int(places[np.argmin(logits[places])])
@@ -72,16 +72,16 @@ def test_the_search_decides_where_sums_in_float32_cannot(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits = made(kind, SIZE)
-    head = drawing._head_of(logits, 1.0)
+    head = drawing.head_of(logits, 1.0)
     tokens = np.argsort(-logits, kind="stable")[:: SIZE // 40].tolist()
     expected = [head.is_kept(token, 0.9) for token in tokens]
     monkeypatch.setattr(drawing, "error_of_rough", lambda rough_sum, count: 1e9)
-    assert [drawing._head_of(logits, 1.0).is_kept(token, 0.9) for token in tokens] == expected
+    assert [drawing.head_of(logits, 1.0).is_kept(token, 0.9) for token in tokens] == expected
 
 
 def test_the_head_is_a_few_percent_of_the_vocabulary() -> None:
     for kind in ("nearly flat", "spread", "peaked"):
-        assert 0 < len(drawing._head_of(made(kind, 49_153), 1.0).places) < 49_153 / 25
+        assert 0 < len(drawing.head_of(made(kind, 49_153), 1.0).places) < 49_153 / 25
 
 
 @pytest.mark.filterwarnings("error")

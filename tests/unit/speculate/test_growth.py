@@ -5,7 +5,7 @@ import numpy as np
 from specpipe.core.contracts import ROOT, Draft, Extensions, Guesses, Sampling, Scores, Verdict
 from specpipe.speculate.growth import Node, Recurrent, as_draft, beams, grow_levels, likeliest
 from specpipe.speculate.redrafter import ReDrafterProposer
-from tests.unit.speculate.scripted import proposed
+from tests.helpers.scripted_model import proposed
 
 # last token -> what follows it; the state counts how many tokens led there
 AFTER = {

@@ -94,7 +94,7 @@ def test_a_position_does_not_read_the_history_again() -> None:
     ready, history = Adjustment(options), History(range(50))
     logits = np.zeros(60, np.float32)
     ready(logits, history, 0)  # counts what is there
-    committed = history._committed
+    committed = history.committed
     committed.tokens = _Whole(committed.tokens)
     path = [3, 4]
     ready(logits, history + path, 2)

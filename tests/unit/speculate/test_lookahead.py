@@ -7,7 +7,7 @@ from specpipe.config.speculation import Lookahead
 from specpipe.core.contracts import EMPTY, ROOT, Draft, Sampling, Scores, Verdict
 from specpipe.speculate.decode import Limits, Step, decode
 from specpipe.speculate.lookahead import LookaheadProposer, Pool, Window, merge
-from tests.unit.speculate.scripted import ScriptedModel, proposed, run
+from tests.helpers.scripted_model import ScriptedModel, proposed, run
 
 VOCAB = 50
 SIZES = [(4, 3, 4), (5, 4, 2), (2, 2, 1), (1, 2, 3), (7, 7, 7), (1, 5, 1), (3, 4, 0), (2, 6, 1)]
@@ -54,7 +54,7 @@ def filled(levels: int, columns: int) -> Window:
 def test_a_window_grows_by_a_level_and_shrinks_by_a_column_until_it_is_full() -> None:
     window, shapes = Window(3, [[1, 2, 3, 4, 5]]), []
     for _ in range(4):
-        shapes.append([len(level) for level in window._levels])
+        shapes.append([len(level) for level in window.levels])
         assert len(window.top(0)) == shapes[-1][-1] + (len(shapes[-1]) == 1)
         window.advance(0, [9] * len(window.top(0)))
     assert shapes == [[5], [4, 5], [3, 4, 4], [3, 4, 4]]
@@ -75,13 +75,13 @@ def test_a_full_window_turns_its_columns_into_ngrams_and_drops_level_0() -> None
     assert window.advance(10, [40, 41, 42]) == [
         (10, 20, 30, 40), (11, 21, 31, 41), (12, 22, 32, 42),
     ]  # fmt: skip
-    assert window._levels == [[21, 22], [30, 31, 32], [40, 41, 42]]
+    assert window.levels == [[21, 22], [30, 31, 32], [40, 41, 42]]
 
 
 def test_a_window_of_one_level_is_made_of_what_the_target_says() -> None:
     window = Window(1, [[11, 12]])
     assert window.advance(10, [20, 21, 22]) == [(10, 20), (11, 21), (12, 22)]
-    assert window._levels == [[21, 22]]
+    assert window.levels == [[21, 22]]
 
 
 # --- the pool and the tree of n-grams -----------------------------------------------------------
@@ -148,23 +148,29 @@ def test_a_prompt_that_repeats_is_guessed_from_the_first_step_on() -> None:
     assert draft.parents[:4].tolist() == [ROOT, 0, ROOT, 2] and draft.depth == 2
 
 
+def window_of(lookahead: LookaheadProposer) -> list[int]:
+    """Return the tokens of the window that the next step would score."""
+    draft = drafted(lookahead, 9)
+    return draft.tokens[len(draft) - draft.scratch :].tolist()
+
+
 def test_a_step_that_scored_no_window_leaves_it_alone() -> None:
     lookahead = proposer((4, 3, 4))
     lookahead.start([1, 2, 3], Sampling())
-    before = lookahead._window._levels
+    before = window_of(lookahead)
     for limit in (0, -1):
         assert len(drafted(lookahead, limit)) == 0
     lookahead.observe(EMPTY, Scores(np.zeros((1, VOCAB), np.float32)), Verdict((), 4))
-    assert lookahead._window._levels == before
+    assert window_of(lookahead) == before
 
 
 def test_a_window_that_the_driver_did_not_score_stays_as_it_is() -> None:
     lookahead = proposer((4, 3, 4))
     lookahead.start([1, 2, 3], Sampling())
-    before = lookahead._window._levels
+    before = window_of(lookahead)
     draft = drafted(lookahead, 9).only(np.zeros(0, np.int64))
     lookahead.observe(draft, Scores(np.zeros((1, VOCAB), np.float32)), Verdict((), 4))
-    assert lookahead._window._levels == before
+    assert window_of(lookahead) == before
 
 
 @pytest.mark.parametrize("size", [(1, 1, 0), (1, 2, 0)])

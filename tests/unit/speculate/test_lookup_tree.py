@@ -11,7 +11,7 @@ from specpipe.speculate.lookup_tree import (
     find_continuations,
     grow_draft,
 )
-from tests.unit.speculate.scripted import proposed
+from tests.helpers.scripted_model import proposed
 
 HEADS = Heads(Guesses(np.array([[5, 6], [7, 8]], np.int64), np.array([[0.6, 0.3], [0.5, 0.1]])))
 

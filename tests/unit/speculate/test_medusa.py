@@ -7,7 +7,7 @@ import numpy as np
 from specpipe.core.contracts import ROOT, Draft, Guesses, Sampling, Scores, Verdict
 from specpipe.core.trees import complete_tree
 from specpipe.speculate.medusa import MedusaProposer
-from tests.unit.speculate.scripted import ScriptedModel, proposed, random_distribution
+from tests.helpers.scripted_model import ScriptedModel, proposed, random_distribution
 
 TREE = complete_tree([(0, 0), (0, 1), (1,)])
 

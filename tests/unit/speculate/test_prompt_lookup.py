@@ -2,7 +2,7 @@
 
 from specpipe.core.contracts import EMPTY, Sampling, Scores, Verdict
 from specpipe.speculate.prompt_lookup import PromptLookupProposer
-from tests.unit.speculate.scripted import proposed
+from tests.helpers.scripted_model import proposed
 
 
 def guess(prompt: list[int], limit: int = 10, *, draft: int = 3, low: int = 1, high: int = 3):

@@ -1,7 +1,5 @@
 """top_k and top_p against what a stable sort of the whole vocabulary gives, and transformers."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -11,40 +9,9 @@ from specpipe.core.contracts import Floats, Ints, Logits, Sampling
 from specpipe.speculate import selection
 from specpipe.speculate.sampling import distribution
 from specpipe.speculate.selection import top_k, top_p
+from tests.helpers.logits import every_kind, made
 
 SIZES = [3, 600, 5_000, 49_153]
-Make = Callable[[np.random.Generator, int], np.ndarray]
-
-
-def few_that_are_likely(rng: np.random.Generator, size: int) -> np.ndarray:
-    return np.where(np.arange(size) % 997 == 2, 20, rng.normal(size=size))
-
-
-def mostly_banned(rng: np.random.Generator, size: int) -> np.ndarray:
-    return np.where(np.arange(size) % 5 == 1, rng.normal(size=size), -np.inf)
-
-
-LOGITS: dict[str, Make] = {
-    "nearly flat": lambda rng, size: rng.normal(size=size),
-    "spread": lambda rng, size: 3 * rng.normal(size=size),
-    "peaked": lambda rng, size: 8 * rng.normal(size=size) - 300,
-    "few likely": few_that_are_likely,
-    "with ties": lambda rng, size: np.round(2 * rng.normal(size=size)),
-    "in steps of bfloat16": lambda rng, size: _bfloat16(4 * rng.normal(size=size)),
-    "by rank": lambda rng, size: -1.1 * np.log1p(rng.permutation(size)),
-    "in order": lambda rng, size: -np.arange(size) / size,
-    "mostly banned": mostly_banned,
-    "far apart": lambda rng, size: 1e30 * rng.normal(size=size),
-}
-every_kind = pytest.mark.parametrize("kind", LOGITS)
-
-
-def _bfloat16(values: np.ndarray) -> np.ndarray:
-    return (values.astype(np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
-
-
-def made(kind: str, size: int) -> Logits:
-    return LOGITS[kind](np.random.default_rng(size), size).astype(np.float32)
 
 
 def in_order(logits: Logits) -> Ints:
@@ -102,7 +69,7 @@ def test_the_search_gives_the_same_where_rounding_misleads_all_of_it(
     expected = [top_p(logits, 1.0, p) for p in (0.1, 0.9)]
     for name, spoiled in {
         "error_of_rough": lambda rough_sum, count: 1e9,
-        "_border": lambda logits, weights, target: selection._Border(np.inf, np.arange(1)),
+        "find_border": lambda logits, weights, target: selection.Border(np.inf, np.arange(1)),
     }.items():
         with monkeypatch.context() as patch:
             patch.setattr(selection, name, spoiled)

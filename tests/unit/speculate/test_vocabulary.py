@@ -6,11 +6,10 @@ import pytest
 from specpipe.core.contracts import EMPTY, Sampling, chain
 from specpipe.speculate.decode import Limits
 from specpipe.speculate.vocabulary import InVocabulary, in_vocabulary
-from tests.contract.distributions import enumerate_case, exact_distribution
-from tests.contract.test_distributions import SAMPLED
-from tests.contract.worlds import PROMPT, World
-from tests.unit.speculate.scripted import random_distribution
-from tests.unit.speculate.scripted_engine import ScriptedEngine, ServedModel
+from tests.helpers.distributions import enumerate_case, exact_distribution
+from tests.helpers.scripted_engine import ScriptedEngine, ServedModel
+from tests.helpers.scripted_model import random_distribution
+from tests.helpers.worlds import PROMPT, SAMPLED, World
 
 WITH_DRAFT = ("draft_model", "draft_model, fixed", "draft_model, confidence", "hybrid")
 

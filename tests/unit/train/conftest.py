@@ -11,16 +11,7 @@ import torch
 from specpipe.config.run_config import RunConfig, read_config
 from specpipe.core.artifacts import Workspace
 from specpipe.train.target import Target, load_target
-from tests.models import TEXT
-
-CHATS = [
-    ("Who jumps?", "The quick brown fox jumps over the lazy dog."),
-    ("And the box?", "Pack my box with five dozen liquor jugs."),
-    ("What do zebras do?", "How vexingly quick daft zebras jump!"),
-    ("Greetings?", "Grüße aus München, 東京, and 🦊🦊."),
-    ("Again, who?", "The fox jumps over the dog, the dog jumps over the fox."),
-    ("Which box?", "My box with my jugs, my jugs with my box, my box with my jugs."),
-]
+from tests.helpers.models import CHATS, TEXT
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from specpipe.train.features import read_features
 from specpipe.train.redrafter import RecurrentNet, train_redrafter
 from specpipe.train.target import Target
 from specpipe.train.text import Document
-from tests.models import TEXT
+from tests.helpers.models import TEXT
 
 NAMES = {"layers.0.weight": "lm_head.0.linear.weight", "layers.0.bias": "lm_head.0.linear.bias"}
 SCHEDULE = {"epochs": 40, "batch_tokens": 64, "learning_rate": 0.01, "checkpoint_every": 50}

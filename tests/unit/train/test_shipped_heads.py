@@ -16,7 +16,7 @@ from specpipe.train.medusa import MedusaHeads
 from specpipe.train.redrafter import RecurrentNet, apples_name
 from specpipe.train.target import Target, load_target
 from specpipe.train.text import Document, head_labels, in_template, next_labels
-from tests.conftest import SMOLLM2
+from tests.helpers.models import SMOLLM2
 
 HEADS = Path(__file__).parents[3] / "model_configs/heads/smollm2-135m"
 DRAFTER = HEADS.with_name("smollm2-135m_redrafter")

@@ -16,7 +16,7 @@ from specpipe.train.text import (
     read_documents,
     split_documents,
 )
-from tests.unit.train.conftest import CHATS
+from tests.helpers.models import CHATS
 
 
 def plain(tokens: list[int]) -> Document:

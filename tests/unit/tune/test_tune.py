@@ -36,9 +36,9 @@ from specpipe.tune.replay import ReplayedStep, priced, replay
 from specpipe.tune.settings import replace_speculation
 from specpipe.tune.stage import Prices, on_this_machine, recommend_run, tune_run
 from specpipe.tune.trace import DrafterKind, Trace, head_accuracy, record
-from specpipe.tune.tune import _price, serve_one
-from tests.unit.speculate.scripted import random_distribution
-from tests.unit.speculate.scripted_engine import ScriptedEngine
+from specpipe.tune.tune import price, serve_one
+from tests.helpers.scripted_engine import ScriptedEngine
+from tests.helpers.scripted_model import random_distribution
 
 PROMPT = [5, 9, 10, 11, 2, 9, 10, 11, 5, 9]
 COST = CostCurve((1, 4, 8), (10.0, 10.0, 14.0))
@@ -210,7 +210,7 @@ def test_costs_that_fall_get_their_mean() -> None:
 def test_the_price_of_steps_has_rows_drafters_and_the_proposers_own_time() -> None:
     steps = [ReplayedStep(1, 0, 1, 0.5), ReplayedStep(6, 2, 3, 0.0, head_calls=1, draft_calls=2)]
     costs = Costs(COST, heads_ms=1.0, draft_ms=3.0, handover_ms=0.25)
-    assert _price(costs, steps) == 10 + 0.5 + 12 + 1 + 2 * 3 + 0.25
+    assert price(costs, steps) == 10 + 0.5 + 12 + 1 + 2 * 3 + 0.25
 
 
 def test_a_budget_has_the_curve_of_tuning() -> None:

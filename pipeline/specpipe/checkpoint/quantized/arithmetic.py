@@ -23,7 +23,7 @@ FP8_MAX, INT8_MAX, INT4_MAX, FP4_MAX = 448.0, 127.0, 7.0, 6.0
 FP4_GROUP = 16
 FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # by code; bit 3 is the sign
 _SMALLEST_FP8 = 2.0**-9
-_BLOCK_VALUES = 1 << 23
+BLOCK_VALUES = 1 << 23  # that are converted at a time
 
 Rows = Callable[["torch.Tensor"], "torch.Tensor"]
 
@@ -32,7 +32,7 @@ def by_rows(weight: "torch.Tensor", function: Rows) -> "torch.Tensor":
     """Apply a function that treats rows one by one (or in pairs) to all rows, block by block."""
     import torch
 
-    step = max(2, _BLOCK_VALUES // weight.shape[1] // 2 * 2)
+    step = max(2, BLOCK_VALUES // weight.shape[1] // 2 * 2)
     return torch.cat([function(weight[i : i + step]) for i in range(0, len(weight), step)])
 
 

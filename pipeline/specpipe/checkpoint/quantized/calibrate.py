@@ -60,12 +60,12 @@ def calibrate(
             f"{source.path}: calibration starts from a Hugging Face folder",
             hint="save the dequantised model as one, as `scripts/fetch-model` does",
         )
-    model, tokens = _load(source, prompts)
+    model, tokens = load_model(source, prompts)
     outputs: dict[str, float] = {}
     for name in caches:
         model.get_submodule(name).register_forward_hook(_largest_into(outputs, name))
     if quantizing.weights in CALIBRATED:
-        model = _quantize(model, quantizing, group, tokens)
+        model = quantize_model(model, quantizing, group, tokens)
     else:
         _run(model, tokens)
     quantizers = {name: input_quantizer(model, name) for name in linears}
@@ -77,7 +77,8 @@ def calibrate(
     )
 
 
-def _load(source: Source, prompts: Sequence[str]) -> "tuple[Any, list[torch.Tensor]]":
+def load_model(source: Source, prompts: Sequence[str]) -> "tuple[Any, list[torch.Tensor]]":
+    """Return the Hugging Face model, on a GPU if there is one, and each prompt as tokens [1, n]."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -115,9 +116,10 @@ def _largest_into(outputs: dict[str, float], name: str) -> Callable[..., None]:
     return hook
 
 
-def _quantize(
+def quantize_model(
     model: Any, quantizing: Quantizing, group: int | None, tokens: "Sequence[torch.Tensor]"
 ) -> Any:
+    """Return the model with Model-Optimizer's quantizers, calibrated with the prompts."""
     with _modelopt() as mtq:
         config = copy.deepcopy(getattr(mtq, _CONFIGS[quantizing.weights]))
         if quantizing.weights == "int4_awq":

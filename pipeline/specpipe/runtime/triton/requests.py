@@ -17,7 +17,7 @@ from specpipe.core.errors import ConfigError, Unsupported
 Tensors = Mapping[str, NDArray[Any]]
 
 # Declared, because upstream declares them; requests that use them are refused.
-_UNSUPPORTED = {
+UNSUPPORTED = {
     "decoder_text_input": "encoder-decoder models",
     "decoder_input_ids": "encoder-decoder models",
     "encoder_input_features": "encoder-decoder models",
@@ -58,7 +58,7 @@ _UNSUPPORTED = {
     "context_phase_params": "disaggregated serving",
 }
 
-_ONLY = {  # tensors with one supported value, and the meaning of other values
+SINGLE_VALUED = {  # tensors with one supported value, and the meaning of other values
     "beam_width": (1, "beam search"),
     "num_return_sequences": (1, "several answers to one request"),
     "beam_search_diversity_rate": (0, "beam search"),
@@ -78,10 +78,10 @@ def refuse_unsupported(tensors: Tensors, supported: frozenset[str] = NOTHING) ->
     `supported` are the names that this model takes, unlike others.
     """
     for name, array in tensors.items():
-        if name in _UNSUPPORTED and name not in supported and _asks(array):
-            raise Unsupported(f"{name}: {_UNSUPPORTED[name]} are not supported by this server")
-        if name in _ONLY and array.size:
-            only, words = _ONLY[name]
+        if name in UNSUPPORTED and name not in supported and _asks(array):
+            raise Unsupported(f"{name}: {UNSUPPORTED[name]} are not supported by this server")
+        if name in SINGLE_VALUED and array.size:
+            only, words = SINGLE_VALUED[name]
             value = array.reshape(-1)[0]
             if value != only:
                 raise Unsupported(f"{name} is {value}: {words} is not supported; use {only}")

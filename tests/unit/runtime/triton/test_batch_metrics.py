@@ -11,14 +11,14 @@ from specpipe.runtime.budget import Budget
 from specpipe.speculate.decode import Limits, Step, decode
 from specpipe.speculate.none import NoProposer
 from specpipe.speculate.prompt_lookup import build
-from tests.unit.runtime.toy import ToyEngine
-from tests.unit.runtime.triton import prometheus
-from tests.unit.runtime.triton.prometheus import MetricFamily, totals
+from tests.helpers import triton_metrics
+from tests.helpers.toy_engine import ToyEngine
+from tests.helpers.triton_metrics import MetricFamily, totals
 
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    prometheus.install(monkeypatch)
+    triton_metrics.install(monkeypatch)
     from specpipe.runtime.triton import batch_metrics
 
     return batch_metrics

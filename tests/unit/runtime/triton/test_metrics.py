@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 
 from specpipe.speculate.decode import Step
-from tests.unit.runtime.triton import prometheus
-from tests.unit.runtime.triton.prometheus import MetricFamily, totals
+from tests.helpers import triton_metrics
+from tests.helpers.triton_metrics import MetricFamily, totals
 
 
 @pytest.fixture
 def meter(monkeypatch: pytest.MonkeyPatch) -> Any:
-    prometheus.install(monkeypatch)
+    triton_metrics.install(monkeypatch)
     from specpipe.runtime.triton import metrics
 
     monkeypatch.setattr(metrics.time, "monotonic", lambda: Clock.now)

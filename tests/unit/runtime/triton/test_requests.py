@@ -99,7 +99,7 @@ HARMLESS = {"prompt_table_extra_id", "prompt_vocab_size", "use_draft_logits"}
 @pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
 def test_every_declared_tensor_is_honoured_or_refused(model: str) -> None:
     names = {tensor.name for tensor in signatures()[model].inputs}
-    refused = set(requests._UNSUPPORTED) | set(requests._ONLY)
+    refused = set(requests.UNSUPPORTED) | set(requests.SINGLE_VALUED)
     assert names <= HONOURED | HARMLESS | refused
 
 

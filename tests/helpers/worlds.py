@@ -33,7 +33,8 @@ from specpipe.runtime.assembly import make_proposer
 from specpipe.speculate import decode
 from specpipe.speculate.decode import Limits, Step
 from specpipe.speculate.vocabulary import in_vocabulary
-from tests.unit.speculate.scripted import (
+from tests.helpers.scripted_engine import ScriptedEngine, ServedModel
+from tests.helpers.scripted_model import (
     Allow,
     Cut,
     Distribution,
@@ -45,7 +46,6 @@ from tests.unit.speculate.scripted import (
     run,
     whole_limit,
 )
-from tests.unit.speculate.scripted_engine import ScriptedEngine, ServedModel
 
 DRAFT = DraftOptions("unused")
 WITH_HEADS = DraftOptions("unused", heads="unused")
@@ -93,6 +93,18 @@ def _tree(depth: int) -> tuple[TreePath, ...]:
 
 
 PROMPT = [0, 1, 2, 0, 2, 1, 1, 0, 1]  # every token was followed by several: trees have siblings
+
+# Request options of sampled answers, each with another rule of the distribution.
+SAMPLED = {
+    "plain": Sampling(top_k=0),
+    "temperature": Sampling(top_k=0, temperature=0.6),
+    "top_k": Sampling(top_k=2),
+    "top_p": Sampling(top_k=0, top_p=0.8),
+    "penalties": Sampling(top_k=0, repetition_penalty=1.5, frequency_penalty=0.4),
+    "end_ids": Sampling(top_k=0, end_ids=(2, 0)),
+    "min_tokens": Sampling(top_k=0, end_ids=(2, 0), min_tokens=2),
+    "bad_words": Sampling(top_k=0, bad_words=((1, 2), (0, 0))),
+}
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 from specpipe.core.artifacts import read_model_config
 from specpipe.core.model import ModelConfig
 from specpipe.engine.openvino.weights import Weights, map_weights
-from tests.families import make_family
-from tests.unit.checkpoint.quantised import round_inputs
+from tests.helpers.calibrated_models import round_inputs
+from tests.helpers.families import make_family
 
 ATTENTION = {"hidden_size": 128, "num_attention_heads": 8, "num_key_value_heads": 4}
 MIXTURES: dict[str, dict[str, Any]] = {

@@ -1,13 +1,22 @@
-"""Tiny models for tests: random weights, real formats."""
+"""The models of the tests: tiny ones with random weights in real formats, and a real one."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+SMOLLM2 = Path("~/.cache/specpipe/models/SmolLM2-135M-Instruct").expanduser()
 TEXT = (
     "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs. "
     "How vexingly quick daft zebras jump! Grüße aus München, 東京, and 🦊🦊. "
 )
+CHATS = [
+    ("Who jumps?", "The quick brown fox jumps over the lazy dog."),
+    ("And the box?", "Pack my box with five dozen liquor jugs."),
+    ("What do zebras do?", "How vexingly quick daft zebras jump!"),
+    ("Greetings?", "Grüße aus München, 東京, and 🦊🦊."),
+    ("Again, who?", "The fox jumps over the dog, the dog jumps over the fox."),
+    ("Which box?", "My box with my jugs, my jugs with my box, my box with my jugs."),
+]
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"

@@ -1,4 +1,4 @@
-"""A calibration made by hand, and the arithmetic of quantised layers written down once more."""
+"""Calibrations, measured by hooks or invented, and the arithmetic of quantised layers once more."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +8,13 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from specpipe.checkpoint.convert import Conversion
+from specpipe.checkpoint.convert import Conversion, read_model
+from specpipe.checkpoint.families import TensorPlan, find_family
 from specpipe.checkpoint.quantized.calibration import Calibration, write_calibration
 from specpipe.checkpoint.quantized.formats import Quantizing
-from specpipe.checkpoint.source import open_source
+from specpipe.checkpoint.quantized.plans import modules_of
+from specpipe.checkpoint.source import Source, open_source
+from specpipe.core.divisibility import Parallel
 from specpipe.engine.openvino.weights import Rounding
 
 PROMPT = torch.arange(3, 120)[None]
@@ -72,4 +75,21 @@ def write_quantised(
     Conversion(open_source(folder), dtype, quantizing=quantizing).write(
         out, lambda done, total: None
     )
+    return out
+
+
+def invented(plans: list[TensorPlan]) -> Calibration:
+    """Return facts about every module that a plan names, without running anything."""
+    rng = torch.Generator().manual_seed(3)
+    columns = {m: p.shape[-1] for p in plans if p.name.endswith(".weight") for m in modules_of(p)}
+    scales = {m: torch.rand(k, generator=rng) + 0.5 for m, k in columns.items()}
+    return Calibration(dict.fromkeys(columns, 3.0), scales, {})
+
+
+def convert_invented(source: Source, out: Path, quantizing: Quantizing, parallel: Parallel) -> Path:
+    """Convert a model with an invented calibration."""
+    family = find_family(source.hf_config)
+    out.mkdir()
+    write_calibration(invented(family.tensors(read_model(source, "float32"))), out)
+    Conversion(source, "float32", None, quantizing, parallel).write(out, lambda done, total: None)
     return out

@@ -80,7 +80,7 @@ class ToyEngine:
         """Guess with three heads, from the last token."""
         seed = self.drafter_seed
         distributions = [
-            np.stack([self._distribution([int(h[0]), k], seed) for k in range(3)]) for h in hidden
+            np.stack([self.distribution([int(h[0]), k], seed) for k in range(3)]) for h in hidden
         ]
         best = [np.argsort(-rows, axis=1, kind="stable") for rows in distributions]
         pairs = zip(best, distributions, strict=True)
@@ -88,7 +88,7 @@ class ToyEngine:
 
     def extend(self, hidden: Any, states: Any, tokens: Ints) -> Extensions:
         """Guess from a path's last token; the state is that token."""
-        distributions = np.stack([self._distribution([int(t)], self.drafter_seed) for t in tokens])
+        distributions = np.stack([self.distribution([int(t)], self.drafter_seed) for t in tokens])
         best = np.argsort(-distributions, axis=1, kind="stable")
         states = tokens[:, None].astype(np.float32)
         return Extensions(best, np.take_along_axis(distributions, best, 1), states)
@@ -120,11 +120,11 @@ class ToyEngine:
                 at = int(parents[at])
             seen = [*range(cache.length), *(cache.length + r for r in reversed(path))]
             context = self.storage.slots[slots[seen]]
-            logits.append(np.log(self._distribution(context.tolist(), self.seed)))
+            logits.append(np.log(self.distribution(context.tolist(), self.seed)))
             hidden.append([context[-1]])
         return Scores(np.array(logits, np.float32), np.array(hidden, np.float32))
 
-    def _distribution(self, context: Sequence[int], seed: int) -> Any:
+    def distribution(self, context: Sequence[int], seed: int) -> Any:
         return _distribution(
             self.facts.vocab_size, seed, zlib.crc32(np.array(context, np.int64).tobytes())
         )

@@ -1,13 +1,13 @@
 """A tiny random model of every family, with its real class, and variants with other configs."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.models import make_tokenizer
+from tests.helpers.models import make_tokenizer
 
 SIZES: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -263,3 +263,17 @@ def make_family(folder: Path, architecture: str, variant: str, **changes: Any) -
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
+
+
+WRONG = (None, True, False, -1, 0, 1, 7, 1.5, -0.5, float("inf"), float("nan"), 10**30, 10**400, "",
+         "x", "7", "null", [], [[]], [None], [-1], {}, {"a": 1}, {"rope_type": []})  # fmt: skip
+
+
+def with_wrong_values(facts: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the facts with every value replaced by wrong ones, and with every key left out."""
+    for key, old in facts.items():
+        yield key, {k: v for k, v in facts.items() if k != key}
+        for value in WRONG:
+            yield key, {**facts, key: value}
+            for inner in old if isinstance(old, dict) else ():
+                yield inner, {**facts, key: {**old, inner: value}}

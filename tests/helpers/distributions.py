@@ -15,8 +15,8 @@ from specpipe.core.contracts import Draft, Floats, Sampling, Verdict, length_to_
 from specpipe.speculate import accept
 from specpipe.speculate.decode import Limits
 from specpipe.speculate.sampling import adjust, distribution
-from tests.contract.worlds import PROMPT, Case, World
-from tests.unit.speculate.scripted import Allow, Cut, no_cut, whole_limit
+from tests.helpers.scripted_model import Allow, Cut, no_cut, whole_limit
+from tests.helpers.worlds import PROMPT, Case, World
 
 LENGTH = 3  # tokens of the joint distribution
 T = TypeVar("T")
@@ -85,7 +85,7 @@ def exact_distribution(world: World, sampling: Sampling) -> Floats:
 
     def walk(output: tuple[int, ...], odds: float) -> None:
         if len(output) == LENGTH or length_to_end(output, sampling.end_ids):
-            joint[_padded(output)] += odds
+            joint[padded(output)] += odds
             return
         history = PROMPT + list(output)
         logits = np.log(world.target(history)).astype(np.float32)
@@ -117,11 +117,11 @@ def enumerate_case(
 
     def answer(dice: Dice) -> list[int]:
         with pytest.MonkeyPatch.context() as patch:
-            _decide_by(dice, patch)
+            decide_by(dice, patch)
             return world.generate(case, sampling, Limits(LENGTH), allow=allow, cut=cut)
 
     for output, odds in outcomes(answer):
-        joint[_padded(output)] += odds
+        joint[padded(output)] += odds
     return joint
 
 
@@ -132,13 +132,13 @@ def verdicts(
 
     def decide(dice: Dice) -> Verdict:
         with pytest.MonkeyPatch.context() as patch:
-            _decide_by(dice, patch)
+            decide_by(dice, patch)
             return accept.sample(draft, probs, np.random.default_rng(0))
 
     return outcomes(decide)
 
 
-def _decide_by(dice: Dice, patch: pytest.MonkeyPatch) -> None:
+def decide_by(dice: Dice, patch: pytest.MonkeyPatch) -> None:
     """Make the verifier and the draft use `dice` instead of their generators."""
     rule = accept.sample
 
@@ -157,7 +157,7 @@ def frequencies(
     case = world.case(options, draft_name, 2)
     for seed in range(draws):
         output = world.generate(case, replace(sampling, seed=seed), Limits(LENGTH))
-        counts[_padded(output)] += 1
+        counts[padded(output)] += 1
     return counts
 
 
@@ -173,5 +173,5 @@ def excess(expected: Floats, counts: Floats) -> float:
     return float((((seen - mean) ** 2 / mean).sum() - freedom) / np.sqrt(2 * freedom))
 
 
-def _padded(output: Sequence[int]) -> tuple[int, ...]:
+def padded(output: Sequence[int]) -> tuple[int, ...]:
     return (*output, *[0] * (LENGTH - len(output)))

@@ -2,7 +2,6 @@
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -97,17 +96,6 @@ def value(result: Any, name: str) -> float:
     array = result.as_numpy(name)
     assert array.shape == (1, 1), (name, array.shape)
     return array[0][0].item()
-
-
-def settled(read: Callable[[], Any]) -> Any:
-    """Return the value on which two readings half a second apart agree."""
-    before, deadline = read(), time.monotonic() + 60
-    while True:
-        time.sleep(0.5)
-        if (after := read()) == before:
-            return after
-        assert time.monotonic() < deadline, f"{before} still changes: {after}"
-        before = after
 
 
 def together(count: int, run: Callable[[int], object]) -> None:

@@ -20,7 +20,7 @@ from specpipe.checkpoint.quantized.formats import PLAIN, metadata
 from specpipe.checkpoint.source import open_source, read_tensors
 from specpipe.checkpoint.transfer import write_tensors
 from specpipe.core.divisibility import Parallel
-from tests.sharding import Files, read_ranks
+from tests.helpers.sharding import Files, read_ranks
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,

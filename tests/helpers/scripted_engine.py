@@ -20,7 +20,7 @@ from specpipe.core.contracts import (
     Scores,
 )
 from specpipe.runtime.lane import Lane
-from tests.unit.speculate.scripted import Distribution, ScriptedModel, paths_of
+from tests.helpers.scripted_model import Distribution, ScriptedModel, paths_of
 
 
 class ProtocolError(Exception):

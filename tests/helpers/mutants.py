@@ -452,9 +452,9 @@ _PAGED = "specpipe.engine.openvino.engine:paged_arrays"
 _BLOCKS = "specpipe.engine.openvino.blocks"
 
 MUTANTS: dict[str, Mutant] = {
-    "resamples from p": Mutant(f"{_ACCEPT}:_residual", lambda honest: lambda p, q: p, _ENUMERATED),
+    "resamples from p": Mutant(f"{_ACCEPT}:residual", lambda honest: lambda p, q: p, _ENUMERATED),
     "siblings not renormalised": Mutant(
-        f"{_ACCEPT}:_residual",
+        f"{_ACCEPT}:residual",
         lambda honest: lambda p, q: np.maximum(p - q, 0),
         ("tests/unit/speculate/test_accept.py",),
     ),

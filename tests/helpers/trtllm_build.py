@@ -9,9 +9,9 @@ from pathlib import Path
 
 from specpipe.core.model import ModelConfig
 from specpipe.engine.backend import BuildRequest
-from tests.build_requests import build_request
+from tests.helpers.build_requests import build_request
 
-_DATA = Path(__file__).parents[2] / "data"
+_DATA = Path(__file__).parents[1] / "data"
 TABLES = {"0.18.2": "trtllm_build_0.17.txt", "1.2.1": "trtllm_build_1x.txt"}
 
 LLAMA_8B = ModelConfig(
