@@ -1,4 +1,4 @@
-"""This machine: its memory, and the instructions of its CPU that decide how fast a type is."""
+"""This machine: its CPU, its memory, and the instructions that decide how fast a data type is."""
 
 import os
 import platform
@@ -32,3 +32,14 @@ def emulates_bfloat16(kinds: Collection[str]) -> bool:
 def multiplies_int8(kinds: Collection[str]) -> bool:
     """Return whether 8-bit products are faster than float32 ones: not on x86 without VNNI."""
     return not set(kinds) & set(_FLAGS) or bool(_INT8 & set(kinds))
+
+
+def describe_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the model and the number of this machine's CPUs, for reports."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    count = os.cpu_count() or 0
+    return f"{names[0] if names else platform.machine()}, {count} CPU{'s' * (count != 1)}"

@@ -1,6 +1,7 @@
 """The endpoint's description, which every repository stores in its text models."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,3 +52,13 @@ def read_endpoint(repository: Path) -> Endpoint:
             ) from error
         return load_endpoint(parameters[PARAMETER].string_value, str(file))
     raise ConfigError(f"{repository} is not built", hint="run `specpipe build`")
+
+
+def token_counter(repository: Path, endpoint: Endpoint) -> Callable[[str], int] | None:
+    """Return a function that counts the tokens of a text; None for a repository without tokenizer.
+
+    Clients count the tokens of answers with it, where the server does not report them.
+    """
+    from specpipe.runtime.tokens import load_tokenizer
+
+    return load_tokenizer(repository / endpoint.tokenizer).count if endpoint.tokenizer else None

@@ -32,7 +32,7 @@ def answers_ping(engine_socket: Path, timeout_s: float) -> bool:
 
 def answers_stream(url: str, timeout_s: float) -> bool:
     """Tell whether a stream is answered, by a request that Triton refuses before any queue."""
-    reply = _first_reply(
+    reply = first_reply(
         url, timeout_s, lambda connection: connection.async_stream_infer(_NO_MODEL, [])
     )
     return reply is not None and not _is_unavailable(reply, url)
@@ -56,11 +56,15 @@ def answers_request(url: str, model: Model, timeout_s: float) -> bool:
             parameters=request.parameters,
         )
 
-    reply = _first_reply(url, timeout_s, send)
+    reply = first_reply(url, timeout_s, send)
     return reply is not None and not _is_unavailable(reply, url)
 
 
-def _first_reply(url: str, timeout_s: float, send: Callable[[Any], None]) -> Reply | None:
+def first_reply(url: str, timeout_s: float, send: Callable[[Any], None]) -> Reply | None:
+    """Return a stream's first response or error, past any proxy; None if none comes in time.
+
+    `send` sends the request on a connection whose stream has started.
+    """
     replies: queue.Queue[Reply] = queue.Queue()
     connection = connect(url, direct=True)  # it is a server of this machine
     try:

@@ -1,13 +1,11 @@
 """The conditions of a validation, on which the figures of its report depend."""
 
-import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from specpipe import __version__
 from specpipe.config.run_config import RunConfig
+from specpipe.core.machine import describe_machine
 from specpipe.plan.gates import Plain
 
 
@@ -40,8 +38,7 @@ def conditions(config: RunConfig, prompts: int, setting: Setting) -> dict[str, s
         return {**found, "server": f"{setting.url}; its machine and versions are not known"}
     named = {k: v for k, v in setting.versions.items() if k != "format"}  # of engine folders
     versions = ", ".join(f"{k} {v}" for k, v in sorted(named.items()))
-    machine = f"{_processor()}, {_plural(os.cpu_count() or 0, 'CPU')}"
-    return {**found, "machine": machine, "versions": versions}
+    return {**found, "machine": describe_machine(), "versions": versions}
 
 
 def _order(setting: Setting) -> str:
@@ -57,12 +54,3 @@ def _order(setting: Setting) -> str:
 
 def _plural(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
