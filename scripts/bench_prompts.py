@@ -5,6 +5,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from specpipe.bench.prompts import spaced
 from specpipe.core.prompts import read_prompts
 
 PROMPTS = Path("~/.cache/specpipe/prompts").expanduser()
@@ -14,8 +15,7 @@ SETS = ("mt_bench.jsonl", "humaneval.jsonl")
 def mixed(count: int) -> list[str]:
     """Return `count` prompts, evenly spaced in the sets, which take turns."""
     each = -(-count // len(SETS))
-    sets = [read_prompts(PROMPTS / file) for file in SETS]
-    chosen = [prompts[:: max(1, len(prompts) // each)][:each] for prompts in sets]
+    chosen = [spaced(read_prompts(PROMPTS / file), each) for file in SETS]
     return list(chain.from_iterable(zip(*chosen, strict=True)))[:count]
 
 

@@ -13,8 +13,17 @@ from typing import Any
 import click
 import pytest
 
+from specpipe.acceptance.session import Case, Outcome
+from specpipe.bench.engine import EngineRow, PrefillRate, StepTime
+from specpipe.bench.serving import ServingRow
+from specpipe.bench.soak import Outcome as SoakOutcome
+from specpipe.bench.soak import ProcessUsage, SoakRow
+from specpipe.bench.speculation import SpeculationRow
+from specpipe.bench.tuning import TuningRow
 from specpipe.checkpoint.inspection.records import Inspection
 from specpipe.cli import main
+from specpipe.cli.acceptance import acceptance_json
+from specpipe.cli.bench_tables import bench_json
 from specpipe.cli.output import print_error
 from specpipe.cli.present import generation_json, prediction_json, tuning_json
 from specpipe.cli.serve import print_ready
@@ -44,6 +53,7 @@ def fields(record: type) -> set[str]:
     return {field.name for field in dataclasses.fields(record)}
 
 
+BENCH = "bench speculation, bench serving, bench engine, bench tuning, bench soak"
 PRINTED = {
     "Errors": literal_keys(print_error),
     "build, convert, compile, package, status": fields(StageResult),
@@ -56,6 +66,8 @@ PRINTED = {
     "tune": literal_keys(tuning_json),
     "recommend": literal_keys(prediction_json),
     "train medusa, train redrafter, train draft": fields(TrainResult) | {"report"},
+    BENCH: literal_keys(bench_json),
+    "acceptance": literal_keys(acceptance_json),
 }
 
 
@@ -105,3 +117,24 @@ def test_the_fields_of_a_plan_are_those_of_a_real_one() -> None:
 def test_the_report_of_a_training_has_the_fields_of_its_record() -> None:
     section = "train medusa, train redrafter, train draft"
     assert example(section)["report"].keys() == fields(TrainingReport)
+
+
+@pytest.mark.parametrize(
+    ("command", "records"),
+    [
+        ("speculation", (SpeculationRow,)),
+        ("serving", (ServingRow,)),
+        ("engine", (EngineRow, StepTime, PrefillRate)),
+        ("tuning", (TuningRow,)),
+        ("soak", (SoakRow, SoakOutcome, ProcessUsage)),
+    ],
+)
+def test_the_rows_of_a_benchmark_are_listed(command: str, records: tuple[type, ...]) -> None:
+    (item,) = re.findall(rf"^- `bench {command}`: (.*)$", SECTIONS[BENCH], re.MULTILINE)
+    named = set(re.findall(r"`(\w+)`", item)) - {"speculation"}  # whose keys two fields have
+    assert named == {name for record in records for name in fields(record)}
+
+
+def test_the_configs_and_steps_of_an_acceptance_are_listed() -> None:
+    (config,) = example("acceptance")["configs"]
+    assert config.keys() == fields(Case) and config["steps"][0].keys() == fields(Outcome)

@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 import click
 
 from specpipe import __version__
+from specpipe.cli.acceptance import acceptance
+from specpipe.cli.bench import bench
 from specpipe.cli.build import build
 from specpipe.cli.compile import compile_
 from specpipe.cli.completion import completion
@@ -50,6 +52,8 @@ COMMANDS = (
     train,
     tune,
     recommend,
+    bench,
+    acceptance,
     completion,
 )
 

@@ -22,6 +22,15 @@ config_option = click.option(
 )
 
 
+configs_argument = click.argument(
+    "configs",
+    metavar="CONFIG...",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path),
+)
+
+
 def optional_config_option(purpose: str) -> Callable[[Command], Command]:
     """Return the option of a command that does not need a run; `purpose` is its help."""
     return click.option(

@@ -17,10 +17,11 @@ from specpipe.cli.output import escape_controls, harmless, progress_lines
 from specpipe.cli.serve import generate_command
 from specpipe.serve.guard import Tls
 
-COMMANDS = ["build", "compile", "completion", "convert", "doctor", "generate", "inspect",
-            "package", "plan", "recommend", "serve", "status", "train", "tune",
-            "validate"]  # fmt: skip
+COMMANDS = ["acceptance", "bench", "build", "compile", "completion", "convert", "doctor",
+            "generate", "inspect", "package", "plan", "recommend", "serve", "status", "train",
+            "tune", "validate"]  # fmt: skip
 TRAINING = ["train draft", "train medusa", "train redrafter"]
+BENCHMARKS = ["bench engine", "bench serving", "bench soak", "bench speculation", "bench tuning"]
 GOLDEN = Path(__file__).parents[2] / "golden"
 
 
@@ -31,9 +32,10 @@ def run(*args: str):
 def test_there_are_these_commands_and_no_others() -> None:
     assert sorted(main.commands) == COMMANDS
     assert [f"train {name}" for name in sorted(main.commands["train"].commands)] == TRAINING
+    assert [f"bench {name}" for name in sorted(main.commands["bench"].commands)] == BENCHMARKS
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS, *TRAINING])
+@pytest.mark.parametrize("command", ["", *COMMANDS, *TRAINING, *BENCHMARKS])
 def test_help_is_the_golden_one(command: str) -> None:
     result = run(*command.split(), "--help")
     file = GOLDEN / f"help_{command.replace(' ', '_') or 'specpipe'}.txt"
@@ -43,7 +45,7 @@ def test_help_is_the_golden_one(command: str) -> None:
     assert not command or re.search(r"Example:  (specpipe|scripts/)", result.output)
 
 
-@pytest.mark.parametrize("group", ["", "train"])
+@pytest.mark.parametrize("group", ["", "train", "bench"])
 def test_no_command_is_cut_short_in_the_list(group: str) -> None:
     commands = run(*group.split(), "--help").output.split("Commands:")[1]
     assert "..." not in commands

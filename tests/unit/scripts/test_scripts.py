@@ -37,17 +37,10 @@ def test_what_a_script_imports_of_specpipe_is_there(path: Path) -> None:
             assert not missing, f"{node.module} has no {missing}"
 
 
-@pytest.mark.parametrize("name", ["gpu-acceptance", "check-deploy", "fetch-model", "fetch-prompts"])
+@pytest.mark.parametrize("name", ["check-deploy", "fetch-model", "fetch-prompts"])
 def test_help_is_printed_where_no_package_is_installed(name: str) -> None:
     command = [sys.executable, "-I", "-S", f"scripts/{name}", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     source = ast.parse(Path(f"scripts/{name}").read_text())
     assert (ast.get_docstring(source) or "").splitlines()[-1] in done.stdout
-
-
-def test_the_docker_line_of_gpu_acceptance_keeps_its_line_breaks() -> None:
-    command = [sys.executable, "-I", "-S", "scripts/gpu-acceptance", "--help"]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    lines = text[text.index("docker run") : text.index("gpu-acceptance model_configs")].splitlines()
-    assert len(lines) == 3 and all(line.endswith("\\") for line in lines[:-1])

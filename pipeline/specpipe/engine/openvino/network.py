@@ -30,7 +30,7 @@ Type and shape of the caches are dynamic: the plugin chooses them by its propert
 KV_CACHE_PRECISION. With any other type it would convert the caches and lose what it writes.
 
 OpenVINO's CPU plugin recognizes fast paths by pattern: the exact ops below decide which of them are
-fused. docs/performance.md has the measurements; scripts/bench-engine repeats them.
+fused. docs/performance.md has the measurements; `specpipe bench engine` repeats them.
 """
 
 import openvino as ov

@@ -1,0 +1,58 @@
+"""The conditions on which the figures of a benchmark depend: machine, versions and commit."""
+
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from specpipe import __version__
+from specpipe.config.run_config import RunConfig
+from specpipe.core.machine import describe_machine
+from specpipe.engine.tensorrt.machine import find_gpus
+from specpipe.runtime.assembly import load_backend
+from specpipe.serve.tritonserver import find_server
+
+_TIMEOUT_S = 10
+
+
+def conditions(runs: Sequence[RunConfig], load: str) -> dict[str, str]:
+    """Return the conditions of a benchmark of `runs` on this machine; `load` describes the work.
+
+    Raises Unsupported if a package of a run's backend is not installed.
+    """
+    found = {"load": load, "machine": describe_machine(), "versions": _versions(runs)}
+    if gpus := [gpu.name for gpu in find_gpus()]:
+        found["GPUs"] = ", ".join(gpus)
+    commit = find_commit(Path(__file__).parent)
+    return {**found, "specpipe": f"{__version__}, commit {commit}" if commit else __version__}
+
+
+def _versions(runs: Sequence[RunConfig]) -> str:
+    found = {"python": platform.python_version()}
+    for run in runs:
+        found |= load_backend(run.engine.backend).versions(run.engine.tensorrt_llm)
+    found.pop("format", None)  # of engine folders
+    named = ", ".join(f"{name} {version}" for name, version in sorted(found.items()))
+    server = find_server()
+    return f"{named}, {server}" if server else named
+
+
+def find_commit(folder: Path) -> str | None:
+    """Return the commit of the clone that `folder` belongs to, `-dirty` if files differ from it.
+
+    None if the files of the folder are not in a clone, as after an installation.
+    """
+    if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    return _git(folder, "describe", "--always", "--dirty", "--exclude=*")
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    command = ["git", "-C", str(folder), *words]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
