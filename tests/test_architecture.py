@@ -80,3 +80,9 @@ def test_every_module_has_a_layer() -> None:
     for path in FILES:
         if group(path) not in ("__init__", "__main__"):
             level(group(path))
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.name == "__init__.py"], ids=str)
+def test_every_package_states_what_does_not_belong_there(path: Path) -> None:
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    assert "\n\nNot here: " in text, f"add a sentence `Not here: ...` to the docstring of {path}"

@@ -3,6 +3,8 @@
 Each command has a file of its name. A new one is such a file and an entry of `COMMANDS`. `options`,
 `output`, `present` and `run_stages` are shared.
 Imports stay inside the commands, so that `--help` is instant and needs neither torch nor openvino.
+
+Not here: decisions. A command calls one function of another part and prints its result.
 """
 
 import errno
