@@ -16,6 +16,7 @@ from specpipe.checkpoint.convert import Conversion, survey
 from specpipe.checkpoint.gguf.header import read_header
 from specpipe.checkpoint.gguf.judge import load_judge
 from specpipe.checkpoint.gguf.tensors import GgufTensors
+from specpipe.checkpoint.gguf.tokenizer import load_gguf_tokenizer
 from specpipe.checkpoint.source import open_source
 from specpipe.checkpoint.tokenizer import read_vocabulary, write_tokenizer
 from specpipe.config.run_config import read_config
@@ -245,3 +246,44 @@ def test_digits_are_split_first_where_the_file_states_it(tiny: Path, tmp_path: P
     held = json.loads((out / "tokenizer.json").read_text())
     kinds = [part["type"] for part in held["pre_tokenizer"]["pretokenizers"]]
     assert kinds == ["Digits", "ByteLevel"]
+
+
+def sentencepiece(path: Path, **flags: bool) -> Path:
+    """Write a file with a vocabulary of sentencepiece's, and nothing else."""
+    from gguf import GGUFWriter
+
+    words = ["▁", "a", "b", "▁a", "ab", "▁ab", "▁▁"]
+    octets = [f"<0x{octet:02X}>" for octet in range(256)]
+    writer = GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<unk>", "<s>", "</s>", *octets, *words])
+    writer.add_token_scores([0.0] * 259 + [-float(i) for i in (9, 8, 7, 3, 2, 1, 4)])
+    writer.add_token_types([2, 3, 3, *[6] * 256, *[1] * len(words)])
+    for name, token in {"bos": 1, "eos": 2, "unknown": 0}.items():
+        writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token)
+    for name, flag in flags.items():
+        writer.add_bool(f"tokenizer.ggml.{name}", flag)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("flags", "ids"),
+    [
+        ({}, [1, 264, 262]),  # <s> ▁ab ▁a
+        ({"add_bos_token": False}, [264, 262]),
+        ({"add_eos_token": True}, [1, 264, 262, 2]),
+        ({"add_space_prefix": False}, [1, 263, 262]),  # <s> ab ▁a
+    ],
+)
+def test_the_flags_of_a_sentencepiece_vocabulary_decide(
+    flags: dict[str, bool], ids: list[int], tmp_path: Path
+) -> None:
+    tokenizer = load_gguf_tokenizer(sentencepiece(tmp_path / "model.gguf", **flags))
+    backend = tokenizer.backend_tokenizer
+    assert backend.encode("ab a").ids == ids
+    assert backend.decode(backend.encode("ab a").ids) == "ab a"
+    assert backend.get_vocab_size() == 266
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
