@@ -612,3 +612,64 @@ def test_the_command_prints_json_and_exits_with_five_if_there_are_defects(make: 
     assert broken.exit_code == 5 and "config.json lacks vocab_size" in broken.stdout
     assert ": 1 defect\n" in broken.stderr
     assert CliRunner().invoke(main, ["inspect", str(folder / "none")]).exit_code == 2
+
+
+def test_an_algorithm_that_the_tensors_do_not_have_is_a_defect(make: Make, tmp_path: Path) -> None:
+    plain = make()
+    change_config(plain, quantization={"quant_algo": "FP8"})
+    assert "quant_algo is FP8, but no weight is quantised" in defects(plain)[0]
+    change_config(plain, quantization={"quant_algo": "W8A16"})  # quantised by trtllm-build
+    assert defects(plain) == []
+    source = make_llama(tmp_path / "hf", seed=1, hidden_size=128, head_dim=32)
+    folder = write_quantised(source, tmp_path / "out", Quantizing("fp8"))
+    change_config(folder, quantization={"quant_algo": "W8A8_SQ_PER_CHANNEL"})
+    said = " ".join(defects(folder))
+    assert "float8_e4m3fn weights, but quant_algo is W8A8_SQ_PER_CHANNEL" in said
+
+
+@pytest.mark.parametrize("key", ["quant_algo", "kv_cache_quant_algo"])
+@pytest.mark.parametrize("name", ["W3A16", 8, ["FP8"]])
+def test_an_unknown_algorithm_is_a_defect(key: str, name: object, make: Make) -> None:
+    folder = make()
+    change_config(folder, quantization={key: name})
+    said = " ".join(defects(folder))
+    assert f"'quantization.{key}' is {name!r}, which TensorRT-LLM does not know" in said
+
+
+@pytest.mark.parametrize("parallel", [RANKS[1], RANKS[3]], ids=lambda p: f"tp{p.tp_size}")
+@pytest.mark.parametrize("tensors", [False, True])
+def test_a_rank_that_is_a_copy_of_another_is_a_defect(
+    parallel: Parallel, tensors: bool, make: Make
+) -> None:
+    folder = make(parallel)
+    shutil.copyfile(folder / "rank0.safetensors", folder / "rank1.safetensors")
+    assert "rank 1 is a copy of rank 0" in " ".join(defects(folder, tensors=tensors))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("rotary_base", "10000", "a number"),
+        ("norm_epsilon", [], "a number"),
+        ("hidden_act", 5, "a text"),
+        ("attn_bias", "no", "true or false"),
+        ("mapping", [1], "an object"),
+        ("quantization", "FP8", "an object"),
+        ("rotary_scaling", "linear", "an object"),
+        ("moe", 8, "an object"),
+        ("rotary_embedding_dim", "16", "a whole number"),
+        ("position_embedding_type", {}, "a text"),
+    ],
+)
+def test_a_value_of_another_type_is_a_defect(
+    key: str, value: object, wanted: str, make: Make
+) -> None:
+    folder = make()
+    change_config(folder, **{key: value})
+    assert f"config.json: '{key}' is {value!r}: must be {wanted}" in " ".join(defects(folder))
+
+
+def test_a_rope_factor_of_another_type_is_a_defect(make: Make) -> None:
+    folder = make()
+    change_config(folder, rotary_scaling={"rope_type": "linear", "factor": "4"})
+    assert "'rotary_scaling.factor' is '4': must be a number" in defects(folder)[0]

@@ -1,6 +1,6 @@
 """Inspects a folder: its kind, its contents, and its defects."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from specpipe.checkpoint.inspection.config import (
@@ -14,6 +14,7 @@ from specpipe.checkpoint.inspection.config import (
     text,
 )
 from specpipe.checkpoint.inspection.engine import check_engine, describe_limits, engine_files, mode
+from specpipe.checkpoint.inspection.quantization import check_algorithms
 from specpipe.checkpoint.inspection.records import File, Inspection, InspectionFinding, Ranks
 from specpipe.checkpoint.inspection.tensors import (
     Expected,
@@ -23,7 +24,8 @@ from specpipe.checkpoint.inspection.tensors import (
     read_layout,
     unknown_drafter,
 )
-from specpipe.checkpoint.inspection.values import check_values
+from specpipe.checkpoint.inspection.types import check_types
+from specpipe.checkpoint.inspection.values import check_copies, check_values
 from specpipe.checkpoint.plain_files import read_json
 from specpipe.core.artifacts import MANIFEST, describe_damage, read_artifact
 from specpipe.core.errors import ConfigError, Unsupported
@@ -70,13 +72,13 @@ def _near(folder: Path) -> str | None:
 
 
 def _inspect_checkpoint(folder: Path, raw: Json, progress: Progress | None) -> Inspection:
-    found, remarks = list(check_config(raw)), list(remark_config(raw))
+    found, remarks = list(_check_facts(raw)), list(remark_config(raw))
     ranks, unchecked = describe_ranks(raw), [_SWAPPED]
     files: list[File] = []
     if ranks is not None:
         files, headers, broken = read_headers(folder, ranks)
         expected, wrong, unknown = _compare(raw, ranks, headers)
-        found += [*broken, *wrong]
+        found += [*broken, *wrong, *check_copies(folder, headers, expected)]
         unchecked += unknown
         if progress is None:
             unchecked.append(_VALUES)
@@ -96,6 +98,13 @@ def _inspect_checkpoint(folder: Path, raw: Json, progress: Progress | None) -> I
         tuple(remarks),
         tuple(unchecked),
     )
+
+
+def _check_facts(raw: Json) -> Iterator[InspectionFinding]:
+    """Yield everything that is wrong with the facts of a model, types first."""
+    yield from check_types(raw)
+    yield from check_config(raw)
+    yield from check_algorithms(raw)
 
 
 def _compare(
@@ -123,7 +132,7 @@ def _inspect_engine(folder: Path, raw: Json) -> Inspection:
     speculation = describe_speculation(
         {**pretrained, "max_draft_len": build.get("max_draft_len")}, mode(build)
     )
-    found = [*check_config(pretrained), *check_engine(raw, speculation)]
+    found = [*_check_facts(pretrained), *check_engine(raw, speculation)]
     ranks: Ranks | None = describe_ranks(pretrained)
     files: list[File] = []
     if ranks is not None:
@@ -154,7 +163,7 @@ def _inspect_engine(folder: Path, raw: Json) -> Inspection:
 def _inspect_openvino(folder: Path, raw: Json) -> Inspection:
     built = read_json(folder / "engine.json")
     graphs = sorted(folder.glob("*.xml"))
-    found = list(check_config(raw))
+    found = list(_check_facts(raw))
     if not graphs:
         found.append(
             InspectionFinding("the engine has no graph (*.xml)", "run `specpipe compile` again")

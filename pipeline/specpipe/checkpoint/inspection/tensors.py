@@ -17,6 +17,7 @@ from specpipe.checkpoint.inspection.config import (
     table,
     text,
 )
+from specpipe.checkpoint.inspection.quantization import algorithm, check_weights
 from specpipe.checkpoint.inspection.records import File, InspectionFinding, Ranks
 from specpipe.checkpoint.medusa import BASES, planned_heads
 from specpipe.checkpoint.redrafter import OUTPUT, planned_drafter
@@ -232,6 +233,7 @@ def compare(
             _hint(missing, unexpected),
         )
     yield from _check_scales(rank, header, raw)
+    yield from check_weights(rank, {name: stored.dtype for name, stored in header.items()}, raw)
     wrong = [
         sentence
         for name in sorted(expected.keys() & header.keys())
@@ -275,9 +277,9 @@ def _hint(missing: list[str], unexpected: list[str]) -> str:
 
 
 def _wrong(name: str, stored: Stored, expected: Expected, raw: Json) -> str | None:
-    algorithm = text(table(raw, "quantization"), "quant_algo")
-    if stored.dtype not in _FLOATS or (algorithm and stored.shape != expected.shape):
-        return _wrong_size(name, stored, expected, algorithm)
+    how = algorithm(raw)
+    if stored.dtype not in _FLOATS or (how and stored.shape != expected.shape):
+        return _wrong_size(name, stored, expected, how)
     if stored.shape != expected.shape:
         return _wrong_shape(name, stored, expected)
     dtype = expected.plan.dtype or text(raw, "dtype")

@@ -1,4 +1,7 @@
-"""Checks every value of a checkpoint: finite, zero where it is padding, equal to its digest."""
+"""Checks values of a checkpoint: finite, zero where it is padding, equal to their digests.
+
+A few rows show whether a rank file is a copy of another.
+"""
 
 import hashlib
 import json
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 _PIECE = 4 << 20  # bytes that are looked at at a time
 _CONVERT = "convert the model again"
+_SAMPLES, _SAMPLED_ROWS = 4, 16  # matrices of each rank, and rows of each
 EMBEDDING, HEAD = "transformer.vocab_embedding.weight", "lm_head.weight"
 
 
@@ -53,6 +57,43 @@ def check_values(
             remarks.append(f"rank {rank}: lm_head is a copy of the embedding (they are tied)")
     progress(total, total)
     return found, remarks
+
+
+def check_copies(
+    folder: Path, headers: Mapping[int, Header], expected: Mapping[int, Mapping[str, Expected]]
+) -> list[InspectionFinding]:
+    """Return which ranks hold the same rows of tensors that are cut over the ranks.
+
+    Reads the first rows of a few tensors, so it is quick.
+    """
+    seen: dict[tuple[tuple[str, str], ...], int] = {}
+    found = []
+    for rank in sorted(headers.keys() & expected.keys()):
+        rows = tuple(_first_rows(folder / rank_file(rank), headers[rank], expected[rank]))
+        if rows and rows in seen:
+            found.append(
+                InspectionFinding(
+                    f"rank {rank} is a copy of rank {seen[rows]}: tensors that are cut over the "
+                    "ranks hold the same values",
+                    "copy the right rank file, or convert the model again",
+                )
+            )
+        seen.setdefault(rows, rank)
+    return found
+
+
+def _first_rows(
+    path: Path, header: Header, expected: Mapping[str, Expected]
+) -> Iterator[tuple[str, str]]:
+    """Yield names and digests of the first rows of cut matrices, unless they are all the same."""
+    cut = [n for n, want in sorted(expected.items()) if want.shape != want.plan.shape]
+    names = [n for n in cut if n in header and len(header[n].shape) > 1 and header[n].shape[0]]
+    with closing(SafetensorsFile(path)) as file:
+        for name in names[:_SAMPLES]:
+            rows = file.rows(name, 0, min(_SAMPLED_ROWS, header[name].shape[0])).contiguous()
+            data = raw_bytes(rows)
+            if bytes(data).strip(bytes(data[:1])):
+                yield name, hashlib.sha256(data).hexdigest()
 
 
 def _first_padding(stored: Stored, wanted: Expected, tp_rank: int) -> int | None:
