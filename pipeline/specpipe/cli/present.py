@@ -7,7 +7,7 @@ from typing import Any
 from specpipe.config.speculation import Speculation, redrafter_of
 from specpipe.core.artifacts import MISSING
 from specpipe.doctor.checks import Finding
-from specpipe.run.stages import StageResult
+from specpipe.run.stages import NOT_COMPARED, StageResult
 from specpipe.serve.pieces import Generation
 from specpipe.tune.candidates import is_tuned
 from specpipe.tune.tune import MEASURED, Prediction, Tuning
@@ -32,6 +32,8 @@ def _state(result: StageResult) -> str:
     why = "" if result.reason == MISSING else f" ({result.reason})"
     if result.seconds:
         return f"built in {result.seconds:.1f} s{why}"
+    if result.reason.startswith(NOT_COMPARED):
+        return f"built, {result.reason}"
     return "missing" if result.reason == MISSING else f"stale: {result.reason}"
 
 

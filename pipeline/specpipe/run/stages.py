@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import or_
 from pathlib import Path
 
@@ -22,8 +22,10 @@ from specpipe.engine.backend import Workshop
 from specpipe.plan.make_plan import require_buildable
 from specpipe.run.jobs import STAGES, Job, Progress, StageName
 from specpipe.run.run import Run
+from specpipe.runtime.assembly import load_backend
 
 Notify = Callable[[str], None]
+NOT_COMPARED = "not compared"  # begins the reason for an artifact whose inputs cannot be read
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,33 @@ def _perform(job: Job, shop: Workshop, progress: Progress) -> StageResult:
 
 
 def status(run: Run) -> list[StageResult]:
-    """Return for every artifact whether it is up to date, and why not; changes nothing."""
-    return [_status(job) for part in run.parts for job in part.jobs]
+    """Return for every artifact whether it is up to date, and why not; changes nothing.
+
+    If a model is not there or cannot be read, the artifacts that exist are listed as not compared.
+    """
+    try:
+        jobs = [job for part in run.parts for job in part.jobs]
+    except (ConfigError, Unsupported) as error:
+        return list(_uncompared(run, error))
+    return [_status(job) for job in jobs]
+
+
+def _uncompared(run: Run, error: ConfigError | Unsupported) -> Iterator[StageResult]:
+    """Yield which artifacts exist, for a run whose inputs cannot be read."""
+    config, serves = run.config, load_backend(run.config.engine.backend).serves_sources
+    runs = [config, *([config.baseline] if config.validate.baseline == "build" else [])]
+    for each in runs:
+        place = replace(run.workspace, name=each.name)
+        roles: list[Role] = ["target"] if serves else list(each.models())
+        paths: list[tuple[StageName, Role | None, Path]] = [
+            *(("convert", role, place.checkpoint(role)) for role in roles if not serves),
+            *(("compile", role, place.engine(role)) for role in roles),
+            ("package", None, place.repository),
+        ]
+        for stage, role, path in paths:
+            there = read_artifact(path) is not None
+            reason = f"{NOT_COMPARED}: {str(error).splitlines()[0]}" if there else MISSING
+            yield StageResult(stage, role, path, fresh=False, reason=reason)
 
 
 def _status(job: Job) -> StageResult:

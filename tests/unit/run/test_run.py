@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from specpipe.cli.present import results_text
 from specpipe.config.run_config import read_config
-from specpipe.core.artifacts import Manifest, Workspace, read_artifact
-from specpipe.core.errors import ConfigError, StageFailed, Unsupported
+from specpipe.core.artifacts import MISSING, Manifest, Workspace, read_artifact
+from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.plan.make_plan import make_plan
 from specpipe.run.run import Run
 from specpipe.run.stages import build, require_repository, status
@@ -87,6 +88,22 @@ def test_status_names_what_is_stale_and_why_and_changes_nothing(
     convert, compiled, packaged = status(Run(*run))
     assert convert.reason.startswith("source tokenizer_config.json changed from ")
     assert compiled.fresh and packaged.fresh  # they match the checkpoint that is there
+
+
+def test_status_lists_what_is_there_without_the_folder_of_the_source(
+    write_config, tiny: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(tiny, tmp_path / "source"))
+    run = setup(write_config(target={"model": str(source)}), tmp_path)
+    build(Run(*run), ("convert",))
+    source.rename(tmp_path / "elsewhere")
+    checkpoint, engine, repository = status(Run(*run))
+    assert checkpoint.reason.startswith("not compared: ") and "no such folder" in checkpoint.reason
+    assert (engine.reason, repository.reason) == (MISSING, MISSING)
+    text = results_text([checkpoint, engine])
+    assert "built, not compared: " in text and "stale" not in text.splitlines()[0]
+    source.mkdir()  # and what is there cannot be read
+    assert [r.fresh for r in status(Run(*run))] == [False, False, False]
 
 
 def test_a_checkpoint_of_a_version_that_knew_one_end_token_is_stale(
@@ -170,9 +187,14 @@ def test_an_interrupted_build_goes_on_where_it_was(write_config, tmp_path: Path)
     assert [r.fresh for r in build(Run(*run))] == [True, False, False]
 
 
-def test_a_full_disk_is_a_sentence_and_leaves_nothing(write_config, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["convert", "compile"])
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(
+    stage: str, write_config, tmp_path: Path
+) -> None:
     """A limit on file sizes makes the kernel itself refuse the write, as a full disk would."""
     run = setup(write_config(), tmp_path)
+    if stage == "compile":
+        build(Run(*run), ("convert",))
     answers = multiprocessing.get_context("fork").SimpleQueue()
 
     def limited() -> None:
@@ -180,15 +202,16 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(write_config, tmp_path: Pa
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
         try:
             build(Run(*run))
-        except StageFailed as error:
-            answers.put(str(error))
+        except BaseException as error:
+            answers.put(f"{type(error).__name__}: {error}")
 
     child = multiprocessing.get_context("fork").Process(target=limited)
     child.start()
     child.join()
     message = answers.get()
-    assert "convert: the disk is full" in message and "free some space" in message
-    assert list(run[1].engines.glob("checkpoints/*")) == []
+    assert f"StageFailed: {stage}: the disk is full" in message and "free some space" in message
+    left = run[1].engines.glob("checkpoints/*" if stage == "convert" else "target*")
+    assert list(left) == []
 
 
 def test_two_builds_at_once_both_succeed_and_one_does_the_work(

@@ -21,6 +21,7 @@ from specpipe.engine.openvino.load import DRAFTER, HEADS, NETWORK, load_engine, 
 from specpipe.engine.openvino.network import build_network, columns
 from specpipe.engine.openvino.precision import ITEM_BYTES, Precision
 from specpipe.engine.openvino.rope import exact_positions
+from specpipe.engine.openvino.saving import save_graph
 from specpipe.engine.openvino.weights import GROUP, map_weights
 
 FORMAT = "3"  # increase it when the graph of the same checkpoint changes
@@ -148,13 +149,13 @@ class OpenVinoBackend:
             engine.max_seq_len,
             batch_invariant=engine.batch_invariant,
         )
-        ov.save_model(network, out / NETWORK, compress_to_fp16=False)
+        save_graph(network, out / NETWORK)
         if request.model.num_medusa_heads:
             heads = build_heads(request.model, weights, request.draft_vocab_size)
-            ov.save_model(heads, out / HEADS, compress_to_fp16=False)
+            save_graph(heads, out / HEADS)
         if (net := request.model.redrafter) is not None:
             drafter = build_drafter(request.model, net, weights, request.draft_vocab_size)
-            ov.save_model(drafter, out / DRAFTER, compress_to_fp16=False)
+            save_graph(drafter, out / DRAFTER)
         shutil.copyfile(checkpoint / "config.json", out / "config.json")
         limits = {
             "backend": "openvino",
