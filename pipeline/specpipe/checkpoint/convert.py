@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from specpipe.checkpoint.tokenizer import write_tokenizer
 from specpipe.checkpoint.transfer import Progress, require_fit, write_tensors
 from specpipe.core.digests import Stamp, stamp
 from specpipe.core.divisibility import ONE_RANK, Parallel, require_divisible
-from specpipe.core.errors import ConfigError, first_few
+from specpipe.core.errors import ConfigError, Rejection, first_few
 from specpipe.core.model import Dtype, ModelConfig
 
 FORMAT = "5"  # raise it when the same source must give other bytes
@@ -48,11 +48,19 @@ def survey(source: Source, dtype: Dtype) -> ModelConfig:
         family, model = find_family(source.hf_config), read_model(source, dtype)
         reader = with_prefix(opened, family.base_prefix)
         model = settle_head(reader, family, source.hf_config, model, whole=False)
-        plans = stored_plans(source, family.tensors(model), model, reader)
-        _account(reader, plans, family, model, source)
-        for plan in plans:
-            require_fit(reader, plan)
+        _require_whole(reader, family, model, source)
     return model
+
+
+def check_drafter_config(
+    source: Source, model: ModelConfig, drafter: DrafterSource
+) -> Iterator[Rejection]:
+    """Yield why config.json of the joined `model` could not be written."""
+    written = config_json(find_family(source.hf_config), model, ONE_RANK)
+    try:
+        drafter.config(source.hf_config, written)
+    except ConfigError as error:
+        yield Rejection(f"{source.config_file}: {error.message}", error.hint or "correct the file")
 
 
 @dataclass(frozen=True)
@@ -117,18 +125,17 @@ class Conversion:
                 reader = stack.enter_context(read_tensors(source.weights, reading.open))
                 reader = with_prefix(reader, family.base_prefix)
                 model = settle_head(reader, family, source.hf_config, model, whole=True)
-                plans = family.tensors(model)
+                plans = _require_whole(reader, family, model, source)
                 plans += drafter.shared(plans) if drafter else []
                 plans, quantizing = quantize(source, plans, model, self.quantizing, reader, out)
-                _account(reader, plans, family, model, source)
+                config = config_json(family, model, parallel)
+                config["quantization"] = metadata(quantizing, model)
+                config |= drafter.config(source.hf_config, config) if drafter else {}
                 work = [(reader, plan) for plan in plans]
                 if drafter is not None:
                     extra = stack.enter_context(drafter.read(reading.open))
                     work += [(extra, plan) for plan in drafter.tensors(model)]
                 write_tensors(work, model, parallel, out, progress)
-            config = config_json(family, model, parallel)
-            config["quantization"] = metadata(quantizing, model)
-            config |= drafter.config(source.hf_config, config) if drafter else {}
             text = json.dumps(config, indent=2, sort_keys=True) + "\n"
             (out / "config.json").write_text(text, encoding="utf-8")
             facts = write_tokenizer(source, model, out / "tokenizer")
@@ -148,6 +155,18 @@ def effective(parallel: Parallel, family: Family) -> Parallel:
     """Return how a family is spread: some of upstream's classes insist on a cut embedding."""
     insists = family.cuts_embedding and parallel.tp_size > 1
     return replace(parallel, use_parallel_embedding=parallel.use_parallel_embedding or insists)
+
+
+def _require_whole(
+    reader: TensorReader, family: Family, model: ModelConfig, source: Source
+) -> list[TensorPlan]:
+    """Return the plans of a model whose tensors are all there, with the right shapes and types."""
+    plans = family.tensors(model)
+    stored = stored_plans(source, plans, model, reader)
+    _account(reader, stored, family, model, source)
+    for plan in stored:
+        require_fit(reader, plan)
+    return plans
 
 
 def _account(

@@ -113,7 +113,8 @@ class HeadsSource(RenamedTensors):
             return {}
         if not hf.get("model_type"):
             raise ConfigError(
-                "config.json of the target has no model_type, which Medusa heads need"
+                "config.json of the target has no model_type, which Medusa heads need",
+                hint="give it the model_type of its architecture, e.g. llama",
             )
         return {
             "architecture": "MedusaForCausalLM",

@@ -91,6 +91,7 @@ def stored_plans(
     if foreign is None:
         return plans
     require_readable(reader, foreign, source)
+    left_out(plans, foreign, reader.names())
     return foreign_plans(plans, foreign, model, reader.names())
 
 

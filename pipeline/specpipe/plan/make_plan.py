@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from specpipe.checkpoint.convert import check_drafter_config
 from specpipe.checkpoint.quantize import check_calibration, check_quantization
 from specpipe.checkpoint.source import Source
 from specpipe.checkpoint.tokenizer import read_vocabulary, special_ids
@@ -151,6 +152,9 @@ def _check_parts(
             yield from check_quantization(config.engine, found.models[role], source)
     for role, own in found.drafters.items():
         yield from own.check(role, found.models[role])
+        target = found.sources[role]
+        if target is not None and not serves_sources:
+            yield from check_drafter_config(target, found.models[role], own)
     if not found.outlined:
         yield from check_eagle3(config, found.models["target"])
     yield from check_tree(config, found.models["target"])

@@ -1,16 +1,23 @@
 """config.json is read as transformers reads it, or refused in one sentence with key and file."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
 
+from specpipe.checkpoint.convert import Conversion, survey
+from specpipe.checkpoint.end_tokens import end_tokens
 from specpipe.checkpoint.families import FAMILIES, MODEL_TYPES, find_family, read_facts
+from specpipe.checkpoint.quantized.foreign import find_foreign
+from specpipe.checkpoint.source import Source, open_source
+from specpipe.checkpoint.tokenizer import special_ids
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.core.model import ModelConfig
-from tests.helpers.families import WORLDS, YARN, config_of, with_wrong_values
+from tests.helpers.families import WORLDS, WRONG, YARN, config_of, with_wrong_values
 
 FILE = Path("folder/config.json")
 CASES = [(name, variant) for name, world in WORLDS.items() for variant in world.variants]
@@ -244,3 +251,44 @@ def test_the_first_releases_of_phi3_call_longrope_otherwise() -> None:
         assert (found.rotary_scaling or {})["rope_type"] == "longrope"
     with pytest.raises(ConfigError, match="short_factor' is .* a list of 8 positive numbers"):
         read({**facts, "rope_scaling": {**rule, "type": "su", "short_factor": [1.0]}})
+
+
+# Keys that no family reads, but other parts of a plan and of a conversion.
+ELSEWHERE = ("quantization_config", "eos_token_id", "bos_token_id", "pad_token_id", "text_config",
+             "tie_word_embeddings", "model_type", "num_nextn_predict_layers")  # fmt: skip
+INNER = ({"quant_method": "gptq"}, {"quant_method": "awq"}, {"quant_method": "modelopt"}, {})
+
+
+def examine(source: Source) -> None:
+    """Read what a plan and a conversion read of a config.json."""
+    survey(source, "float32")
+    find_foreign(source)
+    end_tokens(source, 0)
+    special_ids(source)
+    Conversion(source, "float32").options()
+
+
+def test_every_value_of_other_keys_is_a_sentence_in_plan_and_convert(tiny: Path) -> None:
+    source = open_source(tiny)
+    values = [(key, value) for key in ELSEWHERE for value in WRONG]
+    values += [
+        ("quantization_config", {**inner, key: value})
+        for inner in INNER
+        for key in ("quant_method", "bits", "group_size", "desc_act", "version", "quant_algo")
+        for value in WRONG
+    ]
+    for key, value in values:
+        try:
+            examine(replace(source, hf_config={**source.hf_config, key: value}))
+        except (ConfigError, Unsupported) as error:
+            assert str(tiny) in error.message or key in error.message, (key, value)
+
+
+@pytest.mark.parametrize("content", [{"quantization": "FP8"}, {"quantization": [1]}, {}])
+def test_a_wrong_description_of_the_quantization_is_a_sentence(
+    content: dict[str, Any], tiny: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(tiny, tmp_path / "copy"))
+    (copy / "hf_quant_config.json").write_text(json.dumps(content))
+    with pytest.raises((ConfigError, Unsupported), match=str(copy)):
+        examine(open_source(copy))

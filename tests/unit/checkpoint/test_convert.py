@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from specpipe.checkpoint.convert import Conversion
+from specpipe.checkpoint.medusa import open_heads
+from specpipe.checkpoint.quantized.formats import Quantizing
 from specpipe.checkpoint.source import open_source
 from specpipe.core.errors import ConfigError, StageFailed, Unsupported
-from tests.helpers.models import make_llama, make_tokenizer
+from tests.helpers.models import make_heads, make_llama, make_tokenizer
 
 
 def convert(source: Path, out: Path, dtype: str = "float32") -> dict[str, torch.Tensor]:
@@ -283,3 +285,27 @@ def test_progress_ends_at_the_whole(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     Conversion(open_source(tiny), "float32").write(tmp_path / "out", lambda *at: seen.append(at))
     assert seen[-1][0] == seen[-1][1] and seen == sorted(seen)
+
+
+def test_what_is_refused_is_refused_before_the_first_tensor(copy: Path, tmp_path: Path) -> None:
+    """Heads need a `model_type`, calibration needs whole files: both are known from headers."""
+    make_heads(tmp_path / "heads", seed=2, heads=2)
+    heads = open_heads(tmp_path / "heads").in_full(7)
+    edit(copy, model_type=None)
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(ConfigError, match="has no model_type, which Medusa heads need"):
+        Conversion(open_source(copy), "float32", heads).write(out, pytest.fail)
+    assert not list(out.glob("*.safetensors"))
+
+
+def test_a_missing_tensor_is_refused_before_a_calibration(copy: Path, tmp_path: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "out").mkdir()
+    quantizing = Quantizing("fp8", prompts=("a",))
+    with pytest.raises(ConfigError, match="missing: model.layers.1.mlp.up_proj.weight"):
+        Conversion(open_source(copy), "float32", quantizing=quantizing).write(
+            tmp_path / "out", pytest.fail
+        )

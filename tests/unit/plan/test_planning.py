@@ -426,3 +426,19 @@ def test_a_model_that_is_not_there_is_named_with_its_line(write_config, tmp_path
     path = write_config(target={"model": "~/nothing/here"})
     with pytest.raises(ConfigError, match=r"\.yaml:\d+: 'target.model' is '~/nothing/here': no "):
         plan_of(path, tmp_path)
+
+
+def test_plan_refuses_heads_whose_config_could_not_be_written(
+    write_config, tiny: Path, tmp_path: Path
+) -> None:
+    make_heads(tmp_path / "heads", seed=1)
+    model = Path(shutil.copytree(tiny, tmp_path / "nameless"))
+    facts = {**json.loads((tiny / "config.json").read_text()), "model_type": None}
+    (model / "config.json").write_text(json.dumps(facts))
+    engine = {"backend": "tensorrt", "gpu": "L4", "dtype": "float16", "max_seq_len": 200,
+              "max_input_len": 100}  # fmt: skip
+    config = write_config(
+        target={"model": str(model)}, engine=engine, speculation=medusa(tmp_path / "heads")
+    )
+    said = " ".join(map(str, plan_of(config, tmp_path).rejections))
+    assert "nameless/config.json: config.json of the target has no model_type" in said

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from specpipe.checkpoint.families import Shard, TensorPlan
+from specpipe.checkpoint.families.keys import Keys
 from specpipe.checkpoint.plain_files import read_json
 from specpipe.checkpoint.quantized.experts import quantized_module
 from specpipe.checkpoint.quantized.formats import GUESSERS, LEFT_OUT, LINEARS
@@ -45,7 +46,7 @@ def find_foreign(source: Source) -> Foreign | None:
     """
     file = source.path / "hf_quant_config.json"
     if source.path.is_dir() and file.is_file():
-        return _modelopt(read_json(file).get("quantization") or {}, source)
+        return _modelopt(Keys(read_json(file), file).table("quantization").values, source)
     facts = _facts(source)
     method = str(facts.get("quant_method") or "").lower()
     if not method:
@@ -83,7 +84,7 @@ def _facts(source: Source) -> Mapping[str, Any]:
     AutoGPTQ and AutoAWQ wrote quantize_config.json and quant_config.json before transformers read
     such models, the latter with other keys.
     """
-    own = source.hf_config.get("quantization_config") or {}
+    own = Keys(source.hf_config, source.config_file).table("quantization_config").values
     if own or not source.path.is_dir():
         return own
     for name, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
