@@ -17,7 +17,7 @@ from specpipe.checkpoint.quantized.formats import PLAIN, Quantizing, metadata
 from specpipe.checkpoint.reading import begin_reading, digest_content
 from specpipe.checkpoint.source import Source, TensorReader, read_tensors, with_prefix
 from specpipe.checkpoint.tied import head_name, settle_head
-from specpipe.checkpoint.tokenizer import write_tokenizer
+from specpipe.checkpoint.tokenizer import read_tokenizer
 from specpipe.checkpoint.transfer import Progress, require_fit, write_tensors
 from specpipe.core.digests import Stamp, stamp
 from specpipe.core.divisibility import ONE_RANK, Parallel, require_divisible
@@ -111,15 +111,16 @@ class Conversion:
         options and the same `state` of the files (the present one if it is not given), which is
         then completed. Raises Unsupported if the model does not divide by the ranks, ConfigError
         naming every tensor that is missing, unexpected or of the wrong shape, StageFailed if the
-        disk is too small, all before anything is written; ConfigError for values that are not
-        numbers, when they are read; and StageFailed if a file that was read is not what it was in
-        that state.
+        disk is too small, and what `read_tokenizer` raises, all before anything is written;
+        ConfigError for values that are not numbers, when they are read; and StageFailed if a file
+        that was read is not what it was in that state.
         """
         source, drafter = self.source, self.drafter
         family = find_family(source.hf_config)
         model = read_model(source, self.dtype, drafter)
         parallel = effective(self.parallel, family)
         require_divisible(model, parallel)
+        tokenizer = read_tokenizer(source, model)
         with begin_reading(state or self.state(), out) as reading:
             with contextlib.ExitStack() as stack:
                 reader = stack.enter_context(read_tensors(source.weights, reading.open))
@@ -138,7 +139,7 @@ class Conversion:
                 write_tensors(work, model, parallel, out, progress)
             text = json.dumps(config, indent=2, sort_keys=True) + "\n"
             (out / "config.json").write_text(text, encoding="utf-8")
-            facts = write_tokenizer(source, model, out / "tokenizer")
+            facts = tokenizer.write(out / "tokenizer")
             remarks = (*facts.remarks(), *files_remarks(source))
             return Converted(model, reading.digests(), remarks)
 

@@ -1,15 +1,25 @@
 """Writes the tokenizer of a checkpoint: one tokenizer.json, and a few facts about it."""
 
 import json
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from specpipe.checkpoint.end_tokens import end_tokens
-from specpipe.checkpoint.gguf.tokenizer import load_gguf_tokenizer
-from specpipe.checkpoint.source import Source
-from specpipe.core.errors import ConfigError
+from specpipe.checkpoint.source import BEFORE_TOKENIZER_JSON, Source
+from specpipe.checkpoint.tokenizer_files import (
+    TokenizerFiles,
+    has_tokenizer_json,
+    open_tokenizer,
+    parse_tokenizer,
+)
+from specpipe.core.errors import ConfigError, Rejection, SpecpipeError, first_few
 from specpipe.core.model import ModelConfig
+from specpipe.core.tokenizer import FILE, Additions
 
 _MARK = "\ue000user text\ue000"  # private-use characters: no template contains them
 
@@ -18,37 +28,75 @@ _MARK = "\ue000user text\ue000"  # private-use characters: no template contains 
 class TokenizerFacts:
     """What serving needs in addition to tokenizer.json."""
 
-    vocab_size: int  # ids in use, added tokens included
+    vocab_size: int  # ids in use that have a row in the model's table, added tokens included
     end_ids: tuple[int, ...]  # any of them ends an answer; never empty
     pad_id: int
     chat_prefix: str  # put before and after a user's text; both empty without a chat template
     chat_suffix: str
     turn_end: int | None = None  # what the template puts after an answer, if it is a special token
+    additions: Additions = field(default_factory=Additions)  # to tokenizer.json
+    beyond: tuple[str, ...] = ()  # added tokens without a row in the table: refused in a prompt
 
     def remarks(self) -> list[str]:
         """Return what is likely wrong with the files that the facts are from."""
-        if self.turn_end is None or self.turn_end in self.end_ids:
-            return []
-        return [
-            f"the chat template ends a turn with token {self.turn_end}, which is no end token "
-            f"({', '.join(map(str, self.end_ids))}): answers may run on; list it as 'eos_token_id' "
-            "in generation_config.json, as transformers needs it too"
-        ]
+        return [*self._about_turns(), *self._about_the_table()]
+
+    def _about_turns(self) -> Iterator[str]:
+        if self.turn_end is not None and self.turn_end not in self.end_ids:
+            yield (
+                f"the chat template ends a turn with token {self.turn_end}, which is no end token "
+                f"({', '.join(map(str, self.end_ids))}): answers may run on; list it as "
+                "'eos_token_id' in generation_config.json, as transformers needs it too"
+            )
+
+    def _about_the_table(self) -> Iterator[str]:
+        if self.beyond:
+            yield (
+                f"the model's table has {self.vocab_size} rows and none for "
+                f"{first_few(self.beyond)}: requests that contain such a token are refused; "
+                "transformers fails on them"
+            )
+
+
+@dataclass(frozen=True)
+class ReadTokenizer:
+    """A tokenizer that was read and checked, to be written later."""
+
+    content: bytes  # of tokenizer.json
+    facts: TokenizerFacts
+
+    def write(self, out: Path) -> TokenizerFacts:
+        """Write tokenizer.json and tokenizer_facts.json into the folder `out`."""
+        out.mkdir(exist_ok=True)  # there already, if a conversion was killed after this
+        (out / FILE).write_bytes(self.content)
+        text = json.dumps(asdict(self.facts), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        (out / "tokenizer_facts.json").write_text(text, encoding="utf-8")
+        return self.facts
+
+
+def read_tokenizer(source: Source, model: ModelConfig) -> ReadTokenizer:
+    """Read the tokenizer of a source; the bytes of its tokenizer.json are kept as they are.
+
+    Raises ConfigError if there is no tokenizer or if it does not belong to the model, Unsupported
+    without the package that reads it.
+    """
+    files = open_tokenizer(source)
+    facts = _facts(files, source, model)
+    _require_fitting(files.tokenizer, facts, model, source)
+    return ReadTokenizer(files.content, facts)
 
 
 def write_tokenizer(source: Source, model: ModelConfig, out: Path) -> TokenizerFacts:
-    """Write tokenizer.json and tokenizer_facts.json into the folder `out`.
+    """Write what `read_tokenizer` reads into the folder `out`; raises what it raises."""
+    return read_tokenizer(source, model).write(out)
 
-    Raises ConfigError if there is no tokenizer or if it does not belong to the model.
-    """
-    tokenizer = _load(source)
-    facts = _facts(tokenizer, source)
-    _require_fitting(facts, model, source)
-    out.mkdir(exist_ok=True)  # there already, if a conversion was killed after this
-    tokenizer.backend_tokenizer.save(str(out / "tokenizer.json"))
-    text = json.dumps(asdict(facts), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    (out / "tokenizer_facts.json").write_text(text, encoding="utf-8")
-    return facts
+
+def check_tokenizer(source: Source, model: ModelConfig) -> Iterator[Rejection]:
+    """Yield why `convert` would refuse the tokenizer of a source."""
+    try:
+        read_tokenizer(source, model)
+    except SpecpipeError as error:
+        yield Rejection(error.message, error.hint or "fetch the model again")
 
 
 def tokenizer_files(source: Source) -> list[Path]:
@@ -56,93 +104,95 @@ def tokenizer_files(source: Source) -> list[Path]:
     if source.path.is_file():
         return [source.path]
     names = ("*token*.json", "tokenizer.model", "chat_template*", "generation_config.json")
-    found = {file for name in names for file in source.path.glob(name) if file.is_file()}
+    older = () if has_tokenizer_json(source) else BEFORE_TOKENIZER_JSON
+    globs = (*names, *older)
+    found = {file for name in globs for file in source.path.glob(name) if file.is_file()}
     return [source.path / "config.json", *sorted(found)]
 
 
-def _require_fitting(facts: TokenizerFacts, model: ModelConfig, source: Source) -> None:
-    if not model.vocab_size:  # of a model that is served unchanged
-        return
-    outside = [i for i in facts.end_ids if not 0 <= i < model.vocab_size]
-    if facts.vocab_size > model.vocab_size or outside:
+def _require_fitting(
+    tokenizer: Tokenizer, facts: TokenizerFacts, model: ModelConfig, source: Source
+) -> None:
+    rows = model.vocab_size or sys.maxsize  # not known of a model that is served unchanged
+    own = max(tokenizer.get_vocab(with_added_tokens=False).values(), default=-1) + 1
+    outside = [i for i in facts.end_ids if not 0 <= i < rows]
+    if own > rows or outside:
+        size = max(tokenizer.get_vocab().values()) + 1
         end = outside[0] if outside else facts.end_ids[0]
         raise ConfigError(
-            f"{source.path}: the tokenizer has {facts.vocab_size} tokens and end id "
-            f"{end}, but the model's vocabulary has {model.vocab_size}",
+            f"{source.path}: the tokenizer has {size} tokens and end id "
+            f"{end}, but the model's vocabulary has {rows}",
             hint="the tokenizer belongs to another model",
         )
+    for text in (facts.chat_prefix, facts.chat_suffix):
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        for token in (i for i in ids if i >= rows):
+            raise ConfigError(
+                f"{source.path}: the chat template writes {tokenizer.id_to_token(token)!r}, token "
+                f"{token}, and the model's table has {rows} rows",
+                hint="the weights were not resized for the tokenizer: fetch both from one place",
+            )
 
 
-def _load(source: Source) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        if source.path.is_file():
-            return load_gguf_tokenizer(source.path)
-        return AutoTokenizer.from_pretrained(
-            source.path, use_fast=True, trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{source.path}: no usable tokenizer: {str(error).splitlines()[0]}",
-            hint="tokenizer.json must be in the folder of config.json",
-        ) from error
-
-
-def _facts(tokenizer: Any, source: Source) -> TokenizerFacts:
-    prefix, suffix = _chat(tokenizer)
-    end_ids = end_tokens(source, tokenizer.eos_token_id)
-    pad_id = tokenizer.pad_token_id
+def _facts(files: TokenizerFiles, source: Source, model: ModelConfig) -> TokenizerFacts:
+    reader, rows = files.reader, model.vocab_size or sys.maxsize
+    prefix, suffix = _chat(files)
+    end_ids = end_tokens(source, reader.eos_token_id)
+    pad_id = reader.pad_token_id
+    tokens = files.tokenizer.get_vocab()
+    beyond = sorted((i, token) for token, i in tokens.items() if i >= rows)
     return TokenizerFacts(
-        vocab_size=max(tokenizer.get_vocab().values()) + 1,
+        vocab_size=min(max(tokens.values()) + 1, rows),
         end_ids=end_ids,
-        pad_id=end_ids[0] if pad_id is None else int(pad_id),
+        pad_id=end_ids[0] if pad_id is None or pad_id >= rows else int(pad_id),
         chat_prefix=prefix,
         chat_suffix=suffix,
-        turn_end=_turn_end(tokenizer),
+        turn_end=_turn_end(files),
+        additions=files.additions,
+        beyond=tuple(token for _, token in beyond),
     )
 
 
-def _chat(tokenizer: Any) -> tuple[str, str]:
+def _chat(files: TokenizerFiles) -> tuple[str, str]:
     """Split the chat template of one user turn around the user's text.
 
     Encoding adds the beginning-of-sequence token where the tokenizer wants one, so a template that
     writes it too would double it.
     """
-    if not tokenizer.chat_template:
+    reader = files.reader
+    if not reader.chat_template:
         return "", ""
     turn = [{"role": "user", "content": _MARK}]
-    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    text = reader.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     prefix, _, suffix = text.partition(_MARK)
-    bos = tokenizer.bos_token or ""
-    adds_bos = bool(bos) and tokenizer("x").input_ids[:1] == [tokenizer.bos_token_id]
+    bos = reader.bos_token or ""
+    adds_bos = bool(bos) and files.tokenizer.encode("x").ids[:1] == [reader.bos_token_id]
     return (prefix.removeprefix(bos) if adds_bos else prefix), suffix
 
 
-def _turn_end(tokenizer: Any) -> int | None:
+def _turn_end(files: TokenizerFiles) -> int | None:
     """Return the special token after an answer in the chat template; None if there is none."""
     from jinja2 import TemplateError
 
-    if not tokenizer.chat_template:
+    if not files.reader.chat_template:
         return None
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        text = files.reader.apply_chat_template(turns, tokenize=False)
     except TemplateError:  # a template may want other turns
         return None
-    behind = tokenizer(text.partition(_MARK)[2].lstrip(), add_special_tokens=False).input_ids[:1]
-    return next((int(i) for i in behind if i in tokenizer.added_tokens_decoder), None)
+    behind = text.partition(_MARK)[2].lstrip()
+    first: Sequence[int] = files.tokenizer.encode(behind, add_special_tokens=False).ids[:1]
+    added: Mapping[int, Any] = files.tokenizer.get_added_tokens_decoder()
+    return next((i for i in first if i in added), None)
 
 
 def read_vocabulary(source: Source) -> dict[str, int]:
-    """Return every token and its id; raises ConfigError if there is no tokenizer."""
-    file = source.path / "tokenizer.json"
-    if file.is_file():
-        from tokenizers import Tokenizer
-
-        vocabulary: dict[str, int] = Tokenizer.from_file(str(file)).get_vocab()
+    """Return every token and its id; raises what `open_tokenizer` raises."""
+    if has_tokenizer_json(source):
+        vocabulary: dict[str, int] = parse_tokenizer(source).get_vocab()
         return vocabulary
-    vocabulary = _load(source).get_vocab()
+    vocabulary = open_tokenizer(source).tokenizer.get_vocab()
     return vocabulary
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from specpipe.checkpoint.convert import check_drafter_config
 from specpipe.checkpoint.quantize import check_calibration, check_quantization
 from specpipe.checkpoint.source import Source
-from specpipe.checkpoint.tokenizer import read_vocabulary, special_ids
+from specpipe.checkpoint.tokenizer import check_tokenizer, read_vocabulary, special_ids
 from specpipe.config.run_config import RunConfig
 from specpipe.config.speculation import Hybrid, Medusa
 from specpipe.config.tree import is_open
 from specpipe.core.artifacts import Workspace, read_artifact
 from specpipe.core.contracts import Role
-from specpipe.core.errors import Rejection, Unsupported
+from specpipe.core.errors import Rejection, SpecpipeError, Unsupported
 from specpipe.core.machine import cpu_kinds, memory_bytes
 from specpipe.core.model import ModelConfig
 from specpipe.core.publishing import why_kept
@@ -146,10 +146,11 @@ def _located(config: RunConfig, rejections: Iterable[Rejection]) -> Iterator[Rej
 def _check_parts(
     config: RunConfig, found: Resolved, *, serves_sources: bool
 ) -> Iterator[Rejection]:
-    """Check every model: its number formats, its heads or drafter, and the tree."""
+    """Check every model: its number formats, tokenizer, heads or drafter, and the tree."""
     for role, source in found.sources.items():
         if not serves_sources:  # else TensorRT-LLM reads the quantized weights itself
             yield from check_quantization(config.engine, found.models[role], source)
+            yield from check_tokenizer(source, found.models[role]) if source else ()
     for role, own in found.drafters.items():
         yield from own.check(role, found.models[role])
         target = found.sources[role]
@@ -273,4 +274,8 @@ def _compare_draft(found: Resolved) -> list[VocabularyDifference]:
 def _vocabulary(source: Source | None, model: ModelConfig) -> TokenizerFacts:
     if source is None:
         return TokenizerFacts(model.vocab_size)
-    return TokenizerFacts(model.vocab_size, read_vocabulary(source), special_ids(source))
+    try:
+        tokens = read_vocabulary(source)
+    except SpecpipeError:  # `check_tokenizer` refuses it
+        return TokenizerFacts(model.vocab_size)
+    return TokenizerFacts(model.vocab_size, tokens, special_ids(source))

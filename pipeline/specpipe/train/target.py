@@ -8,6 +8,7 @@ import torch
 
 from specpipe.checkpoint.end_tokens import end_tokens
 from specpipe.checkpoint.source import open_source
+from specpipe.checkpoint.tokenizer_files import open_tokenizer
 from specpipe.core.artifacts import digest_file, digest_json
 from specpipe.core.digests import remembered
 from specpipe.core.errors import Unsupported
@@ -56,9 +57,10 @@ def last_hidden(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tens
 def load_target(path: Path, dtype: Dtype, memory: Path) -> Target:
     """Load a Hugging Face folder, frozen; `memory` remembers file digests.
 
-    Raises Unsupported for a .gguf file, ConfigError if nothing names an end token.
+    Raises Unsupported for a .gguf file, ConfigError if nothing names an end token or there is no
+    tokenizer.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     source = open_source(path)
@@ -68,7 +70,7 @@ def load_target(path: Path, dtype: Dtype, memory: Path) -> Target:
             hint="save the dequantised model as one, as `scripts/fetch-model` does",
         )
     logging.disable_progress_bar()
-    tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    tokenizer = open_tokenizer(source).reader
     end_ids = end_tokens(source, tokenizer.eos_token_id)
     model: Any = AutoModelForCausalLM.from_pretrained(
         path, dtype=DTYPES[dtype], local_files_only=True

@@ -14,7 +14,7 @@ from specpipe.checkpoint.medusa import open_heads
 from specpipe.checkpoint.quantized.formats import Quantizing
 from specpipe.checkpoint.source import open_source
 from specpipe.core.errors import ConfigError, StageFailed, Unsupported
-from tests.helpers.models import make_heads, make_llama, make_tokenizer
+from tests.helpers.models import make_heads, make_llama
 
 
 def convert(source: Path, out: Path, dtype: str = "float32") -> dict[str, torch.Tensor]:
@@ -230,11 +230,20 @@ def test_config_json_that_is_not_json_is_named(copy: Path) -> None:
 
 
 def test_a_tokenizer_of_another_model_is_refused(copy: Path, tmp_path: Path) -> None:
-    tokenizer = make_tokenizer()
-    tokenizer.add_tokens([f"<extra {i}>" for i in range(50)])
-    tokenizer.save_pretrained(copy)
+    file = copy / "tokenizer.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    tokens = values["model"]["vocab"]
+    tokens |= {f"extra {i}": len(tokens) + i for i in range(50)}
+    file.write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(ConfigError, match="the tokenizer belongs to another model"):
         convert(copy, tmp_path / "out")
+
+
+def test_a_tokenizer_is_refused_before_anything_is_written(copy: Path, tmp_path: Path) -> None:
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match="no usable tokenizer"):
+        convert(copy, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_missing_tokenizer_is_refused(copy: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from specpipe.checkpoint.quantized.calibration import Calibration
 from specpipe.checkpoint.quantized.formats import CALIBRATED, Quantizing
 from specpipe.checkpoint.source import Source
+from specpipe.checkpoint.tokenizer_files import open_tokenizer
 from specpipe.core.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def calibrate(
 def load_model(source: Source, prompts: Sequence[str]) -> "tuple[Any, list[torch.Tensor]]":
     """Return the Hugging Face model, on a GPU if there is one, and each prompt as tokens [1, n]."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = (
@@ -88,7 +89,7 @@ def load_model(source: Source, prompts: Sequence[str]) -> "tuple[Any, list[torch
         .to(device)
         .eval()
     )
-    tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
+    tokenizer = open_tokenizer(source).reader
     tokens = []
     for prompt in prompts[:MOST_PROMPTS]:
         text = prompt
