@@ -14,8 +14,8 @@ from specpipe.runtime.triton.requests import Tensors
 
 MOST_WORDS = 1_000  # in each list of stop, bad or biased words
 MOST_WORDS_BYTES = 32_000  # in each list, all words together
-# Every word is spelled with and without a space before it, at worst with a token for each byte.
-MOST_WORDS_TOKENS = 2 * (MOST_WORDS_BYTES + MOST_WORDS)
+# Every word is spelled in three ways, see `TextTokenizer.words`, at worst with a token a byte.
+MOST_WORDS_TOKENS = 3 * (MOST_WORDS_BYTES + MOST_WORDS)
 
 _TEXTS = ("text_input", "QUERY")
 _WORD_LISTS = (

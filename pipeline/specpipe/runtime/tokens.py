@@ -1,15 +1,18 @@
 """Converts text to tokens, and tokens to text in pieces; needs tokenizers, not transformers."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from specpipe.core.errors import ConfigError
+from specpipe.core.tokenizer import FILE, Additions, extend, read_tokenizer_json
+from specpipe.runtime.stop_words import StopWords
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class TextTokenizer:
     def encode(self, text: str, max_input_len: int) -> list[int]:
         """Return the tokens of a prompt.
 
-        Raises ConfigError if there are none or more than `max_input_len`; a text that is certain to
-        be too long is refused without being tokenised.
+        Raises ConfigError if there are none or more than `max_input_len`, or if the model has no
+        row for one; a text that is certain to be too long is refused without being tokenised.
         """
         size = len(text.encode())
         if size > self.most_bytes(max_input_len):
@@ -46,7 +49,22 @@ class TextTokenizer:
                 f"the prompt has {len(ids)} tokens: at most {max_input_len} "
                 "(max_input_len) are allowed"
             )
+        self._require_rows(ids)
         return ids
+
+    def _require_rows(self, ids: Sequence[int]) -> None:
+        if max(ids) >= self.vocab_size:
+            beyond = next(i for i in ids if i >= self.vocab_size)
+            raise ConfigError(
+                f"the prompt contains {self.tokenizer.id_to_token(beyond)!r}, token {beyond}: the "
+                f"model has none from {self.vocab_size} on"
+            )
+
+    @cached_property
+    def added(self) -> Mapping[int, AddedToken]:
+        """The tokens that are found in a text before it is split: special ones and others."""
+        tokens: Mapping[int, AddedToken] = self.tokenizer.get_added_tokens_decoder()
+        return tokens
 
     def count(self, text: str) -> int:
         """Return how many tokens a part of a text has."""
@@ -55,11 +73,20 @@ class TextTokenizer:
     def words(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Return the tokens of stop or bad words, without special tokens; empty ones are dropped.
 
-        A word is also taken with a space before it, as it stands within a sentence.
+        A word is also taken with a space before it, as it stands within a sentence, and as it
+        follows other text: tokenizers of sentencepiece begin a text with a space.
         """
-        spelled = [t for text in texts if text for t in (text, " " + text)]
-        ids = (self.tokenizer.encode(t, add_special_tokens=False).ids for t in spelled)
+        ids = (i for text in texts if text for i in self._spellings(text))
         return tuple(dict.fromkeys(tuple(i) for i in ids if i))
+
+    def _spellings(self, text: str) -> Iterator[list[int]]:
+        before, alone, spaced, following = (
+            self.tokenizer.encode(t, add_special_tokens=False).ids
+            for t in ("\n", text, " " + text, "\n" + text)
+        )
+        yield from (alone, spaced)
+        if following[: len(before)] == before:
+            yield following[len(before) :]
 
     def bias(self, words: Sequence[tuple[str, float]]) -> tuple[tuple[int, float], ...]:
         """Return the bias of each token of the given words, spelled as given.
@@ -88,9 +115,10 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
     Raises ConfigError if one is missing or damaged.
     """
     try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        facts = json.loads((folder / "tokenizer_facts.json").read_text())
-    except Exception as error:  # tokenizers raises bare Exception
+        facts = json.loads((folder / "tokenizer_facts.json").read_text(encoding="utf-8"))
+        additions = Additions.from_json(facts.get("additions", {}))
+        tokenizer = extend(read_tokenizer_json((folder / FILE).read_bytes()), additions)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{folder}: no usable tokenizer: {error}", hint="run `specpipe package` again"
         ) from error
@@ -117,9 +145,9 @@ def _end_ids(facts: dict[str, Any], folder: Path) -> tuple[int, ...]:
 class TextStream:
     """The text of a growing answer, in pieces of valid UTF-8 that concatenate to `decode`.
 
-    Ends where the first stop word ends; the stop word is kept, as upstream keeps it. The token that
-    ends the answer is one of `tokens` and has no text, even if the tokenizer does not call it
-    special.
+    Ends where the first stop word ends; the stop word is kept, as upstream keeps it, except for
+    special tokens, which have no text. The token that ends the answer is one of `tokens` and has no
+    text, even if the tokenizer does not call it special.
     """
 
     tokenizer: TextTokenizer
@@ -131,8 +159,9 @@ class TextStream:
 
     def __post_init__(self) -> None:
         self._stream = DecodeStream(skip_special_tokens=True)
-        self._words = frozenset(self.stop_words)
-        self._lengths = sorted({len(word) for word in self.stop_words})
+        self._words = StopWords.of(self.stop_words, self.tokenizer.added if self.stop_words else {})
+        self._seen = ""  # the text, and the marks of special tokens
+        self._cut = False
 
     @property
     def spoken(self) -> list[int]:
@@ -149,35 +178,31 @@ class TextStream:
             self.tokens.append(token)
             if token in self.end_ids:
                 break
-            piece = self._stream.step(self.tokenizer.tokenizer, token)
-            if piece:
-                self._append(piece)
+            self._append(self._stream.step(self.tokenizer.tokenizer, token) or "")
+            self._see(self._words.mark(token))
         return self.text[before:]
 
     def finish(self) -> str:
         """Return the rest at the end: the bytes of an incomplete character."""
         whole = self.tokenizer.decode(self.spoken)
-        if self.stopped or not whole.startswith(self.text):
+        if self._cut or not whole.startswith(self.text):
             return ""
         rest = whole[len(self.text) :]
         self.text = whole
         return rest
 
     def _append(self, piece: str) -> None:
+        """Append text, up to the end of the first stop word in it."""
+        self.text += piece[: len(piece) - self._see(piece)]
+        self._cut = self.stopped  # what follows in the tokens is behind the stop word
+
+    def _see(self, piece: str) -> int:
+        """Look for stop words in text or a mark that follow; return what is behind the first."""
+        if self.stopped or not piece:
+            return 0
         # A stop word may begin in earlier text, but not end there: that would have stopped us.
-        text, begin = self.text + piece, len(self.text)
-        end = first_end(text, begin, self._words, self._lengths)
-        self.text = text if end is None else text[:end]
+        begin = len(self._seen)
+        self._seen += piece
+        end = self._words.first_end(self._seen, begin)
         self.stopped = end is not None
-
-
-def first_end(text: str, begin: int, words: frozenset[str], lengths: Sequence[int]) -> int | None:
-    """Return where the first of `words` ends that ends behind `begin`; None if none does.
-
-    `lengths` are those of the words: the cost grows with them, not with the number of words.
-    """
-    for end in range(begin + 1, len(text) + 1):
-        for length in lengths:
-            if length <= end and text[end - length : end] in words:
-                return end
-    return None
+        return 0 if end is None else len(self._seen) - end

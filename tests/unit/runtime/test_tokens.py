@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from specpipe.core.errors import ConfigError
-from specpipe.runtime.tokens import TextStream, TextTokenizer, first_end, load_tokenizer
+from specpipe.runtime.stop_words import first_end
+from specpipe.runtime.tokens import TextStream, TextTokenizer, load_tokenizer
 from tests.helpers.models import make_tokenizer
 
 TEXTS = [
