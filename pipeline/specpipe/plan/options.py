@@ -14,6 +14,7 @@ from specpipe.config.speculation import (
     WithLength,
 )
 from specpipe.core.errors import Rejection
+from specpipe.core.paths import is_plain
 
 # Methods for a target without layers for multi-token prediction.
 _WITHOUT_LAYERS = {
@@ -28,6 +29,13 @@ def check_options(config: RunConfig, next_token_layers: int = 0) -> Iterator[Rej
 
     `next_token_layers` is the number of the target's layers for multi-token prediction.
     """
+    place = config.serving.repository_path
+    if place is not None and not is_plain(place):
+        yield Rejection(
+            f"serving.repository_path is {place!r}: Triton starts its models through a shell, "
+            "without quotes, and they read paths as ASCII",
+            "use letters, digits and ._/-",
+        )
     backend, options = config.engine.backend, config.speculation
     if isinstance(options, MultiToken) and not next_token_layers:
         yield Rejection(

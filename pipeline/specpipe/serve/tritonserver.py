@@ -34,6 +34,7 @@ from specpipe.serve.launch import (
 )
 from specpipe.serve.log import Show, claimed_log, find_cause
 from specpipe.serve.machine import find_front, require_models, require_same_machine
+from specpipe.serve.plain import plain_path, require_plain
 from specpipe.serve.watch import children, describe_end, first_ended, is_ready
 
 STARTING_SECONDS = 120.0
@@ -102,10 +103,11 @@ def start_server(
         flags = [*address.flags(), *Guard(tls).flags()]
         meeting = socket_path(Path(folder))
         region = f"specpipe{os.getpid()}_{Path(folder).name[-8:]}_"
+        served = plain_path(repository, Path(folder))
         if placement is None:
-            launch = _cpu_launch(Path(folder), repository, flags, region)
+            launch = _cpu_launch(Path(folder), served, flags, region)
         else:
-            launch = gpu_launch(repository.resolve(), placement, flags, region, Path(folder))
+            launch = gpu_launch(served, placement, flags, region, Path(folder))
         process = subprocess.Popen(
             launch.argv,
             env=whole_environment(launch),
@@ -192,10 +194,11 @@ def _require_libpython(version: str) -> None:
 
 def _cpu_launch(folder: Path, repository: Path, flags: Sequence[str], region: str) -> ServerLaunch:
     """Return how to start the server of nvidia-pytriton."""
+    require_plain(folder)
     home = _server_home(folder)
     argv = (
         str(home.binary),
-        f"--model-repository={repository.resolve()}",
+        f"--model-repository={repository}",
         f"--backend-directory={home.backends}",
         f"--cache-directory={home.caches}",
         *flags,

@@ -1,0 +1,30 @@
+"""Gives Triton paths that it can take, whatever repository and workspace are called."""
+
+from pathlib import Path
+
+from specpipe.core.errors import ConfigError
+from specpipe.core.paths import is_plain
+
+
+def plain_path(repository: Path, folder: Path) -> Path:
+    """Return the repository's own path, or a link to it in `folder` if Triton cannot take that.
+
+    Raises ConfigError if Triton cannot take `folder` either.
+    """
+    own = repository.resolve()
+    if is_plain(own):
+        return own
+    require_plain(folder)
+    link = folder / "served"
+    link.symlink_to(own, target_is_directory=True)
+    return link
+
+
+def require_plain(folder: Path) -> None:
+    """Raise ConfigError if Triton cannot take the path of a temporary folder."""
+    if not is_plain(folder):
+        raise ConfigError(
+            f"Triton cannot take the temporary folder {folder}: it starts its models through a "
+            "shell, without quotes, and they read paths as ASCII",
+            hint="set TMPDIR to a folder whose path has only letters, digits and ._/-",
+        )
