@@ -121,7 +121,8 @@ def read_calibration(folder: Path, heads: int | None) -> tuple[tuple[float, ...]
     if not file.is_file():
         return None
     try:
-        rows = tuple(tuple(map(float, row)) for row in json.loads(file.read_text())["conditional"])
+        values = json.loads(file.read_text(encoding="utf-8"))
+        rows = tuple(tuple(map(float, row)) for row in values["conditional"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{file}: not a calibration: {error}") from error
     if heads not in (None, len(rows)) or not all(rows):

@@ -90,7 +90,7 @@ def _train(
     run = load(config_path, workspace)
     with show_progress("") as progress:
         result = make(run.config, run.workspace, notify=say, progress=progress)
-    text = (result.path / "report.json").read_text()
+    text = (result.path / "report.json").read_text(encoding="utf-8")
     summary = {**plain(result), "report": json.loads(text)}
     click.echo(json.dumps(summary, indent=2) if as_json else str(result.path))
     for name, value in summary["report"]["after"].items():

@@ -115,7 +115,7 @@ def write_text(path: Path, text: str) -> None:
 def read_artifact(path: Path) -> Artifact | None:
     """Open the artifact at `path`; None if there is none or it is incomplete."""
     try:
-        raw = json.loads((path / MANIFEST).read_text())
+        raw = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         manifest = Manifest(raw["kind"], raw["inputs"], raw["facts"], raw["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -188,7 +188,7 @@ def locked(folder: Path, notify: Callable[[str], None]) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+")
+        file = (folder / ".lock").open("a+", encoding="utf-8")
     except OSError as error:
         raise StageFailed(
             f"{folder} cannot be written: {error.strerror}",
@@ -210,7 +210,7 @@ def read_model_config(path: Path) -> ModelConfig:
     """
     file = path / "config.json"
     try:
-        return model_from_json(json.loads(file.read_text()))
+        return model_from_json(json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise ConfigError(f"{file}: no such file", hint="run `specpipe convert` first") from error
     except (ValueError, TypeError, KeyError) as error:

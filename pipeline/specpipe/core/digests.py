@@ -66,7 +66,7 @@ def remember(memory: Path, stamps: Mapping[Path, Stamp], digests: Mapping[Path, 
 
 def _read(memory: Path) -> dict[str, dict[str, str]]:
     try:
-        known = json.loads(memory.read_text())
+        known = json.loads(memory.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}

@@ -18,7 +18,7 @@ def memory_bytes() -> int:
 def cpu_kinds(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
     """Return the flags of the CPU that matter here; the architecture if it has none of them."""
     try:
-        flags = cpuinfo.read_text().split()
+        flags = cpuinfo.read_text(encoding="utf-8").split()
     except OSError:
         flags = []
     return tuple(name for name in _FLAGS if name in flags) or (platform.machine(),)

@@ -46,9 +46,9 @@ def model_socket(server_pid: int, environment: Mapping[str, str]) -> Path:
 
 def _identity(pid: int) -> str:
     """Name a running process so that no other ever has the name: not after it, not elsewhere."""
-    started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    started = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     facts = (
-        Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip(),
         Path("/proc/self/ns/pid").stat().st_ino,  # containers count processes anew
         pid,
         started,

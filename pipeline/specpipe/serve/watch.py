@@ -35,7 +35,7 @@ def first_ended(processes: Mapping[int, str]) -> str | None:
 def _parent(folder: Path) -> int | None:
     """Return the parent of a process; None if it has ended, be it waited for or not."""
     try:
-        state, parent, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
+        state, parent, *_ = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return None
     return None if state == "Z" else int(parent)
@@ -44,7 +44,7 @@ def _parent(folder: Path) -> int | None:
 def _name(folder: Path) -> str:
     words: list[str] = []
     with contextlib.suppress(OSError):
-        words = (folder / "cmdline").read_text(errors="replace").split("\0")
+        words = (folder / "cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
     models = [Path(word).parents[1].name for word in words if word.endswith("/1/model.py")]
     return models[0] if models else Path(words[0] if words else folder).name
 

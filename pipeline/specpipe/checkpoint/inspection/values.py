@@ -143,7 +143,7 @@ def _pieces(file: SafetensorsFile, name: str, stored: Stored) -> Iterator["torch
 def _read_digests(folder: Path) -> dict[str, dict[str, str]]:
     """Return the digests that a conversion of ours left; empty if it was not ours."""
     try:
-        known = json.loads((folder / DIGESTS).read_text())
+        known = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     tables = known.items() if isinstance(known, dict) else ()

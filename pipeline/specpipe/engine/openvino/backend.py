@@ -169,7 +169,8 @@ class OpenVinoBackend:
             "kv_cache_tokens": _pool_tokens(request),
             "prefix_cache": engine.prefix_cache,
         }
-        (out / "engine.json").write_text(json.dumps(limits, indent=2, sort_keys=True) + "\n")
+        text = json.dumps(limits, indent=2, sort_keys=True) + "\n"
+        (out / "engine.json").write_text(text, encoding="utf-8")
         return {}
 
     def endpoint(self, serving: Serving) -> Endpoint:

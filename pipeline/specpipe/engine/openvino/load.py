@@ -29,7 +29,7 @@ def load_engine(folder: Path) -> OpenVinoEngine:
     """
     model = read_model_config(folder)
     try:
-        limits = json.loads((folder / "engine.json").read_text())
+        limits = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
         core = ov.Core()
         kind = _precision(limits).cache_type(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         network = _read_network(core, folder / NETWORK, model, kind)

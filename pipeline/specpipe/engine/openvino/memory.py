@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 from pathlib import Path
 
 _MADV_DONTNEED = 4
@@ -17,7 +18,7 @@ def drop_mapped_pages(file: Path) -> None:
 
 def _mappings(file: Path) -> list[tuple[int, int]]:
     found = []
-    for line in Path("/proc/self/maps").read_text().splitlines():
+    for line in os.fsdecode(Path("/proc/self/maps").read_bytes()).splitlines():
         fields = line.split(maxsplit=5)
         # Pages of a mapping with "w" may hold changes of this process, which must not be dropped.
         if len(fields) == 6 and fields[5] == str(file) and "w" not in fields[1]:

@@ -159,7 +159,7 @@ def _missing_ranks(built: Mapping[str, Any], engine: Path) -> Iterator[FlagDiffe
 
 def _read(file: Path) -> Mapping[str, Any]:
     try:
-        values = json.loads(file.read_text())
+        values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StageFailed(f"compile: {file.name} cannot be read: {error}") from error
     if not isinstance(values, dict):
