@@ -13,10 +13,11 @@ from specpipe.run.run import Run
 from specpipe.run.stages import build
 from specpipe.serve.address import free_address
 from specpipe.serve.tritonserver import start_server
-from tests.e2e import raw
-from tests.e2e.conftest import ENGINE, Served
+from tests.helpers import raw_requests as raw
+from tests.helpers.servers import Served
 
 pytestmark = pytest.mark.e2e
+ENGINE = {"backend": "openvino", "max_batch_size": 2, "max_input_len": 100, "max_seq_len": 400}
 
 
 def test_a_workspace_with_any_name_is_built_and_served(tiny: Path, tmp_path: Path) -> None:
@@ -31,9 +32,10 @@ def test_a_workspace_with_any_name_is_built_and_served(tiny: Path, tmp_path: Pat
     path.write_text(json.dumps(values), encoding="utf-8")
     config = read_config(path)
     workspace = Workspace(root, config.name)
-    build(Run(config, workspace))
+    run = Run(config, workspace)
+    build(run)
     with start_server(workspace.repository, free_address(), root / "log") as endpoint:
-        served = Served(config, workspace, endpoint)
+        served = Served(run, endpoint)
         got = raw.stream(served.url, "ensemble", {
             "text_input": "Grüße, 東京", "max_tokens": 8, "exclude_input_in_output": True,
         })  # fmt: skip

@@ -40,7 +40,7 @@ def measure_load(url: str, repository: Path, out: Path) -> Outcome:
         rows = [_measure(send, clients) for clients in CLIENTS]
     except SpecpipeError as error:
         return Outcome("bench", "failed", time.monotonic() - began, str(error).splitlines()[0])
-    out.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    out.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
     note = ", ".join(f"{row.clients}: {row.tokens_per_second:.0f} tokens/s" for row in rows)
     return Outcome("bench", "ok", time.monotonic() - began, note)
 

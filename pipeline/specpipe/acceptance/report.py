@@ -45,7 +45,7 @@ def write_machine(report: Path) -> None:
         ("doctor.json", [sys.executable, "-m", "specpipe", "doctor", "--json"]),
         ("commit.txt", ["git", "log", "-1", "--format=%H %s"]),
     ):
-        with (report / name).open("w") as file, contextlib.suppress(OSError):
+        with (report / name).open("w", encoding="utf-8") as file, contextlib.suppress(OSError):
             subprocess.run(command, stdout=file, stderr=file, timeout=_TIMEOUT_S, check=False)
 
 
@@ -76,11 +76,11 @@ def results(cases: Sequence[Case]) -> list[dict[str, object]]:
 def write_report(report: Path, cases: Sequence[Case]) -> tuple[Path, Path]:
     """Write summary.md, results.json and the archive; return the summary and the archive."""
     report.mkdir(parents=True, exist_ok=True)
-    (report / RESULTS).write_text(json.dumps(results(cases), indent=1) + "\n")
+    (report / RESULTS).write_text(json.dumps(results(cases), indent=1) + "\n", encoding="utf-8")
     summary = report / "summary.md"
-    summary.write_text(f"# GPU acceptance\n\n{summary_table(cases)}\n")
+    summary.write_text(f"# GPU acceptance\n\n{summary_table(cases)}\n", encoding="utf-8")
     archive = report.with_name(report.name + ".tar.gz")
-    with tarfile.open(archive, "w:gz") as tar:
+    with tarfile.open(archive, "w:gz", encoding="utf-8") as tar:
         tar.add(report, report.name)
     return summary, archive
 

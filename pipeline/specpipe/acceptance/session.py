@@ -83,7 +83,9 @@ class Session:
         out, began = self.output(case, "serve"), time.monotonic()
         limit = ("--timeout", str(int(self.timeout_s)), "--log-to-stderr")
         with started((*words, *limit), out) as process:
-            while process.poll() is None and '"ready": true' not in out.read_text(errors="replace"):
+            while process.poll() is None and '"ready": true' not in out.read_text(
+                encoding="utf-8", errors="replace"
+            ):
                 time.sleep(POLL_S)
             seconds = time.monotonic() - began
             if process.poll() is None:
@@ -127,6 +129,10 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
 
 def last_line(file: Path) -> str:
     """Return the most likely error line of an output."""
-    lines = [line.strip() for line in file.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [
+        line.strip()
+        for line in file.read_text(errors="replace", encoding="utf-8").splitlines()
+        if line.strip()
+    ]
     errors = [line for line in lines if line.startswith("error:")]
     return (errors or lines or ["no output"])[-1][:300]

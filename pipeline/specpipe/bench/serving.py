@@ -81,8 +81,8 @@ def session_bytes(session: int, processes: Path = Path("/proc")) -> int:
     for stat in processes.glob("[0-9]*/stat"):
         # A process that has ended, or one of another user.
         with contextlib.suppress(OSError, IndexError, ValueError):
-            if int(stat.read_text().rsplit(")", 1)[1].split()[3]) == session:
-                total += _proportional(stat.with_name("smaps_rollup").read_text())
+            if int(stat.read_text(encoding="utf-8").rsplit(")", 1)[1].split()[3]) == session:
+                total += _proportional(stat.with_name("smaps_rollup").read_text(encoding="utf-8"))
     return total
 
 

@@ -221,7 +221,7 @@ def run_clients(
 
 def measure(pid: int) -> Usage:
     """Return the usage of a running process, from /proc."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     status = {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
     files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
     return Usage(int(status["VmRSS"][0]) / 1024, int(status["Threads"][0]), files)

@@ -37,7 +37,7 @@ def multiplies_int8(kinds: Collection[str]) -> bool:
 def describe_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return the model and the number of this machine's CPUs, for reports."""
     try:
-        lines = cpuinfo.read_text().splitlines()
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from specpipe.checkpoint.sentencepiece_model import CORPUS
-from tests.tokenizer_shapes import write_json
-from tests.unit.checkpoint.test_tokenizer import judge, rejections, served
+from tests.helpers.tokenizer_judge import judge, rejections, served
+from tests.helpers.tokenizer_shapes import write_json
 
 sentencepiece = pytest.importorskip("sentencepiece")
 
@@ -147,13 +147,14 @@ def test_a_file_of_another_program_is_a_sentence(content: bytes, folder: Path) -
     assert "is no model of sentencepiece" in reason and "tokenizer.json" in reason
 
 
-def test_a_conversion_that_differs_is_refused_with_the_text(
-    trained: Callable[[str], bytes], folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from specpipe.checkpoint import sentencepiece_model as module
-
-    (folder / "tokenizer.model").write_bytes(trained("Llama 2, Vicuna, Mistral v0.1"))
-    monkeypatch.setattr(module, "_merges", lambda pieces: iter(()))
+def test_a_conversion_that_differs_is_refused_with_the_text(folder: Path) -> None:
+    """A symbol of the user ends a text for tokenizers, which then begin the rest with a space."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TRAINED_ON), model_writer=model, minloglevel=2,
+        user_defined_symbols=["fox"], **LLAMA,
+    )  # fmt: skip
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
     (reason,) = rejections(folder)
     assert "as tokenizer.json it gives 'The quick brown fox" in reason
 

@@ -10,12 +10,13 @@ import pytest
 from tokenizers import Tokenizer
 
 from specpipe.checkpoint.sentencepiece_model import CORPUS
-from specpipe.checkpoint.source import Source, read_json
-from specpipe.checkpoint.tokenizer import check_tokenizer, write_tokenizer
+from specpipe.checkpoint.source import read_json
+from specpipe.checkpoint.tokenizer import write_tokenizer
 from specpipe.core.errors import ConfigError
-from specpipe.runtime.tokens import TextTokenizer, load_tokenizer
-from tests.tokenizer_shapes import OTHER_CLASS, SHAPES, Shape, llama2, write_json
-from tests.unit.engine.commands import LLAMA_8B
+from specpipe.runtime.tokens import load_tokenizer
+from tests.helpers.tokenizer_judge import judge, rejections, served, source_of
+from tests.helpers.tokenizer_shapes import OTHER_CLASS, SHAPES, Shape, llama2, write_json
+from tests.helpers.trtllm_build import LLAMA_8B
 
 SPECIAL = (
     "<s>hello</s>world <|im_start|>user\nhi<|im_end|>\n",
@@ -24,29 +25,6 @@ SPECIAL = (
     "<start_of_turn>user\n3<end_of_turn>\n",
 )
 TEXTS = (*CORPUS, *SPECIAL)
-
-
-def source_of(folder: Path) -> Source:
-    return Source(folder, (), read_json(folder / "config.json"), {})
-
-
-def served(folder: Path, out: Path, rows: int = 2000) -> TextTokenizer:
-    """Return the tokenizer of a repository that is made from a folder."""
-    write_tokenizer(source_of(folder), replace(LLAMA_8B, vocab_size=rows), out)
-    return load_tokenizer(out)
-
-
-def judge(folder: Path, *, generic: bool = False) -> Any:
-    """Return the tokenizer of transformers; the generic class takes the rules from the file."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    kind = PreTrainedTokenizerFast if generic else AutoTokenizer
-    return kind.from_pretrained(folder, local_files_only=True)
-
-
-def rejections(folder: Path, rows: int = 2000) -> list[str]:
-    """Return what `plan` would print."""
-    return [str(r) for r in check_tokenizer(source_of(folder), replace(LLAMA_8B, vocab_size=rows))]
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 from specpipe.core.contracts import Sampling
 from specpipe.runtime.stop_words import StopWords
 from specpipe.runtime.tokens import TextStream, TextTokenizer, load_tokenizer
-from tests.tokenizer_shapes import byte_level, llama2
+from tests.helpers.tokenizer_shapes import byte_level, llama2
 
 NAMES = ("<|im_start|>", "<|im_end|>", "<|x|>")
 
