@@ -61,5 +61,7 @@ def _is_eagle3(names: Set[str], config: Mapping[str, Any]) -> bool:
 def _is_named_eagle3(config: Mapping[str, Any]) -> bool:
     speculators = config.get("speculators_config")
     algorithm = speculators.get("algorithm") if isinstance(speculators, dict) else None
-    named = (config.get("speculators_model_type"), algorithm, *(config.get("architectures") or ()))
+    given = config.get("architectures")
+    classes = given if isinstance(given, list) else []
+    named = (config.get("speculators_model_type"), algorithm, *classes)
     return any("eagle3" in str(name).lower() for name in named)

@@ -254,8 +254,10 @@ def test_the_first_releases_of_phi3_call_longrope_otherwise() -> None:
 
 
 # Keys that no family reads, but other parts of a plan and of a conversion.
-ELSEWHERE = ("quantization_config", "eos_token_id", "bos_token_id", "pad_token_id", "text_config",
-             "tie_word_embeddings", "model_type", "num_nextn_predict_layers")  # fmt: skip
+ELSEWHERE = (
+    "architectures", "quantization_config", "eos_token_id", "bos_token_id", "pad_token_id",
+    "text_config", "tie_word_embeddings", "model_type", "num_nextn_predict_layers",
+)  # fmt: skip
 INNER = ({"quant_method": "gptq"}, {"quant_method": "awq"}, {"quant_method": "modelopt"}, {})
 
 
