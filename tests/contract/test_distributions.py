@@ -1,4 +1,4 @@
-"""No proposer changes the target's distribution: by enumeration to 1e-12, and by 50,000 draws."""
+"""No proposer changes the target's distribution: by enumeration to 1e-12, and by 20,000 draws."""
 
 from dataclasses import replace
 from statistics import NormalDist
@@ -22,7 +22,7 @@ from tests.helpers.distributions import (
 from tests.helpers.worlds import OPTIONS, SAMPLED, World, some_allowance, some_nodes
 
 WORLD = World(vocab_size=3)
-DRAWS = 50_000
+DRAWS = 20_000
 # Bonferroni: one false alarm in a thousand runs, over all methods together. Two more, because
 # chi-square's tail is longer than that of the normal distribution.
 BOUND = NormalDist().inv_cdf(1 - 1e-3 / len(PROPOSERS)) + 2
@@ -86,7 +86,7 @@ def test_the_budget_does_not_change_the_distribution(options: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["none", "draft_model", "hybrid"])
-def test_fifty_thousand_answers_are_distributed_as_the_target(method: str) -> None:
+def test_twenty_thousand_answers_are_distributed_as_the_target(method: str) -> None:
     """Unlike enumeration, this test detects generators that depend on each other.
 
     The other methods draw nothing: their answers are those of `none`, seed by seed

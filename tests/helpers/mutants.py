@@ -437,7 +437,7 @@ def finds_the_last_token(honest: Any) -> Any:
 _DISTRIBUTIONS = "tests/contract/test_distributions.py"
 _ENUMERATED = (_DISTRIBUTIONS, "-k", "exactly_the_targets")
 _SEEDED = ("tests/contract/test_proposers.py", "-k", "with_a_seed")
-_DRAWN = (_DISTRIBUTIONS, "-k", "fifty_thousand and draft_model")
+_DRAWN = (_DISTRIBUTIONS, "-k", "twenty_thousand and draft_model")
 _GREEDY = ("tests/contract/test_proposers.py",)
 _ENGINE = ("tests/unit/engine/test_openvino.py",)
 _INVARIANT = ("tests/unit/engine/test_invariance.py",)
