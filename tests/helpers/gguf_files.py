@@ -124,6 +124,8 @@ def _add_tokenizer(writer: Any, folder: Path, rows: int) -> None:
     writer.add_token_types([*kinds, *[_PADDING for _ in padding]])
     writer.add_token_merges(merges)
     writer.add_eos_token_id(vocabulary["<|end|>"])
+    writer.add_bos_token_id(vocabulary["<|user|>"])
+    writer.add_add_bos_token(False)
     template = folder / "chat_template.jinja"
     if template.is_file():
         writer.add_chat_template(template.read_text())

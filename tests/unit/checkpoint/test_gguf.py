@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from specpipe.checkpoint.convert import Conversion, survey
@@ -30,6 +31,7 @@ from tests.helpers.families import make_family
 from tests.helpers.gguf_files import make_gguf
 from tests.helpers.models import TEXT
 
+OLD = int(transformers.__version__.split(".")[0]) < 5
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("LlamaForCausalLM", "plain", {}),
     ("LlamaForCausalLM", "tied", {}),
@@ -75,6 +77,10 @@ def test_tensors_facts_and_logits_are_those_of_the_folder(
         survey(open_source(folder), "float32")
     )
     tokens = np.random.default_rng(0).integers(3, 300, 300).tolist()
+    if name == "Qwen2MoeForCausalLM" and OLD:
+        with pytest.raises(Unsupported, match="reads no experts from GGUF"):
+            Reference(path)
+        return
     theirs = Reference(folder).logits(tokens)
     np.testing.assert_allclose(Reference(path).logits(tokens), theirs, atol=2e-4)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -202,8 +203,9 @@ def test_names_without_the_prefix_of_the_model_are_read(
     file = folder / "model.safetensors"
     tensors = {n.removeprefix(prefix): t for n, t in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
-    judge = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)[1]
-    assert not judge["missing_keys"]
+    if int(transformers.__version__.split(".")[0]) >= 5:  # 4 reads such files without a head only
+        judge = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)[1]
+        assert not judge["missing_keys"]
     survey(open_source(folder), "float32")
 
 

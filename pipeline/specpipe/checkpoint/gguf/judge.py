@@ -5,6 +5,8 @@ some facts from the defaults of its classes though the file states them, such as
 rotary positions and the sizes of experts.
 """
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,18 @@ def load_judge(path: Path) -> Any:
     import transformers
 
     facts = config_of(read_header(path))
+    major = int(transformers.__version__.split(".")[0])
+    if major < 5 and facts["model_type"] == "qwen2_moe":
+        raise Unsupported(
+            f"{path}: transformers {transformers.__version__} reads no experts from GGUF",
+            hint="pip install --upgrade transformers",
+        )
     config = transformers.AutoConfig.for_model(**facts)
     kind = getattr(transformers, facts["architectures"][0])
+    place = {"gguf_file": path.name, "config": config, "local_files_only": True}
     try:
-        model = kind.from_pretrained(
-            path.parent, gguf_file=path.name, config=config, local_files_only=True, **_options()
-        )
+        with contextlib.redirect_stderr(io.StringIO()):  # a bar that no setting turns off
+            model = kind.from_pretrained(path.parent, **place, **_options())
     except ImportError as error:
         raise Unsupported(
             f"{path}: reading GGUF needs gguf and accelerate: {error}",

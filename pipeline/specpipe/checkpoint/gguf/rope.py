@@ -28,9 +28,7 @@ def scaling_of(header: GgufHeader) -> dict[str, Any] | None:
     original = header.fact("rope.scaling.original_context_length")
     if _LONG in header.tensors and _SHORT in header.tensors:
         factors = {"short_factor": _values(header, _SHORT), "long_factor": _values(header, _LONG)}
-        original = original or header.fact("context_length")
-        key = "original_max_position_embeddings"
-        return {"rope_type": "longrope", "type": "longrope", key: original, **factors}
+        return {"type": "longrope", **factors}  # and what goes with them, outside: see `_phi3`
     if FREQUENCIES in header.tensors:
         return _llama3(header, _values(header, FREQUENCIES), original)
     kind = header.fact("rope.scaling.type") or "none"
