@@ -7,9 +7,10 @@ import sys
 import tarfile
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner, Result
 
-from specpipe.acceptance.session import STEPS
+from specpipe.acceptance.session import STEPS, Case, Outcome
 from specpipe.cli import main
 from specpipe.cli.acceptance import STEPS as CLI_STEPS
 
@@ -86,3 +87,18 @@ def test_the_docker_line_of_the_help_keeps_its_line_breaks() -> None:
     text = run("--help").stdout
     lines = text[text.index("docker run") : text.index("acceptance model_configs")].splitlines()
     assert len(lines) == 3 and all(line.endswith("\\") for line in lines[:-1])
+
+
+def test_an_interrupted_acceptance_reports_the_steps_that_ran(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(session: object, path: Path, steps: object, cases: list, notify: object) -> None:
+        cases.append(Case(path, "first", [Outcome("plan", "ok", 1.0)]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("specpipe.acceptance.accept.run_case", interrupt)
+    monkeypatch.setattr("specpipe.acceptance.accept.write_machine", lambda report: None)
+    result = run("run.yaml", "--report", str(tmp_path / "report"))
+    assert result.exit_code == 130 and "interrupted" in result.stderr
+    assert "| first | plan | ok | 1.0 |  |" in (tmp_path / "report/summary.md").read_text()
+    assert (tmp_path / "report.tar.gz").is_file()
