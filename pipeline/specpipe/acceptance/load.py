@@ -46,10 +46,12 @@ def measure_load(url: str, repository: Path, out: Path) -> Outcome:
 
 
 def _measure(send: Callable[[int], Sequence[Generation]], clients: int) -> LoadRow:
-    with ThreadPoolExecutor(clients) as pool:
-        began = time.monotonic()
+    began, pool = time.monotonic(), ThreadPoolExecutor(clients)
+    try:
         found = [answer for part in pool.map(send, range(clients)) for answer in part]
-        seconds = time.monotonic() - began
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for the other clients
+    seconds = time.monotonic() - began
     return LoadRow(
         clients,
         len(found),
