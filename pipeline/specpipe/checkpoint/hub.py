@@ -8,7 +8,7 @@ its weights are not in the cache; from then on the cached commit is used without
 import contextlib
 import glob
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
 from specpipe.checkpoint.source import (
@@ -98,6 +98,7 @@ def _look_up(model: str, revision: str | None) -> Source:
 
     api = huggingface_hub.HfApi()
     facts = api.model_info(model, revision=revision, files_metadata=True)
+    _refuse_adapter(model, {file.rfilename for file in facts.siblings or []})
     with _quiet():
         # by the branch's name, so that the cache knows what commit it is
         folder = Path(huggingface_hub.hf_hub_download(model, _CONFIG, revision=revision)).parent
@@ -106,11 +107,6 @@ def _look_up(model: str, revision: str | None) -> Source:
         sizes = {file.rfilename: file.size for file in facts.siblings or []}
         for name in _wanted(sizes):
             huggingface_hub.hf_hub_download(model, name, revision=folder.name)
-    if ADAPTER in sizes and WHOLE not in sizes and INDEX not in sizes:
-        raise ConfigError(
-            f"{model} is a PEFT adapter, not a model",
-            hint="merge it into its base (peft: `merge_and_unload`), and give the new folder",
-        )
     if INDEX not in sizes and WHOLE not in sizes:
         raise ConfigError(
             f"{model} has no safetensors at {folder.name[:12]}, and nothing else is fetched from "
@@ -118,6 +114,14 @@ def _look_up(model: str, revision: str | None) -> Source:
             hint="download a .gguf file, or convert the model to safetensors, and give its path",
         )
     return _open(model, folder, _weight_names(folder, sizes), sizes)
+
+
+def _refuse_adapter(model: str, names: Set[str]) -> None:
+    if ADAPTER in names and not {WHOLE, INDEX} & names:
+        raise ConfigError(
+            f"{model} is a PEFT adapter, not a model",
+            hint="merge it into its base (peft: `merge_and_unload`), and give the new folder",
+        )
 
 
 def _wanted(names: Mapping[str, int | None]) -> list[str]:

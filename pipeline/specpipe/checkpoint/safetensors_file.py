@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from specpipe.checkpoint.plain_files import refuse_stand_ins
 from specpipe.core.artifacts import digest_json
 from specpipe.core.digests import Stamp, stamp_of
 from specpipe.core.errors import ConfigError, Unreadable
@@ -68,6 +69,7 @@ class SafetensorsFile:
         except OSError as error:
             raise _unreadable(path, error) from error
         except _DAMAGE as error:
+            refuse_stand_ins([path])
             raise ConfigError(
                 f"{path}: not a whole safetensors file: {error}",
                 hint="fetch the file again; it may have been cut short",

@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from specpipe.checkpoint.end_tokens import end_tokens
+from specpipe.checkpoint.gguf.tokenizer import require_known_splitting
 from specpipe.checkpoint.source import BEFORE_TOKENIZER_JSON, Source
 from specpipe.checkpoint.tokenizer_files import (
     TokenizerFiles,
@@ -92,9 +93,12 @@ def write_tokenizer(source: Source, model: ModelConfig, out: Path) -> TokenizerF
 
 
 def check_tokenizer(source: Source, model: ModelConfig) -> Iterator[Rejection]:
-    """Yield why `convert` would refuse the tokenizer of a source."""
+    """Yield why `convert` would refuse the tokenizer of a source; of a .gguf file only its rule."""
     try:
-        read_tokenizer(source, model)
+        if source.path.is_file():  # its tokenizer takes seconds to make
+            require_known_splitting(source.path)
+        else:
+            read_tokenizer(source, model)
     except SpecpipeError as error:
         yield Rejection(error.message, error.hint or "fetch the model again")
 

@@ -151,6 +151,11 @@ def _check_parts(
         if not serves_sources:  # else TensorRT-LLM reads the quantized weights itself
             yield from check_quantization(config.engine, found.models[role], source)
             yield from check_tokenizer(source, found.models[role]) if source else ()
+        elif source is not None and source.path.is_file():
+            yield Rejection(
+                f"TensorRT-LLM's LLM API reads no GGUF files, as {source.path}",
+                "give the folder that the file was made from, or use backend: tensorrt or openvino",
+            )
     for role, own in found.drafters.items():
         yield from own.check(role, found.models[role])
         target = found.sources[role]

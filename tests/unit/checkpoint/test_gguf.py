@@ -293,3 +293,21 @@ def test_the_flags_of_a_sentencepiece_vocabulary_decide(
     assert backend.decode(backend.encode("ab a").ids) == "ab a"
     assert backend.get_vocab_size() == 266
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
+
+
+def test_the_llm_api_reads_no_gguf(tiny: Path, tmp_path: Path, write_config) -> None:
+    path = make_gguf(tmp_path / "model.gguf", tiny)
+    engine = {"backend": "llmapi", "gpu": "H100-SXM", "dtype": "bfloat16"}
+    engine |= {"max_input_len": 100, "max_seq_len": 200}
+    config = read_config(write_config(target={"model": str(path)}, engine=engine))
+    plan = make_plan(config, Workspace(tmp_path, "tiny"))
+    assert any("reads no GGUF files" in str(reason) for reason in plan.rejections)
+
+
+def test_plan_refuses_a_rule_of_splitting_that_is_not_known(
+    tiny: Path, tmp_path: Path, write_config
+) -> None:
+    path = make_gguf(tmp_path / "model.gguf", tiny, change=retyped("deepseek-llm"))
+    config = read_config(write_config(target={"model": str(path)}))
+    plan = make_plan(config, Workspace(tmp_path, "tiny"))
+    assert any("'deepseek-llm'" in str(reason) for reason in plan.rejections)

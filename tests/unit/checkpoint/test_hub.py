@@ -259,3 +259,20 @@ def test_a_token_opens_what_is_private(hub: Hub, specpipe: Run) -> None:
 def test_a_revision_is_for_models_of_the_hub(specpipe: Run, tiny: Path) -> None:
     done = specpipe("plan", model=str(tiny), revision="main")
     assert done.returncode == 2 and "'target.revision' is 'main', but" in done.stderr
+
+
+def test_an_adapter_on_the_hub_is_named(hub: Hub, specpipe: Run) -> None:
+    repo = Repo()
+    repo.commit({"adapter_config.json": b"{}", "adapter_model.safetensors": b"", "README.md": b""})
+    hub.repos["acme/adapter"] = repo
+    refused = specpipe("plan", model="acme/adapter")
+    assert refused.returncode == 2 and "acme/adapter is a PEFT adapter" in refused.stderr
+
+
+def test_a_single_file_on_the_hub_is_fetched_rather_than_shards(
+    hub: Hub, files: dict[str, bytes], specpipe: Run, tiny: Path
+) -> None:
+    whole = (tiny / "model.safetensors").read_bytes()
+    hub.repos[MODEL].commit({**files, "model.safetensors": whole})
+    plan = succeeded(specpipe("plan", "--json"))
+    assert list(plan["downloads"]["target"]["files"]) == ["model.safetensors"]

@@ -31,19 +31,39 @@ def load_gguf_tokenizer(path: Path) -> Any:
     Raises Unsupported for a rule of splitting that is not known, and what transformers raises.
     """
     from tokenizers import Tokenizer
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     header = read_header(path)
     settle = _rule(header)
-    made = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-    backend = Tokenizer.from_str(_as_stated(made.backend_tokenizer.to_str(), header))
+    backend = Tokenizer.from_str(_as_stated(_by_transformers(path).to_str(), header))
     settle(backend)
+    _set_decoder(backend, header.facts)
     _set_ends(backend, header.facts)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         chat_template=header.facts.get("tokenizer.chat_template"),
         **_special(backend, header.facts),
     )
+
+
+def require_known_splitting(path: Path) -> None:
+    """Raise Unsupported if a file names an unknown rule of splitting text; reads no token."""
+    _rule(read_header(path))
+
+
+def _by_transformers(path: Path) -> Any:
+    """Return what transformers makes of a file; AutoTokenizer reads all of it three times."""
+    try:
+        from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
+    except ImportError:  # transformers 4
+        from transformers import AutoTokenizer
+
+        made = AutoTokenizer.from_pretrained(
+            path.parent, gguf_file=path.name, local_files_only=True
+        )
+        return made.backend_tokenizer
+    architecture, tokens, _ = get_gguf_tokenizer(str(path))
+    return convert_gguf_tokenizer(architecture, tokens)[0]
 
 
 def _rule(header: GgufHeader) -> Callable[[Any], None]:
@@ -56,7 +76,7 @@ def _rule(header: GgufHeader) -> Callable[[Any], None]:
         begins = header.facts.get("tokenizer.ggml.add_space_prefix", True)
         return _marks_spaces if begins else _keeps_spaces
     name = name or "default"
-    if kind != "gpt2" or name in _known_to_transformers():
+    if kind != "gpt2":
         return lambda backend: None
     if name in _AS_GPT2:
         return _splits_as_gpt2
@@ -64,6 +84,8 @@ def _rule(header: GgufHeader) -> Callable[[Any], None]:
         return _splits_digits_first
     if name == "falcon":
         return _splits_as_falcon
+    if name in _known_to_transformers():
+        return lambda backend: None
     raise Unsupported(
         f"{header.path}: no usable tokenizer: it splits text by the rule {name!r} "
         "(tokenizer.ggml.pre), which is not known",
@@ -112,6 +134,20 @@ def _splits_as_falcon(backend: Any) -> None:
             pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated"),
         ]
     )
+
+
+def _set_decoder(backend: Any, facts: Mapping[str, Value]) -> None:
+    """Turn tokens back into text: bytes by their letters, or marks of spaces and bytes by name."""
+    from tokenizers import decoders
+
+    kind = facts.get("tokenizer.ggml.model")
+    if kind == "gpt2":
+        backend.decoder = decoders.ByteLevel()
+    if kind == "llama":
+        parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        if facts.get("tokenizer.ggml.add_space_prefix", True):
+            parts.append(decoders.Strip(" ", 1, 0))
+        backend.decoder = decoders.Sequence(parts)
 
 
 def _known_to_transformers() -> tuple[str, ...]:
