@@ -114,8 +114,8 @@ def speculation(
         return bench_speculation(run, chosen, max_tokens, notify=say, progress=progress)
 
     text = (
-        f"at most {count} prompts per file, at most {max_tokens} tokens, greedy, one request at a "
-        "time, with and without speculation in turn"
+        f"at most {counted(count, 'prompt')} per file, at most {max_tokens} tokens, greedy, "
+        "one request at a time, with and without speculation in turn"
     )
     _report(runs, text, SPECULATION, measure, as_json)
 
