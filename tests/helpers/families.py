@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,13 @@ LONG = {
 }  # fmt: skip
 
 
+NEW_ROPE = int(version("transformers").split(".")[0]) >= 5  # and `layer_types` everywhere
+
+
 def rope(**rule: Any) -> dict[str, Any]:
     """Return a config's rope keys, in the spelling of the transformers that is installed."""
-    import transformers
-
     rule = {"rope_type": "default", "rope_theta": 10000.0, **rule}
-    if int(transformers.__version__.split(".")[0]) >= 5:
+    if NEW_ROPE:
         return {"rope_parameters": rule}
     theta = {"rope_theta": rule.pop("rope_theta")}
     share = "partial_rotary_factor"
@@ -141,7 +143,8 @@ WORLDS: dict[str, World] = {
         {
             "plain": {},
             "normed": {"norm_topk_prob": True},
-            "window": {"use_sliding_window": True, "sliding_window": 20},
+            # transformers 4 reads no `layer_types`, and slides other layers
+            **({"window": {"use_sliding_window": True, **WINDOW}} if NEW_ROPE else {}),
         },
     ),
     "Qwen3ForCausalLM": World(

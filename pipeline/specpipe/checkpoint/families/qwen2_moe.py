@@ -57,10 +57,20 @@ def _require_experts_everywhere(hf: Keys) -> None:
 
 
 def _windows(hf: Keys, model: ModelConfig) -> tuple[int, ...]:
-    """Return the sliding windows: every other layer slides, of the first `max_window_layers`."""
-    last = hf.whole("max_window_layers", least=0)
-    found = layer_windows(hf, model, lambda layer: layer % 2 == 0 and layer < last)
-    return found if hf.flag("use_sliding_window") else ()
+    """Return the sliding windows of the layers that `layer_types` lists as sliding.
+
+    Raises Unsupported without the list: transformers 4 and 5 let other layers slide then.
+    """
+    found = layer_windows(hf, model, lambda layer: True)
+    if not hf.flag("use_sliding_window"):
+        return ()
+    if found and not hf.words("layer_types"):
+        raise hf.unsupported(
+            "has use_sliding_window: true, but no layer_types; transformers 4 and 5 differ in the "
+            "layers that slide then",
+            hint="list the layers as they were trained: full_attention or sliding_attention",
+        )
+    return found
 
 
 def tensors(model: ModelConfig) -> list[TensorPlan]:
