@@ -192,6 +192,8 @@ def test_plan_says_from_which_release_on_a_family_is_there() -> None:
     old = reasons(TensorRtBackend(), qwen3, release="0.18.2")
     assert "since 0.20, the config uses 0.18.2" in old
     assert "since 0.20" not in reasons(TensorRtBackend(), qwen3, release="1.2.1")
+    yarn = reasons(TensorRtBackend(), facts("LlamaForCausalLM", "yarn"), release="0.18.2")
+    assert "supports LlamaForCausalLM with yarn since 0.20" in yarn
 
 
 def test_plan_keeps_engines_within_the_sliding_window() -> None:

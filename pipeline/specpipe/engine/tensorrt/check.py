@@ -168,8 +168,9 @@ def check_model(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
     release = tuple(int(n) for n in re.findall(r"\d+", profile.tensorrt_llm)[:2])
     if release < model.upstream_since:
         first = ".".join(map(str, model.upstream_since))
+        scaled = " with yarn" * ((model.rotary_scaling or {}).get("rope_type") == "yarn")
         yield Rejection(
-            f"{role}: TensorRT-LLM supports {model.architecture} since {first}, the config "
+            f"{role}: TensorRT-LLM supports {model.architecture}{scaled} since {first}, the config "
             f"uses {profile.tensorrt_llm}",
             f"remove engine.tensorrt_llm to use {DEFAULT.tensorrt_llm}, or use backend: openvino",
         )
