@@ -185,6 +185,10 @@ _TURNS = ("<|user|>", "<|assistant|>", "<|end|>")
 _FIRST, _BYTES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}, {
     "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"
 }  # fmt: skip
+_CODE = {
+    **_FIRST,
+    "auto_map": {"AutoTokenizer": ["tokenization_internlm2.InternLM2Tokenizer", None]},
+}
 _END = {"eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
 _PHI3 = tuple(AddedToken(name, rstrip=True, special=True, normalized=False) for name in _TURNS)
 _GEMMA = tuple(AddedToken(name, special=True, normalized=False)
@@ -230,7 +234,7 @@ SHAPES: dict[str, Shape] = {
     "Phi-3": Shape(
         llama2(added=_PHI3, bos=None), "phi3", "LlamaTokenizer",
         {**_FIRST, "eos_token": "<|end|>", "add_bos_token": False, "legacy": False}),
-    "InternLM2": Shape(llama2(), "internlm2", "InternLM2Tokenizer", _FIRST),
+    "InternLM2": Shape(llama2(), "internlm2", "InternLM2Tokenizer", _CODE),
     "Gemma": Shape(
         llama2(prefix=False, added=_GEMMA), "gemma", "GemmaTokenizer",
         {**_FIRST, "add_bos_token": True}),
