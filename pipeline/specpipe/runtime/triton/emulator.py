@@ -18,7 +18,6 @@ from specpipe.runtime.assembly import load_backend
 from specpipe.runtime.triton import api as triton
 from specpipe.runtime.triton import requests, token_requests, upstream_rules
 from specpipe.runtime.verifying import Prefixes, Question, answer, read_prompt
-from specpipe.speculate.sampling import check_sampling
 
 _SUPPORTED = context.SUPPORTED | {
     "draft_input_ids",
@@ -67,19 +66,16 @@ class TritonPythonModel:
         return outputs((*echo, *reply.tokens), reply.log_probs, logits) | read
 
     def _question(self, tensors: requests.Tensors) -> Question:
-        prompt = token_requests.prompt(tensors, self._vocab_size)
-        max_tokens = token_requests.output_length(tensors)
-        requests.check_lengths(len(prompt), max_tokens, self._max_seq_len, self._max_seq_len)
-        bad_words = requests.word_ids(tensors, "bad_words_list")
-        sampling = requests.sampling(tensors, (), bad_words, prefix="runtime_")
-        check_sampling(sampling, self._vocab_size)
+        asked = token_requests.read_request(
+            tensors, self._vocab_size, self._max_seq_len, self._max_seq_len
+        )
         draft = token_requests.draft(tensors, self._vocab_size)
         upstream_rules.check_draft(draft, self._most)
         return Question(
-            prompt=prompt,
-            max_tokens=max_tokens,
-            sampling=sampling,
-            stop_words=requests.word_ids(tensors, "stop_words_list"),
+            prompt=asked.prompt,
+            max_tokens=asked.max_tokens,
+            sampling=asked.sampling,
+            stop_words=asked.stop_words,
             draft=draft,
             draft_logits=token_requests.draft_logits(tensors),
             bias=token_requests.bias(tensors, self._vocab_size),

@@ -30,7 +30,6 @@ from specpipe.runtime.triton.batch_metrics import BatchMeter
 from specpipe.runtime.triton.metrics import Meter
 from specpipe.runtime.triton.responses import perf_tensors
 from specpipe.speculate.decode import Limits, Step
-from specpipe.speculate.sampling import check_sampling
 
 _SUPPORTED = context.SUPPORTED | frozenset(upstream_rules.OFF)
 
@@ -115,20 +114,17 @@ class TritonPythonModel:
         upstream_rules.check_streaming(tensors, decoupled=self._decoupled)
         bounds.check_tokens(tensors, self._max_input_len, "max_input_len")
         requests.refuse_unsupported(tensors, _SUPPORTED)
-        prompt = token_requests.prompt(tensors, self._vocab_size)
-        max_tokens = token_requests.output_length(tensors)
-        requests.check_lengths(len(prompt), max_tokens, self._max_input_len, self._max_seq_len)
-        bad_words = requests.word_ids(tensors, "bad_words_list")
-        sampling = requests.sampling(tensors, (), bad_words, prefix="runtime_")
-        check_sampling(sampling, self._vocab_size)
+        asked = token_requests.read_request(
+            tensors, self._vocab_size, self._max_input_len, self._max_seq_len
+        )
         wants_context = requests.flag(tensors, context.FLAG)
         if wants_context:
-            context.check_size(len(prompt), self._vocab_size)
+            context.check_size(len(asked.prompt), self._vocab_size)
         return Request(
             request_id=request.request_id(),
-            prompt=prompt,
-            sampling=sampling,
-            limits=Limits(max_tokens, requests.word_ids(tensors, "stop_words_list")),
+            prompt=asked.prompt,
+            sampling=asked.sampling,
+            limits=Limits(asked.max_tokens, asked.stop_words),
             num_draft_tokens=upstream_rules.asked_limit(
                 tensors, triton.request_parameters(request), self._carrier
             ),

@@ -1,10 +1,41 @@
 """Read the tensors of a request for tokens: prompt, draft and length. Independent of Triton."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from specpipe.core.contracts import Logits
+from specpipe.core.contracts import Logits, Sampling
 from specpipe.core.errors import ConfigError
-from specpipe.runtime.triton.requests import MOST_BIAS, Tensors, whole
+from specpipe.runtime.triton.requests import (
+    MOST_BIAS,
+    Tensors,
+    check_lengths,
+    sampling,
+    whole,
+    word_ids,
+)
+from specpipe.speculate.sampling import check_sampling
+
+
+@dataclass(frozen=True)
+class TokenRequest:
+    """What every request for tokens has, checked."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling
+    stop_words: tuple[tuple[int, ...], ...]
+
+
+def read_request(
+    tensors: Tensors, vocab_size: int, max_input_len: int, max_seq_len: int
+) -> TokenRequest:
+    """Read the tensors that every request for tokens has; raises ConfigError for wrong values."""
+    tokens, most = prompt(tensors, vocab_size), output_length(tensors)
+    check_lengths(len(tokens), most, max_input_len, max_seq_len)
+    options = sampling(tensors, (), word_ids(tensors, "bad_words_list"), prefix="runtime_")
+    check_sampling(options, vocab_size)
+    return TokenRequest(tokens, most, options, word_ids(tensors, "stop_words_list"))
 
 
 def prompt(tensors: Tensors, vocab_size: int) -> tuple[int, ...]:
