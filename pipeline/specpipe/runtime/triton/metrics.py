@@ -72,7 +72,7 @@ class Meter:
             for name in _COUNTERS:
                 self._new[name] += getattr(used, name)
             self._export_counters()
-            self._set_gauges({name: self._metrics[name].value() for name in _COUNTERS})
+            self._set_gauges_of_all_processes()
 
     def _export_counters(self) -> None:
         self._exported_at = time.monotonic()
@@ -81,6 +81,17 @@ class Meter:
             if count:
                 self._metrics[name].increment(count)
         self._new = dict.fromkeys(_COUNTERS, 0)
+
+    def _set_gauges_of_all_processes(self) -> None:
+        # Another process may count between the reading and the setting, and have set the gauges
+        # before: what is set is right only if the sums are the same after it.
+        sums, seen = self._sums(), None
+        while seen != sums:
+            self._set_gauges(sums)
+            seen, sums = sums, self._sums()
+
+    def _sums(self) -> dict[str, float]:
+        return {name: self._metrics[name].value() for name in _COUNTERS}
 
     def _set_gauges(self, totals: Mapping[str, float]) -> None:
         rate = totals["accepted_draft_tokens"] / max(1, totals["draft_tokens"])

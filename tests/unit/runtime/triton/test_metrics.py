@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from specpipe.runtime.exchange import Counters
 from specpipe.speculate.decode import Step
 from tests.helpers import triton_metrics
 from tests.helpers.triton_metrics import MetricFamily, totals
@@ -47,3 +48,19 @@ def test_what_a_request_left_uncounted_is_handed_on_at_rest(meter: Any) -> None:
     meter.export()
     assert totals()["output_tokens_total"] == 2
     assert MetricFamily.made["acceptance_rate"].calls == 1
+
+
+def test_gauges_follow_a_process_that_counts_while_they_are_set(
+    meter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, gauge = (MetricFamily.made[name] for name in ("steps_total", "acceptance_length"))
+    set_gauge = gauge.set
+
+    def set_late(value: float) -> None:
+        if gauge.calls == 0:
+            steps.increment(4)  # by another process, which sets the gauges at once
+        set_gauge(value)
+
+    monkeypatch.setattr(gauge, "set", set_late)
+    meter.add_request(Counters(arrival_ns=0, steps=2, output_tokens=6, draft_tokens=4))
+    assert gauge.total == 6 / (2 + 4)
