@@ -1,6 +1,7 @@
 """The dependency rule of ARCHITECTURE.md, enforced on the import statements."""
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,13 @@ def test_every_module_has_a_layer() -> None:
 def test_every_package_states_what_does_not_belong_there(path: Path) -> None:
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     assert "\n\nNot here: " in text, f"add a sentence `Not here: ...` to the docstring of {path}"
+
+
+def test_a_public_class_name_is_defined_once() -> None:
+    defined = defaultdict(list)
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                defined[node.name].append(str(path.relative_to(SOURCE)))
+    del defined["TritonPythonModel"]  # Triton looks for this name in every model
+    assert not {name: paths for name, paths in defined.items() if len(paths) > 1}

@@ -13,11 +13,10 @@ from typing import Any
 import click
 import pytest
 
-from specpipe.acceptance.session import Case, Outcome
+from specpipe.acceptance.session import ConfigResult, Outcome
 from specpipe.bench.engine import EngineRow, PrefillRate, StepTime
 from specpipe.bench.serving import ServingRow
-from specpipe.bench.soak import Outcome as SoakOutcome
-from specpipe.bench.soak import ProcessUsage, SoakRow
+from specpipe.bench.soak import OutcomeCount, ProcessUsage, SoakRow
 from specpipe.bench.speculation import SpeculationRow
 from specpipe.bench.tuning import TuningRow
 from specpipe.checkpoint.inspection.records import Inspection
@@ -126,7 +125,7 @@ def test_the_report_of_a_training_has_the_fields_of_its_record() -> None:
         ("serving", (ServingRow,)),
         ("engine", (EngineRow, StepTime, PrefillRate)),
         ("tuning", (TuningRow,)),
-        ("soak", (SoakRow, SoakOutcome, ProcessUsage)),
+        ("soak", (SoakRow, OutcomeCount, ProcessUsage)),
     ],
 )
 def test_the_rows_of_a_benchmark_are_listed(command: str, records: tuple[type, ...]) -> None:
@@ -137,4 +136,4 @@ def test_the_rows_of_a_benchmark_are_listed(command: str, records: tuple[type, .
 
 def test_the_configs_and_steps_of_an_acceptance_are_listed() -> None:
     (config,) = example("acceptance")["configs"]
-    assert config.keys() == fields(Case) and config["steps"][0].keys() == fields(Outcome)
+    assert config.keys() == fields(ConfigResult) and config["steps"][0].keys() == fields(Outcome)

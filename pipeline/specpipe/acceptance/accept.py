@@ -7,7 +7,7 @@ from pathlib import Path
 
 from specpipe.acceptance.load import measure_load
 from specpipe.acceptance.report import collect, prepare_report, write_machine, write_report
-from specpipe.acceptance.session import Case, Outcome, Session
+from specpipe.acceptance.session import ConfigResult, Outcome, Session
 from specpipe.config.run_config import read_config
 from specpipe.core.artifacts import Workspace
 from specpipe.core.errors import SpecpipeError
@@ -17,12 +17,12 @@ Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Acceptance:
+class AcceptanceResult:
     """The results of an acceptance, and the files that have them."""
 
     summary: Path
     archive: Path
-    configs: tuple[Case, ...]
+    configs: tuple[ConfigResult, ...]
 
     @property
     def failed(self) -> list[str]:
@@ -41,13 +41,13 @@ def accept(
     steps: Sequence[str],
     *,
     notify: Notify = lambda text: None,
-) -> Acceptance:
+) -> AcceptanceResult:
     """Run `steps` of every config and write the report, also if it is interrupted.
 
     Raises ConfigError if the folder of the report has other files.
     """
     prepare_report(session.report)
-    cases: list[Case] = []
+    cases: list[ConfigResult] = []
     try:
         write_machine(session.report)
         for path in configs:
@@ -55,18 +55,18 @@ def accept(
     finally:
         summary, archive = write_report(session.report, cases)
         notify(f"report: {summary}; archive: {archive}")
-    return Acceptance(summary, archive, tuple(cases))
+    return AcceptanceResult(summary, archive, tuple(cases))
 
 
 def run_case(
-    session: Session, path: Path, steps: Sequence[str], cases: list[Case], notify: Notify
+    session: Session, path: Path, steps: Sequence[str], cases: list[ConfigResult], notify: Notify
 ) -> None:
     """Run every step of one config, until one fails that the others need; appends to `cases`."""
     try:
-        case = Case(path, read_config(path).name)
+        case = ConfigResult(path, read_config(path).name)
     except SpecpipeError as error:
         outcome = Outcome("config", "failed", 0.0, str(error).splitlines()[0])
-        cases.append(Case(path, path.stem, [outcome]))
+        cases.append(ConfigResult(path, path.stem, [outcome]))
         return
     cases.append(case)
     with contextlib.ExitStack() as stack:
@@ -82,7 +82,9 @@ def run_case(
     collect(session.report, session.workspace, case)
 
 
-def take_step(session: Session, case: Case, step: str, stack: contextlib.ExitStack) -> Outcome:
+def take_step(
+    session: Session, case: ConfigResult, step: str, stack: contextlib.ExitStack
+) -> Outcome:
     """Run one step; the server runs until `stack` ends."""
     run = ("--config", str(case.config), "--workspace", str(session.workspace))
     if step == "serve":

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from specpipe.acceptance.session import Case
+from specpipe.acceptance.session import ConfigResult
 from specpipe.core.errors import ConfigError
 
 RESULTS = "results.json"  # a folder with this file is a report and may be replaced
@@ -49,7 +49,7 @@ def write_machine(report: Path) -> None:
             subprocess.run(command, stdout=file, stderr=file, timeout=_TIMEOUT_S, check=False)
 
 
-def collect(report: Path, workspace: Path, case: Case) -> None:
+def collect(report: Path, workspace: Path, case: ConfigResult) -> None:
     """Copy configs, manifests, logs and reports of the run; no weights and no engines."""
     target = report / case.name / "artifacts"
     places = [workspace / top / case.name for top in ("engines", "triton_repo", "reports")]
@@ -61,7 +61,7 @@ def collect(report: Path, workspace: Path, case: Case) -> None:
             shutil.copyfile(file, copy)
 
 
-def results(cases: Sequence[Case]) -> list[dict[str, object]]:
+def results(cases: Sequence[ConfigResult]) -> list[dict[str, object]]:
     """Return the results of all configs as plain values."""
     return [
         {
@@ -73,7 +73,7 @@ def results(cases: Sequence[Case]) -> list[dict[str, object]]:
     ]
 
 
-def write_report(report: Path, cases: Sequence[Case]) -> tuple[Path, Path]:
+def write_report(report: Path, cases: Sequence[ConfigResult]) -> tuple[Path, Path]:
     """Write summary.md, results.json and the archive; return the summary and the archive."""
     report.mkdir(parents=True, exist_ok=True)
     (report / RESULTS).write_text(json.dumps(results(cases), indent=1) + "\n", encoding="utf-8")
@@ -85,7 +85,7 @@ def write_report(report: Path, cases: Sequence[Case]) -> tuple[Path, Path]:
     return summary, archive
 
 
-def summary_table(cases: Sequence[Case]) -> str:
+def summary_table(cases: Sequence[ConfigResult]) -> str:
     """Return a Markdown table with a line for every step."""
     lines = ["| config | step | state | seconds | note |", "|-|-|-|-|-|"]
     lines += [

@@ -32,7 +32,7 @@ class Outcome:
 
 
 @dataclass
-class Case:
+class ConfigResult:
     """One config and the results of its steps."""
 
     config: Path
@@ -55,13 +55,13 @@ class Session:
     timeout_s: float = 7200.0  # of each step
     in_container: bool = False  # whether `build` runs the compiler in NVIDIA's container
 
-    def output(self, case: Case, step: str) -> Path:
+    def output(self, case: ConfigResult, step: str) -> Path:
         """Return the file for the output of a step; makes its folder."""
         file = self.report / case.name / f"{step}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
         return file
 
-    def run(self, case: Case, step: str, words: Sequence[str]) -> Outcome:
+    def run(self, case: ConfigResult, step: str, words: Sequence[str]) -> Outcome:
         """Run a command of specpipe with its output in the report; a timeout is a failure."""
         out, began = self.output(case, step), time.monotonic()
         with started(words, out) as process:
@@ -78,7 +78,7 @@ class Session:
         return Outcome(step, "failed", seconds, f"{why}: {last_line(out)}")
 
     @contextlib.contextmanager
-    def serve(self, case: Case, words: Sequence[str]) -> Iterator[Outcome]:
+    def serve(self, case: ConfigResult, words: Sequence[str]) -> Iterator[Outcome]:
         """Start a server, yield the result once it is ready or has ended; stop it after that."""
         out, began = self.output(case, "serve"), time.monotonic()
         limit = ("--timeout", str(int(self.timeout_s)), "--log-to-stderr")

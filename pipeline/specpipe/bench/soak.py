@@ -18,7 +18,7 @@ from specpipe.bench.soak_requests import (
     PROMPTS,
     WRONG,
     Send,
-    Subject,
+    SoakSubject,
     attempt,
     choose_kinds,
 )
@@ -67,7 +67,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class OutcomeCount:
     """How often requests of one kind ended in one way."""
 
     kind: str
@@ -99,7 +99,7 @@ class SoakRow:
     """The result of one run's soak test."""
 
     run: str
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[OutcomeCount, ...]
     processes: tuple[ProcessUsage, ...]  # empty if the server stopped
     failure: str | None  # why the server no longer responds
 
@@ -136,12 +136,12 @@ def bench_soak(
             connection.close()
         time.sleep(SETTLE_S)
         failure = find_failure(running.server)
-        found = tuple(Outcome(*key, count) for key, count in sorted(outcomes.items()))
+        found = tuple(OutcomeCount(*key, count) for key, count in sorted(outcomes.items()))
         processes = () if failure else tuple(_processes(running.server, usages))
     return SoakRow(run.config.name, found, processes, failure)
 
 
-def make_subject(config: RunConfig, running: Served) -> Subject:
+def make_subject(config: RunConfig, running: Served) -> SoakSubject:
     """Request the expected answers while nothing else runs."""
     engine, client = config.engine, running.client
     answers = {prompt: client.generate(prompt, ANSWER).text for prompt in PROMPTS}
@@ -152,11 +152,11 @@ def make_subject(config: RunConfig, running: Served) -> Subject:
     if client.endpoint.tokens is not None:
         expected = collect(client.stream_tokens(long, FEW)).tokens
     endless = max(1, min(ENDLESS, engine.max_seq_len - ROOM))
-    return Subject(running.server, client, answers, long, expected, endless)
+    return SoakSubject(running.server, client, answers, long, expected, endless)
 
 
 def _load_in_parts(
-    subject: Subject, kinds: Mapping[str, Send], load: Load, progress: Progress
+    subject: SoakSubject, kinds: Mapping[str, Send], load: Load, progress: Progress
 ) -> tuple[Counts, dict[int, list[Usage]]]:
     """Send the load; return the outcomes, and each process's usage at first and after each part."""
     pids = process_names(subject.server)
@@ -197,7 +197,7 @@ def find_failure(server: RunningServer) -> str | None:
 
 
 def run_clients(
-    subject: Subject, kinds: Mapping[str, Send], clients: int, extent: Extent, *, seed: int
+    subject: SoakSubject, kinds: Mapping[str, Send], clients: int, extent: Extent, *, seed: int
 ) -> Counts:
     """Send random requests from several threads; count the outcomes of each kind."""
     outcomes: Counts = Counter()

@@ -23,7 +23,7 @@ WRONG, FAILED = "WRONG", "FAILED"  # how the outcomes that fail a soak test begi
 
 
 @dataclass
-class Subject:
+class SoakSubject:
     """The server under test, and its answers when nothing else runs."""
 
     server: RunningServer
@@ -39,7 +39,7 @@ class Subject:
         return rng.choice(self.client.endpoint.texts).name
 
 
-Send = Callable[[Subject, random.Random], str]  # sends one request; returns the outcome
+Send = Callable[[SoakSubject, random.Random], str]  # sends one request; returns the outcome
 
 
 def judge(is_right: bool) -> str:
@@ -52,27 +52,27 @@ def is_busy(message: str) -> bool:
     return any(words in message.lower() for words in BUSY)
 
 
-def send_whole(subject: Subject, rng: random.Random) -> str:
+def send_whole(subject: SoakSubject, rng: random.Random) -> str:
     """Request an answer in one piece."""
     prompt = rng.choice(PROMPTS)
     answer = subject.client.generate(prompt, ANSWER, model=subject.front(rng))
     return judge(answer.text == subject.answers[prompt])
 
 
-def send_streamed(subject: Subject, rng: random.Random) -> str:
+def send_streamed(subject: SoakSubject, rng: random.Random) -> str:
     """Request a streamed answer."""
     prompt = rng.choice(PROMPTS)
     answer = collect(subject.client.stream(prompt, ANSWER, model=subject.front(rng)))
     return judge(answer.text == subject.answers[prompt])
 
 
-def send_long(subject: Subject, rng: random.Random) -> str:
+def send_long(subject: SoakSubject, rng: random.Random) -> str:
     """Send a long prompt while others stream."""
     answer = collect(subject.client.stream_tokens(subject.long_prompt, FEW))
     return judge(answer.tokens == subject.long_answer)
 
 
-def send_refused(subject: Subject, rng: random.Random) -> str:
+def send_refused(subject: SoakSubject, rng: random.Random) -> str:
     """Send a request that exceeds the limits of every engine."""
     try:
         subject.client.generate(rng.choice(PROMPTS), Options(max_tokens=10**6))
@@ -81,7 +81,7 @@ def send_refused(subject: Subject, rng: random.Random) -> str:
     return WRONG
 
 
-def send_garbage(subject: Subject, rng: random.Random) -> str:
+def send_garbage(subject: SoakSubject, rng: random.Random) -> str:
     """Send a malformed request; a refusal is right, an internal error is wrong."""
     name = rng.choice(list(MALFORMED))
     message = send_malformed(subject.server.address.grpc, subject.front(rng), name)
@@ -93,7 +93,7 @@ def send_garbage(subject: Subject, rng: random.Random) -> str:
     return f"{WRONG}: {name}: {message[:80]}" if odd else RIGHT
 
 
-def send_half(subject: Subject, rng: random.Random) -> str:
+def send_half(subject: SoakSubject, rng: random.Random) -> str:
     """Connect to the engine's socket and send half a request; the oldest of many is closed."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(10)
@@ -105,7 +105,7 @@ def send_half(subject: Subject, rng: random.Random) -> str:
     return RIGHT
 
 
-def disconnect_http(subject: Subject, rng: random.Random) -> str:
+def disconnect_http(subject: SoakSubject, rng: random.Random) -> str:
     """Disconnect from an HTTP stream after its first pieces."""
     address = subject.server.address
     connection = http.client.HTTPConnection(address.host, address.http_port, timeout=60)
@@ -128,7 +128,7 @@ def disconnect_http(subject: Subject, rng: random.Random) -> str:
     return RIGHT if is_right else f"{WRONG}: {lines[0][:60]!r}"
 
 
-def cancel_grpc(subject: Subject, rng: random.Random) -> str:
+def cancel_grpc(subject: SoakSubject, rng: random.Random) -> str:
     """Cancel a gRPC stream after its first pieces."""
     options = Options(max_tokens=subject.endless, end_id=-1)
     pieces = subject.client.stream(rng.choice(PROMPTS), options)
@@ -180,7 +180,7 @@ def _unsupported(server: RunningServer, client: Client) -> dict[str, str]:
     return found
 
 
-def attempt(send: Send, subject: Subject, rng: random.Random) -> str:
+def attempt(send: Send, subject: SoakSubject, rng: random.Random) -> str:
     """Return the outcome of one request; an error is an outcome too."""
     try:
         return send(subject, rng)

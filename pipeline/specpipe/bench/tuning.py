@@ -36,7 +36,7 @@ class TuningRow:
 
 
 @dataclass(frozen=True)
-class Subject:
+class TuningSubject:
     """A run that is loaded in this process, and its prompts."""
 
     config: RunConfig
@@ -92,22 +92,22 @@ def bench_tuning(
     )
 
 
-def load_subject(run: Run, notify: Notify) -> Subject:
+def load_subject(run: Run, notify: Notify) -> TuningSubject:
     """Build a run, load its engines in this process and read its prompts."""
     build(run, notify=notify)
     config, place = run.plan.config, run.workspace
     runtime = open_runtime(config, {role: place.engine(role) for role in run.plan.requests})
     runtime.warm_up()
-    return Subject(config, runtime, *load_prompts(config, place.repository / TOKENIZER))
+    return TuningSubject(config, runtime, *load_prompts(config, place.repository / TOKENIZER))
 
 
-def arm(subject: Subject, tuning: Tuning, options: Speculation) -> Arm:
+def arm(subject: TuningSubject, tuning: Tuning, options: Speculation) -> Arm:
     """Return the run with other settings, and a budget with tune's measured step times."""
     return replace(subject.runtime, speculation=options), Budget(tuning.cost.measured())
 
 
 def measure_all(
-    subject: Subject, tuning: Tuning, settings: Sequence[Speculation], progress: Progress
+    subject: TuningSubject, tuning: Tuning, settings: Sequence[Speculation], progress: Progress
 ) -> Speculation:
     """Decode the held-out prompts with every setting; return the fastest."""
     times = []
@@ -117,7 +117,7 @@ def measure_all(
     return settings[times.index(min(times))]
 
 
-def race(subject: Subject, pair: tuple[Arm, Arm]) -> float:
+def race(subject: TuningSubject, pair: tuple[Arm, Arm]) -> float:
     """Return how much faster the second is than the first, prompt by prompt in turn.
 
     1 if no answer has a second token, so that nothing can be compared.

@@ -15,7 +15,7 @@ Fields = dict[int, list[int | bytes]]
 
 
 @dataclass(frozen=True)
-class Piece:
+class SentencePiece:
     """A token: its text, its score, and what it is for."""
 
     content: str
@@ -27,7 +27,7 @@ class Piece:
 class SentencePieceModel:
     """What decides the tokens of a text."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[SentencePiece, ...]
     model_type: int
     byte_fallback: bool
     unk_id: int
@@ -57,11 +57,13 @@ def parse_model(content: bytes) -> SentencePieceModel:
     )
 
 
-def _piece(fields: Fields) -> Piece:
+def _piece(fields: Fields) -> SentencePiece:
     content, score = fields.get(1, [b""])[-1], fields.get(2, [bytes(4)])[-1]
     if not isinstance(content, bytes) or not isinstance(score, bytes):
         raise ValueError("a piece without text")
-    return Piece(content.decode("utf-8"), struct.unpack("<f", score)[0], _number(fields, 3, NORMAL))
+    return SentencePiece(
+        content.decode("utf-8"), struct.unpack("<f", score)[0], _number(fields, 3, NORMAL)
+    )
 
 
 def _messages(fields: Fields, number: int) -> list[bytes]:

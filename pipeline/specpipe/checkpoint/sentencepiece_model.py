@@ -27,7 +27,7 @@ from specpipe.checkpoint.sentencepiece_file import (
     UNIGRAM,
     UNKNOWN,
     USER_DEFINED,
-    Piece,
+    SentencePiece,
     SentencePieceModel,
     parse_model,
 )
@@ -121,7 +121,7 @@ def _algorithm(model: SentencePieceModel, file: Path) -> Any:
     )
 
 
-def _merges(pieces: Sequence[Piece]) -> Iterator[tuple[str, str]]:
+def _merges(pieces: Sequence[SentencePiece]) -> Iterator[tuple[str, str]]:
     """Yield the pairs that BPE joins, the best score first; of equal pairs the shorter left part.
 
     sentencepiece joins the two neighbours whose joined text is the piece with the best score.

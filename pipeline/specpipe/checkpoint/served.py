@@ -30,7 +30,7 @@ _SPELT = {
 
 
 @dataclass(frozen=True)
-class ServedModel:
+class UnconvertedModel:
     """A model that is not converted; in `model`, a size of 0 is one that is not known."""
 
     model: ModelConfig
@@ -40,7 +40,7 @@ class ServedModel:
 
 def read_served(
     config: HfConfig, dtype: Dtype, file: Path, source: Source | None = None
-) -> ServedModel:
+) -> UnconvertedModel:
     """Return the facts of a parsed config.json, and the bytes of the weights next to it.
 
     The bytes count in the place of the parameters where those do not tell the memory: quantised
@@ -54,10 +54,10 @@ def read_served(
         model = read_facts(text, dtype, file)
     except Unsupported:
         model = replace(outline(text, dtype, name), stored_bytes=stored)
-        return ServedModel(model, False, layers)
+        return UnconvertedModel(model, False, layers)
     by_bytes = text is not config or is_quantized(config, source)
     model = replace(model, architecture=name, stored_bytes=stored * by_bytes)
-    return ServedModel(model, bool(stored) or not by_bytes, layers)
+    return UnconvertedModel(model, bool(stored) or not by_bytes, layers)
 
 
 def text_config(config: HfConfig) -> HfConfig:

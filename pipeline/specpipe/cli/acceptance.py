@@ -16,7 +16,7 @@ from specpipe.cli.output import counted, end_json, say
 from specpipe.core.errors import StageFailed
 
 if TYPE_CHECKING:
-    from specpipe.acceptance.accept import Acceptance
+    from specpipe.acceptance.accept import AcceptanceResult
 
 STEPS = ("doctor", "plan", "build", "serve", "validate", "bench")  # a test compares them
 
@@ -106,7 +106,7 @@ def acceptance(
         )
 
 
-def acceptance_json(done: "Acceptance") -> dict[str, Any]:
+def acceptance_json(done: "AcceptanceResult") -> dict[str, Any]:
     """Return the results as plain values."""
     from specpipe.acceptance.report import results
 

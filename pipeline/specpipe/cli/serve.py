@@ -103,7 +103,7 @@ def serve(
     """
     from specpipe.cli.ending import handle
     from specpipe.serve.address import Address
-    from specpipe.serve.keep import Budget, StopRequest, keep_serving
+    from specpipe.serve.keep import RestartBudget, StopRequest, keep_serving
     from specpipe.serve.progress import Patience
     from specpipe.serve.tritonserver import start_server
 
@@ -128,7 +128,7 @@ def serve(
     keep_serving(
         start,
         stop,
-        Budget(restarts),
+        RestartBudget(restarts),
         drain_s,
         on_ready=partial(
             print_ready, generate_command(config_path, workspace, address.grpc, tls), as_json

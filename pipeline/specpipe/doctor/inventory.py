@@ -34,7 +34,7 @@ PORTS = (8000, 8001, 8002)
 
 
 @dataclass(frozen=True)
-class Runtime:
+class ContainerRuntime:
     """A program that runs containers."""
 
     name: str
@@ -56,7 +56,7 @@ class Machine:
     disk_bytes: int  # free in the workspace
     busy_ports: tuple[int, ...]
     gpus: tuple[FoundGpu, ...]
-    runtime: Runtime | None
+    runtime: ContainerRuntime | None
     compiler: Path | None  # trtllm-build
     compiler_versions: Mapping[str, str]  # of tensorrt_llm and tensorrt next to it
 
@@ -82,7 +82,7 @@ def look(workspace: Path, ports: Sequence[int] = PORTS) -> Machine:
     )
 
 
-def find_container_runtime() -> Runtime | None:
+def find_container_runtime() -> ContainerRuntime | None:
     """Ask docker, else podman, whether it answers and whether it can hand out NVIDIA GPUs."""
     name = next((name for name in RUNTIMES if shutil.which(name)), None)
     if name is None:
@@ -92,11 +92,11 @@ def find_container_runtime() -> Runtime | None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
         facts = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.SubprocessError):
-        return Runtime(name, answers=False, knows_nvidia=False)
+        return ContainerRuntime(name, answers=False, knows_nvidia=False)
     devices = [d for place in ("/etc/cdi", "/var/run/cdi") for d in Path(place).glob("nvidia*")]
     known = "nvidia" in (facts.get("Runtimes") or {})
     server_errors = bool(facts.get("ServerErrors"))
-    return Runtime(name, answers=not server_errors, knows_nvidia=known or bool(devices))
+    return ContainerRuntime(name, answers=not server_errors, knows_nvidia=known or bool(devices))
 
 
 def _version(name: str) -> str | None:

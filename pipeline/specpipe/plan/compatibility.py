@@ -22,7 +22,7 @@ _CONSEQUENCE: dict[RulesOut, str] = {
 
 
 @dataclass(frozen=True)
-class TokenizerFacts:
+class TokenTable:
     """The ids of one model and their tokens."""
 
     rows: int  # of the model's table and of its logits: vocab_size of config.json
@@ -41,7 +41,7 @@ class VocabularyDifference:
         return f"{self.sentence}: {_CONSEQUENCE[self.rules_out]}"
 
 
-def differences(target: TokenizerFacts, draft: TokenizerFacts) -> list[VocabularyDifference]:
+def differences(target: TokenTable, draft: TokenTable) -> list[VocabularyDifference]:
     """Return every difference, the most severe first; empty if there is none."""
     found = [*_tokens(target, draft), *_rows(target, draft), *_special(target, draft)]
     order = list(_CONSEQUENCE)
@@ -67,7 +67,7 @@ def notes(found: Iterable[VocabularyDifference], *, own_loop: bool) -> list[str]
     return [str(difference) for difference in found if difference.rules_out in harmless]
 
 
-def _tokens(target: TokenizerFacts, draft: TokenizerFacts) -> Iterator[VocabularyDifference]:
+def _tokens(target: TokenTable, draft: TokenTable) -> Iterator[VocabularyDifference]:
     if target.tokens is None or draft.tokens is None:
         if target.rows != draft.rows:
             yield VocabularyDifference(
@@ -103,9 +103,7 @@ def _clash(
     )
 
 
-def _only_target(
-    tokens: Mapping[str, int], draft: TokenizerFacts
-) -> Iterator[VocabularyDifference]:
+def _only_target(tokens: Mapping[str, int], draft: TokenTable) -> Iterator[VocabularyDifference]:
     beyond = {t: i for t, i in tokens.items() if i >= draft.rows}
     if beyond:
         yield VocabularyDifference(
@@ -119,9 +117,7 @@ def _only_target(
         )
 
 
-def _only_draft(
-    tokens: Mapping[str, int], target: TokenizerFacts
-) -> Iterator[VocabularyDifference]:
+def _only_draft(tokens: Mapping[str, int], target: TokenTable) -> Iterator[VocabularyDifference]:
     inside = {t: i for t, i in tokens.items() if i < target.rows}
     if inside:
         yield VocabularyDifference(
@@ -129,7 +125,7 @@ def _only_draft(
         )
 
 
-def _rows(target: TokenizerFacts, draft: TokenizerFacts) -> Iterator[VocabularyDifference]:
+def _rows(target: TokenTable, draft: TokenTable) -> Iterator[VocabularyDifference]:
     if target.rows == draft.rows or target.tokens is None or draft.tokens is None:
         return
     sizes = f"the draft's table has {draft.rows} rows, the target's {target.rows}"
@@ -142,7 +138,7 @@ def _rows(target: TokenizerFacts, draft: TokenizerFacts) -> Iterator[VocabularyD
         yield VocabularyDifference(f"{sizes}, but {last}", "engines")
 
 
-def _special(target: TokenizerFacts, draft: TokenizerFacts) -> Iterator[VocabularyDifference]:
+def _special(target: TokenTable, draft: TokenTable) -> Iterator[VocabularyDifference]:
     ours, theirs = target.special or {}, draft.special or {}
     for name in sorted(ours.keys() & theirs.keys()):
         if ours[name] != theirs[name]:

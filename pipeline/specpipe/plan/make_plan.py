@@ -20,7 +20,7 @@ from specpipe.core.publishing import why_kept
 from specpipe.core.trees import assumed_accuracy, grow_tree
 from specpipe.engine.backend import Backend, BuildRequest, Command
 from specpipe.plan.compatibility import (
-    TokenizerFacts,
+    TokenTable,
     VocabularyDifference,
     differences,
     notes,
@@ -276,11 +276,11 @@ def _compare_draft(found: Resolved) -> list[VocabularyDifference]:
     return differences(target, draft)
 
 
-def _vocabulary(source: Source | None, model: ModelConfig) -> TokenizerFacts:
+def _vocabulary(source: Source | None, model: ModelConfig) -> TokenTable:
     if source is None:
-        return TokenizerFacts(model.vocab_size)
+        return TokenTable(model.vocab_size)
     try:
         tokens = read_vocabulary(source)
     except SpecpipeError:  # `check_tokenizer` refuses it
-        return TokenizerFacts(model.vocab_size)
-    return TokenizerFacts(model.vocab_size, tokens, special_ids(source))
+        return TokenTable(model.vocab_size)
+    return TokenTable(model.vocab_size, tokens, special_ids(source))

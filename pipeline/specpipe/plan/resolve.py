@@ -10,7 +10,7 @@ from specpipe.checkpoint.families import HfConfig, read_facts
 from specpipe.checkpoint.finding import in_cache, named_by
 from specpipe.checkpoint.medusa import HeadsSource
 from specpipe.checkpoint.redrafter import trained_redrafter
-from specpipe.checkpoint.served import ServedModel, count_of, read_served
+from specpipe.checkpoint.served import UnconvertedModel, count_of, read_served
 from specpipe.checkpoint.source import Source, known_model
 from specpipe.config.run_config import RunConfig, find_file
 from specpipe.config.speculation import Eagle
@@ -90,7 +90,9 @@ def _source(config: RunConfig, role: Role, opened: OpenedModels) -> Source | Non
     return opened.source(config, role)
 
 
-def _read(config: RunConfig, role: Role, source: Source | None, backend: Backend) -> ServedModel:
+def _read(
+    config: RunConfig, role: Role, source: Source | None, backend: Backend
+) -> UnconvertedModel:
     """Return the facts of a model, of one that is not on disk from the built-in table.
 
     The files of one that is converted are compared with its config.json if they are here.
@@ -104,9 +106,9 @@ def _read(config: RunConfig, role: Role, source: Source | None, backend: Backend
         return read_served(facts, dtype, file, source)
     layers = count_of(facts, "num_nextn_predict_layers")
     if source is None or source.missing:
-        return ServedModel(read_facts(facts, dtype, file), True, layers)
+        return UnconvertedModel(read_facts(facts, dtype, file), True, layers)
     with named_by(config, config.model_key(role)):
-        return ServedModel(survey(source, dtype), True, layers)
+        return UnconvertedModel(survey(source, dtype), True, layers)
 
 
 def _planned_drafter(

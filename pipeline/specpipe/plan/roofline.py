@@ -143,7 +143,7 @@ class Assumed:
 
 
 @dataclass(frozen=True)
-class Case:
+class EstimatedCase:
     """The estimated effect of an assumption."""
 
     assumed: Assumed
@@ -164,7 +164,7 @@ class Estimate:
     heads_ms: float  # drafting by heads
     handover_ms: float  # of a speculative step
     break_even_tokens: float  # tokens per step from which speculation is faster, at batch 1
-    cases: tuple[Case, ...]
+    cases: tuple[EstimatedCase, ...]
     costs: dict[int, float]
 
 
@@ -177,7 +177,7 @@ def estimate(
     """Estimate the step times of a deployment and the speed-up of each assumption."""
     batch = target.request.engine.max_batch_size
     cases = tuple(
-        Case(
+        EstimatedCase(
             a,
             a.tokens / _price(target, draft, nodes, 1),
             a.tokens / _price(target, draft, nodes, batch),

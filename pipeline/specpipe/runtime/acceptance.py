@@ -17,7 +17,7 @@ RATE = 0.1  # weight of one draft of a stream
 
 
 @dataclass
-class Acceptance:
+class AcceptanceEstimate:
     """Estimates the acceptance of draft tokens by depth, and how far drafters overrate theirs."""
 
     by_depth: Floats = field(default_factory=lambda: np.full(DEPTHS, FIRST_GUESS))

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from specpipe.core.contracts import ROOT, Draft, Floats, Ints
-from specpipe.runtime.acceptance import DEPTHS, RATE, Acceptance, Shadow
+from specpipe.runtime.acceptance import DEPTHS, RATE, AcceptanceEstimate, Shadow
 from specpipe.runtime.cost import StepCost, flat
 from specpipe.speculate.decode import Step
 
@@ -40,7 +40,7 @@ class Forecast:
 
     adaptive: bool
     max_concurrency: int | None
-    own: Acceptance
+    own: AcceptanceEstimate
     allowed: int = 0  # depth of the next draft
     idle_steps: int = 0  # since a draft was scored or tried
     probe_after: int = PROBE_AFTER  # idle steps
@@ -58,7 +58,9 @@ class Budget:
     """See the module."""
 
     cost: StepCost = field(default_factory=flat)
-    all: Acceptance = field(default_factory=Acceptance)  # of all streams: where new ones start
+    all: AcceptanceEstimate = field(
+        default_factory=AcceptanceEstimate
+    )  # of all streams: where new ones start
     drafting_ms: float = 0.0  # of a draft, per stream and step
     kept_nodes: int = 0
     cut_nodes: int = 0

@@ -35,17 +35,17 @@ def check_size(prompt_length: int, vocab_size: int) -> None:
 
 
 @dataclass
-class ContextLogits:
+class ContextCollector:
     """Collects the logits of one request that has a single response."""
 
     whole: NDArray[np.float32]  # [n, V]
     filled: int = field(default=0)
 
     @staticmethod
-    def of(prompt_length: int, vocab_size: int) -> "ContextLogits":
+    def of(prompt_length: int, vocab_size: int) -> "ContextCollector":
         """Make room for the logits of a prompt; raises ConfigError if they are too large."""
         check_size(prompt_length, vocab_size)
-        return ContextLogits(np.empty((prompt_length, vocab_size), np.float32))
+        return ContextCollector(np.empty((prompt_length, vocab_size), np.float32))
 
     def add(self, rows: Logits) -> None:
         """Append the next rows."""

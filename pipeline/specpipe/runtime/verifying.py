@@ -24,7 +24,7 @@ from specpipe.core.contracts import (
 )
 from specpipe.core.errors import ConfigError
 from specpipe.runtime.calls import Reply
-from specpipe.runtime.context import ContextLogits
+from specpipe.runtime.context import ContextCollector
 from specpipe.runtime.lane import Lane
 from specpipe.speculate import decode
 from specpipe.speculate.decode import Decoding, Limits, Step
@@ -35,7 +35,7 @@ CHUNK = 64  # prompt tokens per step
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
+class CheckedCall:
     """A call as it arrives in tensors, checked."""
 
     prompt: tuple[int, ...]
@@ -48,7 +48,7 @@ class Question:
     log_probs: bool = False
 
 
-def answer(question: Question, prefixes: "Prefixes") -> Reply:
+def answer(question: CheckedCall, prefixes: "Prefixes") -> Reply:
     """Return the answer to one call: all of it, or one step if there is a draft to verify.
 
     Raises ConfigError if the logits do not belong to the draft.
@@ -73,12 +73,12 @@ def answer(question: Question, prefixes: "Prefixes") -> Reply:
     return Reply(tuple(tokens), tuple(scores), np.concatenate(logits))
 
 
-def read_prompt(prompt: Sequence[int], prefixes: "Prefixes") -> ContextLogits:
+def read_prompt(prompt: Sequence[int], prefixes: "Prefixes") -> ContextCollector:
     """Return what the engine expects after every token of a prompt.
 
     Raises ConfigError if that is too large to be sent.
     """
-    found = ContextLogits.of(len(prompt), prefixes.engine.facts.vocab_size)
+    found = ContextCollector.of(len(prompt), prefixes.engine.facts.vocab_size)
     for event, _ in prefixes.decode(prompt, decode.read_context(prompt)):
         assert isinstance(event, decode.ContextLogits)
         found.add(event.logits)
@@ -148,7 +148,7 @@ def _common(known: Sequence[int], prompt: Sequence[int]) -> int:
 class _Given:
     """Proposes the draft of the call, once."""
 
-    def __init__(self, question: Question, vocab_size: int) -> None:
+    def __init__(self, question: CheckedCall, vocab_size: int) -> None:
         self.draft_nodes = len(question.draft)
         self._draft = chain(question.draft, _distributions(question, vocab_size))
 
@@ -164,7 +164,7 @@ class _Given:
         pass
 
 
-def _distributions(question: Question, vocab_size: int) -> Floats | None:
+def _distributions(question: CheckedCall, vocab_size: int) -> Floats | None:
     """Return what each guess was drawn from, by the options of the request."""
     logits, sampling = question.draft_logits, question.sampling
     if logits is None or not question.draft or sampling.greedy:

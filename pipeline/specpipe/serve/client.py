@@ -23,14 +23,14 @@ from specpipe.core.errors import Unsupported
 from specpipe.serve.connect import ClientTls as ClientTls
 from specpipe.serve.connect import connect
 from specpipe.serve.description import fetch_endpoint
-from specpipe.serve.inputs import Options as Options
 from specpipe.serve.inputs import (
-    Request,
+    ModelRequest,
     context_request,
     input_tensors,
     text_request,
     token_request,
 )
+from specpipe.serve.inputs import Options as Options
 from specpipe.serve.pieces import Acceptance as Acceptance
 from specpipe.serve.pieces import Generation as Generation
 from specpipe.serve.pieces import Piece as Piece
@@ -136,7 +136,7 @@ class Client:
 
     def _text_request(
         self, text: str, options: Options | None, name: str | None, *, chat: bool, stream: bool
-    ) -> Request:
+    ) -> ModelRequest:
         endpoint = self.endpoint
         model = endpoint.text if name is None else endpoint.named(name)
         if chat:
@@ -164,13 +164,13 @@ class Client:
                     left -= len(rows)
                     yield rows
 
-    def _call(self, request: Request) -> Iterator[Piece]:
+    def _call(self, request: ModelRequest) -> Iterator[Piece]:
         reader = Reader(request.model)
         with contextlib.closing(self._results(request)) as results:
             for result, at_s in results:
                 yield reader.piece(result, at_s)
 
-    def _results(self, request: Request) -> Generator[tuple[Any, float], None, None]:
+    def _results(self, request: ModelRequest) -> Generator[tuple[Any, float], None, None]:
         """Yield every response with its arrival time, in seconds after the request was sent."""
         tensors = input_tensors(request.inputs)
         answers: Answers = queue.Queue()

@@ -53,7 +53,7 @@ _OF_THEIR_OWN = ("max_tokens", "num_draft_tokens", "end_ids")
 
 
 @dataclass(frozen=True)
-class Request:
+class ModelRequest:
     """What is sent to a model: input tensors and request parameters."""
 
     model: Model
@@ -61,7 +61,7 @@ class Request:
     parameters: dict[str, int]
 
 
-def text_request(model: Model, text: str, options: Options, *, stream: bool) -> Request:
+def text_request(model: Model, text: str, options: Options, *, stream: bool) -> ModelRequest:
     """Return a request to a model that takes text.
 
     Raises Unsupported if the model cannot do what `options` or `stream` ask for, ConfigError for a
@@ -76,7 +76,7 @@ def text_request(model: Model, text: str, options: Options, *, stream: bool) -> 
     return _request(model, prompt, options, stream=stream)
 
 
-def token_request(model: Model, prompt: Sequence[int], options: Options) -> Request:
+def token_request(model: Model, prompt: Sequence[int], options: Options) -> ModelRequest:
     """Return a request to a model that takes tokens, streamed where the model can; raises what
     `text_request` raises.
     """
@@ -84,7 +84,7 @@ def token_request(model: Model, prompt: Sequence[int], options: Options) -> Requ
     return _request(model, inputs, options, stream=model.decoupled)
 
 
-def context_request(model: Model, prompt: Sequence[int]) -> Request:
+def context_request(model: Model, prompt: Sequence[int]) -> ModelRequest:
     """Return a request for the logits after every token of `prompt`, and for one token.
 
     Raises Unsupported if the model does not give them.
@@ -98,7 +98,7 @@ def context_request(model: Model, prompt: Sequence[int]) -> Request:
 
 def _request(
     model: Model, prompt: dict[str, list[Any]], options: Options, *, stream: bool
-) -> Request:
+) -> ModelRequest:
     names = model.tensors
     limits, parameters = _draft_limit(model, options.num_draft_tokens)
     inputs: Arrays = {
@@ -114,7 +114,7 @@ def _request(
     }  # fmt: skip
     if model.batched:
         inputs = {name: array[None] for name, array in inputs.items()}
-    return Request(model, inputs, parameters)
+    return ModelRequest(model, inputs, parameters)
 
 
 def _options(model: Model, options: Options) -> Arrays:

@@ -30,7 +30,7 @@ class StopRequest:
 
 
 @dataclass
-class Budget:
+class RestartBudget:
     """How often a server may be started again: `restarts` times in any hour."""
 
     restarts: int
@@ -47,7 +47,7 @@ class Budget:
 def keep_serving(
     start: Callable[[], AbstractContextManager[RunningServer]],
     stop: StopRequest,
-    budget: Budget,
+    budget: RestartBudget,
     drain_s: float,
     *,
     on_ready: Callable[[RunningServer], None],

@@ -24,7 +24,7 @@ class HeadAccuracy:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class DrafterCalibration:
     """P(guess i of head k is right | every shallower head had the right token in its first 10).
 
     Conditional, since a node of a tree matters only once its parents were accepted; over all
@@ -71,7 +71,7 @@ def measure(ranks: Sequence[Ints], labelled: Sequence[Bools]) -> list[HeadAccura
     return measured
 
 
-def calibrate(ranks: Sequence[Ints], labelled: Sequence[Bools]) -> Calibration:
+def calibrate(ranks: Sequence[Ints], labelled: Sequence[Bools]) -> DrafterCalibration:
     """Count, for every head, how often each guess was right once the shallower heads were."""
     reached = np.ones(len(ranks[0]), bool)
     conditional, samples, accuracy = [], [], []
@@ -82,7 +82,7 @@ def calibrate(ranks: Sequence[Ints], labelled: Sequence[Bools]) -> Calibration:
         accuracy.append(_shares(place[has_label]))
         reached = reached & (place < WIDTH)
     positions = tuple(int(has_label.sum()) for has_label in labelled)
-    return Calibration(tuple(conditional), tuple(samples), tuple(accuracy), positions)
+    return DrafterCalibration(tuple(conditional), tuple(samples), tuple(accuracy), positions)
 
 
 def _shares(places: Ints) -> tuple[float, ...]:

@@ -16,7 +16,13 @@ from specpipe.checkpoint.drafter import CALIBRATION
 from specpipe.config.training import DrafterTraining
 from specpipe.core.artifacts import write_text
 from specpipe.core.contracts import Ints
-from specpipe.train.accuracy import Calibration, HeadAccuracy, calibrate, label_ranks, measure
+from specpipe.train.accuracy import (
+    DrafterCalibration,
+    HeadAccuracy,
+    calibrate,
+    label_ranks,
+    measure,
+)
 from specpipe.train.features import Features, read_features
 from specpipe.train.loop import Group, Point, batch_of, steps_per_epoch
 from specpipe.train.loss import Lesson, Vocabulary, cross_entropy, frequent_tokens, weighted_sum
@@ -122,7 +128,7 @@ def drafter_loss(
 
 def judge(
     net: DrafterNet, output: torch.Tensor, held_out: Features
-) -> tuple[list[HeadAccuracy], Calibration]:
+) -> tuple[list[HeadAccuracy], DrafterCalibration]:
     """Return the accuracies of every draft token on the whole hold-out."""
     found = _ranks(net, output, held_out)
     return measure(*found), calibrate(*found)
@@ -153,7 +159,7 @@ class Learned:
     curve: tuple[Point, ...]
     before: Sequence[HeadAccuracy]
     after: Sequence[HeadAccuracy]
-    calibration: Calibration
+    calibration: DrafterCalibration
 
 
 def learn(job: TrainingJob, net: DrafterNet, options: DrafterTraining, draft_len: int) -> Learned:
@@ -183,7 +189,7 @@ def vocabulary(job: TrainingJob, labels: Ints, options: DrafterTraining) -> Voca
     return Vocabulary(int(job.target.output.shape[0]), frequent, options.loss_samples)
 
 
-def write_calibration(calibration: Calibration, folder: Path) -> None:
+def write_calibration(calibration: DrafterCalibration, folder: Path) -> None:
     """Write calibration.json, which trees are grown from."""
     text = json.dumps(calibration.to_json(), indent=1, sort_keys=True) + "\n"
     write_text(folder / CALIBRATION, text)

@@ -12,7 +12,13 @@ from torch import nn
 
 from specpipe.config.training import MedusaTraining
 from specpipe.core.contracts import Ints
-from specpipe.train.accuracy import Calibration, HeadAccuracy, calibrate, label_ranks, measure
+from specpipe.train.accuracy import (
+    DrafterCalibration,
+    HeadAccuracy,
+    calibrate,
+    label_ranks,
+    measure,
+)
 from specpipe.train.features import pad
 from specpipe.train.frozen import DrafterNet, drafter_loss
 from specpipe.train.loop import Group, batch_of
@@ -74,7 +80,7 @@ class JointTask:
         names = ["LM head", *(f"head {k}" for k in range(len(accuracies) - 1))]
         return {f"{n} top-1": a.top[0] for n, a in zip(names, accuracies, strict=True)}
 
-    def judge(self) -> tuple[list[HeadAccuracy], Calibration]:
+    def judge(self) -> tuple[list[HeadAccuracy], DrafterCalibration]:
         """Return the accuracies of every head on the whole hold-out."""
         ranks, labelled = self.ranks(self.text.held_out)
         return measure(ranks[1:], labelled[1:]), calibrate(ranks[1:], labelled[1:])

@@ -18,7 +18,7 @@ from torch.nn import functional
 from specpipe.checkpoint.medusa import WEIGHTS
 from specpipe.config.run_config import RunConfig
 from specpipe.core.artifacts import Workspace, write_text
-from specpipe.train.accuracy import Calibration
+from specpipe.train.accuracy import DrafterCalibration
 from specpipe.train.frozen import Learned, learn, report, vocabulary, write_calibration
 from specpipe.train.joint import JointTask, trainable_copy
 from specpipe.train.loop import steps_per_epoch
@@ -166,7 +166,7 @@ def _new_heads(job: TrainingJob) -> MedusaHeads:
 
 
 def _write(
-    job: TrainingJob, heads: MedusaHeads, calibration: Calibration, base: str, out: Path
+    job: TrainingJob, heads: MedusaHeads, calibration: DrafterCalibration, base: str, out: Path
 ) -> None:
     options, (vocab_size, width) = job.config.train.medusa, job.target.output.shape
     facts = HeadsConfig(

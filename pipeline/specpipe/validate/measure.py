@@ -17,7 +17,7 @@ from specpipe.validate.trials import (
     Arm,
     Decoding,
     Divergence,
-    Expected,
+    ExpectedAnswer,
     Trial,
     find_divergence,
 )
@@ -34,10 +34,10 @@ def ask_reference(
     questions: Questions,
     options: ValidateOptions,
     progress: Progress = lambda done, total: None,
-) -> tuple[list[Trial], dict[int, Expected]]:
+) -> tuple[list[Trial], dict[int, ExpectedAnswer]]:
     """Let transformers answer every prompt `repeats` times, after an uncounted answer."""
     trials: list[Trial] = []
-    expected: dict[int, Expected] = {}
+    expected: dict[int, ExpectedAnswer] = {}
     tokenizer, end_ids = questions.tokenizer, questions.end_ids
     first = questions.asked[0].tokens
     reference.generate(first, min(WARM_UP_TOKENS, options.max_tokens), end_ids)
@@ -47,7 +47,7 @@ def ask_reference(
         answer = reference.generate(questions.asked[number].tokens, options.max_tokens, end_ids)
         text = tokenizer.decode_answer(answer.tokens)
         ended = bool(answer.tokens) and answer.tokens[-1] in end_ids
-        expected[number] = Expected(text, answer.tokens, answer.margins, ended)
+        expected[number] = ExpectedAnswer(text, answer.tokens, answer.margins, ended)
         trials.append(
             Trial(number, "reference", text, len(answer.tokens), answer.first_s, answer.total_s)
         )
@@ -142,7 +142,7 @@ def decode(
 
 
 def find_divergences(
-    trials: Sequence[Trial], decodings: Sequence[Decoding], expected: Mapping[int, Expected]
+    trials: Sequence[Trial], decodings: Sequence[Decoding], expected: Mapping[int, ExpectedAnswer]
 ) -> list[Divergence]:
     """Return at most one divergence for each prompt of each served arm."""
     tokens = {(d.prompt, d.arm): d for d in decodings}

@@ -38,7 +38,7 @@ class Decoding:
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedAnswer:
     """What the reference answers to one prompt, and how sure it was at every token."""
 
     text: str
@@ -97,7 +97,7 @@ class Trials:
 
 
 def find_divergence(
-    expected: Expected, trials: Sequence[Trial], decoding: Decoding | None
+    expected: ExpectedAnswer, trials: Sequence[Trial], decoding: Decoding | None
 ) -> Divergence | None:
     """Return where an arm's answers to one prompt diverge from the expected one; None: nowhere.
 

@@ -27,7 +27,15 @@ from specpipe.validate.measure import (
 from specpipe.validate.metrics import load_metrics
 from specpipe.validate.questions import Questions
 from specpipe.validate.report import Report
-from specpipe.validate.trials import Arm, Decoding, Divergence, Expected, Likelihoods, Trial, Trials
+from specpipe.validate.trials import (
+    Arm,
+    Decoding,
+    Divergence,
+    ExpectedAnswer,
+    Likelihoods,
+    Trial,
+    Trials,
+)
 
 Progress = Callable[[int, int], None]
 OpenServer = Callable[[], AbstractContextManager[Client]]
@@ -111,7 +119,7 @@ class _Texts:
 
 def _ask_reference(
     subject: Subject, progress: Progress
-) -> tuple[list[Trial], dict[int, Expected], _Texts]:
+) -> tuple[list[Trial], dict[int, ExpectedAnswer], _Texts]:
     """Let the reference answer and read; it is in memory only during this call."""
     from specpipe.validate.reference import Reference
 
@@ -139,7 +147,7 @@ def _ask(
     subject: Subject,
     client: Client,
     arms: Sequence[ServedArm],
-    expected: Mapping[int, Expected],
+    expected: Mapping[int, ExpectedAnswer],
     progress: Progress,
 ) -> _Served:
     """Request every answer as text, and some answers also as tokens.

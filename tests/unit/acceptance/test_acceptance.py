@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from specpipe.acceptance.session import STEPS, Case, Outcome
+from specpipe.acceptance.session import STEPS, ConfigResult, Outcome
 from specpipe.cli import main
 from specpipe.cli.acceptance import STEPS as CLI_STEPS
 
@@ -93,7 +93,7 @@ def test_an_interrupted_acceptance_reports_the_steps_that_ran(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(session: object, path: Path, steps: object, cases: list, notify: object) -> None:
-        cases.append(Case(path, "first", [Outcome("plan", "ok", 1.0)]))
+        cases.append(ConfigResult(path, "first", [Outcome("plan", "ok", 1.0)]))
         raise KeyboardInterrupt
 
     monkeypatch.setattr("specpipe.acceptance.accept.run_case", interrupt)

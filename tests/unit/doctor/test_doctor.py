@@ -11,7 +11,7 @@ from specpipe.config.run_config import EngineOptions, read_config
 from specpipe.core.artifacts import Workspace
 from specpipe.core.machine import cpu_kinds, emulates_bfloat16
 from specpipe.doctor.checks import Needs, examine, judge, needs_of
-from specpipe.doctor.inventory import Machine, Runtime, find_container_runtime, look
+from specpipe.doctor.inventory import ContainerRuntime, Machine, find_container_runtime, look
 from specpipe.engine.tensorrt.machine import FoundGpu
 from specpipe.engine.tensorrt.profiles import DEFAULT
 from specpipe.plan.make_plan import make_plan
@@ -23,7 +23,7 @@ PACKAGES = {"torch": "2.10", "numpy": "1.26.4", "openvino": None, "nvidia-pytrit
 GOOD = Machine(
     python=(3, 12, 3), packages=PACKAGES, server="/opt/tritonserver", cpus=64,
     cpu_kinds=("avx2",), memory_bytes=2**40, shared_memory_bytes=2**33, disk_bytes=10**12,
-    busy_ports=(), gpus=(H100,) * 4, runtime=Runtime("docker", True, True),
+    busy_ports=(), gpus=(H100,) * 4, runtime=ContainerRuntime("docker", True, True),
     compiler=Path("/usr/bin/trtllm-build"), compiler_versions={"tensorrt_llm": "1.2.1"},
 )  # fmt: skip
 NEEDS = Needs("tensorrt", "H100-SXM", ranks=4, disk_bytes=3 * 10**11, profile=DEFAULT)
@@ -56,8 +56,14 @@ def test_a_machine_with_everything_has_no_problem() -> None:
         (changed(shared_memory_bytes=2**26), "/dev/shm", "--shm-size=2g"),
         (changed(compiler_versions={"tensorrt_llm": "1.1.0"}), "trtllm-build", "--in-container"),
         (changed(compiler=None, runtime=None), "containers", "install docker and NVIDIA's"),
-        (changed(compiler=None, runtime=Runtime("docker", False, False)), "containers", "daemon"),
-        (changed(compiler=None, runtime=Runtime("docker", True, False)), "containers", "nvidia-ct"),
+        (
+            changed(compiler=None, runtime=ContainerRuntime("docker", False, False)),
+            "containers", "daemon",
+        ),
+        (
+            changed(compiler=None, runtime=ContainerRuntime("docker", True, False)),
+            "containers", "nvidia-ct",
+        ),
         (changed(server=None), "tritonserver", "specpipe package --deploy"),
         (changed(python=(3, 9, 1)), "python", "3.10 to 3.13"),
         (changed(packages={**PACKAGES, "torch": None}), "torch", "pip install torch"),

@@ -2,18 +2,18 @@
 
 import pytest
 
-from specpipe.plan.compatibility import TokenizerFacts, differences, notes, refusals
+from specpipe.plan.compatibility import TokenTable, differences, notes, refusals
 
 TOKENS = {"a": 0, "b": 1, "c": 2}
 
 
 def vocabulary(
     rows: int = 4, tokens: dict[str, int] | None = None, **special: tuple[int, ...]
-) -> TokenizerFacts:
-    return TokenizerFacts(rows, TOKENS if tokens is None else tokens, special)
+) -> TokenTable:
+    return TokenTable(rows, TOKENS if tokens is None else tokens, special)
 
 
-def told(target: TokenizerFacts, draft: TokenizerFacts, *, own_loop: bool) -> tuple[str, str]:
+def told(target: TokenTable, draft: TokenTable, *, own_loop: bool) -> tuple[str, str]:
     """Return the refusals and the notes as text."""
     found = differences(target, draft)
     refused = refusals(found, own_loop=own_loop)
@@ -92,9 +92,9 @@ def test_special_ids_that_differ_are_noted_by_name() -> None:
 
 
 def test_unequal_tables_without_tokenizers_are_refused_for_they_cannot_be_compared() -> None:
-    refused, _ = told(TokenizerFacts(9), TokenizerFacts(4), own_loop=False)
+    refused, _ = told(TokenTable(9), TokenTable(4), own_loop=False)
     assert "a vocabulary of 4 tokens, the target of 9; without both tokenizers" in refused
-    assert told(TokenizerFacts(9), TokenizerFacts(9), own_loop=False) == ("", "")
+    assert told(TokenTable(9), TokenTable(9), own_loop=False) == ("", "")
 
 
 def test_many_ids_are_told_as_runs() -> None:

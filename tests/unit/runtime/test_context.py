@@ -13,7 +13,7 @@ from specpipe.core.errors import ConfigError
 from specpipe.runtime.assembly import Runtime
 from specpipe.runtime.batcher import Batcher, alone
 from specpipe.runtime.budget import Budget
-from specpipe.runtime.context import MOST_BYTES, ContextLogits, check_size
+from specpipe.runtime.context import MOST_BYTES, ContextCollector, check_size
 from specpipe.runtime.decoder import DeploymentDecoder
 from specpipe.runtime.exchange import Counters, Request
 from specpipe.runtime.scheduler import Scheduler
@@ -125,4 +125,4 @@ def test_logits_too_large_to_be_sent_are_refused_with_the_bound() -> None:
     with pytest.raises(ConfigError, match=words):
         check_size(1366, 49152)
     with pytest.raises(ConfigError, match="at most 1365"):
-        ContextLogits.of(MOST_BYTES, 49152)
+        ContextCollector.of(MOST_BYTES, 49152)

@@ -16,7 +16,7 @@ from specpipe.runtime.failures import EngineError
 from specpipe.runtime.loops import draft_and_verify, follow_engine
 from specpipe.runtime.triton import requests
 from specpipe.runtime.triton.tensors import call_tensors
-from specpipe.runtime.verifying import Prefixes, Question, answer
+from specpipe.runtime.verifying import CheckedCall, Prefixes, answer
 from specpipe.speculate.decode import Limits
 from tests.helpers import distributions, scripted_engine
 from tests.helpers.distributions import Dice, exact_distribution, excess, outcomes
@@ -40,7 +40,7 @@ class ScriptedEngine:
         bias = np.zeros(self.vocab_size, np.float32)
         for token, amount in call.bias:
             bias[token] += amount
-        question = Question(
+        question = CheckedCall(
             call.prompt, call.max_tokens, call.sampling, (), call.draft, call.draft_logits,
             bias if call.bias else None, call.log_probs,
         )  # fmt: skip
@@ -319,7 +319,7 @@ class TensorEngine(ScriptedEngine):
         given = requests.sampling(
             tensors, (), requests.word_ids(tensors, "bad_words_list"), prefix="runtime_"
         )
-        question = Question(
+        question = CheckedCall(
             call.prompt, call.max_tokens, given, requests.word_ids(tensors, "stop_words_list"),
             call.draft, call.draft_logits, None, call.log_probs,
         )  # fmt: skip

@@ -60,7 +60,7 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 def test_an_answer_ends_once_whatever_follows(triton: ModuleType) -> None:
     sender = Sender()
-    responder = triton.Responder(SimpleNamespace(get_response_sender=lambda: sender))
+    responder = triton.TritonResponder(SimpleNamespace(get_response_sender=lambda: sender))
     assert responder.is_cancelled()
     responder.send({"x": np.zeros(1)}, final=False)
     responder.send({"x": np.zeros(1)}, final=True)
@@ -72,7 +72,7 @@ def test_an_answer_ends_once_whatever_follows(triton: ModuleType) -> None:
 
 def test_an_error_ends_the_answer(triton: ModuleType) -> None:
     sender = Sender()
-    responder = triton.Responder(SimpleNamespace(get_response_sender=lambda: sender))
+    responder = triton.TritonResponder(SimpleNamespace(get_response_sender=lambda: sender))
     responder.fail(ConfigError("max_tokens is 0: must be at least 1"))
     responder.send({"x": np.zeros(1)}, final=True)
     assert sender.flags == [FINAL]

@@ -9,14 +9,14 @@ from specpipe.core.endpoint import DraftLimit, Model
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.engine.llmapi.endpoint import TENSORS as LLMAPI
 from specpipe.engine.upstream_models import TEXT, TOKENS
-from specpipe.serve.inputs import Options, Request, text_request, token_request
+from specpipe.serve.inputs import ModelRequest, Options, text_request, token_request
 
 BLS = Model("tensorrt_llm_bls", TEXT, draft_limit=DraftLimit("tensor", 4, any_number=True))
 ENGINE = Model("tensorrt_llm", TOKENS, draft_limit=DraftLimit("parameter", 4))
 API = Model("tensorrt_llm", LLMAPI, batched=False, cumulative=True)
 
 
-def plain(request: Request) -> dict[str, object]:
+def plain(request: ModelRequest) -> dict[str, object]:
     return {name: array.tolist() for name, array in request.inputs.items()}
 
 

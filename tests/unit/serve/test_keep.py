@@ -13,7 +13,7 @@ import pytest
 
 from specpipe.core.errors import StageFailed
 from specpipe.serve.address import Address, free_address
-from specpipe.serve.keep import HOUR_SECONDS, Budget, StopRequest, keep_serving
+from specpipe.serve.keep import HOUR_SECONDS, RestartBudget, StopRequest, keep_serving
 from specpipe.serve.progress import Patience
 from specpipe.serve.tritonserver import RunningServer
 from specpipe.serve.watch import children, count_in_hand, describe_end, requests_in_hand
@@ -59,14 +59,14 @@ def kill(endpoint: RunningServer) -> None:
 def test_a_server_that_dies_is_an_error_with_its_signal_and_its_log(tmp_path: Path) -> None:
     start = Start(tmp_path / "log")
     with pytest.raises(StageFailed, match=r"was ended by SIGKILL(.|\n)*log; --restarts") as e:
-        keep_serving(start, StopRequest(), Budget(0), 0, on_ready=kill, report=print)
+        keep_serving(start, StopRequest(), RestartBudget(0), 0, on_ready=kill, report=print)
     assert start.count == 1 and e.value.exit_code == 4
 
 
 def test_a_server_that_dies_is_started_again_while_the_budget_lasts(tmp_path: Path) -> None:
     start, told = Start(tmp_path / "server.log"), []
     with pytest.raises(StageFailed, match="SIGKILL, after 2 restarts in an hour"):
-        keep_serving(start, StopRequest(), Budget(2), 0, on_ready=kill, report=told.append)
+        keep_serving(start, StopRequest(), RestartBudget(2), 0, on_ready=kill, report=told.append)
     assert start.count == 3 and len(told) == 2
     assert "SIGKILL; its output is in" in told[0] and "server.crashed.log" in told[0]
     assert (tmp_path / "server.crashed.log").read_text() == "start 2"
@@ -75,7 +75,7 @@ def test_a_server_that_dies_is_started_again_while_the_budget_lasts(tmp_path: Pa
 
 def test_a_restart_counts_for_an_hour() -> None:
     clock = [0.0]
-    budget = Budget(2, now=lambda: clock[0])
+    budget = RestartBudget(2, now=lambda: clock[0])
     assert [budget.spend() for _ in range(2)] == [True, True]
     clock[0] = HOUR_SECONDS - 1
     assert not budget.spend()
@@ -89,7 +89,9 @@ def test_a_server_that_is_not_wanted_any_more_when_it_is_ready_is_not_announced(
     stop = StopRequest()
     stop.repeat()
     ready: list[RunningServer] = []
-    keep_serving(Start(tmp_path / "log"), stop, Budget(0), 60, on_ready=ready.append, report=print)
+    keep_serving(
+        Start(tmp_path / "log"), stop, RestartBudget(0), 60, on_ready=ready.append, report=print
+    )
     assert not ready
 
 
@@ -125,7 +127,7 @@ def test_a_server_is_stopped_once_nothing_has_been_in_hand_for_two_looks(tmp_pat
     with Metrics([2, 0, 1, 0, 0, 7]) as metrics:
         start = Start(tmp_path / "log", metrics.address)
         keep_serving(
-            start, stop, Budget(0), 60, on_ready=lambda e: stop.repeat(), report=told.append
+            start, stop, RestartBudget(0), 60, on_ready=lambda e: stop.repeat(), report=told.append
         )
         assert metrics.left == [7]
     assert told == ["requests in flight: 2; they have 60 s; stop again to end them"]
@@ -136,7 +138,7 @@ def test_who_stops_again_does_not_wait(tmp_path: Path) -> None:
     with Metrics([1]) as metrics:
         start = Start(tmp_path / "log", metrics.address)
         keep_serving(
-            start, stop, Budget(0), 600,
+            start, stop, RestartBudget(0), 600,
             on_ready=lambda e: stop.repeat(), report=lambda text: stop.repeat(),
         )  # fmt: skip
 
@@ -177,6 +179,6 @@ def test_how_a_process_ended_is_said_in_words(code: int, words: str) -> None:
 def test_a_server_that_hangs_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StageFailed, match=r"(?s)has not answered for \d s.*--restarts"):
         keep_serving(
-            Start(tmp_path / "log"), StopRequest(), Budget(0), 0,
+            Start(tmp_path / "log"), StopRequest(), RestartBudget(0), 0,
             on_ready=lambda endpoint: None, report=print, patience=Patience.of(0.3),
         )  # fmt: skip

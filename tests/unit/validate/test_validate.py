@@ -35,7 +35,7 @@ from specpipe.validate.report import Report, to_html, to_json, to_markdown, writ
 from specpipe.validate.trials import (
     Arm,
     Divergence,
-    Expected,
+    ExpectedAnswer,
     Trial,
     Trials,
     find_divergence,
@@ -158,7 +158,7 @@ def test_a_divergence_is_found_in_the_text_and_located_by_tokens() -> None:
     )
 
 
-EXPECTED = Expected("efgh", (5, 6, 7, 8, 0), (0.5,) * 5, ended=True)
+EXPECTED = ExpectedAnswer("efgh", (5, 6, 7, 8, 0), (0.5,) * 5, ended=True)
 
 
 def answer(text: str, count: int = 5) -> Trial:

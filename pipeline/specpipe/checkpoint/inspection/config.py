@@ -7,7 +7,12 @@ and cpp/tensorrt_llm/runtime/gptJsonConfig.cpp.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from specpipe.checkpoint.inspection.records import InspectionFinding, Model, Ranks, Speculation
+from specpipe.checkpoint.inspection.records import (
+    InspectedModel,
+    InspectionFinding,
+    Ranks,
+    Speculation,
+)
 
 Json = Mapping[str, Any]
 
@@ -79,12 +84,12 @@ def table(raw: Json, key: str) -> Json:
     return value if isinstance(value, dict) else {}
 
 
-def describe_model(raw: Json) -> Model:
+def describe_model(raw: Json) -> InspectedModel:
     """Return the facts, with upstream's defaults where it has some."""
     full = complete(raw)
     base = full.get("rotary_base")
     quantization = table(full, "quantization")
-    return Model(
+    return InspectedModel(
         architecture=text(full, "architecture"),
         base=text(full, "model_type") or text(full, "base_model_architecture"),
         dtype=text(full, "dtype"),

@@ -3,8 +3,8 @@
 from specpipe.checkpoint.inspection.records import (
     EngineLimits,
     File,
+    InspectedModel,
     Inspection,
-    Model,
     Speculation,
 )
 
@@ -35,7 +35,7 @@ def inspection_text(found: Inspection) -> str:
     return "\n".join(lines)
 
 
-def _model(model: Model) -> list[str]:
+def _model(model: InspectedModel) -> list[str]:
     base = f" on {model.base}" if model.base else ""
     scaling = f", scaling {model.rotary_scaling}" if model.rotary_scaling else ""
     rotary = f"{model.rotary_base:g}" if model.rotary_base is not None else "?"

@@ -18,7 +18,7 @@ class InspectionFinding:
 
 
 @dataclass(frozen=True)
-class Model:
+class InspectedModel:
     """The facts of the model, as its config.json gives them; None: it does not, or not legibly."""
 
     architecture: str | None
@@ -95,7 +95,7 @@ class Inspection:
     path: str
     kind: FolderKind
     version: str | None  # of TensorRT-LLM; checkpoints often do not say
-    model: Model
+    model: InspectedModel
     speculation: Speculation
     ranks: Ranks | None  # None: config.json does not say legibly
     limits: EngineLimits | None  # None: not an engine

@@ -75,7 +75,7 @@ class OpenVinoEngine:
         self.pool = BlockPool(options.blocks, self._storage, prefix_cache=options.prefix_cache)
         self._padded = np.array(padded_layers(model, max_seq_len), np.int64)
         self._windows = masked_windows(model, max_seq_len)
-        self._call = Call(graphs.network, self._storage)
+        self._call = CompiledCall(graphs.network, self._storage)
         self._limits: RowLimits | None = None
         if options.batch_invariant:
             longest = min(max_seq_len, (options.blocks - 1) * BLOCK)
@@ -195,7 +195,7 @@ class OpenVinoEngine:
         return feeds
 
 
-class Call:
+class CompiledCall:
     """The only request of a compiled network, with the pool bound to it."""
 
     def __init__(self, network: ov.CompiledModel, storage: KVStorage) -> None:

@@ -58,7 +58,7 @@ def response(outputs: Mapping[str, NDArray[Any]]) -> Any:
     return pb_utils.InferenceResponse([pb_utils.Tensor(n, a) for n, a in outputs.items()])
 
 
-class Responder:
+class TritonResponder:
     """The receiver of the responses to one request; usable from several threads.
 
     Triton frees what is behind a response sender with the final response, and tritonserver 2.51

@@ -17,7 +17,7 @@ from specpipe.runtime import bounds, context
 from specpipe.runtime.assembly import load_backend
 from specpipe.runtime.triton import api as triton
 from specpipe.runtime.triton import requests, token_requests, upstream_rules
-from specpipe.runtime.verifying import Prefixes, Question, answer, read_prompt
+from specpipe.runtime.verifying import CheckedCall, Prefixes, answer, read_prompt
 
 _SUPPORTED = context.SUPPORTED | {
     "draft_input_ids",
@@ -65,13 +65,13 @@ class TritonPythonModel:
         logits = reply.logits if requests.flag(tensors, "return_generation_logits") else None
         return outputs((*echo, *reply.tokens), reply.log_probs, logits) | read
 
-    def _question(self, tensors: requests.Tensors) -> Question:
+    def _question(self, tensors: requests.Tensors) -> CheckedCall:
         asked = token_requests.read_request(
             tensors, self._vocab_size, self._max_seq_len, self._max_seq_len
         )
         draft = token_requests.draft(tensors, self._vocab_size)
         upstream_rules.check_draft(draft, self._most)
-        return Question(
+        return CheckedCall(
             prompt=asked.prompt,
             max_tokens=asked.max_tokens,
             sampling=asked.sampling,

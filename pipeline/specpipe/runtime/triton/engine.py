@@ -17,7 +17,7 @@ from specpipe.core.errors import ConfigError
 from specpipe.runtime import bounds, context
 from specpipe.runtime.assembly import limit_draft, load_runtime
 from specpipe.runtime.channel import EngineSocket
-from specpipe.runtime.context import ContextLogits
+from specpipe.runtime.context import ContextCollector
 from specpipe.runtime.decoder import DeploymentDecoder
 from specpipe.runtime.exchange import Counters, Request
 from specpipe.runtime.failures import Cancelled
@@ -82,7 +82,7 @@ class TritonPythonModel:
     def execute(self, batch: list[Any]) -> None:
         """Queue every request; answers are sent from the scheduler's thread."""
         for request in batch:
-            responder = triton.Responder(request)
+            responder = triton.TritonResponder(request)
             try:
                 self._accept(request, responder)
             except Exception as error:
@@ -94,7 +94,7 @@ class TritonPythonModel:
         self._scheduler.close()
         del self._scheduler
 
-    def _accept(self, request: Any, responder: triton.Responder) -> None:
+    def _accept(self, request: Any, responder: triton.TritonResponder) -> None:
         tensors = triton.input_tensors(request)
         if requests.flag(tensors, "stop"):
             if not request.request_id():
@@ -137,7 +137,7 @@ class TritonPythonModel:
 class _Answer:
     """The listener of one request: steps into responses."""
 
-    responder: triton.Responder
+    responder: triton.TritonResponder
     streaming: bool
     echo: tuple[int, ...]  # what a whole answer begins with
     prompt_length: int
@@ -145,11 +145,14 @@ class _Answer:
     log_probs: bool
     tokens: list[int]
     scores: list[float]
-    context: ContextLogits | None
+    context: ContextCollector | None
 
     @staticmethod
     def of(
-        responder: triton.Responder, tensors: requests.Tensors, parsed: Request, vocab_size: int
+        responder: triton.TritonResponder,
+        tensors: requests.Tensors,
+        parsed: Request,
+        vocab_size: int,
     ) -> "_Answer":
         streaming = requests.flag(tensors, "streaming")
         return _Answer(
@@ -161,7 +164,7 @@ class _Answer:
             log_probs=parsed.log_probs,
             tokens=[],
             scores=[],
-            context=ContextLogits.of(len(parsed.prompt), vocab_size)
+            context=ContextCollector.of(len(parsed.prompt), vocab_size)
             if parsed.context_logits and not streaming
             else None,
         )

@@ -48,7 +48,7 @@ class TritonPythonModel:
     def execute(self, batch: list[Any]) -> None:
         """Answer every request, in a thread each if the source of tokens takes many at a time."""
         for request in batch:
-            responder = triton.Responder(request)
+            responder = triton.TritonResponder(request)
             if not self._source.takes_many:
                 self._serve(request, responder)
                 continue
@@ -62,7 +62,7 @@ class TritonPythonModel:
         self._source.close()
         del self._source, self._traffic
 
-    def _serve(self, call: Any, responder: triton.Responder) -> None:
+    def _serve(self, call: Any, responder: triton.TritonResponder) -> None:
         uncounted = call.request_id() == PROBE_ID
         with nullcontext() if uncounted else self._traffic.request():
             try:
@@ -70,7 +70,7 @@ class TritonPythonModel:
             except Exception as error:
                 harmless(responder.fail, error)
 
-    def _answer(self, call: Any, responder: triton.Responder) -> None:
+    def _answer(self, call: Any, responder: triton.TritonResponder) -> None:
         tensors = newest_names(triton.input_tensors(call))
         bounds.check_texts(tensors, self._tokenizer.most_bytes(self._max_input_len))
         parameters = triton.request_parameters(call)
