@@ -1,5 +1,6 @@
 """`specpipe plan`: read the models' facts, check the backend, collect every refusal."""
 
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,7 @@ from specpipe.plan.plan import (
 )
 from specpipe.plan.resolve import Resolved, resolve
 from specpipe.plan.sizing import Sizing, choose_ranks, measure, ways_to_fit
+from specpipe.plan.temporary import temporary_notes
 from specpipe.plan.unknown import check_unknown, unknown_notes
 from specpipe.runtime.assembly import describe_endpoint, load_backend
 
@@ -113,6 +115,7 @@ def _plan_run(config: RunConfig, workspace: Workspace, opened: OpenedModels) -> 
             *notes(differing, own_loop=own_loop),
             *engine_notes(config, found.models["target"], gpu),
             *cpu_notes(config.engine, cpu_kinds()),
+            *temporary_notes(Path(tempfile.gettempdir()), on_cpu=own_loop),
             *_length_notes(config, commands),
             *(f"{reason}; build does not replace them" for reason in _kept(places, owned=True)),
         ),

@@ -18,6 +18,7 @@ from pathlib import Path
 from specpipe.core.errors import ConfigError
 
 FOLDER = "SPECPIPE_SOCKET_FOLDER"  # the variable that names the folder
+SERVER_PREFIX = "specpipe-"  # of the folder that `specpipe serve` makes in the temporary one
 MOST_PATH_BYTES = 107  # sun_path of sockaddr_un, without the zero at its end
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from specpipe.core.errors import ConfigError
-from specpipe.core.paths import is_plain
+from specpipe.core.paths import is_plain, require_plain
 
 
 def plain_path(repository: Path, folder: Path) -> Path:
@@ -18,13 +17,3 @@ def plain_path(repository: Path, folder: Path) -> Path:
     link = folder / "served"
     link.symlink_to(own, target_is_directory=True)
     return link
-
-
-def require_plain(folder: Path) -> None:
-    """Raise ConfigError if Triton cannot take the path of a temporary folder."""
-    if not is_plain(folder):
-        raise ConfigError(
-            f"Triton cannot take the temporary folder {folder}: it starts its models through a "
-            "shell, without quotes, and they read paths as ASCII",
-            hint="set TMPDIR to a folder whose path has only letters, digits and ._/-",
-        )

@@ -19,9 +19,10 @@ from typing import Any
 
 from specpipe.core.endpoint import Model
 from specpipe.core.errors import StageFailed, Unsupported
+from specpipe.core.paths import require_plain
 from specpipe.core.processes import die_with_parent
 from specpipe.repository.placement import read_placement
-from specpipe.runtime.rendezvous import FOLDER, socket_path
+from specpipe.runtime.rendezvous import FOLDER, SERVER_PREFIX, socket_path
 from specpipe.serve.address import Address, require_free_ports
 from specpipe.serve.guard import Guard, Tls
 from specpipe.serve.launch import (
@@ -34,7 +35,7 @@ from specpipe.serve.launch import (
 )
 from specpipe.serve.log import Show, claimed_log, find_cause
 from specpipe.serve.machine import find_front, require_models, require_same_machine
-from specpipe.serve.plain import plain_path, require_plain
+from specpipe.serve.plain import plain_path
 from specpipe.serve.watch import children, describe_end, first_ended, is_ready
 
 STARTING_SECONDS = 120.0
@@ -96,7 +97,7 @@ def start_server(
     if placement is not None:
         require_gpu_server(repository, placement)
     with (
-        tempfile.TemporaryDirectory(prefix="specpipe-") as folder,
+        tempfile.TemporaryDirectory(prefix=SERVER_PREFIX) as folder,
         claimed_log(log, show) as output,
     ):
         log = output.path

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from specpipe.core.errors import ConfigError
-from specpipe.core.paths import is_plain
-from specpipe.serve.plain import plain_path, require_plain
+from specpipe.core.paths import is_plain, require_plain
+from specpipe.serve.plain import plain_path
 
 ODD = ["jürgen", "模型", "a b", "it's", 'q"x', "a$HOME", "a;b", "a*b", "a\\b", "a&b", "new\nline"]
 
