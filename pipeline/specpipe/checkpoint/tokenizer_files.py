@@ -32,7 +32,7 @@ _POINTER = b"version https://git-lfs"
 class TokenizerFiles:
     """The tokenizer of a source."""
 
-    content: bytes  # of tokenizer.json: the source's own, if it has one
+    content: bytes  # of tokenizer.json: the source's own, if it has one that transformers keeps
     additions: Additions  # by the files next to it
     tokenizer: Tokenizer  # both together
     reader: Any  # of transformers, over the same files: special tokens by name, chat template
@@ -86,10 +86,25 @@ def _parsed(content: bytes, file: Path) -> Tokenizer:
 
 def _with_neighbours(content: bytes, folder: Path, named: Path) -> TokenizerFiles:
     """Read a tokenizer.json that lies in `folder`; errors name the folder `named`."""
-    tokenizer = _parsed(content, named / FILE)
+    tokenizer, settings = _parsed(content, named / FILE), _settings(folder)
     reader = _load(_generic, folder, named)
-    additions = _additions(tokenizer, reader, _settings(folder))
+    if settings.get("fix_mistral_regex") is True:
+        content = _with_rule_of(reader, content)
+        tokenizer = _parsed(content, named / FILE)
+    additions = _additions(tokenizer, reader, settings)
     return TokenizerFiles(content, additions, extend(tokenizer, additions), reader)
+
+
+def _with_rule_of(reader: Any, content: bytes) -> bytes:
+    """Return a tokenizer.json that splits text as transformers does after it replaced that rule.
+
+    It does so if the flag `fix_mistral_regex` is set, and only for the models that it recognises.
+    """
+    values = json.loads(content)
+    rule = json.loads(reader.backend_tokenizer.to_str())["pre_tokenizer"]
+    if values.get("pre_tokenizer") == rule:
+        return content
+    return json.dumps({**values, "pre_tokenizer": rule}, ensure_ascii=False).encode()
 
 
 def _settings(folder: Path) -> Mapping[str, Any]:
@@ -107,7 +122,8 @@ def _additions(tokenizer: Tokenizer, reader: Any, settings: Mapping[str, Any]) -
         _asked(settings.get("add_bos_token"), reader.bos_token_id, own[0]),
         _asked(settings.get("add_eos_token"), reader.eos_token_id, own[1]),
     )
-    return Additions(tokens, None if wanted == own else wanted)
+    around = None if wanted == own else wanted
+    return Additions(tokens, around, bool(reader.split_special_tokens))
 
 
 def _extra(token: Any) -> ExtraToken:
@@ -185,7 +201,9 @@ def _by_transformers(load: Callable[[Path], Any], place: Path) -> TokenizerFiles
     """Return what transformers makes of the older files of a folder, or of a .gguf file."""
     reader = _load(load, place, place)
     content: bytes = reader.backend_tokenizer.to_str(pretty=True).encode()
-    return TokenizerFiles(content, Additions(), _parsed(content, place), reader)
+    additions = Additions(splits_special=bool(reader.split_special_tokens))
+    tokenizer = extend(_parsed(content, place), additions)
+    return TokenizerFiles(content, additions, tokenizer, reader)
 
 
 def _by_class(folder: Path) -> Any:

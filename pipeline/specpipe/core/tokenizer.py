@@ -31,6 +31,7 @@ class Additions:
 
     tokens: tuple[ExtraToken, ...] = ()  # in the order of their ids, which follow those of the file
     around: tuple[tuple[int, ...], tuple[int, ...]] | None = None  # ids before and after a text
+    splits_special: bool = False  # special tokens in a text are read as its other characters are
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> "Additions":
@@ -39,6 +40,7 @@ class Additions:
         return Additions(
             tuple(ExtraToken(**token) for token in values.get("tokens", ())),
             None if around is None else (tuple(around[0]), tuple(around[1])),
+            bool(values.get("splits_special")),
         )
 
 
@@ -73,6 +75,7 @@ def extend(tokenizer: Tokenizer, additions: Additions) -> Tokenizer:
     )
     if additions.around is not None:
         tokenizer.post_processor = _template(tokenizer, *additions.around)
+    tokenizer.encode_special_tokens = additions.splits_special
     return tokenizer
 
 
