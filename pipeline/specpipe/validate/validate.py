@@ -27,6 +27,7 @@ from specpipe.validate.measure import (
 from specpipe.validate.metrics import load_metrics
 from specpipe.validate.questions import Questions
 from specpipe.validate.report import Report
+from specpipe.validate.tokenizers import check_tokenizer
 from specpipe.validate.trials import (
     Arm,
     Decoding,
@@ -106,7 +107,13 @@ def validate(
         _omitted(subject),
     )
     reports = subject.endpoint.text.reports_acceptance
-    return _report(subject, trials, [*check_plain_arm(trials, reports=reports), *served.checks])
+    answers = [answer.tokens for answer in expected.values()]
+    checks = [
+        check_tokenizer(subject.model, subject.questions, answers),
+        *check_plain_arm(trials, reports=reports),
+        *served.checks,
+    ]
+    return _report(subject, trials, checks)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,99 @@
+"""A wrong tokenizer in a repository is seen, though reference and server get the same ids."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specpipe.checkpoint.sentencepiece_model import CORPUS
+from specpipe.runtime.tokens import load_tokenizer
+from specpipe.validate.checks import Check
+from specpipe.validate.questions import Question, Questions
+from specpipe.validate.tokenizers import check_tokenizer
+from tests.helpers.tokenizer_judge import served
+from tests.helpers.tokenizer_shapes import SHAPES
+
+TEXTS = (*CORPUS, "<|im_start|>user\nhi<|im_end|>\n", "<s>[INST] hi [/INST]", "<|eot_id|> x")
+Plant = Callable[[dict[str, Any]], None]
+
+
+def check(source: Path, packaged: Path) -> Check:
+    """Ask `TEXTS` with the tokenizer of a repository; answers are their ids, and an end token."""
+    tokenizer = load_tokenizer(packaged)
+    asked = tuple(Question(text, tuple(tokenizer.encode(text, 1000))) for text in TEXTS)
+    ends = tokenizer.end_ids[:1]
+    answers = [(*tokenizer.tokenizer.encode(text).ids, *ends) for text in CORPUS]
+    return check_tokenizer(source, Questions(asked, tokenizer), answers)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_tokenizer_of_a_repository_passes(name: str, tmp_path: Path) -> None:
+    source = SHAPES[name].write(tmp_path / "model")
+    served(source, tmp_path / "out")
+    found = check(source, tmp_path / "out")
+    assert found.passed, found.seen
+    assert f"{len(TEXTS)} prompts and {len(CORPUS)} answers as in transformers' " in found.seen
+
+
+def swap_tokens(values: dict[str, Any]) -> None:
+    vocabulary = values["model"]["vocab"]
+    vocabulary["e"], vocabulary["o"] = vocabulary["o"], vocabulary["e"]
+
+
+def drop_begin(values: dict[str, Any]) -> None:
+    values["post_processor"] = None
+
+
+def split_otherwise(values: dict[str, Any]) -> None:
+    values["pre_tokenizer"] = {
+        "type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True
+    }  # fmt: skip
+
+
+def forget_special(values: dict[str, Any]) -> None:
+    values["added_tokens"] = [t for t in values["added_tokens"] if t["content"] != "<|eot_id|>"]
+
+
+def decode_otherwise(values: dict[str, Any]) -> None:
+    values["decoder"] = {"type": "Fuse"}
+
+
+@pytest.mark.parametrize(
+    ("plant", "words"),
+    [
+        (swap_tokens, "('e'), and "),
+        (drop_begin, "token 0 of prompt 0 is "),
+        (split_otherwise, " in transformers' "),
+        (forget_special, f"of prompt {len(TEXTS) - 1} is "),
+        (decode_otherwise, "answer 0 of the reference is 'The\u0120"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_planted_tokenizer_fails_in_one_sentence(
+    plant: Plant, words: str, tmp_path: Path
+) -> None:
+    source = SHAPES["Llama 3"].write(tmp_path / "model")
+    served(source, tmp_path / "out")
+    file = tmp_path / "out/tokenizer.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    plant(values)
+    file.write_text(json.dumps(values), encoding="utf-8")
+    found = check(source, tmp_path / "out")
+    assert not found.passed and words in found.seen and "\n" not in str(found)
+    assert str(found).startswith("the tokenizer is the source's: ")
+
+
+def test_the_tokenizer_of_another_model_fails(tmp_path: Path) -> None:
+    source = SHAPES["Qwen2"].write(tmp_path / "model")
+    served(SHAPES["StarCoder2"].write(tmp_path / "other"), tmp_path / "out")
+    assert not check(source, tmp_path / "out").passed
+
+
+def test_where_transformers_reads_no_tokenizer_the_report_states_it(tmp_path: Path) -> None:
+    source = SHAPES["Qwen2"].write(tmp_path / "model")
+    served(source, tmp_path / "out")
+    (file := tmp_path / "model.gguf").write_bytes(b"GGUF")
+    found = check(file, tmp_path / "out")
+    assert found.passed and "not compared: transformers reads no tokenizer from " in found.seen
