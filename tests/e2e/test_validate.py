@@ -285,3 +285,17 @@ def test_requests_use_the_channel_of_the_first(server: Served) -> None:
             for _ in range(3):
                 client.generate("one two three", Options(max_tokens=4))
             assert relay.accepted == 1
+
+
+def test_a_wrong_tokenizer_in_the_repository_fails(write_run: WriteRun) -> None:
+    """Reference and server get its ids, so no metric can see it."""
+    path = write_run()
+    for file in (path.parent / "triton_repo/tiny").rglob("tokenizer.json"):
+        text = file.read_text()
+        wrong = text.replace('"e":', '"?":').replace('"o":', '"e":').replace('"?":', '"o":')
+        assert wrong != text and len(wrong) == len(text)  # status compares the sizes of files
+        file.unlink()  # it may be a link to the checkpoint's
+        file.write_text(wrong)
+    found = validate(path)
+    assert found.exit_code == 5, found.output
+    assert "the tokenizer is the source's: token " in found.output
