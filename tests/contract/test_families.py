@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from specpipe.checkpoint.families import FAMILIES
-from specpipe.core.contracts import ROOT
+from specpipe.core.contracts import ROOT, Cache, LoadedEngine
 from tests.helpers.engine_steps import item, keep, rooted, started
 from tests.helpers.families import WORLDS, make_family
 
@@ -75,6 +75,19 @@ def test_prompts_later_steps_and_trees_have_the_logits_of_transformers(
         assert differ(found[2].logits, prompt[12 * n : 12 * n + 12]) < TOLERANCE
         for cache, kept in ((one, rows), (two, [0]), (three, range(12))):
             keep(cache, *kept)
+    written = greedy(engine, three, int(found[2].logits[-1].argmax()))
+    (judged,) = expected([[*third[:36], *written]])
+    assert judged[35:-1].argmax(axis=1).tolist() == written
+
+
+def greedy(engine: LoadedEngine, cache: Cache, token: int, count: int = 8) -> list[int]:
+    """Return `count` tokens: the given one, and those that follow it most likely."""
+    tokens = [token]
+    while len(tokens) < count:
+        (found,) = engine.step([item(cache, tokens[-1:])])
+        keep(cache, 0)
+        tokens.append(int(found.logits[-1].argmax()))
+    return tokens
 
 
 NEAR = [

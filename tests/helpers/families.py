@@ -22,6 +22,10 @@ QWEN_MOE = {
 }  # fmt: skip
 FALCON_RW = {"alibi": True, "bias": True, "parallel_attn": False, "multi_query": False}
 WINDOW = {"sliding_window": 20}
+GRANITE = {
+    "embedding_multiplier": 3.0, "attention_multiplier": 0.4, "residual_multiplier": 0.6,
+    "logits_scaling": 2.5,
+}  # fmt: skip
 INTERNLM2 = {"model_type": "internlm2", "bias": False}
 GPT2 = {
     "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512, "initializer_range": 0.2,
@@ -215,6 +219,7 @@ WORLDS: dict[str, World] = {
             "rw of 6 heads": {**FALCON_RW, "num_attention_heads": 6, "hidden_size": 96},
         },
     ),
+    "GraniteForCausalLM": World("Granite", GROUPED, {"plain": GRANITE}),
     "InternLM2ForCausalLM": World("Llama", GROUPED, {"plain": {}}, _as_internlm2, INTERNLM2),
 }
 

@@ -42,6 +42,8 @@ class Arithmetic:
     post_norms: bool = False  # attention's and the MLP's output are normed too
     mlp_norm: str = "post_layernorm"  # what the norm before the MLP is called
     embedding_scale: float = 1.0
+    residual_scale: float = 1.0  # of what attention and the MLP add to their input
+    logit_scale: float = 1.0
     shared_expert_gate: bool = False  # a sigmoid gate weighs the shared expert
     sliding_windows: tuple[int, ...] = ()  # of every layer, 0: sees all; empty: no layer has one
 
@@ -116,7 +118,7 @@ class ModelConfig:
     moe_shared_expert_intermediate_size: int = 0  # 0: there is none
     arithmetic: Arithmetic = Arithmetic()
     upstream_limits: tuple[str, ...] = ()  # what TensorRT-LLM's class would compute otherwise
-    upstream_since: tuple[int, int] = (0, 0)  # the first release that has the class
+    upstream_since: tuple[int, int] | None = (0, 0)  # the first release with the class; None: none
     stored_bytes: int = 0  # of weights that are served as their files are; 0: by the parameters
 
     @property

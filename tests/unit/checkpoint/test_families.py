@@ -97,6 +97,10 @@ UPSTREAM_KEYS = {  # read by TensorRT-LLM's classes in addition to the common ke
         "rotary_base",
     },
     "InternLM2ForCausalLM": {"attn_bias", "rotary_base", "rotary_scaling"},
+    "GraniteForCausalLM": {
+        "embedding_multiplier", "attention_multiplier", "residual_multiplier",
+        "output_multiplier_scale",
+    },
 }  # fmt: skip
 
 
@@ -269,6 +273,11 @@ PUBLISHED = [  # models as their owners published them, and how many parameters 
     ),
     ("InternLM2ForCausalLM", {**llama_like(32, 4096, 32, 8, 14336, 92544), "bias": False},
      7_737_708_544),
+    (
+        "GraniteForCausalLM",
+        {**llama_like(40, 4096, 32, 8, 12800, 49155), "tie_word_embeddings": True},
+        8_170_848_256,
+    ),
 ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ QWEN = dataclasses.replace(LLAMA_8B, architecture="Qwen2ForCausalLM", num_medusa
 
 
 QWEN3 = dataclasses.replace(LLAMA_8B, architecture="Qwen3ForCausalLM", upstream_since=(1, 0))
+OLMO2 = dataclasses.replace(LLAMA_8B, architecture="Olmo2ForCausalLM", upstream_since=None)
 WINDOWED = dataclasses.replace(LLAMA_8B, arithmetic=Arithmetic(sliding_windows=(4096, 0) * 16))
 FEW_HEADS = dataclasses.replace(LLAMA_8B, num_attention_heads=36, num_key_value_heads=6)
 ODD_MLP = dataclasses.replace(LLAMA_8B, intermediate_size=11007)
@@ -56,6 +57,8 @@ def cache(name: str) -> dict[str, object]:
         ({"release": "1.1.0"}, "builds no engines with TensorRT-LLM 1.1.0", "backend: llmapi"),
         ({"release": "0.18.2", "model": QWEN3}, "supports Qwen3ForCausalLM since 1.0",
          "to use 1.2.1"),
+        ({"model": OLMO2}, "no known release of TensorRT-LLM builds engines of Olmo2ForCausalLM",
+         "use backend: openvino, or backend: llmapi if"),
         ({"method": "lookahead"}, "would draft no tokens", "raise the sizes"),
         ({"method": "lookahead", "draft_nodes": 83, "release": "0.18.2"},
          "cannot configure method lookahead", "to use 1.2.1"),

@@ -35,6 +35,7 @@ FAMILIES: dict[str, str] = {  # HF `architectures[0]` -> module:attribute
     "Starcoder2ForCausalLM": "specpipe.checkpoint.families.starcoder2:FAMILY",
     "FalconForCausalLM": "specpipe.checkpoint.families.falcon:FAMILY",
     "InternLM2ForCausalLM": "specpipe.checkpoint.families.internlm2:FAMILY",
+    "GraniteForCausalLM": "specpipe.checkpoint.families.granite:FAMILY",
 }
 
 MODEL_TYPES = {  # of transformers -> its architecture, for a config.json without `architectures`
@@ -53,6 +54,7 @@ MODEL_TYPES = {  # of transformers -> its architecture, for a config.json withou
     "starcoder2": "Starcoder2ForCausalLM",
     "falcon": "FalconForCausalLM",
     "internlm2": "InternLM2ForCausalLM",
+    "granite": "GraniteForCausalLM",
 }
 
 # Element types as torch spells them; quantised checkpoints have more than the three of Dtype.

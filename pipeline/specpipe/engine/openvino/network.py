@@ -46,7 +46,7 @@ from specpipe.engine.openvino.attention import (
     window,
 )
 from specpipe.engine.openvino.mlp import mlp
-from specpipe.engine.openvino.ops import Builder, integer, ints, scalar, softcap
+from specpipe.engine.openvino.ops import Builder, integer, ints, scaled, softcap
 from specpipe.engine.openvino.padded import padded_inputs
 from specpipe.engine.openvino.weights import Weights, int8, plain
 
@@ -137,9 +137,7 @@ def _table(build: Builder, name: str) -> ov.Node:
 def _embed(build: Builder, table: ov.Node, inputs: dict[str, ov.Node]) -> ov.Node:
     """Return [1, T, D]: the embeddings of the new rows' tokens and positions."""
     x = op.unsqueeze(op.gather(table, inputs["tokens"], integer(0)), ints(0))
-    scale = build.model.arithmetic.embedding_scale
-    if scale != 1:
-        x = op.multiply(x, scalar(scale, (1, 1, 1)))
+    x = scaled(x, build.model.arithmetic.embedding_scale)
     if "positions" not in inputs:
         return x
     rows = op.gather(_table(build, "position_embedding"), inputs["positions"], integer(0))
@@ -150,6 +148,7 @@ def _logits(build: Builder, hidden: ov.Node, table: ov.Node) -> ov.Node:
     logits = op.matmul(hidden, _head(build, table), False, True)
     if build.model.arithmetic.head_bias:
         logits = build.add_bias(logits, "lm_head.bias")
+    logits = scaled(logits, build.model.arithmetic.logit_scale)
     return softcap(logits, build.model.final_logit_softcapping)
 
 
@@ -170,6 +169,7 @@ def _layer(
     attended, fresh = attention(build, i, normed, cache, inputs)
     if how.post_norms:
         attended = build.norm(attended, f"{at}post_layernorm")
+    attended = scaled(attended, how.residual_scale)
     if how.residual == "sequential":
         x = op.add(x, attended)
         normed = build.norm(x, f"{at}{how.mlp_norm}")
@@ -178,6 +178,7 @@ def _layer(
     out = mlp(build, f"{at}mlp.", normed)
     if how.post_norms:
         out = build.norm(out, f"{at}post_feedforward_layernorm")
+    out = scaled(out, how.residual_scale)
     if how.residual != "sequential":
         out = op.add(out, attended)
     return op.add(x, out), fresh

@@ -113,6 +113,11 @@ def softcap(x: ov.Node, cap: float | None) -> ov.Node:
     return op.multiply(op.tanh(op.divide(x, scalar(cap, ()))), scalar(cap, ()))
 
 
+def scaled(x: ov.Node, scale: float) -> ov.Node:
+    """Return [1, n, D] times a number; of 1: unchanged."""
+    return x if scale == 1 else op.multiply(x, scalar(scale, (1, 1, 1)))
+
+
 def ints(*values: int) -> ov.Node:
     """Return a constant list of indices."""
     return op.constant(np.array(values, np.int64))

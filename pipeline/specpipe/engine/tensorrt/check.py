@@ -165,15 +165,7 @@ def check_method(request: BuildRequest) -> Iterator[Rejection]:
 def check_model(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
     """Refuse models without a class in the release, or with one that computes something else."""
     model, role = request.model, request.role
-    release = tuple(int(n) for n in re.findall(r"\d+", profile.tensorrt_llm)[:2])
-    if release < model.upstream_since:
-        first = ".".join(map(str, model.upstream_since))
-        scaled = " with yarn" * ((model.rotary_scaling or {}).get("rope_type") == "yarn")
-        yield Rejection(
-            f"{role}: TensorRT-LLM supports {model.architecture}{scaled} since {first}, the config "
-            f"uses {profile.tensorrt_llm}",
-            f"remove engine.tensorrt_llm to use {DEFAULT.tensorrt_llm}, or use backend: openvino",
-        )
+    yield from _check_class(request, profile)
     for limit in model.upstream_limits:
         yield Rejection(
             f"{role}: TensorRT-LLM's {model.architecture} {limit}", "use backend: openvino"
@@ -191,6 +183,22 @@ def check_model(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
             f"{role}: the model has a sliding window of {window} tokens, but engine.max_seq_len is "
             f"{request.engine.max_seq_len}; {why}",
             f"set engine.max_seq_len to {window} or less, or use backend: openvino",
+        )
+
+
+def _check_class(request: BuildRequest, profile: Profile) -> Iterator[Rejection]:
+    model, role, since = request.model, request.role, request.model.upstream_since
+    if since is None:
+        yield Rejection(
+            f"{role}: no known release of TensorRT-LLM builds engines of {model.architecture}",
+            "use backend: openvino, or backend: llmapi if TensorRT-LLM's LLM API knows the model",
+        )
+    elif tuple(int(n) for n in re.findall(r"\d+", profile.tensorrt_llm)[:2]) < since:
+        scaled = " with yarn" * ((model.rotary_scaling or {}).get("rope_type") == "yarn")
+        yield Rejection(
+            f"{role}: TensorRT-LLM supports {model.architecture}{scaled} since "
+            f"{since[0]}.{since[1]}, the config uses {profile.tensorrt_llm}",
+            f"remove engine.tensorrt_llm to use {DEFAULT.tensorrt_llm}, or use backend: openvino",
         )
 
 
