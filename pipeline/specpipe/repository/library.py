@@ -6,6 +6,7 @@ tokenizers package. It needs nothing else.
 
 import ast
 import shutil
+from functools import cache
 from pathlib import Path
 
 from specpipe.core.artifacts import digest_file, digest_json
@@ -28,7 +29,8 @@ def library_digest() -> str:
     return digest_json({str(file): digest_file(_PACKAGE / file) for file in library_files()})
 
 
-def library_files() -> list[Path]:
+@cache
+def library_files() -> tuple[Path, ...]:
     """Return the files of specpipe that the models import, directly or not."""
     waiting = [f"specpipe.runtime.triton.{name}" for name in _ROOTS]
     found: set[Path] = set()
@@ -37,7 +39,7 @@ def library_files() -> list[Path]:
             if file not in found:
                 found.add(file)
                 waiting += _imports(_PACKAGE / file)
-    return sorted(found)
+    return tuple(sorted(found))
 
 
 def _files(module: str) -> list[Path]:

@@ -183,18 +183,13 @@ class _Answer:
         self.scores += step.log_probs
         last = step.finish is not None
         if self.streaming:
-            self._send(list(step.tokens), list(step.log_probs), counters, last)
+            self._send(list(step.tokens), counters, last)
         elif last:
-            self._send([*self.echo, *self.tokens], self.scores, counters, last)
+            self._send([*self.echo, *self.tokens], counters, last)
 
     def on_stopped(self, counters: Counters) -> None:
         whole = [*self.echo, *self.tokens]
-        self._send(
-            [] if self.streaming else whole,
-            [] if self.streaming else self.scores,
-            counters,
-            last=True,
-        )
+        self._send([] if self.streaming else whole, counters, last=True)
 
     def on_cancelled(self) -> None:
         self.on_error(Cancelled())
@@ -202,13 +197,14 @@ class _Answer:
     def on_error(self, error: Exception) -> None:
         self.responder.fail(error)
 
-    def _send(self, tokens: list[int], scores: list[float], counters: Counters, last: bool) -> None:
+    def _send(self, tokens: list[int], counters: Counters, last: bool) -> None:
+        """Send a response; as upstream's, it has the scores of all tokens so far."""
         outputs: dict[str, NDArray[Any]] = {
             "output_ids": np.array([[tokens]], np.int32),
             "sequence_length": np.array([[len(tokens)]], np.int32),
         }
         if self.log_probs:
-            outputs["output_log_probs"] = np.array([[scores]], np.float32)
+            outputs["output_log_probs"] = np.array([[self.scores]], np.float32)
             outputs["cum_log_probs"] = np.array([[sum(self.scores)]], np.float32)
         if "return_perf_metrics" in self.wants:
             outputs |= perf_tensors(counters, self.prompt_length)
