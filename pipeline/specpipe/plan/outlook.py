@@ -84,8 +84,8 @@ def engine_notes(config: RunConfig, target: ModelConfig, gpu: Gpu | None) -> Ite
         )
     if isinstance(config.speculation, ReDrafter):
         yield from _beam_notes(config.speculation, engine.quantization)
-    if method in ("draft_model", "medusa") and engine.pp_size > 1:
-        yield f"TensorRT-LLM documents {method} with tensor parallelism, not with pipeline stages"
+    if method == "draft_model" and engine.pp_size > 1:
+        yield "TensorRT-LLM documents draft_model with tensor parallelism, not with pipeline stages"
     if gpu is None:
         return
     if gpu.sm // 10 == 10 and method in REWINDING:  # kernels/xqaDispatcher.cpp

@@ -32,6 +32,8 @@ ODD_NET = dataclasses.replace(LLAMA_8B, redrafter=dataclasses.replace(NET, exit_
 A10 = {"gpu": "A10", "sm": 86}
 A100 = {"gpu": "A100-80GB-SXM", "sm": 80}
 B200 = {"gpu": "B200", "sm": 100}
+B300 = {"gpu": "B300", "sm": 103}
+RTX_5090 = {"gpu": "RTX-5090", "sm": 120}
 
 
 def weights(name: str) -> dict[str, object]:
@@ -76,6 +78,8 @@ def cache(name: str) -> dict[str, object]:
         ({**B200, **weights("int8")}, "refuses int8 weights on B200", "nvfp4"),
         ({**B200, **cache("int8")}, "refuses an int8 KV cache", "fp8"),
         ({**B200, **weights("int8_sq")}, "refuses int8_sq", "fp8"),
+        ({**B200, **weights("int4_awq")}, "refuses int4_awq weights on B200", "nvfp4"),
+        ({**B300, **weights("int4")}, "refuses int4 weights on B300", "nvfp4"),
         ({**DRAFT, **cache("int8")}, "paged-context attention, which an int8", "fp8 together"),
         ({**DRAFT, **cache("fp8")}, "an fp8 KV cache with unquantized weights",
          "quantization: fp8"),
@@ -90,6 +94,7 @@ def cache(name: str) -> dict[str, object]:
          "0.18.2 does not support ReDrafter with Qwen2ForCausalLM", "to use 1.2.1"),
         ({**REDRAFTER, **weights("int8_sq")}, "not support SmoothQuant", "fp8"),
         ({**REDRAFTER, **ranks(1, 2)}, "pipeline stages keep apart", "engine.tp_size"),
+        ({**MEDUSA, **ranks(1, 2)}, "cannot be built with pipeline stages", "engine.tp_size"),
         ({**REDRAFTER, **ranks(4), "model": ODD_NET}, "ReDrafter's width of 8190", "to 1, 2"),
         ({**REDRAFTER, "model": WINDOWED_NET, "max_seq_len": 8192},
          "method redrafter discards rows of the KV cache", "engine.max_seq_len to 4096"),
@@ -122,6 +127,10 @@ def test_refused(changes: dict[str, object], reason: str, hint: str) -> None:
         {**REDRAFTER, "model": QWEN_NET},
         {**A100, **weights("int8_sq"), **cache("int8")},
         {**B200, **weights("nvfp4"), **cache("fp8")},
+        {**RTX_5090, **weights("int8"), **cache("int8")},
+        {**RTX_5090, **weights("int4")},
+        {**RTX_5090, **weights("int4_awq")},
+        {**RTX_5090, **weights("int8_sq")},
         ranks(8),
         ranks(8, 2),
         {**weights("int4_awq"), "model": MIXTRAL},

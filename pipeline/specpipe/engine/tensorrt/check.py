@@ -20,8 +20,9 @@ from specpipe.engine.tensorrt.profiles import (
     unknown_release,
 )
 
-_WEIGHTS_ONLY = ("int8", "int4")
 _NEEDS_SM = {"fp8": 89, "nvfp4": 100}
+_INTEGERS = ("int8", "int4", "int4_awq", "int8_sq")  # weights that _WITHOUT_INTEGERS lack
+_WITHOUT_INTEGERS = range(100, 120)  # compute capabilities; builder.py::build of 1.x
 _ENGINES = ", ".join(ENGINE_MODES)
 
 
@@ -118,8 +119,8 @@ def check_quantization(request: BuildRequest, profile: Profile) -> Iterator[Reje
                 if name == "weights"
                 else "use kv_cache_quantization: none, or int8 without draft_model",
             )
-    if sm >= 100 and (weights in (*_WEIGHTS_ONLY, "int8_sq") or cache == "int8"):
-        what = f"{weights} weights" if cache != "int8" else "an int8 KV cache"
+    if sm in _WITHOUT_INTEGERS and (weights in _INTEGERS or cache == "int8"):
+        what = f"{weights} weights" if weights in _INTEGERS else "an int8 KV cache"
         yield Rejection(
             f"trtllm-build refuses {what} on {engine.gpu} (compute capability {sm / 10:.1f})",
             "use fp8 or nvfp4, with kv_cache_quantization: fp8",

@@ -17,7 +17,23 @@ def check_medusa(request: BuildRequest, release: str) -> list[Rejection]:
     """
     if not request.model.num_medusa_heads:
         return []
-    return _check_base(request.model.architecture, release)
+    return [
+        *_check_base(request.model.architecture, release),
+        *_check_stages(request.engine.parallel.pp_size),
+    ]
+
+
+def _check_stages(pp_size: int) -> list[Rejection]:
+    """Refuse pipeline stages: `GenericMedusaForCausalLM.forward` unpacks three values on each."""
+    if pp_size == 1:
+        return []
+    return [
+        Rejection(
+            "TensorRT-LLM's Medusa model cannot be built with pipeline stages: all stages but the "
+            f"last fail (models/medusa/model.py), but engine.pp_size is {pp_size}",
+            "set engine.pp_size to 1, and spread the model with engine.tp_size",
+        )
+    ]
 
 
 def _check_base(architecture: str, release: str) -> list[Rejection]:
