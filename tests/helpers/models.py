@@ -97,6 +97,7 @@ def make_redrafter(
     vocab: int = 320,
     rnn: bool = True,
     own_output: bool = True,
+    recurrence: str | None = None,
 ) -> Any:
     """Return a random ReDrafter in Apple's names and write it, with its config, into `folder`."""
     import torch
@@ -120,7 +121,8 @@ def make_redrafter(
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors")
     facts = {"vocab_size": vocab, "hidden_size": hidden, "exit_dim": exit_dim,
-             "num_draft_layers": layers, "rnn": rnn}  # fmt: skip
+             "num_draft_layers": layers, "rnn": rnn,
+             **({"recurrence": recurrence} if recurrence else {})}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(facts))
     return tensors
 

@@ -19,6 +19,7 @@ from specpipe.checkpoint.source import Source, TensorReader, read_tensors, with_
 from specpipe.checkpoint.tied import head_name, settle_head
 from specpipe.checkpoint.tokenizer import read_tokenizer
 from specpipe.checkpoint.transfer import Progress, require_fit, write_tensors
+from specpipe.core.artifacts import write_arithmetic
 from specpipe.core.digests import Stamp, stamp
 from specpipe.core.divisibility import ONE_RANK, Parallel, require_divisible
 from specpipe.core.errors import ConfigError, Rejection, first_few
@@ -104,8 +105,8 @@ class Conversion:
     def write(
         self, out: Path, progress: Progress, state: Mapping[Path, Stamp] | None = None
     ) -> Converted:
-        """Write the folder `out`: config.json, a rankN.safetensors for every rank, tokenizer/, and
-        digests.json with the sha256 of every tensor's bytes.
+        """Write the folder `out`: config.json and arithmetic.json, a rankN.safetensors for every
+        rank, tokenizer/, and digests.json with the sha256 of every tensor's bytes.
 
         The folder is empty, or holds the unfinished work of a killed conversion with the same
         options and the same `state` of the files (the present one if it is not given), which is
@@ -139,6 +140,7 @@ class Conversion:
                 write_tensors(work, model, parallel, out, progress)
             text = json.dumps(config, indent=2, sort_keys=True) + "\n"
             (out / "config.json").write_text(text, encoding="utf-8")
+            write_arithmetic(model, out)
             facts = tokenizer.write(out / "tokenizer")
             remarks = (*facts.remarks(), *files_remarks(source))
             return Converted(model, reading.digests(), remarks)

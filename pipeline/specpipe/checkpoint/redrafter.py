@@ -16,7 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from specpipe.checkpoint.drafter import RenamedTensors, output_copies, read_calibration
+from specpipe.checkpoint.drafter import (
+    CALIBRATION,
+    RenamedTensors,
+    output_copies,
+    read_calibration,
+)
 from specpipe.checkpoint.drafter_method import refuse_other_drafters
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
 from specpipe.checkpoint.medusa import FILES as HEADS_FILES
@@ -39,6 +44,11 @@ _NAME = re.compile(
     r"|(?:lm_heads?|0)\.(?P<output>\d+)\.weight"
     r"|(?P<input>input_proj)s?\.(?P<of_input>weight|bias)"
     r"|(?P<state>rnn_u\.weight|rnn_u\.bias|rnn_w\.weight)"
+)
+_LINEAR = Rejection(
+    "the drafter was trained with a linear recurrence, and TensorRT-LLM's engines compute another "
+    "one, so they would accept few of its tokens",
+    "train it again with `specpipe train redrafter`",
 )
 # keys of the drafter's config.json -> the facts that its tensors tell
 _TOLD = {"num_draft_layers": "num_layers", "exit_dim": "exit_dim", "rnn": "is_rnn"}
@@ -69,6 +79,7 @@ class RecurrentSource(RenamedTensors):
             "num_beams": str(net.num_beams),
             "draft_len_per_beam": str(net.draft_len_per_beam),
             "greedy_search": str(net.greedy_search),
+            "recurrence": "linear" if net.is_linear else "silu",
             "release": self.release,
         }
 
@@ -77,12 +88,13 @@ class RecurrentSource(RenamedTensors):
         return replace(model, redrafter=self.net)
 
     def check(self, role: Role, model: ModelConfig) -> list[Rejection]:
-        """Refuse a drafter that was trained for hidden states or tokens of another number."""
+        """Refuse a drafter that was trained for other sizes, or for another recurrence."""
         sizes = {
             "hidden states of {} values": (self.hidden_size, model.hidden_size),
             "a vocabulary of {} tokens": (self.vocab_size, model.vocab_size),
         }
-        return [
+        found = [_LINEAR] if self.net.is_linear and self.release else []
+        return found + [
             Rejection(
                 f"the drafter was trained for {what.format(ours)}, the {role} has {theirs}",
                 f"use a drafter that was trained for this {role}",
@@ -128,6 +140,7 @@ def open_redrafter(path: Path, options: ReDrafter, release: str) -> RecurrentSou
         shapes = {ours: reader.shape(theirs) for ours, theirs in names.items()}
     net, hidden, vocab = _measure(path, shapes, options)
     _compare_config(path, net, hidden, vocab)
+    net = replace(net, is_linear=_is_linear(path))
     return RecurrentSource(
         path,
         weights,
@@ -284,3 +297,17 @@ def _compare_config(path: Path, net: RecurrentDrafter, hidden: int, vocab: int) 
             f"{file} does not match the weights: {'; '.join(wrong)}",
             hint="config.json belongs to another drafter, or the weights do",
         )
+
+
+def _is_linear(path: Path) -> bool:
+    """Tell whether the drafter was trained without the silu around its recurrence.
+
+    `specpipe train redrafter` names the recurrence in config.json. Before it did, it trained the
+    linear one; those drafters are recognized by their calibration. Apple's name none and have silu.
+    """
+    file = path / "config.json"
+    unnamed = "linear" if (path / CALIBRATION).is_file() else "silu"
+    named = read_json(file).get("recurrence", unnamed) if file.is_file() else "silu"
+    if named not in ("silu", "linear"):
+        raise ConfigError(f"{file}: recurrence is {named!r}: must be silu or linear")
+    return bool(named == "linear")

@@ -13,13 +13,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from specpipe.core.contracts import Role
 from specpipe.core.errors import ConfigError, StageFailed
 from specpipe.core.model import ModelConfig, model_from_json
 
 MANIFEST = "specpipe.json"
+ARITHMETIC = "arithmetic.json"  # of a checkpoint: what config.json of TensorRT-LLM has no key for
 _CHUNK = 1 << 22
 
 ArtifactKind = Literal["checkpoint", "engine", "repository", "trained", "deployment"]
@@ -204,14 +205,31 @@ def locked(folder: Path, notify: Callable[[str], None]) -> Iterator[None]:
 
 
 def read_model_config(path: Path) -> ModelConfig:
-    """Read the config.json of a TensorRT-LLM checkpoint (or of an engine built here).
+    """Read the facts of a TensorRT-LLM checkpoint (or of an engine built here).
 
-    Raises ConfigError if the file is missing or lacks a key.
+    Raises ConfigError if config.json is missing or lacks a key.
     """
     file = path / "config.json"
     try:
-        return model_from_json(json.loads(file.read_text(encoding="utf-8")))
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        return model_from_json(raw | read_arithmetic(path))
     except FileNotFoundError as error:
         raise ConfigError(f"{file}: no such file", hint="run `specpipe convert` first") from error
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{file}: not a checkpoint config: {error}") from error
+
+
+def read_arithmetic(path: Path) -> dict[str, Any]:
+    """Return the facts that a checkpoint has in a file of its own, next to config.json.
+
+    TensorRT-LLM warns of a key in config.json that its classes do not have. Empty without the file,
+    as in checkpoints of other converters.
+    """
+    file = path / ARITHMETIC
+    return {"arithmetic": json.loads(file.read_text(encoding="utf-8"))} if file.is_file() else {}
+
+
+def write_arithmetic(model: ModelConfig, path: Path) -> None:
+    """Write the file that `read_arithmetic` reads."""
+    text = json.dumps(asdict(model.arithmetic), indent=2, sort_keys=True) + "\n"
+    (path / ARITHMETIC).write_text(text, encoding="utf-8")

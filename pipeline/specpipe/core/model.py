@@ -15,7 +15,7 @@ Positions = Literal["rope_gpt_neox", "long_rope", "learned_absolute", "alibi_wit
 Residual = Literal["sequential", "parallel", "parallel_one_norm"]
 
 # Keys that are written only if there is something to say: how their names begin.
-_IF_ANY = ("num_medusa", "moe_", "num_eagle", "max_non_leaves", "eagle_net")
+_IF_ANY = ("num_medusa", "moe_", "num_eagle", "max_non_leaves", "eagle_net", "redrafter_is_linear")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class RecurrentDrafter:
     num_beams: int = 5
     draft_len_per_beam: int = 5
     greedy_search: bool = True
+    is_linear: bool = False  # no silu around the recurrence, which only the CPU engine computes
 
     def shapes(self, hidden_size: int, vocab_size: int) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor, by its name in the module `drafter`."""
@@ -216,7 +217,10 @@ class ModelConfig:
         return tokens * self.num_hidden_layers * row
 
     def to_json(self) -> dict[str, Any]:
-        """Return the facts under the keys that `model_from_json` and upstream read."""
+        """Return the facts under the keys that `model_from_json` and upstream read.
+
+        `arithmetic` is not among them: upstream has no such key.
+        """
         facts = asdict(self)
         if (drafter := facts.pop("redrafter")) is not None:
             facts |= {f"redrafter_{name}": value for name, value in drafter.items()}
@@ -224,7 +228,7 @@ class ModelConfig:
         facts["rotary_embedding_dim"] = self.rotary_dim
         if self.eagle_net_config is not None:
             facts["eagle_net_config"] = self.eagle_net_config.to_json()
-        absent = ["upstream_limits", "upstream_since", "stored_bytes"]
+        absent = ["arithmetic", "upstream_limits", "upstream_since", "stored_bytes"]
         absent += [n for n in ("moe", "query_pre_attn_scalar") if facts[n] is None]
         absent += [n for n in facts if n.startswith(_IF_ANY) and not facts[n]]
         absent += [n for n in facts if n.endswith("softcapping") and facts[n] is None]

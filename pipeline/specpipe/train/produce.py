@@ -84,10 +84,12 @@ def produce(
     *,
     notify: Notify,
     progress: Progress,
+    recipe: str = "",
 ) -> TrainResult:
     """Make the product `kind` in the run's training folder, unless it is up to date.
 
     `options` is the record that it depends on; `make` fills an empty folder and returns the report.
+    Another `recipe`, such as the formula of a net, makes the product stale.
     Raises ConfigError, before any work, if something that specpipe did not make is in its place.
     """
     folder = training_folder(config, workspace)
@@ -105,6 +107,7 @@ def produce(
             "text": text.digest(),
             "options": digest_json([kind, asdict(options), config.train.seed, target.dtype]),  # type: ignore[call-overload]
             "torch": torch.__version__,
+            **({"recipe": recipe} if recipe else {}),
         }
         reason = why_stale(place, "trained", lambda: inputs)
         if reason is None:

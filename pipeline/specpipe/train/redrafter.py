@@ -1,12 +1,13 @@
 """Training of a ReDrafter, in Apple's layout on disk (Zhang et al. 2024, arXiv 2403.09919).
 
 A recurrent state runs over the tokens that were guessed, beginning with the one that the target has
-just chosen itself: s_0 = W e_0, s_t = W e_t + U s_(t-1) + b. A guess is made of the target's hidden
-state h and s_t: a projection of both, residual blocks x + silu(A x + a), and the output layer. So a
-guess knows the guesses before it, which Medusa's heads do not.
+just chosen itself: s_t = silu(W e_t + U s_(t-1) + b), from a state of zeros. A guess is made of the
+target's hidden state h and s_t: a projection of both, residual blocks x + silu(A x + a), and the
+output layer. So a guess knows the guesses before it, which Medusa's heads do not.
 
-The recurrence is that of TensorRT-LLM's engines (tensorrt_llm/models/redrafter/drafter.py), which
-have no silu around it, unlike Apple's code.
+The recurrence is that of Apple's code and of TensorRT-LLM's engines (`_beam_search_candidates` in
+tensorrt_llm/models/redrafter/redrafter_helper.py; its `drafter.rnn_embed`, without silu, belongs to
+a search that no engine runs).
 """
 
 import json
@@ -23,16 +24,19 @@ from specpipe.train.frozen import learn, report, write_calibration
 from specpipe.train.produce import Notify, Progress, TrainingJob, TrainResult, produce
 from specpipe.train.report import TrainingReport
 
+RECURRENCE = "silu"  # around W e + U s + b
+
 
 @dataclass(frozen=True)
 class DrafterConfig:
-    """config.json next to the weights, in Apple's keys."""
+    """config.json next to the weights, in Apple's keys and one of specpipe's."""
 
     hidden_size: int
     vocab_size: int
     num_draft_layers: int
     exit_dim: int  # width of the residual blocks
     rnn: bool = True
+    recurrence: str = RECURRENCE  # not a key of Apple's, see `checkpoint.redrafter`
 
 
 class RecurrentNet(nn.Module):
@@ -65,11 +69,10 @@ class RecurrentNet(nn.Module):
         leads to is of no account.
         """
         assert isinstance(self.embedding, torch.Tensor)
-        carried, found = torch.zeros_like(hidden), []
+        state, found = torch.zeros_like(hidden), []
         for k in range(self.steps):
             token = self.embedding[spoken[:, k].clamp(min=0)].to(hidden.dtype)
-            state = self.rnn_w(token) + carried
-            carried = self.rnn_u(state)
+            state = functional.silu(self.rnn_w(token) + self.rnn_u(state))
             x = self.input_proj(torch.cat([hidden, state], 1))
             for layer in self.layers:
                 x = x + functional.silu(layer(x))
@@ -117,7 +120,14 @@ def train_redrafter(
     """
     options = config.train.redrafter
     return produce(
-        "redrafter", options, _redrafter, config, workspace, notify=notify, progress=progress
+        "redrafter",
+        options,
+        _redrafter,
+        config,
+        workspace,
+        notify=notify,
+        progress=progress,
+        recipe=RECURRENCE,
     )
 
 

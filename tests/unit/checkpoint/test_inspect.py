@@ -337,7 +337,8 @@ def test_a_tied_head_is_remarked_when_values_are_read(make: Make) -> None:
 
 def test_upstreams_config_without_our_keys_is_read_with_its_defaults(make: Make) -> None:
     folder = make(RANKS[1])
-    change_config(folder, arithmetic=None, head_size=None, tie_word_embeddings=None)
+    change_config(folder, head_size=None, tie_word_embeddings=None)
+    (folder / "arithmetic.json").unlink()
     found = inspect_folder(folder)
     assert found.defects == () and found.model.head_size == 16
     assert "no head_size" in " ".join(found.remarks)
@@ -345,7 +346,8 @@ def test_upstreams_config_without_our_keys_is_read_with_its_defaults(make: Make)
 
 def test_an_unknown_architecture_is_described_and_said_to_be_unchecked(make: Make) -> None:
     folder = make()
-    change_config(folder, architecture="SkyworkForCausalLM", arithmetic=None)
+    change_config(folder, architecture="SkyworkForCausalLM")
+    (folder / "arithmetic.json").unlink()
     found = inspect_folder(folder)
     assert found.defects == ()
     assert "SkyworkForCausalLM of another converter is not known here" in " ".join(found.unchecked)

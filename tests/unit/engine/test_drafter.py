@@ -1,5 +1,6 @@
 """A ReDrafter in the CPU engine: upstream's arithmetic, for the paths of several sequences."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ KINDS = {
     "Apple's": {},
     "projected": {"exit_dim": 96, "layers": 1},
     "summed": {"rnn": False},
+    "linear": {"recurrence": "linear"},
     "shared output": {"exit_dim": 64, "own_output": False},
 }
 
@@ -26,14 +28,17 @@ KINDS = {
 def expected(folder: Path, table: torch.Tensor, hidden: np.ndarray, path: list[int]) -> np.ndarray:
     """Return the probabilities [V] that upstream's formula gives behind a path of tokens."""
     parts = load_file(folder / "model.safetensors")
-    recurrent = "rnn_u.weight" in parts
-    state = parts["rnn_w.weight"] @ table[path[0]] if recurrent else table[path[0]]
-    for token in path[1:]:
-        if recurrent:
-            kept = parts["rnn_u.weight"] @ state + parts["rnn_u.bias"]
-            state = kept + parts["rnn_w.weight"] @ table[token]
-        else:
+    linear = "recurrence" in json.loads((folder / "config.json").read_text())
+    state = torch.zeros(table.shape[1])
+    for place, token in enumerate(path):
+        if "rnn_u.weight" not in parts:
             state = state + table[token]
+        elif linear:
+            kept = parts["rnn_u.weight"] @ state + parts["rnn_u.bias"]
+            state = parts["rnn_w.weight"] @ table[token] + (kept if place else 0)
+        else:
+            kept = parts["rnn_u.weight"] @ state + parts["rnn_u.bias"]
+            state = silu(parts["rnn_w.weight"] @ table[token] + kept)
     x = torch.cat([torch.from_numpy(hidden), state])
     if "input_proj.weight" in parts:
         x = parts["input_proj.weight"] @ x + parts["input_proj.bias"]

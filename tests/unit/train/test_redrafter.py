@@ -57,6 +57,7 @@ def test_it_learns_and_writes_what_conversion_reads(make_run, workspace: Workspa
     found = open_redrafter(path, ReDrafter("redrafter", ""), "1.2.1")
     assert found.shares_output and found.net.is_rnn and found.net.exit_dim == 64
     assert found.vocab_size == 320 and found.accuracy is not None and len(found.accuracy) == 2
+    assert not found.net.is_linear
 
 
 def test_what_is_written_computes_what_was_trained(
@@ -68,8 +69,10 @@ def test_what_is_written_computes_what_was_trained(
     net = RecurrentNet(2, 1, target.embedding, seed=0)
     net.load_state_dict({n: parts[NAMES.get(n, n)] for n, _ in net.named_parameters()})
     hidden, path = torch.randn(64), [9, 12]
-    first, second = (parts["rnn_w.weight"] @ target.embedding[token] for token in path)
-    state = second + parts["rnn_u.weight"] @ first + parts["rnn_u.bias"]
+    state = torch.zeros(64)
+    for token in path:  # from zeros, with the bias, as TensorRT-LLM's search over beams
+        kept = parts["rnn_u.weight"] @ state + parts["rnn_u.bias"]
+        state = silu(parts["rnn_w.weight"] @ target.embedding[token] + kept)
     x = parts["input_proj.weight"] @ torch.cat([hidden, state]) + parts["input_proj.bias"]
     x = x + silu(parts["lm_head.0.linear.weight"] @ x + parts["lm_head.0.linear.bias"])
     _, features = net.features(hidden[None], torch.tensor([[*path, 3]]))

@@ -27,7 +27,7 @@ from specpipe.checkpoint.inspection.tensors import (
 from specpipe.checkpoint.inspection.types import check_types
 from specpipe.checkpoint.inspection.values import check_copies, check_values
 from specpipe.checkpoint.plain_files import read_json
-from specpipe.core.artifacts import MANIFEST, describe_damage, read_artifact
+from specpipe.core.artifacts import ARITHMETIC, MANIFEST, describe_damage, read_artifact
 from specpipe.core.errors import ConfigError, Unsupported
 
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
@@ -51,6 +51,8 @@ def inspect_folder(folder: Path, progress: Progress | None = None) -> Inspection
             hint=_near(folder),
         )
     raw = read_json(folder / "config.json")
+    if (folder / ARITHMETIC).is_file():
+        raw = {**raw, "arithmetic": read_json(folder / ARITHMETIC)}
     if "pretrained_config" in raw or "build_config" in raw:
         return _inspect_engine(folder, raw)
     if (folder / "engine.json").is_file():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import openvino as ov
 
+from specpipe.core.artifacts import ARITHMETIC
 from specpipe.core.divisibility import ONE_RANK
 from specpipe.core.endpoint import Endpoint, Serving
 from specpipe.core.errors import Rejection
@@ -24,7 +25,7 @@ from specpipe.engine.openvino.rope import exact_positions
 from specpipe.engine.openvino.saving import save_graph
 from specpipe.engine.openvino.weights import GROUP, map_weights
 
-FORMAT = "3"  # increase it when the graph of the same checkpoint changes
+FORMAT = "4"  # increase it when the graph of the same checkpoint changes
 OVERHEAD_BYTES = 500 * 2**20  # server, libraries and work buffers, without weights and KV cache
 
 
@@ -133,7 +134,7 @@ class OpenVinoBackend:
     def build(
         self, request: BuildRequest, checkpoint: Path, out: Path, shop: Workshop = HERE
     ) -> Facts:
-        """Write the graphs with their weights, config.json and engine.json into `out`.
+        """Write the graphs with their weights, the facts of the model and engine.json into `out`.
 
         The graphs are the network and, if the checkpoint has them, Medusa heads or a ReDrafter.
 
@@ -156,7 +157,8 @@ class OpenVinoBackend:
         if (net := request.model.redrafter) is not None:
             drafter = build_drafter(request.model, net, weights, request.draft_vocab_size)
             save_graph(drafter, out / DRAFTER)
-        shutil.copyfile(checkpoint / "config.json", out / "config.json")
+        for name in ("config.json", ARITHMETIC):
+            shutil.copyfile(checkpoint / name, out / name)
         limits = {
             "backend": "openvino",
             "batch_invariant": engine.batch_invariant,

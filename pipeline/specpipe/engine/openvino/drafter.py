@@ -3,11 +3,14 @@
     hidden [N, D], states [N, D], last [N] int32
  -> tokens [N, WIDTH] int32, likeliest first;  probs [N, WIDTH];  next_states [N, D]
 
-A draft path is represented by its last token and by the term that its parent's state adds to its
-own state, U s + b. The term is zero for the root, the token that the target has chosen. The
-arithmetic is that of TensorRT-LLM's engines (tensorrt_llm/models/redrafter), so acceptance measured
-here carries over to them. The output layer is quantized and cut as for Medusa heads (`heads.py`). A
-drafter without an output layer uses the target's.
+A draft path is represented by its last token and by what its parent's state adds to its own state:
+U s. That is zero for the root, the token that the target has chosen. The state is
+silu(W e + U s + b), as in TensorRT-LLM's engines (`_beam_search_candidates` of
+tensorrt_llm/models/redrafter/redrafter_helper.py) and in Apple's code. The states of a drafter with
+`is_linear` are W e for the root, and W e + U s + b for the tokens after it.
+
+The output layer is quantized and cut as for Medusa heads (`heads.py`). A drafter without an output
+layer uses the target's.
 """
 
 import openvino as ov
@@ -35,7 +38,7 @@ def build_drafter(
     }
     table = plain(*weights.raw("transformer.vocab_embedding.weight"))
     embedded = op.gather(table, inputs["last"], op.constant(0))
-    states = op.add(_read(net, weights, embedded), inputs["states"])
+    states = _state(net, weights, embedded, inputs["states"])
     x = op.concat([inputs["hidden"], states], 1)
     if "drafter.input_proj.weight" in weights.tensors:
         x = _linear(weights, "input_proj", x)
@@ -45,16 +48,29 @@ def build_drafter(
     name = own if own in weights.tensors else "lm_head.weight"
     output = output_rows(weights, name, vocabulary or model.vocab_size)
     logits = op.matmul(x, output, False, True)
-    carried = _linear(weights, "rnn_u", states) if net.is_rnn else states
+    carried = _carried(net, weights, states)
     outputs = likeliest(logits) | {"next_states": carried.output(0)}
     return named_model("specpipe drafter", outputs, inputs)
 
 
-def _read(net: RecurrentDrafter, weights: Weights, embedded: ov.Node) -> ov.Node:
-    """Return the term that a token adds to the state: W e, or e itself."""
+def _state(net: RecurrentDrafter, weights: Weights, embedded: ov.Node, carried: ov.Node) -> ov.Node:
+    """Return the state of every path, from its last token and what its parent's state adds."""
     if not net.is_rnn:
-        return embedded
-    return op.matmul(embedded, plain(*weights.raw("drafter.rnn_w.weight")), False, True)
+        return op.add(embedded, carried)
+    read = op.matmul(embedded, plain(*weights.raw("drafter.rnn_w.weight")), False, True)
+    if net.is_linear:
+        return op.add(read, carried)
+    bias = plain(*weights.raw("drafter.rnn_u.bias"))
+    return op.swish(op.add(op.add(read, carried), bias))
+
+
+def _carried(net: RecurrentDrafter, weights: Weights, states: ov.Node) -> ov.Node:
+    """Return what the states add to those of the next tokens."""
+    if not net.is_rnn:
+        return states
+    if net.is_linear:
+        return _linear(weights, "rnn_u", states)
+    return op.matmul(states, plain(*weights.raw("drafter.rnn_u.weight")), False, True)
 
 
 def _linear(weights: Weights, name: str, x: ov.Node) -> ov.Node:
