@@ -220,6 +220,7 @@ WORLDS: dict[str, World] = {
         },
     ),
     "GraniteForCausalLM": World("Granite", GROUPED, {"plain": GRANITE}),
+    "Olmo2ForCausalLM": World("Olmo2", GROUPED, {"plain": {}, "bias": {"attention_bias": True}}),
     "InternLM2ForCausalLM": World("Llama", GROUPED, {"plain": {}}, _as_internlm2, INTERNLM2),
 }
 

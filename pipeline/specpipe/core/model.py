@@ -13,6 +13,7 @@ Quantization = Literal["none", "int8", "int4", "fp8", "int4_awq", "int8_sq", "nv
 CacheQuantization = Literal["none", "int8", "fp8"]
 Positions = Literal["rope_gpt_neox", "long_rope", "learned_absolute", "alibi_with_scale"]
 Residual = Literal["sequential", "parallel", "parallel_one_norm"]
+QkNorm = Literal["head", "projection"]
 
 # Keys that are written only if there is something to say: how their names begin.
 _IF_ANY = ("num_medusa", "moe_", "num_eagle", "max_non_leaves", "eagle_net", "redrafter_is_linear")
@@ -39,7 +40,9 @@ class Arithmetic:
     dense_bias: bool = False  # of attention's output projection
     head_bias: bool = False  # of lm_head
     residual: Residual = "sequential"  # parallel: attention and MLP read the same input
+    pre_norms: bool = True  # of what attention and the MLP read
     post_norms: bool = False  # attention's and the MLP's output are normed too
+    qk_norm: QkNorm = "head"  # what is normed by itself, if queries and keys are
     mlp_norm: str = "post_layernorm"  # what the norm before the MLP is called
     embedding_scale: float = 1.0
     residual_scale: float = 1.0  # of what attention and the MLP add to their input
@@ -110,7 +113,7 @@ class ModelConfig:
     rotary_embedding_dim: int | None = None  # of each head; None: all of it
     attn_bias: bool = False  # of query, key and value
     mlp_bias: bool = False
-    qk_layernorm: bool = False  # RMSNorm of every query and key head
+    qk_layernorm: bool = False  # queries and keys are normed, as `arithmetic.qk_norm` tells
     query_pre_attn_scalar: float | None = None  # scores are divided by its root; None: head_size
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
@@ -135,6 +138,13 @@ class ModelConfig:
         return 1 / math.sqrt(self.query_pre_attn_scalar or self.head_size)
 
     @property
+    def qk_norm_sizes(self) -> tuple[int, int]:
+        """Return how many weights the norms of queries and of keys have."""
+        heads = self.num_attention_heads, self.num_key_value_heads
+        query, key = heads if self.arithmetic.qk_norm == "projection" else (1, 1)
+        return query * self.head_size, key * self.head_size
+
+    @property
     def expert_size(self) -> int:
         """Return the inner width of one expert."""
         return self.moe_intermediate_size or self.intermediate_size
@@ -156,7 +166,9 @@ class ModelConfig:
         tables = self.vocab_size * (1 if self.tie_word_embeddings else 2)
         if self.position_embedding_type == "learned_absolute":
             tables += self.max_position_embeddings
-        norms = {"sequential": 2, "parallel": 2, "parallel_one_norm": 1}[how.residual]
+        norms = {"sequential": 2, "parallel": 2, "parallel_one_norm": 1}[
+            how.residual
+        ] * how.pre_norms
         norms += 2 * how.post_norms
         norm = hidden * (2 if how.layer_norm else 1)
         layer = self._attention_parameters() + self._mlp_parameters() + norms * norm
@@ -167,7 +179,8 @@ class ModelConfig:
         query = self.num_attention_heads * self.head_size
         qkv = query + 2 * self.num_key_value_heads * self.head_size
         biases = qkv * self.attn_bias + self.hidden_size * self.arithmetic.dense_bias
-        return (qkv + query) * self.hidden_size + biases + 2 * self.head_size * self.qk_layernorm
+        norms = sum(self.qk_norm_sizes) * self.qk_layernorm
+        return (qkv + query) * self.hidden_size + biases + norms
 
     def _mlp_parameters(self) -> int:
         into = 2 if self.arithmetic.gated_mlp else 1

@@ -97,6 +97,7 @@ UPSTREAM_KEYS = {  # read by TensorRT-LLM's classes in addition to the common ke
         "embedding_multiplier", "attention_multiplier", "residual_multiplier",
         "output_multiplier_scale",
     },
+    "Olmo2ForCausalLM": set(),  # no release has a class
 }  # fmt: skip
 
 
@@ -274,6 +275,7 @@ PUBLISHED = [  # models as their owners published them, and how many parameters 
         {**llama_like(40, 4096, 32, 8, 12800, 49155), "tie_word_embeddings": True},
         8_170_848_256,
     ),
+    ("Olmo2ForCausalLM", llama_like(32, 4096, 32, 32, 11008, 100352), 7_298_617_344),
 ]  # fmt: skip
 
 

@@ -36,6 +36,7 @@ FAMILIES: dict[str, str] = {  # HF `architectures[0]` -> module:attribute
     "FalconForCausalLM": "specpipe.checkpoint.families.falcon:FAMILY",
     "InternLM2ForCausalLM": "specpipe.checkpoint.families.internlm2:FAMILY",
     "GraniteForCausalLM": "specpipe.checkpoint.families.granite:FAMILY",
+    "Olmo2ForCausalLM": "specpipe.checkpoint.families.olmo2:FAMILY",
 }
 
 MODEL_TYPES = {  # of transformers -> its architecture, for a config.json without `architectures`
@@ -55,6 +56,7 @@ MODEL_TYPES = {  # of transformers -> its architecture, for a config.json withou
     "falcon": "FalconForCausalLM",
     "internlm2": "InternLM2ForCausalLM",
     "granite": "GraniteForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
 }
 
 # Element types as torch spells them; quantised checkpoints have more than the three of Dtype.

@@ -64,8 +64,8 @@ def attention(name: str, source: str, model: ModelConfig, out: str = "o_proj") -
     plans = linear(f"{name}.qkv", sources, model.hidden_size, Shard.QKV, bias=model.attn_bias)
     plans += dense(f"{name}.dense", f"{source}.{out}", model)
     if model.qk_layernorm:
-        plans += norm(f"{name}.q_layernorm", f"{source}.q_norm", model, model.head_size)
-        plans += norm(f"{name}.k_layernorm", f"{source}.k_norm", model, model.head_size)
+        for letter, size in zip("qk", model.qk_norm_sizes, strict=True):
+            plans += norm(f"{name}.{letter}_layernorm", f"{source}.{letter}_norm", model, size)
     return plans
 
 

@@ -11,7 +11,7 @@ import openvino as ov
 from openvino import opset13 as op
 from openvino.op import _PagedAttentionExtension
 
-from specpipe.core.model import ModelConfig
+from specpipe.core.model import ModelConfig, QkNorm
 from specpipe.engine.openvino.ops import Builder, integer, ints
 from specpipe.engine.openvino.padded import padded_attention
 
@@ -80,15 +80,24 @@ def _projections(
         qkv = build.add_bias(qkv, f"{at}qkv.bias")
     widths = ints(heads * size, kv_heads * size, kv_heads * size)
     query, key, value = op.variadic_split(qkv, integer(-1), widths).outputs()
+    query, key = _normed(build, at, query, key, "projection")
     query = op.reshape(query, ints(1, -1, heads, size), False)
     key = op.reshape(key, ints(1, -1, kv_heads, size), False)
-    if model.qk_layernorm:
-        query = build.rms_norm(query, f"{at}q_layernorm")
-        key = build.rms_norm(key, f"{at}k_layernorm")
+    query, key = _normed(build, at, query, key, "head")
     if model.rotary_dim:
         query = _rotate(query, inputs["cos"], inputs["sin"], model.rotary_dim)
         key = _rotate(key, inputs["cos"], inputs["sin"], model.rotary_dim)
     return _flat(query, heads * size), _flat(key, kv_heads * size), _flat(value, kv_heads * size)
+
+
+def _normed(
+    build: Builder, at: str, query: ov.Node, key: ov.Node, what: QkNorm
+) -> tuple[ov.Node, ov.Node]:
+    """Norm queries and keys, if the model norms `what` they are here."""
+    model = build.model
+    if not model.qk_layernorm or model.arithmetic.qk_norm != what:
+        return query, key
+    return build.rms_norm(query, f"{at}q_layernorm"), build.rms_norm(key, f"{at}k_layernorm")
 
 
 def _flat(x: ov.Node, width: int) -> ov.Node:

@@ -165,14 +165,14 @@ def _layer(
     build: Builder, i: int, x: ov.Node, cache: list[ov.Node], inputs: dict[str, ov.Node]
 ) -> tuple[ov.Node, list[ov.Node]]:
     how, at = build.model.arithmetic, f"transformer.layers.{i}."
-    normed = build.norm(x, f"{at}input_layernorm")
+    normed = build.norm(x, f"{at}input_layernorm") if how.pre_norms else x
     attended, fresh = attention(build, i, normed, cache, inputs)
     if how.post_norms:
         attended = build.norm(attended, f"{at}post_layernorm")
     attended = scaled(attended, how.residual_scale)
     if how.residual == "sequential":
         x = op.add(x, attended)
-        normed = build.norm(x, f"{at}{how.mlp_norm}")
+        normed = build.norm(x, f"{at}{how.mlp_norm}") if how.pre_norms else x
     elif how.residual == "parallel":
         normed = build.norm(x, f"{at}{how.mlp_norm}")
     out = mlp(build, f"{at}mlp.", normed)

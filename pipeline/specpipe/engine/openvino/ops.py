@@ -64,7 +64,7 @@ class Builder:
 
     def rms_norm(self, x: ov.Node, name: str) -> ov.Node:
         """RMSNorm over the last dimension, of [1, n, D] or of [1, n, heads, h]."""
-        one = (1,) * len(x.get_output_partial_shape(0))
+        one = (1,) * len(_port(x).get_partial_shape())
         mean = op.reduce_mean(op.power(x, scalar(2, one)), ints(-1), True)
         root = op.sqrt(op.add(mean, scalar(self.model.norm_epsilon, one)))
         normed = op.multiply(x, op.divide(scalar(1, one), root))
@@ -82,8 +82,11 @@ class Builder:
 def swish(x: ov.Node) -> ov.Node:
     """Return x * sigmoid(x)."""
     # The helper in opset13 adds a beta input, which keeps the plugin from fusing the MLP.
-    port = x.output(0) if isinstance(x, ov.Node) else x
-    return NodeFactory("opset4").create("Swish", [port], {})
+    return NodeFactory("opset4").create("Swish", [_port(x)], {})
+
+
+def _port(x: ov.Node | ov.Output) -> ov.Output:
+    return x.output(0) if isinstance(x, ov.Node) else x
 
 
 def _gelu(x: ov.Node) -> ov.Node:
