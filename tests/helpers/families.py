@@ -221,6 +221,14 @@ WORLDS: dict[str, World] = {
     ),
     "GraniteForCausalLM": World("Granite", GROUPED, {"plain": GRANITE}),
     "Olmo2ForCausalLM": World("Olmo2", GROUPED, {"plain": {}, "bias": {"attention_bias": True}}),
+    "SmolLM3ForCausalLM": World(
+        "SmolLM3",
+        {**GROUPED, "pad_token_id": None},
+        {
+            "every other layer": {"no_rope_layer_interval": 2},
+            "window": {"no_rope_layers": [0, 1], "use_sliding_window": True, **WINDOW},
+        },
+    ),
     "InternLM2ForCausalLM": World("Llama", GROUPED, {"plain": {}}, _as_internlm2, INTERNLM2),
 }
 

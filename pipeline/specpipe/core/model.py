@@ -48,6 +48,7 @@ class Arithmetic:
     residual_scale: float = 1.0  # of what attention and the MLP add to their input
     logit_scale: float = 1.0
     shared_expert_gate: bool = False  # a sigmoid gate weighs the shared expert
+    unrotated_layers: tuple[int, ...] = ()  # of a rotary model, those without positions
     sliding_windows: tuple[int, ...] = ()  # of every layer, 0: sees all; empty: no layer has one
 
 
@@ -261,7 +262,7 @@ def model_from_json(raw: Mapping[str, Any]) -> ModelConfig:
         known["eagle_net_config"] = model_from_json(known["eagle_net_config"])
     if "arithmetic" in known:
         how = _known(Arithmetic, known["arithmetic"])
-        how["sliding_windows"] = tuple(how.get("sliding_windows", ()))
+        how |= {name: tuple(value) for name, value in how.items() if isinstance(value, list)}
         known["arithmetic"] = Arithmetic(**how)
     prefix = "redrafter_"
     drafter = {n.removeprefix(prefix): v for n, v in raw.items() if n.startswith(prefix)}

@@ -98,6 +98,7 @@ UPSTREAM_KEYS = {  # read by TensorRT-LLM's classes in addition to the common ke
         "output_multiplier_scale",
     },
     "Olmo2ForCausalLM": set(),  # no release has a class
+    "SmolLM3ForCausalLM": set(),
 }  # fmt: skip
 
 
@@ -276,6 +277,7 @@ PUBLISHED = [  # models as their owners published them, and how many parameters 
         8_170_848_256,
     ),
     ("Olmo2ForCausalLM", llama_like(32, 4096, 32, 32, 11008, 100352), 7_298_617_344),
+    ("SmolLM3ForCausalLM", llama_like(36, 2048, 16, 4, 11008, 128256), 3_075_098_624),
 ]  # fmt: skip
 
 

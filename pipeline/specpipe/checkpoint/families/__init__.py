@@ -37,6 +37,7 @@ FAMILIES: dict[str, str] = {  # HF `architectures[0]` -> module:attribute
     "InternLM2ForCausalLM": "specpipe.checkpoint.families.internlm2:FAMILY",
     "GraniteForCausalLM": "specpipe.checkpoint.families.granite:FAMILY",
     "Olmo2ForCausalLM": "specpipe.checkpoint.families.olmo2:FAMILY",
+    "SmolLM3ForCausalLM": "specpipe.checkpoint.families.smollm3:FAMILY",
 }
 
 MODEL_TYPES = {  # of transformers -> its architecture, for a config.json without `architectures`
@@ -57,6 +58,7 @@ MODEL_TYPES = {  # of transformers -> its architecture, for a config.json withou
     "internlm2": "InternLM2ForCausalLM",
     "granite": "GraniteForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
 }
 
 # Element types as torch spells them; quantised checkpoints have more than the three of Dtype.

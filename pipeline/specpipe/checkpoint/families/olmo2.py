@@ -7,7 +7,14 @@ from specpipe.checkpoint.families import Family, TensorPlan
 from specpipe.checkpoint.families.hf import require_act, rms_decoder
 from specpipe.checkpoint.families.keys import Keys
 from specpipe.checkpoint.families.llama import DEFAULTS as LLAMA
-from specpipe.checkpoint.families.parts import attention, decoder, gated_mlp, ignored, norm
+from specpipe.checkpoint.families.parts import (
+    attention,
+    decoder,
+    gated_mlp,
+    ignored,
+    no_keys,
+    norm,
+)
 from specpipe.core.model import Arithmetic, Dtype, ModelConfig
 
 DEFAULTS: dict[str, Any] = {**LLAMA, "vocab_size": 50304, "rms_norm_eps": 1e-5}
@@ -42,9 +49,4 @@ def _layer(model: ModelConfig, ours: str, theirs: str) -> list[TensorPlan]:
     ]
 
 
-def extra_config(model: ModelConfig) -> dict[str, Any]:
-    """Return nothing: no release of TensorRT-LLM has a class that would read it."""
-    return {}
-
-
-FAMILY = Family(read_config, tensors, extra_config, ignored, DEFAULTS)
+FAMILY = Family(read_config, tensors, no_keys, ignored, DEFAULTS)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from specpipe.checkpoint.families import Join, Shard, TensorPlan
 from specpipe.core.model import ModelConfig
@@ -199,6 +199,11 @@ def ignored(name: str, model: ModelConfig) -> bool:
     """Tell whether a source tensor may be left out: rotary buffers, and the copy of a tied head."""
     tied_head = model.tie_word_embeddings and name == "lm_head.weight"
     return tied_head or name.endswith(("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias"))
+
+
+def no_keys(model: ModelConfig) -> dict[str, Any]:
+    """Return no further keys for config.json: no release of TensorRT-LLM would read them."""
+    return {}
 
 
 def transposed(parts: Sequence["torch.Tensor"]) -> "torch.Tensor":

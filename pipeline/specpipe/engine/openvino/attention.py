@@ -49,7 +49,7 @@ def attention(
     paged attention.
     """
     model, at = build.model, f"transformer.layers.{i}.attention."
-    query, key, value = _projections(build, at, x, inputs)
+    query, key, value = _projections(build, i, x, inputs)
     fresh: list[ov.Node] = []
     if i in padded_layers(model, build.max_seq_len):
         mask = inputs[mask_name(window(model, i, build.max_seq_len))]
@@ -70,10 +70,10 @@ def mask_name(sliding_window: int) -> str:
 
 
 def _projections(
-    build: Builder, at: str, x: ov.Node, inputs: Inputs
+    build: Builder, i: int, x: ov.Node, inputs: Inputs
 ) -> tuple[ov.Node, ov.Node, ov.Node]:
     """Return queries [T, H * h], keys [T, K * h] and values [T, K * h], rotated."""
-    model = build.model
+    model, at = build.model, f"transformer.layers.{i}.attention."
     heads, kv_heads, size = model.num_attention_heads, model.num_key_value_heads, model.head_size
     qkv = build.linear(x, f"{at}qkv.weight")
     if model.attn_bias:
@@ -84,7 +84,7 @@ def _projections(
     query = op.reshape(query, ints(1, -1, heads, size), False)
     key = op.reshape(key, ints(1, -1, kv_heads, size), False)
     query, key = _normed(build, at, query, key, "head")
-    if model.rotary_dim:
+    if model.rotary_dim and i not in model.arithmetic.unrotated_layers:
         query = _rotate(query, inputs["cos"], inputs["sin"], model.rotary_dim)
         key = _rotate(key, inputs["cos"], inputs["sin"], model.rotary_dim)
     return _flat(query, heads * size), _flat(key, kv_heads * size), _flat(value, kv_heads * size)
