@@ -20,6 +20,7 @@ QWEN_MOE = {
     "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 48,
 }  # fmt: skip
+QWEN3_MOE = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
 FALCON_RW = {"alibi": True, "bias": True, "parallel_attn": False, "multi_query": False}
 WINDOW = {"sliding_window": 20}
 GRANITE = {
@@ -227,6 +228,14 @@ WORLDS: dict[str, World] = {
         {
             "every other layer": {"no_rope_layer_interval": 2},
             "window": {"no_rope_layers": [0, 1], "use_sliding_window": True, **WINDOW},
+        },
+    ),
+    "Qwen3MoeForCausalLM": World(
+        "Qwen3Moe",
+        {**GROUPED, **QWEN3_MOE},
+        {
+            "plain": {"head_dim": 24, "norm_topk_prob": True},
+            "window": {"use_sliding_window": True, **WINDOW},
         },
     ),
     "InternLM2ForCausalLM": World("Llama", GROUPED, {"plain": {}}, _as_internlm2, INTERNLM2),

@@ -99,6 +99,9 @@ UPSTREAM_KEYS = {  # read by TensorRT-LLM's classes in addition to the common ke
     },
     "Olmo2ForCausalLM": set(),  # no release has a class
     "SmolLM3ForCausalLM": set(),
+    "Qwen3MoeForCausalLM": {
+        "qwen_type", "seq_length", "moe", "moe_intermediate_size", "qk_layernorm",
+    },
 }  # fmt: skip
 
 
@@ -155,6 +158,8 @@ def test_a_gpt2_that_was_saved_without_its_head_has_the_same_checkpoint(tmp_path
         ("Qwen3ForCausalLM", {"attention_bias": True}, "attention_bias"),
         ("Qwen2MoeForCausalLM", {"mlp_only_layers": [1]}, "layers without experts"),
         ("Qwen2MoeForCausalLM", {"decoder_sparse_step": 2}, "layers without experts"),
+        ("Qwen3MoeForCausalLM", {"mlp_only_layers": [1]}, "layers without experts"),
+        ("Qwen3MoeForCausalLM", {"attention_bias": True}, "attention_bias"),
         ("GemmaForCausalLM", {"attention_bias": True}, "no Gemma has biases"),
         ("PhiForCausalLM", {"qk_layernorm": True}, "no released Phi has it"),
         ("GPT2LMHeadModel", {"scale_attn_weights": False}, "how attention is scaled"),
@@ -189,13 +194,22 @@ def test_plan_says_what_upstreams_class_would_compute_otherwise(
     assert words in reasons(TensorRtBackend(), facts(name, variant, **changes))
 
 
-def test_plan_says_from_which_release_on_a_family_is_there() -> None:
-    qwen3 = facts("Qwen3ForCausalLM", "plain")
-    old = reasons(TensorRtBackend(), qwen3, release="0.18.2")
-    assert "since 0.20, the config uses 0.18.2" in old
-    assert "since 0.20" not in reasons(TensorRtBackend(), qwen3, release="1.2.1")
-    yarn = reasons(TensorRtBackend(), facts("LlamaForCausalLM", "yarn"), release="0.18.2")
-    assert "supports LlamaForCausalLM with yarn since 0.20" in yarn
+@pytest.mark.parametrize(
+    ("name", "variant", "since"),
+    [
+        ("Qwen3ForCausalLM", "plain", "Qwen3ForCausalLM since 1.0"),
+        ("Qwen3MoeForCausalLM", "plain", "Qwen3MoeForCausalLM since 1.1"),
+        ("GraniteForCausalLM", "plain", "GraniteForCausalLM since 0.19"),
+        ("LlamaForCausalLM", "yarn", "LlamaForCausalLM with yarn since 0.20"),
+    ],
+)
+def test_plan_says_from_which_release_on_a_family_is_there(
+    name: str, variant: str, since: str
+) -> None:
+    model = facts(name, variant)
+    old = reasons(TensorRtBackend(), model, release="0.18.2")
+    assert f"supports {since}, the config uses 0.18.2" in old
+    assert "since" not in reasons(TensorRtBackend(), model, release="1.2.1")
 
 
 def test_plan_keeps_engines_within_the_sliding_window() -> None:
@@ -278,6 +292,12 @@ PUBLISHED = [  # models as their owners published them, and how many parameters 
     ),
     ("Olmo2ForCausalLM", llama_like(32, 4096, 32, 32, 11008, 100352), 7_298_617_344),
     ("SmolLM3ForCausalLM", llama_like(36, 2048, 16, 4, 11008, 128256), 3_075_098_624),
+    (
+        "Qwen3MoeForCausalLM",
+        {**llama_like(48, 2048, 32, 4, 6144, 151936), "head_dim": 128, "num_experts": 128,
+         "num_experts_per_tok": 8, "moe_intermediate_size": 768},
+        30_532_122_624,
+    ),
 ]  # fmt: skip
 
 

@@ -38,6 +38,7 @@ FAMILIES: dict[str, str] = {  # HF `architectures[0]` -> module:attribute
     "GraniteForCausalLM": "specpipe.checkpoint.families.granite:FAMILY",
     "Olmo2ForCausalLM": "specpipe.checkpoint.families.olmo2:FAMILY",
     "SmolLM3ForCausalLM": "specpipe.checkpoint.families.smollm3:FAMILY",
+    "Qwen3MoeForCausalLM": "specpipe.checkpoint.families.qwen3_moe:FAMILY",
 }
 
 MODEL_TYPES = {  # of transformers -> its architecture, for a config.json without `architectures`
@@ -59,6 +60,7 @@ MODEL_TYPES = {  # of transformers -> its architecture, for a config.json withou
     "granite": "GraniteForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
 }
 
 # Element types as torch spells them; quantised checkpoints have more than the three of Dtype.

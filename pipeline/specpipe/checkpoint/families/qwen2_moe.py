@@ -33,7 +33,7 @@ DEFAULTS: dict[str, Any] = {
 def read_config(hf: Keys, dtype: Dtype) -> ModelConfig:
     """Return the facts; raises Unsupported where layers without experts lie between others."""
     require_act(hf, "silu")
-    _require_experts_everywhere(hf)
+    require_experts_everywhere(hf)
     model = rms_decoder(hf, dtype, "Qwen2MoeForCausalLM")
     mode = 1 if hf.flag("norm_topk_prob") else 0
     return replace(
@@ -47,7 +47,8 @@ def read_config(hf: Keys, dtype: Dtype) -> ModelConfig:
     )
 
 
-def _require_experts_everywhere(hf: Keys) -> None:
+def require_experts_everywhere(hf: Keys) -> None:
+    """Raise Unsupported where layers without experts lie between others."""
     if hf.places("mlp_only_layers") or hf.whole("decoder_sparse_step") != 1:
         raise hf.unsupported(
             "has layers without experts (mlp_only_layers, decoder_sparse_step); "
@@ -79,8 +80,17 @@ def tensors(model: ModelConfig) -> list[TensorPlan]:
 
 
 def _layer(model: ModelConfig, ours: str, theirs: str) -> list[TensorPlan]:
+    shared, gate = f"{theirs}mlp.shared_expert", "shared_expert_gate.weight"
+    return [
+        *routed_layer(model, ours, theirs),
+        *_shared_expert(f"{ours}mlp.shared_expert", shared, model),
+        copy(f"{ours}mlp.{gate}", f"{theirs}mlp.{gate}", 1, model.hidden_size),
+    ]
+
+
+def routed_layer(model: ModelConfig, ours: str, theirs: str) -> list[TensorPlan]:
+    """Plan a layer of Qwen's mixtures, without what every token passes."""
     count, mlp = model.num_experts, f"{theirs}mlp"
-    gate = "shared_expert_gate.weight"
     parts = ("gate_proj", "up_proj", "down_proj")
     return [
         *norm(f"{ours}input_layernorm", f"{theirs}input_layernorm", model),
@@ -88,8 +98,6 @@ def _layer(model: ModelConfig, ours: str, theirs: str) -> list[TensorPlan]:
         *norm(f"{ours}post_layernorm", f"{theirs}post_attention_layernorm", model),
         router(f"{ours}mlp.router.weight", f"{mlp}.gate.weight", model, count),
         *experts(f"{ours}mlp", f"{mlp}.experts", model, count, parts),
-        *_shared_expert(f"{ours}mlp.shared_expert", f"{mlp}.shared_expert", model),
-        copy(f"{ours}mlp.{gate}", f"{mlp}.{gate}", 1, model.hidden_size),
     ]
 
 

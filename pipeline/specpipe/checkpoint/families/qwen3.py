@@ -16,17 +16,21 @@ DEFAULTS: dict[str, Any] = {**QWEN2, "head_dim": 128}
 
 
 def read_config(hf: Keys, dtype: Dtype) -> ModelConfig:
-    """Return the facts; raises Unsupported for biases, which no Qwen3 and no upstream class has."""
+    """Return the facts."""
+    model = normed_facts(hf, dtype, "Qwen3ForCausalLM")
+    return replace(model, arithmetic=Arithmetic(sliding_windows=windows(hf, model)))
+
+
+def normed_facts(hf: Keys, dtype: Dtype, architecture: str) -> ModelConfig:
+    """Return what all Qwen3 have in common.
+
+    Raises Unsupported for biases, which no Qwen3 and no upstream class has.
+    """
     require_act(hf, "silu")
     if hf.flag("attention_bias"):
         raise hf.unsupported("has attention_bias: true; Qwen3 has no biases upstream")
-    model = rms_decoder(hf, dtype, "Qwen3ForCausalLM")
-    return replace(
-        model,
-        qk_layernorm=True,
-        upstream_since=(0, 20),
-        arithmetic=Arithmetic(sliding_windows=windows(hf, model)),
-    )
+    model = rms_decoder(hf, dtype, architecture)
+    return replace(model, qk_layernorm=True, upstream_since=(1, 0))
 
 
 def extra_config(model: ModelConfig) -> dict[str, Any]:
