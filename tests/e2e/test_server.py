@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 from specpipe.core.errors import ConfigError, StageFailed
 from specpipe.repository.description import read_endpoint
 from specpipe.repository.signature import MODELS
-from specpipe.serve.client import Options, collect
+from specpipe.serve.client import Options, collect, unshared
 from specpipe.validate.reference import Reference
 from tests.helpers import raw_requests as raw
 from tests.helpers.models import make_heads
@@ -21,6 +21,7 @@ from tests.helpers.servers import PROMPT, TEXT_MODELS, Served, asked, expected
 from tests.helpers.waiting import until
 
 pytestmark = pytest.mark.e2e
+HITS = "specpipe_prefix_cache_hits_total"
 
 
 def test_the_five_models_are_ready(server: Served) -> None:
@@ -288,6 +289,29 @@ def test_prometheus_has_the_requests_in_flight_while_they_are(server: Served) ->
     server.await_in_flight("ensemble", 1)
     client.join()
     server.await_in_flight("ensemble", 0)
+
+
+def test_prompts_of_different_salts_share_no_kv_blocks(server: Served) -> None:
+    def found(salt: str | None) -> float:
+        """Send a prompt of 80 tokens; return how many of them are not read again."""
+        server.await_idle()
+        before = server.metrics(HITS)["tensorrt_llm"]
+        options = Options(max_tokens=2, cache_salt=salt)
+        assert list(server.client.stream_tokens(range(2, 82), options))
+        server.await_idle()
+        return server.metrics(HITS)["tensorrt_llm"] - before
+
+    assert [found(salt) for salt in (None, None, "a", "a", "b", None)] == [0, 64, 0, 64, 0, 64]
+    model = server.client.endpoint.text
+    assert unshared(Options(), model).cache_salt != unshared(Options(), model).cache_salt
+
+
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls", "tensorrt_llm"])
+@pytest.mark.parametrize("salt", [5, "x" * 257])
+def test_a_salt_is_a_short_text(model: str, salt: object, server: Served) -> None:
+    values = token_request(server) if model == "tensorrt_llm" else asked()
+    error = raw.stream(server.url, model, values, parameters={"cache_salt": salt})[-1]
+    assert isinstance(error, Exception) and "cache_salt must be a text" in error.message()
 
 
 def test_tokens_in_tokens_out(server: Served) -> None:

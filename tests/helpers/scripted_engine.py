@@ -108,7 +108,7 @@ class ScriptedEngine:
         """Count the rows of every step."""
         return [sum(len(item.tokens) for item in items) for items in self.steps]
 
-    def open(self, tokens: Sequence[int] = ()) -> ScriptedCache:
+    def open(self, tokens: Sequence[int] = (), salt: str = "") -> ScriptedCache:
         """Return a sequence that keeps the longest known prefix of `tokens`."""
         common = max((_common(known, tokens) for known in self.known), default=0)
         common = min(common, max(0, len(tokens) - 1)) // self.block * self.block

@@ -58,8 +58,8 @@ class ToyEngine:
         self.seed, self.drafter_seed = seed, drafter_seed
         self.steps: list[int] = []  # rows of every step
 
-    def open(self, tokens: Sequence[int] = ()) -> Any:
-        return self.pool.open(tokens)
+    def open(self, tokens: Sequence[int] = (), salt: str = "") -> Any:
+        return self.pool.open(tokens, salt)
 
     def fits(self, items: Sequence[Item]) -> bool:
         return self.pool.fits([(item.cache, len(item.tokens)) for item in items])  # type: ignore[misc]

@@ -10,7 +10,7 @@ from specpipe.repository.description import read_endpoint, token_counter
 from specpipe.run.run import Run
 from specpipe.run.stages import build
 from specpipe.serve.address import free_address
-from specpipe.serve.client import Client, Generation, Options
+from specpipe.serve.client import Client, Generation, Options, unshared
 from specpipe.serve.tritonserver import RunningServer, start_server
 
 Notify = Callable[[str], None]
@@ -53,7 +53,11 @@ def started(workspace: Workspace) -> Iterator[Served]:
 
 
 def send(client: Client, prompt: str, options: Options) -> Generation:
-    """Return the answer to a prompt in the chat template, if any; streamed where the model can."""
+    """Return the answer to a prompt in the chat template, if any; streamed where the model can.
+
+    The prompt is read as a whole, also if it was sent before.
+    """
+    options = unshared(options, client.endpoint.text)
     chat = client.endpoint.template is not None
     if not client.endpoint.text.decoupled:
         return client.generate(prompt, options, chat=chat)

@@ -299,10 +299,11 @@ class LoadedEngine(Protocol):
         """The use of the KV pool now."""
         ...
 
-    def open(self, tokens: Sequence[int] = ()) -> Cache:
+    def open(self, tokens: Sequence[int] = (), salt: str = "") -> Cache:
         """Return a new sequence that keeps the longest known prefix of `tokens`.
 
-        The last token is never part of the prefix, since its logits will be wanted.
+        The last token is never part of the prefix, since its logits will be wanted. Only sequences
+        of the same salt share prefixes.
         """
         ...
 

@@ -77,6 +77,7 @@ class Model:
     cumulative: bool = False  # every streamed text begins with all the text before it
     speculates: bool = True  # unless a request prevents it
     draft_limit: DraftLimit | None = None  # None: no request can change what is drafted
+    takes_cache_salt: bool = False  # a request parameter that separates prompts in the KV cache
 
     @property
     def can_decode_plainly(self) -> bool:

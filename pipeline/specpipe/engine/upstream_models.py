@@ -81,6 +81,7 @@ def upstream_endpoint(tokens: Model, limit: DraftLimit | None, *, streams: bool)
             decoupled=streams,
             speculates=tokens.speculates or limit is not None,
             draft_limit=replace(limit, carrier=carrier) if limit else None,
+            takes_cache_salt=tokens.takes_cache_salt,
         )
         for name, carrier in _CARRIERS.items()
     )

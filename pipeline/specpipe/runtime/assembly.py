@@ -147,15 +147,19 @@ class Runtime:
         """Return a batcher over the engines; only one may be in use."""
         return Batcher(self.engines, self.max_num_tokens, budget or Budget())
 
-    def add(self, batcher: Batcher, decoding: Decoding, *, counted: bool = True) -> Stream:
+    def add(
+        self, batcher: Batcher, decoding: Decoding, *, counted: bool = True, salt: str = ""
+    ) -> Stream:
         """Let a batcher decode one more sequence, with the limits of the run's speculation.
 
-        `counted` adds it to the batcher's counts.
+        `counted` and `salt`: see `Batcher.add`.
         """
         options = self.speculation
         adaptive = isinstance(options, WithLength) and options.draft_length != "fixed"
         most = options.max_concurrency
-        return batcher.add(decoding, adaptive=adaptive, max_concurrency=most, counted=counted)
+        return batcher.add(
+            decoding, adaptive=adaptive, max_concurrency=most, counted=counted, salt=salt
+        )
 
     def decode(
         self,

@@ -61,13 +61,15 @@ class Batcher:
         adaptive: bool = True,
         max_concurrency: int | None = None,
         counted: bool = True,
+        salt: str = "",
     ) -> Stream:
         """Take a new sequence; it starts in the next round.
 
         `adaptive` lets the budget shorten its drafts. With more than `max_concurrency` streams it
-        drafts nothing. `counted` adds it to `counts`.
+        drafts nothing. `counted` adds it to `counts`. Only sequences of the same `salt` share
+        prefixes.
         """
-        lanes = {role: Lane(engine) for role, engine in self.engines.items()}
+        lanes = {role: Lane(engine, salt) for role, engine in self.engines.items()}
         forecast = self.budget.forecast(adaptive, max_concurrency)
         stream = Stream(decoding, lanes, forecast, counted)
         self.streams.append(stream)

@@ -33,7 +33,7 @@ class DeploymentDecoder:
         if request.context_logits:
             decoding = _after_context(request, decoding)
         counted = request.request_id != PROBE_ID
-        return self.deployment.add(self.batcher, decoding, counted=counted)
+        return self.deployment.add(self.batcher, decoding, counted=counted, salt=request.cache_salt)
 
     def remove(self, stream: Stream) -> None:
         """End a stream, wherever it is."""

@@ -32,6 +32,7 @@ class Request:
     bias: tuple[tuple[int, float], ...] = ()  # added to the logits: (token, amount)
     use_draft_logits: bool = False
     context_logits: bool = False  # what the target expects after every token of the prompt
+    cache_salt: str = ""  # only requests of the same salt share KV blocks of their prompts
 
 
 @dataclass
@@ -176,6 +177,7 @@ def load_request(values: dict[str, Any]) -> Request:
         log_probs=values["log_probs"],
         bias=tuple((token, amount) for token, amount in values["bias"]),
         use_draft_logits=values["use_draft_logits"],
+        cache_salt=values["cache_salt"],
     )
 
 

@@ -40,6 +40,7 @@ class Lane:
     """See the module. `follow` first; then `chunk` or `whole`; after the step, `done`."""
 
     engine: LoadedEngine
+    salt: str = ""  # only lanes of the same salt share prefixes
     cache: Cache | None = None
     pending: list[int] = field(default_factory=list)  # tokens without rows; the last is the root
     preempted: bool = False  # it gave its rows back, and waits for room for all of its tokens
@@ -50,7 +51,7 @@ class Lane:
         """Keep the rows that belong to `tokens`, and find the pending ones."""
         limit = len(tokens) - 1
         if self.cache is None:
-            self.cache = self.engine.open(tokens)
+            self.cache = self.engine.open(tokens, self.salt)
             self._kept = list(tokens[: len(self.cache.tokens)])
         common = _common(self._kept, tokens, limit)
         if common < len(self._kept):

@@ -31,6 +31,7 @@ from specpipe.serve.inputs import (
     token_request,
 )
 from specpipe.serve.inputs import Options as Options
+from specpipe.serve.inputs import unshared as unshared
 from specpipe.serve.pieces import Acceptance as Acceptance
 from specpipe.serve.pieces import Generation as Generation
 from specpipe.serve.pieces import Piece as Piece
@@ -211,7 +212,7 @@ def _send(
     connection: Any,
     model: str,
     tensors: list[Any],
-    parameters: dict[str, int],
+    parameters: dict[str, int | str],
     answers: Answers,
 ) -> None:
     """Send one request; responses and errors arrive in `answers`."""

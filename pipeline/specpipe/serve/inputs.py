@@ -1,5 +1,6 @@
 """Converts the options of a request to the tensors and parameters of a model."""
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -35,6 +36,7 @@ class Options:
     stop_words: tuple[str, ...] = ()
     bad_words: tuple[str, ...] = ()
     num_draft_tokens: int | None = None  # the most per step; 0: plain decoding
+    cache_salt: str | None = None  # only requests of the same salt share KV blocks of prompts
 
 
 _KINDS: dict[str, type] = {
@@ -49,7 +51,7 @@ _KINDS: dict[str, type] = {
     "end_id": np.int32,
 }
 _MOST = float(np.finfo(np.float32).max)
-_OF_THEIR_OWN = ("max_tokens", "num_draft_tokens", "end_ids")
+_OF_THEIR_OWN = ("max_tokens", "num_draft_tokens", "end_ids", "cache_salt")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,18 @@ class ModelRequest:
 
     model: Model
     inputs: Arrays
-    parameters: dict[str, int]
+    parameters: dict[str, int | str]
+
+
+def unshared(options: Options, model: Model) -> Options:
+    """Return options whose prompt does not find the KV blocks of earlier requests.
+
+    Measurements need it: a prompt that was sent before is not read again. Models without
+    `takes_cache_salt` are not known to share blocks; their options are returned unchanged.
+    """
+    if not model.takes_cache_salt:
+        return options
+    return replace(options, cache_salt=secrets.token_hex(8))
 
 
 def text_request(model: Model, text: str, options: Options, *, stream: bool) -> ModelRequest:
@@ -114,7 +127,7 @@ def _request(
     }  # fmt: skip
     if model.batched:
         inputs = {name: array[None] for name, array in inputs.items()}
-    return ModelRequest(model, inputs, parameters)
+    return ModelRequest(model, inputs, {**parameters, **_salt(model, options.cache_salt)})
 
 
 def _options(model: Model, options: Options) -> Arrays:
@@ -161,6 +174,14 @@ def _end_ids(model: Model, ids: Sequence[int]) -> Arrays:
         raise Unsupported(f"end_ids is {tuple(ids)}: the model {model.name} has no such option")
     words = {stop: word_layout(tuple((token,) for token in ids[1:]))[0]} if ids[1:] else {}
     return {end: np.array([ids[0]], np.int32), **words}
+
+
+def _salt(model: Model, salt: str | None) -> dict[str, str]:
+    if salt is None:
+        return {}
+    if not model.takes_cache_salt:
+        raise Unsupported(f"cache_salt: the model {model.name} does not separate prompts by it")
+    return {"cache_salt": salt}
 
 
 def _draft_limit(model: Model, asked: int | None) -> tuple[dict[str, int], dict[str, int]]:

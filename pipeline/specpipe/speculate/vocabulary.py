@@ -43,9 +43,9 @@ class InVocabulary:
         """The use of the KV pool; see `LoadedEngine`."""
         return self._engine.pool_usage
 
-    def open(self, tokens: Sequence[int] = ()) -> Cache:
+    def open(self, tokens: Sequence[int] = (), salt: str = "") -> Cache:
         """Open a sequence; see `LoadedEngine`."""
-        return self._engine.open(self._known(np.asarray(tokens, np.int64)).tolist())
+        return self._engine.open(self._known(np.asarray(tokens, np.int64)).tolist(), salt)
 
     def fits(self, items: Sequence[Item]) -> bool:
         """Tell whether there is room; see `LoadedEngine`."""

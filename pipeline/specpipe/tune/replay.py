@@ -119,7 +119,7 @@ class _Recorded:
     def pool_usage(self) -> PoolUsage:
         return PoolUsage()
 
-    def open(self, tokens: Sequence[int] = ()) -> _Rows:
+    def open(self, tokens: Sequence[int] = (), salt: str = "") -> _Rows:
         return _Rows([])
 
     def fits(self, items: Sequence[Item]) -> bool:

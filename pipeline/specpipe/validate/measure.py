@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from specpipe.config.run_config import ValidateOptions
 from specpipe.core.endpoint import Model
 from specpipe.core.errors import StageFailed
-from specpipe.serve.client import Client, Generation, Options, Piece
+from specpipe.serve.client import Client, Generation, Options, Piece, unshared
 from specpipe.validate.arms import ServedArm
 from specpipe.validate.questions import Question, Questions
 from specpipe.validate.trials import (
@@ -64,6 +64,8 @@ def ask_server(
 ) -> list[Trial]:
     """Send every prompt through every arm `repeats` times, as users send it; the arms take turns.
 
+    Every request reads its prompt as a whole: the prefix cache would favour the later arm.
+
     An uncounted request warms every arm up, and opens the channel that the others use. Raises
     Unavailable or StageFailed if the server cannot be reached or dies.
     """
@@ -87,6 +89,7 @@ def ask_front(client: Client, model: str, question: Question, max_tokens: int) -
 
 def _ask(client: Client, arm: ServedArm, number: int, question: Question, most: int) -> Trial:
     options = Options(max_tokens=most, num_draft_tokens=arm.num_draft_tokens)
+    options = unshared(options, client.endpoint.text)
     try:
         pieces = list(_pieces(client, question.text, options))
         answer = client.collect(iter(pieces))

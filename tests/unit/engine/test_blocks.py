@@ -205,6 +205,19 @@ def test_a_block_after_other_tokens_is_not_found() -> None:
     assert bench.pool.open([*text(32, 32), 0]).length == 0
 
 
+def test_caches_of_different_salts_share_no_block() -> None:
+    bench = Bench(8)
+    for salt in ("", "a", "b"):
+        cache = bench.pool.open(text(70), salt)
+        assert cache.length == 0
+        cache.release()
+        cache = bench.pool.open((), salt)
+        bench.write(cache, text(70))
+        cache.keep(np.arange(70))
+        cache.release()
+        assert bench.pool.open([*text(70), 0], salt).length == 64
+
+
 def test_a_block_with_rejected_rows_is_not_found() -> None:
     bench = Bench(8)
     cache = bench.holding(text(30))

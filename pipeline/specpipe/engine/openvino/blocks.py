@@ -66,22 +66,23 @@ class BlockPool:
         """Count the blocks with users."""
         return len(self._users) - self.free
 
-    def open(self, tokens: Sequence[int] = ()) -> "BlockCache":
+    def open(self, tokens: Sequence[int] = (), salt: str = "") -> "BlockCache":
         """Return a cache that keeps the longest known prefix of `tokens` in whole blocks.
 
-        The last token is never part of the prefix.
+        The last token is never part of the prefix. Caches of different salts share no blocks: the
+        salt is part of the first block's content, and every other block follows its parent.
         """
         whole = max(0, len(tokens) - 1) // BLOCK
         found: list[int] = []
         parent: PrefixEntry | None = None
         for number in range(whole):
-            parent = self._index.find(parent, _bytes(tokens, number))
+            parent = self._index.find(parent, _bytes(tokens, number, salt))
             if parent is None:
                 break
             found.append(parent.block)
         self.queries += len(tokens)
         self.hits += len(found) * BLOCK
-        return BlockCache(self, found, list(tokens[: len(found) * BLOCK]))
+        return BlockCache(self, found, list(tokens[: len(found) * BLOCK]), salt)
 
     def fits(self, needs: Sequence[tuple["BlockCache", int]]) -> bool:
         """Tell whether `reserve` succeeds for all `needs` in this order: caches and their rows."""
@@ -132,7 +133,7 @@ class BlockPool:
         parent = self._index.at(cache.blocks[number - 1]) if number else None
         if not self._prefix_cache or (number and parent is None):
             return
-        block, tokens = cache.blocks[number], _bytes(cache.tokens, number)
+        block, tokens = cache.blocks[number], _bytes(cache.tokens, number, cache.salt)
         key = self._index.key(parent, tokens)
         known = self._index.get(key)
         if known is not None and known.matches(parent, tokens):
@@ -192,8 +193,11 @@ class BlockPool:
 class BlockCache:
     """The rows of one sequence. Rows after the kept ones are garbage, except the last step's."""
 
-    def __init__(self, pool: BlockPool, blocks: list[int], tokens: list[int]) -> None:
+    def __init__(
+        self, pool: BlockPool, blocks: list[int], tokens: list[int], salt: str = ""
+    ) -> None:
         """Use `blocks`, which hold the rows of `tokens`; see `BlockPool.open`."""
+        self.salt = salt
         self.tokens = tokens  # kept
         self.blocks = blocks
         self.fresh = _NO_ROWS  # the tokens of the last step's rows, which follow the kept ones
@@ -239,7 +243,7 @@ class BlockCache:
         The rows of the last step stay with this cache only.
         """
         tokens = self.tokens[:length]
-        return BlockCache(self._pool, self.blocks[: _count(len(tokens))], tokens)
+        return BlockCache(self._pool, self.blocks[: _count(len(tokens))], tokens, self.salt)
 
     def forget_step(self, rows: int = 0) -> None:
         """Forget the rows of the last step; give back blocks beyond the kept rows and `rows` more.
@@ -277,6 +281,7 @@ def _count(rows: int) -> int:
     return -(-rows // BLOCK)
 
 
-def _bytes(tokens: Sequence[int], number: int) -> bytes:
-    """Return the tokens of one block as bytes."""
-    return np.array(tokens[number * BLOCK : (number + 1) * BLOCK], np.int64).tobytes()
+def _bytes(tokens: Sequence[int], number: int, salt: str) -> bytes:
+    """Return the tokens of one block as bytes; those of the first block follow the salt."""
+    block = np.array(tokens[number * BLOCK : (number + 1) * BLOCK], np.int64).tobytes()
+    return block if number else salt.encode() + block

@@ -21,7 +21,13 @@ def describe(serving: Serving) -> Endpoint:
     limit = None
     if serving.method != "none":
         limit = DraftLimit("parameter", serving.num_draft_tokens, serving.any_number)
-    tokens = Model("tensorrt_llm", TOKENS, speculates=limit is not None, draft_limit=limit)
+    tokens = Model(
+        "tensorrt_llm",
+        TOKENS,
+        speculates=limit is not None,
+        draft_limit=limit,
+        takes_cache_salt=True,
+    )
     endpoint = upstream_endpoint(tokens, limit, streams=serving.streams)
     return replace(endpoint, tokens=_with_context_logits(tokens))
 

@@ -93,9 +93,9 @@ class OpenVinoEngine:
         pool = self.pool
         return PoolUsage(pool.used + pool.free, pool.used)
 
-    def open(self, tokens: Sequence[int] = ()) -> BlockCache:
+    def open(self, tokens: Sequence[int] = (), salt: str = "") -> BlockCache:
         """See `LoadedEngine`."""
-        return self.pool.open(tokens)
+        return self.pool.open(tokens, salt)
 
     def fits(self, items: Sequence[Item]) -> bool:
         """See `LoadedEngine`."""

@@ -130,6 +130,7 @@ class TritonPythonModel:
             ),
             log_probs=requests.flag(tensors, "return_log_probs"),
             context_logits=wants_context,
+            cache_salt=requests.cache_salt(triton.request_parameters(request)),
         )
 
 

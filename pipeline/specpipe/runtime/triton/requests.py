@@ -69,6 +69,7 @@ SINGLE_VALUED = {  # tensors with one supported value, and the meaning of other 
 
 NOTHING: frozenset[str] = frozenset()
 BIAS = frozenset({"embedding_bias_words", "embedding_bias_weights"})
+MOST_SALT = 256  # characters
 MOST_BIAS = 1e9  # either way; more than that is of no use, and may overflow when words add up
 
 
@@ -126,6 +127,16 @@ def draft_limit(tensors: Tensors, parameters: Mapping[str, Any]) -> int | None:
     value = parameters.get("num_draft_tokens")
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
         raise ConfigError(f"the parameter num_draft_tokens is {value!r}: must be a whole number")
+    return value
+
+
+def cache_salt(parameters: Mapping[str, Any]) -> str:
+    """Return the request parameter `cache_salt`; raises ConfigError if it is no short text."""
+    value = parameters.get("cache_salt", "")
+    if not isinstance(value, str) or len(value) > MOST_SALT:
+        raise ConfigError(
+            f"the parameter cache_salt must be a text of at most {MOST_SALT} characters"
+        )
     return value
 
 

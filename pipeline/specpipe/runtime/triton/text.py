@@ -94,6 +94,7 @@ class TritonPythonModel:
             log_probs="return_log_probs" in asked.wants,
             bias=self._tokenizer.bias(asked.bias),
             use_draft_logits=asked.use_draft_logits,
+            cache_salt=requests.cache_salt(parameters),
         )
         answer = TextAnswer(responder, asked, self._tokenizer, ids, sampling.end_ids)
         try:
