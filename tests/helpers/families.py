@@ -21,6 +21,10 @@ QWEN_MOE = {
     "shared_expert_intermediate_size": 48,
 }  # fmt: skip
 QWEN3_MOE = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+GEMMA3 = {
+    "layer_types": ["sliding_attention", "full_attention"], "rope_theta": 1e6,
+    "rope_local_base_freq": 500.0,
+}  # fmt: skip
 FALCON_RW = {"alibi": True, "bias": True, "parallel_attn": False, "multi_query": False}
 WINDOW = {"sliding_window": 20}
 GRANITE = {
@@ -70,6 +74,7 @@ class World:
     variants: dict[str, dict[str, Any]]
     rewrite: Callable[[Path], None] | None = None  # turns what transformers wrote into the family's
     written: dict[str, Any] = field(default_factory=dict)  # keys of config.json that it writes
+    config: str = ""  # class of its config; by default the model's
 
 
 def _as_internlm2(folder: Path) -> None:
@@ -238,6 +243,15 @@ WORLDS: dict[str, World] = {
             "window": {"use_sliding_window": True, **WINDOW},
         },
     ),
+    "Gemma3ForCausalLM": World(
+        "Gemma3",
+        {**GROUPED, "head_dim": 24, "query_pre_attn_scalar": 20, "tie_word_embeddings": True},
+        {
+            "window": {**GEMMA3, **WINDOW, "final_logit_softcapping": 3.0},
+            "linear rope": {**GEMMA3, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        },
+        config="Gemma3TextConfig",
+    ),
     "InternLM2ForCausalLM": World("Llama", GROUPED, {"plain": {}}, _as_internlm2, INTERNLM2),
 }
 
@@ -251,7 +265,7 @@ def _config(architecture: str, variant: str, **changes: Any) -> Any:
         "vocab_size": len(tokenizer) + 8, "bos_token_id": None, "pad_token_id": None,
         "eos_token_id": tokenizer.eos_token_id, **world.sizes, **world.variants[variant], **changes,
     }  # fmt: skip
-    return getattr(transformers, f"{world.model}Config")(**values)
+    return getattr(transformers, world.config or f"{world.model}Config")(**values)
 
 
 @cache

@@ -528,7 +528,7 @@ MUTANTS: dict[str, Mutant] = {
         (_FAMILIES, "-k", "rw"),
     ),
     "whole heads rotated": Mutant(
-        "specpipe.engine.openvino.load:rope_table",
+        "specpipe.engine.openvino.rope:rope_table",
         turns_heads_by_their_size,
         (_FAMILIES, "-k", "share"),
     ),

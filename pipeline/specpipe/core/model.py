@@ -49,6 +49,8 @@ class Arithmetic:
     logit_scale: float = 1.0
     shared_expert_gate: bool = False  # a sigmoid gate weighs the shared expert
     unrotated_layers: tuple[int, ...] = ()  # of a rotary model, those without positions
+    local_layers: tuple[int, ...] = ()  # those that rotate by another base, without scaling
+    local_rotary_base: float = 0.0  # that base
     sliding_windows: tuple[int, ...] = ()  # of every layer, 0: sees all; empty: no layer has one
 
 

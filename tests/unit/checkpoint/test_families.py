@@ -83,6 +83,10 @@ UPSTREAM_KEYS = {  # read by TensorRT-LLM's classes in addition to the common ke
         "inter_layernorms", "query_pre_attn_scalar", "attn_logit_softcapping",
         "final_logit_softcapping",
     },
+    "Gemma3ForCausalLM": {
+        "inter_layernorms", "query_pre_attn_scalar", "_sliding_window_pattern",
+        "rope_local_base_freq", "sliding_window",
+    },
     "PhiForCausalLM": {"rotary_pct", "rotary_base", "rotary_scaling"},
     "Phi3ForCausalLM": {"rotary_pct", "rotary_base", "rotary_scaling"},
     "GPT2LMHeadModel": {"gpt_variant", "bias", "q_scaling", "inner_layernorm"},
@@ -298,6 +302,8 @@ PUBLISHED = [  # models as their owners published them, and how many parameters 
          "num_experts_per_tok": 8, "moe_intermediate_size": 768},
         30_532_122_624,
     ),
+    ("Gemma3ForCausalLM", {**llama_like(26, 1152, 4, 1, 6912, 262144), "head_dim": 256},
+     999_885_952),
 ]  # fmt: skip
 
 

@@ -39,6 +39,7 @@ FAMILIES: dict[str, str] = {  # HF `architectures[0]` -> module:attribute
     "Olmo2ForCausalLM": "specpipe.checkpoint.families.olmo2:FAMILY",
     "SmolLM3ForCausalLM": "specpipe.checkpoint.families.smollm3:FAMILY",
     "Qwen3MoeForCausalLM": "specpipe.checkpoint.families.qwen3_moe:FAMILY",
+    "Gemma3ForCausalLM": "specpipe.checkpoint.families.gemma3:FAMILY",
 }
 
 MODEL_TYPES = {  # of transformers -> its architecture, for a config.json without `architectures`
@@ -61,6 +62,7 @@ MODEL_TYPES = {  # of transformers -> its architecture, for a config.json withou
     "olmo2": "Olmo2ForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
 }
 
 # Element types as torch spells them; quantised checkpoints have more than the three of Dtype.

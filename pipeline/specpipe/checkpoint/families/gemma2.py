@@ -44,10 +44,11 @@ def read_config(hf: Keys, dtype: Dtype) -> ModelConfig:
 
 def tensors(model: ModelConfig) -> list[TensorPlan]:
     """List every tensor of a checkpoint, whole, in the order in which it is written."""
-    return add_one(decoder(model, _layer))
+    return add_one(decoder(model, layer))
 
 
-def _layer(model: ModelConfig, ours: str, theirs: str) -> list[TensorPlan]:
+def layer(model: ModelConfig, ours: str, theirs: str) -> list[TensorPlan]:
+    """Plan a layer; queries and keys are normed if the model norms them."""
     return [
         *norm(f"{ours}input_layernorm", f"{theirs}input_layernorm", model),
         *attention(f"{ours}attention", f"{theirs}self_attn", model),

@@ -1,6 +1,6 @@
 """Reads what most architectures spell alike in Hugging Face's config.json."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from specpipe.checkpoint.families.keys import MOST_LAYERS, Keys
 from specpipe.checkpoint.families.rope import KINDS, Rope, read_rope, rotated
@@ -44,13 +44,20 @@ def layer_windows(
     then lists the layers; without it every layer slides.
     """
     size, layers = hf.maybe_whole("sliding_window", least=0), model.num_hidden_layers
-    slides: Iterable[bool] = [True] * layers
-    if sliding is not None:
-        slides = _typed_layers(hf, layers) or map(sliding, range(layers))
+    slides = sliding_layers(hf, layers, sliding)
     if not size or size >= model.max_position_embeddings:
         return ()
     found = tuple(size if slide else 0 for slide in slides)
     return found if any(found) else ()
+
+
+def sliding_layers(
+    hf: Keys, layers: int, sliding: Callable[[int], bool] | None = None
+) -> list[bool]:
+    """Return which layers slide; `sliding` as in `layer_windows`."""
+    if sliding is None:
+        return [True] * layers
+    return _typed_layers(hf, layers) or list(map(sliding, range(layers)))
 
 
 def _typed_layers(hf: Keys, layers: int) -> list[bool]:

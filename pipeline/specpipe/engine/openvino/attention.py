@@ -85,8 +85,10 @@ def _projections(
     key = op.reshape(key, ints(1, -1, kv_heads, size), False)
     query, key = _normed(build, at, query, key, "head")
     if model.rotary_dim and i not in model.arithmetic.unrotated_layers:
-        query = _rotate(query, inputs["cos"], inputs["sin"], model.rotary_dim)
-        key = _rotate(key, inputs["cos"], inputs["sin"], model.rotary_dim)
+        which = "local_" if i in model.arithmetic.local_layers else ""
+        cos, sin = inputs[f"{which}cos"], inputs[f"{which}sin"]
+        query = _rotate(query, cos, sin, model.rotary_dim)
+        key = _rotate(key, cos, sin, model.rotary_dim)
     return _flat(query, heads * size), _flat(key, kv_heads * size), _flat(value, kv_heads * size)
 
 

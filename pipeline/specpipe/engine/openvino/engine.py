@@ -30,7 +30,6 @@ from specpipe.engine.openvino.invariance import RowLimits, find_limits, split
 from specpipe.engine.openvino.masks import padded_arrays
 from specpipe.engine.openvino.memory import drop_mapped_pages
 from specpipe.engine.openvino.network import masked_windows
-from specpipe.engine.openvino.rope import RopeTable
 from specpipe.engine.openvino.storage import KVStorage
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -63,12 +62,12 @@ class OpenVinoEngine:
         self,
         graphs: Graphs,
         model: ModelConfig,
-        table: RopeTable,
+        rope: Mapping[str, Logits],
         max_seq_len: int,
         options: PoolOptions,
     ) -> None:
-        """Reserve the pool and bind it to the graph."""
-        self._graphs, self._model, self._table = graphs, model, table
+        """Reserve the pool and bind it to the graph; `rope` as `rope_inputs` returns it."""
+        self._graphs, self._model, self._rope = graphs, model, rope
         self._max_seq_len = max_seq_len
         self._least = 2 if options.batch_invariant else 1  # rows of a sequence in attention
         self._storage = KVStorage(model, options.blocks, options.kind)
@@ -179,9 +178,9 @@ class OpenVinoEngine:
         # Only scratch nodes can lie beyond the end of the sequence; their position is irrelevant.
         positions = np.minimum(batch.positions, self._max_seq_len - 1)
         feeds: dict[str, NDArray[Any]] = {"tokens": batch.tokens.astype(np.int32)}
-        if "cos" in ports:
-            feeds["cos"] = self._table.cos[positions][None, :, None]
-            feeds["sin"] = self._table.sin[positions][None, :, None]
+        for name, table in self._rope.items():
+            if name in ports:
+                feeds[name] = table[positions][None, :, None]
         if "positions" in ports:
             feeds["positions"] = positions.astype(np.int32)
         if "past_lens" in ports:

@@ -17,7 +17,7 @@ from specpipe.engine.openvino.attention import PAGED, describe_paged
 from specpipe.engine.openvino.blocks import BLOCK
 from specpipe.engine.openvino.engine import Graphs, OpenVinoEngine, PoolOptions
 from specpipe.engine.openvino.precision import Precision
-from specpipe.engine.openvino.rope import rope_table
+from specpipe.engine.openvino.rope import rope_inputs
 
 NETWORK, HEADS, DRAFTER = "openvino_model.xml", "openvino_heads.xml", "openvino_drafter.xml"
 
@@ -49,7 +49,7 @@ def load_engine(folder: Path) -> OpenVinoEngine:
             f"{folder}: the engine cannot be loaded: {error}",
             hint="run `specpipe compile` again",
         ) from error
-    return OpenVinoEngine(graphs, model, rope_table(model, length), length, options)
+    return OpenVinoEngine(graphs, model, rope_inputs(model, length), length, options)
 
 
 def pool_blocks(tokens: int, sequences: int, draft_nodes: int) -> int:

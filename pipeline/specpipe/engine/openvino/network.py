@@ -11,6 +11,7 @@ head size h, L layers.
 
     tokens     [T] int32           rows       [R] int32, indices into the new rows
     cos, sin   [1, T, 1, h]        rotary positions of the rows
+    local_cos, local_sin           the same, for layers with another base
     positions  [T] int32, only for models with learned absolute positions
     past_lens  [B] int32           cached rows
     subsequence_begins    [B + 1]  first row of each sequence, and T
@@ -101,10 +102,11 @@ def masked_windows(model: ModelConfig, max_seq_len: int) -> list[int]:
 
 def _inputs(model: ModelConfig, max_seq_len: int, batch_invariant: bool) -> dict[str, ov.Node]:
     """Return the inputs by name and in order, without the caches."""
-    found = {name: _indices(name) for name in ("tokens", "rows")}
+    found, how = {name: _indices(name) for name in ("tokens", "rows")}, model.arithmetic
     if model.rotary_dim:
         shape = [1, -1, 1, model.head_size]
-        found |= {name: op.parameter(shape, Type.f32, name=name) for name in ("cos", "sin")}
+        names = ("cos", "sin", *(("local_cos", "local_sin") if how.local_layers else ()))
+        found |= {name: op.parameter(shape, Type.f32, name=name) for name in names}
     if model.position_embedding_type == "learned_absolute":
         found["positions"] = _indices("positions")
     masks = [mask_name(w) for w in masked_windows(model, max_seq_len)]

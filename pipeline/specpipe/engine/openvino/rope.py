@@ -4,7 +4,7 @@ Computed in float32 and in transformers' order of operations, so that both agree
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,17 @@ def rope_table(model: ModelConfig, positions: int) -> RopeTable:
         np.pad(np.cos(angles) * factor, rest, constant_values=1),
         np.pad(np.sin(angles) * factor, rest),
     )
+
+
+def rope_inputs(model: ModelConfig, positions: int) -> dict[str, Logits]:
+    """Return the tables [positions, head_size] that rows of the graph's inputs are taken from."""
+    table, how = rope_table(model, positions), model.arithmetic
+    found = {"cos": table.cos, "sin": table.sin}
+    if how.local_layers:
+        local = replace(model, rotary_base=how.local_rotary_base, rotary_scaling=None)
+        table = rope_table(local, positions)
+        found |= {"local_cos": table.cos, "local_sin": table.sin}
+    return found
 
 
 def exact_positions(model: ModelConfig) -> int | None:
