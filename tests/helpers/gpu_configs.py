@@ -48,8 +48,6 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     (MEDUSA, {"engine.pp_size": 2}),
     (MEDUSA, {"engine.backend": "llmapi"}),
     (MEDUSA, MIXTRAL_HEADS | {"engine.dtype": "bfloat16", "speculation.heads": "heads/mixtral"}),
-    ("vicuna13b_medusa_trtllm018", {"target.model": "Qwen/Qwen2-7B-Instruct",
-                                    "speculation.heads": "heads/qwen2"}),
     (REDRAFTER, {"engine.backend": "openvino", "engine.gpu": None, "engine.dtype": "float32",
                  "speculation.greedy_search": False,
                  "target.model": "TinyLlama/TinyLlama-1.1B-Chat-v1.0"}),
@@ -77,6 +75,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
              "target.model": "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "engine.max_seq_len": 2048,
              "engine.max_input_len": 1024}),
     (EAGLE3, {"engine.quantization": "int4_awq"}),
+    (EAGLE3, {"serving.instances": 2}),
     (EAGLE3, {"engine.kv_cache_quantization": "int8"}),
     (EAGLE3, {"engine.tensorrt_llm": "1.3.0rc22"}),
     ("deepseek-v3_mtp_llmapi", {"target.model": "meta-llama/Llama-3.3-70B-Instruct"}),
@@ -98,7 +97,7 @@ def changed(name: str, changes: dict[str, Any], folder: Path) -> Path:
         *sections, key = dotted.split(".")
         section = raw
         for part in sections:
-            section = section[part]
+            section = section.setdefault(part, {})
         if value is None:
             section.pop(key, None)
         else:

@@ -37,6 +37,13 @@ def check_options(config: RunConfig, next_token_layers: int = 0) -> Iterator[Rej
             "use letters, digits and ._/-",
         )
     backend, options = config.engine.backend, config.speculation
+    if backend == "llmapi" and (config.serving.instances or 1) > 1:
+        yield Rejection(
+            f"serving.instances is {config.serving.instances}: backend llmapi serves one instance; "
+            "each would load the model again, and NVIDIA's model wants GPUs for each "
+            "(gpu_device_ids)",
+            "remove serving.instances, and raise engine.max_batch_size",
+        )
     if isinstance(options, MultiToken) and not next_token_layers:
         yield Rejection(
             f"{config.target.model} has no layers for multi-token prediction "

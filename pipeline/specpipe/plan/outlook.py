@@ -6,8 +6,10 @@ from specpipe.config.run_config import EngineOptions, RunConfig
 from specpipe.config.speculation import (
     REWINDING,
     Eagle,
+    Eagle3,
     Lookahead,
     Medusa,
+    MultiToken,
     NoSpeculation,
     ReDrafter,
 )
@@ -16,6 +18,7 @@ from specpipe.core.machine import emulates_bfloat16
 from specpipe.core.model import ModelConfig
 from specpipe.core.trees import TreePath, assumed_accuracy, expected_tokens, supposed_accuracy
 from specpipe.engine.backend import BuildRequest, Footprint
+from specpipe.engine.tensorrt.profiles import profile_of
 from specpipe.plan.gpus import Gpu
 from specpipe.plan.roofline import Assumed, Estimate, Placed, chained_tokens, estimate
 
@@ -70,6 +73,8 @@ def _first_accepted(options: Eagle, tree: Sequence[TreePath], rate: float) -> As
 def engine_notes(config: RunConfig, target: ModelConfig, gpu: Gpu | None) -> Iterator[str]:
     """Yield facts about a run that may surprise but do not forbid it."""
     engine, method = config.engine, config.speculation.method
+    if engine.backend == "llmapi":
+        yield from _sampling_notes(config)
     if engine.backend != "tensorrt":
         return
     if isinstance(config.speculation, Medusa | Eagle):
@@ -98,6 +103,23 @@ def engine_notes(config: RunConfig, target: ModelConfig, gpu: Gpu | None) -> Ite
         yield from _group_notes(target, gpu, engine.kv_cache_quantization)
     if engine.tp_size > 1 and not gpu.nvlink_gbs:
         yield f"{gpu.name} has no NVLink: the {engine.tp_size} ranks communicate over PCIe"
+
+
+def _sampling_notes(config: RunConfig) -> Iterator[str]:
+    """Tell how drafts in the target's own graph follow the sampling options of a request."""
+    profile, method = profile_of(config.engine.tensorrt_llm), config.speculation.method
+    if not isinstance(config.speculation, Eagle3 | MultiToken) or profile.llmapi is None:
+        return
+    if profile.llmapi.samples:
+        yield (
+            f"allow_advanced_sampling lets {method} follow the temperature, top_k and top_p of a "
+            "request; TensorRT-LLM calls it a prototype"
+        )
+    else:
+        yield (
+            f"{method} of TensorRT-LLM {profile.tensorrt_llm} ignores the temperature, top_k, "
+            "top_p and seed of a request; send greedy requests, or use 1.2.1"
+        )
 
 
 def cpu_notes(engine: EngineOptions, kinds: Collection[str]) -> Iterator[str]:

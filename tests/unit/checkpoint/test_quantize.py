@@ -1,6 +1,7 @@
 """Quantised checkpoints: few bits, upstream's names, and the same values on every way back."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from specpipe.checkpoint.quantized import arithmetic as bits
+from specpipe.checkpoint.quantized.calibrate import load_model
 from specpipe.checkpoint.quantized.calibration import Calibration, read_calibration
 from specpipe.checkpoint.quantized.formats import Quantizing
-from specpipe.core.errors import StageFailed
+from specpipe.checkpoint.source import open_source
+from specpipe.core.errors import ConfigError, StageFailed
 from specpipe.core.model import Quantization
 from specpipe.engine.openvino import dequantize
 from specpipe.engine.openvino.weights import map_weights
@@ -233,6 +236,16 @@ def test_fused_layers_share_the_largest_input_and_the_mean_scale() -> None:
 def test_a_layer_that_no_prompt_reached_is_named() -> None:
     with pytest.raises(StageFailed, match="knows no inputs of model.layers.7.mlp.up_proj"):
         Calibration({}, {}, {}).largest_input(["model.layers.7.mlp.up_proj"])
+
+
+def test_a_calibration_prompt_without_tokens_is_named(tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    facts = json.loads((folder / "tokenizer_config.json").read_text())
+    facts.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match="the calibration prompt '' has no tokens"):
+        load_model(open_source(folder), ["hello", ""])
 
 
 def test_conversion_is_repeatable_byte_for_byte(

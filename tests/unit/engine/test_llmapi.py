@@ -22,7 +22,8 @@ DECODING_TYPES = {"1.1.0": _TABLE, "1.2.1": _TABLE, "1.3.0rc22": _LITERALS}
 ARGUMENTS = {"model", "backend", "dtype", "tensor_parallel_size", "pipeline_parallel_size",
              "max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "kv_cache_config",
              "speculative_config", "disable_overlap_scheduler", "revision", "tokenizer_revision"}
-DRAFT_FIELDS = {"max_draft_len", "max_concurrency"}
+DRAFT_FIELDS = {"max_draft_len", "max_concurrency"}  # of `DecodingBaseConfig` in every release
+NEWER_FIELDS = {"1.2.1": {"allow_advanced_sampling"}, "1.3.0rc22": {"allow_advanced_sampling"}}
 FIELDS = {"DraftTarget": {"speculative_model_dir"}, "Draft_Target": {"speculative_model"},
           "Eagle": {"speculative_model_dir"}, "Eagle3": {"speculative_model"},
           "NGram": {"max_matching_ngram_size"}, "MTP": {"num_nextn_predict_layers"}}
@@ -43,12 +44,17 @@ def model_yaml(**changes: object) -> dict:
         ("1.3.0rc22", "draft_model", {"decoding_type": "Draft_Target", "max_draft_len": 4,
                                       "speculative_model": "/models/draft"}),
         ("1.2.1", "eagle3", {"decoding_type": "Eagle", "max_draft_len": 4,
+                             "speculative_model_dir": "/models/draft",
+                             "allow_advanced_sampling": True}),
+        ("1.1.0", "eagle3", {"decoding_type": "Eagle", "max_draft_len": 4,
                              "speculative_model_dir": "/models/draft"}),
         ("1.3.0rc22", "eagle3", {"decoding_type": "Eagle3", "max_draft_len": 4,
-                                 "speculative_model": "/models/draft"}),
+                                 "speculative_model": "/models/draft",
+                                 "allow_advanced_sampling": True}),
         ("1.2.1", "prompt_lookup", {"decoding_type": "NGram", "max_draft_len": 4,
                                     "max_matching_ngram_size": 3}),
-        ("1.2.1", "mtp", {"decoding_type": "MTP", "num_nextn_predict_layers": 4}),
+        ("1.2.1", "mtp", {"decoding_type": "MTP", "num_nextn_predict_layers": 4,
+                          "allow_advanced_sampling": True}),
     ],
 )  # fmt: skip
 def test_a_method_is_spelt_as_its_release_reads_it(
@@ -68,7 +74,8 @@ def test_upstream_knows_every_key_that_is_written(release: str, method: str) -> 
     section = values.get("speculative_config", {})
     kind = section.pop("decoding_type", None)
     assert kind is None or kind in DECODING_TYPES[release]
-    assert set(section) <= DRAFT_FIELDS | FIELDS.get(kind, set())
+    known = DRAFT_FIELDS | NEWER_FIELDS.get(release, set()) | FIELDS.get(kind, set())
+    assert set(section) <= known
 
 
 def test_a_revision_is_that_of_model_and_tokenizer() -> None:

@@ -17,12 +17,12 @@ LLAMA = ModelConfig(
 )  # fmt: skip
 
 
-def said(model: ModelConfig, release: str = "1.2.1", tp_size: int = 1) -> str:
+def said(model: ModelConfig, tp_size: int = 1) -> str:
     request = build_request(
         model, dtype="float16", method="medusa", draft_nodes=7, max_batch_size=4,
         max_input_len=100, max_seq_len=200, gpu="L4", parallel=Parallel(tp_size),
     )  # fmt: skip
-    return " | ".join(str(rejection) for rejection in check_medusa(request, release))
+    return " | ".join(str(rejection) for rejection in check_medusa(request))
 
 
 @pytest.mark.parametrize("architecture", BASES)
@@ -45,10 +45,3 @@ def test_another_base_is_refused_with_what_would_do(architecture: str, words: st
 def test_without_heads_any_base_is_fine() -> None:
     model = replace(LLAMA, architecture="GemmaForCausalLM", num_medusa_heads=0)
     assert said(model, tp_size=3) == ""
-
-
-@pytest.mark.parametrize(("release", "refused"), [("0.18.2", True), ("1.0.0", True),
-                                                  ("1.1.0", False), ("1.2.1", False)])  # fmt: skip
-def test_qwen2_needs_a_release_that_reads_its_config(release: str, refused: bool) -> None:
-    text = said(replace(LLAMA, architecture="Qwen2ForCausalLM"), release)
-    assert ("reads the config of a Qwen2 model" in text) is refused

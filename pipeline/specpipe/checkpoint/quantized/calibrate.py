@@ -17,7 +17,7 @@ from specpipe.checkpoint.quantized.calibration import Calibration
 from specpipe.checkpoint.quantized.formats import CALIBRATED, Quantizing
 from specpipe.checkpoint.source import Source
 from specpipe.checkpoint.tokenizer_files import open_tokenizer
-from specpipe.core.errors import Unsupported
+from specpipe.core.errors import ConfigError, Unsupported
 
 if TYPE_CHECKING:
     import torch
@@ -79,18 +79,15 @@ def calibrate(
 
 
 def load_model(source: Source, prompts: Sequence[str]) -> "tuple[Any, list[torch.Tensor]]":
-    """Return the Hugging Face model, on a GPU if there is one, and each prompt as tokens [1, n]."""
+    """Return the Hugging Face model, on a GPU if there is one, and each prompt as tokens [1, n].
+
+    Raises ConfigError for a prompt without tokens.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = (
-        AutoModelForCausalLM.from_pretrained(source.path, torch_dtype="auto", local_files_only=True)
-        .to(device)
-        .eval()
-    )
     tokenizer = open_tokenizer(source).reader
-    tokens = []
+    found = []
     for prompt in prompts[:MOST_PROMPTS]:
         text = prompt
         if tokenizer.chat_template:
@@ -98,8 +95,19 @@ def load_model(source: Source, prompts: Sequence[str]) -> "tuple[Any, list[torch
                 [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
             )
         ids = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
-        tokens.append(torch.tensor([ids[:MOST_TOKENS]], device=device))
-    return model, tokens
+        if not ids:
+            raise ConfigError(
+                f"the calibration prompt {prompt!r} has no tokens",
+                hint="remove it from validate.prompts, the prompts of a calibration",
+            )
+        found.append(ids[:MOST_TOKENS])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = (
+        AutoModelForCausalLM.from_pretrained(source.path, torch_dtype="auto", local_files_only=True)
+        .to(device)
+        .eval()
+    )
+    return model, [torch.tensor([ids], device=device) for ids in found]
 
 
 def _run(model: Any, tokens: "Sequence[torch.Tensor]") -> None:

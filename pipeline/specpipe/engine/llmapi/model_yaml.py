@@ -71,6 +71,8 @@ def _speculative_config(request: BuildRequest, spelling: LlmApi) -> Section:
     limit: Section = {"max_draft_len": options.num_draft_tokens}
     if options.max_concurrency is not None:
         limit["max_concurrency"] = options.max_concurrency
+    # Else TensorRT-LLM samples greedily, whatever a request asks for, and does not tell.
+    sampling: Section = {"allow_advanced_sampling": True} if spelling.samples else {}
     draft: Section = {spelling.draft_key: request.sources.get("draft", "")}
     longest = options.max_matching_ngram_size if isinstance(options, PromptLookup) else 0
     sections: dict[str, Section] = {
@@ -81,7 +83,11 @@ def _speculative_config(request: BuildRequest, spelling: LlmApi) -> Section:
             **limit,
             "max_matching_ngram_size": longest,
         },
-        "eagle3": {"decoding_type": spelling.eagle3, **limit, **draft},
-        "mtp": {"decoding_type": "MTP", "num_nextn_predict_layers": options.num_draft_tokens},
+        "eagle3": {"decoding_type": spelling.eagle3, **limit, **draft, **sampling},
+        "mtp": {
+            "decoding_type": "MTP",
+            "num_nextn_predict_layers": options.num_draft_tokens,
+            **sampling,
+        },
     }
     return sections[options.method]

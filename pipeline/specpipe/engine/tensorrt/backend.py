@@ -35,7 +35,7 @@ class TensorRtBackend:
             *check.check_quantization(request, profile),
             *check.check_model(request, profile),
             *check.check_method(request),
-            *check_medusa(request, profile.tensorrt_llm),
+            *check_medusa(request),
             *check_redrafter(request, profile.tensorrt_llm),
             *check_eagle(request),
             *check.check_ranks(request),

@@ -1,6 +1,8 @@
 """Requirements of TensorRT-LLM's Medusa engines for a target: `tensorrt_llm/models/medusa`.
 
-Taken from the sources of TensorRT-LLM 0.17 and 1.x; nothing here was run on a GPU.
+Taken from the sources of TensorRT-LLM 0.17 and 1.x; nothing here was run on a GPU. The class of
+0.17 takes a Qwen2 target for a Llama model with biases of query, key and value, which computes the
+same.
 """
 
 from specpipe.core.errors import Rejection
@@ -10,15 +12,15 @@ BASES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 _OTHER_WAYS = "use method: draft_model or lookahead, or backend: openvino"
 
 
-def check_medusa(request: BuildRequest, release: str) -> list[Rejection]:
+def check_medusa(request: BuildRequest) -> list[Rejection]:
     """Return every reason why a target with Medusa heads cannot be built as a Medusa engine.
 
-    Empty without heads. `release` is a TensorRT-LLM release, such as `1.2.1`.
+    Empty without heads.
     """
     if not request.model.num_medusa_heads:
         return []
     return [
-        *_check_base(request.model.architecture, release),
+        *_check_base(request.model.architecture),
         *_check_stages(request.engine.parallel.pp_size),
     ]
 
@@ -36,7 +38,7 @@ def _check_stages(pp_size: int) -> list[Rejection]:
     ]
 
 
-def _check_base(architecture: str, release: str) -> list[Rejection]:
+def _check_base(architecture: str) -> list[Rejection]:
     if architecture == "MixtralForCausalLM":
         return [
             Rejection(
@@ -53,17 +55,4 @@ def _check_base(architecture: str, release: str) -> list[Rejection]:
                 _OTHER_WAYS,
             )
         ]
-    if architecture == "Qwen2ForCausalLM" and _numbers(release) < (1, 1):
-        return [
-            Rejection(
-                f"TensorRT-LLM {release} reads the config of a Qwen2 model with Medusa heads as "
-                "that of a Llama model",
-                "set engine.tensorrt_llm to 1.2.1, or use backend: openvino",
-            )
-        ]
     return []
-
-
-def _numbers(release: str) -> tuple[int, ...]:
-    """Return the first two numbers of a release."""
-    return tuple(int(part) for part in release.split(".")[:2])

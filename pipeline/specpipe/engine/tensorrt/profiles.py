@@ -7,7 +7,7 @@ notes. Nothing here was run on a GPU.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from specpipe.core.errors import Rejection
 
@@ -23,11 +23,13 @@ class LlmApi:
     draft_target: str
     eagle3: str
     draft_key: str  # the key that names the draft's folder
+    samples: bool = True  # eagle3 and mtp follow sampling options, by `allow_advanced_sampling`
 
 
 # Up to 1.2.1 these are the keys of a table in `DecodingBaseConfig.from_dict` (1.2.1 also accepts
 # `speculative_model` for the draft's folder). In 1.3 they are Literals of pydantic records.
 _TABLE = LlmApi("DraftTarget", "Eagle", "speculative_model_dir")
+_OLD_TABLE = replace(_TABLE, samples=False)  # 1.1.0 forbids the key
 _LITERALS = LlmApi("Draft_Target", "Eagle3", "speculative_model")
 
 
@@ -86,7 +88,7 @@ PROFILES = (
         tags=("26.02", "26.01", "25.12"),
         methods=(),
         sms=(*_AMPERE_TO_HOPPER, 100, 103, 120),
-        llmapi=_TABLE,
+        llmapi=_OLD_TABLE,
         llmapi_methods=_LLMAPI_METHODS,
     ),
     Profile(
