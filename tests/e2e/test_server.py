@@ -309,7 +309,8 @@ def test_prompts_of_different_salts_share_no_kv_blocks(server: Served) -> None:
 @pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls", "tensorrt_llm"])
 @pytest.mark.parametrize("salt", [5, "x" * 257])
 def test_a_salt_is_a_short_text(model: str, salt: object, server: Served) -> None:
-    values = token_request(server) if model == "tensorrt_llm" else asked()
+    tokens = token_request(server, request_output_len=2)
+    values = tokens if model == "tensorrt_llm" else asked()
     error = raw.stream(server.url, model, values, parameters={"cache_salt": salt})[-1]
     assert isinstance(error, Exception) and "cache_salt must be a text" in error.message()
 
