@@ -187,8 +187,10 @@ def _explain(error: Exception) -> tuple[str, str]:
     """Return what an exception of huggingface_hub means, and a hint."""
     from huggingface_hub import constants, errors
 
+    if isinstance(error, errors.LocalEntryNotFoundError):  # a ValueError before huggingface_hub 1
+        return _explain_silence(offline=constants.HF_HUB_OFFLINE)
     for kind, problem, hint in _refusals():
-        if isinstance(error, kind) and not isinstance(error, errors.LocalEntryNotFoundError):
+        if isinstance(error, kind):
             return f"{constants.ENDPOINT} {problem}", hint
     first = (str(error).splitlines() or [type(error).__name__])[0]
     if isinstance(error, errors.HfHubHTTPError | ValueError):

@@ -59,7 +59,7 @@ def test_the_flag_counts_for_older_files_too(tmp_path: Path) -> None:
 @pytest.fixture
 def mistral(tmp_path: Path) -> Path:
     """Return a tokenizer as large as those whose rule transformers replaces, with another rule."""
-    folder = SHAPES["GPT-2"].write(tmp_path / "model")
+    folder = SHAPES["Llama 3"].write(tmp_path / "model")
     values = read(folder / "tokenizer.json")
     vocabulary = values["model"]["vocab"]
     first = max(*vocabulary.values(), *(t["id"] for t in values["added_tokens"])) + 1
