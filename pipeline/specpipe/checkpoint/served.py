@@ -8,7 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from specpipe.checkpoint.families import HfConfig, architecture_of, read_facts
+from specpipe.checkpoint.families import (
+    HfConfig,
+    architecture_of,
+    read_facts,
+    require_generator,
+)
 from specpipe.checkpoint.families.keys import MOST, is_number, is_whole
 from specpipe.checkpoint.families.rope import ORIGINAL
 from specpipe.checkpoint.source import Source
@@ -25,7 +30,12 @@ _SPELT = {
     "num_key_value_heads": ("num_key_value_heads", "num_kv_heads", "multi_query_group_num"),
     "head_size": ("head_dim", "kv_channels"),
     "vocab_size": ("vocab_size", "padded_vocab_size"),
-    "max_position_embeddings": ("max_position_embeddings", "n_positions", "max_seq_len"),
+    "max_position_embeddings": (
+        "max_position_embeddings",
+        "n_positions",
+        "max_seq_len",
+        "seq_length",
+    ),
 }
 
 
@@ -45,9 +55,11 @@ def read_served(
 
     The bytes count in the place of the parameters where those do not tell the memory: quantised
     weights, models that are more than their text, architectures that are not known here. Raises
-    ConfigError for wrong values of an architecture that is known.
+    ConfigError for wrong values of an architecture that is known, and for models that generate no
+    text.
     """
     text, name = text_config(config), architecture_of(config, file)
+    require_generator(config, name, file)
     layers = count_of(text, "num_nextn_predict_layers")
     stored = stored_bytes(source) if source else 0
     try:

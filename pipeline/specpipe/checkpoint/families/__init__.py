@@ -65,6 +65,14 @@ MODEL_TYPES = {  # of transformers -> its architecture, for a config.json withou
     "gemma3_text": "Gemma3ForCausalLM",
 }
 
+_FORMER_TYPES = ("RefinedWeb", "RefinedWebModel")  # of Falcon, before transformers had it
+_NO_GENERATORS = (
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForRewardModel",
+    "ForMaskedLM",
+)
+
 # Element types as torch spells them; quantised checkpoints have more than the three of Dtype.
 StoredDtype = Literal["float32", "float16", "bfloat16", "float8_e4m3fn", "int8", "uint8"]
 HfConfig = Mapping[str, Any]  # config.json as parsed; a family reads it as `Keys`
@@ -137,10 +145,11 @@ CONFIG = Path("config.json")
 def find_family(config: HfConfig, file: Path = CONFIG) -> Family:
     """Return the family of a parsed HF config.json.
 
-    Raises Unsupported for an architecture without an entry in `FAMILIES`, and what
-    `architecture_of` raises.
+    Raises Unsupported for an architecture without an entry in `FAMILIES`, or for a model that only
+    borrows its name, and what `architecture_of` and `require_generator` raise.
     """
     name = architecture_of(config, file)
+    require_generator(config, name, file)
     if name not in FAMILIES:
         raise Unsupported(
             f"the architecture {name} has no converter ({file})",
@@ -149,7 +158,33 @@ def find_family(config: HfConfig, file: Path = CONFIG) -> Family:
         )
     module, attribute = FAMILIES[name].split(":")
     family: Family = getattr(importlib.import_module(module), attribute)
+    _require_own_type(config, name, file)
     return family
+
+
+def require_generator(config: HfConfig, name: str, file: Path = CONFIG) -> None:
+    """Raise ConfigError for a model that generates no text: a classifier, one for embeddings."""
+    sentence = ""
+    if name.endswith(_NO_GENERATORS):
+        sentence = f"{name} generates no text: it classifies or embeds what it reads"
+    elif config.get("is_causal") is False:
+        sentence = (
+            "'is_causal' is false: every token attends to the tokens after it, as in a model for "
+            "embeddings, which generates no text"
+        )
+    if sentence:
+        raise ConfigError(f"{file}: {sentence}", hint="give a model for text generation")
+
+
+def _require_own_type(config: HfConfig, name: str, file: Path) -> None:
+    """Raise Unsupported for a config of other code than the class that it names."""
+    kind = config.get("model_type")
+    if kind is not None and kind not in MODEL_TYPES and kind not in _FORMER_TYPES:
+        raise Unsupported(
+            f"{file}: 'model_type' is {kind!r}, which is not that of {name}: it names code of the "
+            "model's own, with other keys",
+            hint="use a release of the model in transformers' format, or engine.backend: llmapi",
+        )
 
 
 def architecture_of(config: HfConfig, file: Path = CONFIG) -> str:

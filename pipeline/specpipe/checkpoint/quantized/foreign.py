@@ -56,7 +56,8 @@ def find_foreign(source: Source) -> Foreign | None:
     if method not in _INT4:
         raise Unsupported(
             f"{source.path}: quantised by {method!r}, which cannot be read",
-            hint="known: awq (gemm), gptq (version 1), modelopt (FP8); or use the 16-bit model",
+            hint="known: awq (gemm), gptq (version 1), modelopt (FP8); or use the 16-bit model, or "
+            "engine.backend: llmapi, with which TensorRT-LLM reads the checkpoint",
         )
     version = facts.get("version", "gemm") if method == "awq" else facts.get(
         "checkpoint_format", "gptq"
@@ -124,7 +125,8 @@ def _modelopt(facts: Mapping[str, Any], source: Source) -> Foreign:
         raise Unsupported(
             f"{source.path}: Model-Optimizer's {facts.get('quant_algo')} with KV cache "
             f"{facts.get('kv_cache_quant_algo')} cannot be read",
-            hint="known: FP8; or quantise the 16-bit model with engine.quantization",
+            hint="known: FP8; or quantise the 16-bit model with engine.quantization, or use "
+            "engine.backend: llmapi, with which TensorRT-LLM reads the checkpoint",
         )
     return Foreign("modelopt_fp8", 0, "fp8" if facts.get("kv_cache_quant_algo") else "none")
 
