@@ -46,7 +46,7 @@ from specpipe.plan.plan import (
 from specpipe.plan.resolve import Resolved, resolve
 from specpipe.plan.sizing import Sizing, choose_ranks, measure, ways_to_fit
 from specpipe.plan.temporary import temporary_notes
-from specpipe.plan.unknown import check_unknown, unknown_notes
+from specpipe.plan.unknown import check_unknown, class_notes, unknown_notes
 from specpipe.runtime.assembly import describe_endpoint, load_backend
 
 
@@ -111,7 +111,7 @@ def _plan_run(config: RunConfig, workspace: Workspace, opened: OpenedModels) -> 
         gaps=tuple(check_calibration(config.engine, found.sources.values())),
         notes=(
             *found.notes,
-            *(unknown_notes(found.models) if found.outlined else ()),
+            *(unknown_notes(found.models) if found.outlined else class_notes(config, found.models)),
             *notes(differing, own_loop=own_loop),
             *engine_notes(config, found.models["target"], gpu),
             *cpu_notes(config.engine, cpu_kinds()),

@@ -1,4 +1,4 @@
-"""What a plan can tell of a model whose architecture specpipe does not know."""
+"""What a plan can tell of a model whose architecture specpipe or TensorRT-LLM may not know."""
 
 from collections.abc import Iterator, Mapping
 
@@ -6,6 +6,7 @@ from specpipe.config.run_config import EngineOptions, RunConfig
 from specpipe.core.contracts import Role
 from specpipe.core.errors import Rejection
 from specpipe.core.model import ModelConfig
+from specpipe.engine.llmapi.architectures import ARCHITECTURES
 from specpipe.plan.gpus import Gpu
 from specpipe.plan.memory import RESERVE
 
@@ -40,6 +41,18 @@ def unknown_notes(models: Mapping[Role, ModelConfig]) -> Iterator[str]:
         f"{_who(models)}; {weights}whether it fits with its KV cache, and whether "
         "TensorRT-LLM serves it, is not known here"
     )
+
+
+def class_notes(config: RunConfig, models: Mapping[Role, ModelConfig]) -> Iterator[str]:
+    """Yield the architectures that are known here, and perhaps not to TensorRT-LLM's LLM API."""
+    if config.engine.backend != "llmapi":
+        return
+    for name in dict.fromkeys(model.architecture for model in models.values()):
+        if name not in ARCHITECTURES:
+            yield (
+                f"TensorRT-LLM's LLM API may have no class for {name}: its sources of late 2025 "
+                "have none; try the model with it first, or use another backend"
+            )
 
 
 def _who(models: Mapping[Role, ModelConfig]) -> str:

@@ -127,3 +127,12 @@ def test_any_value_in_an_unknown_config_is_planned(name: str) -> None:
     for key, wrong in with_wrong_values(facts):
         if key not in ("architectures", "model_type"):
             assert not read_served(wrong, "bfloat16", FILE).is_known
+
+
+def test_a_class_that_the_llm_api_may_lack_is_noted(planned: Plans) -> None:
+    """Its sizes are known here, so nothing else would tell."""
+    noted = "TensorRT-LLM's LLM API may have no class for "
+    neox = config_of("GPTNeoXForCausalLM", next(iter(WORLDS["GPTNeoXForCausalLM"].variants)))
+    plan = planned(lambda facts: {**neox, "vocab_size": facts["vocab_size"]}, tp_size=1)
+    assert any(note.startswith(f"{noted}GPTNeoXForCausalLM: ") for note in plan.notes)
+    assert not any(noted in note for note in planned(lambda facts: facts).notes)

@@ -1,0 +1,38 @@
+"""The architectures for which TensorRT-LLM's LLM API has a class of its own (`backend: pytorch`).
+
+They are those that `tensorrt_llm/_torch/models/__init__.py` imports in a copy of late 2025, between
+releases 1.1 and 1.2, as far as they answer in text. The lists of single releases could not be read,
+so an architecture that is not here may have a class all the same.
+"""
+
+ARCHITECTURES = frozenset(
+    {
+        "DeciLMForCausalLM",
+        "DeepseekV3ForCausalLM",
+        "Exaone4ForCausalLM",
+        "Gemma3ForCausalLM",
+        "Gemma3ForConditionalGeneration",
+        "GptOssForCausalLM",
+        "HunYuanDenseV1ForCausalLM",
+        "HunYuanMoEV1ForCausalLM",
+        "Llama4ForConditionalGeneration",
+        "LlamaForCausalLM",
+        "LlavaNextForConditionalGeneration",
+        "Mistral3ForConditionalGeneration",
+        "MistralForCausalLM",
+        "MixtralForCausalLM",
+        "MllamaForConditionalGeneration",
+        "NemotronForCausalLM",
+        "NemotronHForCausalLM",
+        "Phi3ForCausalLM",
+        "Phi4MMForCausalLM",
+        "Qwen2ForCausalLM",
+        "Qwen2MoeForCausalLM",
+        "Qwen2VLForConditionalGeneration",
+        "Qwen2_5_VLForConditionalGeneration",
+        "Qwen3ForCausalLM",
+        "Qwen3MoeForCausalLM",
+        "Qwen3NextForCausalLM",
+        "SeedOssForCausalLM",
+    }
+)
