@@ -252,6 +252,11 @@ WORLDS: dict[str, World] = {
         },
         config="Gemma3TextConfig",
     ),
+    "CohereForCausalLM": World(
+        "Cohere",
+        {**GROUPED, "tie_word_embeddings": True, "logit_scale": 0.25},
+        {"plain": {}, "normed": {"use_qk_norm": True, "attention_bias": True}},
+    ),
     "InternLM2ForCausalLM": World("Llama", GROUPED, {"plain": {}}, _as_internlm2, INTERNLM2),
 }
 

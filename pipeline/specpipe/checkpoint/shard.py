@@ -145,12 +145,22 @@ def _qkv_columns(shape: tuple[int, ...], rank: Rank, model: ModelConfig) -> Cut:
 def _head_ranges(size: int, rank: Rank, model: ModelConfig) -> list[Range]:
     """Share out the heads of a dimension that holds all of them, in packed values or in plain."""
     heads, groups, tp = model.num_attention_heads, model.num_key_value_heads, rank.parallel.tp_size
-    first = rank.tp * groups // tp  # with fewer groups than ranks, neighbours hold the same one
-    count = max(groups // tp, 1)
+    first, count = _key_heads(rank, model)
     width = size // (heads + 2 * groups)
     begin, end = _share(heads, tp, rank.tp)
     taken = [(begin, end), *((at + first, at + first + count) for at in (heads, heads + groups))]
     return [(begin * width, end * width) for begin, end in taken]
+
+
+def _keys(shape: tuple[int, ...], rank: Rank, model: ModelConfig) -> Cut:
+    first, count = _key_heads(rank, model)
+    return _along(shape, 0, (first, first + count))
+
+
+def _key_heads(rank: Rank, model: ModelConfig) -> tuple[int, int]:
+    """Return the first KV head of a rank and their number; few are held by several neighbours."""
+    groups, tp = model.num_key_value_heads, rank.parallel.tp_size
+    return rank.tp * groups // tp, max(groups // tp, 1)
 
 
 def _gated(shape: tuple[int, ...], rank: Rank, model: ModelConfig) -> Cut:
@@ -204,6 +214,7 @@ _CUTS: dict[Shard, Cutter] = {
     Shard.ROWS: _rows,
     Shard.COLUMNS: _columns,
     Shard.QKV: _qkv,
+    Shard.KEYS: _keys,
     Shard.QKV_COLUMNS: _qkv_columns,
     Shard.GATED: _gated,
     Shard.HEAD: _head,

@@ -6,14 +6,16 @@ Engines are built from these facts only: no code asks for an architecture by its
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Quantization = Literal["none", "int8", "int4", "fp8", "int4_awq", "int8_sq", "nvfp4"]
 CacheQuantization = Literal["none", "int8", "fp8"]
-Positions = Literal["rope_gpt_neox", "long_rope", "learned_absolute", "alibi_with_scale"]
+# rope_gptj rotates neighbouring values of a head, the other two the halves of it.
+Rotary = Literal["rope_gpt_neox", "rope_gptj", "long_rope"]
+Positions = Rotary | Literal["learned_absolute", "alibi_with_scale"]
 Residual = Literal["sequential", "parallel", "parallel_one_norm"]
-QkNorm = Literal["head", "projection"]
+QkNorm = Literal["head", "own_heads", "projection"]
 
 # Keys that are written only if there is something to say: how their names begin.
 _IF_ANY = ("num_medusa", "moe_", "num_eagle", "max_non_leaves", "eagle_net", "redrafter_is_linear")
@@ -35,14 +37,17 @@ class Arithmetic:
     The defaults mean: as Llama.
     """
 
-    layer_norm: bool = False  # LayerNorm with bias in the place of RMSNorm
+    layer_norm: bool = False  # LayerNorm in the place of RMSNorm
+    norm_bias: bool = True  # of LayerNorm
     gated_mlp: bool = True
     dense_bias: bool = False  # of attention's output projection
     head_bias: bool = False  # of lm_head
     residual: Residual = "sequential"  # parallel: attention and MLP read the same input
     pre_norms: bool = True  # of what attention and the MLP read
     post_norms: bool = False  # attention's and the MLP's output are normed too
-    qk_norm: QkNorm = "head"  # what is normed by itself, if queries and keys are
+    # What is normed by itself, if queries and keys are: heads, with the same weights or with
+    # weights of their own, or all heads together.
+    qk_norm: QkNorm = "head"
     mlp_norm: str = "post_layernorm"  # what the norm before the MLP is called
     embedding_scale: float = 1.0
     residual_scale: float = 1.0  # of what attention and the MLP add to their input
@@ -131,7 +136,7 @@ class ModelConfig:
     @property
     def rotary_dim(self) -> int:
         """Return how many values of a head are rotated; 0 for other kinds of positions."""
-        if self.position_embedding_type not in ("rope_gpt_neox", "long_rope"):
+        if self.position_embedding_type not in get_args(Rotary):
             return 0
         return self.rotary_embedding_dim or self.head_size
 
@@ -144,7 +149,7 @@ class ModelConfig:
     def qk_norm_sizes(self) -> tuple[int, int]:
         """Return how many weights the norms of queries and of keys have."""
         heads = self.num_attention_heads, self.num_key_value_heads
-        query, key = heads if self.arithmetic.qk_norm == "projection" else (1, 1)
+        query, key = (1, 1) if self.arithmetic.qk_norm == "head" else heads
         return query * self.head_size, key * self.head_size
 
     @property
@@ -173,7 +178,7 @@ class ModelConfig:
             how.residual
         ] * how.pre_norms
         norms += 2 * how.post_norms
-        norm = hidden * (2 if how.layer_norm else 1)
+        norm = hidden * (2 if how.layer_norm and how.norm_bias else 1)
         layer = self._attention_parameters() + self._mlp_parameters() + norms * norm
         head = self.vocab_size if how.head_bias else 0
         return tables * hidden + self.num_hidden_layers * layer + norm + head

@@ -87,6 +87,7 @@ UPSTREAM_KEYS = {  # read by TensorRT-LLM's classes in addition to the common ke
         "inter_layernorms", "query_pre_attn_scalar", "_sliding_window_pattern",
         "rope_local_base_freq", "sliding_window",
     },
+    "CohereForCausalLM": {"output_multiplier_scale", "rotary_base", "attn_bias", "qk_layernorm"},
     "PhiForCausalLM": {"rotary_pct", "rotary_base", "rotary_scaling"},
     "Phi3ForCausalLM": {"rotary_pct", "rotary_base", "rotary_scaling"},
     "GPT2LMHeadModel": {"gpt_variant", "bias", "q_scaling", "inner_layernorm"},
@@ -304,6 +305,11 @@ PUBLISHED = [  # models as their owners published them, and how many parameters 
     ),
     ("Gemma3ForCausalLM", {**llama_like(26, 1152, 4, 1, 6912, 262144), "head_dim": 256},
      999_885_952),
+    (
+        "CohereForCausalLM",
+        {**llama_like(40, 8192, 64, 64, 22528, 256000), "rope_theta": 8e6},
+        34_980_831_232,
+    ),
 ]  # fmt: skip
 
 

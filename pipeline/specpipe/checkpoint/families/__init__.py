@@ -40,6 +40,7 @@ FAMILIES: dict[str, str] = {  # HF `architectures[0]` -> module:attribute
     "SmolLM3ForCausalLM": "specpipe.checkpoint.families.smollm3:FAMILY",
     "Qwen3MoeForCausalLM": "specpipe.checkpoint.families.qwen3_moe:FAMILY",
     "Gemma3ForCausalLM": "specpipe.checkpoint.families.gemma3:FAMILY",
+    "CohereForCausalLM": "specpipe.checkpoint.families.cohere:FAMILY",
 }
 
 MODEL_TYPES = {  # of transformers -> its architecture, for a config.json without `architectures`
@@ -63,6 +64,7 @@ MODEL_TYPES = {  # of transformers -> its architecture, for a config.json withou
     "smollm3": "SmolLM3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
+    "cohere": "CohereForCausalLM",
 }
 
 _FORMER_TYPES = ("RefinedWeb", "RefinedWebModel")  # of Falcon, before transformers had it
@@ -91,6 +93,7 @@ class Shard(Enum):
     GATED = auto()  # dimension 0 holds two halves, each cut in T parts
     HEAD = auto()  # rows of the vocabulary, padded with zeros to a multiple of T, in T parts
     EMBEDDING = auto()  # [V, D], held by all ranks unless parallel embedding is asked for
+    KEYS = auto()  # dimension 0 holds the key heads, cut as QKV cuts them
     QKV_COLUMNS = auto()  # dimension 1 as QKV cuts dimension 0
     GATED_COLUMNS = auto()  # dimension 1 as GATED cuts dimension 0
     EXPERTS = auto()  # [E, ..]: experts over the expert ranks, each of them whole

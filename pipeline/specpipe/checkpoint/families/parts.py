@@ -47,7 +47,8 @@ def linear(
 
 def norm(name: str, source: str, model: ModelConfig, size: int | None = None) -> list[TensorPlan]:
     """Plan RMSNorm, or LayerNorm with its bias, as the model norms; of `size` or hidden_size."""
-    ends = ("weight", "bias") if model.arithmetic.layer_norm else ("weight",)
+    how = model.arithmetic
+    ends = ("weight", "bias") if how.layer_norm and how.norm_bias else ("weight",)
     size = size or model.hidden_size
     return [copy(f"{name}.{end}", f"{source}.{end}", size) for end in ends]
 
@@ -64,9 +65,21 @@ def attention(name: str, source: str, model: ModelConfig, out: str = "o_proj") -
     plans = linear(f"{name}.qkv", sources, model.hidden_size, Shard.QKV, bias=model.attn_bias)
     plans += dense(f"{name}.dense", f"{source}.{out}", model)
     if model.qk_layernorm:
-        for letter, size in zip("qk", model.qk_norm_sizes, strict=True):
-            plans += norm(f"{name}.{letter}_layernorm", f"{source}.{letter}_norm", model, size)
+        plans += _qk_norms(name, source, model)
     return plans
+
+
+def _qk_norms(name: str, source: str, model: ModelConfig) -> list[TensorPlan]:
+    ours, theirs = f"{name}.{{}}_layernorm.weight", f"{source}.{{}}_norm.weight"
+    if model.arithmetic.qk_norm == "own_heads":
+        heads = (("q", model.num_attention_heads, Shard.ROWS),
+                 ("k", model.num_key_value_heads, Shard.KEYS))  # fmt: skip
+        return [
+            copy(ours.format(letter), theirs.format(letter), count, model.head_size, shard=shard)
+            for letter, count, shard in heads
+        ]
+    sizes = zip("qk", model.qk_norm_sizes, strict=True)
+    return [copy(ours.format(letter), theirs.format(letter), size) for letter, size in sizes]
 
 
 def fused_attention(

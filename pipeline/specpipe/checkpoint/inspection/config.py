@@ -272,7 +272,7 @@ def _check_drafter(raw: Json) -> Iterator[InspectionFinding]:
 
 def remark_config(raw: Json) -> Iterator[str]:
     """Yield what is worth knowing about config.json, and nothing wrong by itself."""
-    rotary = text(raw, "position_embedding_type") == "rope_gpt_neox"
+    rotary = text(raw, "position_embedding_type") in ("rope_gpt_neox", "rope_gptj")
     if rotary and raw.get("rotary_base") is None:
         yield "config.json has no rotary_base, so TensorRT-LLM assumes 10000"
     if raw.get("head_size") is None:

@@ -11,7 +11,7 @@ import openvino as ov
 from openvino import opset13 as op
 from openvino.op import _PagedAttentionExtension
 
-from specpipe.core.model import ModelConfig, QkNorm
+from specpipe.core.model import ModelConfig
 from specpipe.engine.openvino.ops import Builder, integer, ints
 from specpipe.engine.openvino.padded import padded_attention
 
@@ -80,26 +80,30 @@ def _projections(
         qkv = build.add_bias(qkv, f"{at}qkv.bias")
     widths = ints(heads * size, kv_heads * size, kv_heads * size)
     query, key, value = op.variadic_split(qkv, integer(-1), widths).outputs()
-    query, key = _normed(build, at, query, key, "projection")
+    whole = model.arithmetic.qk_norm == "projection"
+    if model.qk_layernorm and whole:
+        query, key = build.norm(query, f"{at}q_layernorm"), build.norm(key, f"{at}k_layernorm")
     query = op.reshape(query, ints(1, -1, heads, size), False)
     key = op.reshape(key, ints(1, -1, kv_heads, size), False)
-    query, key = _normed(build, at, query, key, "head")
+    if model.qk_layernorm and not whole:
+        query, key = build.norm(query, f"{at}q_layernorm"), build.norm(key, f"{at}k_layernorm")
     if model.rotary_dim and i not in model.arithmetic.unrotated_layers:
         which = "local_" if i in model.arithmetic.local_layers else ""
         cos, sin = inputs[f"{which}cos"], inputs[f"{which}sin"]
-        query = _rotate(query, cos, sin, model.rotary_dim)
-        key = _rotate(key, cos, sin, model.rotary_dim)
+        query, key = (_rotate(_halved(model, x), cos, sin, model.rotary_dim) for x in (query, key))
     return _flat(query, heads * size), _flat(key, kv_heads * size), _flat(value, kv_heads * size)
 
 
-def _normed(
-    build: Builder, at: str, query: ov.Node, key: ov.Node, what: QkNorm
-) -> tuple[ov.Node, ov.Node]:
-    """Norm queries and keys, if the model norms `what` they are here."""
-    model = build.model
-    if not model.qk_layernorm or model.arithmetic.qk_norm != what:
-        return query, key
-    return build.rms_norm(query, f"{at}q_layernorm"), build.rms_norm(key, f"{at}k_layernorm")
+def _halved(model: ModelConfig, x: ov.Node) -> ov.Node:
+    """Return [1, T, n, h] with what is rotated together in the two halves of `rotary_dim`.
+
+    Queries and keys are reordered alike, so their products stay the same.
+    """
+    if model.position_embedding_type != "rope_gptj":
+        return x
+    pairs = np.arange(model.rotary_dim).reshape(-1, 2)
+    order = np.concatenate([pairs.T.reshape(-1), np.arange(model.rotary_dim, model.head_size)])
+    return op.gather(x, op.constant(order), integer(3))
 
 
 def _flat(x: ov.Node, width: int) -> ov.Node:

@@ -57,26 +57,37 @@ class Builder:
         return op.matmul(x, plain(*self.weights.raw(name)), False, True)
 
     def norm(self, x: ov.Node, name: str) -> ov.Node:
-        """Apply the model's norm, LayerNorm or RMSNorm, to the last dimension of [1, n, D]."""
+        """Apply the model's norm, LayerNorm or RMSNorm, to the last dimension.
+
+        Shapes as in `rms_norm`.
+        """
         if self.model.arithmetic.layer_norm:
             return self._layer_norm(x, name)
         return self.rms_norm(x, name)
 
     def rms_norm(self, x: ov.Node, name: str) -> ov.Node:
-        """RMSNorm over the last dimension, of [1, n, D] or of [1, n, heads, h]."""
+        """RMSNorm over the last dimension, of [1, n, D] or of [1, n, heads, h].
+
+        The weights are [D], [h] or [heads, h].
+        """
         one = (1,) * len(_port(x).get_partial_shape())
         mean = op.reduce_mean(op.power(x, scalar(2, one)), ints(-1), True)
         root = op.sqrt(op.add(mean, scalar(self.model.norm_epsilon, one)))
         normed = op.multiply(x, op.divide(scalar(1, one), root))
-        weight = self.weights.float32(f"{name}.weight").reshape(*one[1:], -1)
-        return op.multiply(op.constant(weight), normed)
+        return op.multiply(self._of_norm(f"{name}.weight", len(one)), normed)
 
     def _layer_norm(self, x: ov.Node, name: str) -> ov.Node:
-        epsilon = self.model.norm_epsilon
+        epsilon, rank = self.model.norm_epsilon, len(_port(x).get_partial_shape())
         normed = op.mvn(x, op.constant(np.array([-1], np.int64)), True, epsilon, "inside_sqrt")
-        weight, bias = (self.weights.float32(f"{name}.{end}") for end in ("weight", "bias"))
-        scaled = op.multiply(normed, op.constant(weight.reshape(1, 1, -1)))
-        return op.add(scaled, op.constant(bias.reshape(1, 1, -1)))
+        weighed = op.multiply(normed, self._of_norm(f"{name}.weight", rank))
+        if not self.model.arithmetic.norm_bias:
+            return weighed
+        return op.add(weighed, self._of_norm(f"{name}.bias", rank))
+
+    def _of_norm(self, name: str, rank: int) -> ov.Node:
+        """Return the weights or the bias of a norm, with leading dimensions of 1 up to `rank`."""
+        values = self.weights.float32(name)
+        return op.constant(values.reshape((1,) * (rank - values.ndim) + values.shape))
 
 
 def swish(x: ov.Node) -> ov.Node:
