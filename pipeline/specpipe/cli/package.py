@@ -10,6 +10,7 @@ from specpipe.cli.output import load, say, suggest
 from specpipe.cli.run_stages import run_stages, suggest_command
 
 if TYPE_CHECKING:
+    from specpipe.deploy.deployment import AccessMode
     from specpipe.deploy.write import Platform
 
 
@@ -45,6 +46,19 @@ if TYPE_CHECKING:
     show_default=True,
     help="Namespace whose Prometheus may read the metrics. Needs --deploy kubernetes.",
 )
+@click.option(
+    "--monitoring-release",
+    metavar="NAME",
+    help="Label `release` of PodMonitor and alerts, by which kube-prometheus-stack selects them.",
+)
+@click.option(
+    "--access-mode",
+    type=click.Choice(["ReadWriteMany", "ReadWriteOnce"]),
+    default="ReadWriteMany",
+    show_default=True,
+    help="Of the volume with the models. ReadWriteOnce allows one replica only.",
+)
+@click.option("--storage-class", metavar="NAME", help="Of the volume. Default: the cluster's.")
 @json_option
 def package(
     config_path: Path,
@@ -54,6 +68,9 @@ def package(
     gpus_per_node: int,
     base_image: str | None,
     monitoring_namespace: str,
+    monitoring_release: str | None,
+    access_mode: "AccessMode",
+    storage_class: str | None,
     as_json: bool,
 ) -> None:
     """Write the Triton model repository for the engines.
@@ -70,10 +87,16 @@ def package(
         return
     from specpipe.deploy.stage import DeployOptions, deploy_run
 
-    options = DeployOptions(image, gpus_per_node, base_image, monitoring_namespace)
-    files = deploy_run(run, kind, options)
+    options = DeployOptions(
+        image, gpus_per_node, base_image, monitoring_namespace, monitoring_release, access_mode,
+        storage_class,
+    )  # fmt: skip
+    deployed = deploy_run(run, kind, options)
+    files = deployed.files
     for file in files:
         say(f"wrote {file}")
+    for warning in deployed.warnings:
+        say(f"warning: {warning}")
     for file in files:
         if file.name == "README.md":
             suggest(f"follow {file}", as_json)

@@ -1,11 +1,11 @@
 """The Grafana dashboard: speculation, duration of requests, use of the GPU."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from specpipe.deploy.deployment import Deployment
 
-_TEXTS = "TEXTS"  # stands for the models that clients call
 _WIDTH, _HEIGHT = 8, 8
 
 
@@ -18,75 +18,92 @@ class Panel:
     queries: dict[str, str]
 
 
-def _rate(metric: str, labels: str = "") -> str:
-    return f"sum(rate({metric}{{{labels}}}[$__rate_interval]))"
+def panels(deployment: Deployment, scope: str = "") -> list[Panel]:
+    """Return the diagrams of what a deployment exports.
+
+    `scope` is a matcher of PromQL that every query gets: the series of this deployment.
+    """
+    return [
+        *(_speculation(scope) if deployment.speculates and deployment.has_meters else ()),
+        *(_requests(scope) if deployment.has_meters else ()),
+        _rates(deployment, scope),
+        *(_engine(scope) if deployment.gpus and deployment.has_meters else ()),
+        *(_gpu(scope) if deployment.gpus else ()),
+    ]
 
 
-PANELS = (
-    Panel(
-        "Draft tokens accepted",
-        "percentunit",
-        {
-            "accepted": f"{_rate('specpipe_accepted_draft_tokens_total')} / "
-            f"{_rate('specpipe_draft_tokens_total')}"
-        },
-    ),
-    Panel(
-        "Tokens a step",
-        "none",
-        {"tokens": f"{_rate('specpipe_output_tokens_total')} / {_rate('specpipe_steps_total')}"},
-    ),
-    Panel("Output tokens a second", "none", {"all": _rate("specpipe_output_tokens_total")}),
-    Panel(
-        "Requests in flight",
-        "none",
-        {
-            "clients'": "sum(specpipe_requests_in_flight)",
-            "engine's, {{request_type}}": "sum by (request_type) (nv_trt_llm_request_metrics"
-            '{request_type=~"active|waiting"})',
-        },
-    ),
-    Panel(
-        "Seconds a request",
-        "s",
-        {"mean": f"{_rate('specpipe_request_seconds_total')} / {_rate('specpipe_requests_total')}"},
-    ),
-    Panel(
-        "Requests a second",
-        "reqps",
-        {
-            "all": _rate("specpipe_requests_total"),
-            "failed, {{reason}}": "sum by (reason) (rate(nv_inference_request_failure"
-            f'{{model=~"{_TEXTS}"}}[$__rate_interval]))',
-        },
-    ),
-    Panel(
-        "KV cache used",
-        "percentunit",
-        {
-            "{{model}}": "sum by (model) (nv_trt_llm_kv_cache_block_metrics"
-            '{kv_cache_block_type="used"}) / sum by (model) (nv_trt_llm_kv_cache_block_metrics'
-            '{kv_cache_block_type="max"})'
-        },
-    ),
-    Panel("GPU busy", "percentunit", {"{{gpu_uuid}}": "nv_gpu_utilization"}),
-    Panel("GPU memory", "bytes", {"{{gpu_uuid}}": "nv_gpu_memory_used_bytes"}),
-)
+def _series(metric: str, *matchers: str) -> str:
+    return f"{metric}{{{','.join(filter(None, matchers))}}}"
 
 
-def dashboard(deployment: Deployment) -> dict[str, Any]:
-    """Return the dashboard of one deployment, as Grafana imports it."""
-    name, texts = deployment.name, "|".join(deployment.texts)
+def _rate(metric: str, *matchers: str) -> str:
+    return f"sum(rate({_series(metric, *matchers)}[$__rate_interval]))"
+
+
+def _quotient(over: str, under: str, scope: str) -> str:
+    return f"{_rate(f'specpipe_{over}_total', scope)} / {_rate(f'specpipe_{under}_total', scope)}"
+
+
+def _speculation(scope: str) -> Iterator[Panel]:
+    accepted = _quotient("accepted_draft_tokens", "draft_tokens", scope)
+    yield Panel("Draft tokens accepted", "percentunit", {"accepted": accepted})
+    yield Panel("Tokens a step", "none", {"tokens": _quotient("output_tokens", "steps", scope)})
+
+
+def _requests(scope: str) -> Iterator[Panel]:
+    tokens = _rate("specpipe_output_tokens_total", scope)
+    yield Panel("Output tokens a second", "none", {"all": tokens})
+    waiting = f"sum({_series('specpipe_requests_in_flight', scope)})"
+    yield Panel("Requests in flight", "none", {"clients'": waiting})
+    mean = _quotient("request_seconds", "requests", scope)
+    yield Panel("Seconds a request", "s", {"mean": mean})
+
+
+def _rates(deployment: Deployment, scope: str) -> Panel:
+    texts = f'model=~"{"|".join(deployment.texts)}"'
+    counted = _series("nv_inference_request_failure", texts, scope)
+    queries = {"failed, {{reason}}": f"sum by (reason) (rate({counted}[$__rate_interval]))"}
+    if deployment.has_meters:
+        queries = {"all": _rate("specpipe_requests_total", scope), **queries}
+    else:
+        queries = {"all": _rate("nv_inference_request_success", texts, scope), **queries}
+    return Panel("Requests a second", "reqps", queries)
+
+
+def _engine(scope: str) -> Iterator[Panel]:
+    """Yield what Triton's C++ backend of TensorRT-LLM exports; its llmapi model does not."""
+    kinds = _series("nv_trt_llm_request_metrics", 'request_type=~"active|waiting"', scope)
+    yield Panel(
+        "Requests in the engine", "none", {"{{request_type}}": f"sum by (request_type) ({kinds})"}
+    )
+    used, most = (
+        _series("nv_trt_llm_kv_cache_block_metrics", f'kv_cache_block_type="{kind}"', scope)
+        for kind in ("used", "max")
+    )
+    share = f"sum by (model) ({used}) / sum by (model) ({most})"
+    yield Panel("KV cache used", "percentunit", {"{{model}}": share})
+
+
+def _gpu(scope: str) -> Iterator[Panel]:
+    busy = _series("nv_gpu_utilization", scope)
+    yield Panel("GPU busy", "percentunit", {"{{gpu_uuid}}": busy})
+    memory = _series("nv_gpu_memory_used_bytes", scope)
+    yield Panel("GPU memory", "bytes", {"{{gpu_uuid}}": memory})
+
+
+def dashboard(deployment: Deployment, scope: str = "") -> dict[str, Any]:
+    """Return the dashboard of one deployment, as Grafana imports it; see `panels`."""
+    name = deployment.name
     return {
-        "uid": name[:40],
-        "title": f"specpipe: {name.removeprefix('specpipe-')}",
+        "uid": name[-40:],
+        "title": f"specpipe: {deployment.run}",
         "tags": ["specpipe", "triton"],
         "timezone": "browser",
         "schemaVersion": 41,
         "refresh": "10s",
         "time": {"from": "now-30m", "to": "now"},
         "templating": {"list": [_datasource()]},
-        "panels": [_panel(number, panel, texts) for number, panel in enumerate(PANELS)],
+        "panels": [_panel(number, panel) for number, panel in enumerate(panels(deployment, scope))],
     }
 
 
@@ -94,7 +111,7 @@ def _datasource() -> dict[str, Any]:
     return {"name": "source", "label": "Data source", "type": "datasource", "query": "prometheus"}
 
 
-def _panel(number: int, panel: Panel, texts: str) -> dict[str, Any]:
+def _panel(number: int, panel: Panel) -> dict[str, Any]:
     row, column = divmod(number, 3)
     place = {"h": _HEIGHT, "w": _WIDTH, "x": column * _WIDTH, "y": row * _HEIGHT}
     source = {"type": "prometheus", "uid": "${source}"}
@@ -107,12 +124,7 @@ def _panel(number: int, panel: Panel, texts: str) -> dict[str, Any]:
         "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
         "options": {"legend": {"displayMode": "list", "placement": "bottom"}},
         "targets": [
-            {
-                "refId": chr(65 + i),
-                "datasource": source,
-                "expr": query.replace(_TEXTS, texts),
-                "legendFormat": legend,
-            }
+            {"refId": chr(65 + i), "datasource": source, "expr": query, "legendFormat": legend}
             for i, (legend, query) in enumerate(panel.queries.items())
         ],
     }

@@ -1,10 +1,12 @@
 """The facts of a run that its deployment needs, and the names and ports that all files share."""
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
-from specpipe.core.errors import ConfigError
+from specpipe.core.errors import ConfigError, Unsupported
 
 HTTP, GRPC, METRICS, SSH = 8000, 8001, 8002, 2222
 UID = 1000  # of the server: `triton-server` in NVIDIA's images
@@ -16,6 +18,10 @@ TLS = "/tls"  # where the certificates of the gRPC endpoint lie in a container
 CERTIFICATE, KEY, CLIENT_CA = "tls.crt", "tls.key", "ca.crt"  # as Kubernetes' secrets name them
 SHARED_MEMORY_GIB = 2  # requests and answers between tritonserver and its models
 TEMPORARY_GIB = 1  # logs, which are rotated, and sockets
+MOST_REPLICAS = 4  # of an autoscaled server
+_LONGEST = 44  # "-ranks", numbers and a hash follow: 63, the most characters of a label
+
+AccessMode = Literal["ReadWriteMany", "ReadWriteOnce"]
 
 
 @dataclass(frozen=True)
@@ -35,13 +41,22 @@ class Deployment:
     requirements: tuple[str, ...]  # Python packages that the image needs in addition to `base`
     texts: tuple[str, ...] = ("ensemble", "tensorrt_llm_bls")  # the models that clients call
     monitoring: str = "monitoring"  # the namespace whose Prometheus may read the metrics
+    monitoring_release: str | None = None  # label `release`, by which Prometheus Operator selects
+    access_mode: AccessMode = "ReadWriteMany"  # of the volume with the models
+    storage_class: str | None = None  # of the volume; None: the cluster's default
+    speculates: bool = True  # whether the method of the run is another than `none`
+    has_meters: bool = True  # whether specpipe's text models run, which export its metrics
     certificates: Mapping[str, str] = field(default_factory=dict)  # of gRPC: name -> file here
 
     @property
     def name(self) -> str:
-        """The run's name as Kubernetes allows it: a DNS label."""
-        label = re.sub(r"[^a-z0-9-]+", "-", self.run.lower()).strip("-")
-        return f"specpipe-{label}"[:44].rstrip("-")  # "-ranks", numbers and a hash follow: 63
+        """The run's name as a DNS label."""
+        return unique_name(self.run)
+
+    @property
+    def replicas(self) -> int:
+        """Count the most copies of the server: one pod only can mount a volume ReadWriteOnce."""
+        return MOST_REPLICAS if self.access_mode == "ReadWriteMany" else 1
 
     @property
     def nodes(self) -> int:
@@ -78,6 +93,39 @@ class Deployment:
     def _tls_options(self) -> list[str]:
         options = {CERTIFICATE: "--tls-certificate", KEY: "--tls-key", CLIENT_CA: "--tls-client-ca"}
         return [word for name in self.certificates for word in (options[name], f"{TLS}/{name}")]
+
+
+def unique_name(run: str) -> str:
+    """Return a DNS label that no other run has, which is also part of an image's reference.
+
+    A name that has other characters, or too many, is changed and ends in a digest of itself.
+    """
+    label = f"specpipe-{re.sub(r'[^a-z0-9]+', '-', run.lower())}"
+    if label == f"specpipe-{run}" and len(label) <= _LONGEST and label[-1] != "-":
+        return label
+    digest = hashlib.sha256(run.encode()).hexdigest()[:8]
+    return f"{label[: _LONGEST - 9].rstrip('-')}-{digest}"
+
+
+def require_even_nodes(deployment: Deployment) -> None:
+    """Raise Unsupported unless the nodes of a server give equal numbers of GPUs, and may be many.
+
+    `deployment.gpus_a_node` has no meaning otherwise.
+    """
+    gpus, nodes, most = deployment.gpus, deployment.nodes, deployment.gpus_per_node
+    if gpus % nodes:
+        fitting = ", ".join(str(n) for n in range(1, most + 1) if gpus % n == 0)
+        raise Unsupported(
+            f"{gpus} GPUs do not divide over {nodes} nodes of at most {most}",
+            hint=f"set --gpus-per-node to a number that divides {gpus} ({fitting}), or to {gpus} "
+            "or more; or change engine.tp_size and engine.pp_size",
+        )
+    if nodes > 1 and deployment.access_mode != "ReadWriteMany":
+        raise Unsupported(
+            f"{nodes} nodes mount the volume with the models, and --access-mode is "
+            f"{deployment.access_mode}",
+            hint="leave --access-mode out, and give a --storage-class that has ReadWriteMany",
+        )
 
 
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*"

@@ -1,6 +1,7 @@
 """Kubernetes manifests as plain records: one file per object, and a kustomization."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ from specpipe.deploy.dashboard import dashboard
 from specpipe.deploy.deployment import GRPC, HTTP, METRICS, Deployment
 from specpipe.deploy.pods import (
     AS_USER,
+    INSTANCE,
     UNPRIVILEGED,
     client_label,
     labels,
@@ -36,7 +38,7 @@ def manifests(deployment: Deployment) -> Mapping[str, Yaml]:
         "volume.yaml": _volume(deployment),
         "network-policy.yaml": _network_policy(deployment),
         "disruption-budget.yaml": _disruption_budget(deployment),
-        "autoscaler.yaml": _autoscaler(deployment, workload),
+        **_scaling(deployment, workload),
         "pod-monitor.yaml": _pod_monitor(deployment),
         "rules.yaml": _rules(deployment),
         "dashboard.yaml": _dashboard(deployment),
@@ -92,7 +94,12 @@ def _service(deployment: Deployment) -> Yaml:
 
 def _volume(deployment: Deployment) -> Yaml:
     size = f"{max(1, deployment.repository_gib * 5 // 4)}Gi"
-    spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": size}}}
+    spec: Yaml = {
+        "accessModes": [deployment.access_mode],
+        "resources": {"requests": {"storage": size}},
+    }
+    if deployment.storage_class is not None:
+        spec["storageClassName"] = deployment.storage_class
     return _object("v1", "PersistentVolumeClaim", deployment, spec, "-models")
 
 
@@ -152,6 +159,13 @@ def _disruption_budget(deployment: Deployment) -> Yaml:
     return _object("policy/v1", "PodDisruptionBudget", deployment, spec)
 
 
+def _scaling(deployment: Deployment, workload: Yaml) -> dict[str, Yaml]:
+    """Return the autoscaler, if more than one pod is possible and specpipe's gauge is exported."""
+    if deployment.replicas == 1 or not deployment.has_meters:
+        return {}
+    return {"autoscaler.yaml": _autoscaler(deployment, workload)}
+
+
 def _autoscaler(deployment: Deployment, workload: Yaml) -> Yaml:
     target = {
         "apiVersion": workload["apiVersion"],
@@ -163,38 +177,70 @@ def _autoscaler(deployment: Deployment, workload: Yaml) -> Yaml:
     spec = {
         "scaleTargetRef": target,
         "minReplicas": 1,
-        "maxReplicas": 4,
+        "maxReplicas": deployment.replicas,
         "metrics": [metric],
         "behavior": {"scaleDown": {"stabilizationWindowSeconds": 600}},
     }
     return _object("autoscaling/v2", "HorizontalPodAutoscaler", deployment, spec)
 
 
+def _monitored(version: str, kind: str, deployment: Deployment, spec: Yaml) -> Yaml:
+    """Return an object that Prometheus Operator selects, if configured, by the label `release`."""
+    made = _object(version, kind, deployment, spec)
+    if deployment.monitoring_release is not None:
+        made["metadata"]["labels"]["release"] = deployment.monitoring_release
+    return made
+
+
 def _pod_monitor(deployment: Deployment) -> Yaml:
-    endpoints = [{"port": "metrics", "interval": "10s"}]
-    spec = {"selector": {"matchLabels": labels(deployment)}, "podMetricsEndpoints": endpoints}
-    return _object("monitoring.coreos.com/v1", "PodMonitor", deployment, spec)
+    """Return what has the pods scraped; every series gets the label that queries filter by."""
+    spec = {
+        "selector": {"matchLabels": labels(deployment)},
+        "podTargetLabels": [INSTANCE],
+        "podMetricsEndpoints": [{"port": "metrics", "interval": "10s"}],
+    }
+    return _monitored("monitoring.coreos.com/v1", "PodMonitor", deployment, spec)
+
+
+def scope(deployment: Deployment) -> str:
+    """Return the matcher of PromQL for the series of one deployment."""
+    return f'{re.sub("[^a-z]", "_", INSTANCE)}="{deployment.name}"'
 
 
 def _rules(deployment: Deployment) -> Yaml:
     """Return the alerts: what a person should look at, not what a probe can mend."""
-    one = f'pod=~"{deployment.name}-.*"'
+    one = scope(deployment)
+    failures = f'sum(rate(nv_inference_request_failure{{{one},reason!="CANCELED"}}[5m]))'
+    rules = [
+        _alert("SpecpipeRequestsFail", f"{failures} > 0.1", "10m", "critical",
+               "More than one request in 10 s fails"),
+    ]  # fmt: skip
+    if deployment.speculates and deployment.has_meters:
+        rules.insert(0, _unprofitable(one))
+    groups = [{"name": deployment.name, "rules": rules}]
+    return _monitored("monitoring.coreos.com/v1", "PrometheusRule", deployment, {"groups": groups})
+
+
+def _unprofitable(one: str) -> Yaml:
     tokens, steps, drafted = (
         f"sum(rate(specpipe_{what}_total{{{one}}}[30m]))"
         for what in ("output_tokens", "steps", "draft_tokens")
     )
-    failures = f'sum(rate(nv_inference_request_failure{{{one},reason!="CANCELED"}}[5m]))'
-    alerts = [
-        ("SpecpipeSpeculationDoesNotPay", f"{tokens} / {steps} < 1.1 and {drafted} > 0", "1h",
-         "Fewer than 1.1 tokens a step: few draft tokens are accepted, plain decoding is as fast"),
-        ("SpecpipeRequestsFail", f"{failures} > 0.1", "10m", "More than one request in 10 s fails"),
-    ]  # fmt: skip
-    rules = [
-        {"alert": name, "expr": expr, "for": time, "annotations": {"summary": summary}}
-        for name, expr, time, summary in alerts
-    ]
-    groups = [{"name": deployment.name, "rules": rules}]
-    return _object("monitoring.coreos.com/v1", "PrometheusRule", deployment, {"groups": groups})
+    return _alert(
+        "SpecpipeSpeculationDoesNotPay", f"{tokens} / {steps} < 1.1 and {drafted} > 0", "1h",
+        "warning",
+        "Fewer than 1.1 tokens a step: few draft tokens are accepted, plain decoding is as fast",
+    )  # fmt: skip
+
+
+def _alert(name: str, expression: str, time: str, severity: str, summary: str) -> Yaml:
+    return {
+        "alert": name,
+        "expr": expression,
+        "for": time,
+        "labels": {"severity": severity},
+        "annotations": {"summary": summary},
+    }
 
 
 def adapter_values() -> Yaml:
@@ -210,7 +256,7 @@ def adapter_values() -> Yaml:
 
 def _dashboard(deployment: Deployment) -> Yaml:
     """Return the dashboard as the ConfigMap that Grafana's sidecar looks for."""
-    text = json.dumps(dashboard(deployment), indent=1)
+    text = json.dumps(dashboard(deployment, scope(deployment)), indent=1)
     made = _object("v1", "ConfigMap", deployment, {}, "-dashboard")
     del made["spec"]
     made["metadata"]["labels"] = {**labels(deployment), "grafana_dashboard": "1"}

@@ -19,6 +19,7 @@ from specpipe.deploy.deployment import (
 
 Yaml = dict[str, Any]
 
+INSTANCE = "app.kubernetes.io/instance"  # the label with a deployment's name
 LEAVING_SECONDS = 10  # until no client finds a pod that is to end
 
 # What Kubernetes' "restricted" policy asks of a pod, and of a container.
@@ -27,6 +28,7 @@ AS_USER: Yaml = {
     "runAsUser": UID,
     "runAsGroup": UID,
     "fsGroup": UID,
+    "fsGroupChangePolicy": "OnRootMismatch",  # else every start goes through all files
     "seccompProfile": {"type": "RuntimeDefault"},
 }
 UNPRIVILEGED: Yaml = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
@@ -36,7 +38,7 @@ def labels(deployment: Deployment) -> Yaml:
     """Return what selects the pods that answer clients."""
     return {
         "app.kubernetes.io/name": "specpipe",
-        "app.kubernetes.io/instance": deployment.name,
+        INSTANCE: deployment.name,
         **membership(deployment),
     }
 
@@ -83,7 +85,7 @@ def worker_pod(deployment: Deployment) -> Yaml:
     spec = _pod(deployment, container)
     _add_secret(spec, f"{deployment.name}-ssh-host", ranks.SECRETS)
     role = {**labels(deployment), "app.kubernetes.io/component": "worker"}
-    role["app.kubernetes.io/instance"] = f"{deployment.name}-worker"
+    role[INSTANCE] = f"{deployment.name}-worker"
     return {"metadata": {"labels": role}, "spec": spec}
 
 
@@ -161,6 +163,7 @@ def _pod(deployment: Deployment, container: Yaml) -> Yaml:
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": LEAVING_SECONDS + STOP_SECONDS,
         "securityContext": AS_USER,
+        "topologySpreadConstraints": [_spread(deployment)],
         "containers": [container],
         "volumes": [
             {"name": "models", "persistentVolumeClaim": claim},
@@ -176,6 +179,16 @@ def _pod(deployment: Deployment, container: Yaml) -> Yaml:
     if deployment.gpus:
         spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists"}]
     return spec
+
+
+def _spread(deployment: Deployment) -> Yaml:
+    """Return the wish that pods of a deployment lie on several nodes, if there are several."""
+    return {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": membership(deployment)},
+    }
 
 
 def _literal(word: str) -> str:

@@ -1,5 +1,6 @@
 """`specpipe package --deploy`: the facts of a packaged run, and files that serve it elsewhere."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -13,16 +14,20 @@ from specpipe.deploy.deployment import (
     CLIENT_CA,
     KEY,
     REPOSITORY,
+    AccessMode,
     Deployment,
+    require_even_nodes,
     require_pinned,
+    unique_name,
 )
 from specpipe.deploy.image import cpu_image, requirements
 from specpipe.deploy.write import Platform, write_deployment
 from specpipe.plan.plan import Plan
 from specpipe.repository.description import read_endpoint
-from specpipe.repository.placement import read_placement
+from specpipe.repository.placement import Placement, read_placement
 from specpipe.run.run import Run
 from specpipe.run.stages import require_repository
+from specpipe.runtime.assembly import load_backend
 
 _GIB = 2**30
 
@@ -35,9 +40,20 @@ class DeployOptions:
     gpus_per_node: int = 8
     base_image: str | None = None  # None: the release's container, or a Python for CPUs
     monitoring_namespace: str = "monitoring"
+    monitoring_release: str | None = None  # label `release` of what Prometheus Operator selects
+    access_mode: AccessMode = "ReadWriteMany"
+    storage_class: str | None = None
 
 
-def deploy_run(run: Run, kind: Platform, options: DeployOptions) -> list[Path]:
+@dataclass(frozen=True)
+class Deployed:
+    """The files of a deployment, and what keeps it from running as they are."""
+
+    files: list[Path]
+    warnings: tuple[str, ...] = ()
+
+
+def deploy_run(run: Run, kind: Platform, options: DeployOptions) -> Deployed:
     """Write what serves the packaged repository of a run with docker or Kubernetes.
 
     Raises ConfigError if the repository is missing or older than the config, Unsupported if its
@@ -45,7 +61,28 @@ def deploy_run(run: Run, kind: Platform, options: DeployOptions) -> list[Path]:
     """
     require_repository(run)
     deployment = describe(run.plan, run.workspace, options)
-    return write_deployment(deployment, kind, run.workspace.deployment)
+    files = write_deployment(deployment, kind, run.workspace.deployment)
+    return Deployed(files, tuple(_warnings(deployment, kind, options)))
+
+
+def _warnings(deployment: Deployment, kind: Platform, options: DeployOptions) -> Iterator[str]:
+    if kind != "kubernetes":
+        return
+    if options.image is None:
+        yield (
+            f"no registry has the image {deployment.image}: choose a name in a registry of yours, "
+            "package again with --image NAME:TAG, build docker/ and push it under that name"
+        )
+    if deployment.access_mode == "ReadWriteOnce":
+        yield (
+            "the volume is ReadWriteOnce, so one replica serves; several need a storage class with "
+            "ReadWriteMany"
+        )
+    if not deployment.has_meters:
+        yield (
+            "upstream's llmapi model does not export the metric that the autoscaler watches, so "
+            "there is no autoscaler"
+        )
 
 
 def describe(plan: Plan, workspace: Workspace, options: DeployOptions) -> Deployment:
@@ -71,21 +108,38 @@ def describe(plan: Plan, workspace: Workspace, options: DeployOptions) -> Deploy
         requirements=requirements(gpu=on_gpus),
         texts=tuple(sorted(model.name for model in read_endpoint(workspace.repository).texts)),
         monitoring=options.monitoring_namespace,
+        monitoring_release=options.monitoring_release,
+        access_mode=options.access_mode,
+        storage_class=options.storage_class,
+        speculates=config.speculation.method != "none",
+        has_meters=not load_backend(config.engine.backend).serves_sources,
         certificates=_certificates(config),
     )
-    if placement and placement.orchestrator and deployment.nodes > 1:
+    if placement and deployment.nodes > 1:
+        _require_mpi(deployment, placement)
+    require_even_nodes(deployment)
+    return deployment
+
+
+def _require_mpi(deployment: Deployment, placement: Placement) -> None:
+    """Raise Unsupported if the server starts its ranks by itself, which it does on one node."""
+    span = f"{deployment.gpus} GPUs span {deployment.nodes} nodes of {deployment.gpus_per_node}"
+    if placement.orchestrator:
         raise Unsupported(
-            f"{deployment.gpus} GPUs span {deployment.nodes} nodes of {options.gpus_per_node}, and "
-            "TensorRT-LLM serves several engines from one node only",
+            f"{span}, and TensorRT-LLM serves several engines from one node only",
             hint="raise --gpus-per-node, lower engine.tp_size, or use a method without a draft",
         )
-    return deployment
+    if placement.world_size == 1:
+        raise Unsupported(
+            f"{span}, and Triton's llmapi model starts its ranks on its own node",
+            hint="raise --gpus-per-node, or lower engine.tp_size and engine.pp_size",
+        )
 
 
 def _image(config: RunConfig, options: DeployOptions) -> str:
     if options.image is not None:
         return require_pinned(options.image, "--image")
-    return f"specpipe-{config.name.lower()}:{__version__}"
+    return f"{unique_name(config.name)}:{__version__}"
 
 
 def _base(plan: Plan, options: DeployOptions) -> str:

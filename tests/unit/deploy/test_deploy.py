@@ -17,8 +17,8 @@ from specpipe.config.run_config import read_config
 from specpipe.core.artifacts import Workspace
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.deploy import ranks
-from specpipe.deploy.dashboard import PANELS, dashboard
-from specpipe.deploy.deployment import Deployment, require_pinned
+from specpipe.deploy.dashboard import dashboard, panels
+from specpipe.deploy.deployment import Deployment, require_even_nodes, require_pinned
 from specpipe.deploy.image import requirements
 from specpipe.deploy.kubernetes import IN_FLIGHT, adapter_values, manifests
 from specpipe.deploy.stage import DeployOptions, deploy_run
@@ -47,6 +47,7 @@ CPU = Deployment(
     run="smollm2-135m_none", image="specpipe-smollm2:1", base="python:3.12-slim", gpus=0,
     gpus_per_node=8, gpu_product=None, host_memory_gib=2, repository_gib=1, sequences=4,
     repository="/models", requirements=("numpy==1.26.4", "openvino==2026.4.1"),
+    speculates=False,
 )  # fmt: skip
 
 
@@ -113,6 +114,88 @@ def test_the_set_of_pods_leaves_its_name_to_the_service_that_they_find_each_othe
     assert objects["autoscaler.yaml"]["spec"]["scaleTargetRef"]["name"] == name
     longest = manifests(dataclasses.replace(NODES, run="x" * 99))["workload.yaml"]["metadata"]
     assert len(f"{longest['name']}-0-0123456789") <= 63  # the label of a worker's revision
+
+
+@pytest.mark.parametrize(
+    ("gpus", "per_node", "fitting"), [(3, 2, r"\(1\)"), (16, 6, r"\(1, 2, 4\)"), (6, 4, None)]
+)
+def test_ranks_that_do_not_divide_over_nodes_are_refused_with_numbers_that_fit(
+    gpus: int, per_node: int, fitting: str | None
+) -> None:
+    odd = replace(GPU, gpus=gpus, gpus_per_node=per_node)
+    if fitting is None:
+        require_even_nodes(odd)
+        assert odd.nodes * odd.gpus_a_node == gpus
+        return
+    with pytest.raises(Unsupported, match=f"{gpus} GPUs do not divide over {odd.nodes} nodes") as e:
+        require_even_nodes(odd)
+    assert re.search(fitting, e.value.hint or "")
+
+
+def test_every_run_has_a_name_and_an_image_of_its_own() -> None:
+    runs = ["a_b", "a-b", "a.b", "a--b", "A-b", "a-b-", "x" * 60, "x" * 61, "x" * 44, "___", "a"]
+    names = [replace(GPU, run=run).name for run in runs]
+    assert len(set(names)) == len(runs)
+    for run, name in zip(runs, names, strict=True):
+        assert re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name) and len(name) <= 44, run
+        assert require_pinned(f"{name}:0.1.0", "image")
+    assert replace(GPU, run="a-b").name == "specpipe-a-b"  # legal names stay as they are
+
+
+def test_alerts_and_panels_are_of_what_the_deployment_exports() -> None:
+    plain, api = replace(GPU, speculates=False), replace(GPU, has_meters=False)
+
+    def alerts(deployment: Deployment) -> list[str]:
+        (group,) = manifests(deployment)["rules.yaml"]["spec"]["groups"]
+        assert all(rule["labels"]["severity"] in ("warning", "critical") for rule in group["rules"])
+        return [rule["alert"] for rule in group["rules"]]
+
+    assert alerts(GPU) == ["SpecpipeSpeculationDoesNotPay", "SpecpipeRequestsFail"]
+    assert alerts(plain) == alerts(api) == ["SpecpipeRequestsFail"]
+    assert "specpipe_draft" not in str(dashboard(plain))
+    assert "specpipe_draft" in str(dashboard(GPU))
+    assert "specpipe_" not in str(dashboard(api)["panels"])
+    assert "nv_gpu" not in str(dashboard(CPU)) and "nv_trt_llm" not in str(dashboard(CPU))
+    assert "autoscaler.yaml" not in manifests(api)
+
+
+def test_every_query_is_of_one_deployment() -> None:
+    objects = manifests(GPU)
+    monitor = objects["pod-monitor.yaml"]["spec"]
+    (label,) = monitor["podTargetLabels"]
+    assert objects["workload.yaml"]["spec"]["template"]["metadata"]["labels"][label] == GPU.name
+    matcher = f'{re.sub("[^a-z]", "_", label)}="{GPU.name}"'  # as Prometheus spells the label
+    made = json.loads(objects["dashboard.yaml"]["data"][f"{GPU.name}.json"])
+    queries = [target["expr"] for panel in made["panels"] for target in panel["targets"]]
+    (group,) = objects["rules.yaml"]["spec"]["groups"]
+    for query in [*queries, *(rule["expr"] for rule in group["rules"])]:
+        assert query.count("{") == query.count(matcher), query
+    assert GPU.name not in str(dashboard(GPU)["panels"])  # compose has one deployment
+
+
+def test_a_release_label_a_storage_class_and_an_access_mode_are_handed_on() -> None:
+    asked = replace(
+        GPU, monitoring_release="prometheus", storage_class="nfs", access_mode="ReadWriteOnce"
+    )
+    objects = manifests(asked)
+    for name in ("pod-monitor.yaml", "rules.yaml"):
+        assert objects[name]["metadata"]["labels"]["release"] == "prometheus"
+        assert "release" not in manifests(GPU)[name]["metadata"]["labels"]
+    volume = objects["volume.yaml"]["spec"]
+    assert (volume["accessModes"], volume["storageClassName"]) == (["ReadWriteOnce"], "nfs")
+    assert "storageClassName" not in manifests(GPU)["volume.yaml"]["spec"]
+    assert "autoscaler.yaml" not in objects  # one pod only can mount the volume
+    with pytest.raises(Unsupported, match="--access-mode is ReadWriteOnce"):
+        require_even_nodes(replace(NODES, access_mode="ReadWriteOnce"))
+
+
+def test_pods_spread_over_nodes_and_do_not_change_the_owner_of_every_file() -> None:
+    for deployment in (GPU, CPU):
+        pod = manifests(deployment)["workload.yaml"]["spec"]["template"]
+        (spread,) = pod["spec"]["topologySpreadConstraints"]
+        wanted = spread["labelSelector"]["matchLabels"]
+        assert wanted.items() <= pod["metadata"]["labels"].items()
+        assert pod["spec"]["securityContext"]["fsGroupChangePolicy"] == "OnRootMismatch"
 
 
 def test_nodes_are_chosen_by_the_label_that_gpu_feature_discovery_gives_them() -> None:
@@ -327,7 +410,8 @@ def test_certificates_reach_the_server_as_files_of_a_secret_or_a_mount() -> None
 
 
 def test_the_dashboard_shows_our_metrics_and_upstreams_under_their_names() -> None:
-    queries = " ".join(query for panel in PANELS for query in panel.queries.values())
+    shown = panels(GPU)
+    queries = " ".join(query for panel in shown for query in panel.queries.values())
     source = "".join((MODELS / name).read_text() for name in ("metrics.py", "traffic.py"))
     for name in re.findall(r"specpipe_(\w+)", queries):
         ours = (f'"specpipe_{name}"', f'"{name.removesuffix("_total")}"')
@@ -337,7 +421,7 @@ def test_the_dashboard_shows_our_metrics_and_upstreams_under_their_names() -> No
         assert name in queries
     made = dashboard(GPU)
     places = [tuple(panel["gridPos"].values()) for panel in made["panels"]]
-    assert len(set(places)) == len(PANELS) == len({panel["id"] for panel in made["panels"]})
+    assert len(set(places)) == len(shown) == len({panel["id"] for panel in made["panels"]})
     assert 'model=~"ensemble|tensorrt_llm_bls"' in str(made)
     assert 'model=~"tensorrt_llm"' in str(dashboard(replace(GPU, texts=("tensorrt_llm",))))
 
@@ -402,7 +486,8 @@ def test_a_gpu_run_is_deployed_at_the_path_that_its_repository_names(
     config = read_config(write_config(engine=engine, speculation=speculation))
     place = Workspace(tmp_path / "w", "tiny")
     build(Run(config, place))
-    deploy_run(Run(config, place), "kubernetes", DeployOptions())
+    (warning,) = deploy_run(Run(config, place), "kubernetes", DeployOptions()).warnings
+    assert "no registry has the image specpipe-tiny:" in warning and "--image" in warning
     workload = yaml.safe_load((place.deployment / "kubernetes/workload.yaml").read_text())
     pod = workload["spec"]["template"]["spec"]
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 2
@@ -445,7 +530,7 @@ def test_serving_a_repository_needs_no_more_than_the_image_has() -> None:
 def test_the_alert_on_speculation_fires_only_where_tokens_are_drafted(
     tokens: float, steps: float, drafted: float, fires: bool
 ) -> None:
-    (group,) = manifests(CPU)["rules.yaml"]["spec"]["groups"]
+    (group,) = manifests(replace(CPU, speculates=True))["rules.yaml"]["spec"]["groups"]
     (rule,) = [r for r in group["rules"] if r["alert"] == "SpecpipeSpeculationDoesNotPay"]
     rates = {"output_tokens": tokens, "steps": steps, "draft_tokens": drafted}
     query = re.sub(
