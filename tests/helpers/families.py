@@ -257,6 +257,11 @@ WORLDS: dict[str, World] = {
         {**GROUPED, "tie_word_embeddings": True, "logit_scale": 0.25},
         {"plain": {}, "normed": {"use_qk_norm": True, "attention_bias": True}},
     ),
+    "Cohere2ForCausalLM": World(
+        "Cohere2",
+        {**GROUPED, "tie_word_embeddings": True, "logit_scale": 0.25},
+        {"window": {"layer_types": GEMMA3["layer_types"], **WINDOW}},
+    ),
     "InternLM2ForCausalLM": World("Llama", GROUPED, {"plain": {}}, _as_internlm2, INTERNLM2),
 }
 

@@ -104,6 +104,7 @@ UPSTREAM_KEYS = {  # read by TensorRT-LLM's classes in addition to the common ke
     },
     "Olmo2ForCausalLM": set(),  # no release has a class
     "SmolLM3ForCausalLM": set(),
+    "Cohere2ForCausalLM": set(),
     "Qwen3MoeForCausalLM": {
         "qwen_type", "seq_length", "moe", "moe_intermediate_size", "qk_layernorm",
     },
@@ -310,6 +311,7 @@ PUBLISHED = [  # models as their owners published them, and how many parameters 
         {**llama_like(40, 8192, 64, 64, 22528, 256000), "rope_theta": 8e6},
         34_980_831_232,
     ),
+    ("Cohere2ForCausalLM", llama_like(32, 4096, 32, 8, 14336, 256000), 8_028_033_024),
 ]  # fmt: skip
 
 

@@ -41,6 +41,7 @@ FAMILIES: dict[str, str] = {  # HF `architectures[0]` -> module:attribute
     "Qwen3MoeForCausalLM": "specpipe.checkpoint.families.qwen3_moe:FAMILY",
     "Gemma3ForCausalLM": "specpipe.checkpoint.families.gemma3:FAMILY",
     "CohereForCausalLM": "specpipe.checkpoint.families.cohere:FAMILY",
+    "Cohere2ForCausalLM": "specpipe.checkpoint.families.cohere2:FAMILY",
 }
 
 MODEL_TYPES = {  # of transformers -> its architecture, for a config.json without `architectures`
@@ -65,6 +66,7 @@ MODEL_TYPES = {  # of transformers -> its architecture, for a config.json withou
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
     "cohere": "CohereForCausalLM",
+    "cohere2": "Cohere2ForCausalLM",
 }
 
 _FORMER_TYPES = ("RefinedWeb", "RefinedWebModel")  # of Falcon, before transformers had it
