@@ -25,6 +25,8 @@ GEMMA3 = {
     "layer_types": ["sliding_attention", "full_attention"], "rope_theta": 1e6,
     "rope_local_base_freq": 500.0,
 }  # fmt: skip
+GLM = {**GROUPED, "head_dim": 24, "pad_token_id": None}
+SHARE = {"partial_rotary_factor": 0.25}
 FALCON_RW = {"alibi": True, "bias": True, "parallel_attn": False, "multi_query": False}
 WINDOW = {"sliding_window": 20}
 GRANITE = {
@@ -261,6 +263,10 @@ WORLDS: dict[str, World] = {
         "Cohere2",
         {**GROUPED, "tie_word_embeddings": True, "logit_scale": 0.25},
         {"window": {"layer_types": GEMMA3["layer_types"], **WINDOW}},
+    ),
+    "GlmForCausalLM": World("Glm", GLM, {"plain": {}}),
+    "Glm4ForCausalLM": World(
+        "Glm4", GLM, {"plain": {}, "no bias": {**rope(**YARN, **SHARE), "attention_bias": False}}
     ),
     "InternLM2ForCausalLM": World("Llama", GROUPED, {"plain": {}}, _as_internlm2, INTERNLM2),
 }

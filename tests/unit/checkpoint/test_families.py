@@ -105,6 +105,8 @@ UPSTREAM_KEYS = {  # read by TensorRT-LLM's classes in addition to the common ke
     "Olmo2ForCausalLM": set(),  # no release has a class
     "SmolLM3ForCausalLM": set(),
     "Cohere2ForCausalLM": set(),
+    "GlmForCausalLM": set(),
+    "Glm4ForCausalLM": set(),
     "Qwen3MoeForCausalLM": {
         "qwen_type", "seq_length", "moe", "moe_intermediate_size", "qk_layernorm",
     },
@@ -312,6 +314,8 @@ PUBLISHED = [  # models as their owners published them, and how many parameters 
         34_980_831_232,
     ),
     ("Cohere2ForCausalLM", llama_like(32, 4096, 32, 8, 14336, 256000), 8_028_033_024),
+    ("GlmForCausalLM", llama_like(40, 4096, 32, 2, 13696, 151552), 9_399_951_360),
+    ("Glm4ForCausalLM", llama_like(40, 4096, 32, 2, 13696, 151552), 9_400_279_040),
 ]  # fmt: skip
 
 

@@ -42,6 +42,8 @@ FAMILIES: dict[str, str] = {  # HF `architectures[0]` -> module:attribute
     "Gemma3ForCausalLM": "specpipe.checkpoint.families.gemma3:FAMILY",
     "CohereForCausalLM": "specpipe.checkpoint.families.cohere:FAMILY",
     "Cohere2ForCausalLM": "specpipe.checkpoint.families.cohere2:FAMILY",
+    "GlmForCausalLM": "specpipe.checkpoint.families.glm:FAMILY",
+    "Glm4ForCausalLM": "specpipe.checkpoint.families.glm4:FAMILY",
 }
 
 MODEL_TYPES = {  # of transformers -> its architecture, for a config.json without `architectures`
@@ -67,6 +69,8 @@ MODEL_TYPES = {  # of transformers -> its architecture, for a config.json withou
     "gemma3_text": "Gemma3ForCausalLM",
     "cohere": "CohereForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
+    "glm": "GlmForCausalLM",
+    "glm4": "Glm4ForCausalLM",
 }
 
 _FORMER_TYPES = ("RefinedWeb", "RefinedWebModel")  # of Falcon, before transformers had it

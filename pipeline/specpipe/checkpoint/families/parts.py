@@ -122,6 +122,16 @@ def gated_mlp(
     return plans + linear(f"{name}.proj", [(down, hidden)], inner, Shard.COLUMNS, bias=bias)
 
 
+def fused_mlp(name: str, source: str, model: ModelConfig) -> list[TensorPlan]:
+    """Plan HF's `gate_up_proj`, which holds the gate first, upstream's last, and `down_proj`."""
+    hidden, inner = model.hidden_size, model.intermediate_size
+    into = [(f"{source}.gate_up_proj", 2 * inner)]
+    out = [(f"{source}.down_proj", hidden)]
+    plans = linear(f"{name}.fc", into, hidden, Shard.GATED, bias=False)
+    plans = [replace(plan, join=halves_swapped) for plan in plans]
+    return plans + linear(f"{name}.proj", out, inner, Shard.COLUMNS, bias=False)
+
+
 def experts(
     name: str, source: str, model: ModelConfig, count: int, projections: tuple[str, str, str]
 ) -> list[TensorPlan]:

@@ -3,15 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
-from specpipe.checkpoint.families import Family, Shard, TensorPlan
+from specpipe.checkpoint.families import Family, TensorPlan
 from specpipe.checkpoint.families.hf import layer_windows, require_act, rms_decoder, unmet
 from specpipe.checkpoint.families.keys import Keys
 from specpipe.checkpoint.families.parts import (
     decoder,
     fused_attention,
-    halves_swapped,
+    fused_mlp,
     ignored,
-    linear,
     norm,
 )
 from specpipe.checkpoint.families.rope import require_factors
@@ -73,18 +72,8 @@ def _layer(model: ModelConfig, ours: str, theirs: str) -> list[TensorPlan]:
         *norm(f"{ours}input_layernorm", f"{theirs}input_layernorm", model),
         *fused_attention(f"{ours}attention", f"{theirs}self_attn", model, projections, None),
         *norm(f"{ours}post_layernorm", f"{theirs}post_attention_layernorm", model),
-        *_fused_mlp(f"{ours}mlp", f"{theirs}mlp", model),
+        *fused_mlp(f"{ours}mlp", f"{theirs}mlp", model),
     ]
-
-
-def _fused_mlp(ours: str, theirs: str, model: ModelConfig) -> list[TensorPlan]:
-    """HF's matrix holds the gate first, upstream's last."""
-    hidden, inner = model.hidden_size, model.intermediate_size
-    into = [(f"{theirs}.gate_up_proj", 2 * inner)]
-    out = [(f"{theirs}.down_proj", hidden)]
-    plans = linear(f"{ours}.fc", into, hidden, Shard.GATED, bias=False)
-    plans = [replace(plan, join=halves_swapped) for plan in plans]
-    return plans + linear(f"{ours}.proj", out, inner, Shard.COLUMNS, bias=False)
 
 
 def extra_config(model: ModelConfig) -> dict[str, Any]:
