@@ -75,7 +75,7 @@ def test_transformers_lets_tokens_of_such_a_model_see_later_ones() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["LlamaForSequenceClassification", "InternLM2ForRewardModel", "BertForMaskedLM"],
+    ["LlamaForSequenceClassification", "InternLM2ForRewardModel", "BertForMaskedLM", "BertModel"],
 )
 def test_a_model_that_generates_no_text_is_named(name: str) -> None:
     facts = {**variant_of("LlamaForCausalLM"), "architectures": [name]}

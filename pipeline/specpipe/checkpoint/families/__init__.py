@@ -79,6 +79,7 @@ _NO_GENERATORS = (
     "ForTokenClassification",
     "ForRewardModel",
     "ForMaskedLM",
+    "BertModel",
 )
 
 # Element types as torch spells them; quantised checkpoints have more than the three of Dtype.
