@@ -21,9 +21,8 @@ def looped(request: pytest.FixtureRequest) -> Served:
 def test_generate_asks_in_the_chat_template_with_or_without_the_config(
     config: bool, options: tuple[str, ...], looped: Served
 ) -> None:
-    template = looped.client.endpoint.template
-    assert template is not None
-    for raw_, prompt in (((), template.wrap("hi")), (("--raw",), "hi")):
+    assert looped.client.endpoint.chats
+    for raw_, prompt in (((), "<|user|>hi<|end|><|assistant|>"), (("--raw",), "hi")):
         words = ("--json", "--max-tokens", "12", *options, *raw_, "hi")
         done = cli_generate(looped, *words, config=config)
         assert done.exit_code == 0, done.output

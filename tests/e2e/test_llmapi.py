@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from specpipe.cli import main
 from specpipe.config.run_config import read_config
 from specpipe.core.artifacts import Workspace
-from specpipe.core.errors import Unsupported
+from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.repository.description import read_endpoint
 from specpipe.repository.placement import FILE
 from specpipe.run.run import Run
@@ -22,6 +22,7 @@ from specpipe.run.stages import build
 from specpipe.serve.address import free_address
 from specpipe.serve.client import Client, Options
 from specpipe.serve.tritonserver import start_server
+from tests.helpers.models import TEMPLATE
 
 pytestmark = pytest.mark.e2e
 
@@ -91,7 +92,10 @@ def test_the_tokenizer_and_the_chat_template_are_those_of_the_source(served: Sta
     _, workspace, url = served
     endpoint = Client(url).endpoint
     assert (workspace.repository / endpoint.tokenizer / "tokenizer.json").exists()
-    assert endpoint.template is not None and endpoint.template.wrap("x") != "x"
+    assert endpoint.chats and endpoint.template is not None
+    assert endpoint.template.chat.templates == {"default": TEMPLATE}
+    with pytest.raises(ConfigError, match=r"contains '<\|end\|>', which the server would read"):
+        Client(url).generate("Hi.<|end|>", chat=True)
 
 
 def test_pieces_of_a_stream_do_not_repeat_what_was_there(served: Started) -> None:

@@ -1,6 +1,5 @@
 """A real tritonserver with the five models: answers, streams, options, refusals, cancellation."""
 
-import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -64,7 +63,7 @@ def test_a_request_limits_drafts_by_a_tensor_or_a_parameter(server: Served) -> N
 
 def test_a_server_says_how_it_is_called(server: Served) -> None:
     assert server.client.endpoint == read_endpoint(server.workspace.repository)
-    assert server.client.endpoint.template is not None
+    assert server.client.endpoint.chats and server.client.endpoint.template is None
     for model in ("ensemble", "tensorrt_llm_bls"):
         for drafts in (0, None):
             options = Options(max_tokens=40, num_draft_tokens=drafts)
@@ -72,15 +71,6 @@ def test_a_server_says_how_it_is_called(server: Served) -> None:
             assert answer.text == expected(server)
             assert (answer.acceptance.draft_tokens > 0) == (drafts is None)
             assert answer.output_tokens == len(server.plain(PROMPT, 40))
-
-
-def test_a_chat_message_is_sent_in_the_models_template(server: Served) -> None:
-    facts = server.workspace.repository / "preprocessing/1/tokenizer/tokenizer_facts.json"
-    chat = json.loads(facts.read_text())
-    prompt = chat["chat_prefix"] + "hi" + chat["chat_suffix"]
-    assert prompt != "hi"
-    plain = server.tokenizer.decode(server.plain(prompt, 12))
-    assert server.client.generate("hi", Options(max_tokens=12), chat=True).text == plain
 
 
 @TEXT_MODELS

@@ -64,6 +64,6 @@ def _send_some(
     url: str, endpoint: Endpoint, count: Callable[[str], int] | None, number: int
 ) -> Sequence[Generation]:
     """Send the requests of one client; raises what the client raises."""
-    chat = endpoint.template is not None
+    chat = endpoint.chats
     with Client(url, endpoint, count=count) as client:
         return [client.generate(PROMPT, OPTIONS, chat=chat) for _ in range(REQUESTS)]

@@ -58,7 +58,7 @@ def send(client: Client, prompt: str, options: Options) -> Generation:
     The prompt is read as a whole, also if it was sent before.
     """
     options = unshared(options, client.endpoint.text)
-    chat = client.endpoint.template is not None
+    chat = client.endpoint.chats
     if not client.endpoint.text.decoupled:
         return client.generate(prompt, options, chat=chat)
     return client.collect(client.stream(prompt, options, chat=chat))

@@ -9,10 +9,12 @@ import contextlib
 import glob
 import shutil
 from collections.abc import Iterator, Mapping, Set
+from fnmatch import fnmatch
 from pathlib import Path
 
 from specpipe.checkpoint.source import (
     BEFORE_TOKENIZER_JSON,
+    FURTHER_TEMPLATES,
     SMALL_FILES,
     Origin,
     Source,
@@ -127,7 +129,8 @@ def _refuse_adapter(model: str, names: Set[str]) -> None:
 def _wanted(names: Mapping[str, int | None]) -> list[str]:
     """Return the files that a plan reads; older forms of a tokenizer only if there is no newer."""
     older = () if "tokenizer.json" in names else BEFORE_TOKENIZER_JSON
-    wanted = (*SMALL_FILES, *older, INDEX)
+    templates = [n for n in names if fnmatch(n, f"{FURTHER_TEMPLATES}/*.jinja")]
+    wanted = (*SMALL_FILES, *templates, *older, INDEX)
     return [name for name in wanted if name in names and name != _CONFIG]
 
 

@@ -37,8 +37,10 @@ SMALL_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
 )
+FURTHER_TEMPLATES = "additional_chat_templates"  # a folder of chat templates, NAME.jinja each
 BEFORE_TOKENIZER_JSON = ("vocab.json", "merges.txt")  # what transformers makes one of
 
 
@@ -188,7 +190,8 @@ def _stamps(path: Path, weights: tuple[Path, ...]) -> dict[Path, Stamp]:
 
 def _small_files(folder: Path) -> list[Path]:
     older = () if (folder / "tokenizer.json").is_file() else BEFORE_TOKENIZER_JSON
-    files = (folder / name for name in (*SMALL_FILES, *older))
+    files = [folder / name for name in (*SMALL_FILES, *older)]
+    files += sorted((folder / FURTHER_TEMPLATES).glob("*.jinja"))
     return [file for file in files if file.is_file()]
 
 

@@ -3,21 +3,24 @@
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from specpipe.checkpoint.chat_files import read_templates, special_tokens
 from specpipe.checkpoint.end_tokens import end_tokens
 from specpipe.checkpoint.gguf.tokenizer import require_known_splitting
-from specpipe.checkpoint.source import BEFORE_TOKENIZER_JSON, Source
+from specpipe.checkpoint.source import BEFORE_TOKENIZER_JSON, FURTHER_TEMPLATES, Source
 from specpipe.checkpoint.tokenizer_files import (
     TokenizerFiles,
     has_tokenizer_json,
     open_tokenizer,
     parse_tokenizer,
 )
+from specpipe.core.chat_template import render
+from specpipe.core.conversation import ChatTemplate, Conversation
 from specpipe.core.errors import ConfigError, Rejection, SpecpipeError, first_few
 from specpipe.core.model import ModelConfig
 from specpipe.core.tokenizer import FILE, Additions
@@ -32,8 +35,7 @@ class TokenizerFacts:
     vocab_size: int  # ids in use that have a row in the model's table, added tokens included
     end_ids: tuple[int, ...]  # any of them ends an answer; never empty
     pad_id: int
-    chat_prefix: str  # put before and after a user's text; both empty without a chat template
-    chat_suffix: str
+    chat: ChatTemplate | None = None  # None: the model has none
     turn_end: int | None = None  # what the template puts after an answer, if it is a special token
     additions: Additions = field(default_factory=Additions)  # to tokenizer.json
     beyond: tuple[str, ...] = ()  # added tokens without a row in the table: refused in a prompt
@@ -81,8 +83,9 @@ def read_tokenizer(source: Source, model: ModelConfig) -> ReadTokenizer:
     Raises ConfigError if there is no tokenizer or if it does not belong to the model, Unsupported
     without the package that reads it.
     """
+    templates = read_templates(source.path)
     files = open_tokenizer(source)
-    facts = _facts(files, source, model)
+    facts = _facts(files, templates, source, model)
     _require_fitting(files.tokenizer, facts, model, source)
     return ReadTokenizer(files.content, facts)
 
@@ -107,7 +110,10 @@ def tokenizer_files(source: Source) -> list[Path]:
     """Return the files that decide what `write_tokenizer` writes."""
     if source.path.is_file():
         return [source.path]
-    names = ("*token*.json", "tokenizer.model", "chat_template*", "generation_config.json")
+    names = (
+        *("*token*.json", "tokenizer.model", "chat_template*", "generation_config.json"),
+        f"{FURTHER_TEMPLATES}/*.jinja",
+    )
     older = () if has_tokenizer_json(source) else BEFORE_TOKENIZER_JSON
     globs = (*names, *older)
     found = {file for name in globs for file in source.path.glob(name) if file.is_file()}
@@ -128,19 +134,34 @@ def _require_fitting(
             f"{end}, but the model's vocabulary has {rows}",
             hint="the tokenizer belongs to another model",
         )
-    for text in (facts.chat_prefix, facts.chat_suffix):
-        ids = tokenizer.encode(text, add_special_tokens=False).ids
-        for token in (i for i in ids if i >= rows):
-            raise ConfigError(
-                f"{source.path}: the chat template writes {tokenizer.id_to_token(token)!r}, token "
-                f"{token}, and the model's table has {rows} rows",
-                hint="the weights were not resized for the tokenizer: fetch both from one place",
-            )
+    for token in (i for i in _written(tokenizer, facts.chat) if i >= rows):
+        raise ConfigError(
+            f"{source.path}: the chat template writes {tokenizer.id_to_token(token)!r}, token "
+            f"{token}, and the model's table has {rows} rows",
+            hint="the weights were not resized for the tokenizer: fetch both from one place",
+        )
 
 
-def _facts(files: TokenizerFiles, source: Source, model: ModelConfig) -> TokenizerFacts:
+def _written(tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
+    """Return the tokens that a chat template puts around a user's message."""
+    prompt = _rendered(template, Conversation.of("?"))
+    ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False).ids
+    return ids
+
+
+def _rendered(template: ChatTemplate | None, conversation: Conversation) -> str:
+    """Return a conversation in a template; empty if the template wants other messages."""
+    try:
+        return render(template, conversation) if template else ""
+    except ConfigError:
+        return ""
+
+
+def _facts(
+    files: TokenizerFiles, templates: Mapping[str, str], source: Source, model: ModelConfig
+) -> TokenizerFacts:
     reader, rows = files.reader, model.vocab_size or sys.maxsize
-    prefix, suffix = _chat(files)
+    template = ChatTemplate(templates, special_tokens(reader)) if templates else None
     end_ids = end_tokens(source, reader.eos_token_id)
     pad_id = reader.pad_token_id
     tokens = files.tokenizer.get_vocab()
@@ -149,45 +170,19 @@ def _facts(files: TokenizerFiles, source: Source, model: ModelConfig) -> Tokeniz
         vocab_size=min(max(tokens.values()) + 1, rows),
         end_ids=end_ids,
         pad_id=end_ids[0] if pad_id is None or pad_id >= rows else int(pad_id),
-        chat_prefix=prefix,
-        chat_suffix=suffix,
-        turn_end=_turn_end(files),
+        chat=template,
+        turn_end=_turn_end(files.tokenizer, template),
         additions=files.additions,
         beyond=tuple(token for _, token in beyond),
     )
 
 
-def _chat(files: TokenizerFiles) -> tuple[str, str]:
-    """Split the chat template of one user turn around the user's text.
-
-    Encoding adds the beginning-of-sequence token where the tokenizer wants one, so a template that
-    writes it too would double it.
-    """
-    reader = files.reader
-    if not reader.chat_template:
-        return "", ""
-    turn = [{"role": "user", "content": _MARK}]
-    text = reader.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    prefix, _, suffix = text.partition(_MARK)
-    bos = reader.bos_token or ""
-    adds_bos = bool(bos) and files.tokenizer.encode("x").ids[:1] == [reader.bos_token_id]
-    return (prefix.removeprefix(bos) if adds_bos else prefix), suffix
-
-
-def _turn_end(files: TokenizerFiles) -> int | None:
+def _turn_end(tokenizer: Tokenizer, template: ChatTemplate | None) -> int | None:
     """Return the special token after an answer in the chat template; None if there is none."""
-    from jinja2 import TemplateError
-
-    if not files.reader.chat_template:
-        return None
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
-    try:
-        text = files.reader.apply_chat_template(turns, tokenize=False)
-    except TemplateError:  # a template may want other turns
-        return None
-    behind = text.partition(_MARK)[2].lstrip()
-    first: Sequence[int] = files.tokenizer.encode(behind, add_special_tokens=False).ids[:1]
-    added: Mapping[int, Any] = files.tokenizer.get_added_tokens_decoder()
+    turns = replace(Conversation.of("?").then("assistant", _MARK), add_generation_prompt=False)
+    behind = _rendered(template, turns).partition(_MARK)[2].lstrip()
+    first: Sequence[int] = tokenizer.encode(behind, add_special_tokens=False).ids[:1]
+    added: Mapping[int, Any] = tokenizer.get_added_tokens_decoder()
     return next((i for i in first if i in added), None)
 
 

@@ -144,7 +144,7 @@ def generate(
     )
     tls = client_tls(tls_ca, tls_certificate, tls_key)
     with Client(url, endpoint, count=count, tls=tls) as client:
-        chat = not raw and client.endpoint.template is not None
+        chat = not raw and client.endpoint.chats
         if not stream:
             answer = client.generate(text, options, model=model, chat=chat)
         else:

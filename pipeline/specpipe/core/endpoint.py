@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from specpipe.core.conversation import ChatTemplate
 from specpipe.core.errors import ConfigError
 
 # How a request sets fewer draft tokens. tensor, parameter: the number, under the name
@@ -55,6 +56,7 @@ class Tensors:
     stream: str
     exclude_prompt: str  # true: a whole answer does not begin with the prompt
     answer: str  # an output: text or tokens
+    chat: str = ""  # an input: a conversation in JSON, instead of the prompt
     prompt_length: str = ""  # of models that take tokens
     options: Mapping[str, str] = field(default_factory=dict)  # fields of `Options` -> inputs
     stop_tokens: str = ""  # token sequences that end an answer
@@ -96,15 +98,12 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Template:
-    """What a chat model wants before and after a user's text; both empty without a template."""
+class ClientTemplate:
+    """The chat template for clients of a model that takes text and no conversations."""
 
-    prefix: str
-    suffix: str
-
-    def wrap(self, text: str) -> str:
-        """Return the prompt for a user's text."""
-        return self.prefix + text + self.suffix
+    chat: ChatTemplate
+    begin: str  # the text of the tokens that the server puts before every text
+    control: tuple[str, ...]  # no text of a conversation may contain them
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,8 @@ class Endpoint:
     texts: tuple[Model, ...]  # text in, text out; the first is the one to prefer
     tokens: Model | None = None  # tokens in, tokens out; not what users call
     tokenizer: str = ""  # its folder below the model repository
-    template: Template | None = None  # None: not known
+    chats: bool = False  # whether the model has a chat template
+    template: ClientTemplate | None = None  # None: the server renders conversations, or nobody
 
     @property
     def text(self) -> Model:
@@ -149,13 +149,19 @@ def load_endpoint(text: str, origin: str) -> Endpoint:
             texts=tuple(_model(model) for model in values["texts"]),
             tokens=None if values["tokens"] is None else _model(values["tokens"]),
             tokenizer=str(values["tokenizer"]),
-            template=None if template is None else Template(**template),
+            chats=bool(values["chats"]),
+            template=None if template is None else _template(template),
         )
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             f"{origin} is not described as this release of specpipe describes endpoints: {error}",
             hint="run `specpipe package` again",
         ) from error
+
+
+def _template(values: dict[str, Any]) -> ClientTemplate:
+    chat, control = ChatTemplate(**values["chat"]), tuple(values["control"])
+    return ClientTemplate(chat, str(values["begin"]), control)
 
 
 def _model(values: dict[str, Any]) -> Model:

@@ -28,6 +28,7 @@ _SAMPLING = {
 
 TEXT = Tensors(
     prompt="text_input",
+    chat="chat",
     max_tokens="max_tokens",
     stream="stream",
     exclude_prompt="exclude_input_in_output",

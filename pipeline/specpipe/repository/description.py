@@ -8,7 +8,7 @@ from pathlib import Path
 from google.protobuf import text_format
 
 from specpipe.config.run_config import RunConfig
-from specpipe.core.endpoint import Endpoint, Template, load_endpoint
+from specpipe.core.endpoint import ClientTemplate, Endpoint, load_endpoint
 from specpipe.core.errors import ConfigError
 from specpipe.repository.render import parse
 from specpipe.runtime.assembly import describe_endpoint
@@ -19,23 +19,27 @@ FRONTS = ("tensorrt_llm_bls", "tensorrt_llm")  # the first one in the repository
 
 
 def describe_run(config: RunConfig, tokenizer: Path | None) -> Endpoint:
-    """Return the endpoint of a run, with the chat template of its tokenizer's folder, if any.
+    """Return the endpoint of a run; clients whose server takes text only get the chat template.
 
     Without a tokenizer, `Endpoint.tokenizer` is empty.
     """
     endpoint = describe_endpoint(config)
     if tokenizer is None:
         return replace(endpoint, tokenizer="")
-    return replace(endpoint, template=read_template(tokenizer))
+    facts = tokenizer / "tokenizer_facts.json"
+    if not facts.exists() or json.loads(facts.read_text(encoding="utf-8"))["chat"] is None:
+        return endpoint
+    takes = bool(endpoint.text.tensors.chat)
+    return replace(endpoint, chats=True, template=None if takes else _client_template(tokenizer))
 
 
-def read_template(tokenizer: Path) -> Template | None:
-    """Return the chat template of a tokenizer's folder; None if it has no tokenizer_facts.json."""
-    file = tokenizer / "tokenizer_facts.json"
-    if not file.exists():
-        return None
-    facts = json.loads(file.read_text(encoding="utf-8"))
-    return Template(facts["chat_prefix"], facts["chat_suffix"])
+def _client_template(folder: Path) -> ClientTemplate:
+    """Return the chat template of a tokenizer's folder, for clients that render it."""
+    from specpipe.runtime.tokens import load_tokenizer
+
+    loaded = load_tokenizer(folder)
+    chat = loaded.chat
+    return ClientTemplate(chat.template, loaded.begin, chat.control_tokens)
 
 
 def read_endpoint(repository: Path) -> Endpoint:

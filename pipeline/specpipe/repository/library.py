@@ -1,7 +1,7 @@
 """Copy the modules of specpipe that Triton's models import into a repository.
 
-A repository for GPUs then runs in upstream's unchanged container, which has Python, numpy and the
-tokenizers package. It needs nothing else.
+A repository for GPUs then runs in upstream's unchanged container, which has Python, numpy, the
+tokenizers package, and jinja2, which torch and transformers need. It needs nothing else.
 """
 
 import ast

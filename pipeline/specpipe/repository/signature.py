@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +10,10 @@ MODELS = ("ensemble", "tensorrt_llm_bls", "tensorrt_llm", "preprocessing", "post
 LLMAPI = "llmapi/tensorrt_llm"
 NEWEST = "1x"
 _TEXT_MODELS = MODELS[:2]
+_CHATS = {  # the inputs of a model for a text, and for a conversation instead
+    **dict.fromkeys(_TEXT_MODELS, ("text_input", "chat")),
+    "preprocessing": ("QUERY", "CHAT"),
+}
 
 
 @dataclass(frozen=True)
@@ -65,12 +69,19 @@ def served_signature(model: str, table: str = NEWEST) -> Signature:
     """Return the signature that specpipe's model declares: upstream's tensors of that release.
 
     The text models also declare the tensors of the newest release, so one client works with all.
+    They and `preprocessing` take a conversation instead of a text.
     """
     own = signatures(table)[model]
-    if model not in _TEXT_MODELS:
-        return own
-    newest = signatures()[model]
-    return Signature(_union(own.inputs, newest.inputs), _union(own.outputs, newest.outputs))
+    if model in _TEXT_MODELS:
+        newest = signatures()[model]
+        own = Signature(_union(own.inputs, newest.inputs), _union(own.outputs, newest.outputs))
+    return _with_chat(own, *_CHATS[model]) if model in _CHATS else own
+
+
+def _with_chat(signature: Signature, text: str, chat: str) -> Signature:
+    """Return a signature with one more input, one of which a request has: this one or the text."""
+    inputs = [replace(t, optional=True) if t.name == text else t for t in signature.inputs]
+    return replace(signature, inputs=(*inputs, Tensor(chat, "STRING", (1,), optional=True)))
 
 
 def _union(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -17,7 +17,10 @@ MOST_WORDS_BYTES = 32_000  # in each list, all words together
 # Every word is spelled in three ways, see `TextTokenizer.words`, at worst with a token a byte.
 MOST_WORDS_TOKENS = 3 * (MOST_WORDS_BYTES + MOST_WORDS)
 
+MOST_CHAT_BYTES = 1 << 16  # in addition to twice what the texts may have: keys, quotes, tools
+
 _TEXTS = ("text_input", "QUERY")
+_CHATS = ("chat", "CHAT")
 _WORD_LISTS = (
     *("stop_words", "bad_words", "embedding_bias_words"),
     *("STOP_WORDS_DICT", "BAD_WORDS_DICT", "EMBEDDING_BIAS_WORDS"),
@@ -33,6 +36,10 @@ def check_texts(tensors: Tensors, most_bytes: int) -> None:
         if texts.size > 1:
             raise ConfigError(f"{name} has {texts.size} texts: must have one; send a request each")
         _require(_bytes(texts), most_bytes, name, "bytes", "as many as max_input_len tokens have")
+    for name in _CHATS:
+        chats = tensors.get(name, _NOTHING).reshape(-1)
+        _require(chats.size, 1, name, "conversations", "send a request each")
+        _require(_bytes(chats), 2 * most_bytes + MOST_CHAT_BYTES, name, "bytes", "as JSON")
     for name in _WORD_LISTS:
         words = tensors.get(name, _NOTHING).reshape(-1)
         _require(words.size, MOST_WORDS, name, "words", "a list")

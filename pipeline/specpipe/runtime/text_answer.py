@@ -39,7 +39,9 @@ class TextAnswer:
     held_scores: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._text = TextStream(self.tokenizer, self.asked.stop_words, self.end_ids)
+        self._text = TextStream(
+            self.tokenizer, self.asked.stop_words, self.end_ids, self.asked.special
+        )
         self._accepted = 0
         self._begun = False  # a response was sent
 

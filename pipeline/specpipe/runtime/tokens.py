@@ -10,8 +10,10 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from specpipe.core.errors import ConfigError
+from specpipe.core.conversation import ChatTemplate, Conversation
+from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.core.tokenizer import FILE, Additions, extend, read_tokenizer_json
+from specpipe.runtime.chat import ChatEncoder
 from specpipe.runtime.stop_words import StopWords
 
 
@@ -24,6 +26,7 @@ class TextTokenizer:
     end_ids: tuple[int, ...]  # the first is the `end_id` of clients that know of one
     pad_id: int
     longest_token: int  # in bytes
+    template: ChatTemplate | None = None  # None: the model has none
 
     def most_bytes(self, tokens: int) -> int:
         """Return how many bytes a text of `tokens` tokens can have at most."""
@@ -35,13 +38,39 @@ class TextTokenizer:
         Raises ConfigError if there are none or more than `max_input_len`, or if the model has no
         row for one; a text that is certain to be too long is refused without being tokenised.
         """
+        self._require_short(text, max_input_len)
+        return self._checked(self.tokenizer.encode(text).ids, max_input_len)
+
+    def encode_chat(self, conversation: Conversation, max_input_len: int) -> list[int]:
+        """Return the tokens of a conversation in the model's chat template.
+
+        Raises Unsupported if the model has none, ConfigError if the template refuses the
+        conversation, and for what `encode` refuses.
+        """
+        self._require_short("".join(conversation.texts()), max_input_len)
+        return self._checked(self.chat.encode(conversation), max_input_len)
+
+    def encode_prompt(self, prompt: str | Conversation, max_input_len: int) -> list[int]:
+        """Return the tokens of a text or of a conversation; raises what these raise."""
+        encode = self.encode if isinstance(prompt, str) else self.encode_chat
+        return encode(prompt, max_input_len)  # type: ignore[arg-type]
+
+    @cached_property
+    def chat(self) -> ChatEncoder:
+        """The chat template; raises Unsupported if the model has none."""
+        if self.template is None:
+            raise Unsupported("the model has no chat template", hint="send text instead of a chat")
+        return ChatEncoder(self.tokenizer, self.template)
+
+    def _require_short(self, text: str, max_input_len: int) -> None:
         size = len(text.encode())
         if size > self.most_bytes(max_input_len):
             raise ConfigError(
                 f"the prompt has {size} bytes: more than {max_input_len} tokens "
                 "(max_input_len) can hold"
             )
-        ids: list[int] = self.tokenizer.encode(text).ids
+
+    def _checked(self, ids: list[int], max_input_len: int) -> list[int]:
         if not ids:
             raise ConfigError("the prompt is empty: it must have at least one token")
         if len(ids) > max_input_len:
@@ -65,6 +94,13 @@ class TextTokenizer:
         """The tokens that are found in a text before it is split: special ones and others."""
         tokens: Mapping[int, AddedToken] = self.tokenizer.get_added_tokens_decoder()
         return tokens
+
+    @property
+    def begin(self) -> str:
+        """The text of the tokens that the tokenizer puts before every text."""
+        whole, plain = (self.tokenizer.encode("x", add_special_tokens=a).ids for a in (True, False))
+        added = whole[: -len(plain)] if whole[-len(plain) :] == plain else []
+        return "".join(self.tokenizer.id_to_token(i) or "" for i in added)
 
     def count(self, text: str) -> int:
         """Return how many tokens a part of a text has."""
@@ -99,9 +135,9 @@ class TextTokenizer:
                 amounts[token] = amounts.get(token, 0.0) + amount
         return tuple(sorted(amounts.items()))
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of tokens, special ones left out."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Return the text of tokens; `special` ones have text only on request."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=not special)
         return text
 
     def decode_answer(self, ids: Sequence[int]) -> str:
@@ -117,6 +153,7 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
     try:
         facts = json.loads((folder / "tokenizer_facts.json").read_text(encoding="utf-8"))
         additions = Additions.from_json(facts.get("additions", {}))
+        template = None if facts.get("chat") is None else ChatTemplate(**facts["chat"])
         tokenizer = extend(read_tokenizer_json((folder / FILE).read_bytes()), additions)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(
@@ -126,7 +163,7 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
     # bytes; four for a character that a tokenizer writes as one symbol.
     longest = max(len(token.encode()) for token in tokenizer.get_vocab()) * 4
     return TextTokenizer(
-        tokenizer, facts["vocab_size"], _end_ids(facts, folder), facts["pad_id"], longest
+        tokenizer, facts["vocab_size"], _end_ids(facts, folder), facts["pad_id"], longest, template
     )
 
 
@@ -146,20 +183,22 @@ class TextStream:
     """The text of a growing answer, in pieces of valid UTF-8 that concatenate to `decode`.
 
     Ends where the first stop word ends; the stop word is kept, as upstream keeps it, except for
-    special tokens, which have no text. The token that ends the answer is one of `tokens` and has no
-    text, even if the tokenizer does not call it special.
+    special tokens, which have no text unless `special` is set. The token that ends the answer is
+    one of `tokens` and has no text, even if the tokenizer does not call it special.
     """
 
     tokenizer: TextTokenizer
     stop_words: tuple[str, ...] = ()
     end_ids: tuple[int, ...] = ()  # those of the request
+    special: bool = False  # whether special tokens have text
     tokens: list[int] = field(default_factory=list)
     text: str = ""  # text that was returned already
     stopped: bool = False
 
     def __post_init__(self) -> None:
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._words = StopWords.of(self.stop_words, self.tokenizer.added if self.stop_words else {})
+        self._stream = DecodeStream(skip_special_tokens=not self.special)
+        marked = self.stop_words and not self.special
+        self._words = StopWords.of(self.stop_words, self.tokenizer.added if marked else {})
         self._seen = ""  # the text, and the marks of special tokens
         self._cut = False
 
@@ -184,7 +223,7 @@ class TextStream:
 
     def finish(self) -> str:
         """Return the rest at the end: the bytes of an incomplete character."""
-        whole = self.tokenizer.decode(self.spoken)
+        whole = self.tokenizer.decode(self.spoken, special=self.special)
         if self._cut or not whole.startswith(self.text):
             return ""
         rest = whole[len(self.text) :]

@@ -18,6 +18,7 @@ from typing import Any
 from tritonclient.utils import InferenceServerException
 
 from specpipe.core.contracts import Logits
+from specpipe.core.conversation import Conversation as Conversation
 from specpipe.core.endpoint import Endpoint
 from specpipe.core.errors import Unsupported
 from specpipe.serve.connect import ClientTls as ClientTls
@@ -88,31 +89,31 @@ class Client:
 
     def stream(
         self,
-        text: str,
+        prompt: str | Conversation,
         options: Options | None = None,
         *,
         model: str | None = None,
         chat: bool = False,
     ) -> Iterator[Piece]:
-        """Yield the answer to `text` piece by piece; leaving the loop cancels the request.
+        """Yield the answer to `prompt` piece by piece; leaving the loop cancels the request.
 
-        With `chat`, `text` is a user's message and is sent in the model's chat template. `model` is
-        one of `endpoint.texts`. Raises ConfigError or Unsupported if the request cannot be answered
-        or is refused, Unavailable if the server is busy, cannot be reached or ends,
-        StageFailed if it fails.
+        A conversation is sent in the model's chat template, and with `chat` a text is too, as a
+        user's message. `model` is one of `endpoint.texts`. Raises ConfigError or Unsupported if the
+        request cannot be answered or is refused, Unavailable if the server is busy, cannot be
+        reached or ends, StageFailed if it fails.
         """
-        return self._call(self._text_request(text, options, model, chat=chat, stream=True))
+        return self._call(self._text_request(prompt, options, model, chat=chat, stream=True))
 
     def generate(
         self,
-        text: str,
+        prompt: str | Conversation,
         options: Options | None = None,
         *,
         model: str | None = None,
         chat: bool = False,
     ) -> Generation:
-        """Return the whole answer to `text`; see `stream`, which raises the same."""
-        request = self._text_request(text, options, model, chat=chat, stream=False)
+        """Return the whole answer to `prompt`; see `stream`, which raises the same."""
+        request = self._text_request(prompt, options, model, chat=chat, stream=False)
         return self.collect(self._call(request))
 
     def stream_tokens(self, prompt: Sequence[int], options: Options) -> Iterator[Piece]:
@@ -136,18 +137,25 @@ class Client:
         return answer
 
     def _text_request(
-        self, text: str, options: Options | None, name: str | None, *, chat: bool, stream: bool
+        self,
+        prompt: str | Conversation,
+        options: Options | None,
+        name: str | None,
+        *,
+        chat: bool,
+        stream: bool,
     ) -> ModelRequest:
         endpoint = self.endpoint
         model = endpoint.text if name is None else endpoint.named(name)
-        if chat:
-            if endpoint.template is None:
-                raise Unsupported(
-                    f"the chat template of the model at {self._url} is not known",
-                    hint="put the text into it before it is sent",
-                )
-            text = endpoint.template.wrap(text)
-        return text_request(model, text, options or Options(), stream=stream)
+        if chat and isinstance(prompt, str):
+            prompt = Conversation.of(prompt)
+        if isinstance(prompt, Conversation) and not endpoint.chats:
+            raise Unsupported(
+                f"the model at {self._url} has no chat template that is known",
+                hint="send text, in the form that the model was trained with",
+            )
+        given = options or Options()
+        return text_request(model, prompt, given, stream=stream, template=endpoint.template)
 
     def context_logits(self, prompt: Sequence[int]) -> Iterator[Logits]:
         """Yield the logits after every token of `prompt`, in blocks [n, V].

@@ -10,7 +10,8 @@ import tritonclient.grpc as grpc
 from numpy.typing import NDArray
 from tritonclient.utils import np_to_triton_dtype
 
-from specpipe.core.endpoint import Model
+from specpipe.core.conversation import Conversation, dump_conversation
+from specpipe.core.endpoint import ClientTemplate, Model
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.runtime.triton.requests import word_layout
 from specpipe.runtime.triton.upstream_rules import OFF
@@ -74,19 +75,56 @@ def unshared(options: Options, model: Model) -> Options:
     return replace(options, cache_salt=secrets.token_hex(8))
 
 
-def text_request(model: Model, text: str, options: Options, *, stream: bool) -> ModelRequest:
+def text_request(
+    model: Model,
+    prompt: str | Conversation,
+    options: Options,
+    *,
+    stream: bool,
+    template: ClientTemplate | None = None,
+) -> ModelRequest:
     """Return a request to a model that takes text.
 
-    Raises Unsupported if the model cannot do what `options` or `stream` ask for, ConfigError for a
-    number of draft tokens that it never drafts, and for what no tensor can hold.
+    `template` renders a conversation for a model that takes none. Raises Unsupported if the model
+    cannot do what is requested, ConfigError for a number of draft tokens that it never drafts, and
+    for what no tensor can hold.
     """
     if stream and not model.decoupled:
         raise Unsupported(
             f"{model.name} answers in one piece and cannot stream",
             hint="set serving.decoupled: true and package the run again",
         )
-    prompt = {model.tensors.prompt: [_bytes("the prompt", text)]}
-    return _request(model, prompt, options, stream=stream)
+    return _request(model, _prompt(model, prompt, template), options, stream=stream)
+
+
+def _prompt(
+    model: Model, prompt: str | Conversation, template: ClientTemplate | None
+) -> dict[str, list[Any]]:
+    if isinstance(prompt, str):
+        return {model.tensors.prompt: [_bytes("the prompt", prompt)]}
+    if model.tensors.chat:
+        return {model.tensors.chat: [_bytes("the conversation", dump_conversation(prompt))]}
+    if template is None:
+        raise Unsupported(f"{model.name} takes no conversations", hint="send text instead")
+    return {model.tensors.prompt: [_bytes("the conversation", rendered(template, prompt))]}
+
+
+def rendered(template: ClientTemplate, conversation: Conversation) -> str:
+    """Return a conversation as a text for a server that finds control tokens in every text.
+
+    Raises ConfigError if a text of the conversation contains one, and what the template raises.
+    """
+    from specpipe.core.chat_template import render
+
+    for text in conversation.texts():
+        for token in template.control:
+            if token in text:
+                raise ConfigError(
+                    f"the conversation contains {token!r}, which the server would read as a "
+                    "control token",
+                    hint="remove it; servers of other backends take it as text",
+                )
+    return render(template.chat, conversation).removeprefix(template.begin)
 
 
 def token_request(model: Model, prompt: Sequence[int], options: Options) -> ModelRequest:

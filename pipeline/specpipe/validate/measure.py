@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from specpipe.config.run_config import ValidateOptions
+from specpipe.core.conversation import Conversation
 from specpipe.core.endpoint import Model
 from specpipe.core.errors import StageFailed
 from specpipe.serve.client import Client, Generation, Options, Piece, unshared
@@ -84,14 +85,14 @@ def ask_server(
 
 def ask_front(client: Client, model: str, question: Question, max_tokens: int) -> str:
     """Return the answer of one of the text models to a request with default options."""
-    return client.generate(question.text, Options(max_tokens=max_tokens), model=model).text
+    return client.generate(question.prompt, Options(max_tokens=max_tokens), model=model).text
 
 
 def _ask(client: Client, arm: ServedArm, number: int, question: Question, most: int) -> Trial:
     options = Options(max_tokens=most, num_draft_tokens=arm.num_draft_tokens)
     options = unshared(options, client.endpoint.text)
     try:
-        pieces = list(_pieces(client, question.text, options))
+        pieces = list(_pieces(client, question.prompt, options))
         answer = client.collect(iter(pieces))
     except StageFailed as error:
         raise type(error)(f"validate: prompt {number}, {arm.arm}: {error}") from error
@@ -111,10 +112,10 @@ def _ask(client: Client, arm: ServedArm, number: int, question: Question, most: 
     )
 
 
-def _pieces(client: Client, text: str, options: Options) -> Sequence[Piece]:
+def _pieces(client: Client, prompt: str | Conversation, options: Options) -> Sequence[Piece]:
     if client.endpoint.text.decoupled:
-        return list(client.stream(text, options))
-    return [_one_piece(client.generate(text, options))]
+        return list(client.stream(prompt, options))
+    return [_one_piece(client.generate(prompt, options))]
 
 
 def _one_piece(answer: Generation) -> Piece:

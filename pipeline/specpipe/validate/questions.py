@@ -4,18 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specpipe.config.run_config import RunConfig, require_file
-from specpipe.core.endpoint import Endpoint, Template
+from specpipe.core.conversation import Conversation
+from specpipe.core.endpoint import Endpoint
 from specpipe.core.errors import ConfigError
 from specpipe.core.prompts import read_prompts
-from specpipe.repository.description import read_template
 from specpipe.runtime.tokens import TextTokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt in the model's chat template."""
+    """One prompt as a user sends it: a message, or a text to a model without a chat template."""
 
-    text: str
+    prompt: str | Conversation
     tokens: tuple[int, ...]
 
 
@@ -41,7 +41,6 @@ def load_questions(config: RunConfig, tokenizer_folder: Path) -> Questions:
     options = config.validate
     path = require_file(options.prompts, config, "validate.prompts") if options.prompts else None
     tokenizer = load_tokenizer(tokenizer_folder)
-    template = read_template(tokenizer_folder) or Template("", "")
     limit = min(config.engine.max_input_len, config.engine.max_seq_len - options.max_tokens)
     if limit < 1:
         raise ConfigError(
@@ -50,9 +49,9 @@ def load_questions(config: RunConfig, tokenizer_folder: Path) -> Questions:
         )
     asked = []
     for number, text in enumerate(read_prompts(path)[: options.num_prompts], 1):
-        whole = template.wrap(text)
+        prompt = text if tokenizer.template is None else Conversation.of(text)
         try:
-            asked.append(Question(whole, tuple(tokenizer.encode(whole, limit))))
+            asked.append(Question(prompt, tuple(tokenizer.encode_prompt(prompt, limit))))
         except ConfigError as error:
             place = f"prompt {number} of {path or 'those that come with specpipe'}"
             raise ConfigError(

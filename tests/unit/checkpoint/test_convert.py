@@ -14,7 +14,7 @@ from specpipe.checkpoint.medusa import open_heads
 from specpipe.checkpoint.quantized.formats import Quantizing
 from specpipe.checkpoint.source import open_source
 from specpipe.core.errors import ConfigError, StageFailed, Unsupported
-from tests.helpers.models import make_heads, make_llama
+from tests.helpers.models import TEMPLATE, make_heads, make_llama
 
 
 def convert(source: Path, out: Path, dtype: str = "float32") -> dict[str, torch.Tensor]:
@@ -253,10 +253,12 @@ def test_a_missing_tokenizer_is_refused(copy: Path, tmp_path: Path) -> None:
         convert(copy, tmp_path / "out")
 
 
-def test_the_chat_template_is_split_around_the_users_text(tiny: Path, tmp_path: Path) -> None:
+def test_the_chat_template_and_the_end_tokens_are_those_of_the_source(
+    tiny: Path, tmp_path: Path
+) -> None:
     convert(tiny, tmp_path / "out")
     facts = json.loads((tmp_path / "out/tokenizer/tokenizer_facts.json").read_text())
-    assert facts["chat_prefix"] == "<|user|>" and facts["chat_suffix"] == "<|end|><|assistant|>"
+    assert facts["chat"]["templates"] == {"default": TEMPLATE}
     assert facts["end_ids"] == [0]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from specpipe.checkpoint.sentencepiece_model import CORPUS
+from specpipe.core.conversation import Conversation
 from tests.helpers.tokenizer_judge import judge, rejections, served
 from tests.helpers.tokenizer_shapes import write_json
 
@@ -113,8 +114,7 @@ def test_the_files_next_to_the_model_count(
     ours = served(folder, tmp_path / "out")
     assert ours.pad_id == ours.tokenizer.token_to_id("<pad>") == size
     assert ours.encode("x", 9) == ours.tokenizer.encode("x", add_special_tokens=False).ids
-    facts = (tmp_path / "out/tokenizer_facts.json").read_text(encoding="utf-8")
-    assert '"chat_prefix": "USER: "' in facts
+    assert ours.chat.text(Conversation.of("x")) == "USER: x</s>"
 
 
 def test_what_is_converted_twice_is_equal(

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from specpipe.checkpoint.sentencepiece_model import CORPUS
 from specpipe.checkpoint.source import read_json
 from specpipe.checkpoint.tokenizer import write_tokenizer
+from specpipe.core.conversation import Conversation
 from specpipe.core.errors import ConfigError
 from specpipe.runtime.tokens import load_tokenizer
 from tests.helpers.tokenizer_judge import judge, rejections, served, source_of
@@ -243,8 +244,7 @@ def test_names_and_templates_of_any_script_survive(llama3: Path, tmp_path: Path)
     template = "{% for m in messages %}質問：{{ m.content }}\n回答：{% endfor %}"
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     ours = served(folder, tmp_path / "出力")
-    facts = json.loads((tmp_path / "出力/tokenizer_facts.json").read_text(encoding="utf-8"))
-    assert (facts["chat_prefix"], facts["chat_suffix"]) == ("質問：", "\n回答：")
+    assert ours.chat.text(Conversation.of("水は？")) == "質問：水は？\n回答："
     assert ours.encode("質問", 10) == judge(folder)("質問").input_ids
 
 

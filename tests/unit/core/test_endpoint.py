@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from specpipe.config.run_config import RunConfig, read_config
+from specpipe.core.conversation import ChatTemplate
 from specpipe.core.endpoint import (
+    ClientTemplate,
     DraftLimit,
     Endpoint,
     Model,
     Serving,
-    Template,
     dump_endpoint,
     load_endpoint,
 )
@@ -35,7 +36,7 @@ def declared(model: Model, signature: str, table: str = "1x") -> None:
     inputs = {tensor.name for tensor in found.inputs}
     outputs = {tensor.name for tensor in found.outputs}
     asked = {names.prompt, names.max_tokens, names.stream, names.exclude_prompt, *names.flags}
-    asked |= {*names.options.values(), names.prompt_length, names.stop_tokens} - {""}
+    asked |= {*names.options.values(), names.prompt_length, names.stop_tokens, names.chat} - {""}
     assert asked <= inputs and {names.answer} <= outputs
     assert {names.drafted, names.accepted, names.output_tokens} - {""} <= outputs
 
@@ -122,7 +123,10 @@ def test_a_description_survives_its_journey_as_text() -> None:
         TENSORRT.endpoint(Serving("lookahead", 15)),
         LLMAPI.endpoint(Serving("eagle3", 3)),
         Endpoint((Model("m", LLMAPI.endpoint(Serving("none")).text.tensors),), None, "x",
-                 Template("<|user|>\u2028\U0001f600", "<|end|>\n")),
+                 chats=True, template=ClientTemplate(
+                     ChatTemplate({"default": "<|user|>\u2028\U0001f600", "rag": "\n"},
+                                  {"bos_token": "<s>", "additional": ["<a>", "<b>"]}),
+                     "<s>", ("<s>", "<a>"))),
     ):  # fmt: skip
         assert load_endpoint(dump_endpoint(endpoint), "here") == endpoint
 

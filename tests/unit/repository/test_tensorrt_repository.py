@@ -16,7 +16,6 @@ from specpipe.config.run_config import RunConfig, read_config
 from specpipe.config.speculation import Eagle, Medusa, ReDrafter, Speculation
 from specpipe.core.artifacts import Workspace
 from specpipe.core.contracts import Role
-from specpipe.core.endpoint import Template
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.core.model import ModelConfig
 from specpipe.plan.memory import KvBudget
@@ -36,6 +35,7 @@ from specpipe.repository.write import LLM_API, RepositoryPlan, write_repository
 from specpipe.run.run import Run
 from specpipe.run.stages import build
 from specpipe.runtime.tokens import load_tokenizer
+from tests.helpers.models import TEMPLATE
 
 # From upstream's own config.pbtxt of each release: how many inputs, outputs and parameters a model
 # has, and the digest of all of them, marks included.
@@ -126,13 +126,20 @@ def test_the_engines_models_are_upstreams_tensor_for_tensor(table: str, write: W
         assert digest(sorted(config.parameters)) == expected["parameters"]
 
 
+def required_text(line: str) -> str:
+    """Return a tensor as upstream declares it: our models take a conversation instead of a text."""
+    text = line.startswith(("text_input ", "QUERY "))
+    return line.removesuffix(" optional") if text else line
+
+
 @pytest.mark.parametrize("table", RELEASES)
 @pytest.mark.parametrize("model", MODELS[:2] + MODELS[3:])
 def test_our_models_take_all_that_upstreams_take(table: str, model: str, write: Write) -> None:
     config = read(write(DRAFT, RELEASES[table]), model)
     expected = UPSTREAM[table][model]
     for side, found in (("inputs", config.input), ("outputs", config.output)):
-        assert digest(tensors(found[: expected[side][0]])) == expected[side]
+        lines = tensors(found[: expected[side][0]])
+        assert digest([required_text(line) for line in lines]) == expected[side]
     newest = {tensor.name for tensor in served_signature(model).inputs}
     if model in MODELS[:2]:
         assert {tensor.name for tensor in config.input} >= newest
@@ -331,7 +338,9 @@ def test_the_llm_api_is_packaged_around_its_model_yaml(
     assert build(Run(config, workspace))[-1].fresh
     endpoint = read_endpoint(repository)
     assert load_tokenizer(repository / endpoint.tokenizer).count("hello") > 0
-    assert endpoint.template == Template("<|user|>", "<|end|><|assistant|>")
+    assert endpoint.chats and endpoint.template is not None
+    assert endpoint.template.chat.templates == {"default": TEMPLATE}
+    assert endpoint.template.control == ("<|assistant|>", "<|user|>", "<|end|>")
 
 
 def test_a_model_that_is_not_on_this_disk_is_packaged_without_its_tokenizer(
@@ -348,7 +357,7 @@ def test_a_model_that_is_not_on_this_disk_is_packaged_without_its_tokenizer(
     workspace = Workspace(tmp_path / "work", config.name)
     build(Run(config, workspace))
     endpoint = read_endpoint(workspace.repository)
-    assert (endpoint.tokenizer, endpoint.template) == ("", None)
+    assert (endpoint.tokenizer, endpoint.chats, endpoint.template) == ("", False, None)
     assert endpoint.text.tensors.max_tokens == "sampling_param_max_tokens"
 
 

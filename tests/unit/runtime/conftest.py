@@ -5,12 +5,12 @@ import json
 import pytest
 
 from specpipe.runtime.tokens import TextTokenizer, load_tokenizer
-from tests.helpers.models import make_tokenizer
+from tests.helpers.models import TEMPLATE, make_tokenizer
 
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
-    """Return the tokenizer of the tiny models, with one end token and no chat template."""
+    """Return the tokenizer of the tiny models, with one end token and a chat template."""
     folder = tmp_path_factory.mktemp("tokenizer")
     made = make_tokenizer()
     made.backend_tokenizer.save(str(folder / "tokenizer.json"))
@@ -18,8 +18,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
         "vocab_size": len(made),
         "end_ids": [0],
         "pad_id": 0,
-        "chat_prefix": "",
-        "chat_suffix": "",
+        "chat": {"templates": {"default": TEMPLATE}, "special_tokens": {"eos_token": "<|end|>"}},
     }
     (folder / "tokenizer_facts.json").write_text(json.dumps(facts))
     return load_tokenizer(folder)

@@ -23,7 +23,7 @@ def test_upstreams_repository_is_called_by_its_text_model() -> None:
     assert model.name == "tensorrt_llm_bls" and model.decoupled
     assert model.draft_limit == DraftLimit("tensor", 64, any_number=True)
     assert endpoint.tokens is not None and not endpoint.tokens.decoupled
-    assert endpoint.tokenizer == "" and endpoint.template is None
+    assert endpoint.tokenizer == "" and not endpoint.chats and endpoint.template is None
 
 
 @pytest.mark.parametrize("decoupled", [True, False])

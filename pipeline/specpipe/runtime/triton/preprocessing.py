@@ -22,7 +22,8 @@ class TritonPythonModel(TokenizerModel):
     def _answer(self, tensors: requests.Tensors) -> Any:
         bounds.check_texts(tensors, self._tokenizer.most_bytes(self._max_input_len))
         requests.refuse_unsupported(tensors)
-        ids = self._tokenizer.encode(requests.texts(tensors, "QUERY")[0], self._max_input_len)
+        prompt = requests.read_prompt(tensors, "QUERY", "CHAT")
+        ids = self._tokenizer.encode_prompt(prompt, self._max_input_len)
         end_id, pad_id = (requests.whole(tensors, name) for name in ("END_ID", "PAD_ID"))
         others = self._tokenizer.end_ids[1:] if end_id is None else ()
         bad, stop = (

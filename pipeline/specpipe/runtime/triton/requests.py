@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specpipe.core.contracts import Sampling
+from specpipe.core.conversation import Conversation, load_conversation
 from specpipe.core.errors import ConfigError, Unsupported
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -158,7 +159,7 @@ def texts(tensors: Tensors, name: str) -> list[str]:
 class TextRequest:
     """A request to `ensemble` or `tensorrt_llm_bls`."""
 
-    text: str
+    prompt: str | Conversation
     max_tokens: int
     stream: bool
     stop_words: tuple[str, ...]
@@ -168,6 +169,11 @@ class TextRequest:
     wants: frozenset[str]  # which return_* flags are set
     bias: tuple[tuple[str, float], ...] = ()  # words and what is added to their logits
     use_draft_logits: bool = False
+
+    @property
+    def special(self) -> bool:
+        """Whether special tokens have text: with tools, they may be the marks of tool calls."""
+        return isinstance(self.prompt, Conversation) and bool(self.prompt.tools)
 
 
 RETURNS = (
@@ -188,23 +194,36 @@ def text_request(
     Raises ConfigError or Unsupported with one sentence.
     """
     refuse_unsupported(tensors, supported)
-    given = texts(tensors, "text_input")
-    if len(given) != 1:
-        raise ConfigError(
-            f"text_input has {len(given)} texts: must have one; send one request a text"
-        )
+    prompt = read_prompt(tensors)
     return TextRequest(
-        text=given[0],
+        prompt=prompt,
         max_tokens=_max_tokens(tensors, "max_tokens"),
         stream=flag(tensors, "stream"),
         stop_words=tuple(w for w in texts(tensors, "stop_words") if w),
         bad_words=tuple(w for w in texts(tensors, "bad_words") if w),
-        echo=not flag(tensors, "exclude_input_in_output"),
+        echo=isinstance(prompt, str) and not flag(tensors, "exclude_input_in_output"),
         num_draft_tokens=draft_limit(tensors, parameters),
         wants=frozenset(name for name in RETURNS if flag(tensors, name)),
         bias=_bias(tensors),
         use_draft_logits=flag(tensors, "use_draft_logits"),
     )
+
+
+def read_prompt(
+    tensors: Tensors, text: str = "text_input", chat: str = "chat"
+) -> str | Conversation:
+    """Return the prompt of a request: a text, or a conversation instead; the names are inputs.
+
+    Raises ConfigError unless there is exactly one, and what `load_conversation` raises.
+    """
+    given, chats = texts(tensors, text), texts(tensors, chat)
+    if given and chats:
+        raise ConfigError(f"the request has {text} and {chat}: must have one of them")
+    if chats:
+        return load_conversation(chats[0], chat)
+    if len(given) != 1:
+        raise ConfigError(f"{text} has {len(given)} texts: must have one; send one request a text")
+    return given[0]
 
 
 def _bias(tensors: Tensors) -> tuple[tuple[str, float], ...]:

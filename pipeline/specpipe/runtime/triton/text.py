@@ -80,7 +80,7 @@ class TritonPythonModel:
                 "stream is true: this server answers in one piece; to stream, set "
                 "serving.decoupled: true and package it again"
             )
-        ids = self._tokenizer.encode(asked.text, self._max_input_len)
+        ids = self._tokenizer.encode_prompt(asked.prompt, self._max_input_len)
         requests.check_lengths(len(ids), asked.max_tokens, self._max_input_len, self._max_seq_len)
         bad_words = self._tokenizer.words(asked.bad_words)
         sampling = requests.sampling(tensors, self._tokenizer.end_ids, bad_words)

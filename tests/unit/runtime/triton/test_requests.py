@@ -26,7 +26,7 @@ def one(value: object, kind: type | None = None) -> np.ndarray:
 
 def test_a_request_of_two_tensors_is_enough() -> None:
     request = text_request(text_tensors())
-    assert (request.text, request.max_tokens, request.stream, request.echo) == (
+    assert (request.prompt, request.max_tokens, request.stream, request.echo) == (
         "hi",
         5,
         False,
