@@ -25,7 +25,7 @@ from specpipe.core.divisibility import ONE_RANK, Parallel, require_divisible
 from specpipe.core.errors import ConfigError, Rejection, first_few
 from specpipe.core.model import Dtype, ModelConfig
 
-FORMAT = "7"  # raise it when the same source must give other bytes
+FORMAT = "8"  # raise it when the same source must give other bytes
 
 
 def read_model(source: Source, dtype: Dtype, drafter: DrafterSource | None = None) -> ModelConfig:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from specpipe.core.conversation import Message
 from specpipe.core.tokenizer import FILE
 
 
@@ -29,10 +30,19 @@ class JudgeTokenizer:
         """Return the name of its class."""
         return type(self.reader).__name__
 
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text, with those around it."""
-        ids: list[int] = self.reader(text).input_ids
+    def encode(self, text: str, *, around: bool = True) -> list[int]:
+        """Return the tokens of a text, with those `around` every text."""
+        ids: list[int] = self.reader(text, add_special_tokens=around).input_ids
         return ids
+
+    def render(self, messages: Sequence[Message]) -> str | None:
+        """Return messages in the chat template; None if transformers finds no template."""
+        if not self.reader.chat_template:
+            return None
+        text: str = self.reader.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True
+        )
+        return text
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, special ones left out, and no space removed from it."""

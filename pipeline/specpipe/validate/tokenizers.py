@@ -8,7 +8,7 @@ from pathlib import Path
 
 from specpipe.checkpoint.tokenizer_judge import JudgeTokenizer, open_judges
 from specpipe.validate.checks import Check
-from specpipe.validate.questions import Questions
+from specpipe.validate.questions import Question, Questions
 
 NAME = "the tokenizer is the source's"
 
@@ -34,9 +34,17 @@ def find_difference(
 ) -> str | None:
     """Describe the first difference from a reading of transformers; None if there is none."""
     for number, question in enumerate(questions.asked):
-        for text in judge.parts(question.text):
-            theirs, ours = judge.encode(text), list(question.tokens)
-            if text != question.text:
+        ours_text, theirs_text = _prompts(judge, questions, question)
+        if ours_text != theirs_text:
+            return (
+                f"prompt {number} in the chat template is {_excerpt(ours_text, theirs_text)!r}, "
+                f"and {_excerpt(theirs_text, ours_text)!r} in transformers' {judge.name}"
+            )
+        for text in judge.parts(ours_text):
+            whole = text == ours_text
+            around = isinstance(question.prompt, str) or not whole
+            theirs, ours = judge.encode(text, around=around), list(question.tokens)
+            if not whole:
                 ours = questions.tokenizer.tokenizer.encode(text).ids
             if ours != theirs:
                 return _ids_differ(judge, questions, number, ours, theirs)
@@ -49,6 +57,16 @@ def find_difference(
                 f"{_excerpt(theirs_text, ours_text)!r} in transformers' {judge.name}"
             )
     return None
+
+
+def _prompts(judge: JudgeTokenizer, questions: Questions, question: Question) -> tuple[str, str]:
+    """Return a prompt as text, as the server renders it and as transformers does."""
+    prompt = question.prompt
+    if isinstance(prompt, str):
+        return prompt, prompt
+    ours = questions.tokenizer.chat.text(prompt)
+    theirs = judge.render(prompt.messages)
+    return ours, ours if theirs is None else theirs
 
 
 def _ids_differ(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from specpipe.checkpoint.sentencepiece_model import CORPUS
+from specpipe.core.conversation import Conversation
 from specpipe.runtime.tokens import load_tokenizer
 from specpipe.validate.checks import Check
 from specpipe.validate.questions import Question, Questions
@@ -97,3 +98,20 @@ def test_where_transformers_reads_no_tokenizer_the_report_states_it(tmp_path: Pa
     (file := tmp_path / "model.gguf").write_bytes(b"GGUF")
     found = check(file, tmp_path / "out")
     assert found.passed and "not compared: transformers reads no tokenizer from " in found.seen
+
+
+def test_a_planted_chat_template_fails_in_one_sentence(tmp_path: Path) -> None:
+    source = SHAPES["Llama 3"].write(tmp_path / "model")
+    template = "{% for m in messages %}<|start_header_id|>{{ m.content }}<|eot_id|>{% endfor %}"
+    (source / "chat_template.jinja").write_text(template)
+    served(source, tmp_path / "out")
+    file = tmp_path / "out/tokenizer_facts.json"
+    right = file.read_text(encoding="utf-8")
+    for text, words in ((right, ""), (right.replace("eot_id", "end_header_id"), "end_header_id|>")):
+        file.write_text(text, encoding="utf-8")
+        tokenizer = load_tokenizer(tmp_path / "out")
+        asked = Conversation.of("What is 12345?")
+        question = Question(asked, tuple(tokenizer.encode_prompt(asked, 100)))
+        found = check_tokenizer(source, Questions((question,), tokenizer), [])
+        assert found.passed == (words == "") and words in found.seen
+        assert found.passed or found.seen.startswith("prompt 0 in the chat template is ")
