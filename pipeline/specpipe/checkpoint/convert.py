@@ -15,7 +15,7 @@ from specpipe.checkpoint.quantize import quantization_inputs, quantize, stored_p
 from specpipe.checkpoint.quantized.foreign import find_foreign, is_left_over
 from specpipe.checkpoint.quantized.formats import PLAIN, Quantizing, metadata
 from specpipe.checkpoint.reading import begin_reading, digest_content
-from specpipe.checkpoint.source import Source, TensorReader, read_tensors, with_prefix
+from specpipe.checkpoint.source import Source, TensorReader, read_tensors, text_tensors, with_prefix
 from specpipe.checkpoint.tied import head_name, settle_head
 from specpipe.checkpoint.tokenizer import read_tokenizer
 from specpipe.checkpoint.transfer import Progress, require_fit, write_tensors
@@ -47,7 +47,7 @@ def survey(source: Source, dtype: Dtype) -> ModelConfig:
     with read_tensors(source.weights) as opened:
         refuse_other_drafters(source.path, opened.names(), "", "a model")
         family, model = find_family(source.hf_config), read_model(source, dtype)
-        reader = with_prefix(opened, family.base_prefix)
+        reader = _as_family(opened, family)
         model = settle_head(reader, family, source.hf_config, model, whole=False)
         _require_whole(reader, family, model, source)
     return model
@@ -125,7 +125,7 @@ class Conversion:
         with begin_reading(state or self.state(), out) as reading:
             with contextlib.ExitStack() as stack:
                 reader = stack.enter_context(read_tensors(source.weights, reading.open))
-                reader = with_prefix(reader, family.base_prefix)
+                reader = _as_family(reader, family)
                 model = settle_head(reader, family, source.hf_config, model, whole=True)
                 plans = _require_whole(reader, family, model, source)
                 plans += drafter.shared(plans) if drafter else []
@@ -158,6 +158,11 @@ def effective(parallel: Parallel, family: Family) -> Parallel:
     """Return how a family is spread: some of upstream's classes insist on a cut embedding."""
     insists = family.cuts_embedding and parallel.tp_size > 1
     return replace(parallel, use_parallel_embedding=parallel.use_parallel_embedding or insists)
+
+
+def _as_family(reader: TensorReader, family: Family) -> TensorReader:
+    """Return the tensors under the names that a family plans."""
+    return with_prefix(text_tensors(reader, family.outer_names), family.base_prefix)
 
 
 def _require_whole(

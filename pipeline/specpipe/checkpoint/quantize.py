@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from specpipe.checkpoint.families import TensorPlan
+from specpipe.checkpoint.families import TensorPlan, text_part
 from specpipe.checkpoint.quantized.calibrate import MISSING, calibrate, modelopt_version
 from specpipe.checkpoint.quantized.calibration import (
     Calibration,
@@ -22,6 +22,7 @@ from specpipe.checkpoint.quantized.foreign import (
 from specpipe.checkpoint.quantized.formats import (
     CALIBRATED,
     NO_EXPERTS,
+    PLAIN,
     WEIGHT_ONLY,
     Quantizing,
     check_quantizing,
@@ -67,6 +68,7 @@ def quantize(
     there. Raises what `calibrate` and `find_foreign` raise.
     """  # fmt: skip
     foreign = find_foreign(source)
+    require_own_names(source, foreign, quantizing)
     if foreign is not None:
         require_readable(reader, foreign, source)
         excluded = left_out(plans, foreign, reader.names())
@@ -90,9 +92,27 @@ def stored_plans(
     foreign = find_foreign(source)
     if foreign is None:
         return plans
+    require_own_names(source, foreign)
     require_readable(reader, foreign, source)
     left_out(plans, foreign, reader.names())
     return foreign_plans(plans, foreign, model, reader.names())
+
+
+def require_own_names(
+    source: Source, foreign: Foreign | None, quantizing: Quantizing = PLAIN
+) -> None:
+    """Raise Unsupported for the text model among several, if it is quantised or calibrated.
+
+    Its modules have other names in transformers than its tensors have here.
+    """
+    if not text_part(source.hf_config, source.config_file)[1]:
+        return
+    if foreign is not None or quantizing.calibrated:
+        raise Unsupported(
+            f"{source.path}: the text model is within a model for images, and as such it can be "
+            "converted only from 16 bits, and to formats without calibration",
+            hint="save the text model by itself, or use engine.quantization: none, int8 or int4",
+        )
 
 
 def require_experts_fit(
@@ -180,6 +200,8 @@ def check_quantization(
                 )
             ]
         quantizing = _foreign_quantizing(quantizing, foreign)
+    if source is not None:
+        require_own_names(source, foreign, quantizing)
     return check_quantizing(quantizing, model, engine)
 
 

@@ -107,6 +107,20 @@ class Renamed:
         return self.reader.rows(self.theirs[name], begin, end)
 
 
+def text_tensors(reader: TensorReader, outer: Mapping[str, str]) -> TensorReader:
+    """Name the tensors of a text model among several as those of a text model by itself.
+
+    `outer` maps the prefixes of the former names to those of the latter.
+    """
+
+    def own(name: str) -> str:
+        pairs = ((a, b) for a, b in outer.items() if name.startswith(a))
+        return next((b + name.removeprefix(a) for a, b in pairs), name)
+
+    names = {own(name): name for name in reader.names()}
+    return Renamed(reader, names) if names.keys() != reader.names() else reader
+
+
 def with_prefix(reader: TensorReader, prefix: str) -> TensorReader:
     """Put `prefix` before the names of a checkpoint that was saved without its head; if any was."""
     names = reader.names()

@@ -67,6 +67,7 @@ MODEL_TYPES = {  # of transformers -> its architecture, for a config.json withou
     "smollm3": "SmolLM3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
+    "gemma3": "Gemma3ForConditionalGeneration",
     "cohere": "CohereForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
     "glm": "GlmForCausalLM",
@@ -81,6 +82,9 @@ _NO_GENERATORS = (
     "ForMaskedLM",
     "BertModel",
 )
+
+# Of several models -> of the text model among them, which is what is converted.
+TEXT_OF = {"Gemma3ForConditionalGeneration": "Gemma3ForCausalLM"}
 
 # Element types as torch spells them; quantised checkpoints have more than the three of Dtype.
 StoredDtype = Literal["float32", "float16", "bfloat16", "float8_e4m3fn", "int8", "uint8"]
@@ -146,6 +150,7 @@ class Family:
     defaults: Mapping[str, Any]  # of absent keys, as in transformers' config class
     aliases: Mapping[str, str] = field(default_factory=dict)  # key -> another spelling of it
     base_prefix: str = "model."  # of the names without the head; some releases leave it out
+    outer_names: Mapping[str, str] = field(default_factory=dict)  # prefix in several models -> ours
     cuts_embedding: bool = False  # upstream's class insists on it wherever tp_size > 1
 
 
@@ -158,6 +163,7 @@ def find_family(config: HfConfig, file: Path = CONFIG) -> Family:
     Raises Unsupported for an architecture without an entry in `FAMILIES`, or for a model that only
     borrows its name, and what `architecture_of` and `require_generator` raise.
     """
+    config, _ = text_part(config, file)
     name = architecture_of(config, file)
     require_generator(config, name, file)
     if name not in FAMILIES:
@@ -219,10 +225,24 @@ def architecture_of(config: HfConfig, file: Path = CONFIG) -> str:
     return names[0]
 
 
+def text_part(config: HfConfig, file: Path = CONFIG) -> tuple[HfConfig, str]:
+    """Return the config of the text model among several, and the key that it is under, with a dot.
+
+    Of other models: the config itself, and nothing. The outer config decides whether the head is
+    the embedding, as in transformers. Raises what `architecture_of` raises.
+    """
+    name = architecture_of(config, file)
+    if name not in TEXT_OF:
+        return config, ""
+    text, tied = Keys(config, file).table("text_config"), "tie_word_embeddings"
+    own = {"architectures": [TEXT_OF[name]], tied: config.get(tied, True)}
+    return {**text.values, **own}, text.within
+
+
 def read_facts(config: HfConfig, dtype: Dtype, file: Path = CONFIG) -> ModelConfig:
     """Return the facts of a parsed config.json; every error names `file` and the key.
 
     Raises ConfigError for a wrong value, Unsupported for what cannot be converted.
     """
-    family = find_family(config, file)
-    return family.read_config(Keys(config, file, family.defaults, family.aliases), dtype)
+    family, (text, within) = find_family(config, file), text_part(config, file)
+    return family.read_config(Keys(text, file, family.defaults, family.aliases, within), dtype)

@@ -1,4 +1,4 @@
-"""Gemma 3 for text: Gemma 2 with normed queries and keys, and two bases of rotary positions.
+"""Gemma 3, its text model: Gemma 2 with normed queries and keys, and two bases of rotary positions.
 
 Layers that slide have their own base, `rope_local_base_freq`, and never a scaling.
 """
@@ -113,4 +113,26 @@ def extra_config(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-FAMILY = Family(read_config, tensors, extra_config, ignored, DEFAULTS, cuts_embedding=True)
+# In the models that also see, as the hub has them and as transformers 5 names them.
+OUTER = {
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+    "model.language_model.": "model.",
+}
+_SIGHT = ("vision_tower.", "multi_modal_projector.")
+
+
+def may_be_left_out(name: str, model: ModelConfig) -> bool:
+    """Tell whether a source tensor may be left out: also those that see."""
+    return name.removeprefix("model.").startswith(_SIGHT) or ignored(name, model)
+
+
+FAMILY = Family(
+    read_config,
+    tensors,
+    extra_config,
+    may_be_left_out,
+    DEFAULTS,
+    outer_names=OUTER,
+    cuts_embedding=True,
+)
