@@ -84,14 +84,20 @@ def _parsed(content: bytes, file: Path) -> Tokenizer:
         raise _unusable(file, error) from error
 
 
-def _with_neighbours(content: bytes, folder: Path, named: Path) -> TokenizerFiles:
-    """Read a tokenizer.json that lies in `folder`; errors name the folder `named`."""
+def _with_neighbours(
+    content: bytes, folder: Path, named: Path, *, converted: bool = False
+) -> TokenizerFiles:
+    """Read a tokenizer.json that lies in `folder`; errors name the folder `named`.
+
+    Flags about the tokens around a text count for a file that was converted. One that the source
+    has decides itself, as in transformers 5, and in 4 for most classes.
+    """
     tokenizer, settings = _parsed(content, named / FILE), _settings(folder)
     reader = _load(_generic, folder, named)
     if settings.get("fix_mistral_regex") is True:
         content = _with_rule_of(reader, content)
         tokenizer = _parsed(content, named / FILE)
-    additions = _additions(tokenizer, reader, settings)
+    additions = _additions(tokenizer, reader, settings if converted else {})
     return TokenizerFiles(content, additions, extend(tokenizer, additions), reader)
 
 
@@ -112,15 +118,15 @@ def _settings(folder: Path) -> Mapping[str, Any]:
     return read_json(file) if file.is_file() else {}
 
 
-def _additions(tokenizer: Tokenizer, reader: Any, settings: Mapping[str, Any]) -> Additions:
-    """Return what transformers adds to the file: tokens, and tokens around every text."""
+def _additions(tokenizer: Tokenizer, reader: Any, flags: Mapping[str, Any]) -> Additions:
+    """Return what transformers adds to the file: tokens, and by `flags` tokens around a text."""
     known = tokenizer.get_added_tokens_decoder()
     theirs = sorted(reader.added_tokens_decoder.items())
     tokens = tuple(_extra(token) for number, token in theirs if number not in known)
     own = _around(tokenizer)
     wanted = (
-        _asked(settings.get("add_bos_token"), reader.bos_token_id, own[0]),
-        _asked(settings.get("add_eos_token"), reader.eos_token_id, own[1]),
+        _asked(flags.get("add_bos_token"), reader.bos_token_id, own[0]),
+        _asked(flags.get("add_eos_token"), reader.eos_token_id, own[1]),
     )
     around = None if wanted == own else wanted
     return Additions(tokens, around, bool(reader.split_special_tokens))
@@ -156,7 +162,7 @@ def _of_sentencepiece(folder: Path) -> TokenizerFiles:
                 if file.is_file():
                     shutil.copyfile(file, Path(place) / file.name)
         (Path(place) / FILE).write_bytes(content)
-        return _with_neighbours(content, Path(place), folder)
+        return _with_neighbours(content, Path(place), folder, converted=True)
 
 
 def _of_vocabulary(folder: Path) -> TokenizerFiles:

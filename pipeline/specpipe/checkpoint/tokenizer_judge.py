@@ -23,7 +23,7 @@ class JudgeTokenizer:
     """One reading of a source's tokenizer by transformers."""
 
     reader: Any  # of transformers
-    whole: bool  # False: its releases read texts with special tokens in different ways
+    whole: bool  # False: its releases differ in special tokens, and in the text next to them
 
     @property
     def name(self) -> str:

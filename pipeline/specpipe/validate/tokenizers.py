@@ -41,11 +41,10 @@ def find_difference(
                 f"and {_excerpt(theirs_text, ours_text)!r} in transformers' {judge.name}"
             )
         for text in judge.parts(ours_text):
-            whole = text == ours_text
-            around = isinstance(question.prompt, str) or not whole
+            around = judge.whole and isinstance(question.prompt, str)
             theirs, ours = judge.encode(text, around=around), list(question.tokens)
-            if not whole:
-                ours = questions.tokenizer.tokenizer.encode(text).ids
+            if not judge.whole:
+                ours = questions.tokenizer.tokenizer.encode(text, add_special_tokens=False).ids
             if ours != theirs:
                 return _ids_differ(judge, questions, number, ours, theirs)
     for number, answer in enumerate(answers):

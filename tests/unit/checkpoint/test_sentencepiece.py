@@ -97,6 +97,26 @@ def test_ids_are_those_of_transformers(
         assert ours.encode("</s>x", 9)[2:] == ours.encode("x", 9)[1:], "a space follows </s>"
 
 
+@pytest.mark.parametrize("begin", [True, False, None])
+@pytest.mark.parametrize("end", [True, False, None])
+def test_flags_about_first_and_last_tokens_are_followed(
+    begin: bool | None,
+    end: bool | None,
+    trained: Callable[[str], bytes],
+    folder: Path,
+    tmp_path: Path,
+) -> None:
+    (folder / "tokenizer.model").write_bytes(trained("Llama 2, Vicuna, Mistral v0.1"))
+    flags = {"add_bos_token": begin, "add_eos_token": end}
+    given = {key: flag for key, flag in flags.items() if flag is not None}
+    names = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+    write_json(folder / "tokenizer_config.json", {**names, **given})
+    ours = served(folder, tmp_path / "out").encode("x", 100)
+    assert (ours[0] == 1) == (begin is not False) and (ours[-1] == 2) == (end is True)
+    if begin is not None:  # transformers 4 takes an absent flag for true, 5 for false
+        assert ours == judge(folder)("x").input_ids
+
+
 def test_the_files_next_to_the_model_count(
     trained: Callable[[str], bytes], folder: Path, tmp_path: Path
 ) -> None:

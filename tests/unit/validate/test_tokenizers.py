@@ -14,7 +14,7 @@ from specpipe.validate.checks import Check
 from specpipe.validate.questions import Question, Questions
 from specpipe.validate.tokenizers import check_tokenizer
 from tests.helpers.tokenizer_judge import served
-from tests.helpers.tokenizer_shapes import SHAPES
+from tests.helpers.tokenizer_shapes import SHAPES, write_json
 
 TEXTS = (*CORPUS, "<|im_start|>user\nhi<|im_end|>\n", "<s>[INST] hi [/INST]", "<|eot_id|> x")
 Plant = Callable[[dict[str, Any]], None]
@@ -115,3 +115,28 @@ def test_a_planted_chat_template_fails_in_one_sentence(tmp_path: Path) -> None:
         found = check_tokenizer(source, Questions((question,), tokenizer), [])
         assert found.passed == (words == "") and words in found.seen
         assert found.passed or found.seen.startswith("prompt 0 in the chat template is ")
+
+
+def test_without_a_tokenizer_json_the_text_between_special_tokens_is_compared(
+    tmp_path: Path,
+) -> None:
+    """Releases of transformers differ in the first token, and in the space after a special one."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    (source := tmp_path / "model").mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([text.strip() for text in CORPUS] * 4), minloglevel=2,
+        model_prefix=str(source / "tokenizer"), model_type="bpe", byte_fallback=True,
+        vocab_size=420, character_coverage=0.98, normalization_rule_name="identity",
+        hard_vocab_limit=False, remove_extra_whitespaces=False,
+    )  # fmt: skip
+    write_json(source / "config.json", {"model_type": "llama", "eos_token_id": 2})
+    names = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+    write_json(source / "tokenizer_config.json", names)
+    served(source, tmp_path / "out")
+    found = check(source, tmp_path / "out")
+    assert found.passed, found.seen
+    file = tmp_path / "out/tokenizer.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    swap_tokens(values)
+    file.write_text(json.dumps(values), encoding="utf-8")
+    assert not check(source, tmp_path / "out").passed
