@@ -27,6 +27,8 @@ HEAVY = {
     "tensorrt_llm": ("engine/tensorrt/",),
     "tritonclient": ("repository/render.py", "serve/"),
     "click": ("cli/",),
+    "starlette": ("openai/",),
+    "uvicorn": ("openai/",),
     "triton_python_backend_utils": ("runtime/triton/",),
 }
 

@@ -27,6 +27,7 @@ from specpipe.cli.doctor import doctor
 from specpipe.cli.ending import end_quietly, exit_code, terminable
 from specpipe.cli.generate import generate
 from specpipe.cli.inspect import inspect
+from specpipe.cli.openai import openai
 from specpipe.cli.options import JSON
 from specpipe.cli.output import print_error
 from specpipe.cli.package import package
@@ -47,6 +48,7 @@ COMMANDS = (
     status,
     plan,
     serve,
+    openai,
     generate,
     validate,
     inspect,

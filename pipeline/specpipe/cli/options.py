@@ -136,6 +136,21 @@ def tls_options(command: Command) -> Command:
     )
 
 
+def front_options(command: Command) -> Command:
+    """Add the options of the OpenAI front."""
+    command = click.option(
+        "--api-key-file",
+        metavar="FILE",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help="Require the key in this file from clients of the OpenAI API.",
+    )(command)
+    return click.option(
+        "--served-model-name",
+        metavar="NAME",
+        help="Name of the model in the OpenAI API. Default: the name of the run.",
+    )(command)
+
+
 def client_tls_options(command: Command) -> Command:
     """Add the options of a client of an encrypted endpoint."""
     return _file_options(

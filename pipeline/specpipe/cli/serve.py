@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import click
 
 from specpipe.cli.options import (
     DEFAULT_URL,
+    front_options,
     json_option,
     optional_config_option,
     port_options,
@@ -21,6 +23,7 @@ from specpipe.cli.options import (
 from specpipe.cli.output import load, run_flags, say, suggest
 
 if TYPE_CHECKING:
+    from specpipe.openai.server import FrontAddress
     from specpipe.run.run import Run
     from specpipe.serve.guard import Tls
     from specpipe.serve.tritonserver import RunningServer
@@ -69,6 +72,13 @@ if TYPE_CHECKING:
     help="Time without progress after which the server counts as hung, in seconds.",
 )
 @click.option(
+    "--openai-port",
+    metavar="PORT",
+    type=click.IntRange(1, 65535),
+    help="Also serve the OpenAI API on this port.",
+)
+@front_options
+@click.option(
     "--log-to-stderr", is_flag=True, help="Also print the server's log on stderr, for containers."
 )
 @json_option
@@ -82,6 +92,9 @@ def serve(
     drain_s: int,
     restarts: int,
     stalled_s: int,
+    openai_port: int | None,
+    served_model_name: str | None,
+    api_key_file: Path | None,
     log_to_stderr: bool,
     as_json: bool,
     host: str,
@@ -125,17 +138,23 @@ def serve(
         tls=tls,
         show=_show if log_to_stderr else None,
     )
-    keep_serving(
-        start,
-        stop,
-        RestartBudget(restarts),
-        drain_s,
-        on_ready=partial(
-            print_ready, generate_command(config_path, workspace, address.grpc, tls), as_json
-        ),
-        report=say,
-        patience=Patience.of(stalled_s),
-    )
+    front = _front_address(host, openai_port, tls)
+    name = served_model_name or models.resolve().name
+    with _front(front, address.grpc, name, api_key_file, models):
+        keep_serving(
+            start,
+            stop,
+            RestartBudget(restarts),
+            drain_s,
+            on_ready=partial(
+                print_ready,
+                generate_command(config_path, workspace, address.grpc, tls),
+                as_json,
+                front,
+            ),
+            report=say,
+            patience=Patience.of(stalled_s),
+        )
     say("server stopped")
 
 
@@ -151,7 +170,36 @@ def generate_command(config_path: Path | None, workspace: Path, url: str, tls: "
     return " ".join(["specpipe generate", *options, '--stream "What is the capital of France?"'])
 
 
-def print_ready(command: str, as_json: bool, endpoint: "RunningServer") -> None:
+def _front_address(host: str, port: int | None, tls: "Tls | None") -> "FrontAddress | None":
+    """Return where the OpenAI front listens; None if it was not requested."""
+    if port is None:
+        return None
+    from specpipe.openai.server import FrontAddress
+
+    if tls is not None:
+        raise click.UsageError("--openai-port with TLS: start `specpipe openai --tls-ca` instead")
+    return FrontAddress(host, port)
+
+
+def _front(
+    address: "FrontAddress | None", url: str, name: str, key_file: Path | None, repository: Path
+) -> AbstractContextManager[object]:
+    """Return the running OpenAI front, or nothing if none was requested."""
+    if address is None:
+        return nullcontext()
+    from specpipe.cli.openai import open_front, read_key
+    from specpipe.openai.app import FrontOptions
+    from specpipe.repository.description import read_endpoint
+
+    folder = read_endpoint(repository).tokenizer
+    tokenizer = repository / folder if folder else None
+    options = FrontOptions(url, name, read_key(key_file), None, tokenizer)
+    return open_front(options, address, partial(read_endpoint, repository))
+
+
+def print_ready(
+    command: str, as_json: bool, front: "FrontAddress | None", endpoint: "RunningServer"
+) -> None:
     address = endpoint.address
     ready = {
         "ready": True,
@@ -160,6 +208,7 @@ def print_ready(command: str, as_json: bool, endpoint: "RunningServer") -> None:
         "metrics": address.metrics,
         "pid": endpoint.process.pid,
         "log": str(endpoint.log),
+        "openai": front.url if front else None,
     }
     click.echo(json.dumps(ready))
     suggest(command, as_json)

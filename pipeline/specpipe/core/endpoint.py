@@ -64,8 +64,16 @@ class Tensors:
     drafted: str = ""  # outputs; empty: the model does not report it
     accepted: str = ""
     output_tokens: str = ""
+    prompt_tokens: str = ""
+    finish_reason: str = ""
     context_flag: str = ""  # an input that asks for `context_logits`
     context_logits: str = ""  # an output: the logits after every token of the prompt
+    scores_flag: str = ""  # an input that asks for the next three
+    prompt_log_probs: str = ""  # an output: of every token of the prompt but the first
+    prompt_top_ids: str = ""  # an output: the most likely token after every token of the prompt
+    prompt_top_log_probs: str = ""
+    log_probs_flag: str = ""  # an input that asks for `log_probs`
+    log_probs: str = ""  # an output: of the new tokens of a response
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class Model:
     cumulative: bool = False  # every streamed text begins with all the text before it
     speculates: bool = True  # unless a request prevents it
     draft_limit: DraftLimit | None = None  # None: no request can change what is drafted
+    fits_max_tokens: bool = False  # the request parameter `fit_max_tokens` cuts it to what fits
     takes_cache_salt: bool = False  # a request parameter that separates prompts in the KV cache
 
     @property

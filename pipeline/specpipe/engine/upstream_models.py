@@ -11,6 +11,7 @@ from dataclasses import replace
 from specpipe.core.endpoint import Carrier, DraftLimit, Endpoint, Model, Tensors
 
 _FLAGS = ("return_perf_metrics", "return_num_output_tokens")
+_TEXT_FLAGS = (*_FLAGS, "return_num_input_tokens", "return_finish_reason")
 _SAMPLING = {
     name: name
     for name in (
@@ -34,10 +35,12 @@ TEXT = Tensors(
     exclude_prompt="exclude_input_in_output",
     answer="text_output",
     options={**_SAMPLING, "stop_words": "stop_words", "bad_words": "bad_words"},
-    flags=_FLAGS,
+    flags=_TEXT_FLAGS,
     drafted="total_draft_tokens",
     accepted="total_accepted_draft_tokens",
     output_tokens="num_output_tokens",
+    prompt_tokens="num_input_tokens",
+    finish_reason="finish_reason",
 )
 TOKENS = Tensors(
     prompt="input_ids",
@@ -52,6 +55,11 @@ TOKENS = Tensors(
     drafted="total_draft_tokens",
     accepted="total_accepted_draft_tokens",
     output_tokens="num_output_tokens",
+    log_probs_flag="return_log_probs",
+    log_probs="output_log_probs",
+)
+UPSTREAMS_TEXT = replace(  # without specpipe's own tensors
+    TEXT, chat="", flags=(*_FLAGS, "return_num_input_tokens"), finish_reason=""
 )
 _OLD_OPTIONS = {**TOKENS.options, "min_tokens": "min_length", "seed": "random_seed"}  # before 0.20
 TOKENIZER = "preprocessing/1/tokenizer"
@@ -82,6 +90,7 @@ def upstream_endpoint(tokens: Model, limit: DraftLimit | None, *, streams: bool)
             decoupled=streams,
             speculates=tokens.speculates or limit is not None,
             draft_limit=replace(limit, carrier=carrier) if limit else None,
+            fits_max_tokens=True,
             takes_cache_salt=tokens.takes_cache_salt,
         )
         for name, carrier in _CARRIERS.items()

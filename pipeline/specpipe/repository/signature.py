@@ -37,6 +37,11 @@ class Signature:
     parameters: tuple[str, ...] = ()
 
 
+# As the LLM API's model has them; `tensorrtllm_backend` has no such tensors.
+_FINISH_FLAG = Tensor("return_finish_reason", "BOOL", (1,), optional=True)
+_FINISH = Tensor("finish_reason", "STRING", (1,))
+
+
 def table_of(release: str) -> str:
     """Return the name of the table that holds the interface of a TensorRT-LLM release."""
     major, minor = (int(part) for part in release.split(".")[:2])
@@ -69,12 +74,16 @@ def served_signature(model: str, table: str = NEWEST) -> Signature:
     """Return the signature that specpipe's model declares: upstream's tensors of that release.
 
     The text models also declare the tensors of the newest release, so one client works with all.
-    They and `preprocessing` take a conversation instead of a text.
+    They and `preprocessing` take a conversation instead of a text, and the text models tell why an
+    answer ended.
     """
     own = signatures(table)[model]
     if model in _TEXT_MODELS:
         newest = signatures()[model]
-        own = Signature(_union(own.inputs, newest.inputs), _union(own.outputs, newest.outputs))
+        own = Signature(
+            (*_union(own.inputs, newest.inputs), _FINISH_FLAG),
+            (*_union(own.outputs, newest.outputs), _FINISH),
+        )
     return _with_chat(own, *_CHATS[model]) if model in _CHATS else own
 
 
@@ -82,6 +91,18 @@ def _with_chat(signature: Signature, text: str, chat: str) -> Signature:
     """Return a signature with one more input, one of which a request has: this one or the text."""
     inputs = [replace(t, optional=True) if t.name == text else t for t in signature.inputs]
     return replace(signature, inputs=(*inputs, Tensor(chat, "STRING", (1,), optional=True)))
+
+
+def cpu_engine_signature() -> Signature:
+    """Return the signature of `tensorrt_llm` with the CPU engine, which also scores prompts."""
+    own = served_signature("tensorrt_llm")
+    flag = Tensor("return_prompt_log_probs", "BOOL", (1,), optional=True)
+    scores = (
+        Tensor("prompt_log_probs", "FP32", (-1,)),
+        Tensor("prompt_top_ids", "INT32", (-1,)),
+        Tensor("prompt_top_log_probs", "FP32", (-1,)),
+    )
+    return replace(own, inputs=(*own.inputs, flag), outputs=(*own.outputs, *scores))
 
 
 def _union(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -19,7 +19,13 @@ from specpipe.repository.description import FRONTS, KEY_PARAMETER, PARAMETER, de
 from specpipe.repository.engine_parameters import EnginePlan, engine_parameters
 from specpipe.repository.placement import ENGINE_MODELS, Placement, place
 from specpipe.repository.render import ServedModel
-from specpipe.repository.signature import LLMAPI, NEWEST, served_signature, table_of
+from specpipe.repository.signature import (
+    LLMAPI,
+    NEWEST,
+    cpu_engine_signature,
+    served_signature,
+    table_of,
+)
 from specpipe.runtime.assembly import load_backend
 
 _TOKENIZER = f"../../{TOKENIZER}"  # seen from a model's version folder
@@ -223,7 +229,7 @@ def _cpu_engine(plan: RepositoryPlan, path: str = "engines/") -> ModelEntry:
         "engines": json.dumps(roles, sort_keys=True),
         "draft_limit": _engine_limit(plan),
     }
-    signature = served_signature("tensorrt_llm")
+    signature = cpu_engine_signature()
     model = ServedModel("tensorrt_llm", signature, parameters, decoupled=_engines_stream(plan))
     return ModelEntry(model, "engine")
 

@@ -24,8 +24,9 @@ class Responder(Protocol):
 class TextAnswer:
     """The responses to one text request.
 
-    In a stream, the first and the last response carry performance outputs: ten more tensors in
-    every response would cost tritonserver and the client as much as the text itself.
+    In a stream, the first and the last response carry performance outputs and the number of input
+    tokens: more tensors in every response would cost tritonserver and the client as much as the
+    text itself.
     """
 
     responder: Responder
@@ -49,10 +50,10 @@ class TextAnswer:
         """Turn one step into a response if it has text to send; tell whether it was the last."""
         used = self._count(step)
         if step.finish is not None or self._text.stopped:
-            self._finish(used)
+            self._finish(used, "length" if step.finish == "length" else "stop")
             return True
         if self.asked.stream and (self.held or self.held_scores):
-            self._send(self.held, self.held_scores, used, final=False)
+            self._send(self.held, self.held_scores, used)
             self.held, self.held_scores = "", []
         return False
 
@@ -68,12 +69,13 @@ class TextAnswer:
         self._accepted = self.used.accepted_draft_tokens
         return self.used
 
-    def _finish(self, counters: Counters) -> None:
+    def _finish(self, counters: Counters, reason: str) -> None:
+        reason = "stop" if self._text.stopped else reason
         rest = self.held + self._text.finish()
         if self.asked.stream:
-            self._send(rest, self.held_scores, counters, final=True)
+            self._send(rest, self.held_scores, counters, reason)
         else:
-            self._send(self._whole(), self.scores, counters, final=True)
+            self._send(self._whole(), self.scores, counters, reason)
 
     def _whole(self) -> str:
         """Return the answer of a request that is not streamed, after the prompt if asked."""
@@ -84,17 +86,22 @@ class TextAnswer:
         behind_stop_word = len(self.tokenizer.decode(self._text.spoken)) - len(answer)
         return text[: len(text) - behind_stop_word]
 
-    def _send(self, text: str, scores: list[float], counters: Counters, *, final: bool) -> None:
-        wants = self.asked.wants
+    def _send(
+        self, text: str, scores: list[float], counters: Counters, reason: str | None = None
+    ) -> None:
+        """Send a response, the last one with the reason of the end."""
+        wants, final = self.asked.wants, reason is not None
         answer: dict[str, NDArray[Any]] = {"text_output": text_tensor(text)}
         if "return_log_probs" in wants:
             answer["output_log_probs"] = np.array([[scores]], np.float32)
             answer["cum_log_probs"] = np.array([[sum(self.scores)]], np.float32)
         if "return_perf_metrics" in wants and (final or not self._begun):
             answer |= perf_tensors(counters, len(self.prompt))
-        if "return_num_input_tokens" in wants:
+        if "return_num_input_tokens" in wants and (final or not self._begun):
             answer["num_input_tokens"] = np.array([[len(self.prompt)]], np.int32)
         if final and "return_num_output_tokens" in wants:
             answer["num_output_tokens"] = np.array([[len(self._text.tokens)]], np.int32)
+        if reason is not None and "return_finish_reason" in wants:
+            answer["finish_reason"] = text_tensor(reason)
         self._begun = True
         self.responder.send(answer, final=final)

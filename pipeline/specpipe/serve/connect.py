@@ -36,19 +36,28 @@ class ClientTls:
 def connect(url: str, tls: ClientTls | None = None, *, direct: bool = False) -> Any:
     """Return tritonclient's connection to HOST:PORT; nothing is sent yet.
 
-    gRPC takes `http_proxy` and `grpc_proxy` of the environment for loopback too, where no proxy
-    can help. For other addresses it uses them as the user set them, unless `direct` tells that the
-    address is one of this machine.
+    `direct` tells that the address is one of this machine, as loopback is.
     """
     encryption = tls.arguments() if tls else {}
-    if not (direct or is_loopback(url)):
+    options = channel_options(url, direct=direct)
+    if not options:
         return grpc.InferenceServerClient(url, **encryption)
-    options = [
+    return grpc.InferenceServerClient(url, channel_args=options, **encryption)
+
+
+def channel_options(url: str, *, direct: bool = False) -> list[tuple[str, int]]:
+    """Return gRPC's options for HOST:PORT; none for other machines unless `direct`.
+
+    gRPC takes `http_proxy` and `grpc_proxy` of the environment for loopback too, where no proxy
+    can help. For other addresses it uses them as the user set them.
+    """
+    if not (direct or is_loopback(url)):
+        return []
+    return [
         ("grpc.max_send_message_length", _UNBOUNDED),
         ("grpc.max_receive_message_length", _UNBOUNDED),
         ("grpc.enable_http_proxy", 0),
     ]
-    return grpc.InferenceServerClient(url, channel_args=options, **encryption)
 
 
 def read_url(url: str, timeout_s: float) -> bytes | None:

@@ -9,7 +9,7 @@ from specpipe.core.endpoint import DraftLimit, Endpoint, Model, Serving, load_en
 from specpipe.core.errors import ConfigError
 from specpipe.engine.llmapi.endpoint import TENSORS as LLMAPI_TENSORS
 from specpipe.engine.llmapi.endpoint import describe as describe_llmapi
-from specpipe.engine.upstream_models import TOKENS, upstream_endpoint
+from specpipe.engine.upstream_models import TOKENS, UPSTREAMS_TEXT, upstream_endpoint
 from specpipe.repository.description import FRONTS, KEY_PARAMETER, PARAMETER
 from specpipe.serve.connect import ClientTls, connect
 from specpipe.serve.refusals import refusal
@@ -73,4 +73,7 @@ def upstreams(configs: dict[str, Any], url: str) -> Endpoint:
     limit = DraftLimit("tensor", _MOST, any_number=True)
     tokens = Model("tensorrt_llm", TOKENS, decoupled=decoupled.get("tensorrt_llm", False))
     endpoint = upstream_endpoint(tokens, limit, streams=decoupled["tensorrt_llm_bls"])
-    return replace(endpoint, texts=(endpoint.named("tensorrt_llm_bls"),), tokenizer="")
+    text = replace(
+        endpoint.named("tensorrt_llm_bls"), tensors=UPSTREAMS_TEXT, fits_max_tokens=False
+    )
+    return replace(endpoint, texts=(text,), tokenizer="")

@@ -24,6 +24,7 @@ class Options:
     """What a request may ask for; None leaves it to the server."""
 
     max_tokens: int = 64
+    fit_max_tokens: bool = False  # cut `max_tokens` to what the engine takes
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -37,6 +38,7 @@ class Options:
     stop_words: tuple[str, ...] = ()
     bad_words: tuple[str, ...] = ()
     num_draft_tokens: int | None = None  # the most per step; 0: plain decoding
+    log_probs: bool = False  # of every new token, from a model that takes tokens
     cache_salt: str | None = None  # only requests of the same salt share KV blocks of prompts
 
 
@@ -52,7 +54,8 @@ _KINDS: dict[str, type] = {
     "end_id": np.int32,
 }
 _MOST = float(np.finfo(np.float32).max)
-_OF_THEIR_OWN = ("max_tokens", "num_draft_tokens", "end_ids", "cache_salt")
+_OF_THEIR_OWN = ("max_tokens", "num_draft_tokens", "end_ids", "cache_salt", "log_probs",
+                 "fit_max_tokens")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,18 @@ def context_request(model: Model, prompt: Sequence[int]) -> ModelRequest:
     return replace(asked, inputs={**asked.inputs, model.tensors.context_flag: flag})
 
 
+def scoring_request(model: Model, prompt: Sequence[int], options: Options) -> ModelRequest:
+    """Return a request for tokens whose first response scores the prompt.
+
+    Raises Unsupported if the model does not score prompts, and what `token_request` raises.
+    """
+    if not model.tensors.scores_flag:
+        raise Unsupported(f"{model.name} does not return the log probabilities of a prompt")
+    asked = token_request(model, prompt, options)
+    flag = np.array([[True]] if model.batched else [True])
+    return replace(asked, inputs={**asked.inputs, model.tensors.scores_flag: flag})
+
+
 def _request(
     model: Model, prompt: dict[str, list[Any]], options: Options, *, stream: bool
 ) -> ModelRequest:
@@ -158,14 +173,31 @@ def _request(
         names.max_tokens: _number("max_tokens", options.max_tokens, np.int32),
         names.stream: np.array([stream]),
         names.exclude_prompt: np.array([True]),
-        **{name: np.array([True]) for name in names.flags},
+        **{name: np.array([True]) for name in _flags(model, options)},
         **_options(model, options),
         **_end_ids(model, options.end_ids),
         **{name: np.array([value], np.int32) for name, value in limits.items()},
     }  # fmt: skip
     if model.batched:
         inputs = {name: array[None] for name, array in inputs.items()}
-    return ModelRequest(model, inputs, {**parameters, **_salt(model, options.cache_salt)})
+    own: dict[str, int | str] = {**_salt(model, options.cache_salt), **_fit(model, options)}
+    return ModelRequest(model, inputs, {**parameters, **own})
+
+
+def _fit(model: Model, options: Options) -> dict[str, bool]:
+    if options.fit_max_tokens and not model.fits_max_tokens:
+        raise Unsupported(f"fit_max_tokens: the model {model.name} does not cut max_tokens")
+    return {"fit_max_tokens": True} if options.fit_max_tokens else {}
+
+
+def _flags(model: Model, options: Options) -> tuple[str, ...]:
+    """Return the inputs that ask for outputs; raises Unsupported if one is missing."""
+    names = model.tensors
+    if not options.log_probs:
+        return names.flags
+    if not names.log_probs_flag:
+        raise Unsupported(f"the model {model.name} does not return log probabilities")
+    return (*names.flags, names.log_probs_flag)
 
 
 def _options(model: Model, options: Options) -> Arrays:

@@ -22,6 +22,15 @@ class Acceptance:
 
 
 @dataclass(frozen=True)
+class PromptScores:
+    """What a model expects after every token of a prompt of n tokens."""
+
+    log_probs: tuple[float, ...]  # [n] of the token that follows; the last is NaN
+    top_ids: tuple[int, ...]  # [n] the most likely token
+    top_log_probs: tuple[float, ...]  # [n]
+
+
+@dataclass(frozen=True)
 class Piece:
     """One response: new text or tokens, and the counters that were reported last."""
 
@@ -31,6 +40,10 @@ class Piece:
     acceptance: Acceptance
     output_tokens: int | None  # of the whole answer; known at the end
     at_s: float  # seconds since the request was sent
+    prompt_tokens: int | None = None  # None: not reported
+    log_probs: tuple[float, ...] = ()  # of `tokens`, if they were requested
+    prompt_scores: PromptScores | None = None  # in the first piece, if they were requested
+    finish_reason: str | None = None  # stop or length; known at the end, if it is reported
 
 
 @dataclass(frozen=True)
@@ -59,19 +72,22 @@ class Reader:
         names = self.model.tensors
         answer = result.as_numpy(names.answer)
         final = is_final(result)
-        tokens = bool(names.prompt_length)
+        in_tokens = bool(names.prompt_length)
+        tokens = _row(result, names.answer) if in_tokens else ()
         drafted, accepted = (_whole(result, name) for name in (names.drafted, names.accepted))
         if drafted is not None:
             self.acceptance = Acceptance(drafted, accepted or 0)
         return Piece(
-            text="" if tokens or answer is None else self._text(answer, final=final),
-            tokens=tuple(int(i) for i in answer.reshape(-1))
-            if tokens and answer is not None
-            else (),
+            text="" if in_tokens or answer is None else self._text(answer, final=final),
+            tokens=tokens,
             final=final,
             acceptance=self.acceptance,
             output_tokens=_whole(result, names.output_tokens),
             at_s=at_s,
+            prompt_tokens=_whole(result, names.prompt_tokens),
+            finish_reason=_word(result, names.finish_reason),
+            log_probs=_last(_row(result, names.log_probs), len(tokens)),  # of all tokens so far
+            prompt_scores=_prompt_scores(result, self.model),
         )
 
     def _text(self, answer: Any, *, final: bool) -> str:
@@ -101,6 +117,32 @@ def _whole(result: Any, name: str) -> int | None:
     """Return an output's only value; some releases of upstream's `llmapi` model send digits."""
     array = result.as_numpy(name) if name else None
     return None if array is None or array.size == 0 else int(array.reshape(-1)[0])
+
+
+def _row(result: Any, name: str) -> tuple[Any, ...]:
+    """Return all values of an output; empty if there is none."""
+    array = result.as_numpy(name) if name else None
+    return () if array is None else tuple(array.reshape(-1).tolist())
+
+
+def _last(values: tuple[float, ...], count: int) -> tuple[float, ...]:
+    return values[len(values) - count :]
+
+
+def _prompt_scores(result: Any, model: Model) -> PromptScores | None:
+    names = model.tensors
+    log_probs = _row(result, names.prompt_log_probs)
+    if not log_probs:
+        return None
+    tops = (_row(result, name) for name in (names.prompt_top_ids, names.prompt_top_log_probs))
+    return PromptScores(log_probs, *tops)
+
+
+def _word(result: Any, name: str) -> str | None:
+    """Return the only text of an output; None if there is none."""
+    array = result.as_numpy(name) if name else None
+    found = "" if array is None or array.size == 0 else array.reshape(-1)[0].decode()
+    return found or None
 
 
 def collect(pieces: Iterator[Piece]) -> Generation:

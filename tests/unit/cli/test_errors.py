@@ -23,7 +23,11 @@ def commands(group: click.Group, prefix: str = "") -> Iterator[str]:
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
             yield from commands(command, f"{prefix}{name} ")
-        elif name not in ("completion", "acceptance"):  # one reads no file, one reports each file
+        elif name not in (
+            "completion",
+            "openai",
+            "acceptance",
+        ):  # two read no file, one reports each
             yield prefix + name
 
 

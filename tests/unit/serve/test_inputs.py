@@ -26,8 +26,9 @@ def test_a_text_and_its_options_become_the_models_tensors() -> None:
     assert plain(request) == {
         "text_input": [["grüß".encode()]], "max_tokens": [[9]], "stream": [[True]],
         "exclude_input_in_output": [[True]], "return_perf_metrics": [[True]],
-        "return_num_output_tokens": [[True]], "top_k": [[5]], "seed": [[3]],
-        "stop_words": [[b"a", b"b"]], "num_draft_tokens": [[2]],
+        "return_num_output_tokens": [[True]], "return_num_input_tokens": [[True]],
+        "return_finish_reason": [[True]],
+        "top_k": [[5]], "seed": [[3]], "stop_words": [[b"a", b"b"]], "num_draft_tokens": [[2]],
     }  # fmt: skip
     assert request.parameters == {} and request.inputs["seed"].dtype == np.uint64
 

@@ -13,11 +13,12 @@ def describe(serving: Serving) -> Endpoint:
     `tensorrt_llm` holds the engines and runs speculative decoding itself; every model accepts a
     limit of draft tokens per request. With `loop: bls` the text models run the draft/target loop
     and `tensorrt_llm` follows the rules of TensorRT-LLM, so clients call the run like one of its
-    newest release. In both cases a request can get the logits of its prompt.
+    newest release. In both cases a request can get the logits of its
+    prompt; the engine itself also gives log probabilities.
     """
     if serving.loop == "bls":
         endpoint = describe_engines(replace(serving, release=None))
-        return replace(endpoint, tokens=_with_context_logits(endpoint.tokens))
+        return replace(endpoint, tokens=_with_prompt_outputs(endpoint.tokens, scores=False))
     limit = None
     if serving.method != "none":
         limit = DraftLimit("parameter", serving.num_draft_tokens, serving.any_number)
@@ -29,13 +30,21 @@ def describe(serving: Serving) -> Endpoint:
         takes_cache_salt=True,
     )
     endpoint = upstream_endpoint(tokens, limit, streams=serving.streams)
-    return replace(endpoint, tokens=_with_context_logits(tokens))
+    return replace(endpoint, tokens=_with_prompt_outputs(tokens, scores=True))
 
 
-def _with_context_logits(model: Model | None) -> Model | None:
+def _with_prompt_outputs(model: Model | None, *, scores: bool) -> Model | None:
     if model is None:
         return None
     names = replace(
         model.tensors, context_flag="return_context_logits", context_logits="context_logits"
     )
+    if scores:
+        names = replace(
+            names,
+            scores_flag="return_prompt_log_probs",
+            prompt_log_probs="prompt_log_probs",
+            prompt_top_ids="prompt_top_ids",
+            prompt_top_log_probs="prompt_top_log_probs",
+        )
     return replace(model, tensors=names)

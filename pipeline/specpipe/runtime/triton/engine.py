@@ -14,7 +14,7 @@ from specpipe.config.speculation import Speculation
 from specpipe.core.contracts import Logits
 from specpipe.core.endpoint import Carrier
 from specpipe.core.errors import ConfigError
-from specpipe.runtime import bounds, context
+from specpipe.runtime import bounds, context, prompt_scores
 from specpipe.runtime.assembly import limit_draft, load_runtime
 from specpipe.runtime.channel import EngineSocket
 from specpipe.runtime.context import ContextCollector
@@ -22,6 +22,7 @@ from specpipe.runtime.decoder import DeploymentDecoder
 from specpipe.runtime.exchange import Counters, Request
 from specpipe.runtime.failures import Cancelled
 from specpipe.runtime.guards import harmless
+from specpipe.runtime.prompt_scores import PromptScorer
 from specpipe.runtime.rendezvous import model_socket
 from specpipe.runtime.scheduler import Listener, Scheduler
 from specpipe.runtime.triton import api as triton
@@ -31,7 +32,7 @@ from specpipe.runtime.triton.metrics import Meter
 from specpipe.runtime.triton.responses import perf_tensors
 from specpipe.speculate.decode import Limits, Step
 
-_SUPPORTED = context.SUPPORTED | frozenset(upstream_rules.OFF)
+_SUPPORTED = context.SUPPORTED | prompt_scores.SUPPORTED | frozenset(upstream_rules.OFF)
 
 
 class TritonPythonModel:
@@ -129,7 +130,7 @@ class TritonPythonModel:
                 tensors, triton.request_parameters(request), self._carrier
             ),
             log_probs=requests.flag(tensors, "return_log_probs"),
-            context_logits=wants_context,
+            context_logits=wants_context or requests.flag(tensors, prompt_scores.FLAG),
             cache_salt=requests.cache_salt(triton.request_parameters(request)),
         )
 
@@ -147,6 +148,8 @@ class _Answer:
     tokens: list[int]
     scores: list[float]
     context: ContextCollector | None
+    scorer: PromptScorer | None
+    sends_context: bool
 
     @staticmethod
     def of(
@@ -156,6 +159,8 @@ class _Answer:
         vocab_size: int,
     ) -> "_Answer":
         streaming = requests.flag(tensors, "streaming")
+        wants_context = requests.flag(tensors, context.FLAG)
+        wants_scores = requests.flag(tensors, prompt_scores.FLAG)
         return _Answer(
             responder=responder,
             streaming=streaming,
@@ -166,17 +171,21 @@ class _Answer:
             tokens=[],
             scores=[],
             context=ContextCollector.of(len(parsed.prompt), vocab_size)
-            if parsed.context_logits and not streaming
+            if wants_context and not streaming
             else None,
+            scorer=PromptScorer(parsed.prompt) if wants_scores else None,
+            sends_context=wants_context,
         )
 
     def is_cancelled(self) -> bool:
         return self.responder.is_cancelled()
 
     def on_logits(self, rows: Logits) -> None:
+        if self.scorer is not None:
+            self.scorer.add(rows)
         if self.context is not None:
             self.context.add(rows)
-        else:
+        elif self.sends_context:
             self.responder.send(context.piece(rows), final=False)
 
     def on_step(self, step: Step, counters: Counters) -> None:
@@ -215,4 +224,7 @@ class _Answer:
             outputs["num_output_tokens"] = np.array([[counters.output_tokens]], np.int32)
         if self.context is not None:
             outputs |= self.context.outputs()
+        if self.scorer is not None:
+            outputs |= self.scorer.outputs()
+            self.scorer = None  # with the first tokens of a stream
         self.responder.send(outputs, final=last)

@@ -141,6 +141,11 @@ def cache_salt(parameters: Mapping[str, Any]) -> str:
     return value
 
 
+def fits_answer(parameters: Mapping[str, Any]) -> bool:
+    """Tell whether `max_tokens` is cut to what the engine takes, by the request's parameter."""
+    return parameters.get("fit_max_tokens") is True
+
+
 def texts(tensors: Tensors, name: str) -> list[str]:
     """Return the texts of a BYTES tensor; raises ConfigError if one is not UTF-8."""
     found = []
@@ -181,6 +186,7 @@ RETURNS = (
     "return_perf_metrics",
     "return_num_input_tokens",
     "return_num_output_tokens",
+    "return_finish_reason",
 )
 
 

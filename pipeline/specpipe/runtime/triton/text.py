@@ -7,6 +7,7 @@ together with speculation. In upstream's ensemble and BLS they do not.
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 from specpipe.core.errors import Unsupported
@@ -81,6 +82,9 @@ class TritonPythonModel:
                 "serving.decoupled: true and package it again"
             )
         ids = self._tokenizer.encode_prompt(asked.prompt, self._max_input_len)
+        room = self._max_seq_len - len(ids)
+        if requests.fits_answer(parameters) and room > 0:
+            asked = replace(asked, max_tokens=min(asked.max_tokens, room))
         requests.check_lengths(len(ids), asked.max_tokens, self._max_input_len, self._max_seq_len)
         bad_words = self._tokenizer.words(asked.bad_words)
         sampling = requests.sampling(tensors, self._tokenizer.end_ids, bad_words)

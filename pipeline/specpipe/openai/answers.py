@@ -1,0 +1,141 @@
+"""Pieces of an answer into OpenAI's objects: whole answers, chunks, usage, errors."""
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from specpipe.core.errors import ConfigError, SpecpipeError, Unavailable, Unsupported
+from specpipe.openai.fields import InvalidField
+from specpipe.openai.log_probs import LogProbs
+from specpipe.openai.stop_texts import StopTexts
+from specpipe.serve.pieces import Piece
+
+Json = dict[str, Any]
+BAD_REQUEST, NOT_FOUND, SERVER_ERROR, UNAVAILABLE = 400, 404, 500, 503
+
+
+@dataclass(frozen=True)
+class Header:
+    """What every object of one answer begins with."""
+
+    id: str
+    created: int  # seconds since 1970
+    model: str
+
+    @classmethod
+    def new(cls, kind: str, model: str) -> "Header":
+        """Return the header of a new answer; `kind` is `chatcmpl` or `cmpl`."""
+        return cls(f"{kind}-{secrets.token_hex(12)}", int(time.time()), model)
+
+    def object(self, name: str, **more: Any) -> Json:
+        """Return an object of this answer."""
+        return {"id": self.id, "object": name, "created": self.created, "model": self.model, **more}
+
+
+@dataclass
+class Tally:
+    """What is known of one answer; complete once its last piece has arrived."""
+
+    stops: StopTexts
+    most: int = 0  # tokens that were asked for
+    prompt: Sequence[int] = ()  # in tokens, if log probabilities are wanted
+    log_probs: LogProbs | None = None
+
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
+    finish_reason: str = "stop"
+    text: list[str] = field(default_factory=list)
+    sent: int = 0  # log probabilities that a stream has sent
+
+    def add(self, piece: Piece) -> str:
+        """Take the next piece; return the text that belongs to the answer for certain."""
+        text = self.stops.push(piece.text, final=piece.final)
+        self.text.append(text)
+        self.prompt_tokens = piece.prompt_tokens or self.prompt_tokens
+        self.output_tokens = piece.output_tokens or self.output_tokens
+        self.draft_tokens = piece.acceptance.draft_tokens
+        self.accepted_draft_tokens = piece.acceptance.accepted_draft_tokens
+        if piece.final:
+            self.finish_reason = piece.finish_reason or self._reason()
+        if self.log_probs is not None:
+            if piece.prompt_scores is not None:
+                self.log_probs.add_prompt(self.prompt, piece.prompt_scores)
+            self.log_probs.add_answer(piece)
+        return text
+
+    def new_log_probs(self) -> Json | None:
+        """Return the log probabilities since the last call; None if there are none."""
+        if self.log_probs is None or self.sent == len(self.log_probs.entries):
+            return None
+        begin, self.sent = self.sent, len(self.log_probs.entries)
+        return self.log_probs.to_json(begin)
+
+    def _reason(self) -> str:
+        """Tell why an answer ended, where the server does not; an end token may be the last one."""
+        return "length" if self.output_tokens >= self.most else "stop"
+
+
+def usage(tallies: Sequence[Tally]) -> Json:
+    """Return the token counts of all answers to one request."""
+    prompt = sum(tally.prompt_tokens for tally in tallies)
+    output = sum(tally.output_tokens for tally in tallies)
+    return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
+
+
+def metrics(tallies: Sequence[Tally]) -> Json:
+    """Return how speculation went, in the shape of vLLM's per-request metrics.
+
+    Every step emits its accepted draft tokens and one token more. So the number of steps follows
+    from the two counts that are reported, but for a last step that a stop word cut short.
+    """
+    output = sum(tally.output_tokens for tally in tallies)
+    drafted = sum(tally.draft_tokens for tally in tallies)
+    accepted = sum(tally.accepted_draft_tokens for tally in tallies)
+    steps = max(1, output - accepted)
+    found = {
+        "mean_acceptance_length": round(output / steps, 4),
+        "draft_acceptance_rate": round(accepted / drafted, 4) if drafted else 0.0,
+        "num_spec_steps": steps,
+        "num_draft_tokens": drafted,
+        "num_accepted_draft_tokens": accepted,
+    }
+    return {"metrics": {"speculative_decoding": found}}
+
+
+def error_object(error: SpecpipeError) -> tuple[int, Json]:
+    """Return the HTTP status and OpenAI's error object for an exception."""
+    status, kind, code = SERVER_ERROR, "server_error", None
+    if isinstance(error, ConfigError | Unsupported):
+        status, kind = BAD_REQUEST, "invalid_request_error"
+        code = "unsupported" if isinstance(error, Unsupported) else "invalid_value"
+    elif isinstance(error, Unavailable):
+        status, code = UNAVAILABLE, "unavailable"
+    param = error.param if isinstance(error, InvalidField) else None
+    return status, error_body(error.message, kind, param, code)
+
+
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> Json:
+    """Return OpenAI's error object."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def models_list(name: str, created: int) -> Json:
+    """Return the answer to GET /v1/models."""
+    return {"object": "list", "data": [model_object(name, created)]}
+
+
+def model_object(name: str, created: int) -> Json:
+    """Return one entry of the list of models."""
+    return {"id": name, "object": "model", "created": created, "owned_by": "specpipe"}
+
+
+def chat_message(text: str, calls: "list[Mapping[str, Any]]") -> Json:
+    """Return the assistant's message; its content is null if it only calls tools."""
+    message: Json = {"role": "assistant", "content": text or (None if calls else "")}
+    if calls:
+        message["tool_calls"] = [dict(call) for call in calls]
+    return message

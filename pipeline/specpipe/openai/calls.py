@@ -1,0 +1,119 @@
+"""Requests of the front into requests of a server's models."""
+
+import json
+from dataclasses import dataclass, replace
+
+from specpipe.core.conversation import load_conversation
+from specpipe.core.endpoint import Endpoint, Model
+from specpipe.core.errors import Unsupported
+from specpipe.openai.requests import AnswerOptions, ChatRequest, CompletionRequest, Prompt
+from specpipe.runtime.tokens import TextTokenizer
+from specpipe.serve.inputs import (
+    ModelRequest,
+    Options,
+    scoring_request,
+    text_request,
+    token_request,
+)
+
+DEFAULT_TOKENS = 1024  # of a chat, where a server cannot tell how many fit
+_ANY = 2**31 - 1
+_MOST_PROMPT = 10**7  # tokens; the server has a bound of its own
+
+
+@dataclass(frozen=True)
+class AnswerCall:
+    """The request for one answer, and what to make of the responses."""
+
+    request: ModelRequest
+    most: int  # tokens of the answer
+    stops: tuple[str, ...]  # stop texts
+    before: str = ""  # what the answer's text begins with: the prompt, if it is repeated
+    prompt: tuple[int, ...] = ()  # in tokens, if the answer arrives in tokens
+    end_ids: tuple[int, ...] = ()  # of an answer in tokens
+    logprobs: int | None = None  # as in the request
+
+
+def completion_call(
+    endpoint: Endpoint, tokenizer: TextTokenizer | None, asked: CompletionRequest, prompt: Prompt
+) -> AnswerCall:
+    """Return the call for the continuation of one prompt.
+
+    Token ids and log probabilities need the model that takes tokens, and the tokenizer. Raises
+    Unsupported or ConfigError if the server cannot do what the request needs.
+    """
+    answer = asked.answer
+    options = _of_length(endpoint.text, answer)
+    if isinstance(prompt, str) and asked.logprobs is None:
+        return AnswerCall(
+            text_request(endpoint.text, prompt, options, stream=answer.stream),
+            most=options.max_tokens,
+            stops=options.stop_words,
+            before=prompt if asked.echo else "",
+        )
+    model, known = _token_side(endpoint, tokenizer)
+    ids = tuple(known.encode(prompt, _MOST_PROMPT)) if isinstance(prompt, str) else prompt
+    end_ids = () if options.end_id == -1 else known.end_ids
+    of_tokens = _token_options(options, end_ids, log_probs=asked.logprobs is not None)
+    make = scoring_request if asked.echo and asked.logprobs is not None else token_request
+    return AnswerCall(
+        make(model, ids, of_tokens),
+        most=options.max_tokens,
+        stops=options.stop_words,
+        before=_echoed(known, ids, prompt) if asked.echo else "",
+        prompt=ids,
+        end_ids=end_ids,
+        logprobs=asked.logprobs,
+    )
+
+
+def chat_call(endpoint: Endpoint, asked: ChatRequest) -> AnswerCall:
+    """Return the call for the answer to a conversation.
+
+    Raises Unsupported if the model has no chat template, ConfigError for messages that no template
+    takes.
+    """
+    if not endpoint.chats:
+        raise Unsupported("messages: the model has no chat template; use /v1/completions")
+    conversation = load_conversation(json.dumps(asked.conversation), "the request")
+    options = _of_length(endpoint.text, asked.answer)
+    request = text_request(
+        endpoint.text,
+        conversation,
+        options,
+        stream=asked.answer.stream,
+        template=endpoint.template,
+    )
+    return AnswerCall(request, options.max_tokens, options.stop_words)
+
+
+def _of_length(model: Model, answer: AnswerOptions) -> Options:
+    """Return the options with the number of tokens; without one, as many as fit if possible."""
+    if answer.max_tokens is not None:
+        return replace(answer.options, max_tokens=answer.max_tokens)
+    if model.fits_max_tokens:
+        return replace(answer.options, max_tokens=_ANY, fit_max_tokens=True)
+    return replace(answer.options, max_tokens=DEFAULT_TOKENS)
+
+
+def _token_side(endpoint: Endpoint, tokenizer: TextTokenizer | None) -> tuple[Model, TextTokenizer]:
+    if endpoint.tokens is None or not endpoint.tokens.decoupled:
+        raise Unsupported("token ids and logprobs: the server has no model that streams tokens")
+    if tokenizer is None:
+        raise Unsupported(
+            "token ids and logprobs: this front does not have the tokenizer",
+            hint="start it with --tokenizer",
+        )
+    return endpoint.tokens, tokenizer
+
+
+def _token_options(options: Options, end_ids: tuple[int, ...], *, log_probs: bool) -> Options:
+    """Return the options for a model that takes tokens; the front itself finds stop texts."""
+    return replace(options, end_id=None, end_ids=end_ids, stop_words=(), log_probs=log_probs)
+
+
+def _echoed(tokenizer: TextTokenizer, ids: tuple[int, ...], prompt: Prompt) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    text: str = tokenizer.tokenizer.decode(list(ids), skip_special_tokens=False)
+    return text

@@ -1,0 +1,204 @@
+"""OpenAI's request bodies into records; a field that would change the answer is never ignored."""
+
+import secrets
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from specpipe.core.errors import Unsupported
+from specpipe.openai.fields import (
+    Body,
+    InvalidField,
+    flag,
+    number,
+    record,
+    text,
+    texts,
+    whole,
+)
+from specpipe.serve.inputs import Options
+
+MOST_PROMPTS = 128  # of one request for completions
+MOST_STOPS = 64
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
+_ANY_SEED = 2**63
+Prompt = str | tuple[int, ...]  # a text or token ids
+
+# Fields of both routes that are read below, and fields that cannot change an answer.
+_READ = {
+    "model", "stream", "stream_options", "max_tokens", "temperature", "top_p", "top_k", "seed",
+    "presence_penalty", "frequency_penalty", "repetition_penalty", "min_tokens", "stop", "n",
+    "num_draft_tokens", "logprobs", "logit_bias", "ignore_eos", "cache_salt",
+}  # fmt: skip
+_OF_TEMPLATES = {
+    "messages", "tools", "documents", "add_generation_prompt", "chat_template",
+    "chat_template_kwargs",
+}  # fmt: skip
+_OF_CHATS = _OF_TEMPLATES | {
+    "tool_choice", "response_format", "top_logprobs", "max_completion_tokens",
+}  # fmt: skip
+_OF_COMPLETIONS = {"prompt", "echo", "best_of", "suffix"}
+_WITHOUT_EFFECT = {
+    "user", "store", "metadata", "service_tier", "parallel_tool_calls", "prompt_cache_key",
+    "safety_identifier",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """What both kinds of request have."""
+
+    model: str
+    options: Options
+    stream: bool
+    include_usage: bool  # a last chunk with the usage, in a stream
+    max_tokens: int | None  # None: as many as the engine takes
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    """A body of `/v1/completions`: texts or token ids, each to be continued."""
+
+    answer: AnswerOptions
+    prompts: tuple[Prompt, ...]
+    echo: bool  # repeat the prompt before the answer
+    logprobs: int | None  # None: none; 0: of the tokens; 1: also of the most likely ones
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """A body of `/v1/chat/completions`; its messages are rendered by the server."""
+
+    answer: AnswerOptions
+    conversation: Body  # as `core.conversation.load_conversation` reads it
+    tools: bool  # whether calls of tools are found in the answer
+
+
+def read_completion(body: Body) -> CompletionRequest:
+    """Read a request for completions.
+
+    Raises InvalidField for a wrong value, Unsupported for what no server of ours does.
+    """
+    _refuse_unknown(body, _READ | _OF_COMPLETIONS)
+    if text(body, "suffix"):
+        raise Unsupported("suffix: text cannot be inserted, only continued")
+    if (whole(body, "best_of", 1) or 1) != 1:
+        raise Unsupported(f"best_of is {body['best_of']}: one answer is generated; use 1")
+    answer = _answer(body, whole(body, "max_tokens", 1) or DEFAULT_COMPLETION_TOKENS)
+    return CompletionRequest(answer, _prompts(body), flag(body, "echo"), _logprobs(body, answer))
+
+
+def read_chat(body: Body) -> ChatRequest:
+    """Read a request for a chat completion; raises as `read_completion`."""
+    _refuse_unknown(body, _READ | _OF_CHATS)
+    if flag(body, "logprobs") or whole(body, "top_logprobs", 0):
+        raise Unsupported("logprobs: this front does not return log probabilities")
+    kind = record(body, "response_format").get("type", "text")
+    if kind != "text":
+        raise Unsupported(f"response_format is {kind!r}: answers are not constrained; use 'text'")
+    calls = _tool_choice(body) != "none"
+    conversation = {name: body[name] for name in _OF_TEMPLATES if body.get(name) is not None}
+    if not calls:
+        conversation.pop("tools", None)
+    most = whole(body, "max_completion_tokens", 1) or whole(body, "max_tokens", 1)
+    return ChatRequest(_answer(body, most), conversation, calls and "tools" in conversation)
+
+
+def _logprobs(body: Body, answer: AnswerOptions) -> int | None:
+    """Return how many alternatives of each token are wanted; raises Unsupported for too many."""
+    count = whole(body, "logprobs", 0)
+    if count is not None and count > 1:
+        raise Unsupported(f"logprobs is {count}: only the most likely token is known; use 0 or 1")
+    if count == 1 and answer.options.top_p is not None:
+        raise Unsupported(
+            "logprobs is 1: the most likely token is known for greedy answers only; use "
+            "temperature 0, or logprobs 0"
+        )
+    return count
+
+
+def _tool_choice(body: Body) -> str:
+    """Return `auto` or `none`; raises Unsupported for a choice that forces a call."""
+    choice = body.get("tool_choice")
+    if choice not in (None, "auto", "none"):
+        raise Unsupported(f"tool_choice is {choice!r}: a call cannot be forced; use 'auto'")
+    return choice or "auto"
+
+
+def _answer(body: Body, max_tokens: int | None) -> AnswerOptions:
+    model = text(body, "model")
+    if not model:
+        raise InvalidField("model", "model is missing: GET /v1/models lists the names")
+    count = whole(body, "n", 1) or 1
+    if count != 1:
+        raise Unsupported(f"n is {count}: one answer is generated; send {count} requests")
+    if record(body, "logit_bias"):
+        raise Unsupported("logit_bias: the text models take no bias of tokens")
+    stream, extra = flag(body, "stream"), record(body, "stream_options")
+    if flag(extra, "continuous_usage_stats"):
+        raise Unsupported("continuous_usage_stats: only the last chunk has the usage")
+    return AnswerOptions(
+        model, _options(body), stream, stream and flag(extra, "include_usage"), max_tokens
+    )
+
+
+def _options(body: Body) -> Options:
+    """Return the sampling options: OpenAI's defaults are temperature 1 and top_p 1.
+
+    The server decodes greedily unless it is given a top_p or a top_k.
+    """
+    temperature = number(body, "temperature", 0, 2)
+    top_p, top_k = number(body, "top_p", 0, 1), whole(body, "top_k", -1)
+    seed = whole(body, "seed", -_ANY_SEED, 2 * _ANY_SEED - 1)
+    greedy = temperature == 0 or top_p == 0 or top_k == 1
+    sampled: dict[str, Any] = {} if greedy else {
+        "temperature": 1.0 if temperature is None else temperature,
+        "top_p": 1.0 if top_p is None else top_p,
+        "top_k": top_k if top_k is not None and top_k > 0 else None,
+        "seed": secrets.randbelow(_ANY_SEED) if seed is None else seed % (2 * _ANY_SEED),
+    }  # fmt: skip
+    return Options(
+        **sampled,
+        presence_penalty=number(body, "presence_penalty", -2, 2),
+        frequency_penalty=number(body, "frequency_penalty", -2, 2),
+        repetition_penalty=number(body, "repetition_penalty", 0.01, 100),
+        min_tokens=whole(body, "min_tokens", 0),
+        stop_words=_stops(body),
+        end_id=-1 if flag(body, "ignore_eos") else None,
+        num_draft_tokens=whole(body, "num_draft_tokens", 0),
+        cache_salt=text(body, "cache_salt"),
+    )
+
+
+def _stops(body: Body) -> tuple[str, ...]:
+    stops = tuple(stop for stop in texts(body, "stop") if stop)
+    if len(stops) > MOST_STOPS:
+        raise InvalidField("stop", f"stop has {len(stops)} texts: at most {MOST_STOPS} are taken")
+    return stops
+
+
+def _prompts(body: Body) -> tuple[Prompt, ...]:
+    """Return the prompts: a text, a list of texts, token ids, or a list of lists of them."""
+    given = body.get("prompt")
+    found = given if isinstance(given, list) and not _are_ids(given) else [given]
+    if not found or not all(isinstance(item, str) or _are_ids(item) for item in found):
+        raise InvalidField("prompt", "prompt must be a text, token ids, or a list of such prompts")
+    if len(found) > MOST_PROMPTS:
+        raise InvalidField(
+            "prompt", f"prompt has {len(found)} prompts: at most {MOST_PROMPTS} are taken"
+        )
+    return tuple(tuple(item) if _are_ids(item) else str(item) for item in found)
+
+
+def _are_ids(values: object) -> TypeGuard[list[int]]:
+    """Tell whether a value is a list of token ids."""
+    return (
+        isinstance(values, list)
+        and bool(values)
+        and all(isinstance(value, int) and not isinstance(value, bool) for value in values)
+    )
+
+
+def _refuse_unknown(body: Body, known: set[str]) -> None:
+    for name, value in body.items():
+        if name not in known and name not in _WITHOUT_EFFECT and value is not None:
+            raise InvalidField(name, f"{name} is not a field that this server reads")

@@ -1,0 +1,112 @@
+"""The responses of the server for one HTTP request: gathered, or as server-sent events."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator, Sequence
+
+from specpipe.core.errors import SpecpipeError, StageFailed
+from specpipe.openai.answers import Json, Tally, error_object, metrics, usage
+from specpipe.openai.shapes import Shape
+from specpipe.serve.pieces import Piece
+
+Pieces = AsyncGenerator[Piece, None]
+Numbered = AsyncGenerator[tuple[int, Piece], None]
+_WAITING = 16  # pieces that a slow client may leave unread before the server has to wait
+DONE = "data: [DONE]\n\n"
+
+
+async def gather(answers: Sequence[Pieces], tallies: Sequence[Tally]) -> Sequence[Tally]:
+    """Read every answer to its end, into its tally; the first failure ends them all."""
+
+    async def one(pieces: Pieces, tally: Tally) -> None:
+        async with contextlib.aclosing(pieces):
+            async for piece in pieces:
+                tally.add(piece)
+
+    tasks = [asyncio.ensure_future(one(*pair)) for pair in zip(answers, tallies, strict=True)]
+    try:
+        await asyncio.gather(*tasks)
+        return tallies
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def interleave(answers: Sequence[Pieces]) -> Numbered:
+    """Yield the pieces of all answers as they arrive, each with the number of its answer."""
+    arrived: asyncio.Queue[tuple[int, Piece | Exception | None]] = asyncio.Queue(_WAITING)
+
+    async def forward(number: int, pieces: Pieces) -> None:
+        try:
+            async with contextlib.aclosing(pieces):
+                async for piece in pieces:
+                    await arrived.put((number, piece))
+        except Exception as error:
+            await arrived.put((number, error))
+        else:
+            await arrived.put((number, None))
+
+    tasks = [asyncio.ensure_future(forward(n, pieces)) for n, pieces in enumerate(answers)]
+    try:
+        running = len(tasks)
+        while running:
+            number, piece = await arrived.get()
+            if isinstance(piece, Exception):
+                raise piece
+            if piece is None:
+                running -= 1
+            else:
+                yield number, piece
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def events(
+    first: tuple[int, Piece],
+    rest: Numbered,
+    shape: Shape,
+    tallies: Sequence[Tally],
+    *,
+    usage_last: bool,
+) -> AsyncGenerator[str, None]:
+    """Yield answers in chunks, one tally for each; a later failure is an event too."""
+
+    def chunk(choices: list[Json], **more: object) -> str:
+        return event(shape.header.object(shape.chunk, choices=choices, **more))
+
+    try:
+        async with contextlib.aclosing(rest):
+            for begun in filter(None, map(shape.begin, range(len(tallies)))):
+                yield chunk([begun])
+            async for number, piece in _after(first, rest):
+                text, log_probs = tallies[number].add(piece), tallies[number].new_log_probs()
+                if text or log_probs:
+                    yield chunk([shape.delta(number, text, log_probs)])
+                if piece.final:
+                    yield chunk([shape.end(number, tallies[number])])
+    except Exception as error:
+        yield event(_failure(error))
+        return
+    if usage_last:
+        yield chunk([], usage=usage(tallies), **metrics(tallies))
+    yield DONE
+
+
+async def _after(first: tuple[int, Piece], rest: Numbered) -> Numbered:
+    yield first
+    async for numbered in rest:
+        yield numbered
+
+
+def event(values: Json) -> str:
+    """Return one server-sent event."""
+    return f"data: {json.dumps(values, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def _failure(error: Exception) -> Json:
+    known = error if isinstance(error, SpecpipeError) else StageFailed(f"a bug: {error!r}")
+    return error_object(known)[1]

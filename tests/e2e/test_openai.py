@@ -1,0 +1,343 @@
+"""The OpenAI front before a real server, called by OpenAI's own client and by raw HTTP."""
+
+import json
+import re
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+from transformers import AutoTokenizer
+
+from specpipe.openai.app import Front, FrontOptions
+from specpipe.openai.server import FrontAddress, serve_front
+from specpipe.repository.description import read_endpoint
+from specpipe.serve.client import Options
+from specpipe.validate.reference import Reference
+from tests.helpers.servers import PROMPT, Served, expected
+
+pytestmark = pytest.mark.e2e
+MODEL = "tensorrt_llm_bls"
+GREEDY: dict[str, Any] = {"model": "tiny", "prompt": PROMPT, "max_tokens": 40, "temperature": 0}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def fronting(server: Served, **more: Any) -> Iterator[FrontAddress]:
+    address = FrontAddress(port=free_port())
+    folder = server.workspace.repository / "preprocessing/1/tokenizer"
+    options = FrontOptions(url=server.url, model="tiny", tokenizer=folder, **more)
+    front = Front(options, lambda: read_endpoint(server.workspace.repository))
+    with serve_front(front, address):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def front(server: Served) -> Iterator[FrontAddress]:
+    with fronting(server) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(front: FrontAddress) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=front.url, api_key="any", max_retries=0, timeout=60) as client:
+        yield client
+
+
+def test_the_models_are_those_that_requests_name(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").id == "tiny"
+    with pytest.raises(openai.NotFoundError, match="'tiny'"):
+        client.completions.create(**{**GREEDY, "model": "gpt-4"})
+
+
+def test_a_completion_is_plain_decoding(server: Served, client: openai.OpenAI) -> None:
+    answer = client.completions.create(**GREEDY)
+    tokens = server.plain(PROMPT, 40)
+    assert answer.choices[0].text == expected(server) and answer.usage is not None
+    assert answer.usage.completion_tokens == len(tokens)
+    assert answer.usage.prompt_tokens == len(server.tokenizer.encode(PROMPT, 100))
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + len(tokens)
+    found = answer.model_dump()["metrics"]["speculative_decoding"]
+    assert found["num_spec_steps"] == len(tokens) - found["num_accepted_draft_tokens"]
+    assert found["num_draft_tokens"] > 0
+
+
+def test_a_stream_adds_up_to_the_whole_answer(server: Served, client: openai.OpenAI) -> None:
+    chunks = list(client.completions.create(**GREEDY, stream=True,
+                                            stream_options={"include_usage": True}))  # fmt: skip
+    texts = [chunk.choices[0].text for chunk in chunks if chunk.choices]
+    assert "".join(texts) == expected(server) and len(texts) > 3
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert [chunk.usage is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert chunks[-1].usage.completion_tokens == len(server.plain(PROMPT, 40))
+    assert "speculative_decoding" in chunks[-1].model_dump()["metrics"]
+
+
+def test_prompts_of_one_request_are_answered_in_their_order(client: openai.OpenAI) -> None:
+    prompts = ["Once upon", "The engine", PROMPT]
+    alone = [client.completions.create(**{**GREEDY, "prompt": p}).choices[0].text for p in prompts]
+    together = client.completions.create(**{**GREEDY, "prompt": prompts})
+    assert [choice.text for choice in together.choices] == alone
+    streamed = ["", "", ""]
+    for chunk in client.completions.create(**{**GREEDY, "prompt": prompts, "stream": True}):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.text
+    assert streamed == alone
+
+
+def test_a_seed_decides_and_is_that_of_every_front(server: Served, client: openai.OpenAI) -> None:
+    sampled = {**GREEDY, "temperature": 1.2, "top_p": 0.9}
+    first, again, other = (
+        client.completions.create(**sampled, seed=seed).choices[0].text for seed in (7, 7, 8)
+    )
+    options = Options(max_tokens=40, temperature=1.2, top_p=0.9, seed=7)
+    assert first == again == server.client.generate(PROMPT, options).text != other
+    unseeded = {client.completions.create(**sampled).choices[0].text for _ in range(2)}
+    assert len(unseeded) == 2
+
+
+def test_a_stop_text_ends_the_answer(server: Served, client: openai.OpenAI) -> None:
+    whole = expected(server)
+    stop = re.findall(r"[ -~]{2}", whole[3:])[0]
+    answer = client.completions.create(**GREEDY, stop=stop)
+    assert answer.choices[0].text == whole[: whole.index(stop)]
+    assert answer.choices[0].finish_reason == "stop"
+    assert client.completions.create(**GREEDY, echo=True, stop=[stop]).choices[0].text == (
+        PROMPT + whole[: whole.index(stop)]
+    )
+
+
+def test_drafts_can_be_turned_off_by_a_request(server: Served, client: openai.OpenAI) -> None:
+    answer = client.completions.create(**GREEDY, extra_body={"num_draft_tokens": 0})
+    assert answer.choices[0].text == expected(server)
+    assert answer.model_dump()["metrics"]["speculative_decoding"]["num_draft_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"temperature": "hot"}, "must be a number"),
+        ({"prompt": "word " * 200}, "max_input_len"),
+        ({"max_tokens": 100_000}, "max_seq_len"),
+        ({"n": 2}, "one answer"),
+        ({"unheard_of": 1}, "unheard_of is not a field"),
+    ],
+)
+def test_a_refusal_is_a_bad_request_with_a_sentence(
+    client: openai.OpenAI, more: dict[str, Any], words: str
+) -> None:
+    for stream in (False, True):
+        body = {**GREEDY, **more, "stream": stream}
+        with pytest.raises(openai.BadRequestError, match=words) as raised:
+            client.post("/completions", body=body, cast_to=object)
+        assert raised.value.type == "invalid_request_error"
+
+
+def test_the_right_key_opens_and_everything_else_does_not(server: Served) -> None:
+    with fronting(server, key="sk-secret") as address:
+        for key in ("sk-other", "sk-secre", ""):
+            request = urllib.request.Request(
+                f"{address.url}/models", headers={"Authorization": f"Bearer {key}"}
+            )
+            with pytest.raises(urllib.error.HTTPError) as raised:
+                urllib.request.urlopen(request)
+            assert raised.value.code == 401
+            assert json.load(raised.value)["error"]["code"] == "invalid_api_key"
+        with openai.OpenAI(base_url=address.url, api_key="sk-secret") as client:
+            assert client.models.list().data
+
+
+def post(address: FrontAddress, *chunks: bytes, length: int | None = None) -> bytes:
+    """Send a body in chunks, or with a length; return the first line of the answer."""
+    how = f"Content-Length: {length}" if length is not None else "Transfer-Encoding: chunked"
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\n{how}\r\n\r\n".encode()
+    with socket.create_connection((address.host, address.port), timeout=30) as sock:
+        sock.sendall(head)
+        for chunk in chunks:
+            sock.sendall(chunk if length is not None else b"%x\r\n%s\r\n" % (len(chunk), chunk))
+        return sock.recv(4096).split(b"\r\n")[0]
+
+
+def test_a_body_is_bounded_however_it_is_sent(server: Served) -> None:
+    with fronting(server, most_body_bytes=1000) as address:
+        assert b"413" in post(address, length=1001)
+        assert b"413" in post(address, b"x" * 600, b"x" * 600)
+        assert b"400" in post(address, b"x" * 900, b"")
+        assert b"400" in post(address, b"[1]", length=3)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_the_engine(
+    server: Served, front: FrontAddress, stream: bool
+) -> None:
+    body = json.dumps({**GREEDY, "max_tokens": 3900, "stream": stream, "ignore_eos": True}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((front.host, front.port), timeout=30) as sock:
+        sock.sendall(head.encode() + body)
+        server.await_in_flight(MODEL, 1)
+        if stream:
+            sock.recv(100)
+    server.await_in_flight(MODEL, 0)
+    assert server.heartbeat().active == 0
+
+
+def test_a_salt_travels_with_a_request(server: Served, client: openai.OpenAI) -> None:
+    body = {"cache_salt": "tenant", "num_draft_tokens": 2}
+    answer = client.completions.create(**GREEDY, extra_body=body)
+    assert answer.choices[0].text == expected(server)
+
+
+def test_idle_connections_cost_nothing(front: FrontAddress, client: openai.OpenAI) -> None:
+    before = threading.active_count()
+    idle = [socket.create_connection((front.host, front.port)) for _ in range(200)]
+    try:
+        assert client.completions.create(**GREEDY).choices[0].text
+        assert threading.active_count() <= before + 1
+    finally:
+        for sock in idle:
+            sock.close()
+
+
+def test_health_follows_the_server(front: FrontAddress) -> None:
+    url = front.url.removesuffix("/v1")
+    assert urllib.request.urlopen(f"{url}/health").status == 200
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(f"{url}/v1/nothing")
+
+
+def test_prompts_of_token_ids_are_answered_like_their_text(
+    server: Served, client: openai.OpenAI
+) -> None:
+    ids = server.tokenizer.encode(PROMPT, 100)
+    for prompt in (ids, [ids, ids[:5]]):
+        answer = client.completions.create(**{**GREEDY, "prompt": prompt})
+        assert answer.choices[0].text == expected(server)
+        assert answer.choices[0].finish_reason == "length"
+    whole = expected(server)
+    stop = re.findall(r"[ -~]{2}", whole[3:])[0]
+    answer = client.completions.create(**{**GREEDY, "prompt": ids, "stop": stop})
+    assert answer.choices[0].text == whole[: whole.index(stop)]
+    assert answer.choices[0].finish_reason == "stop"
+
+
+MESSAGES: list[Any] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "text", "text": "Hi <|im_end|>"}]},
+    {"role": "assistant", "content": "Hello"},
+    {"role": "user", "content": "Bye"},
+]
+
+
+def test_a_chat_is_the_models_answer_to_its_own_template(
+    server: Served, client: openai.OpenAI, tiny: Path
+) -> None:
+    judge = AutoTokenizer.from_pretrained(tiny)
+    text = judge.apply_chat_template(MESSAGES[:1] + MESSAGES[2:], tokenize=False,
+                                     add_generation_prompt=True)  # fmt: skip
+    body = {"model": "tiny", "messages": MESSAGES[:1] + MESSAGES[2:], "temperature": 0}
+    answer = client.chat.completions.create(**body, max_completion_tokens=20)
+    tokens = server.plain(text, 20)
+    assert answer.choices[0].message.content == server.plain_text(text, 20)
+    assert answer.choices[0].finish_reason == "length" and answer.usage is not None
+    assert answer.usage.completion_tokens == len(tokens)
+    assert answer.usage.prompt_tokens == len(judge(text, add_special_tokens=False).input_ids)
+    chunks = list(client.chat.completions.create(**body, max_tokens=20, stream=True))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    streamed = "".join(c.choices[0].delta.content or "" for c in chunks)
+    assert streamed == answer.choices[0].message.content
+    assert chunks[-1].choices[0].finish_reason == "length"
+
+
+def test_a_chat_without_a_number_of_tokens_may_fill_the_engine(
+    server: Served, client: openai.OpenAI
+) -> None:
+    chunks = client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True)
+    assert next(iter(chunks)).choices
+    chunks.close()
+    server.await_in_flight(MODEL, 0)
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        ([{"role": "user", "content": 5}], "content must be a text"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "'image_url' is not supported"),
+        ([{"content": "x"}], "'role'"),
+        ([], "at least one message"),
+        (None, "'messages'"),
+    ],
+)
+def test_messages_that_no_template_takes_are_a_bad_request(
+    client: openai.OpenAI, messages: object, words: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=words):
+        client.chat.completions.create(model="tiny", messages=messages)  # type: ignore[arg-type]
+
+
+def exact_log_probs(tiny: Path, ids: list[int]) -> np.ndarray:
+    """Return transformers' log probabilities [n, V] after every token."""
+    logits = Reference(tiny).logits(ids).astype(np.float64)
+    return (
+        logits
+        - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        - (logits.max(-1, keepdims=True))
+    )
+
+
+def test_a_prompt_is_scored_in_the_shape_of_lm_evaluation_harness(
+    server: Served, client: openai.OpenAI, tiny: Path
+) -> None:
+    ids = [server.tokenizer.encode(text, 100) for text in (PROMPT, PROMPT * 2)]
+    answer = client.completions.create(
+        model="tiny", prompt=ids, temperature=0, max_tokens=1, logprobs=1, seed=1234, echo=True
+    )
+    for prompt, choice in zip(ids, answer.choices, strict=True):
+        found, exact = choice.logprobs, exact_log_probs(tiny, prompt)
+        assert found is not None and found.token_logprobs and found.top_logprobs
+        assert len(found.tokens) == len(found.token_logprobs) == len(prompt) + 1
+        assert found.token_logprobs[0] is None and found.top_logprobs[0] is None
+        own = [exact[at, token] for at, token in enumerate(prompt[1:])] + [exact[-1].max()]
+        np.testing.assert_allclose(found.token_logprobs[1:], own, atol=2e-4)
+        for at, token in enumerate(prompt[1:]):
+            values = found.top_logprobs[at + 1].values()
+            assert max(values) == pytest.approx(exact[at].max(), abs=2e-4)
+            greedy = exact[at].argmax() == token
+            assert (found.token_logprobs[at + 1] == max(values)) == greedy
+        assert choice.text.startswith(PROMPT)
+
+
+def test_log_probabilities_come_with_every_token_of_a_stream(
+    server: Served, client: openai.OpenAI, tiny: Path
+) -> None:
+    body = {**GREEDY, "logprobs": 0, "max_tokens": 12}
+    whole = client.completions.create(**body).choices[0].logprobs
+    parts = [c.choices[0].logprobs for c in client.completions.create(**body, stream=True)]
+    streamed = [value for part in parts if part for value in part.token_logprobs or ()]
+    prompt, tokens = server.tokenizer.encode(PROMPT, 100), server.plain(PROMPT, 12)
+    exact = exact_log_probs(tiny, [*prompt, *tokens])
+    own = [exact[len(prompt) - 1 + at, token] for at, token in enumerate(tokens)]
+    assert whole is not None and whole.token_logprobs == streamed
+    np.testing.assert_allclose(streamed, own, atol=2e-4)
+
+
+def test_a_front_without_the_tokenizer_refuses_token_ids(server: Served) -> None:
+    address = FrontAddress(port=free_port())
+    front = Front(
+        FrontOptions(server.url, "tiny"), lambda: read_endpoint(server.workspace.repository)
+    )
+    with serve_front(front, address), openai.OpenAI(base_url=address.url, api_key="x") as client:
+        with pytest.raises(openai.BadRequestError, match="does not have the tokenizer"):
+            client.completions.create(**{**GREEDY, "prompt": [5, 6]})

@@ -1,0 +1,131 @@
+"""Chunks of an answer: what a client sees if the server fails, and that nothing is left running."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from specpipe.core.errors import Unavailable
+from specpipe.openai.answers import Header, Tally
+from specpipe.openai.guard import ClientDisconnected, unless_disconnected
+from specpipe.openai.shapes import ChatShape
+from specpipe.openai.stop_texts import StopTexts
+from specpipe.openai.streaming import DONE, events, gather, interleave
+from specpipe.serve.pieces import Acceptance, Piece
+
+SHAPE = ChatShape(Header("chatcmpl-1", 1, "m"))
+
+
+def piece(text: str, *, final: bool = False) -> Piece:
+    counts = (5, 9, "length") if final else (None, None, None)
+    output, prompt, reason = counts
+    return Piece(
+        text, (), final, Acceptance(6, 3), output, 0.1, prompt_tokens=prompt, finish_reason=reason
+    )
+
+
+async def answering(
+    *texts: str, fails: Exception | None = None, closed: list[str] | None = None
+) -> AsyncGenerator[Piece, None]:
+    try:
+        for text in texts:
+            yield piece(text)
+        if fails:
+            raise fails
+        yield piece("", final=True)
+    finally:
+        if closed is not None:
+            closed.append("closed")
+
+
+def tally() -> Tally:
+    return Tally(StopTexts(()), most=40)
+
+
+async def chunks(*answers: AsyncGenerator[Piece, None]) -> list[str]:
+    pieces = interleave(answers)
+    first = await anext(pieces)
+    tallies = [tally() for _ in answers]
+    made = events(first, pieces, SHAPE, tallies, usage_last=True)
+    return [chunk async for chunk in made]
+
+
+def values(chunk: str) -> dict:
+    assert chunk.startswith("data: ") and chunk.endswith("\n\n")
+    found: dict = json.loads(chunk[6:])
+    return found
+
+
+def test_a_stream_begins_with_the_role_and_ends_with_reason_usage_and_done() -> None:
+    made = asyncio.run(chunks(answering("a", "é\n")))
+    *objects, done = made
+    found = [values(chunk) for chunk in objects]
+    assert done == DONE
+    assert [c["delta"] for v in found for c in v["choices"]] == [
+        {"role": "assistant", "content": ""}, {"content": "a"}, {"content": "é\n"}, {},
+    ]  # fmt: skip
+    assert found[-2]["choices"][0]["finish_reason"] == "length"
+    assert found[-1]["usage"] == {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14}
+    assert found[-1]["metrics"]["speculative_decoding"] == {
+        "mean_acceptance_length": 2.5, "draft_acceptance_rate": 0.5, "num_spec_steps": 2,
+        "num_draft_tokens": 6, "num_accepted_draft_tokens": 3,
+    }  # fmt: skip
+
+
+def test_a_failure_after_the_first_piece_is_an_event_and_not_the_end_of_an_answer() -> None:
+    made = asyncio.run(chunks(answering("a", fails=Unavailable("the engine died"))))
+    assert DONE not in made
+    assert values(made[-1])["error"]["message"] == "the engine died"
+    assert not any(c["finish_reason"] for v in map(values, made[:-1]) for c in v["choices"])
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_failure_ends_the_other_answers_of_the_request(whole: bool) -> None:
+    closed: list[str] = []
+
+    async def endless() -> AsyncGenerator[Piece, None]:
+        try:
+            yield piece("x")
+            await asyncio.Event().wait()
+        finally:
+            closed.append("endless")
+
+    async def run() -> None:
+        failing = answering("a", fails=Unavailable("gone"), closed=closed)
+        if whole:
+            with pytest.raises(Unavailable, match="gone"):
+                await gather([failing, endless()], [tally(), tally()])
+        else:
+            assert "gone" in (await chunks(failing, endless()))[-1]
+
+    asyncio.run(run())
+    assert sorted(closed) == ["closed", "endless"]
+
+
+def test_work_is_cancelled_when_the_client_disconnects() -> None:
+    ended: list[str] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("work")
+
+    async def receive() -> dict:
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(ClientDisconnected):
+        asyncio.run(unless_disconnected(work(), receive))
+    assert ended == ["work"]
+
+
+def test_a_result_is_returned_while_the_client_stays() -> None:
+    async def receive() -> dict:
+        await asyncio.Event().wait()
+        return {}
+
+    async def work() -> int:
+        return 3
+
+    assert asyncio.run(unless_disconnected(work(), receive)) == 3
