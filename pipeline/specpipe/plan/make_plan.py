@@ -111,7 +111,8 @@ def _plan_run(config: RunConfig, workspace: Workspace, opened: OpenedModels) -> 
         gaps=tuple(check_calibration(config.engine, found.sources.values())),
         notes=(
             *found.notes,
-            *(unknown_notes(found.models) if found.outlined else class_notes(config, found.models)),
+            *(unknown_notes(found.models) if found.outlined else ()),
+            *class_notes(config, found.models),
             *notes(differing, own_loop=own_loop),
             *engine_notes(config, found.models["target"], gpu),
             *cpu_notes(config.engine, cpu_kinds()),

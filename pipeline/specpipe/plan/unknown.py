@@ -1,6 +1,6 @@
 """What a plan can tell of a model whose architecture specpipe or TensorRT-LLM may not know."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from specpipe.config.run_config import EngineOptions, RunConfig
 from specpipe.core.contracts import Role
@@ -37,14 +37,11 @@ def unknown_notes(models: Mapping[Role, ModelConfig]) -> Iterator[str]:
     """Yield what is not known, and what is."""
     stored = _stored(models)
     weights = f"its weights take {stored / 2**30:.1f} GiB; " if stored else ""
-    yield (
-        f"{_who(models)}; {weights}whether it fits with its KV cache, and whether "
-        "TensorRT-LLM serves it, is not known here"
-    )
+    yield f"{_who(models)}; {weights}whether it fits with its KV cache is not known here"
 
 
 def class_notes(config: RunConfig, models: Mapping[Role, ModelConfig]) -> Iterator[str]:
-    """Yield the architectures that are known here, and perhaps not to TensorRT-LLM's LLM API."""
+    """Yield the architectures that TensorRT-LLM's LLM API may not know."""
     if config.engine.backend != "llmapi":
         return
     for name in dict.fromkeys(model.architecture for model in models.values()):
@@ -56,8 +53,17 @@ def class_notes(config: RunConfig, models: Mapping[Role, ModelConfig]) -> Iterat
 
 
 def _who(models: Mapping[Role, ModelConfig]) -> str:
-    names = dict.fromkeys(model.architecture for model in models.values())
-    return f"specpipe does not know all sizes of {' and '.join(names)}"
+    """Return which sizes are missing: of an architecture, or of files that are not on this disk."""
+    known = [m for m in models.values() if m.intermediate_size]  # a family here has read it
+    if len(known) == len(models) and not _stored(models):
+        names = _joined([m for m in known if not m.stored_bytes])
+        return f"the size of the weights of {names} is not known: the files are not on this disk"
+    unread = [m for m in models.values() if not m.intermediate_size] or known
+    return f"specpipe does not know all sizes of {_joined(unread)}"
+
+
+def _joined(models: Sequence[ModelConfig]) -> str:
+    return " and ".join(dict.fromkeys(model.architecture for model in models))
 
 
 def _stored(models: Mapping[Role, ModelConfig]) -> int:

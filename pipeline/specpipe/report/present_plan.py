@@ -106,7 +106,7 @@ def _plural(number: int, what: str) -> str:
 def _sizes(plan: Plan) -> Iterator[str]:
     """Yield a line for each engine, and the memory that is needed and available."""
     if not plan.models:
-        yield _row("memory", "not estimated: specpipe does not know this architecture")
+        yield _row("memory", "not estimated: a note below has the reason")
         return
     heading = f"{'parameters':>11}{'layers':>8}{'vocabulary':>12}"
     if plan.memory is not None:

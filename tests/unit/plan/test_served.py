@@ -136,3 +136,24 @@ def test_a_class_that_the_llm_api_may_lack_is_noted(planned: Plans) -> None:
     plan = planned(lambda facts: {**neox, "vocab_size": facts["vocab_size"]}, tp_size=1)
     assert any(note.startswith(f"{noted}GPTNeoXForCausalLM: ") for note in plan.notes)
     assert not any(noted in note for note in planned(lambda facts: facts).notes)
+
+
+def test_quantised_weights_that_are_not_on_this_disk_are_the_reason_and_not_the_architecture(
+    write_config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As of a model whose config.json is all that the hub's cache has."""
+    folder = tmp_path / "hub/models--acme--awq"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs/main").write_text("0" * 40)
+    (folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    facts = {**config_of("LlamaForCausalLM"), "quantization_config": {"quant_method": "awq"}}
+    (folder / "snapshots" / ("0" * 40) / "config.json").write_text(json.dumps(facts))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    config = read_config(write_config(target={"model": "acme/awq"}, engine=ENGINE))
+    plan = make_plan(config, Workspace(tmp_path, config.name))
+    (refused,) = plan.rejections
+    assert refused.reason.endswith(
+        "the size of the weights of LlamaForCausalLM is not known: the files are not on this disk"
+    )
+    assert "specpipe does not know" not in plan_text(plan)
