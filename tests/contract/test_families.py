@@ -99,6 +99,10 @@ NEAR = [
     ("FalconForCausalLM", "40b", "float32", "int4"),
     ("FalconForCausalLM", "rw", "bfloat16", "none"),
     ("Gemma2ForCausalLM", "window", "bfloat16", "none"),
+    ("Gemma3ForCausalLM", "window", "bfloat16", "none"),
+    ("CohereForCausalLM", "normed", "float32", "int8"),
+    ("Qwen3MoeForCausalLM", "plain", "float32", "int8"),
+    ("Glm4ForCausalLM", "plain", "float32", "int8"),
 ]
 
 
