@@ -44,7 +44,7 @@ def _layouts() -> Iterator[Case]:
 
 
 def _families() -> Iterator[Case]:
-    """Yield every family alone, on two ranks, and some in two stages."""
+    """Yield every family on one rank and on two, and some in two stages."""
     plain = ("llama", "llama3", "mistral", "mixtral", "qwen2", "qwen2_moe", "gemma", "gemma2",
              "phi", "phi3", "gpt2", "starcoder2", "gptneox", "falcon", "falcon40")  # fmt: skip
     for model in plain:
@@ -64,7 +64,8 @@ def _variants() -> Iterator[Case]:
         "MistralForCausalLM": ("window",), "Qwen2MoeForCausalLM": ("normed",),
         "PhiForCausalLM": ("share",), "Phi3ForCausalLM": ("long rope",),
         "GPT2LMHeadModel": ("erf",), "Starcoder2ForCausalLM": ("no bias",),
-        "FalconForCausalLM": ("11b", "rw"), "InternLM2ForCausalLM": ("plain",),
+        "FalconForCausalLM": ("11b", "rw", "rw of 6 heads"), "InternLM2ForCausalLM": ("plain",),
+        "CohereForCausalLM": ("plain", "normed"), "Qwen2ForCausalLM": ("tied",),
     }  # fmt: skip
     for architecture, variants in chosen.items():
         for variant in variants:
