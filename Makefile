@@ -18,7 +18,7 @@ types:
 	$(BIN)/mypy
 
 unit:
-	$(BIN)/python -m pytest -q --numprocesses 2 -m "not model and not e2e"
+	$(BIN)/python -m pytest -q --numprocesses 2 -m "not model and not e2e and not slow"
 
 # Builds the documentation, serves it on http://127.0.0.1:8090 and opens it where there is a browser.
 docs:

@@ -85,6 +85,7 @@ def test_the_budget_does_not_change_the_distribution(options: str) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["none", "draft_model", "hybrid"])
 def test_twenty_thousand_answers_are_distributed_as_the_target(method: str) -> None:
     """Unlike enumeration, this test detects generators that depend on each other.

@@ -114,6 +114,8 @@ def serve(
     \b
     Example:  specpipe serve --config model_configs/smollm2-135m_hybrid.yaml
     """
+    if openai_port is not None:  # before gRPC is imported: it would warn of each server's start
+        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     from specpipe.cli.ending import handle
     from specpipe.serve.address import Address
     from specpipe.serve.keep import RestartBudget, StopRequest, keep_serving

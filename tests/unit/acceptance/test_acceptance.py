@@ -27,6 +27,7 @@ def run(*args: str) -> Result:
     return CliRunner().invoke(main, ["acceptance", *args])
 
 
+@pytest.mark.slow
 def test_a_config_that_fails_does_not_stop_the_others(
     write_config, gpu_machine: Path, tmp_path: Path
 ) -> None:
@@ -73,6 +74,7 @@ def test_the_steps_of_the_help_are_those_that_run() -> None:
     assert CLI_STEPS == STEPS
 
 
+@pytest.mark.slow
 def test_the_json_names_every_config_and_the_report(tmp_path: Path) -> None:
     report = tmp_path / "report"
     result = run("nofile.yaml", "--report", str(report), "--steps", "plan", "--json")

@@ -31,6 +31,7 @@ from tests.helpers.families import make_family
 from tests.helpers.gguf_files import make_gguf
 from tests.helpers.models import TEXT
 
+pytestmark = pytest.mark.slow
 OLD = int(transformers.__version__.split(".")[0]) < 5
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("LlamaForCausalLM", "plain", {}),

@@ -15,6 +15,7 @@ from tests.helpers.tokenizer_shapes import write_json
 
 sentencepiece = pytest.importorskip("sentencepiece")
 
+pytestmark = pytest.mark.slow
 LLAMA: dict[str, Any] = {
     "model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity",
     "remove_extra_whitespaces": False, "split_digits": True, "vocab_size": 420,

@@ -209,6 +209,7 @@ def with_value(text: str, place: tuple[Any, ...], value: str) -> str:
     return yaml.safe_dump(raw, width=10**6).replace(MARK, value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", sorted(Path("model_configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_whatever_stands_in_a_config_is_planned_or_refused_in_a_sentence(
     file: Path, tmp_path: Path

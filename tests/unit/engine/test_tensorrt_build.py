@@ -249,6 +249,7 @@ def await_file(path: Path, process: SpawnProcess) -> str:
     return until(text, 60, lambda: f"{path} does not come")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_cancelled_build_ends_the_compiler_and_its_workers_and_goes_on_later(
     number: signal.Signals, code: int, run, gpu_machine: Path, monkeypatch
@@ -268,6 +269,7 @@ def test_a_cancelled_build_ends_the_compiler_and_its_workers_and_goes_on_later(
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_build_that_is_killed_outright_leaves_no_engine_and_goes_on_later(
     run, gpu_machine: Path, monkeypatch
 ) -> None:

@@ -61,6 +61,7 @@ def test_it_comes_nearer_to_the_target_and_is_a_checkpoint_like_any_other(
     assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 1
 
 
+@pytest.mark.slow
 def test_a_killed_distillation_resumes_to_the_same_bytes(make_run, tmp_path: Path) -> None:
     config, killed = make_run(), Workspace(tmp_path / "killed", "t")
     whole = train_draft(config, Workspace(tmp_path / "whole", "t"))

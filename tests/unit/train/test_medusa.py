@@ -98,6 +98,7 @@ def test_two_trainings_give_equal_bytes_and_another_seed_gives_others(
     assert files_of(one.path)[name] != files_of(other.path)[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["medusa1", "medusa2"])
 def test_a_killed_training_leaves_nothing_that_looks_whole_and_resumes_to_the_same_bytes(
     make_run, tmp_path: Path, stage: str

@@ -337,6 +337,7 @@ def test_the_choice_replaces_one_section_and_leaves_the_rest(tmp_path: Path) -> 
     assert read_config(path).speculation == options
 
 
+@pytest.mark.slow
 def test_a_run_is_tuned_from_its_config(write_config, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     words = ("quick brown fox", "lazy dog jumps", "five dozen jugs", "vexingly daft zebras")
