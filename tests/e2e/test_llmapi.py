@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import openai
 import pytest
 from click.testing import CliRunner
 
@@ -15,13 +16,14 @@ from specpipe.cli import main
 from specpipe.config.run_config import read_config
 from specpipe.core.artifacts import Workspace
 from specpipe.core.errors import ConfigError, Unsupported
-from specpipe.repository.description import read_endpoint
+from specpipe.repository.description import read_endpoint, token_counter
 from specpipe.repository.placement import FILE
 from specpipe.run.run import Run
 from specpipe.run.stages import build
 from specpipe.serve.address import free_address
 from specpipe.serve.client import Client, Options
 from specpipe.serve.tritonserver import start_server
+from tests.helpers.fronts import fronting
 from tests.helpers.models import TEMPLATE
 
 pytestmark = pytest.mark.e2e
@@ -138,3 +140,23 @@ def test_validate_measures_what_the_model_gives_and_names_what_it_does_not(serve
     assert report["metrics"]["exact_match"]["arms"]["speculative"]["median"] == 0
     left_out = set(report["left_out"])
     assert {"greedy_agreement", "perplexity", "speedup_over_plain"} <= left_out
+
+
+def test_the_openai_front_counts_the_tokens_that_the_model_does_not_report(
+    served: Started,
+) -> None:
+    _, workspace, url = served
+    messages = [{"role": "user", "content": "hi"}]
+    with fronting(url, workspace.repository) as address:
+        with openai.OpenAI(base_url=address.url, api_key="x", timeout=60) as client:
+            answer = client.chat.completions.create(
+                model="tiny", messages=messages, temperature=0, max_tokens=50
+            )
+            chunks = client.chat.completions.create(
+                model="tiny", messages=messages, temperature=0, max_tokens=50, stream=True
+            )
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    count = token_counter(workspace.repository, read_endpoint(workspace.repository))
+    assert answer.choices[0].message.content == text and answer.usage is not None
+    assert count is not None and answer.usage.completion_tokens == count(text)
+    assert answer.usage.prompt_tokens > 0

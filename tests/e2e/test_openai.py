@@ -7,7 +7,6 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,10 @@ import openai
 import pytest
 from transformers import AutoTokenizer
 
-from specpipe.openai.app import Front, FrontOptions
-from specpipe.openai.server import FrontAddress, serve_front
-from specpipe.repository.description import read_endpoint
+from specpipe.openai.server import FrontAddress
 from specpipe.serve.client import Options
 from specpipe.validate.reference import Reference
+from tests.helpers.fronts import fronting
 from tests.helpers.servers import PROMPT, Served, expected
 
 pytestmark = pytest.mark.e2e
@@ -28,25 +26,9 @@ MODEL = "tensorrt_llm_bls"
 GREEDY: dict[str, Any] = {"model": "tiny", "prompt": PROMPT, "max_tokens": 40, "temperature": 0}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def fronting(server: Served, **more: Any) -> Iterator[FrontAddress]:
-    address = FrontAddress(port=free_port())
-    folder = server.workspace.repository / "preprocessing/1/tokenizer"
-    options = FrontOptions(url=server.url, model="tiny", tokenizer=folder, **more)
-    front = Front(options, lambda: read_endpoint(server.workspace.repository))
-    with serve_front(front, address):
-        yield address
-
-
 @pytest.fixture(scope="module")
 def front(server: Served) -> Iterator[FrontAddress]:
-    with fronting(server) as address:
+    with fronting(server.url, server.workspace.repository) as address:
         yield address
 
 
@@ -147,7 +129,7 @@ def test_a_refusal_is_a_bad_request_with_a_sentence(
 
 
 def test_the_right_key_opens_and_everything_else_does_not(server: Served) -> None:
-    with fronting(server, key="sk-secret") as address:
+    with fronting(server.url, server.workspace.repository, key="sk-secret") as address:
         for key in ("sk-other", "sk-secre", ""):
             request = urllib.request.Request(
                 f"{address.url}/models", headers={"Authorization": f"Bearer {key}"}
@@ -172,7 +154,7 @@ def post(address: FrontAddress, *chunks: bytes, length: int | None = None) -> by
 
 
 def test_a_body_is_bounded_however_it_is_sent(server: Served) -> None:
-    with fronting(server, most_body_bytes=1000) as address:
+    with fronting(server.url, server.workspace.repository, most_body_bytes=1000) as address:
         assert b"413" in post(address, length=1001)
         assert b"413" in post(address, b"x" * 600, b"x" * 600)
         assert b"400" in post(address, b"x" * 900, b"")
@@ -334,10 +316,7 @@ def test_log_probabilities_come_with_every_token_of_a_stream(
 
 
 def test_a_front_without_the_tokenizer_refuses_token_ids(server: Served) -> None:
-    address = FrontAddress(port=free_port())
-    front = Front(
-        FrontOptions(server.url, "tiny"), lambda: read_endpoint(server.workspace.repository)
-    )
-    with serve_front(front, address), openai.OpenAI(base_url=address.url, api_key="x") as client:
+    with fronting(server.url, server.workspace.repository, tokenizer=None) as address:
+        client = openai.OpenAI(base_url=address.url, api_key="x")
         with pytest.raises(openai.BadRequestError, match="does not have the tokenizer"):
             client.completions.create(**{**GREEDY, "prompt": [5, 6]})

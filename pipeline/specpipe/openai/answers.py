@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,10 +41,13 @@ class Tally:
     stops: StopTexts
     most: int = 0  # tokens that were asked for
     prompt: Sequence[int] = ()  # in tokens, if log probabilities are wanted
+    prompt_text: str | None = None  # as it was sent, if it was a text
     log_probs: LogProbs | None = None
+    counts_drafts: bool = True  # whether the server reports draft tokens
+    count: Callable[[str], int] | None = None  # of the tokens of a text, where the server does not
 
-    prompt_tokens: int = 0
-    output_tokens: int = 0
+    prompt_tokens: int | None = None  # None: not known
+    output_tokens: int | None = None
     draft_tokens: int = 0
     accepted_draft_tokens: int = 0
     finish_reason: str = "stop"
@@ -60,7 +63,7 @@ class Tally:
         self.draft_tokens = piece.acceptance.draft_tokens
         self.accepted_draft_tokens = piece.acceptance.accepted_draft_tokens
         if piece.final:
-            self.finish_reason = piece.finish_reason or self._reason()
+            self._complete(piece.finish_reason)
         if self.log_probs is not None:
             if piece.prompt_scores is not None:
                 self.log_probs.add_prompt(self.prompt, piece.prompt_scores)
@@ -74,25 +77,37 @@ class Tally:
         begin, self.sent = self.sent, len(self.log_probs.entries)
         return self.log_probs.to_json(begin)
 
-    def _reason(self) -> str:
-        """Tell why an answer ended, where the server does not; an end token may be the last one."""
-        return "length" if self.output_tokens >= self.most else "stop"
+    def _complete(self, reason: str | None) -> None:
+        """Find what the server did not report; an end token may be the last of `most` tokens."""
+        if self.count is not None:
+            if self.output_tokens is None:
+                self.output_tokens = self.count("".join(self.text))
+            if self.prompt_tokens is None and self.prompt_text is not None:
+                self.prompt_tokens = self.count(self.prompt_text)
+        full = self.output_tokens is not None and self.output_tokens >= self.most
+        self.finish_reason = reason or ("length" if full else "stop")
 
 
-def usage(tallies: Sequence[Tally]) -> Json:
-    """Return the token counts of all answers to one request."""
-    prompt = sum(tally.prompt_tokens for tally in tallies)
-    output = sum(tally.output_tokens for tally in tallies)
+def usage(tallies: Sequence[Tally]) -> Json | None:
+    """Return the token counts of all answers to one request; None if one is not known."""
+    prompts = [tally.prompt_tokens for tally in tallies if tally.prompt_tokens is not None]
+    outputs = [tally.output_tokens for tally in tallies if tally.output_tokens is not None]
+    if len(prompts) < len(tallies) or len(outputs) < len(tallies):
+        return None
+    prompt, output = sum(prompts), sum(outputs)
     return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
 
 
 def metrics(tallies: Sequence[Tally]) -> Json:
     """Return how speculation went, in the shape of vLLM's per-request metrics.
 
-    Every step emits its accepted draft tokens and one token more. So the number of steps follows
-    from the two counts that are reported, but for a last step that a stop word cut short.
+    Empty if the server does not report it. Every step emits its accepted draft tokens and one token
+    more. So the number of steps follows from the two counts that are reported, but for a last step
+    that a stop word cut short.
     """
-    output = sum(tally.output_tokens for tally in tallies)
+    if not all(tally.counts_drafts for tally in tallies):
+        return {}
+    output = sum(tally.output_tokens or 0 for tally in tallies)
     drafted = sum(tally.draft_tokens for tally in tallies)
     accepted = sum(tally.accepted_draft_tokens for tally in tallies)
     steps = max(1, output - accepted)

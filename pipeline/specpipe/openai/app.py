@@ -153,7 +153,15 @@ class Front:
         log_probs = None
         if call.logprobs is not None and self._tokenizer is not None:
             log_probs = LogProbs(self._tokenizer, tops=call.logprobs == 1)
-        return Tally(StopTexts(call.stops), call.most, call.prompt, log_probs)
+        return Tally(
+            StopTexts(call.stops),
+            call.most,
+            call.prompt,
+            prompt_text=call.prompt_text,
+            log_probs=log_probs,
+            counts_drafts=call.request.model.reports_acceptance,
+            count=self._tokenizer.count if self._tokenizer is not None else None,
+        )
 
     async def _described(self) -> Endpoint:
         """Return the endpoint; found with the first request, since servers load for a while."""

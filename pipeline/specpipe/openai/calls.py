@@ -33,6 +33,15 @@ class AnswerCall:
     end_ids: tuple[int, ...] = ()  # of an answer in tokens
     logprobs: int | None = None  # as in the request
 
+    @property
+    def prompt_text(self) -> str | None:
+        """The prompt as it is sent, if it is a text."""
+        model = self.request.model
+        array = self.request.inputs.get(model.tensors.prompt)
+        if array is None or model.tensors.prompt_length:
+            return None
+        return bytes(array.reshape(-1)[0]).decode()
+
 
 def completion_call(
     endpoint: Endpoint, tokenizer: TextTokenizer | None, asked: CompletionRequest, prompt: Prompt
