@@ -50,6 +50,9 @@ def kept_layers(options: DraftTraining, total: int) -> tuple[int, ...]:
     return tuple(int(i) for i in np.linspace(0, total - 1, count).round())
 
 
+_OF_LAYERS = ("layer_types", "no_rope_layers")  # keys of transformers with a value for each layer
+
+
 def prune(model: Any, layers: Sequence[int]) -> Any:
     """Return a float32 copy of `model` with only these decoder layers, ready to be trained."""
     small = copy.deepcopy(model).float()
@@ -58,8 +61,9 @@ def prune(model: Any, layers: Sequence[int]) -> Any:
     for place, layer in enumerate(decoder.layers):
         layer.self_attn.layer_idx = place  # where the KV cache keeps its rows
     small.config.num_hidden_layers = len(layers)
-    if getattr(small.config, "layer_types", None):
-        small.config.layer_types = [small.config.layer_types[i] for i in layers]
+    for name in _OF_LAYERS:
+        if values := getattr(small.config, name, None):
+            setattr(small.config, name, [values[i] for i in layers])
     small.requires_grad_(True)
     return small
 

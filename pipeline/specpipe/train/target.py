@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from specpipe.checkpoint.end_tokens import end_tokens
+from specpipe.checkpoint.families import text_part
 from specpipe.checkpoint.source import open_source
 from specpipe.checkpoint.tokenizer_files import open_tokenizer
 from specpipe.core.artifacts import digest_file, digest_json
@@ -57,8 +58,8 @@ def last_hidden(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tens
 def load_target(path: Path, dtype: Dtype, memory: Path) -> Target:
     """Load a Hugging Face folder, frozen; `memory` remembers file digests.
 
-    Raises Unsupported for a .gguf file, ConfigError if nothing names an end token or there is no
-    tokenizer.
+    Raises Unsupported for a .gguf file and for a text model among several, ConfigError if nothing
+    names an end token or there is no tokenizer.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -68,6 +69,11 @@ def load_target(path: Path, dtype: Dtype, memory: Path) -> Target:
         raise Unsupported(
             f"{path}: training starts from a Hugging Face folder",
             hint="save the dequantised model as one, as `scripts/fetch-model` does",
+        )
+    if text_part(source.hf_config, source.config_file)[1]:
+        raise Unsupported(
+            f"{path}: training a text model within a model for images is not supported",
+            hint="save the text model by itself",
         )
     logging.disable_progress_bar()
     tokenizer = open_tokenizer(source).reader

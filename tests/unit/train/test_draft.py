@@ -10,8 +10,10 @@ from specpipe.checkpoint.convert import Conversion
 from specpipe.checkpoint.source import open_source
 from specpipe.config.training import DraftTraining
 from specpipe.core.artifacts import MANIFEST, Workspace, digest_file
-from specpipe.core.errors import ConfigError
-from specpipe.train.draft_model import divergence, kept_layers, train_draft
+from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.train.draft_model import divergence, kept_layers, prune, train_draft
+from specpipe.train.target import load_target
+from tests.helpers.families import make_family
 
 
 def test_layers_are_spread_evenly_with_the_first_and_the_last() -> None:
@@ -31,6 +33,29 @@ def test_layers_are_spread_evenly_with_the_first_and_the_last() -> None:
 def test_layers_that_do_not_exist_are_refused(options: DraftTraining, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         kept_layers(options, 10)
+
+
+def test_a_layer_keeps_its_kind_when_the_draft_is_saved(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = make_family(tmp_path / "model", "SmolLM3ForCausalLM", "every other layer")
+    draft = prune(AutoModelForCausalLM.from_pretrained(folder), [1]).eval()
+    draft.save_pretrained(tmp_path / "draft")
+    saved, text = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "draft"),
+        torch.arange(3, 40)[None],
+    )
+    assert draft.config.no_rope_layers == [0]
+    torch.testing.assert_close(saved(text).logits, draft(text).logits)
+
+
+def test_a_text_model_within_another_is_not_trained(tmp_path: Path) -> None:
+    folder = make_family(tmp_path / "model", "Gemma3ForCausalLM", "window")
+    text = json.loads((folder / "config.json").read_text())
+    whole = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
+    (folder / "config.json").write_text(json.dumps(whole))
+    with pytest.raises(Unsupported, match="within a model for images"):
+        load_target(folder, "float32", tmp_path / "digests.json")
 
 
 def test_the_divergence_is_zero_for_equals_and_the_textbook_value_otherwise() -> None:
