@@ -16,6 +16,7 @@ from specpipe.checkpoint.families import (
 )
 from specpipe.checkpoint.families.keys import MOST, is_number, is_whole
 from specpipe.checkpoint.families.rope import ORIGINAL
+from specpipe.checkpoint.least_weights import least_bytes
 from specpipe.checkpoint.source import Source
 from specpipe.core.errors import Unsupported
 from specpipe.core.model import Dtype, ModelConfig
@@ -46,6 +47,7 @@ class UnconvertedModel:
     model: ModelConfig
     is_known: bool  # whether its memory follows from the facts
     next_token_layers: int = 0  # layers for multi-token prediction
+    least_bytes: int = 0  # of weights whose size is not known
 
 
 def read_served(
@@ -61,15 +63,18 @@ def read_served(
     text, name = text_config(config), architecture_of(config, file)
     require_generator(config, name, file)
     layers = count_of(text, "num_nextn_predict_layers")
+    described = config.get("quantization_config") or text.get("quantization_config")
+    least = least_bytes(text, described or is_quantized(config, source))
     stored = stored_bytes(source) if source else 0
     try:
         model = read_facts(text, dtype, file)
     except Unsupported:
         model = replace(outline(text, dtype, name), stored_bytes=stored)
-        return UnconvertedModel(model, False, layers)
+        return UnconvertedModel(model, False, layers, 0 if stored else least)
     by_bytes = text is not config or is_quantized(config, source)
     model = replace(model, architecture=name, stored_bytes=stored * by_bytes)
-    return UnconvertedModel(model, bool(stored) or not by_bytes, layers)
+    is_known = bool(stored) or not by_bytes
+    return UnconvertedModel(model, is_known, layers, 0 if is_known else least)
 
 
 def text_config(config: HfConfig) -> HfConfig:

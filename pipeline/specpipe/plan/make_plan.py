@@ -78,7 +78,7 @@ def _plan_run(config: RunConfig, workspace: Workspace, opened: OpenedModels) -> 
     found = resolve(config, backend, opened)
     config = plan_tree(_with_gpus_name(config), found)
     gpu = find_gpu(config.engine.gpu) if config.engine.gpu else None
-    unknown = list(check_unknown(config, found.models, gpu)) if found.outlined else []
+    unknown = list(check_unknown(config, found, gpu)) if found.outlined else []
     sizing = Sizing(config, found.models, backend, _memory_of(gpu))
     config = _with_ranks(config, sizing, None if found.outlined else gpu)
     sizing = sizing.with_engine(config.engine)
@@ -111,7 +111,7 @@ def _plan_run(config: RunConfig, workspace: Workspace, opened: OpenedModels) -> 
         gaps=tuple(check_calibration(config.engine, found.sources.values())),
         notes=(
             *found.notes,
-            *(unknown_notes(found.models) if found.outlined else ()),
+            *(unknown_notes(found) if found.outlined else ()),
             *class_notes(config, found.models),
             *notes(differing, own_loop=own_loop),
             *engine_notes(config, found.models["target"], gpu),

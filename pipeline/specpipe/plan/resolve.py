@@ -30,6 +30,7 @@ class Resolved:
     outlined: bool = False  # an architecture is unknown here, so no sizes follow from it
     next_token_layers: int = 0  # layers for multi-token prediction that the target has
     notes: tuple[str, ...] = ()
+    least_bytes: int = 0  # that the weights take at least, of all models whose size is not known
 
 
 def resolve(config: RunConfig, backend: Backend, opened: OpenedModels) -> Resolved:
@@ -60,6 +61,7 @@ def resolve(config: RunConfig, backend: Backend, opened: OpenedModels) -> Resolv
             *_absent_drafters(config, drafters),
             *_remarks(sources),
         ),
+        sum(served.least_bytes for served in read.values()),
     )
 
 

@@ -9,35 +9,34 @@ from specpipe.core.model import ModelConfig
 from specpipe.engine.llmapi.architectures import ARCHITECTURES
 from specpipe.plan.gpus import Gpu
 from specpipe.plan.memory import RESERVE
+from specpipe.plan.resolve import Resolved
 
 _RANKS = (1, 2, 4, 8, 16)
+_HOLD = {True: "hold the weights", False: "hold what is known of the weights"}
 
 
-def check_unknown(
-    config: RunConfig, models: Mapping[Role, ModelConfig], gpu: Gpu | None
-) -> Iterator[Rejection]:
+def check_unknown(config: RunConfig, found: Resolved, gpu: Gpu | None) -> Iterator[Rejection]:
     """Refuse ranks that only sizes could choose, and GPUs that cannot hold even the weights."""
-    stored, engine = _stored(models), config.engine
+    engine, weights = config.engine, _weights(found)
     if not engine.tp_size:
-        least = _least_ranks(stored, gpu) if gpu and stored else None
+        least = _least_ranks(weights, gpu) if gpu and weights else None
+        known = bool(_stored(found.models))
         yield Rejection(
-            f"engine.tp_size is not given, and specpipe cannot choose it: {_who(models)}",
-            "set engine.tp_size"
-            + (f" to {least} or more, which hold the weights" if least else ""),
+            f"engine.tp_size is not given, and specpipe cannot choose it: {_who(found.models)}",
+            "set engine.tp_size" + (f" to {least} or more, which {_HOLD[known]}" if least else ""),
         )
-    elif gpu and stored and not _holds(gpu, stored, engine.parallel.world_size):
+    elif gpu and weights and not _holds(gpu, weights, engine.parallel.world_size):
         yield Rejection(
-            f"the weights need {stored / 2**30:.1f} GiB on {_ranks(engine)} with "
+            f"the weights need {_amount(found)} on {_ranks(engine)} with "
             f"{gpu.memory_bytes * (1 - RESERVE) / 2**30:.1f} GiB each",
             "raise engine.tp_size or engine.pp_size, or use larger GPUs",
         )
 
 
-def unknown_notes(models: Mapping[Role, ModelConfig]) -> Iterator[str]:
+def unknown_notes(found: Resolved) -> Iterator[str]:
     """Yield what is not known, and what is."""
-    stored = _stored(models)
-    weights = f"its weights take {stored / 2**30:.1f} GiB; " if stored else ""
-    yield f"{_who(models)}; {weights}whether it fits with its KV cache is not known here"
+    weights = f"its weights take {_amount(found)}; " if _weights(found) else ""
+    yield f"{_who(found.models)}; {weights}whether it fits with its KV cache is not known here"
 
 
 def class_notes(config: RunConfig, models: Mapping[Role, ModelConfig]) -> Iterator[str]:
@@ -70,6 +69,17 @@ def _stored(models: Mapping[Role, ModelConfig]) -> int:
     """Return the bytes of all weights; 0 if those of one model are not known."""
     sizes = [model.stored_bytes for model in models.values()]
     return sum(sizes) if all(sizes) else 0
+
+
+def _weights(found: Resolved) -> int:
+    """Return the bytes of all weights: as stored, else what they are at least."""
+    stored = sum(model.stored_bytes for model in found.models.values())
+    return _stored(found.models) or stored + found.least_bytes
+
+
+def _amount(found: Resolved) -> str:
+    least = "" if _stored(found.models) else "at least "
+    return f"{least}{_weights(found) / 2**30:.1f} GiB"
 
 
 def _holds(gpu: Gpu, stored: int, ranks: int) -> bool:

@@ -371,6 +371,16 @@ def test_an_architecture_that_is_known_upstream_only_is_served_without_estimates
     assert "decoding_type: MTP" in text
 
 
+def test_a_model_of_unknown_size_is_refused_where_its_experts_do_not_fit(tmp_path: Path) -> None:
+    deepseek = Path("model_configs/deepseek-v3_mtp_llmapi.yaml")
+    small = plan_of(changed(deepseek, tmp_path, ("tp_size: 8", "tp_size: 1")), tmp_path)
+    (rejection,) = small.rejections
+    assert "weights need at least 609.9 GiB on 1 x H200 with 124.8 GiB" in rejection.reason
+    absent = plan_of(changed(deepseek, tmp_path, ("  tp_size: 8\n", "")), tmp_path)
+    (rejection,) = absent.rejections
+    assert "set engine.tp_size to 8 or more" in rejection.hint
+
+
 def test_the_json_of_a_plan_carries_everything(tmp_path: Path) -> None:
     made = json.loads(json.dumps(plan_json(plan_of(LLAMA, tmp_path))))
     assert made["buildable"] and made["tp_size"] == 4 and len(made["commands"]) == 2
