@@ -60,7 +60,7 @@ PRINTED = {
     "doctor": fields(Finding),
     "inspect": fields(Inspection),
     "serve": literal_keys(print_ready),
-    "generate": literal_keys(generation_json),
+    "generate, chat": literal_keys(generation_json),
     "validate": literal_keys(to_json),
     "tune": literal_keys(tuning_json),
     "recommend": literal_keys(prediction_json),

@@ -20,6 +20,7 @@ from specpipe import __version__
 from specpipe.cli.acceptance import acceptance
 from specpipe.cli.bench import bench
 from specpipe.cli.build import build
+from specpipe.cli.chat import chat
 from specpipe.cli.compile import compile_
 from specpipe.cli.completion import completion
 from specpipe.cli.convert import convert
@@ -50,6 +51,7 @@ COMMANDS = (
     serve,
     openai,
     generate,
+    chat,
     validate,
     inspect,
     doctor,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from specpipe.config.run_config import RunConfig
     from specpipe.run.run import Run
     from specpipe.run.stages import StageResult
+    from specpipe.serve.client import Piece
 
 LINE_SECONDS = 30.0  # between two lines of progress in a log
 
@@ -123,6 +124,15 @@ def harmless(text: str) -> str:
 def escape_controls(text: str) -> str:
     """Return `text` with an escape for every control character but newline and tab."""
     return "".join(_escaped(c) if _is_control(c) else c for c in text)
+
+
+def echo_pieces(pieces: "Iterator[Piece]", *, quiet: bool) -> "Iterator[Piece]":
+    """Yield the pieces of an answer, and print the text of each unless `quiet`."""
+    with contextlib.closing(pieces):  # type: ignore[type-var]  # a generator
+        for piece in pieces:
+            if not quiet:
+                click.echo(harmless(piece.text), nl=False)
+            yield piece
 
 
 _BIDIRECTIONAL = frozenset(

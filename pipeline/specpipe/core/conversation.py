@@ -59,8 +59,12 @@ class Conversation:
     @staticmethod
     def of(text: str, system: str = "") -> "Conversation":
         """Return the conversation of a user's first message, after a system message if given."""
-        first = ({"role": "system", "content": system},) if system else ()
-        return Conversation((*first, {"role": "user", "content": text}))
+        user = Conversation(({"role": "user", "content": text},))
+        return user.after_system(system) if system else user
+
+    def after_system(self, text: str) -> "Conversation":
+        """Return the conversation with a system message before it."""
+        return replace(self, messages=({"role": "system", "content": text}, *self.messages))
 
     def then(self, role: str, text: str) -> "Conversation":
         """Return the conversation with one more message."""

@@ -1,10 +1,12 @@
 """Fetch the description of an endpoint from its server."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from tritonclient.utils import InferenceServerException
 
+from specpipe.core.artifacts import read_artifact
 from specpipe.core.endpoint import DraftLimit, Endpoint, Model, Serving, load_endpoint
 from specpipe.core.errors import ConfigError
 from specpipe.engine.llmapi.endpoint import TENSORS as LLMAPI_TENSORS
@@ -56,6 +58,21 @@ def fetch_repository_key(url: str, tls: ClientTls | None = None) -> str | None:
     finally:
         connection.close()
     return None
+
+
+def require_same_repository(url: str, repository: Path, tls: ClientTls | None = None) -> None:
+    """Raise ConfigError if the server at `url` reports another repository than this one.
+
+    Servers of tensorrtllm_backend and repositories of older releases report none.
+    """
+    served, artifact = fetch_repository_key(url, tls), read_artifact(repository)
+    if served is None or artifact is None or served == artifact.manifest.key:
+        return
+    raise ConfigError(
+        f"the server at {url} serves another repository than {repository}: its key is "
+        f"{served[:12]} instead of {artifact.manifest.key[:12]}",
+        hint="serve this run's repository, or pass the config of the run that the server serves",
+    )
 
 
 def upstreams(configs: dict[str, Any], url: str) -> Endpoint:

@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specpipe.core.artifacts import read_artifact
-from specpipe.core.errors import ConfigError
 from specpipe.plan.gates import require_valid
 from specpipe.repository.description import read_endpoint
 from specpipe.run.run import Run
@@ -15,7 +13,7 @@ from specpipe.run.stages import require_repository
 from specpipe.runtime.assembly import load_backend
 from specpipe.serve.address import free_address
 from specpipe.serve.client import Client, ClientTls
-from specpipe.serve.description import fetch_repository_key
+from specpipe.serve.description import require_same_repository
 from specpipe.serve.tritonserver import start_server
 
 if TYPE_CHECKING:
@@ -86,18 +84,3 @@ def _started(repository: Path, log: Path, questions: "Questions") -> Iterator[Cl
         Client(server.address.grpc, count=questions.count) as client,
     ):
         yield client
-
-
-def require_same_repository(url: str, repository: Path, tls: ClientTls | None = None) -> None:
-    """Raise ConfigError if the server at `url` reports another repository than this one.
-
-    Servers of tensorrtllm_backend and repositories of older releases report none.
-    """
-    served, artifact = fetch_repository_key(url, tls), read_artifact(repository)
-    if served is None or artifact is None or served == artifact.manifest.key:
-        return
-    raise ConfigError(
-        f"the server at {url} serves another repository than {repository}: its key is "
-        f"{served[:12]} instead of {artifact.manifest.key[:12]}",
-        hint="serve this run's repository, or pass the config of the run that the server serves",
-    )
