@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from specpipe.checkpoint.chat_files import read_templates
 from specpipe.checkpoint.tokenizer import tokenizer_files
 from specpipe.core.conversation import Conversation
 from tests.helpers.tokenizer_judge import judge, rejections, served, source_of
@@ -86,3 +87,16 @@ def test_a_template_that_refuses_a_single_message_is_no_fault(model: Path, tmp_p
     put(model, {"chat_template.jinja": "{{ raise_exception('system first') }}"})
     assert not rejections(model)
     assert served(model, tmp_path / "out").template is not None
+
+
+def test_a_gguf_file_names_its_templates(tmp_path: Path) -> None:
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_chat_template([*NAMED, {"name": "rag", "template": "r é"}])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = read_templates(tmp_path / "model.gguf")
+    assert found == {"default": "named", "tool_use": "tools", "rag": "r é"}

@@ -18,8 +18,8 @@ from specpipe.cli.serve import generate_command
 from specpipe.serve.guard import Tls
 
 COMMANDS = ["acceptance", "bench", "build", "chat", "compile", "completion", "convert",
-            "doctor", "generate", "inspect", "openai", "package", "plan", "recommend", "serve", "status",
-            "train", "tune", "validate"]  # fmt: skip
+            "doctor", "generate", "inspect", "openai", "package", "plan", "recommend", "serve",
+            "status", "train", "tune", "validate"]  # fmt: skip
 TRAINING = ["train draft", "train medusa", "train redrafter"]
 BENCHMARKS = ["bench engine", "bench serving", "bench soak", "bench speculation", "bench tuning"]
 GOLDEN = Path(__file__).parents[2] / "golden"
