@@ -111,10 +111,12 @@ class Terminal:
     def __init__(self, *options: str) -> None:
         self.master, slave = pty.openpty()
         command = [sys.executable, "-m", "specpipe", "chat", *options]
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells may ignore it
         self.process = subprocess.Popen(
             command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
             env={**os.environ, "TERM": "dumb"},
         )  # fmt: skip
+        signal.signal(signal.SIGINT, before)
         os.close(slave)
         self.seen = ""
 
