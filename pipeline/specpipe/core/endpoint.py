@@ -124,6 +124,7 @@ class Endpoint:
     tokenizer: str = ""  # its folder below the model repository
     chats: bool = False  # whether the model has a chat template
     template: ClientTemplate | None = None  # None: the server renders conversations, or nobody
+    tool_format: str = ""  # how the model writes tool calls; empty: not known
 
     @property
     def text(self) -> Model:
@@ -160,6 +161,7 @@ def load_endpoint(text: str, origin: str) -> Endpoint:
             tokenizer=str(values["tokenizer"]),
             chats=bool(values["chats"]),
             template=None if template is None else _template(template),
+            tool_format=str(values["tool_format"]),
         )
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(

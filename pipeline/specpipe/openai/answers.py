@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from specpipe.core.errors import ConfigError, SpecpipeError, Unavailable, Unsupp
 from specpipe.openai.fields import InvalidField
 from specpipe.openai.log_probs import LogProbs
 from specpipe.openai.stop_texts import StopTexts
+from specpipe.runtime.tool_calls import ToolCall, ToolCallStream
 from specpipe.serve.pieces import Piece
 
 Json = dict[str, Any]
@@ -44,6 +45,8 @@ class Tally:
     prompt_text: str | None = None  # as it was sent, if it was a text
     log_probs: LogProbs | None = None
     counts_drafts: bool = True  # whether the server reports draft tokens
+    tools: ToolCallStream | None = None  # finds tool calls in the text
+    most_calls: int | None = None
     count: Callable[[str], int] | None = None  # of the tokens of a text, where the server does not
 
     prompt_tokens: int | None = None  # None: not known
@@ -52,11 +55,14 @@ class Tally:
     accepted_draft_tokens: int = 0
     finish_reason: str = "stop"
     text: list[str] = field(default_factory=list)
+    calls: list[Json] = field(default_factory=list)  # of tools, known at the end
     sent: int = 0  # log probabilities that a stream has sent
 
     def add(self, piece: Piece) -> str:
         """Take the next piece; return the text that belongs to the answer for certain."""
         text = self.stops.push(piece.text, final=piece.final)
+        if self.tools is not None:
+            text = self._without_calls(self.tools, text, final=piece.final)
         self.text.append(text)
         self.prompt_tokens = piece.prompt_tokens or self.prompt_tokens
         self.output_tokens = piece.output_tokens or self.output_tokens
@@ -86,6 +92,17 @@ class Tally:
                 self.prompt_tokens = self.count(self.prompt_text)
         full = self.output_tokens is not None and self.output_tokens >= self.most
         self.finish_reason = reason or ("length" if full else "stop")
+        if self.calls:
+            self.finish_reason = "tool_calls"
+
+    def _without_calls(self, tools: ToolCallStream, text: str, *, final: bool) -> str:
+        """Return the content in new text; at the end, the calls are known."""
+        content = tools.push(text)
+        if final:
+            parsed = tools.finish()
+            content += parsed.content
+            self.calls = [call_object(call) for call in parsed.calls[: self.most_calls]]
+        return content
 
 
 def usage(tallies: Sequence[Tally]) -> Json | None:
@@ -148,9 +165,16 @@ def model_object(name: str, created: int) -> Json:
     return {"id": name, "object": "model", "created": created, "owned_by": "specpipe"}
 
 
-def chat_message(text: str, calls: "list[Mapping[str, Any]]") -> Json:
+def chat_message(tally: Tally) -> Json:
     """Return the assistant's message; its content is null if it only calls tools."""
-    message: Json = {"role": "assistant", "content": text or (None if calls else "")}
-    if calls:
-        message["tool_calls"] = [dict(call) for call in calls]
+    text = "".join(tally.text)
+    message: Json = {"role": "assistant", "content": text or (None if tally.calls else "")}
+    if tally.calls:
+        message["tool_calls"] = tally.calls
     return message
+
+
+def call_object(call: ToolCall) -> Json:
+    """Return OpenAI's object for one call; Mistral's templates want ids of nine characters."""
+    function = {"name": call.name, "arguments": call.arguments_json()}
+    return {"id": secrets.token_hex(5)[:9], "type": "function", "function": function}

@@ -44,6 +44,7 @@ from specpipe.openai.stop_texts import StopTexts
 from specpipe.openai.streaming import Pieces, events, gather, interleave
 from specpipe.openai.token_answers import with_text
 from specpipe.runtime.tokens import load_tokenizer
+from specpipe.runtime.tool_calls import ToolCallStream
 from specpipe.serve.async_client import AsyncClient
 from specpipe.serve.connect import ClientTls
 
@@ -159,6 +160,8 @@ class Front:
             call.prompt,
             prompt_text=call.prompt_text,
             log_probs=log_probs,
+            tools=ToolCallStream(call.tool_format) if call.tool_format else None,
+            most_calls=call.most_calls,
             counts_drafts=call.request.model.reports_acceptance,
             count=self._tokenizer.count if self._tokenizer is not None else None,
         )

@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from specpipe.core.conversation import load_conversation
 from specpipe.core.endpoint import Endpoint, Model
 from specpipe.core.errors import Unsupported
 from specpipe.openai.requests import AnswerOptions, ChatRequest, CompletionRequest, Prompt
 from specpipe.runtime.tokens import TextTokenizer
+from specpipe.runtime.tool_calls import ToolFormat
 from specpipe.serve.inputs import (
     ModelRequest,
     Options,
@@ -32,6 +34,8 @@ class AnswerCall:
     prompt: tuple[int, ...] = ()  # in tokens, if the answer arrives in tokens
     end_ids: tuple[int, ...] = ()  # of an answer in tokens
     logprobs: int | None = None  # as in the request
+    tool_format: ToolFormat | None = None  # of the tool calls in the answer; None: not searched
+    most_calls: int | None = None
 
     @property
     def prompt_text(self) -> str | None:
@@ -93,7 +97,14 @@ def chat_call(endpoint: Endpoint, asked: ChatRequest) -> AnswerCall:
         stream=asked.answer.stream,
         template=endpoint.template,
     )
-    return AnswerCall(request, options.max_tokens, options.stop_words)
+    form = next((f for f in get_args(ToolFormat) if f == endpoint.tool_format), None)
+    return AnswerCall(
+        request,
+        options.max_tokens,
+        options.stop_words,
+        tool_format=form if asked.tools else None,
+        most_calls=None if asked.parallel_calls else 1,
+    )
 
 
 def _of_length(model: Model, answer: AnswerOptions) -> Options:

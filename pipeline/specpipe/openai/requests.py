@@ -35,10 +35,11 @@ _OF_TEMPLATES = {
 }  # fmt: skip
 _OF_CHATS = _OF_TEMPLATES | {
     "tool_choice", "response_format", "top_logprobs", "max_completion_tokens",
+    "parallel_tool_calls",
 }  # fmt: skip
 _OF_COMPLETIONS = {"prompt", "echo", "best_of", "suffix"}
 _WITHOUT_EFFECT = {
-    "user", "store", "metadata", "service_tier", "parallel_tool_calls", "prompt_cache_key",
+    "user", "store", "metadata", "service_tier", "prompt_cache_key",
     "safety_identifier",
 }  # fmt: skip
 
@@ -71,6 +72,7 @@ class ChatRequest:
     answer: AnswerOptions
     conversation: Body  # as `core.conversation.load_conversation` reads it
     tools: bool  # whether calls of tools are found in the answer
+    parallel_calls: bool = True  # false: only the first call counts
 
 
 def read_completion(body: Body) -> CompletionRequest:
@@ -100,7 +102,10 @@ def read_chat(body: Body) -> ChatRequest:
     if not calls:
         conversation.pop("tools", None)
     most = whole(body, "max_completion_tokens", 1) or whole(body, "max_tokens", 1)
-    return ChatRequest(_answer(body, most), conversation, calls and "tools" in conversation)
+    parallel = body.get("parallel_tool_calls") is None or flag(body, "parallel_tool_calls")
+    return ChatRequest(
+        _answer(body, most), conversation, calls and "tools" in conversation, parallel
+    )
 
 
 def _logprobs(body: Body, answer: AnswerOptions) -> int | None:

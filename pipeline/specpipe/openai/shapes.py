@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from specpipe.openai.answers import Header, Json, Tally, metrics, usage
+from specpipe.openai.answers import Header, Json, Tally, chat_message, metrics, usage
 
 
 class Shape(Protocol):
@@ -24,8 +24,8 @@ class Shape(Protocol):
     def delta(self, index: int, text: str, log_probs: Json | None) -> Json:
         """Return the choice of new text."""
 
-    def end(self, index: int, tally: Tally) -> Json:
-        """Return the last choice of an answer."""
+    def end(self, index: int, tally: Tally) -> list[Json]:
+        """Return the last choices of an answer, for a chunk each."""
 
     def whole(self, tallies: Sequence[Tally]) -> Json:
         """Return the answer that is not streamed."""
@@ -47,9 +47,9 @@ class CompletionShape:
         """Return the choice of new text."""
         return _completion(index, text, None, log_probs)
 
-    def end(self, index: int, tally: Tally) -> Json:
+    def end(self, index: int, tally: Tally) -> list[Json]:
         """Return the choice that ends an answer."""
-        return _completion(index, "", tally.finish_reason)
+        return [_completion(index, "", tally.finish_reason)]
 
     def whole(self, tallies: Sequence[Tally]) -> Json:
         """Return a choice for every prompt."""
@@ -88,16 +88,18 @@ class ChatShape:
         """Return the choice of new text; log probabilities are refused before."""
         return _delta(index, {"content": text}, None)
 
-    def end(self, index: int, tally: Tally) -> Json:
-        """Return the choice that ends the answer."""
-        return _delta(index, {}, tally.finish_reason)
+    def end(self, index: int, tally: Tally) -> list[Json]:
+        """Return the tool calls, complete, and the choice that ends the answer."""
+        calls = [{"index": number, **call} for number, call in enumerate(tally.calls)]
+        deltas = [_delta(index, {"tool_calls": [call]}, None) for call in calls]
+        return [*deltas, _delta(index, {}, tally.finish_reason)]
 
     def whole(self, tallies: Sequence[Tally]) -> Json:
         """Return the message."""
         choices = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": "".join(tally.text)},
+                "message": chat_message(tally),
                 "logprobs": None,
                 "finish_reason": tally.finish_reason,
             }

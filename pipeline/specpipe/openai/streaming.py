@@ -87,7 +87,8 @@ async def events(
                 if text or log_probs:
                     yield chunk([shape.delta(number, text, log_probs)])
                 if piece.final:
-                    yield chunk([shape.end(number, tallies[number])])
+                    for choice in shape.end(number, tallies[number]):
+                        yield chunk([choice])
     except Exception as error:
         yield event(_failure(error))
         return

@@ -8,10 +8,12 @@ from pathlib import Path
 from google.protobuf import text_format
 
 from specpipe.config.run_config import RunConfig
+from specpipe.core.conversation import ChatTemplate
 from specpipe.core.endpoint import ClientTemplate, Endpoint, load_endpoint
 from specpipe.core.errors import ConfigError
 from specpipe.repository.render import parse
 from specpipe.runtime.assembly import describe_endpoint
+from specpipe.runtime.tool_calls import format_of
 
 PARAMETER = "endpoint"  # of a model's config.pbtxt
 KEY_PARAMETER = "repository_key"  # likewise: the key of the repository's manifest
@@ -27,10 +29,16 @@ def describe_run(config: RunConfig, tokenizer: Path | None) -> Endpoint:
     if tokenizer is None:
         return replace(endpoint, tokenizer="")
     facts = tokenizer / "tokenizer_facts.json"
-    if not facts.exists() or json.loads(facts.read_text(encoding="utf-8"))["chat"] is None:
+    chat = json.loads(facts.read_text(encoding="utf-8"))["chat"] if facts.exists() else None
+    if chat is None:
         return endpoint
     takes = bool(endpoint.text.tensors.chat)
-    return replace(endpoint, chats=True, template=None if takes else _client_template(tokenizer))
+    return replace(
+        endpoint,
+        chats=True,
+        template=None if takes else _client_template(tokenizer),
+        tool_format=format_of(ChatTemplate(**chat)) or "",
+    )
 
 
 def _client_template(folder: Path) -> ClientTemplate:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from specpipe.openai.guard import ClientDisconnected, unless_disconnected
 from specpipe.openai.shapes import ChatShape
 from specpipe.openai.stop_texts import StopTexts
 from specpipe.openai.streaming import DONE, events, gather, interleave
+from specpipe.runtime.tool_calls import ToolCallStream
 from specpipe.serve.pieces import Acceptance, Piece
 
 SHAPE = ChatShape(Header("chatcmpl-1", 1, "m"))
@@ -43,10 +45,12 @@ def tally() -> Tally:
     return Tally(StopTexts(()), most=40)
 
 
-async def chunks(*answers: AsyncGenerator[Piece, None]) -> list[str]:
+async def chunks(
+    *answers: AsyncGenerator[Piece, None], tallies: list[Tally] | None = None
+) -> list[str]:
     pieces = interleave(answers)
     first = await anext(pieces)
-    tallies = [tally() for _ in answers]
+    tallies = tallies or [tally() for _ in answers]
     made = events(first, pieces, SHAPE, tallies, usage_last=True)
     return [chunk async for chunk in made]
 
@@ -71,6 +75,31 @@ def test_a_stream_begins_with_the_role_and_ends_with_reason_usage_and_done() -> 
         "mean_acceptance_length": 2.5, "draft_acceptance_rate": 0.5, "num_spec_steps": 2,
         "num_draft_tokens": 6, "num_accepted_draft_tokens": 3,
     }  # fmt: skip
+
+
+CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Zürich"}}</tool_call>'
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_a_tool_call_in_a_stream_is_a_delta_and_no_content(size: int) -> None:
+    text = f"Let me see.\n{CALL}"
+    answer = answering(*(text[i : i + size] for i in range(0, len(text), size)))
+    calling = replace(tally(), tools=ToolCallStream("hermes"))
+    found = [values(chunk) for chunk in asyncio.run(chunks(answer, tallies=[calling]))[:-1]]
+    choices = [choice for value in found for choice in value["choices"]]
+    assert "".join(c["delta"].get("content") or "" for c in choices) == "Let me see."
+    (call,) = [c["delta"]["tool_calls"][0] for c in choices if "tool_calls" in c["delta"]]
+    assert call["index"] == 0 and call["type"] == "function" and call["id"]
+    assert call["function"] == {"name": "weather", "arguments": '{"city": "Zürich"}'}
+    assert choices[-1]["finish_reason"] == "tool_calls"
+
+
+def test_an_answer_that_only_calls_has_no_content() -> None:
+    calling = replace(tally(), tools=ToolCallStream("hermes"), most_calls=1)
+    asyncio.run(gather([answering(CALL + "\n" + CALL)], [calling]))
+    (choice,) = SHAPE.whole([calling])["choices"]
+    assert choice["message"]["content"] is None and choice["finish_reason"] == "tool_calls"
+    assert len(choice["message"]["tool_calls"]) == 1
 
 
 def test_a_failure_after_the_first_piece_is_an_event_and_not_the_end_of_an_answer() -> None:
