@@ -27,6 +27,7 @@ SHAPES = {
     Shard.ROWS: (48, 3),
     Shard.COLUMNS: (3, 48),
     Shard.QKV: ((16 + 2 * 4) * 2, 3),
+    Shard.KEYS: (4, 3),
     Shard.QKV_COLUMNS: (3, 16 + 2 * 4),
     Shard.KEYS: (4, 2),
     Shard.GATED: (96, 3),
