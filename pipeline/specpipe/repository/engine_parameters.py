@@ -14,6 +14,7 @@ from specpipe.core.errors import Unsupported
 from specpipe.core.trees import TreePath
 from specpipe.core.upstream import ENGINE_MODES, KV_BLOCK
 from specpipe.engine.backend import BuildRequest
+from specpipe.engine.tensorrt.lower import reads_in_chunks
 from specpipe.plan.memory import KV_SHARE, KvBudget
 from specpipe.repository.placement import Placement, gpu_device_ids, participant_ids
 from specpipe.repository.signature import signatures
@@ -46,7 +47,8 @@ def engine_parameters(plan: EnginePlan) -> dict[str, str]:
             "method lookahead cannot be configured through Triton before TensorRT-LLM 0.19",
             hint="set engine.tensorrt_llm: 1.2.1",
         )
-    values = {**_FIXED, **_cache(plan), **_method(plan.speculation), **_place(plan)}
+    chunks = {"enable_chunked_context": str(reads_in_chunks(plan.request)).lower()}
+    values = {**_FIXED, **chunks, **_cache(plan), **_method(plan.speculation), **_place(plan)}
     return {name: values[name] for name in names}
 
 
@@ -57,7 +59,6 @@ _FIXED = {
     "cross_kv_cache_fraction": "",
     "cuda_graph_cache_size": "0",
     "cuda_graph_mode": "false",
-    "enable_chunked_context": "false",
     "enable_context_fmha_fp32_acc": "false",
     "enable_trt_overlap": "false",
     "encoder_model_path": "",

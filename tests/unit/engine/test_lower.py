@@ -9,7 +9,13 @@ from specpipe.core.divisibility import Parallel
 from specpipe.core.upstream import ENGINE_MODES
 from specpipe.engine.backend import BuildRequest
 from specpipe.engine.tensorrt.backend import TensorRtBackend
-from specpipe.engine.tensorrt.lower import build_flags, engine_seq_len, takes_drafts
+from specpipe.engine.tensorrt.lower import (
+    build_flags,
+    engine_seq_len,
+    longest_prompt,
+    reads_in_chunks,
+    takes_drafts,
+)
 from specpipe.engine.tensorrt.profiles import find_profile
 from tests.helpers.trtllm_build import TABLES, known_flags, parse, request
 
@@ -102,9 +108,21 @@ def test_upstream_would_leave_the_number_of_tokens_alone() -> None:
         assert int(str(flags["--opt_num_tokens"])) <= tokens
 
 
-def test_a_whole_prompt_fits_into_one_step() -> None:
+def test_a_whole_prompt_fits_into_one_step_unless_it_is_read_in_chunks() -> None:
     for asked in every_request():
-        assert int(str(flags_of(asked)["--max_num_tokens"])) >= asked.engine.max_input_len
+        tokens, prompt = int(str(flags_of(asked)["--max_num_tokens"])), longest_prompt(asked)
+        assert tokens >= prompt or reads_in_chunks(asked)
+
+
+def test_only_long_prompts_are_read_in_chunks_and_take_no_more_than_a_chunk() -> None:
+    """120,000 tokens of a 70B model in one step are 25 GiB of buffers."""
+    chunked = [asked for asked in every_request() if reads_in_chunks(asked)]
+    assert {asked.method for asked in chunked} == {"none", "draft_model"}
+    for asked in chunked:
+        flags = flags_of(asked)
+        assert flags["--use_paged_context_fmha"] == "enable"  # upstream asserts it
+        assert int(str(flags["--max_num_tokens"])) == 8192 < longest_prompt(asked)
+        assert 8192 % int(str(flags["--tokens_per_block"])) == 0  # chunks end with blocks
 
 
 def test_engines_that_are_called_again_and_again_take_prompt_and_answer_as_prompt() -> None:

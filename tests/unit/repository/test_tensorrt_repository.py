@@ -184,6 +184,14 @@ def test_two_engines_share_the_kv_cache_by_tokens(write: Write) -> None:
     assert value(planned, "max_tokens_in_paged_kv_cache") == "640"
 
 
+@pytest.mark.parametrize(("length", "chunks"), [(8192, "false"), (16384, "true")])
+def test_prompts_above_a_step_are_read_in_chunks(length: int, chunks: str, write: Write) -> None:
+    engine = replace(DRAFT.engine, max_seq_len=length)
+    repository = write(replace(DRAFT, engine=engine))
+    for model in ("tensorrt_llm", "tensorrt_llm_draft"):
+        assert value(repository, "enable_chunked_context", model) == chunks
+
+
 def test_an_engine_that_guesses_by_itself_streams(write: Write) -> None:
     repository = write(LOOKAHEAD)
     assert read(repository).model_transaction_policy.decoupled

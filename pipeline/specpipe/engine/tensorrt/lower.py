@@ -11,6 +11,7 @@ from specpipe.engine.backend import BuildRequest
 from specpipe.engine.tensorrt.profiles import Profile
 
 FP8_READERS = ("fp8", "nvfp4")  # quantizations whose attention reads 8-bit caches in blocks
+CHUNK = 8192  # tokens of a step that reads prompts, unless one prompt must be read whole
 _GEMM_PLUGINS = {"fp8": "disable", "nvfp4": "nvfp4"}  # else the dtype
 # Not used by speculation, and refused by some GPUs and releases; TensorRT-LLM's defaults.
 _OFF = ("--gemm_swiglu_plugin", "--fp8_rowwise_gemm_plugin", "--low_latency_gemm_plugin",
@@ -127,13 +128,25 @@ def engine_seq_len(request: BuildRequest) -> int:
     return request.engine.max_seq_len + request.draft_nodes + request.model.num_eagle_layers
 
 
+def reads_in_chunks(request: BuildRequest) -> bool:
+    """Tell whether an engine reads a long prompt in several steps (chunked context).
+
+    It needs attention to cached blocks. With heads or drafters in the engine it was not tried.
+    """
+    plain = request.method in (PLAIN, "draft_model") and request.engine.backend == "tensorrt"
+    return plain and reads_blocks(request) and longest_prompt(request) > CHUNK
+
+
 def num_tokens(request: BuildRequest, profile: Profile) -> int:
     """Return the most tokens of one step: a whole prompt with its draft, or 8192 of several.
 
-    The lower bound is one step with all drafts, and one block. The upper bound is the capacity of
-    all sequences. trtllm-build does not change a number between these bounds.
+    Prompts that are read in chunks need no more than 8192. The lower bound is one step with all
+    drafts, and one block. The upper bound is the capacity of all sequences. trtllm-build does not
+    change a number between these bounds.
     """
     prompt = longest_prompt(request) + (request.draft_nodes if takes_drafts(request) else 0)
-    several = min(8192, request.engine.max_batch_size * longest_prompt(request))
+    if reads_in_chunks(request):
+        prompt = CHUNK
+    several = min(CHUNK, request.engine.max_batch_size * longest_prompt(request))
     wanted = max(prompt, several, step_tokens(request), profile.tokens_per_block)
     return min(wanted, request.engine.max_batch_size * engine_seq_len(request))
