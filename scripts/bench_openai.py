@@ -29,6 +29,7 @@ class OpenAi:
     peer: str
     tokenizer: Any
     cached: bool  # whether the server may reuse the prefixes of earlier prompts
+    is_llama: bool
 
     def answer(self, prompts: Sequence[str], tokens: int, streams: int) -> Timing:
         """See `Side`."""
@@ -45,13 +46,14 @@ class OpenAi:
     def _body(self, ids: Sequence[int], tokens: int) -> dict[str, Any]:
         """Return a greedy request of exactly `tokens` tokens.
 
-        Without `cache_prompt` llama-server reuses no prefix. vLLM reuses none with another salt.
+        Without `cache_prompt` llama-server reuses no prefix. vLLM and specpipe reuse none with
+        another salt.
         """
         salt = {} if self.cached else {"cache_salt": uuid.uuid4().hex}
         return {
             "model": self.model, "prompt": list(ids), "max_tokens": tokens, "temperature": 0,
             "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True},
-            "cache_prompt": self.cached, **salt,
+            **({"cache_prompt": self.cached} if self.is_llama else salt),
         }  # fmt: skip
 
 
@@ -62,9 +64,9 @@ def open_openai(text: str, tokenizer: Any, *, cached: bool = False, label: str =
         raise SystemExit(f"--openai {text}: write NAME=http://HOST:PORT")
     url = url.rstrip("/").removesuffix("/v1")
     model = _get(url, "/v1/models")["data"][0]["id"]
-    versions = [str(_get(url, path).get(key, "")) for path, key in VERSIONS]
-    peer = f"{name} {next(filter(None, versions), '(version unknown)')}"
-    return OpenAi(f"{name}{label}", "", url, model, peer, tokenizer, cached)
+    version, build = (str(_get(url, path).get(key, "")) for path, key in VERSIONS)
+    peer = f"{name} {version or build or '(version unknown)'}"
+    return OpenAi(f"{name}{label}", "", url, model, peer, tokenizer, cached, bool(build))
 
 
 def _complete(url: str, body: dict[str, Any]) -> Answer:

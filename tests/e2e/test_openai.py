@@ -196,6 +196,8 @@ def test_idle_connections_cost_nothing(front: FrontAddress, client: openai.OpenA
 def test_health_follows_the_server(front: FrontAddress) -> None:
     url = front.url.removesuffix("/v1")
     assert urllib.request.urlopen(f"{url}/health").status == 200
+    with urllib.request.urlopen(f"{url}/version") as answer:
+        assert json.load(answer)["version"].startswith("specpipe ")
     with pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(f"{url}/v1/nothing")
 

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from specpipe import __version__
 from specpipe.core.endpoint import Endpoint
 from specpipe.core.errors import SpecpipeError
 from specpipe.openai.answers import (
@@ -90,6 +91,7 @@ class Front:
             Route("/v1/models", self._models),
             Route("/v1/models/{name:path}", answered(self._model)),
             Route("/health", self._health),
+            Route("/version", _version),
         ]
         handlers: Any = {HTTPException: _http_error, Exception: _bug}
         app = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
@@ -195,6 +197,10 @@ def answered(answer: Answer) -> Answer:
             return JSONResponse(body, status)
 
     return route
+
+
+async def _version(request: Request) -> Response:
+    return JSONResponse({"version": f"specpipe {__version__}"})
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
