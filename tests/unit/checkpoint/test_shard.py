@@ -29,7 +29,6 @@ SHAPES = {
     Shard.QKV: ((16 + 2 * 4) * 2, 3),
     Shard.KEYS: (4, 3),
     Shard.QKV_COLUMNS: (3, 16 + 2 * 4),
-    Shard.KEYS: (4, 2),
     Shard.GATED: (96, 3),
     Shard.HEAD: (50, 3),
     Shard.EMBEDDING: (50, 32),
