@@ -209,7 +209,10 @@ def test_prompts_of_token_ids_are_answered_like_their_text(
     for prompt in (ids, [ids, ids[:5]]):
         answer = client.completions.create(**{**GREEDY, "prompt": prompt})
         assert answer.choices[0].text == expected(server)
-        assert answer.choices[0].finish_reason == "length"
+        assert answer.choices[0].finish_reason == "length" and answer.usage is not None
+        sent = len(ids) if prompt == ids else len(ids) + 5
+        assert answer.usage.prompt_tokens == sent
+        assert answer.usage.completion_tokens == 40 * len(answer.choices)
     whole = expected(server)
     stop = re.findall(r"[ -~]{2}", whole[3:])[0]
     answer = client.completions.create(**{**GREEDY, "prompt": ids, "stop": stop})

@@ -41,7 +41,7 @@ class Tally:
 
     stops: StopTexts
     most: int = 0  # tokens that were asked for
-    prompt: Sequence[int] = ()  # in tokens, if log probabilities are wanted
+    prompt: Sequence[int] = ()  # in tokens, if it was sent as tokens
     prompt_text: str | None = None  # as it was sent, if it was a text
     log_probs: LogProbs | None = None
     counts_drafts: bool = True  # whether the server reports draft tokens
@@ -85,6 +85,8 @@ class Tally:
 
     def _complete(self, reason: str | None) -> None:
         """Find what the server did not report; an end token may be the last of `most` tokens."""
+        if self.prompt_tokens is None and self.prompt:
+            self.prompt_tokens = len(self.prompt)
         if self.count is not None:
             if self.output_tokens is None:
                 self.output_tokens = self.count("".join(self.text))
