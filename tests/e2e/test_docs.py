@@ -16,7 +16,9 @@ from specpipe.core.artifacts import Workspace
 from specpipe.run.run import Run
 from specpipe.run.stages import build
 from specpipe.serve.address import Address, free_address
+from specpipe.serve.description import fetch_endpoint
 from specpipe.serve.tritonserver import start_server
+from tests.helpers.fronts import fronting
 from tests.helpers.models import SMOLLM2
 from tests.helpers.pages import SHELL, Block, commands, of_language, script_lines
 
@@ -43,9 +45,17 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
         yield endpoint.address
 
 
-def at(text: str, address: Address) -> str:
-    """Replace the default ports of a page by those of a server."""
-    ports = ((8000, address.http), (8001, address.grpc), (8002, address.metrics))
+@pytest.fixture(scope="module")
+def front(address: Address) -> Iterator[str]:
+    """Return where an OpenAI front of that server listens."""
+    name = "smollm2-135m_hybrid"
+    with fronting(address.grpc, lambda: fetch_endpoint(address.grpc), model=name) as place:
+        yield f"{place.host}:{place.port}"
+
+
+def at(text: str, address: Address, front: str = "127.0.0.1:9000") -> str:
+    """Replace the default ports of a page by those of a server and its front."""
+    ports = ((8000, address.http), (8001, address.grpc), (8002, address.metrics), (9000, front))
     for port, place in ports:
         for host in ("127.0.0.1", "localhost"):
             text = text.replace(f"{host}:{port}", place)
@@ -53,9 +63,11 @@ def at(text: str, address: Address) -> str:
 
 
 @pytest.mark.parametrize("block", of_language("python"), ids=str)
-def test_python_of_a_page_runs_and_prints(block: Block, address: Address, tmp_path: Path) -> None:
+def test_python_of_a_page_runs_and_prints(
+    block: Block, address: Address, front: str, tmp_path: Path
+) -> None:
     (tmp_path / "model_configs").symlink_to(Path("model_configs").absolute())
-    command = [sys.executable, "-c", at(block.text, address)]
+    command = [sys.executable, "-c", at(block.text, address, front)]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )

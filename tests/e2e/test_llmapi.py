@@ -23,7 +23,7 @@ from specpipe.run.stages import build
 from specpipe.serve.address import free_address
 from specpipe.serve.client import Client, Options
 from specpipe.serve.tritonserver import start_server
-from tests.helpers.fronts import fronting
+from tests.helpers.fronts import fronting_repository
 from tests.helpers.models import TEMPLATE
 
 pytestmark = pytest.mark.e2e
@@ -147,7 +147,7 @@ def test_the_openai_front_counts_the_tokens_that_the_model_does_not_report(
 ) -> None:
     _, workspace, url = served
     messages = [{"role": "user", "content": "hi"}]
-    with fronting(url, workspace.repository) as address:
+    with fronting_repository(url, workspace.repository) as address:
         with openai.OpenAI(base_url=address.url, api_key="x", timeout=60) as client:
             answer = client.chat.completions.create(
                 model="tiny", messages=messages, temperature=0, max_tokens=50

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from specpipe.openai.server import FrontAddress
 from specpipe.serve.client import Options
 from specpipe.validate.reference import Reference
-from tests.helpers.fronts import fronting
+from tests.helpers.fronts import fronting_repository
 from tests.helpers.servers import PROMPT, Served, expected
 
 pytestmark = pytest.mark.e2e
@@ -28,7 +28,7 @@ GREEDY: dict[str, Any] = {"model": "tiny", "prompt": PROMPT, "max_tokens": 40, "
 
 @pytest.fixture(scope="module")
 def front(server: Served) -> Iterator[FrontAddress]:
-    with fronting(server.url, server.workspace.repository) as address:
+    with fronting_repository(server.url, server.workspace.repository) as address:
         yield address
 
 
@@ -129,7 +129,7 @@ def test_a_refusal_is_a_bad_request_with_a_sentence(
 
 
 def test_the_right_key_opens_and_everything_else_does_not(server: Served) -> None:
-    with fronting(server.url, server.workspace.repository, key="sk-secret") as address:
+    with fronting_repository(server.url, server.workspace.repository, key="sk-secret") as address:
         for key in ("sk-other", "sk-secre", ""):
             request = urllib.request.Request(
                 f"{address.url}/models", headers={"Authorization": f"Bearer {key}"}
@@ -154,7 +154,9 @@ def post(address: FrontAddress, *chunks: bytes, length: int | None = None) -> by
 
 
 def test_a_body_is_bounded_however_it_is_sent(server: Served) -> None:
-    with fronting(server.url, server.workspace.repository, most_body_bytes=1000) as address:
+    with fronting_repository(
+        server.url, server.workspace.repository, most_body_bytes=1000
+    ) as address:
         assert b"413" in post(address, length=1001)
         assert b"413" in post(address, b"x" * 600, b"x" * 600)
         assert b"400" in post(address, b"x" * 900, b"")
@@ -321,7 +323,7 @@ def test_log_probabilities_come_with_every_token_of_a_stream(
 
 
 def test_a_front_without_the_tokenizer_refuses_token_ids(server: Served) -> None:
-    with fronting(server.url, server.workspace.repository, tokenizer=None) as address:
+    with fronting_repository(server.url, server.workspace.repository, tokenizer=None) as address:
         client = openai.OpenAI(base_url=address.url, api_key="x")
         with pytest.raises(openai.BadRequestError, match="does not have the tokenizer"):
             client.completions.create(**{**GREEDY, "prompt": [5, 6]})

@@ -261,7 +261,7 @@ def test_a_cancelled_stream_frees_the_engine(model: str, server: Served) -> None
 
 
 def test_prometheus_has_acceptance_by_model_and_method(server: Served) -> None:
-    raw.stream(server.url, "ensemble", asked(max_tokens=60))
+    raw.stream(server.url, "ensemble", asked(max_tokens=1000, end_id=-1))
     counters = ("steps", "output_tokens", "draft_tokens", "accepted_draft_tokens")
     names = (*(f"{name}_total" for name in counters), "acceptance_rate", "acceptance_length")
     steps, output, drafted, accepted, rate, length = (

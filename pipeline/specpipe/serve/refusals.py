@@ -9,6 +9,7 @@ BUSY = ("the server is busy", "maximum queue size")  # in the errors of full que
 START = "start one with `specpipe serve --config F`, or give --url"
 _PORT = "the gRPC port is 8001 by default; 8000 is HTTP"
 _DEAD = "is not healthy"  # Triton's Python backend of a model whose process has ended
+_UNLOADED = "has no available versions"  # of a model that Triton knows and does not serve now
 _NOT_GRPC = "Failed parsing HTTP/2"
 _CLOSED = "Socket closed"  # by a server of HTTP/1, or by one that has just ended
 _CAUSES = {  # words of gRPC -> in short
@@ -33,7 +34,7 @@ def refusal(error: InferenceServerException, url: str, *, answered: bool = False
     status = code or str(error.status()).removeprefix("StatusCode.")
     if any(words in message for words in BUSY):
         return Unavailable(message, hint="try again later, or raise serving.max_queue_size")
-    if code == "UNAVAILABLE" or _DEAD in message:
+    if code == "UNAVAILABLE" or any(words in message for words in (_DEAD, _UNLOADED)):
         return Unavailable(
             f"the server at {url} cannot answer: {message}",
             hint="`specpipe serve --restarts N` restarts a server whose engine has stopped",

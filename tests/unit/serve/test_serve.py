@@ -67,6 +67,8 @@ def test_nothing_is_ready_where_nothing_listens() -> None:
         (None, "UNSUPPORTED: beam_width is 4: beam search is not supported", Unsupported),
         (None, "UNAVAILABLE: the server is busy: 64 requests are waiting", Unavailable),
         (None, "UNAVAILABLE: the engine is not running", Unavailable),
+        (None, "Request for unknown model: 'x' has no available versions", Unavailable),
+        (None, "Request for unknown model: 'x' is not found", ConfigError),
         (None, "INTERNAL: internal error: KeyError", StageFailed),
     ],
 )
