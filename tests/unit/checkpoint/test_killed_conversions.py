@@ -47,6 +47,7 @@ def expected(write_config, tmp_path: Path) -> dict[str, bytes]:
     return files_of(run[1].checkpoint("target"))
 
 
+@pytest.mark.slow
 def test_wherever_a_conversion_is_killed_the_next_one_ends_as_if_nothing_had_been(
     write_config, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:

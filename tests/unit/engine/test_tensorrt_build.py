@@ -313,6 +313,7 @@ def test_the_compiler_runs_in_the_container_with_only_what_it_needs(
     assert facts["image"].endswith("26.04-trtllm-python-py3") and facts["sm"] == 90
 
 
+@pytest.mark.slow
 def test_a_cancelled_build_removes_its_container(run, container_machine: Path, monkeypatch) -> None:
     config, place = run()
     monkeypatch.setenv("STANDIN_FAULT", "hang@target")

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn.functional import silu
@@ -114,6 +115,7 @@ def test_soft_labels_are_what_the_target_says_at_the_place_of_each_guess(
     )  # every token is there once, so no place that is known was missed
 
 
+@pytest.mark.slow
 def test_soft_labels_teach_what_the_target_would_say_instead_of_the_text(
     make_run, target: Target, tmp_path: Path
 ) -> None:
