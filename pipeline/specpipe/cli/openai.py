@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import click
 
 from specpipe.cli.options import (
-    DEFAULT_URL,
     client_tls,
     client_tls_options,
     front_options,
+    host_option,
     json_option,
-    require_host_and_port,
+    url_option,
 )
 from specpipe.cli.output import say, suggest
 from specpipe.core.errors import ConfigError
@@ -27,21 +27,8 @@ if TYPE_CHECKING:
 
 
 @click.command("openai")
-@click.option(
-    "--url",
-    default=DEFAULT_URL,
-    show_default=True,
-    metavar="HOST:PORT",
-    callback=require_host_and_port,
-    help="gRPC endpoint of the server.",
-)
-@click.option(
-    "--host",
-    metavar="ADDRESS",
-    default="127.0.0.1",
-    show_default=True,
-    help="Address to listen on.",
-)
+@url_option
+@host_option
 @click.option(
     "--port",
     metavar="PORT",

@@ -103,6 +103,25 @@ def require_host_and_port(
     return value
 
 
+url_option = click.option(
+    "--url",
+    default=DEFAULT_URL,
+    show_default=True,
+    metavar="HOST:PORT",
+    callback=require_host_and_port,
+    help="gRPC endpoint of the server.",
+)
+
+
+host_option = click.option(
+    "--host",
+    metavar="ADDRESS",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on.",
+)
+
+
 def port_options(command: Command) -> Command:
     """Add the options that set where a server listens."""
     ports = (("metrics", "metrics", 8002), ("http", "HTTP", 8000), ("grpc", "gRPC", 8001))
@@ -115,13 +134,7 @@ def port_options(command: Command) -> Command:
             type=click.IntRange(1, 65535),
             help=f"Port of the {protocol} endpoint.",
         )(command)
-    return click.option(
-        "--host",
-        metavar="ADDRESS",
-        default="127.0.0.1",
-        show_default=True,
-        help="Address to listen on.",
-    )(command)
+    return host_option(command)
 
 
 def tls_options(command: Command) -> Command:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from specpipe.cli.options import (
-    DEFAULT_URL,
     Command,
     client_tls,
     client_tls_options,
     optional_config_option,
-    require_host_and_port,
+    url_option,
     workspace_option,
 )
 from specpipe.cli.output import load_config
@@ -66,14 +65,7 @@ def server_options(command: Command) -> Command:
             "YAML file of the run that is served. Without it, the server describes itself."
         ),
         workspace_option,
-        click.option(
-            "--url",
-            default=DEFAULT_URL,
-            show_default=True,
-            metavar="HOST:PORT",
-            callback=require_host_and_port,
-            help="gRPC endpoint of the server.",
-        ),
+        url_option,
         click.option(
             "--model",
             metavar="NAME",

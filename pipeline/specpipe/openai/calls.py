@@ -133,7 +133,4 @@ def _token_options(options: Options, end_ids: tuple[int, ...], *, log_probs: boo
 
 
 def _echoed(tokenizer: TextTokenizer, ids: tuple[int, ...], prompt: Prompt) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    text: str = tokenizer.tokenizer.decode(list(ids), skip_special_tokens=False)
-    return text
+    return prompt if isinstance(prompt, str) else tokenizer.decode(ids, special=True)

@@ -56,8 +56,7 @@ class LogProbs:
 
     def _text(self, token: int) -> str:
         """Return the text of one token, that of special tokens too."""
-        text: str = self.tokenizer.tokenizer.decode([token], skip_special_tokens=False)
-        return text
+        return self.tokenizer.decode([token], special=True)
 
 
 def _finite(value: float) -> float:

@@ -11,10 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specpipe.core.contracts import Logits
+from specpipe.core.contracts import Floats, Logits
 
 FLAG = "return_prompt_log_probs"
 SUPPORTED = frozenset({FLAG})
+
+
+def log_normalizers(exact: Floats) -> Floats:
+    """Return the logarithm of the sum of exponentials of every row [n, V] of logits."""
+    top = exact.max(axis=1)
+    found: Floats = np.log(np.exp(exact - top[:, None]).sum(axis=1)) + top
+    return found
 
 
 @dataclass
@@ -39,7 +46,7 @@ class PromptScorer:
         places = np.arange(len(rows))
         exact = rows.astype(np.float64)
         highest = exact[places, top]
-        totals = np.log(np.exp(exact - highest[:, None]).sum(axis=1)) + highest
+        totals = log_normalizers(exact)
         found = exact[places, following] - totals
         if at + len(rows) == len(self.prompt):
             found[-1] = np.nan

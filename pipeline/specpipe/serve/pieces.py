@@ -6,6 +6,7 @@ from typing import Any
 
 from specpipe.core.contracts import Logits
 from specpipe.core.endpoint import Model
+from specpipe.runtime.triton.tensors import newest_scores
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Reader:
             at_s=at_s,
             prompt_tokens=_whole(result, names.prompt_tokens),
             finish_reason=_word(result, names.finish_reason),
-            log_probs=_last(_row(result, names.log_probs), len(tokens)),  # of all tokens so far
+            log_probs=_log_probs(result, names.log_probs, len(tokens)),
             prompt_scores=_prompt_scores(result, self.model),
         )
 
@@ -125,8 +126,10 @@ def _row(result: Any, name: str) -> tuple[Any, ...]:
     return () if array is None else tuple(array.reshape(-1).tolist())
 
 
-def _last(values: tuple[float, ...], count: int) -> tuple[float, ...]:
-    return values[len(values) - count :]
+def _log_probs(result: Any, name: str, count: int) -> tuple[float, ...]:
+    """Return those of the new tokens; empty if there is no such output."""
+    array = result.as_numpy(name) if name else None
+    return () if array is None else newest_scores(array, count)
 
 
 def _prompt_scores(result: Any, model: Model) -> PromptScores | None:

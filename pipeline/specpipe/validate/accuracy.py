@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from specpipe.core.contracts import Floats, Ints, Logits
+from specpipe.runtime.prompt_scores import log_normalizers
 from specpipe.validate.trials import Arm, Likelihoods
 
 ROWS = 64  # positions whose logits are in memory in float64
@@ -58,7 +59,5 @@ def _small(blocks: Iterable[Logits]) -> Iterable[Logits]:
 
 def _log_likelihoods(rows: Logits, tokens: Ints) -> Floats:
     exact = rows.astype(np.float64)
-    top = exact.max(axis=1)
-    total = np.log(np.exp(exact - top[:, None]).sum(axis=1)) + top
-    found: Floats = exact[np.arange(len(exact)), tokens] - total
+    found: Floats = exact[np.arange(len(exact)), tokens] - log_normalizers(exact)
     return found

@@ -58,7 +58,7 @@ def read_reply(outputs: Mapping[str, NDArray[Any]]) -> Reply:
     logits = outputs.get("generation_logits")
     return Reply(
         tokens=tuple(int(token) for token in row[:count]),
-        log_probs=() if scores is None else _newest(scores, count),
+        log_probs=() if scores is None else newest_scores(scores, count),
         logits=None if logits is None else logits.reshape(-1, logits.shape[-1])[:count],
         drafted=_whole(outputs, "total_draft_tokens"),
         accepted=_whole(outputs, "total_accepted_draft_tokens"),
@@ -119,7 +119,7 @@ def _whole(outputs: Mapping[str, NDArray[Any]], name: str) -> int:
     return 0 if array is None or array.size == 0 else int(array.reshape(-1)[0])
 
 
-def _newest(scores: NDArray[Any], count: int) -> tuple[float, ...]:
+def newest_scores(scores: NDArray[Any], count: int) -> tuple[float, ...]:
     """Return the scores of the new tokens: a response has those of all tokens so far.
 
     See `GenericLlmRequest::createResponse` in TensorRT-LLM's llmRequest.h.
