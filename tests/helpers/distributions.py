@@ -84,12 +84,17 @@ def exact_distribution(world: World, sampling: Sampling) -> Floats:
     joint = np.zeros((world.vocab_size,) * LENGTH)
 
     def walk(output: tuple[int, ...], odds: float) -> None:
-        if len(output) == LENGTH or length_to_end(output, sampling.end_ids):
+        language = world.language
+        complete = language is not None and output and language.is_complete(output)
+        if len(output) == LENGTH or complete or length_to_end(output, sampling.end_ids):
             joint[padded(output)] += odds
             return
         history = PROMPT + list(output)
         logits = np.log(world.target(history)).astype(np.float32)
-        probs = distribution(adjust(logits, sampling, history, len(output)), sampling)
+        logits = adjust(logits, sampling, history, len(output))
+        if language is not None:
+            logits = np.where(language.permitted(output), logits, np.float32(-np.inf))
+        probs = distribution(logits, sampling)
         for token in np.flatnonzero(probs):
             walk((*output, int(token)), odds * probs[token])
 

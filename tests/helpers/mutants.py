@@ -434,6 +434,46 @@ def finds_the_last_token(honest: Any) -> Any:
     return lambda self, tokens=(): honest(self, [*tokens, 0])
 
 
+# --- grammars ------------------------------------------------------------------------------------
+
+
+def masks_with_the_parent(honest: Any) -> Any:
+    return lambda self, path: honest(self, path[:-1])
+
+
+def masks_one_step_late(honest: Any) -> Any:
+    """Commit the tokens of a step only with the next one."""
+
+    def commit(self: Any, tokens: Any) -> None:
+        late, self.late = getattr(self, "late", ()), tokens
+        honest(self, late)
+
+    return commit
+
+
+def feeds_the_end_token(honest: Any) -> Any:
+    def after(self: Any, place: Any, token: int) -> Any:
+        matcher = place.matcher.copy()
+        return replace(place, matcher=matcher) if matcher.feed(token) else None
+
+    return after
+
+
+def walks_without_copies(honest: Any) -> Any:
+    def after(self: Any, place: Any, token: int) -> Any:
+        return place if place.matcher.feed(token) else None
+
+    return after
+
+
+def masks_the_target_softly(honest: Any) -> Any:
+    return lambda logits, mask: logits if mask is None else np.where(mask, logits, logits - 2)
+
+
+def ends_anywhere(honest: Any) -> Any:
+    return property(lambda self: True)
+
+
 _DISTRIBUTIONS = "tests/contract/test_distributions.py"
 _ENUMERATED = (_DISTRIBUTIONS, "-k", "exactly_the_targets")
 _SEEDED = ("tests/contract/test_proposers.py", "-k", "with_a_seed")
@@ -444,7 +484,9 @@ _INVARIANT = ("tests/unit/engine/test_invariance.py",)
 _FAMILIES = "tests/contract/test_families.py"
 _BATCH = ("tests/unit/runtime",)
 _POOL = ("tests/unit/engine/test_blocks.py", "tests/unit/engine/test_block_schedules.py")
+_GRAMMARS = ("tests/contract/test_grammars.py",)
 _ACCEPT = "specpipe.speculate.accept"
+_CONSTRAINT = "specpipe.speculate.constrained:Constraint"
 _LOOP = "specpipe.speculate.decode"
 _DRAFT = "specpipe.speculate.draft_model:DraftModelProposer"
 _LAYOUT = "specpipe.engine.openvino.batch"
@@ -577,5 +619,17 @@ MUTANTS: dict[str, Mutant] = {
         f"{_BLOCKS}:BlockPool.open", finds_the_last_token, _POOL
     ),
     "fork without a user": Mutant(f"{_BLOCKS}:BlockCache.fork", forks_without_a_user, _POOL),
+    "mask of the parent": Mutant(f"{_CONSTRAINT}.mask", masks_with_the_parent, _GRAMMARS),
+    "mask one step late": Mutant(f"{_CONSTRAINT}.commit", masks_one_step_late, _GRAMMARS),
+    "end token fed to the grammar": Mutant(
+        f"{_CONSTRAINT}._after", feeds_the_end_token, ("tests/unit/speculate/test_constrained.py",)
+    ),
+    "ends where the grammar does not": Mutant(
+        "specpipe.speculate.constrained:_Place.accepts", ends_anywhere, _GRAMMARS
+    ),
+    "siblings share a matcher": Mutant(f"{_CONSTRAINT}._after", walks_without_copies, _GRAMMARS),
+    "forbidden tokens made unlikely": Mutant(
+        "specpipe.speculate.decode:permitted", masks_the_target_softly, _GRAMMARS
+    ),
     "row of a sibling moved": Mutant(f"{_BLOCKS}:BlockCache._move", moves_a_sibling, _POOL),
 }

@@ -33,6 +33,7 @@ from specpipe.runtime.assembly import make_proposer
 from specpipe.speculate import decode
 from specpipe.speculate.decode import Limits, Step
 from specpipe.speculate.vocabulary import in_vocabulary
+from tests.helpers.languages import Language
 from tests.helpers.scripted_engine import ScriptedEngine, ServedModel
 from tests.helpers.scripted_model import (
     Allow,
@@ -124,6 +125,7 @@ class World:
     """A target over `vocab_size` tokens, and the possible distributions of a draft."""
 
     vocab_size: int
+    language: Language | None = None  # of all answers
     target: Distribution = field(init=False)
     drafts: Mapping[str, Distribution] = field(init=False)
 
@@ -164,7 +166,8 @@ class World:
         cut: Cut = no_cut,
     ) -> list[Step]:
         """Decode with the target."""
-        decoding = decode.decode(case.proposer, prompt, sampling, limits)
+        constraint = self.language.constraint(sampling.end_ids) if self.language else None
+        decoding = decode.decode(case.proposer, prompt, sampling, limits, constraint=constraint)
         return run(decoding, case.models, allow, cut)
 
     def generate(

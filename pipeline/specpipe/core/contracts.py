@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Logits = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 
 Role = Literal["target", "draft"]
 
@@ -235,6 +236,29 @@ def without_asking(value: T) -> Asking[T]:
     """Return `value` at once, where a generator is expected."""
     yield from ()  # makes this a generator
     return value
+
+
+class Matcher(Protocol):
+    """A grammar after some tokens of an answer; see `speculate.constrained`."""
+
+    def copy(self) -> "Matcher":
+        """Return another matcher in the same state."""
+        ...
+
+    def feed(self, token: int) -> bool:
+        """Move on by a token that is no end token; if false, it is not permitted here.
+
+        After that this matcher is of no use any more.
+        """
+        ...
+
+    def mask(self) -> Mask:
+        """Return the tokens [V] that may follow as text: no end token of the model is one."""
+        ...
+
+    def accepts(self) -> bool:
+        """Tell whether the answer may end here."""
+        ...
 
 
 class Cache(Protocol):

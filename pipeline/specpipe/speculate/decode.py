@@ -28,11 +28,13 @@ from specpipe.core.contracts import (
     score,
 )
 from specpipe.speculate import accept
+from specpipe.speculate.constrained import Constraint, guided, permitted, permitted_part
 from specpipe.speculate.drawing import draw_token
 from specpipe.speculate.history import Completions, History
 from specpipe.speculate.sampling import Adjustment, distribution, log_probability
 
-Finish = Literal["end_id", "stop_words", "length"]
+# grammar: the answer is complete and could only end. Without an end token, unlike end_id.
+Finish = Literal["end_id", "stop_words", "grammar", "length"]
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,11 @@ CONTEXT_BLOCK = 64  # prompt tokens per call, if their logits are requested
 
 @dataclass
 class _Sequence:
-    """The tokens so far, the start of the output, and the stop words."""
+    """The tokens so far, the start of the output, and what ends or constrains it."""
 
     tokens: History
     stop_words: Completions
+    constraint: Constraint | None = None
     prompt_length: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -80,6 +83,11 @@ class _Sequence:
     @property
     def generated(self) -> int:
         return len(self.tokens) - self.prompt_length
+
+    def commit(self, tokens: Sequence[int]) -> None:
+        self.tokens.extend(tokens)
+        if self.constraint is not None:
+            self.constraint.commit(tokens)
 
 
 def decode(
@@ -90,20 +98,22 @@ def decode(
     rule: accept.Rule | None = None,
     *,
     log_probs: bool = False,
+    constraint: Constraint | None = None,
 ) -> Decoding:
     """Yield asks and steps until an end token, a stop word or `limits.max_tokens`.
 
     The output equals that of plain decoding with the same options. Greedy output is equal token for
     token. Sampled output has the same distribution with the default rule, `accept.sample`; another
-    `rule` may change it. An end token is emitted as the last token. The caller may close the
+    `rule` may change it. An end token is emitted as the last token. Under a `constraint` every
+    position is masked, and the output ends where the grammar ends. The caller may close the
     generator at any time.
     """
     rng = np.random.default_rng(sampling.seed)
-    sequence = _Sequence(History(prompt), Completions(limits.stop_words))
+    sequence = _Sequence(History(prompt), Completions(limits.stop_words), constraint)
     adjustment = Adjustment(sampling)
     proposer.start(prompt, sampling)
     while True:
-        draft = yield from propose_within(proposer, limits.max_tokens - sequence.generated - 1)
+        draft = yield from _propose(proposer, sequence, limits)
         scores = yield from score("target", sequence.tokens, draft)
         draft = draft if scores.kept is None else draft.only(scores.kept)
         verdict = _judge(draft, scores, sequence, adjustment, rule, rng)
@@ -112,8 +122,17 @@ def decode(
             yield step
             return
         proposer.observe(draft, scores, verdict)
-        sequence.tokens.extend(step.tokens)
+        sequence.commit(step.tokens)
         yield step
+
+
+def _propose(proposer: Proposer, sequence: _Sequence, limits: Limits) -> Asking[Draft]:
+    """Draft within what is left of the output, and within the grammar where that is cheap."""
+    asking = propose_within(proposer, limits.max_tokens - sequence.generated - 1)
+    if sequence.constraint is None:
+        return (yield from asking)
+    draft = yield from guided(asking, sequence.constraint, len(sequence.tokens))
+    return permitted_part(draft, sequence.constraint)
 
 
 def propose_within(proposer: Proposer, left: int) -> Asking[Draft]:
@@ -142,8 +161,11 @@ def _judge(
 ) -> Verdict:
     def logits(path: accept.Path) -> Logits:
         row = path[-1] + 1 if path else 0
-        history = sequence.tokens + [int(draft.tokens[n]) for n in path]
-        return adjustment(scores.logits[row], history, sequence.generated + len(path))
+        tokens = [int(draft.tokens[n]) for n in path]
+        history = sequence.tokens + tokens
+        adjusted = adjustment(scores.logits[row], history, sequence.generated + len(path))
+        constraint = sequence.constraint
+        return adjusted if constraint is None else permitted(adjusted, constraint.mask(tokens))
 
     def target(path: accept.Path) -> Floats:
         return distribution(logits(path), adjustment.options)
@@ -189,6 +211,8 @@ def _cut(
         before, generated = sequence.tokens + emitted[:i], sequence.generated + i
         if any(token in ends for ends in sequence.stop_words.after(before, within=generated)):
             return emitted[: i + 1], "stop_words"
+        if sequence.constraint is not None and sequence.constraint.is_complete(emitted[: i + 1]):
+            return emitted[: i + 1], "grammar"
         if generated + 1 >= limits.max_tokens:
             return emitted[: i + 1], "length"
     return emitted, None
