@@ -27,6 +27,7 @@ HEAVY = {
     "tensorrt_llm": ("engine/tensorrt/",),
     "tritonclient": ("repository/render.py", "serve/"),
     "click": ("cli/",),
+    "llguidance": ("runtime/grammars.py",),
     "starlette": ("openai/",),
     "uvicorn": ("openai/",),
     "triton_python_backend_utils": ("runtime/triton/",),

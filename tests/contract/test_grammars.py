@@ -5,6 +5,7 @@ What a grammar permits is judged by brute force (`helpers/languages.py`), not by
 
 import functools
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,13 +20,12 @@ from tests.helpers.distributions import (
     enumerate_distribution,
     exact_distribution,
 )
-from tests.helpers.languages import Language
+from tests.helpers.languages import TEXTS, Language
 from tests.helpers.mutants import MUTANTS, plant
 from tests.helpers.worlds import OPTIONS, World, some_allowance, some_nodes
 
 PATTERNS = ("(ab|b){1,3}a?", "a(ab){0,3}|bb", "(aa|b(ab?)?){2}")
 SMALL = {pattern: World(4, Language(pattern)) for pattern in PATTERNS}
-TEXTS = ("a", "b", "ab", "ba", "c", "abc", "<end>")
 WORLD = World(7, Language("(ab|ba?c|cc?a){1,2}(ca?b?)?", TEXTS))
 ENDLESS = World(7, Language("(ab|ba?c|cc?a)*(ca?b?)?", TEXTS))  # no judge knows its words
 END = (6,)
@@ -112,7 +112,7 @@ def test_it_is_exact_whatever_is_allowed_and_scored(options: str) -> None:
     for seed, draft_name in enumerate(("identical", "random")):
         got = enumerate_case(
             world,
-            world.case(options, draft_name, 3),
+            world.case(options, draft_name, 2),
             EXACT[0],
             allow=some_allowance(seed) if seed % 2 else lambda limit: limit,
             cut=some_nodes(seed),
@@ -149,9 +149,9 @@ def test_a_draft_against_the_grammar_may_be_drawn_but_not_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(decode, "guided", draws_what_it_likes)
-    assert not some_distribution_differs()
+    assert not some_distribution_differs(PATTERNS[1:])
     monkeypatch.setattr(decode, "permitted_part", cut_by_what_was_drawn)
-    assert some_distribution_differs()
+    assert some_distribution_differs(PATTERNS[1:])
 
 
 # --- planted mistakes ---------------------------------------------------------------------------
@@ -172,8 +172,8 @@ def some_greedy_answer_differs() -> bool:
     return False
 
 
-def some_distribution_differs() -> bool:
-    for pattern, sampling in zip(PATTERNS, EXACT, strict=True):
+def some_distribution_differs(patterns: Sequence[str] = PATTERNS) -> bool:
+    for pattern, sampling in zip(patterns, EXACT, strict=False):
         world = SMALL[pattern]
         try:
             got = enumerate_distribution(world, "draft_model", sampling, "random")

@@ -15,6 +15,7 @@ from specpipe.core.guide import Guide
 from specpipe.runtime.grammars import Compiler, Grammars
 from specpipe.speculate.constrained import Constraint
 
+TEXTS = ("a", "b", "ab", "ba", "c", "abc", "<end>")
 LONGEST = 9  # characters of the words that the judge knows; no language here has longer ones
 
 

@@ -18,6 +18,12 @@ def mostly_banned(rng: np.random.Generator, size: int) -> np.ndarray:
     return np.where(np.arange(size) % 5 == 1, rng.normal(size=size), -np.inf)
 
 
+def all_but_three_banned(rng: np.random.Generator, size: int) -> np.ndarray:
+    return np.where(
+        np.isin(np.arange(size), (1, size // 2, size - 1)), rng.normal(size=size), -np.inf
+    )
+
+
 LOGITS: dict[str, Make] = {
     "nearly flat": lambda rng, size: rng.normal(size=size),
     "spread": lambda rng, size: 3 * rng.normal(size=size),
@@ -28,6 +34,7 @@ LOGITS: dict[str, Make] = {
     "by rank": lambda rng, size: -1.1 * np.log1p(rng.permutation(size)),
     "in order": lambda rng, size: -np.arange(size) / size,
     "mostly banned": mostly_banned,
+    "banned but for three": all_but_three_banned,
     "far apart": lambda rng, size: 1e30 * rng.normal(size=size),
 }
 every_kind = pytest.mark.parametrize("kind", LOGITS)

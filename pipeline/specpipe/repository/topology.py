@@ -228,6 +228,7 @@ def _cpu_engine(plan: RepositoryPlan, path: str = "engines/") -> ModelEntry:
         **engine_options(config),
         "engines": json.dumps(roles, sort_keys=True),
         "draft_limit": _engine_limit(plan),
+        "tokenizer_dir": _TOKENIZER,  # for the grammars of structured output
     }
     signature = cpu_engine_signature()
     model = ServedModel("tensorrt_llm", signature, parameters, decoupled=_engines_stream(plan))

@@ -23,6 +23,7 @@ from specpipe.runtime.budget import Budget
 from specpipe.runtime.cost import measure_steps
 from specpipe.runtime.stream import Stream
 from specpipe.speculate import accept
+from specpipe.speculate.constrained import Constraint
 from specpipe.speculate.decode import Decoding, Limits, Step, decode
 from specpipe.speculate.vocabulary import in_vocabulary
 
@@ -133,6 +134,7 @@ class Runtime:
         num_draft_tokens: int | None = None,
         *,
         log_probs: bool = False,
+        constraint: Constraint | None = None,
     ) -> Decoding:
         """Return the algorithm for one request, for a batcher.
 
@@ -141,7 +143,9 @@ class Runtime:
         """
         options = limit_draft(self.speculation, num_draft_tokens)
         proposer, rule = make_proposer(options, self.facts), acceptance_rule(options)
-        return decode(proposer, prompt, sampling, limits, rule, log_probs=log_probs)
+        return decode(
+            proposer, prompt, sampling, limits, rule, log_probs=log_probs, constraint=constraint
+        )
 
     def batcher(self, budget: Budget | None = None) -> Batcher:
         """Return a batcher over the engines; only one may be in use."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from specpipe.core.endpoint import is_draft_limit
 from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.core.guide import MOST_BYTES
 from specpipe.runtime.triton.requests import Tensors
 
 MOST_WORDS = 1_000  # in each list of stop, bad or biased words
@@ -81,7 +82,8 @@ def draft_tokens(
 def request_bytes(max_input_len: int) -> int:
     """Return how long the longest request is on the engine's socket, as JSON."""
     tokens = max_input_len + 2 * MOST_WORDS_TOKENS  # stop and bad words
-    return 12 * tokens + 48 * MOST_WORDS_TOKENS + (1 << 16)  # biases, and the other options
+    guide = 6 * MOST_BYTES  # as JSON: a control character has six bytes
+    return 12 * tokens + 48 * MOST_WORDS_TOKENS + guide + (1 << 16)  # biases; the other options
 
 
 def _require(found: int, most: int, name: str, unit: str, why: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from specpipe.core.contracts import Sampling
+from specpipe.core.guide import Guide, guide_of
 from specpipe.runtime.failures import EngineError
 from specpipe.speculate.decode import Finish, Limits, Step
 
@@ -33,6 +34,7 @@ class Request:
     use_draft_logits: bool = False
     context_logits: bool = False  # what the target expects after every token of the prompt
     cache_salt: str = ""  # only requests of the same salt share KV blocks of their prompts
+    guide: Guide | None = None  # what the answer must match; None: anything
 
 
 @dataclass
@@ -144,7 +146,8 @@ def load_heartbeat(line: bytes) -> Heartbeat:
 
 def dump_submit(number: int, request: Request) -> bytes:
     """Return the line that submits a request."""
-    parts = {"sampling": vars(request.sampling), "limits": vars(request.limits)}
+    guide = None if request.guide is None else vars(request.guide)
+    parts = {"sampling": vars(request.sampling), "limits": vars(request.limits), "guide": guide}
     return _line({"submit": number, **vars(request), **parts})
 
 
@@ -161,7 +164,7 @@ def load_call(line: bytes) -> dict[str, Any]:
 
 def load_request(values: dict[str, Any]) -> Request:
     """Return the request of a line that `dump_submit` made."""
-    sampling, limits = values["sampling"], values["limits"]
+    sampling, limits, guide = values["sampling"], values["limits"], values["guide"]
     return Request(
         request_id=values["request_id"],
         prompt=tuple(values["prompt"]),
@@ -178,6 +181,7 @@ def load_request(values: dict[str, Any]) -> Request:
         bias=tuple((token, amount) for token, amount in values["bias"]),
         use_draft_logits=values["use_draft_logits"],
         cache_salt=values["cache_salt"],
+        guide=None if guide is None else guide_of(guide["kind"], guide["text"]),
     )
 
 

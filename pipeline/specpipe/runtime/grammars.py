@@ -16,6 +16,7 @@ import numpy as np
 from specpipe.core.contracts import Mask
 from specpipe.core.errors import ConfigError, StageFailed, Unsupported
 from specpipe.core.guide import Guide
+from specpipe.runtime.tokens import TextTokenizer
 from specpipe.speculate.constrained import Constraint
 
 MOST_KNOWN = 64  # compiled guides that are kept for the next request with the same one
@@ -115,8 +116,8 @@ def first_line(text: str) -> str:
     return (told or [line for line in lines if line] or ["unknown error"])[0][:300]
 
 
-def compiler_of(tokenizer_json: str, end_ids: Sequence[int], vocab_size: int) -> Compiler:
-    """Return a compiler for a tokenizer.json with its additions, and a model's number of rows.
+def compiler_of(tokenizer: TextTokenizer, vocab_size: int) -> Compiler:
+    """Return a compiler for a repository's tokenizer and a model with `vocab_size` rows.
 
     Raises Unsupported if llguidance is missing, or cannot read the tokenizer.
     """
@@ -126,15 +127,20 @@ def compiler_of(tokenizer_json: str, end_ids: Sequence[int], vocab_size: int) ->
         raise Unsupported(
             "structured output needs the package llguidance", hint="pip install llguidance"
         ) from error
+    size = max(vocab_size, tokenizer.tokenizer.get_vocab_size())
+    ends = list(tokenizer.end_ids) or None
     try:
-        known = LLTokenizer(tokenizer_json, eos_token=list(end_ids) or None)
-        if known.vocab_size < vocab_size:
-            known = LLTokenizer(tokenizer_json, eos_token=list(end_ids) or None, n_vocab=vocab_size)
+        known = LLTokenizer(tokenizer.tokenizer.to_str(), n_vocab=size, eos_token=ends)
     except Exception as error:  # llguidance raises what its parser raises
         raise Unsupported(
             f"structured output: llguidance cannot read the tokenizer: {first_line(str(error))}"
         ) from error
     return Compiler(known, vocab_size)
+
+
+def no_compiler() -> Compiler:
+    """Refuse every guide, where there is no tokenizer."""
+    raise Unsupported("structured output: this decoder has no tokenizer")
 
 
 class Grammars:

@@ -25,6 +25,7 @@ from specpipe.runtime.budget import Budget
 from specpipe.runtime.cost import StepCost
 from specpipe.runtime.stream import Stream
 from specpipe.speculate.decode import ContextLogits, Decoding, Limits, Step, decode, read_context
+from tests.helpers.languages import TEXTS, Language
 from tests.helpers.toy_engine import ToyEngine
 
 DRAFT = DraftOptions("unused")
@@ -63,10 +64,13 @@ class Task:
     tokens: list[int] = field(default_factory=list)
     finish: str | None = None
     cancelled: bool = False
+    language: Language | None = None
 
     def decoding(self) -> Decoding:
         facts = {role: engine.facts for role, engine in engines().items()}
-        return decode(make_proposer(self.method, facts), self.prompt, self.sampling, self.limits)
+        constraint = self.language.constraint(self.sampling.end_ids) if self.language else None
+        proposer = make_proposer(self.method, facts)
+        return decode(proposer, self.prompt, self.sampling, self.limits, constraint=constraint)
 
     def expected(self) -> list[int]:
         """Return the answer of plain decoding of this request alone."""
@@ -100,6 +104,17 @@ def collect(tasks: list[Task], events: list[tuple[Stream, object]]) -> None:
         assert isinstance(event, Step), event
         owner.tokens += event.tokens
         owner.finish = event.finish
+
+
+def test_streams_with_and_without_a_grammar_share_a_batch() -> None:
+    grammars = (None, Language("(ab|ba?c|cc?a)*", TEXTS), Language("c(a|bc){2,9}", TEXTS))
+    tasks = [task(method, seed) for seed, method in enumerate(METHODS)]
+    for at, given in enumerate(tasks):
+        given.language = grammars[at % 3]
+    run(batcher(engines()), tasks)
+    for given in tasks:
+        assert given.tokens == given.expected()
+    assert {given.finish for given in tasks} >= {"grammar", "end_id"}
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.method)

@@ -5,6 +5,7 @@ import pytest
 
 from specpipe.core.contracts import Sampling
 from specpipe.core.errors import ConfigError
+from specpipe.core.guide import MOST_BYTES, Guide
 from specpipe.runtime.bounds import (
     MOST_WORDS,
     MOST_WORDS_BYTES,
@@ -84,5 +85,6 @@ def test_the_largest_request_that_is_allowed_fits_the_engines_socket() -> None:
         sampling=Sampling(bad_words=words, seed=2**64 - 1),
         limits=Limits(10_000, ((token,) * MOST_WORDS_TOKENS,)),
         bias=tuple((token, -1 / 3 * 1e9) for _ in range(MOST_WORDS_TOKENS)),
+        guide=Guide("regex", "\x01" * MOST_BYTES),
     )
     assert len(dump_submit(1, request)) <= request_bytes(5000)

@@ -15,6 +15,7 @@ import pytest
 
 from specpipe.core.contracts import Sampling
 from specpipe.core.errors import Unsupported
+from specpipe.core.guide import Guide
 from specpipe.runtime import channel, engine_client, remote
 from specpipe.runtime.channel import MOST_CONNECTIONS, EngineSocket
 from specpipe.runtime.engine_client import EngineClient, ping_engine
@@ -41,6 +42,7 @@ REQUEST = Request(
     limits=Limits(12, ((7, 8),)),
     num_draft_tokens=3,
     log_probs=True,
+    guide=Guide("regex", 'a"+é'),
 )
 STEPS = [Step((5, 6), 3, 1, log_probs=(-0.1, -0.2)), Step((7,), 3, 0, "length", (-0.3,))]
 

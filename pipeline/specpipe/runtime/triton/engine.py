@@ -21,18 +21,22 @@ from specpipe.runtime.context import ContextCollector
 from specpipe.runtime.decoder import DeploymentDecoder
 from specpipe.runtime.exchange import Counters, Request
 from specpipe.runtime.failures import Cancelled
+from specpipe.runtime.grammars import Grammars, compiler_of
 from specpipe.runtime.guards import harmless
 from specpipe.runtime.prompt_scores import PromptScorer
 from specpipe.runtime.rendezvous import model_socket
 from specpipe.runtime.scheduler import Listener, Scheduler
+from specpipe.runtime.tokens import load_tokenizer
 from specpipe.runtime.triton import api as triton
-from specpipe.runtime.triton import requests, token_requests, upstream_rules
+from specpipe.runtime.triton import guides, requests, token_requests, upstream_rules
 from specpipe.runtime.triton.batch_metrics import BatchMeter
 from specpipe.runtime.triton.metrics import Meter
 from specpipe.runtime.triton.responses import perf_tensors
 from specpipe.speculate.decode import Limits, Step
 
-_SUPPORTED = context.SUPPORTED | prompt_scores.SUPPORTED | frozenset(upstream_rules.OFF)
+_SUPPORTED = (
+    context.SUPPORTED | prompt_scores.SUPPORTED | guides.SUPPORTED | frozenset(upstream_rules.OFF)
+)
 
 
 class TritonPythonModel:
@@ -53,7 +57,9 @@ class TritonPythonModel:
         self._vocab_size = deployment.facts["target"].vocab_size
         self._max_input_len = int(options["max_input_len"])
         self._max_seq_len = int(options["max_seq_len"])
-        decoder = DeploymentDecoder(deployment, deployment.warm_up())
+        tokenizer = folder / options["tokenizer_dir"]
+        self._grammars = Grammars(lambda: compiler_of(load_tokenizer(tokenizer), self._vocab_size))
+        decoder = DeploymentDecoder(deployment, deployment.warm_up(), self._grammars)
         named = args["model_name"], self._speculation.method
         batch_meter = BatchMeter(*named, decoder.batcher)
         meter = Meter(*named, also=batch_meter.export)
@@ -109,6 +115,8 @@ class TritonPythonModel:
     def _submit(self, request: Request, listener: Listener) -> None:
         """Queue a request, whichever way it came."""
         limit_draft(self._speculation, request.num_draft_tokens)
+        if request.guide is not None:
+            self._grammars.check(request.guide)  # here, since it may take long
         self._scheduler.submit(request, listener)
 
     def _parse(self, request: Any, tensors: requests.Tensors) -> Request:
@@ -132,6 +140,7 @@ class TritonPythonModel:
             log_probs=requests.flag(tensors, "return_log_probs"),
             context_logits=wants_context or requests.flag(tensors, prompt_scores.FLAG),
             cache_salt=requests.cache_salt(triton.request_parameters(request)),
+            guide=guides.read_guide(tensors),
         )
 
 

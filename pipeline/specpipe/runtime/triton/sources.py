@@ -11,7 +11,7 @@ from specpipe.runtime.engine_client import EngineClient
 from specpipe.runtime.exchange import Counters, EngineProgress, Request
 from specpipe.runtime.failures import Cancelled
 from specpipe.runtime.rendezvous import model_socket
-from specpipe.runtime.triton import requests
+from specpipe.runtime.triton import guides, requests
 
 WATCH_SECONDS = 0.2  # between checks whether the client is connected; each calls tritonserver
 
@@ -59,7 +59,7 @@ class SocketSource:
 
     client: EngineClient
     takes_many: bool = True
-    supported: frozenset[str] = requests.NOTHING
+    supported: frozenset[str] = guides.SUPPORTED
 
     def ask(self, request: Request, take: Take, is_cancelled: IsCancelled) -> None:
         """See `TokenSource`."""

@@ -18,7 +18,7 @@ from specpipe.runtime.guards import Threads, harmless
 from specpipe.runtime.text_answer import TextAnswer
 from specpipe.runtime.tokens import load_tokenizer
 from specpipe.runtime.triton import api as triton
-from specpipe.runtime.triton import requests
+from specpipe.runtime.triton import guides, requests
 from specpipe.runtime.triton.sources import open_source
 from specpipe.runtime.triton.tensors import newest_names
 from specpipe.runtime.triton.traffic import Traffic
@@ -99,6 +99,7 @@ class TritonPythonModel:
             bias=self._tokenizer.bias(asked.bias),
             use_draft_logits=asked.use_draft_logits,
             cache_salt=requests.cache_salt(parameters),
+            guide=guides.read_guide(tensors),
         )
         answer = TextAnswer(responder, asked, self._tokenizer, ids, sampling.end_ids)
         try:
