@@ -11,6 +11,22 @@ from specpipe.core.model import Dtype
 
 
 @dataclass(frozen=True)
+class Dataset:
+    """A dataset of the Hugging Face hub, or a folder in its layout; needs the extra `train`."""
+
+    name: str
+    """Id on the hub (owner/name), or a folder."""
+    subset: str | None = None
+    """Configuration of the dataset. Default: its only one."""
+    split: str = "train"
+    """Split, or a slice of one, such as `train[:1000]`."""
+    revision: str | None = None
+    """Branch, tag or commit. Default: the newest one."""
+    rows: int | None = field(default=None, metadata=at_least(1))
+    """Rows that are read. Default: all."""
+
+
+@dataclass(frozen=True)
 class SelfDistillation:
     """The target answers prompts, and a drafter learns from the answers.
 
@@ -19,7 +35,10 @@ class SelfDistillation:
     """
 
     prompts: str | None = None
-    """JSON lines with a `prompt` key, which the target answers."""
+    """File or folder of prompts, which the target answers: JSON with a `prompt` key, or chats, of
+    which the messages before the first answer are the prompt."""
+    datasets: tuple[Dataset, ...] = ()
+    """Datasets whose prompts the target answers, with the keys of `train.datasets`."""
     invented_prompts: int = field(default=0, metadata=at_least(0))
     """Further prompts that the target invents ([Magpie](https://arxiv.org/abs/2406.08464)) and
     answers."""
@@ -118,8 +137,10 @@ class TrainOptions:
     """The text, and options for each kind of drafter."""
 
     files: tuple[str, ...] = ()
-    """`.jsonl`: chats with `messages`, of which only the assistant's tokens are learned. Other
-    files: plain text."""
+    """Files or folders: chats as JSON, JSON lines or parquet, of which only the assistant's tokens
+    are learned, and plain text. docs/training.md lists the shapes."""
+    datasets: tuple[Dataset, ...] = ()
+    """Datasets of the Hugging Face hub, with rows in the same shapes."""
     self_distillation: SelfDistillation | None = None
     sequence_length: int = field(default=512, metadata=at_least(8))
     """Tokens per sequence; longer documents are cut."""

@@ -16,13 +16,14 @@ from specpipe.config.training import SelfDistillation
 from specpipe.core.artifacts import digest_json, write_text
 from specpipe.core.contracts import Sampling, length_to_end
 from specpipe.core.errors import ConfigError
+from specpipe.train.corpus.prompts import Prompt, prompt_tokens
 from specpipe.train.target import Target
-from specpipe.train.text import Document, in_template
+from specpipe.train.text import Document
 
 Progress = Callable[[int, int], None]
 
 
-def answers_key(target: Target, prompts: Sequence[str], how: SelfDistillation, seed: int) -> str:
+def answers_key(target: Target, prompts: Sequence[Prompt], how: SelfDistillation, seed: int) -> str:
     """Return what the answers depend on, as a digest."""
     options = [how.max_tokens, how.temperature, how.batch_size, seed, target.dtype, target.end_ids]
     return digest_json([target.digest, list(prompts), options])
@@ -30,7 +31,7 @@ def answers_key(target: Target, prompts: Sequence[str], how: SelfDistillation, s
 
 def answer_prompts(
     target: Target,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     how: SelfDistillation,
     seed: int,
     folder: Path,
@@ -42,8 +43,7 @@ def answer_prompts(
     The answers are cached in `folder` as answers-<key>.jsonl; short prompts come first.
     """
     file = folder / f"answers-{answers_key(target, prompts, how, seed)[:16]}.jsonl"
-    texts = [in_template(target.tokenizer, [_user(p)], answer=True) for p in prompts]
-    asked = [target.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    asked = [prompt_tokens(prompt, target.tokenizer) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: (len(asked[i]), i))
     batches = [order[i : i + how.batch_size] for i in range(0, len(order), how.batch_size)]
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
@@ -58,10 +58,6 @@ def answer_prompts(
             write_text(file, "\n".join(lines) + "\n")
         progress(len(lines), len(prompts))
     return [_document(line, file) for line in lines]
-
-
-def _user(prompt: str) -> dict[str, str]:
-    return {"role": "user", "content": prompt}
 
 
 def _answer(

@@ -1,57 +1,120 @@
 """Gathers the text that the section `train` names, as documents for one target."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from specpipe.config.run_config import RunConfig, require_file
 from specpipe.config.training import SelfDistillation
 from specpipe.core.errors import ConfigError
-from specpipe.core.prompts import read_prompts
 from specpipe.train.answers import answer_prompts
+from specpipe.train.corpus.account import Account
+from specpipe.train.corpus.documents import read_documents, record_documents
+from specpipe.train.corpus.prompts import (
+    Prompt,
+    read_file_of_prompts,
+    record_prompts,
+    without_long,
+)
+from specpipe.train.corpus.records import dataset_records
 from specpipe.train.invented import invent_prompts
 from specpipe.train.target import Target
-from specpipe.train.text import Document, Split, read_documents, split_documents
+from specpipe.train.text import Document, Split, split_documents
 
 Progress = Callable[[int, int], None]
+Notify = Callable[[str], None]
 
 
-def gather_text(config: RunConfig, target: Target, work: Path, *, progress: Progress) -> Split:
+def gather_text(
+    config: RunConfig, target: Target, work: Path, *, notify: Notify, progress: Progress
+) -> Split:
     """Return the text of the files and the target's own answers, split for training.
 
-    Answers are cached in `work`. Raises ConfigError if there is no text or a file is not usable.
+    Answers are cached in `work`. Through `notify` it reports what was cut and left out. Raises
+    ConfigError if there is no text or a file is not usable.
     """
     options = config.train
-    documents: list[Document] = []
-    for i, name in enumerate(options.files):
-        file = require_file(name, config, f"train.files[{i}]")
-        documents += read_documents(file, target.tokenizer, options.sequence_length)
+    texts, prompts = Account("documents"), Account("prompts")
+    documents = _read(config, target, texts)
     if options.self_distillation is not None:
         how = options.self_distillation
-        prompts = _prompts(config, how, target, work, progress)
-        answers = answer_prompts(target, prompts, how, options.seed, work, progress=progress)
+        asked = _prompts(config, how, target, work, prompts, progress)
+        answers = answer_prompts(target, asked, how, options.seed, work, progress=progress)
         documents += [_cut(document, options.sequence_length) for document in answers]
+    for line in (*texts.sentences(), *prompts.sentences()):
+        notify(line)
     if not documents:
         raise ConfigError(
             f"{config.path}: no text to train on",
-            hint="give train.files or train.self_distillation",
+            hint="give train.files, train.datasets or train.self_distillation",
         )
-    return split_documents(documents, options.hold_out, options.seed)
+    split = split_documents(documents, options.hold_out, options.seed)
+    return replace(split, left_out={**texts.facts(), **prompts.facts()})
+
+
+def _read(config: RunConfig, target: Target, account: Account) -> list[Document]:
+    """Return the documents of the files and datasets."""
+    options, found = config.train, list[Document]()
+    for i, name in enumerate(options.files):
+        path = require_file(name, config, f"train.files[{i}]")
+        found += read_documents(path, target.tokenizer, options.sequence_length, account)
+    for dataset in options.datasets:
+        records = dataset_records(dataset)
+        found += record_documents(records, target.tokenizer, options.sequence_length, account)
+    return found
 
 
 def _prompts(
-    config: RunConfig, how: SelfDistillation, target: Target, work: Path, progress: Progress
-) -> list[str]:
-    key = "train.self_distillation.prompts"
-    hint = f"write it with `scripts/training-prompts --out {how.prompts}`, or give another file"
-    file = require_file(how.prompts, config, key, hint=hint) if how.prompts else None
-    written = read_prompts(file) if file else []
+    config: RunConfig,
+    how: SelfDistillation,
+    target: Target,
+    work: Path,
+    account: Account,
+    progress: Progress,
+) -> list[Prompt]:
+    """Return every prompt once: those of the file and the datasets, then the invented ones."""
+    written = _written(config, how, account)
     invented = invent_prompts(target, how, config.train.seed, work, progress=progress)
     if not written and not invented:
         raise ConfigError(
             f"{config.path}: train.self_distillation has nothing to answer",
             hint="give its prompts, a file, or the number of invented_prompts",
         )
-    return list(dict.fromkeys([*written, *invented]))
+    account.read += len(invented)
+    prompts = _once([*written, *invented])
+    kept = without_long(prompts, target.tokenizer, _longest(config, how, target), account)
+    if not kept:
+        raise ConfigError(
+            f"{config.path}: no prompt is short enough: {account.reasons()}",
+            hint="raise train.sequence_length",
+        )
+    return kept
+
+
+def _written(config: RunConfig, how: SelfDistillation, account: Account) -> list[Prompt]:
+    key = "train.self_distillation.prompts"
+    hint = f"write it with `scripts/training-prompts --out {how.prompts}`, or give another file"
+    found: list[Prompt] = []
+    if how.prompts:
+        found += read_file_of_prompts(require_file(how.prompts, config, key, hint=hint), account)
+    for dataset in how.datasets:
+        found += record_prompts(dataset_records(dataset), account)
+    return found
+
+
+def _once(prompts: Sequence[Prompt]) -> list[Prompt]:
+    return list({json.dumps(prompt, sort_keys=True): prompt for prompt in prompts}.values())
+
+
+def _longest(config: RunConfig, how: SelfDistillation, target: Target) -> int:
+    """Return the most tokens of a prompt: its answer needs room in a document, and in the model.
+
+    A longer prompt would cost the memory of a long prefill, and teach nothing.
+    """
+    room = getattr(target.model.config, "max_position_embeddings", None)
+    document = config.train.sequence_length - 2
+    return document if room is None else min(document, room - how.max_tokens)
 
 
 def _cut(document: Document, length: int) -> Document:

@@ -101,7 +101,7 @@ def produce(
         path = fetch_source(config, "target", notify).path
         target = load_target(path, config.train.dtype, folder / ".digests.json")
         notify("reading text and generating answers to the prompts")
-        text = gather_text(config, target, work, progress=progress)
+        text = gather_text(config, target, work, notify=notify, progress=progress)
         inputs = {
             "target": target.digest,
             "text": text.digest(),
@@ -142,6 +142,7 @@ def text_facts(job: TrainingJob) -> dict[str, str | int | float]:
         "learned tokens": sum(int(d.learned.sum()) for d in text.training),
         "hold-out documents": len(text.held_out),
         "hold-out tokens": sum(map(len, text.held_out)),
+        **text.left_out,
         "seed": job.config.train.seed,
     }
 

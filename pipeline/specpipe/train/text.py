@@ -1,11 +1,9 @@
 """The text of a training: documents of tokens, each token marked as learned or only read."""
 
 import hashlib
-import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,6 +38,7 @@ class Split:
 
     training: tuple[Document, ...]
     held_out: tuple[Document, ...]
+    left_out: Mapping[str, str | int] = field(default_factory=dict)  # counts, for the report
 
     def digest(self) -> str:
         """Return the sha256 of everything in it, order included."""
@@ -47,93 +46,13 @@ class Split:
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
-def read_documents(file: Path, tokenizer: Any, length: int) -> list[Document]:
-    """Read a file: `*.jsonl` as chats, one a line; anything else as one plain text.
-
-    Documents longer than `length` tokens are cut: a text into several, a chat at its end. Raises
-    ConfigError with file:line for a line that is not a chat, and for a file without text.
-    """
-    if file.suffix == ".jsonl":
-        documents = [_chat(line, tokenizer, length) for line in _chat_lines(file)]
-    else:
-        documents = _cut(_read_text(file), tokenizer, length)
-    if not documents:
-        raise ConfigError(f"{file}: no text to train on")
-    return documents
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: not UTF-8 text: {error}") from error
-
-
-def _cut(text: str, tokenizer: Any, length: int) -> list[Document]:
-    ids = np.asarray(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-    pieces = [ids[i : i + length].astype(np.int64) for i in range(0, len(ids), length)]
-    return [Document(piece, np.ones(len(piece), bool)) for piece in pieces]
-
-
-@dataclass(frozen=True)
-class _ChatLine:
-    place: str
-    messages: Sequence[dict[str, str]]
-
-
-def _chat_lines(file: Path) -> list[_ChatLine]:
-    chats = []
-    for number, line in enumerate(_read_text(file).splitlines(), 1):
-        if line.strip():
-            chats.append(_ChatLine(f"{file}:{number}", _messages(line, f"{file}:{number}")))
-    return chats
-
-
-def _messages(line: str, place: str) -> list[dict[str, str]]:
-    wanted = '{"messages": [{"role": "user", "content": "..."}, ...]}'
-    try:
-        messages = json.loads(line)["messages"]
-        chat = [{"role": m["role"], "content": m["content"]} for m in messages]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{place}: not a chat", hint=f"a line must be {wanted}") from error
-    for message in chat:
-        if not all(isinstance(value, str) for value in message.values()):
-            raise ConfigError(f"{place}: role and content must be text", hint=f"use {wanted}")
-        if message["role"] not in ("system", "user", "assistant"):
-            raise ConfigError(f"{place}: unknown role {message['role']!r}")
-    if not any(m["role"] == "assistant" for m in chat):
-        raise ConfigError(f"{place}: the chat has no assistant message, so nothing to learn")
-    return chat
-
-
-def _chat(line: _ChatLine, tokenizer: Any, length: int) -> Document:
-    """Return the chat in the model's template; only the assistant's messages are learned."""
-    whole = in_template(tokenizer, line.messages, answer=False)
-    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    starts = np.asarray([start for start, _ in encoded["offset_mapping"]], np.int64)
-    learned = np.zeros(len(starts), bool)
-    for begin, end in _spoken(line, tokenizer, whole):
-        learned |= (starts >= begin) & (starts < end)
-    tokens = np.asarray(encoded["input_ids"], np.int64)
-    return Document(tokens[:length], learned[:length])
-
-
-def _spoken(line: _ChatLine, tokenizer: Any, whole: str) -> Iterable[tuple[int, int]]:
-    """Yield where in the text the assistant's messages are, the mark of their end included."""
-    for i, message in enumerate(line.messages):
-        if message["role"] == "assistant":
-            before = in_template(tokenizer, line.messages[:i], answer=True)
-            after = in_template(tokenizer, line.messages[: i + 1], answer=False).rstrip()
-            if not (whole.startswith(before) and whole.startswith(after)):
-                raise ConfigError(
-                    f"{line.place}: the chat template rewrites earlier turns, so it cannot be told "
-                    "what the assistant said",
-                    hint="give one file a turn, or plain text",
-                )
-            yield len(before), len(after)
-
-
-def in_template(tokenizer: Any, messages: Sequence[dict[str, str]], *, answer: bool) -> str:
+def in_template(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    answer: bool,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """Return the chat as the model reads it; `answer`: up to where the assistant begins to speak.
 
     Raises ConfigError if the tokenizer has no chat template.
@@ -143,7 +62,10 @@ def in_template(tokenizer: Any, messages: Sequence[dict[str, str]], *, answer: b
             "the target's tokenizer has no chat template", hint="train on plain text files"
         )
     text: str = tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=answer
+        list(messages),
+        tools=list(tools) or None,
+        tokenize=False,
+        add_generation_prompt=answer,
     )
     return text
 

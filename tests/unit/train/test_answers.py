@@ -92,6 +92,25 @@ def test_without_any_text_nothing_is_trained(make_run, workspace: Workspace) -> 
 def test_a_bad_line_in_the_prompts_is_named(make_run, workspace: Workspace) -> None:
     file = workspace.root / "prompts.jsonl"
     file.parent.mkdir()
-    file.write_text('{"prompt": "a"}\n{"question": "b"}\n')
-    with pytest.raises(ConfigError, match=r"prompts\.jsonl:2: must be a JSON object"):
+    file.write_text('{"prompt": "a"}\n{"prompt": \n')
+    with pytest.raises(ConfigError, match=r"prompts\.jsonl:2: not JSON"):
         train_medusa(make_run(self_distillation={"prompts": str(file)}), workspace)
+
+
+def test_a_prompt_longer_than_a_document_is_left_out_and_counted(
+    make_run, workspace: Workspace
+) -> None:
+    file, said = workspace.root / "prompts.jsonl", list[str]()
+    file.parent.mkdir()
+    lines = [{"prompt": p} for p in [*PROMPTS, "The fox jumps. " * 3000]]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    distillation = {"prompts": str(file), "max_tokens": 4, "batch_size": 2}
+    config = make_run(files=[], self_distillation=distillation)
+    result = train_medusa(config, workspace, notify=said.append)
+    assert (
+        "warning: 1 of 6 prompts were left out: 1 for: longer than train.sequence_length "
+        "(first: prompt 6)" in said
+    )
+    facts = json.loads((result.path / "report.json").read_text())["facts"]
+    assert facts["prompts left out: longer than train.sequence_length"] == 1
+    assert facts["documents"] + facts["hold-out documents"] == len(PROMPTS)

@@ -1,81 +1,20 @@
 """Documents: what is learned of a chat, which label belongs to which position, who is held out."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from specpipe.core.contracts import Ints
 from specpipe.core.errors import ConfigError
-from specpipe.train.target import Target
 from specpipe.train.text import (
     Document,
     head_labels,
     next_labels,
-    read_documents,
     split_documents,
 )
-from tests.helpers.models import CHATS
 
 
 def plain(tokens: list[int]) -> Document:
     return Document(np.array(tokens, np.int64), np.ones(len(tokens), bool))
-
-
-def test_of_a_chat_only_what_the_assistant_says_is_learned(target: Target, chats: Path) -> None:
-    documents = read_documents(chats, target.tokenizer, 512)
-    assert len(documents) == len(CHATS)
-    for document, (question, answer) in zip(documents, CHATS, strict=True):
-        assert target.tokenizer.decode(document.tokens[document.learned]) == f"{answer}<|end|>"
-        rest = target.tokenizer.decode(document.tokens[~document.learned])
-        assert rest == f"<|user|>{question}<|end|><|assistant|>"
-
-
-def test_every_turn_of_the_assistant_is_learned(target: Target, tmp_path: Path) -> None:
-    turns = [("user", "a"), ("assistant", "The fox"), ("user", "b"), ("assistant", "The dog")]
-    file = tmp_path / "chat.jsonl"
-    file.write_text(json.dumps({"messages": [{"role": r, "content": c} for r, c in turns]}))
-    (document,) = read_documents(file, target.tokenizer, 512)
-    said = target.tokenizer.decode(document.tokens[document.learned])
-    assert said == "The fox<|end|>The dog<|end|>"
-
-
-def test_a_plain_text_is_cut_and_learned_whole(target: Target, tmp_path: Path) -> None:
-    file = tmp_path / "a.txt"
-    file.write_text("The quick brown fox jumps over the lazy dog. " * 20)
-    documents = read_documents(file, target.tokenizer, 32)
-    assert {len(d) for d in documents[:-1]} == {32} and all(d.learned.all() for d in documents)
-    joined = np.concatenate([d.tokens for d in documents])
-    assert target.tokenizer.decode(joined) == file.read_text()
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("not json", "not a chat"),
-        ('{"text": "a"}', "not a chat"),
-        ('{"messages": [{"role": "user"}]}', "not a chat"),
-        ('{"messages": [{"role": "assistant", "content": 3}]}', "must be text"),
-        ('{"messages": [{"role": "robot", "content": "a"}]}', "unknown role 'robot'"),
-        ('{"messages": [{"role": "user", "content": "a"}]}', "no assistant message"),
-    ],
-)
-def test_a_bad_line_is_named(
-    target: Target, chats: Path, line: str, words: str, tmp_path: Path
-) -> None:
-    file = tmp_path / "bad.jsonl"
-    file.write_text(chats.read_text() + line + "\n")
-    with pytest.raises(ConfigError, match=words) as error:
-        read_documents(file, target.tokenizer, 64)
-    assert str(error.value).startswith(f"{file}:{len(CHATS) + 1}: ")
-
-
-def test_a_file_without_text_is_refused(target: Target, tmp_path: Path) -> None:
-    file = tmp_path / "empty.txt"
-    file.write_text("")
-    with pytest.raises(ConfigError, match="empty.txt: no text to train on"):
-        read_documents(file, target.tokenizer, 64)
 
 
 def as_head_k_must_see(labels: Ints, tokens: Ints) -> bool:
