@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
+from click.testing import CliRunner
 from transformers import AutoTokenizer
 
+from specpipe.cli import main
+from specpipe.core.errors import ConfigError
 from specpipe.openai.server import FrontAddress
-from specpipe.serve.client import Options
+from specpipe.serve.client import Client, Options, unshared
 from specpipe.validate.reference import Reference
 from tests.helpers.fronts import fronting_repository
 from tests.helpers.servers import PROMPT, Served, expected
@@ -66,6 +69,54 @@ def test_a_stream_adds_up_to_the_whole_answer(server: Served, client: openai.Ope
     assert [chunk.usage is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
     assert chunks[-1].usage.completion_tokens == len(server.plain(PROMPT, 40))
     assert "speculative_decoding" in chunks[-1].model_dump()["metrics"]
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_our_client_reads_the_front_as_it_reads_grpc(
+    server: Served, front: FrontAddress, plain: bool
+) -> None:
+    options = Options(max_tokens=40, num_draft_tokens=0 if plain else None)
+    theirs = server.client.generate(PROMPT, options)
+    with Client(front.url) as ours:
+        whole = ours.generate(PROMPT, unshared(options, ours.endpoint.text))
+        streamed = ours.collect(ours.stream(PROMPT, options))
+        for answer in (whole, streamed):
+            assert (answer.text, answer.output_tokens) == (theirs.text, theirs.output_tokens)
+            assert answer.acceptance == theirs.acceptance
+        assert (whole.acceptance.draft_tokens == 0) == plain
+        assert 0 < streamed.first_s < streamed.total_s
+        sampled = Options(max_tokens=20, temperature=0.9, top_p=0.9, seed=3, stop_words=("zz",))
+        assert ours.generate(PROMPT, sampled).text == server.client.generate(PROMPT, sampled).text
+        with pytest.raises(ConfigError, match="max_tokens"):
+            ours.generate(PROMPT, Options(max_tokens=0))
+
+
+def test_generate_takes_the_address_of_the_front(server: Served, front: FrontAddress) -> None:
+    words = ("--json", "--raw", "--max-tokens", "40", PROMPT)
+    place = ["--config", server.config.path, "--workspace", str(server.workspace.root)]
+    done = CliRunner().invoke(main, ["generate", "--url", front.url, *place, *words])
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.stdout.splitlines()[0])
+    assert answer["text"] == expected(server) and answer["total_draft_tokens"] > 0
+
+
+def test_validate_passes_through_the_front(server: Served, front: FrontAddress) -> None:
+    """Both arms are measured, without the metrics that need logits and tokens."""
+    path = Path(server.config.path).with_name("judged.yaml")
+    prompts = path.with_name("prompts.jsonl")
+    prompts.write_text("\n".join(json.dumps({"prompt": text}) for text in (PROMPT, "one two one")))
+    judged = {"prompts": str(prompts), "max_tokens": 24, "gates": {"exact_match": 1}}
+    values = json.loads(Path(server.config.path).read_text())
+    path.write_text(json.dumps({**values, "validate": judged}))
+    place = ("--config", str(path), "--workspace", str(server.workspace.root))
+    done = CliRunner().invoke(main, ["validate", *place, "--url", front.url])
+    assert done.exit_code == 0, done.output
+    found = json.loads((server.workspace.reports / "report.json").read_text())
+    assert {trial["arm"] for trial in found["trials"]} == {"reference", "plain", "speculative"}
+    drafted = {trial["arm"]: trial["draft_tokens"] for trial in found["trials"]}
+    assert drafted["speculative"] > 0 and drafted["plain"] == 0
+    assert found["metrics"]["acceptance_length"]["arms"]["speculative"]["median"] >= 1
+    assert "an OpenAI API does not" in found["left_out"]["perplexity"]
 
 
 def test_prompts_of_one_request_are_answered_in_their_order(client: openai.OpenAI) -> None:

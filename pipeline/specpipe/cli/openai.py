@@ -15,10 +15,10 @@ from specpipe.cli.options import (
     front_options,
     host_option,
     json_option,
+    read_key,
     url_option,
 )
 from specpipe.cli.output import say, suggest
-from specpipe.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from specpipe.core.endpoint import Endpoint
@@ -91,16 +91,6 @@ def open_front(
     from specpipe.openai.server import serve_front
 
     return serve_front(Front(options, find_endpoint), address)
-
-
-def read_key(file: Path | None) -> str | None:
-    """Return the key in a file; raises ConfigError if it is empty or has more than one line."""
-    if file is None:
-        return None
-    key = file.read_text(encoding="utf-8").strip()
-    if not key or not key.isascii() or len(key.split()) != 1:
-        raise ConfigError(f"--api-key-file {file}: must have one key, in ASCII, on one line")
-    return key
 
 
 def curl_command(address: "FrontAddress", name: str) -> str:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from specpipe.core.errors import ConfigError
+
 if TYPE_CHECKING:
     from specpipe.serve.connect import ClientTls
 
@@ -103,6 +105,21 @@ def require_host_and_port(
     return value
 
 
+def require_address(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> str | None:
+    """Refuse a value that is neither HOST:PORT of gRPC nor the address of an OpenAI API."""
+    from specpipe.serve.http.base import is_http, parse_base
+
+    if value is None or not is_http(value):
+        return require_host_and_port(context, option, value)
+    try:
+        parse_base(value)
+    except ConfigError as error:
+        raise click.BadParameter(error.message) from error
+    return value
+
+
 url_option = click.option(
     "--url",
     default=DEFAULT_URL,
@@ -110,6 +127,14 @@ url_option = click.option(
     metavar="HOST:PORT",
     callback=require_host_and_port,
     help="gRPC endpoint of the server.",
+)
+any_url_option = click.option(
+    "--url",
+    default=DEFAULT_URL,
+    show_default=True,
+    metavar="ADDRESS",
+    callback=require_address,
+    help="Server: HOST:PORT of gRPC, or http://HOST:PORT of an OpenAI API.",
 )
 
 
@@ -174,6 +199,24 @@ def client_tls_options(command: Command) -> Command:
             "tls-key": "Private key of the client certificate (PEM). Needs --tls-ca.",
         },
     )
+
+
+client_key_option = click.option(
+    "--api-key-file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Show the key in this file to the server. For an OpenAI API.",
+)
+
+
+def read_key(file: Path | None) -> str | None:
+    """Return the key in a file; raises ConfigError if it is empty or has more than one line."""
+    if file is None:
+        return None
+    key = file.read_text(encoding="utf-8").strip()
+    if not key or not key.isascii() or len(key.split()) != 1:
+        raise ConfigError(f"--api-key-file {file}: must have one key, in ASCII, on one line")
+    return key
 
 
 def _file_options(command: Command, helps: dict[str, str]) -> Command:

@@ -43,6 +43,8 @@ def generation_text(answer: Generation) -> str:
     if tokens is None:
         return f"{answer.total_s:.2f} s; the server does not report the number of tokens"
     speed = f"{tokens} tokens in {answer.total_s:.2f} s ({tokens / answer.total_s:.1f} tokens/s)"
+    if not answer.acceptance.reported:
+        return f"{speed}; the server does not report draft tokens"
     if not answer.acceptance.draft_tokens:
         return f"{speed}; nothing was drafted"
     return (
@@ -52,15 +54,18 @@ def generation_text(answer: Generation) -> str:
 
 
 def generation_json(answer: Generation) -> dict[str, Any]:
-    """Return one answer as plain values."""
+    """Return one answer as plain values; null for what the server does not report."""
+    found = answer.acceptance
+    counts = (found.draft_tokens, found.accepted_draft_tokens, found.rate)
+    drafted, accepted, rate = counts if found.reported else (None, None, None)
     return {
         "text": answer.text,
         "output_tokens": answer.output_tokens,
         "first_s": answer.first_s,
         "total_s": answer.total_s,
-        "total_draft_tokens": answer.acceptance.draft_tokens,
-        "total_accepted_draft_tokens": answer.acceptance.accepted_draft_tokens,
-        "acceptance_rate": answer.acceptance.rate,
+        "total_draft_tokens": drafted,
+        "total_accepted_draft_tokens": accepted,
+        "acceptance_rate": rate,
     }
 
 

@@ -9,10 +9,12 @@ import click
 
 from specpipe.cli.options import (
     Command,
+    any_url_option,
+    client_key_option,
     client_tls,
     client_tls_options,
     optional_config_option,
-    url_option,
+    read_key,
     workspace_option,
 )
 from specpipe.cli.output import load_config
@@ -54,10 +56,11 @@ def server_options(command: Command) -> Command:
         tls_ca: Path | None,
         tls_certificate: Path | None,
         tls_key: Path | None,
+        api_key_file: Path | None,
         **others: Any,
     ) -> None:
-        tls = client_tls(tls_ca, tls_certificate, tls_key)
-        command(open_client=lambda: _open_client(config_path, workspace, url, tls), **others)
+        tls, key = client_tls(tls_ca, tls_certificate, tls_key), read_key(api_key_file)
+        command(open_client=lambda: _open_client(config_path, workspace, url, tls, key), **others)
 
     return _each(
         called,
@@ -65,13 +68,14 @@ def server_options(command: Command) -> Command:
             "YAML file of the run that is served. Without it, the server describes itself."
         ),
         workspace_option,
-        url_option,
+        any_url_option,
         click.option(
             "--model",
             metavar="NAME",
             help="Model that takes text, e.g. ensemble. Default: the main model of the server.",
         ),
         client_tls_options,
+        client_key_option,
     )
 
 
@@ -190,7 +194,11 @@ def _limits() -> list[Callable[[Command], Command]]:
 
 
 def _open_client(
-    config_path: Path | None, workspace: Path, url: str, tls: "ClientTls | None"
+    config_path: Path | None,
+    workspace: Path,
+    url: str,
+    tls: "ClientTls | None",
+    key: str | None,
 ) -> "Client":
     """Return a client; raises ConfigError if the server serves another run than the config's."""
     from specpipe.core.artifacts import Workspace
@@ -199,13 +207,13 @@ def _open_client(
     from specpipe.serve.description import require_same_repository
 
     if config_path is None:
-        return Client(url, tls=tls)
+        return Client(url, tls=tls, key=key)
     repository = Workspace(workspace, load_config(config_path).name).repository
     endpoint = read_endpoint(repository)
     require_same_repository(url, repository, tls)
     tokenizer = repository / endpoint.tokenizer
     count = functools.partial(_count, tokenizer) if endpoint.tokenizer else None
-    return Client(url, endpoint, count=count, tls=tls)
+    return Client(url, endpoint, count=count, tls=tls, key=key)
 
 
 def _count(tokenizer: Path, text: str) -> int:

@@ -189,7 +189,8 @@ def _front(
     """Return the running OpenAI front, or nothing if none was requested."""
     if address is None:
         return nullcontext()
-    from specpipe.cli.openai import open_front, read_key
+    from specpipe.cli.openai import open_front
+    from specpipe.cli.options import read_key
     from specpipe.openai.app import FrontOptions
     from specpipe.repository.description import read_endpoint
 

@@ -6,11 +6,13 @@ from pathlib import Path
 import click
 
 from specpipe.cli.options import (
+    client_key_option,
     client_tls,
     client_tls_options,
     config_option,
     json_option,
-    require_host_and_port,
+    read_key,
+    require_address,
     workspace_option,
 )
 from specpipe.cli.output import end_json, load, say, show_progress
@@ -21,11 +23,13 @@ from specpipe.cli.output import end_json, load, say, show_progress
 @workspace_option
 @click.option(
     "--url",
-    metavar="HOST:PORT",
-    callback=require_host_and_port,
-    help="gRPC endpoint of a running server. Default: start a temporary server.",
+    metavar="ADDRESS",
+    callback=require_address,
+    help="Running server: HOST:PORT of gRPC, or http://HOST:PORT of an OpenAI API. Default: start "
+    "a temporary server.",
 )
 @client_tls_options
+@client_key_option
 @json_option
 def validate(
     config_path: Path,
@@ -34,6 +38,7 @@ def validate(
     tls_ca: Path | None,
     tls_certificate: Path | None,
     tls_key: Path | None,
+    api_key_file: Path | None,
     as_json: bool,
 ) -> None:
     """Compare tokens and speed with transformers; write a report.
@@ -47,12 +52,13 @@ def validate(
     from specpipe.validate.stage import validate_run
     from specpipe.validate.validate import require_passed
 
-    tls = client_tls(tls_ca, tls_certificate, tls_key)
-    if tls is not None and url is None:
-        raise click.UsageError("--tls-ca needs --url")
+    tls, key = client_tls(tls_ca, tls_certificate, tls_key), read_key(api_key_file)
+    for option, value in (("--tls-ca", tls), ("--api-key-file", key)):
+        if value is not None and url is None:
+            raise click.UsageError(f"{option} needs --url")
     run = load(config_path, workspace)
     with show_progress("prompts") as progress:
-        report = validate_run(run, url, tls=tls, notify=say, progress=progress)
+        report = validate_run(run, url, tls=tls, key=key, notify=say, progress=progress)
     click.echo(json.dumps(to_json(report)) if as_json else to_markdown(report), nl=as_json)
     end_json()
     say(f"report: {run.workspace.reports / 'report.html'}")

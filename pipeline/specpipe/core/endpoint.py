@@ -12,6 +12,8 @@ from typing import Any, Literal
 from specpipe.core.conversation import ChatTemplate
 from specpipe.core.errors import ConfigError
 
+# What clients speak: Triton's gRPC protocol, or OpenAI's HTTP API.
+Api = Literal["triton", "openai"]
 # How a request sets fewer draft tokens. tensor, parameter: the number, under the name
 # `num_draft_tokens`. lookahead: the three sizes of lookahead decoding, of which 1, 1, 0 is plain.
 Carrier = Literal["tensor", "parameter", "lookahead"]
@@ -49,7 +51,11 @@ class DraftLimit:
 
 @dataclass(frozen=True)
 class Tensors:
-    """The names of a model's tensors, by what they mean."""
+    """The names of a model's tensors, by what they mean.
+
+    For a server of OpenAI's API they are fields: inputs of a request, and outputs of an answer. A
+    name with dots is a path in the answer; on the way, a list stands for its first item.
+    """
 
     prompt: str
     max_tokens: str
@@ -60,7 +66,7 @@ class Tensors:
     prompt_length: str = ""  # of models that take tokens
     options: Mapping[str, str] = field(default_factory=dict)  # fields of `Options` -> inputs
     stop_tokens: str = ""  # token sequences that end an answer
-    flags: tuple[str, ...] = ()  # inputs that ask for the outputs below
+    flags: tuple[str, ...] = ()  # inputs that ask for the outputs below; `name=false`: set to false
     drafted: str = ""  # outputs; empty: the model does not report it
     accepted: str = ""
     output_tokens: str = ""
@@ -125,6 +131,7 @@ class Endpoint:
     chats: bool = False  # whether the model has a chat template
     template: ClientTemplate | None = None  # None: the server renders conversations, or nobody
     tool_format: str = ""  # how the model writes tool calls; empty: not known
+    api: Api = "triton"
 
     @property
     def text(self) -> Model:
@@ -162,6 +169,7 @@ def load_endpoint(text: str, origin: str) -> Endpoint:
             chats=bool(values["chats"]),
             template=None if template is None else _template(template),
             tool_format=str(values["tool_format"]),
+            api=values.get("api", "triton"),
         )
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(

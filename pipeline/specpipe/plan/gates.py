@@ -41,9 +41,11 @@ def require_valid(config: RunConfig, endpoint: Endpoint) -> None:
 def why_unmeasured(name: str, config: RunConfig, endpoint: Endpoint) -> str | None:
     """Return why a metric cannot be measured on a server; None if it can."""
     if name in READ and not (endpoint.tokens and endpoint.tokens.gives_context_logits):
+        over_http = endpoint.api == "openai"
+        server = "an OpenAI API" if over_http else f"backend {config.engine.backend}"
         return (
-            f"{name} is computed from the logits after every token of a prompt, which backend "
-            f"{config.engine.backend} does not serve"
+            f"{name} is computed from the logits after every token of a prompt, which {server} "
+            "does not serve"
         )
     if name == "speedup_over_plain" and speculates(config):
         if config.validate.baseline == "none":

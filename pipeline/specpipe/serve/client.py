@@ -1,4 +1,4 @@
-"""A gRPC client for whole answers, streams and tokens; also works with upstream's server.
+"""A client for whole answers, streams and tokens, of servers that speak gRPC or OpenAI's API.
 
 with Client("127.0.0.1:8001") as client:
     print(client.generate("What is the capital of France?", chat=True).text)
@@ -6,48 +6,33 @@ with Client("127.0.0.1:8001") as client:
         print(piece.text, end="", flush=True)
 """
 
-import contextlib
-import queue
-import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any
-
-from tritonclient.utils import InferenceServerException
 
 from specpipe.core.contracts import Logits
 from specpipe.core.conversation import Conversation as Conversation
-from specpipe.core.endpoint import Endpoint
+from specpipe.core.endpoint import Endpoint, Model
 from specpipe.core.errors import Unsupported
 from specpipe.serve.connect import ClientTls as ClientTls
-from specpipe.serve.connect import connect
-from specpipe.serve.description import fetch_endpoint
-from specpipe.serve.inputs import (
-    ModelRequest,
-    context_request,
-    input_tensors,
-    text_request,
-    token_request,
-)
 from specpipe.serve.inputs import Options as Options
 from specpipe.serve.inputs import unshared as unshared
 from specpipe.serve.pieces import Acceptance as Acceptance
 from specpipe.serve.pieces import Generation as Generation
 from specpipe.serve.pieces import Piece as Piece
-from specpipe.serve.pieces import Reader, context_rows, is_final
 from specpipe.serve.pieces import collect as collect
-from specpipe.serve.refusals import absence, disconnection, refusal
+from specpipe.serve.transport import open_transport
 
 
 class Client:
     """A connection to one server; thread-safe, with one stream at a time in each thread.
 
-    `endpoint` describes the server; without it, the first request fetches the description from the
-    server. `count` counts the tokens of an answer where the server does not report them. `tls`
-    encrypts the connection, if the server has a certificate. Requests reuse the gRPC channels of
-    earlier requests that ended without an error; `close` closes the channels.
+    `url` is HOST:PORT of gRPC (tritonserver, also upstream's), or http://HOST:PORT of an OpenAI API
+    (trtllm-serve, Dynamo, vLLM, `specpipe openai`). `endpoint` describes the server; without it,
+    the first request fetches the description from the server. `count` counts the tokens of an
+    answer where the server does not report them. `tls` encrypts the connection, if the server has a
+    certificate. `key` is the key of an OpenAI API. Requests reuse the connections of earlier
+    requests that ended without an error; `close` closes them.
     """
 
     def __init__(
@@ -58,10 +43,12 @@ class Client:
         timeout_s: float = 600,
         count: Callable[[str], int] | None = None,
         tls: ClientTls | None = None,
+        key: str | None = None,
     ) -> None:
-        self._url, self._timeout_s, self._tls = url, timeout_s, tls
-        self._endpoint, self._count = endpoint, count
-        self._idle: deque[Any] = deque()  # open channels that no request uses
+        """Connect to nothing yet; raises ConfigError for an address that cannot be one."""
+        self._url, self._given, self._count = url, endpoint, count
+        self._endpoint: Endpoint | None = None
+        self._transport = open_transport(url, timeout_s=timeout_s, tls=tls, key=key)
 
     def __enter__(self) -> "Client":
         return self
@@ -72,19 +59,18 @@ class Client:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close the channels."""
+        """Close the connections."""
         self.close()
 
     def close(self) -> None:
-        """Close the channels that no request uses."""
-        while self._idle:
-            self._idle.pop().close()
+        """Close the connections that no request uses."""
+        self._transport.close()
 
     @property
     def endpoint(self) -> Endpoint:
-        """The description of the server; raises what `fetch_endpoint` raises."""
+        """The description of the server; raises what fetching it raises."""
         if self._endpoint is None:
-            self._endpoint = fetch_endpoint(self._url, self._tls)
+            self._endpoint = self._transport.describe(self._given)
         return self._endpoint
 
     def stream(
@@ -102,7 +88,7 @@ class Client:
         request cannot be answered or is refused, Unavailable if the server is busy, cannot be
         reached or ends, StageFailed if it fails.
         """
-        return self._call(self._text_request(prompt, options, model, chat=chat, stream=True))
+        return self._ask(prompt, options, model, chat=chat, stream=True)
 
     def generate(
         self,
@@ -113,21 +99,14 @@ class Client:
         chat: bool = False,
     ) -> Generation:
         """Return the whole answer to `prompt`; see `stream`, which raises the same."""
-        request = self._text_request(prompt, options, model, chat=chat, stream=False)
-        return self.collect(self._call(request))
+        return self.collect(self._ask(prompt, options, model, chat=chat, stream=False))
 
     def stream_tokens(self, prompt: Sequence[int], options: Options) -> Iterator[Piece]:
         """Yield the tokens after `prompt`; one response per step where the model can stream.
 
         Raises Unsupported if the server has no model that takes tokens, and what `stream` raises.
         """
-        model = self.endpoint.tokens
-        if model is None:
-            raise Unsupported(
-                f"the server at {self._url} has no model that takes tokens",
-                hint="send text instead",
-            )
-        return self._call(token_request(model, prompt, options))
+        return self._transport.tokens(self._tokens(), prompt, options)
 
     def collect(self, pieces: Iterator[Piece]) -> Generation:
         """Put the pieces of one answer together; raises what they raise."""
@@ -136,7 +115,24 @@ class Client:
             return replace(answer, output_tokens=self._count(answer.text))
         return answer
 
-    def _text_request(
+    def context_logits(self, prompt: Sequence[int]) -> Iterator[Logits]:
+        """Yield the logits after every token of `prompt`, in blocks [n, V].
+
+        Raises Unsupported if the server does not return them, and what `stream` raises.
+        """
+        return self._transport.context_logits(self._tokens(), prompt)
+
+    def _tokens(self) -> Model:
+        """Return the model that takes tokens; raises Unsupported if there is none."""
+        model = self.endpoint.tokens
+        if model is None:
+            raise Unsupported(
+                f"the server at {self._url} has no model that takes tokens",
+                hint="send text instead",
+            )
+        return model
+
+    def _ask(
         self,
         prompt: str | Conversation,
         options: Options | None,
@@ -144,7 +140,7 @@ class Client:
         *,
         chat: bool,
         stream: bool,
-    ) -> ModelRequest:
+    ) -> Iterator[Piece]:
         endpoint = self.endpoint
         model = endpoint.text if name is None else endpoint.named(name)
         if chat and isinstance(prompt, str):
@@ -155,78 +151,4 @@ class Client:
                 hint="send text, in the form that the model was trained with",
             )
         given = options or Options()
-        return text_request(model, prompt, given, stream=stream, template=endpoint.template)
-
-    def context_logits(self, prompt: Sequence[int]) -> Iterator[Logits]:
-        """Yield the logits after every token of `prompt`, in blocks [n, V].
-
-        Raises Unsupported if the server does not return them, and what `stream` raises.
-        """
-        model = self.endpoint.tokens
-        if model is None:
-            raise Unsupported(f"the server at {self._url} has no model that takes tokens")
-        left = len(prompt)
-        with contextlib.closing(self._results(context_request(model, prompt))) as results:
-            for result, _ in results:
-                rows = context_rows(result, model)
-                if rows is not None and left > 0:  # upstream's repeat all of them
-                    left -= len(rows)
-                    yield rows
-
-    def _call(self, request: ModelRequest) -> Iterator[Piece]:
-        reader = Reader(request.model)
-        with contextlib.closing(self._results(request)) as results:
-            for result, at_s in results:
-                yield reader.piece(result, at_s)
-
-    def _results(self, request: ModelRequest) -> Generator[tuple[Any, float], None, None]:
-        """Yield every response with its arrival time, in seconds after the request was sent."""
-        tensors = input_tensors(request.inputs)
-        answers: Answers = queue.Queue()
-        connection = self._connection()
-        began = time.perf_counter()
-        finished, answered, failed = False, False, False
-        try:
-            _send(connection, request.model.name, tensors, request.parameters, answers)
-            while not finished:
-                result, error = answers.get(timeout=self._timeout_s)
-                if error is not None:
-                    finished = failed = True
-                    raise refusal(error, self._url, answered=answered)
-                finished, answered = is_final(result), True
-                yield result, time.perf_counter() - began
-        except queue.Empty:
-            silence = f"nothing arrived for {self._timeout_s:.0f} s"
-            lost = disconnection if answered else absence
-            raise lost(silence, self._url) from None
-        finally:
-            connection.stop_stream(cancel_requests=not finished)
-            if finished and not failed:
-                self._idle.append(connection)
-            else:
-                connection.close()
-
-    def _connection(self) -> Any:
-        """Return an unused open channel to the server, or a new one."""
-        with contextlib.suppress(IndexError):
-            return self._idle.pop()
-        return connect(self._url, self._tls)
-
-
-Answers = queue.Queue[tuple[Any, InferenceServerException | None]]
-
-
-def _send(
-    connection: Any,
-    model: str,
-    tensors: list[Any],
-    parameters: dict[str, int | str],
-    answers: Answers,
-) -> None:
-    """Send one request; responses and errors arrive in `answers`."""
-    # Never send the header triton_grpc_error (error codes): it crashes Triton 2.51.
-    connection.start_stream(lambda result, error: answers.put((result, error)))
-    with contextlib.suppress(InferenceServerException):  # a broken stream; also in `answers`
-        connection.async_stream_infer(
-            model, tensors, enable_empty_final_response=True, parameters=parameters
-        )
+        return self._transport.text(endpoint, model, prompt, given, stream=stream)

@@ -14,6 +14,7 @@ from specpipe.engine.llmapi.endpoint import describe as describe_llmapi
 from specpipe.engine.upstream_models import TOKENS, UPSTREAMS_TEXT, upstream_endpoint
 from specpipe.repository.description import FRONTS, KEY_PARAMETER, PARAMETER
 from specpipe.serve.connect import ClientTls, connect
+from specpipe.serve.http.base import is_http
 from specpipe.serve.refusals import refusal
 
 _MOST = 64  # limit on `num_draft_tokens` for upstream's `tensorrt_llm_bls`
@@ -44,8 +45,10 @@ def fetch_endpoint(url: str, tls: ClientTls | None = None) -> Endpoint:
 def fetch_repository_key(url: str, tls: ClientTls | None = None) -> str | None:
     """Return the key of the repository that the server at `url` serves; None if it has none.
 
-    Raises Unavailable if it cannot be reached.
+    An OpenAI API has none. Raises Unavailable if the server cannot be reached.
     """
+    if is_http(url):
+        return None
     connection = connect(url, tls)
     try:
         for name in FRONTS:
@@ -63,7 +66,7 @@ def fetch_repository_key(url: str, tls: ClientTls | None = None) -> str | None:
 def require_same_repository(url: str, repository: Path, tls: ClientTls | None = None) -> None:
     """Raise ConfigError if the server at `url` reports another repository than this one.
 
-    Servers of tensorrtllm_backend and repositories of older releases report none.
+    Servers of tensorrtllm_backend, OpenAI APIs and repositories of older releases report none.
     """
     served, artifact = fetch_repository_key(url, tls), read_artifact(repository)
     if served is None or artifact is None or served == artifact.manifest.key:

@@ -254,11 +254,14 @@ def _salt(model: Model, salt: str | None) -> dict[str, str]:
     return {"cache_salt": salt}
 
 
-def _draft_limit(model: Model, asked: int | None) -> tuple[dict[str, int], dict[str, int]]:
-    """Return the tensors and the parameters that limit a request's draft tokens."""
+def allowed_drafts(model: Model, asked: int | None) -> bool:
+    """Tell whether a request has to carry its number of draft tokens, at most `asked` per step.
+
+    Raises Unsupported if the model takes no such number, ConfigError if it is none that it drafts.
+    """
     limit = model.draft_limit
     if asked is None or (asked == 0 and not model.speculates):
-        return {}, {}
+        return False
     if not model.speculates:
         raise ConfigError(f"num_draft_tokens is {asked}: {model.name} drafts nothing; use 0")
     if limit is None:
@@ -270,6 +273,14 @@ def _draft_limit(model: Model, asked: int | None) -> tuple[dict[str, int], dict[
     if not limit.allows(asked):
         possible = f"from 0 to {limit.most}" if limit.any_number else f"0 or {limit.most}"
         raise ConfigError(f"num_draft_tokens is {asked}: {model.name} takes {possible}")
+    return True
+
+
+def _draft_limit(model: Model, asked: int | None) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the tensors and the parameters that limit a request's draft tokens."""
+    carried, limit = allowed_drafts(model, asked), model.draft_limit
+    if not carried or asked is None or limit is None:
+        return {}, {}
     if limit.carrier == "lookahead":
         return (OFF if asked == 0 else {}), {}
     own = {"num_draft_tokens": asked}

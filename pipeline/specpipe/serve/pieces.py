@@ -15,6 +15,7 @@ class Acceptance:
 
     draft_tokens: int = 0
     accepted_draft_tokens: int = 0
+    reported: bool = True  # False: the server does not tell, and the numbers are 0
 
     @property
     def rate(self) -> float:

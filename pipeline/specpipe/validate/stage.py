@@ -1,11 +1,12 @@
 """`specpipe validate` for a run: find its files and start its servers one after the other."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from specpipe.core.endpoint import Endpoint
 from specpipe.plan.gates import require_valid
 from specpipe.repository.description import read_endpoint
 from specpipe.run.run import Run
@@ -14,6 +15,7 @@ from specpipe.runtime.assembly import load_backend
 from specpipe.serve.address import free_address
 from specpipe.serve.client import Client, ClientTls
 from specpipe.serve.description import require_same_repository
+from specpipe.serve.http.base import is_http
 from specpipe.serve.tritonserver import start_server
 
 if TYPE_CHECKING:
@@ -29,14 +31,16 @@ def validate_run(
     url: str | None,
     *,
     tls: ClientTls | None = None,
+    key: str | None = None,
     notify: Notify = lambda text: None,
     progress: Progress = lambda done, total: None,
 ) -> "Report":
     """Validate a run with the server at `url`, or with a temporary server.
 
-    `tls` has the certificates for the server at `url`. Writes the report. Raises ConfigError if the
-    run is not built, if its prompts or gates cannot be used, or if the server serves another
-    repository; and everything that `validate` and `start_server` raise.
+    `tls` has the certificates for the server at `url`, and `key` the key of its OpenAI API. Writes
+    the report. Raises ConfigError if the run is not built, if its prompts or gates cannot be used,
+    or if the server serves another repository; and everything that `validate` and `start_server`
+    raise.
     """
     from specpipe.validate.questions import load_questions, tokenizer_folder
     from specpipe.validate.report import write_report
@@ -44,11 +48,12 @@ def validate_run(
 
     config, workspace = run.config, run.workspace
     require_repository(run)
-    endpoint = read_endpoint(workspace.repository)
+    packaged = read_endpoint(workspace.repository)
+    endpoint = _described(url, packaged, tls, key)
     require_valid(config, endpoint)
     if url is not None:
         require_same_repository(url, workspace.repository, tls)
-    questions = load_questions(config, tokenizer_folder(workspace.repository, endpoint))
+    questions = load_questions(config, tokenizer_folder(workspace.repository, packaged))
     model = run.fetch("target", notify).path
     backend = load_backend(config.engine.backend)
     versions = dict(backend.versions(config.engine.tensorrt_llm))
@@ -57,7 +62,7 @@ def validate_run(
 
     def ours() -> AbstractContextManager[Client]:
         if url is not None:
-            return nullcontext(Client(url, count=questions.count, tls=tls))
+            return _running(url, packaged, tls, key, questions.count)
         notify("starting a temporary server")
         return _started(workspace.repository, logs / "tritonserver.log", questions)
 
@@ -74,6 +79,31 @@ def validate_run(
     report = validate(subject, ours, theirs, progress=progress)
     write_report(report, workspace.reports)
     return report
+
+
+def _running(
+    url: str,
+    packaged: Endpoint,
+    tls: ClientTls | None,
+    key: str | None,
+    count: Callable[[str], int] | None = None,
+) -> Client:
+    """Return a client of a running server, which describes itself.
+
+    An OpenAI API does not know whether its model speculates; `packaged` tells.
+    """
+    given = packaged if is_http(url) else None
+    return Client(url, given, count=count, tls=tls, key=key)
+
+
+def _described(
+    url: str | None, packaged: Endpoint, tls: ClientTls | None, key: str | None
+) -> Endpoint:
+    """Return how the run is called: over HTTP as the server can be, else as it is packaged."""
+    if url is None or not is_http(url):
+        return packaged
+    with _running(url, packaged, tls, key) as client:
+        return client.endpoint
 
 
 @contextmanager

@@ -205,7 +205,7 @@ def test_what_the_machine_refuses_is_a_sentence_and_a_bug_keeps_its_traceback(
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--url", "http://127.0.0.1:8001", "hi"], "is not HOST:PORT of a gRPC endpoint"),
+        (["--url", "ftp://127.0.0.1:8001", "hi"], "is no address of an OpenAI API"),
         (["--url", "localhost", "hi"], "is not HOST:PORT of a gRPC endpoint"),
         (["caf\udce9"], "the prompt is not UTF-8"),
         ([""], "the prompt is empty"),

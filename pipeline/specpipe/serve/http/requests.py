@@ -1,0 +1,163 @@
+"""Converts the options of a request to the JSON body of OpenAI's API."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from specpipe.core.conversation import Conversation, dump_conversation
+from specpipe.core.endpoint import Model
+from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.serve.inputs import Options, allowed_drafts
+
+Body = dict[str, Any]
+CHAT, COMPLETIONS = "/chat/completions", "/completions"
+_NO_END = -1  # of `end_id`: no end token ends the answer
+_OF_THEIR_OWN = {
+    "max_tokens", "num_draft_tokens", "end_ids", "cache_salt", "log_probs", "fit_max_tokens",
+    "temperature", "top_k", "top_p", "end_id", "stop_words",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class HttpRequest:
+    """One request: the model as it is described, the route and the body."""
+
+    model: Model
+    route: str
+    body: Body
+
+    @property
+    def chat(self) -> bool:
+        """Whether the answer is a message."""
+        return self.route == CHAT
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer comes in pieces."""
+        return bool(self.body.get("stream"))
+
+
+def text_body(
+    model: Model, prompt: str | Conversation, options: Options, *, stream: bool
+) -> HttpRequest:
+    """Return a request for a text, or for the answer to a conversation.
+
+    Raises Unsupported if the server has no field for an option, and ConfigError for a number of
+    draft tokens that it never drafts.
+    """
+    if isinstance(prompt, str):
+        return _request(model, COMPLETIONS, {model.tensors.prompt: prompt}, options, stream=stream)
+    if prompt.template:
+        raise Unsupported(
+            f"chat_template is {prompt.template!r}: an OpenAI API has no names of templates"
+        )
+    conversation: Body = json.loads(dump_conversation(prompt))
+    if prompt.add_generation_prompt:
+        conversation.pop("add_generation_prompt", None)  # every server's default
+    return _request(model, CHAT, conversation, options, stream=stream)
+
+
+def token_body(model: Model, prompt: Sequence[int], options: Options) -> HttpRequest:
+    """Return a streamed request in tokens; raises what `text_body` raises."""
+    return _request(model, COMPLETIONS, {model.tensors.prompt: list(prompt)}, options, stream=True)
+
+
+def _request(
+    model: Model, route: str, prompt: Body, options: Options, *, stream: bool
+) -> HttpRequest:
+    names = model.tensors
+    _refuse_missing(model, options)
+    streamed = {names.stream: True, "stream_options": {"include_usage": True}} if stream else {}
+    body: Body = {
+        "model": model.name,
+        **prompt,
+        names.max_tokens: options.max_tokens,
+        **streamed,
+        **_sampling(model, options),
+        **_numbers(model, options),
+        **_ends(model, options),
+        **_drafts(model, options.num_draft_tokens),
+        **dict(map(_flag, names.flags)),
+    }
+    if options.cache_salt is not None:
+        body["cache_salt"] = options.cache_salt
+    return HttpRequest(model, route, body)
+
+
+def _refuse_missing(model: Model, options: Options) -> None:
+    """Raise Unsupported for an option that no field of the API stands for."""
+    if options.fit_max_tokens:
+        raise Unsupported("fit_max_tokens: an OpenAI API does not cut max_tokens")
+    if options.log_probs:
+        raise Unsupported("log_probs: this client does not read log probabilities over HTTP")
+    if options.cache_salt is not None and not model.takes_cache_salt:
+        raise Unsupported(f"cache_salt: the model {model.name} does not separate prompts by it")
+
+
+def _sampling(model: Model, options: Options) -> Body:
+    """Return the fields of sampling: greedy without top_k and top_p, as Triton's models decode.
+
+    OpenAI's default is a temperature of 1.
+    """
+    if options.top_p in (None, 0) and options.top_k in (None, 1):
+        return {"temperature": 0}
+    found: Body = {"temperature": 1.0 if options.temperature is None else options.temperature}
+    if options.top_p is not None:
+        found["top_p"] = options.top_p
+    if options.top_k:
+        _require_field(model, "top_k", options.top_k)
+        found["top_k"] = options.top_k
+    return found
+
+
+def _numbers(model: Model, options: Options) -> Body:
+    found: Body = {}
+    for name in (f.name for f in fields(options) if f.name not in _OF_THEIR_OWN):
+        value = getattr(options, name)
+        if value is not None and value != ():
+            found[_require_field(model, name, value)] = value
+    return found
+
+
+def _require_field(model: Model, name: str, value: object) -> str:
+    """Return the field of an option; raises Unsupported if there is none."""
+    if name not in model.tensors.options:
+        raise Unsupported(f"{name} is {value!r}: the model {model.name} has no such option")
+    return model.tensors.options[name]
+
+
+def _ends(model: Model, options: Options) -> Body:
+    """Return what ends an answer; the end tokens of the model end it as well, unless ignored."""
+    found: Body = {}
+    if options.end_id is not None:
+        name = _require_field(model, "end_id", options.end_id)
+        if options.end_id != _NO_END:
+            raise Unsupported(
+                f"end_id is {options.end_id}: an OpenAI API cannot replace the model's end tokens"
+            )
+        found[name] = True
+    if options.end_ids:
+        if not model.tensors.stop_tokens:
+            raise Unsupported(
+                f"end_ids is {options.end_ids}: the model {model.name} has no such option"
+            )
+        found[model.tensors.stop_tokens] = list(options.end_ids)
+    if options.stop_words:
+        found[_require_field(model, "stop_words", options.stop_words)] = list(options.stop_words)
+    return found
+
+
+def _drafts(model: Model, asked: int | None) -> Body:
+    """Return the limit of draft tokens."""
+    if not allowed_drafts(model, asked):
+        return {}
+    return {"num_draft_tokens": asked}
+
+
+def _flag(flag: str) -> tuple[str, bool]:
+    """Return a flag of the description, `name` or `name=false`, as a field."""
+    name, _, value = flag.partition("=")
+    if value not in ("", "true", "false"):
+        raise ConfigError(f"the description of the server has the flag {flag!r}")
+    return name, value != "false"
