@@ -13,6 +13,7 @@ from specpipe.cli.request_options import (
     conversation_options,
     decoded,
     decoding_options,
+    guide_options,
     server_options,
     utf8,
 )
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--raw", is_flag=True, help="Send PROMPT as it is, without the chat template.")
 @click.option("--stream", is_flag=True, help="Print the answer while it is generated.")
 @decoding_options(max_tokens=128)
+@guide_options
 @json_option
 def generate(
     prompt: str | None,

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,8 @@ from specpipe.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from specpipe.core.conversation import Conversation
-    from specpipe.serve.client import Client, ClientTls
+    from specpipe.core.guide import Guide
+    from specpipe.serve.client import Client, ClientTls, Options
 
 OpenClient = Callable[[], "Client"]
 
@@ -114,6 +116,59 @@ def decoding_options(max_tokens: int) -> Callable[[Command], Command]:
         return _each(called, _max_tokens_option(max_tokens), *_numbers(), *_limits())
 
     return add
+
+
+def guide_options(command: Command) -> Command:
+    """Add what constrains answers, as `guide` of the `options` of a decoding command."""
+
+    @functools.wraps(command)
+    def called(
+        options: "Options",
+        json_schema: Path | None,
+        regex: str | None,
+        grammar: Path | None,
+        **others: Any,
+    ) -> None:
+        command(options=replace(options, guide=_guide(json_schema, regex, grammar)), **others)
+
+    file = click.Path(path_type=Path, exists=True, dir_okay=False)
+    return _each(
+        called,
+        click.option(
+            "--json-schema",
+            metavar="FILE",
+            type=file,
+            help="JSON schema that the answer must match.",
+        ),
+        click.option(
+            "--regex", metavar="EXPR", help="Regular expression that the whole answer must match."
+        ),
+        click.option(
+            "--grammar",
+            metavar="FILE",
+            type=file,
+            help="Grammar that the answer must match, in EBNF (GBNF) or Lark.",
+        ),
+    )
+
+
+def _guide(json_schema: Path | None, regex: str | None, grammar: Path | None) -> "Guide | None":
+    """Return the guide of a command line; raises UsageError for more than one."""
+    from specpipe.core.guide import guide_of
+
+    given: dict[str, str | None] = {
+        "json_schema": _read(json_schema),
+        "regex": None if regex is None else utf8(regex, "--regex"),
+        "ebnf_grammar": _read(grammar),
+    }
+    found = [(kind, text) for kind, text in given.items() if text is not None]
+    if len(found) > 1:
+        raise click.UsageError("--json-schema, --regex and --grammar exclude each other")
+    return guide_of(*found[0]) if found else None
+
+
+def _read(file: Path | None) -> str | None:
+    return None if file is None else decoded(file.read_bytes(), str(file))
 
 
 def conversation_options(command: Command) -> Command:

@@ -66,6 +66,8 @@ class Tensors:
     prompt_length: str = ""  # of models that take tokens
     options: Mapping[str, str] = field(default_factory=dict)  # fields of `Options` -> inputs
     stop_tokens: str = ""  # token sequences that end an answer
+    guide_kind: str = ""  # what an answer must match, see `core.guide`; empty: it cannot be set
+    guide: str = ""
     flags: tuple[str, ...] = ()  # inputs that ask for the outputs below; `name=false`: set to false
     drafted: str = ""  # outputs; empty: the model does not report it
     accepted: str = ""

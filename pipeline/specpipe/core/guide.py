@@ -9,6 +9,8 @@ from specpipe.core.errors import ConfigError
 
 GuideKind = Literal["json", "json_schema", "regex", "ebnf_grammar"]
 KINDS: tuple[GuideKind, ...] = get_args(GuideKind)
+# Between two tokens of JSON. Without a bound, a small model may write line breaks for ever.
+WHITESPACE = r"( |\n[ \t]{0,40})"
 MOST_BYTES = 1 << 16  # of a schema, an expression or a grammar
 
 

@@ -76,6 +76,12 @@ def tokens_of(release: str) -> Tensors:
     return old if minor == 19 else replace(old, flags=(), drafted="", accepted="")
 
 
+def with_guides(model: Model) -> Model:
+    """Return a model that takes guides; all models declare their tensors, and most refuse them."""
+    kind, text = "guided_decoding_guide_type", "guided_decoding_guide"
+    return replace(model, tensors=replace(model.tensors, guide_kind=kind, guide=text))
+
+
 def upstream_endpoint(tokens: Model, limit: DraftLimit | None, *, streams: bool) -> Endpoint:
     """Return the endpoint of text models over `tokens`.
 

@@ -150,7 +150,7 @@ class Front:
         if not call.prompt:
             return pieces
         assert self._tokenizer is not None  # a call in tokens needs it
-        return with_text(pieces, self._tokenizer, call.stops, call.end_ids)
+        return with_text(pieces, self._tokenizer, call.stops, call.end_ids, call.most)
 
     def _tally(self, call: AnswerCall) -> Tally:
         log_probs = None
@@ -162,7 +162,7 @@ class Front:
             call.prompt,
             prompt_text=call.prompt_text,
             log_probs=log_probs,
-            tools=ToolCallStream(call.tool_format) if call.tool_format else None,
+            tools=ToolCallStream(call.tool_format, call.tools) if call.tool_format else None,
             most_calls=call.most_calls,
             counts_drafts=call.request.model.reports_acceptance,
             count=self._tokenizer.count if self._tokenizer is not None else None,

@@ -9,7 +9,8 @@ from specpipe.core.endpoint import Endpoint, Model
 from specpipe.core.errors import Unsupported
 from specpipe.openai.requests import AnswerOptions, ChatRequest, CompletionRequest, Prompt
 from specpipe.runtime.tokens import TextTokenizer
-from specpipe.runtime.tool_calls import ToolFormat
+from specpipe.runtime.tool_calls import ToolFormat, Tools
+from specpipe.runtime.tool_grammars import forced_calls
 from specpipe.serve.inputs import (
     ModelRequest,
     Options,
@@ -20,6 +21,7 @@ from specpipe.serve.inputs import (
 
 DEFAULT_TOKENS = 1024  # of a chat, where a server cannot tell how many fit
 _ANY = 2**31 - 1
+_FORCED: ToolFormat = "llama"  # of calls that are forced, where the model's own form is not known
 _MOST_PROMPT = 10**7  # tokens; the server has a bound of its own
 
 
@@ -35,6 +37,7 @@ class AnswerCall:
     end_ids: tuple[int, ...] = ()  # of an answer in tokens
     logprobs: int | None = None  # as in the request
     tool_format: ToolFormat | None = None  # of the tool calls in the answer; None: not searched
+    tools: Tools = ()
     most_calls: int | None = None
 
     @property
@@ -89,7 +92,14 @@ def chat_call(endpoint: Endpoint, asked: ChatRequest) -> AnswerCall:
     if not endpoint.chats:
         raise Unsupported("messages: the model has no chat template; use /v1/completions")
     conversation = load_conversation(json.dumps(asked.conversation), "the request")
+    form = next((f for f in get_args(ToolFormat) if f == endpoint.tool_format), None)
     options = _of_length(endpoint.text, asked.answer)
+    if asked.choice.forced:
+        form = form or _FORCED
+        guide = forced_calls(
+            form, asked.tools, only=asked.choice.only, parallel=asked.parallel_calls
+        )
+        options = replace(options, guide=guide)
     request = text_request(
         endpoint.text,
         conversation,
@@ -97,12 +107,12 @@ def chat_call(endpoint: Endpoint, asked: ChatRequest) -> AnswerCall:
         stream=asked.answer.stream,
         template=endpoint.template,
     )
-    form = next((f for f in get_args(ToolFormat) if f == endpoint.tool_format), None)
     return AnswerCall(
         request,
         options.max_tokens,
         options.stop_words,
         tool_format=form if asked.tools else None,
+        tools=asked.tools,
         most_calls=None if asked.parallel_calls else 1,
     )
 

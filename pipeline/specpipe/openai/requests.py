@@ -1,7 +1,8 @@
 """OpenAI's request bodies into records; a field that would change the answer is never ignored."""
 
 import secrets
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 from specpipe.core.errors import Unsupported
@@ -15,6 +16,7 @@ from specpipe.openai.fields import (
     texts,
     whole,
 )
+from specpipe.openai.structure import ToolChoice, read_guide, read_tool_choice
 from specpipe.serve.inputs import Options
 
 MOST_PROMPTS = 128  # of one request for completions
@@ -28,14 +30,15 @@ _READ = {
     "model", "stream", "stream_options", "max_tokens", "temperature", "top_p", "top_k", "seed",
     "presence_penalty", "frequency_penalty", "repetition_penalty", "min_tokens", "stop", "n",
     "num_draft_tokens", "logprobs", "logit_bias", "ignore_eos", "cache_salt",
+    "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice",
+    "guided_grammar",
 }  # fmt: skip
 _OF_TEMPLATES = {
     "messages", "tools", "documents", "add_generation_prompt", "chat_template",
     "chat_template_kwargs",
 }  # fmt: skip
 _OF_CHATS = _OF_TEMPLATES | {
-    "tool_choice", "response_format", "top_logprobs", "max_completion_tokens",
-    "parallel_tool_calls",
+    "tool_choice", "top_logprobs", "max_completion_tokens", "parallel_tool_calls",
 }  # fmt: skip
 _OF_COMPLETIONS = {"prompt", "echo", "best_of", "suffix"}
 _WITHOUT_EFFECT = {
@@ -71,8 +74,13 @@ class ChatRequest:
 
     answer: AnswerOptions
     conversation: Body  # as `core.conversation.load_conversation` reads it
-    tools: bool  # whether calls of tools are found in the answer
+    choice: ToolChoice
     parallel_calls: bool = True  # false: only the first call counts
+
+    @property
+    def tools(self) -> Sequence[Body]:
+        """The tools whose calls are found in the answer."""
+        return self.conversation.get("tools") or () if self.choice.calls else ()
 
 
 def read_completion(body: Body) -> CompletionRequest:
@@ -94,18 +102,16 @@ def read_chat(body: Body) -> ChatRequest:
     _refuse_unknown(body, _READ | _OF_CHATS)
     if flag(body, "logprobs") or whole(body, "top_logprobs", 0):
         raise Unsupported("logprobs: this front does not return log probabilities")
-    kind = record(body, "response_format").get("type", "text")
-    if kind != "text":
-        raise Unsupported(f"response_format is {kind!r}: answers are not constrained; use 'text'")
-    calls = _tool_choice(body) != "none"
+    choice = read_tool_choice(body)
     conversation = {name: body[name] for name in _OF_TEMPLATES if body.get(name) is not None}
-    if not calls:
+    if not choice.calls:
         conversation.pop("tools", None)
     most = whole(body, "max_completion_tokens", 1) or whole(body, "max_tokens", 1)
     parallel = body.get("parallel_tool_calls") is None or flag(body, "parallel_tool_calls")
-    return ChatRequest(
-        _answer(body, most), conversation, calls and "tools" in conversation, parallel
-    )
+    answer = _answer(body, most)
+    if choice.forced and answer.options.guide is not None:
+        raise InvalidField("tool_choice", "tool_choice forces a call: its form is not yours to set")
+    return ChatRequest(answer, conversation, choice, parallel)
 
 
 def _logprobs(body: Body, answer: AnswerOptions) -> int | None:
@@ -121,14 +127,6 @@ def _logprobs(body: Body, answer: AnswerOptions) -> int | None:
     return count
 
 
-def _tool_choice(body: Body) -> str:
-    """Return `auto` or `none`; raises Unsupported for a choice that forces a call."""
-    choice = body.get("tool_choice")
-    if choice not in (None, "auto", "none"):
-        raise Unsupported(f"tool_choice is {choice!r}: a call cannot be forced; use 'auto'")
-    return choice or "auto"
-
-
 def _answer(body: Body, max_tokens: int | None) -> AnswerOptions:
     model = text(body, "model")
     if not model:
@@ -141,8 +139,9 @@ def _answer(body: Body, max_tokens: int | None) -> AnswerOptions:
     stream, extra = flag(body, "stream"), record(body, "stream_options")
     if flag(extra, "continuous_usage_stats"):
         raise Unsupported("continuous_usage_stats: only the last chunk has the usage")
+    options = replace(_options(body), guide=read_guide(body))
     return AnswerOptions(
-        model, _options(body), stream, stream and flag(extra, "include_usage"), max_tokens
+        model, options, stream, stream and flag(extra, "include_usage"), max_tokens
     )
 
 

@@ -8,9 +8,13 @@ from specpipe.runtime.tokens import TextStream, TextTokenizer
 
 
 async def with_text(
-    pieces: Pieces, tokenizer: TextTokenizer, stops: tuple[str, ...], end_ids: tuple[int, ...]
+    pieces: Pieces,
+    tokenizer: TextTokenizer,
+    stops: tuple[str, ...],
+    end_ids: tuple[int, ...],
+    most: int,
 ) -> Pieces:
-    """Yield pieces of tokens with their text; end at the first stop text.
+    """Yield pieces of tokens with their text; end at the first stop text, or after `most` tokens.
 
     Tokens after a stop text are dropped, with their log probabilities.
     """
@@ -30,12 +34,13 @@ async def with_text(
                 log_probs=piece.log_probs[:kept],
                 final=final,
                 output_tokens=len(stream.tokens) if final else None,
-                finish_reason=_reason(stream, end_ids) if final else None,
+                finish_reason=_reason(stream, end_ids, most) if final else None,
             )
             if final:
                 return
 
 
-def _reason(stream: TextStream, end_ids: tuple[int, ...]) -> str:
+def _reason(stream: TextStream, end_ids: tuple[int, ...], most: int) -> str:
+    """Return why an answer ended; one that ends early without an end token has met its grammar."""
     ended = bool(stream.tokens) and stream.tokens[-1] in end_ids
-    return "stop" if stream.stopped or ended else "length"
+    return "stop" if stream.stopped or ended or len(stream.tokens) < most else "length"

@@ -4,25 +4,25 @@ Another engine can stand in: it needs a `Matcher` (`core.contracts`), and `compi
 llguidance is imported, and the tokenizer's trie is built, with the first guide of a process.
 """
 
+import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from specpipe.core.contracts import Mask
+from specpipe.core.contracts import Ints, Mask
 from specpipe.core.errors import ConfigError, StageFailed, Unsupported
-from specpipe.core.guide import Guide
+from specpipe.core.guide import WHITESPACE, Guide
 from specpipe.runtime.tokens import TextTokenizer
 from specpipe.speculate.constrained import Constraint
 
 MOST_KNOWN = 64  # compiled guides that are kept for the next request with the same one
-# Between two tokens of JSON. Without a bound, a small model may write line breaks for ever.
-_WHITESPACE = r"( |\n[ \t]{0,40})"
 _ANY_JSON = "{}"
+_ONE_TEXT = re.compile(r'^([a-z]+: )"([^"\\\n]*)"$', re.MULTILINE)  # a rule of a grammar
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,23 @@ class LlguidanceMatcher:
             raise StageFailed(f"the grammar failed: {first_line(self.matcher.get_error())}")
         bits = np.unpackbits(words.view(np.uint8), bitorder="little").view(np.bool_)
         bits[list(self.compiler.end_ids)] = False
+        self._spell(bits)
         return bits[: self.compiler.vocab_size]
+
+    def _spell(self, bits: Mask) -> None:
+        """Correct a mask with a special token for its text, which llguidance then refuses.
+
+        Such a mask comes of text that can only go on in one way: it is tokenized as the model's
+        tokenizer does. Here it is spelled with other tokens.
+        """
+        special = self.compiler.special_ids
+        found = special[bits[special]]
+        wrong = [token for token in found.tolist() if not self.copy().feed(token)]
+        bits[wrong] = False
+        if wrong and not bits.any():
+            text = self.matcher.deep_copy().compute_ff_bytes().decode(errors="ignore")
+            first = self.compiler.tokenizer.greedy_tokenize(text)[:1]
+            bits[[token for token in first if self.copy().feed(token)]] = True
 
     def accepts(self) -> bool:
         """Tell whether the answer may end here."""
@@ -69,6 +85,12 @@ class Compiler:
 
     tokenizer: Any  # llguidance's
     vocab_size: int  # rows of the model, which may be more or fewer than the tokenizer's tokens
+    special: Mapping[str, int] = field(default_factory=dict)  # tokens that are no text
+
+    @cached_property
+    def special_ids(self) -> Ints:
+        """The special tokens, ascending."""
+        return np.array(sorted(self.special.values()), np.int64)
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
@@ -80,28 +102,43 @@ class Compiler:
         from llguidance import LLMatcher
 
         try:
-            matcher = LLMatcher(self.tokenizer, _grammar(guide), log_level=0)
+            matcher = LLMatcher(self.tokenizer, self._grammar(guide), log_level=0)
         except ValueError as error:
             raise _refusal(guide, str(error)) from error
         if matcher.is_error():
             raise _refusal(guide, matcher.get_error())
         return LlguidanceMatcher(matcher, self)
 
+    def _grammar(self, guide: Guide) -> str:
+        from llguidance import LLMatcher, regex_to_lark
+        from llguidance.gbnf_to_lark import any_to_lark
 
-def _grammar(guide: Guide) -> str:
-    from llguidance import LLMatcher
-    from llguidance.gbnf_to_lark import any_to_lark
+        if guide.kind == "regex":
+            ascii_only = regex_to_lark(
+                guide.text, use_ascii="dw"
+            )  # \d and \w, as JSON Schema has them
+            return str(LLMatcher.grammar_from_lark(f"start: /{ascii_only}/\n"))
+        if guide.kind == "ebnf_grammar":
+            try:
+                lark = any_to_lark(guide.text)
+            except Exception as error:  # of its parser, which has a class for some mistakes only
+                raise ValueError(str(error)) from error
+            return str(LLMatcher.grammar_from_lark(self._with_special_tokens(lark)))
+        schema = _ANY_JSON if guide.kind == "json" else guide.text
+        options = {"whitespace_pattern": WHITESPACE}
+        return str(LLMatcher.grammar_from_json_schema(schema, overrides=options))
 
-    if guide.kind == "regex":
-        return str(LLMatcher.grammar_from_regex(guide.text))
-    if guide.kind == "ebnf_grammar":
-        try:
-            return str(LLMatcher.grammar_from_lark(any_to_lark(guide.text)))
-        except Exception as error:  # of its parser, which has a class for some mistakes only
-            raise ValueError(str(error)) from error
-    schema = _ANY_JSON if guide.kind == "json" else guide.text
-    options = {"whitespace_pattern": _WHITESPACE}
-    return str(LLMatcher.grammar_from_json_schema(schema, overrides=options))
+    def _with_special_tokens(self, lark: str) -> str:
+        """Return a grammar in which a rule with one text, if that is a special token, is it.
+
+        In texts, special tokens are never permitted.
+        """
+
+        def token(rule: re.Match[str]) -> str:
+            number = self.special.get(rule[2])
+            return rule[0] if number is None else f"{rule[1]}<[{number}]>"
+
+        return _ONE_TEXT.sub(token, lark)
 
 
 def _refusal(guide: Guide, error: str) -> ConfigError:
@@ -110,7 +147,7 @@ def _refusal(guide: Guide, error: str) -> ConfigError:
 
 
 def first_line(text: str) -> str:
-    """Return what an error of llguidance says, on one line."""
+    """Return the reason in an error of llguidance, on one line."""
     lines = [line.strip() for line in text.splitlines()]
     told = [line for line in lines if line.startswith("error:")]
     return (told or [line for line in lines if line] or ["unknown error"])[0][:300]
@@ -135,7 +172,13 @@ def compiler_of(tokenizer: TextTokenizer, vocab_size: int) -> Compiler:
         raise Unsupported(
             f"structured output: llguidance cannot read the tokenizer: {first_line(str(error))}"
         ) from error
-    return Compiler(known, vocab_size)
+    # More than those of the tokenizer: llguidance counts every added token such as <think>.
+    special = {
+        token.content: number
+        for number, token in tokenizer.added.items()
+        if known.is_special_token(number)
+    }
+    return Compiler(known, vocab_size, special)
 
 
 def no_compiler() -> Compiler:

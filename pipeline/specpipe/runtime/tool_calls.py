@@ -1,29 +1,38 @@
-"""Finds tool calls in the text of an answer, in the forms of three families of models.
+"""Finds tool calls in the text of an answer, in the forms of four families of models.
 
 hermes (Hermes, Qwen): `<tool_call>{"name": .., "arguments": {..}}</tool_call>`, once a call.
 llama (Llama 3): the whole answer is `{"name": .., "parameters": {..}}`, several separated by `;`.
-mistral: `[TOOL_CALLS][{"name": .., "arguments": {..}}, ..]`, or `[TOOL_CALLS]name[ARGS]{..}`.
+mistral: `[TOOL_CALLS][{"name": .., "arguments": {..}}, ..]`.
+mistral_args (newer ones): `[TOOL_CALLS]name[ARGS]{..}`. Both are found under either name.
+qwen_xml (Qwen3-Coder): `<tool_call><function=name><parameter=key>value</parameter></function>
+</tool_call>`, once a call. A value is a text, or JSON if the tool's schema has another type.
 
 The text must still have its special tokens: the marks are special tokens in some models. No I/O.
 
-Not here: the request for a call (`tools` of a conversation), and grammars that force one.
+Not here: the request for a call (`tools` of a conversation), and grammars that force one, which are
+in `tool_grammars`.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from specpipe.core.conversation import ChatTemplate
 
-ToolFormat = Literal["hermes", "llama", "mistral"]
+ToolFormat = Literal["hermes", "llama", "mistral", "mistral_args", "qwen_xml"]
+Tools = Sequence[Mapping[str, Any]]  # of a request
 
 _BEGIN, _END = "<tool_call>", "</tool_call>"
 _PYTHON = "<|python_tag|>"
 _CALLS, _ARGS, _CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 _MARKS: Mapping[ToolFormat, tuple[str, ...]] = {
-    "hermes": (_BEGIN,), "llama": (_PYTHON, "{"), "mistral": (_CALLS,),
+    "hermes": (_BEGIN,), "llama": (_PYTHON, "{"), "mistral": (_CALLS,), "mistral_args": (_CALLS,),
+    "qwen_xml": (_BEGIN,),
 }  # fmt: skip
+_FUNCTION = re.compile(r"<function=([^>\n]+)>(.*?)(?:</function>|$)", re.DOTALL)
+_PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
 _DECODER = json.JSONDecoder()
 
 
@@ -51,21 +60,23 @@ def format_of(template: ChatTemplate) -> ToolFormat | None:
     """Return the form of a model's tool calls, by its chat template; None: not known."""
     text = "\n".join(template.templates.values())
     if _CALLS in text:
-        return "mistral"
+        return "mistral_args" if _ARGS in text else "mistral"
     if _BEGIN in text:
-        return None if "<function=" in text else "hermes"
+        if "<function=" in text:
+            return "qwen_xml" if "<parameter=" in text else None
+        return "hermes"
     if "<|start_header_id|>" in text and '"parameters"' in text:
         return "llama"
     return None
 
 
-def parse_answer(text: str, form: ToolFormat) -> ParsedAnswer:
-    """Return content and calls of a whole answer.
+def parse_answer(text: str, form: ToolFormat, tools: Tools = ()) -> ParsedAnswer:
+    """Return content and calls of a whole answer; `tools` have the types of arguments.
 
     An answer whose calls cannot be read is content as it is: nothing is dropped.
     """
     try:
-        return _PARSERS[form](text)
+        return _qwen_xml(text, tools) if form == "qwen_xml" else _PARSERS[form](text)
     except (ValueError, RecursionError):  # of the JSON in it, or of what the JSON holds
         return ParsedAnswer(text)
 
@@ -79,6 +90,7 @@ class ToolCallStream:
     """
 
     form: ToolFormat
+    tools: Tools = ()  # of the request, for the types of arguments
     passed: str = ""  # content that was returned
     held: str = ""
     calls: bool = field(default=False, init=False)  # whether a mark was seen
@@ -98,7 +110,7 @@ class ToolCallStream:
 
     def finish(self) -> ParsedAnswer:
         """Return the rest of the content, and the calls."""
-        parsed = parse_answer(self.passed + self.held, self.form)
+        parsed = parse_answer(self.passed + self.held, self.form, self.tools)
         if not parsed.calls:
             return ParsedAnswer(self.held)
         return ParsedAnswer(parsed.content[len(self.passed) :], parsed.calls)
@@ -156,6 +168,38 @@ def _mistral_calls(part: str) -> Iterator[ToolCall]:
     yield _call({"name": name.split(_CALL_ID)[0].strip(), "arguments": value}, "arguments")
 
 
+def _qwen_xml(text: str, tools: Tools) -> ParsedAnswer:
+    content, *parts = text.split(_BEGIN)
+    schemas = dict(map(_schema, tools))
+    calls = []
+    for part in parts:
+        found = _FUNCTION.search(part)
+        if found is None:
+            raise ValueError("no function in a call")
+        types = schemas.get(found[1].strip(), {})
+        values = _PARAMETER.findall(found[2])
+        arguments = {key.strip(): _typed(value, types.get(key.strip())) for key, value in values}
+        calls.append(ToolCall(found[1].strip(), arguments))
+    return ParsedAnswer(content.rstrip() if calls else content, tuple(calls))
+
+
+def _schema(tool: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Return the name of a tool and the schemas of its arguments."""
+    function = tool.get("function", tool)
+    return str(function.get("name")), (function.get("parameters") or {}).get("properties") or {}
+
+
+def _typed(value: str, schema: Any) -> Any:
+    """Return a text, or the value that its JSON is of, if the schema wants no text."""
+    kind = schema.get("type", "string") if isinstance(schema, Mapping) else "string"
+    if kind == "string":
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return {"True": True, "False": False, "None": None}.get(value.strip(), value)
+
+
 def _after(text: str, mark: str) -> str:
     if not text.startswith(mark):
         raise ValueError(f"no {mark!r} between two calls")
@@ -175,5 +219,5 @@ def _call(value: Any, *keys: str) -> ToolCall:
 
 
 _PARSERS: Mapping[ToolFormat, Callable[[str], ParsedAnswer]] = {
-    "hermes": _hermes, "llama": _llama, "mistral": _mistral,
+    "hermes": _hermes, "llama": _llama, "mistral": _mistral, "mistral_args": _mistral,
 }  # fmt: skip

@@ -13,6 +13,7 @@ from tritonclient.utils import np_to_triton_dtype
 from specpipe.core.conversation import Conversation, dump_conversation
 from specpipe.core.endpoint import ClientTemplate, Model
 from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.core.guide import Guide
 from specpipe.runtime.triton.requests import word_layout
 from specpipe.runtime.triton.upstream_rules import OFF
 
@@ -40,6 +41,7 @@ class Options:
     num_draft_tokens: int | None = None  # the most per step; 0: plain decoding
     log_probs: bool = False  # of every new token, from a model that takes tokens
     cache_salt: str | None = None  # only requests of the same salt share KV blocks of prompts
+    guide: Guide | None = None  # what the answer must match
 
 
 _KINDS: dict[str, type] = {
@@ -55,7 +57,7 @@ _KINDS: dict[str, type] = {
 }
 _MOST = float(np.finfo(np.float32).max)
 _OF_THEIR_OWN = ("max_tokens", "num_draft_tokens", "end_ids", "cache_salt", "log_probs",
-                 "fit_max_tokens")  # fmt: skip
+                 "fit_max_tokens", "guide")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ def _request(
         **{name: np.array([True]) for name in _flags(model, options)},
         **_options(model, options),
         **_end_ids(model, options.end_ids),
+        **_guide(model, options.guide),
         **{name: np.array([value], np.int32) for name, value in limits.items()},
     }  # fmt: skip
     if model.batched:
@@ -244,6 +247,20 @@ def _end_ids(model: Model, ids: Sequence[int]) -> Arrays:
         raise Unsupported(f"end_ids is {tuple(ids)}: the model {model.name} has no such option")
     words = {stop: word_layout(tuple((token,) for token in ids[1:]))[0]} if ids[1:] else {}
     return {end: np.array([ids[0]], np.int32), **words}
+
+
+def _guide(model: Model, guide: Guide | None) -> Arrays:
+    if guide is None:
+        return {}
+    names = model.tensors
+    if not names.guide_kind:
+        raise Unsupported(
+            f"the model {model.name} cannot constrain answers to a schema or an expression",
+            hint="only the CPU engine does (backend: openvino, serving.loop: engine)",
+        )
+    kind = np.array([guide.kind.encode()], object)
+    text = {names.guide: np.array([_bytes("the guide", guide.text)], object)} if guide.text else {}
+    return {names.guide_kind: kind, **text}
 
 
 def _salt(model: Model, salt: str | None) -> dict[str, str]:

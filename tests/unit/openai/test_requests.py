@@ -93,8 +93,8 @@ def test_what_a_completion_cannot_do_is_refused_and_not_ignored(more: dict[str, 
 @pytest.mark.parametrize(
     "more",
     [
-        {"response_format": {"type": "json_object"}}, {"tool_choice": "required"},
-        {"tool_choice": {"type": "function"}}, {"logprobs": True}, {"top_logprobs": 2},
+        {"response_format": {"type": "xml"}}, {"guided_json": {}}, {"logprobs": True},
+        {"top_logprobs": 2},
     ],
 )  # fmt: skip
 def test_what_a_chat_cannot_do_is_refused_and_not_ignored(more: dict[str, Any]) -> None:

@@ -7,8 +7,9 @@ import pytest
 
 from specpipe.core.endpoint import DraftLimit, Model
 from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.core.guide import Guide
 from specpipe.engine.llmapi.endpoint import TENSORS as LLMAPI
-from specpipe.engine.upstream_models import TEXT, TOKENS
+from specpipe.engine.upstream_models import TEXT, TOKENS, with_guides
 from specpipe.serve.inputs import ModelRequest, Options, text_request, token_request
 
 BLS = Model("tensorrt_llm_bls", TEXT, draft_limit=DraftLimit("tensor", 4, any_number=True))
@@ -129,3 +130,18 @@ def test_what_no_tensor_can_hold_is_refused_not_wrapped(options: Options, words:
 def test_the_largest_values_of_a_tensor_are_sent() -> None:
     request = text_request(BLS, "hi", Options(top_k=2**31 - 1, seed=2**64 - 1), stream=True)
     assert plain(request)["top_k"] == [[2**31 - 1]] and plain(request)["seed"] == [[2**64 - 1]]
+
+
+def test_a_guide_becomes_upstreams_two_tensors() -> None:
+    given = text_request(with_guides(BLS), "x", Options(guide=Guide("regex", "é+")), stream=False)
+    assert plain(given)["guided_decoding_guide_type"] == [[b"regex"]]
+    assert plain(given)["guided_decoding_guide"] == [["é+".encode()]]
+    given = token_request(with_guides(ENGINE), [1], Options(guide=Guide("json")))
+    assert plain(given)["guided_decoding_guide_type"] == [[b"json"]]
+    assert "guided_decoding_guide" not in given.inputs
+
+
+def test_a_model_without_guides_refuses_one_and_names_who_has_them() -> None:
+    with pytest.raises(Unsupported, match="cannot constrain answers") as refused:
+        text_request(API, "x", Options(guide=Guide("json")), stream=False)
+    assert "openvino" in str(refused.value.hint)

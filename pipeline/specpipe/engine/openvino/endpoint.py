@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from specpipe.core.endpoint import DraftLimit, Endpoint, Model, Serving
 from specpipe.engine.tensorrt.endpoint import describe as describe_engines
-from specpipe.engine.upstream_models import TOKENS, upstream_endpoint
+from specpipe.engine.upstream_models import TOKENS, upstream_endpoint, with_guides
 
 
 def describe(serving: Serving) -> Endpoint:
@@ -22,15 +22,18 @@ def describe(serving: Serving) -> Endpoint:
     limit = None
     if serving.method != "none":
         limit = DraftLimit("parameter", serving.num_draft_tokens, serving.any_number)
-    tokens = Model(
-        "tensorrt_llm",
-        TOKENS,
-        speculates=limit is not None,
-        draft_limit=limit,
-        takes_cache_salt=True,
+    tokens = with_guides(
+        Model(
+            "tensorrt_llm",
+            TOKENS,
+            speculates=limit is not None,
+            draft_limit=limit,
+            takes_cache_salt=True,
+        )
     )
     endpoint = upstream_endpoint(tokens, limit, streams=serving.streams)
-    return replace(endpoint, tokens=_with_prompt_outputs(tokens, scores=True))
+    texts = tuple(map(with_guides, endpoint.texts))
+    return replace(endpoint, texts=texts, tokens=_with_prompt_outputs(tokens, scores=True))
 
 
 def _with_prompt_outputs(model: Model | None, *, scores: bool) -> Model | None:
