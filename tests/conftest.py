@@ -16,6 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # more threads than cores spin in torch
 from specpipe.checkpoint.convert import Conversion
 from specpipe.checkpoint.drafter import DrafterSource
 from specpipe.checkpoint.medusa import open_heads
+from specpipe.checkpoint.eagle3 import open_eagle3
 from specpipe.checkpoint.redrafter import open_redrafter
 from specpipe.checkpoint.source import open_source
 from specpipe.config.speculation import ReDrafter
@@ -68,6 +69,7 @@ def make_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
         max_draft_len: int | None = None,
         draft_vocab_size: int = 0,
         redrafter: Path | None = None,
+        eagle3: Path | None = None,
         **changes: object,  # further fields of the build request
     ) -> OpenVinoEngine:
         folder = tmp_path_factory.mktemp("engine")
@@ -77,6 +79,8 @@ def make_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
         found: DrafterSource | None = None
         if redrafter:
             found = open_redrafter(redrafter, ReDrafter("redrafter", ""), release="")
+        elif eagle3:
+            found = open_eagle3(eagle3)
         elif heads:
             compact = open_heads(heads)
             found = compact.in_full(max_draft_len) if max_draft_len else compact

@@ -12,7 +12,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from specpipe.config.speculation import UPSTREAM_ONLY, Speculation
+from specpipe.config.speculation import UPSTREAM_ONLY, DraftOptions, Speculation
 from specpipe.core.contracts import EMPTY, ROOT, Draft, Sampling, chain
 from specpipe.runtime.assembly import PROPOSERS
 from specpipe.speculate import accept
@@ -150,7 +150,11 @@ OPTION_SETS = [
 
 
 # Draft models draw their drafts, which are then judged by the ratio of two distributions.
-CHOSEN = [name for name, make in OPTIONS.items() if getattr(make(1), "draft", None) is None]
+CHOSEN = [
+    name
+    for name, make in OPTIONS.items()
+    if not isinstance(getattr(make(1), "draft", None), DraftOptions)
+]
 
 
 @every_option

@@ -7,6 +7,7 @@ import numpy as np
 
 from specpipe.core.contracts import (
     ROOT,
+    Branch,
     Draft,
     EngineFacts,
     Extensions,
@@ -17,6 +18,7 @@ from specpipe.core.contracts import (
     Logits,
     PoolFull,
     PoolUsage,
+    Predict,
     Scores,
 )
 from specpipe.runtime.lane import Lane
@@ -91,6 +93,7 @@ class ScriptedEngine:
     steps: list[list[Item]] = field(default_factory=list)  # the items of every step
     guesses: list[int] = field(default_factory=list)  # hidden states in each call of `guess`
     extensions: list[int] = field(default_factory=list)  # paths in each call of `extend`
+    predictions: list[int] = field(default_factory=list)  # drafts in each call of `predict`
     trimmed: int = 0
 
     @property
@@ -158,6 +161,17 @@ class ScriptedEngine:
         self.extensions.append(len(tokens))
         return self.model.extend(hidden, states, tokens)
 
+    def predict(self, branches: Sequence[Branch]) -> list[Extensions]:
+        """Run the one-layer drafter; each cache is a live one of this engine."""
+        self.predictions.append(len(branches))
+        found = []
+        for b in branches:
+            assert isinstance(b.cache, ScriptedCache)
+            _require(b.cache in self.live, "predict: the cache was released or is of another")
+            tokens = [*b.cache.tokens, b.root]
+            found.append(self.model.predict(Predict("target", tokens, b.draft, b.states, b.wanted)))
+        return found
+
     @property
     def pool_usage(self) -> PoolUsage:
         return PoolUsage()
@@ -196,3 +210,10 @@ class ServedModel:
     def extend(self, hidden: Logits, states: Logits, tokens: Ints) -> Extensions:
         """Run the drafter."""
         return self.engine.extend(np.repeat(hidden[None], len(tokens), axis=0), states, tokens)
+
+    def predict(self, ask: Predict) -> Extensions:
+        """Run the drafter on the rows that the lane keeps."""
+        self.lane.follow(ask.tokens)
+        assert self.lane.cache is not None
+        branch = Branch(self.lane.cache, ask.tokens[-1], ask.draft, ask.states, ask.wanted)
+        return self.engine.predict([branch])[0]

@@ -23,6 +23,7 @@ from specpipe.core.contracts import (
     Guesses,
     Ints,
     Logits,
+    Predict,
     Role,
     Sampling,
     Score,
@@ -47,6 +48,7 @@ class Model(Protocol):
     def score(self, tokens: Sequence[int], draft: Draft) -> Scores: ...
     def guess(self, hidden: Logits) -> Guesses: ...
     def extend(self, hidden: Logits, states: Logits, tokens: Ints) -> Extensions: ...
+    def predict(self, ask: Predict) -> Extensions: ...
 
 
 @dataclass
@@ -95,6 +97,18 @@ class ScriptedModel:
         after = np.stack([np.ones_like(tokens), tokens], 1).astype(np.float32)
         return Extensions(best, np.take_along_axis(distributions, best, 1), after)
 
+    def predict(self, ask: Predict) -> Extensions:
+        """Predict after nodes of a draft; a state is a path's length and its last token."""
+        paths = [[ask.tokens[-1], *path] for path in paths_of(ask.draft.tokens, ask.draft.parents)]
+        for path, state in zip(paths, ask.states, strict=True):
+            assert state.tolist() == [len(path) - 1, path[-2]], "a node has another parent's state"
+        wanted = [paths[n] if n != ROOT else [ask.tokens[-1]] for n in ask.wanted.tolist()]
+        contexts = [[ask.tokens[-2], *path] for path in wanted]
+        distributions = np.stack([self._heads(context) for context in contexts])
+        best = np.argsort(-distributions, axis=1, kind="stable")
+        states = np.array([[len(path), path[-1]] for path in wanted], np.float32)
+        return Extensions(best, np.take_along_axis(distributions, best, 1), states)
+
     @property
     def _heads(self) -> Distribution:
         return self.heads or self.distribution
@@ -134,6 +148,8 @@ def answer(
         nodes = cut(ask) if ask.role == "target" else None
         scores = model.score(ask.tokens, ask.draft)
         return scores if nodes is None else _rows_of(scores, nodes)
+    if isinstance(ask, Predict):
+        return model.predict(ask)
     return model.extend(ask.hidden, ask.states, ask.tokens)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from specpipe.core.contracts import (
     ROOT,
+    Branch,
     EngineFacts,
     Extensions,
     Guesses,
@@ -92,6 +93,14 @@ class ToyEngine:
         best = np.argsort(-distributions, axis=1, kind="stable")
         states = tokens[:, None].astype(np.float32)
         return Extensions(best, np.take_along_axis(distributions, best, 1), states)
+
+    def predict(self, branches: Sequence[Branch]) -> list[Extensions]:
+        """Guess from a path's last token; the state is that token."""
+        found = []
+        for b in branches:
+            last = [b.root if n < 0 else int(b.draft.tokens[n]) for n in b.wanted.tolist()]
+            found.append(self.extend(None, None, np.array(last)))
+        return found
 
     @property
     def pool_usage(self) -> PoolUsage:

@@ -8,6 +8,9 @@ import numpy as np
 from specpipe.config.speculation import (
     DraftModel,
     DraftOptions,
+    Eagle3,
+    Eagle3Draft,
+    Eagle3Options,
     Hybrid,
     Lookahead,
     Medusa,
@@ -49,6 +52,7 @@ from tests.helpers.scripted_model import (
 )
 
 DRAFT = DraftOptions("unused")
+EAGLE3 = Eagle3Draft("unused")
 WITH_HEADS = DraftOptions("unused", heads="unused")
 
 OPTIONS: dict[str, Callable[[int], Speculation]] = {  # draft depth -> options
@@ -81,6 +85,11 @@ OPTIONS: dict[str, Callable[[int], Speculation]] = {  # draft depth -> options
     "medusa": lambda depth: Medusa("medusa", "unused", len(_tree(depth)), _tree(depth)),
     "medusa, dynamic": lambda depth: Medusa("medusa", "unused", depth, "dynamic"),
     "redrafter": lambda depth: ReDrafter("redrafter", "unused", 2, depth),
+    "eagle3": lambda depth: Eagle3("eagle3", EAGLE3, depth),
+    "eagle3, tree": lambda depth: Eagle3("eagle3", EAGLE3, depth, "dynamic", 2, depth),
+    "hybrid, eagle3": lambda depth: Hybrid(
+        "hybrid", None, depth, 1, 3, eagle3=Eagle3Options("unused", 2, depth)
+    ),
     "hybrid, redrafter": lambda depth: Hybrid(
         "hybrid", None, depth, 1, 3, redrafter=ReDrafterOptions("unused", 2, depth)
     ),

@@ -246,6 +246,10 @@ class RunConfig:
             return redrafter.drafter
         if isinstance(options, Eagle):
             return options.drafter
+        if isinstance(options, Hybrid) and options.eagle3 is not None:
+            return options.eagle3.model
+        if isinstance(options, Eagle3):  # the other backends read its folder as it is
+            return options.draft.model if self.engine.backend == "openvino" else None
         return options.heads if isinstance(options, Medusa | Hybrid) else None
 
     def drafter_key(self, role: Role) -> str:
@@ -254,6 +258,10 @@ class RunConfig:
             return "speculation.draft.heads"
         if isinstance(self.speculation, Hybrid) and self.speculation.redrafter is not None:
             return "speculation.redrafter.drafter"
+        if isinstance(self.speculation, Hybrid) and self.speculation.eagle3 is not None:
+            return "speculation.eagle3.model"
+        if isinstance(self.speculation, Eagle3):
+            return "speculation.draft.model"
         names = isinstance(self.speculation, ReDrafter | Eagle)
         return "speculation.drafter" if names else "speculation.heads"
 
@@ -360,13 +368,14 @@ def _check_hybrid(config: RunConfig, places: Mapping[str, Place]) -> None:
     options = config.speculation
     if not isinstance(options, Hybrid):
         return
-    sources = ("draft", "heads", "redrafter")
+    sources = ("draft", "heads", "redrafter", "eagle3")
     given = [name for name in sources if getattr(options, name) is not None]
     if not given:
         raise places["speculation"].error(
             "method hybrid needs a second source of drafts in addition to prompt lookup",
-            hint="give speculation.draft.model, speculation.heads or "
-            "speculation.redrafter.drafter, or use method: prompt_lookup",
+            hint="give speculation.draft.model, speculation.heads, "
+            "speculation.redrafter.drafter or speculation.eagle3.model, or use method: "
+            "prompt_lookup",
         )
     if len(given) > 1:
         raise places[f"speculation.{given[1]}"].error(
@@ -379,9 +388,10 @@ def _check_hybrid(config: RunConfig, places: Mapping[str, Place]) -> None:
             hint="remove the key",
         )
     place = places.get("speculation.tree")
-    if place and options.redrafter is not None:
+    grower = next((name for name in ("redrafter", "eagle3") if getattr(options, name)), None)
+    if place and grower:
         raise place.error(
-            "'speculation.tree' has no effect with speculation.redrafter, which grows one at every "
+            f"'speculation.tree' has no effect with speculation.{grower}, which grows one at every "
             "step",
             hint="remove the key",
         )

@@ -41,7 +41,8 @@ class Eagle3Draft:
     """The EAGLE-3 checkpoint; it has no heads of its own."""
 
     model: str
-    """Folder or Hugging Face id of an EAGLE-3 checkpoint that was trained for this target."""
+    """Folder of an [EAGLE-3 drafter](conversion.md#eagle-3-drafters) that was trained for this
+    target; with `backend: llmapi` also a Hugging Face id."""
     revision: str | None = field(default=None, metadata=REVISION)
     """Branch, tag or commit. Refused: TensorRT-LLM loads the main branch. Download the revision
     and set `model` to its folder."""
@@ -115,11 +116,24 @@ class ReDrafterOptions:
 
 
 @dataclass(frozen=True)
+class Eagle3Options:
+    """An EAGLE-3 drafter that is merged with prompt lookup; the names are those of `Eagle3`."""
+
+    model: str
+    """Folder of the [EAGLE-3 drafter](conversion.md#eagle-3-drafters)."""
+    num_beams: int = field(default=4, metadata=between(1, 32))
+    """Paths per level that the drafter continues."""
+    draft_len_per_beam: int = field(default=5, metadata=between(1, 32))
+    """Levels of the tree that the drafter fills."""
+
+
+@dataclass(frozen=True)
 class Hybrid:
-    """Prompt lookup with a second source of drafts; give `draft`, `heads` or `redrafter`.
+    """Prompt lookup with a second source: give `draft`, `heads`, `redrafter` or `eagle3`.
 
     A draft model, or heads without `tree: dynamic`, draft when prompt lookup finds no match. A
-    ReDrafter, or heads with `tree: dynamic`, are merged with the matches into one tree.
+    ReDrafter, an EAGLE-3 drafter, or heads with `tree: dynamic`, are merged with the matches into
+    one tree.
     """
 
     method: Literal["hybrid"]
@@ -141,8 +155,9 @@ class Hybrid:
     """Folder or file of [Medusa heads](conversion.md#medusa-heads)."""
     tree: TreeOption = "auto"
     """With `heads`: as for method `medusa`; `dynamic` also merges in the matches of prompt lookup.
-    Refused with `redrafter`."""
+    Refused with `redrafter` and `eagle3`."""
     redrafter: ReDrafterOptions | None = None
+    eagle3: Eagle3Options | None = None
     draft_vocab_size: int | None = field(
         default=None, metadata=at_least(16) | formerly("guess_vocabulary")
     )
@@ -151,7 +166,8 @@ class Hybrid:
     @property
     def grows_trees(self) -> bool:
         """Whether the matches and the second source are merged into one tree."""
-        return self.redrafter is not None or (self.heads is not None and self.tree == "dynamic")
+        with_heads = self.heads is not None and self.tree == "dynamic"
+        return with_heads or self.redrafter is not None or self.eagle3 is not None
 
 
 @dataclass(frozen=True)
@@ -245,13 +261,22 @@ class Eagle:
 
 @dataclass(frozen=True)
 class Eagle3:
-    """Drafts of a one-layer model that reads the target's hidden states; `llmapi` only."""
+    """Drafts of a one-layer decoder on hidden states of several layers (arXiv 2503.01840)."""
 
     method: Literal["eagle3"]
     draft: Eagle3Draft
     """An EAGLE-3 checkpoint that was trained for this target."""
     num_draft_tokens: int = field(default=3, metadata=between(1, 64))
-    """Most draft tokens per step: length of the chain."""
+    """Most draft tokens per step: length of the chain, or nodes of the tree."""
+    tree: Literal["chain", "dynamic"] = "chain"
+    """`dynamic` (`openvino`): a tree that grows at every step from the drafter's probabilities, as
+    in EAGLE-2."""
+    num_beams: int = field(default=4, metadata=between(1, 32))
+    """With `tree: dynamic`: paths per level that the drafter continues."""
+    draft_len_per_beam: int = field(default=5, metadata=between(1, 32))
+    """With `tree: dynamic`: levels of the tree."""
+    draft_length: Literal["adaptive", "fixed"] | None = None
+    """As for method `prompt_lookup`."""
     max_concurrency: int | None = field(default=None, metadata=at_least(1))
     """Draft nothing while more sequences than this are running. Default: no limit."""
 
@@ -306,10 +331,10 @@ class ReDrafter:
         return None
 
 
-AnyLength = PromptLookup | DraftModel | Hybrid | Medusa  # a request may set fewer tokens
+AnyLength = PromptLookup | DraftModel | Hybrid | Medusa | Eagle3  # a request may set fewer tokens
 WithLength = AnyLength | Lookahead | ReDrafter  # the CPU engine may score fewer draft tokens
 WithTree = Medusa | Hybrid | Eagle
-Speculation = NoSpeculation | AnyLength | Lookahead | Eagle | ReDrafter | Eagle3 | MultiToken
+Speculation = NoSpeculation | AnyLength | Lookahead | Eagle | ReDrafter | MultiToken
 
 PLAIN = NoSpeculation()
 
@@ -321,6 +346,13 @@ def redrafter_of(options: Speculation) -> ReDrafterOptions | None:
     return options.redrafter if isinstance(options, Hybrid) else None
 
 
+def eagle3_of(options: Speculation) -> Eagle3Options | None:
+    """Return how an EAGLE-3 drafter grows trees; None if there is none."""
+    if isinstance(options, Eagle3):
+        return Eagle3Options(options.draft.model, options.num_beams, options.draft_len_per_beam)
+    return options.eagle3 if isinstance(options, Hybrid) else None
+
+
 # methods whose engines discard rows of the KV cache
 REWINDING = ("medusa", "lookahead", "eagle", "redrafter")
-UPSTREAM_ONLY = ("eagle", "eagle3", "mtp")  # methods without a proposer of specpipe
+UPSTREAM_ONLY = ("eagle", "mtp")  # methods without a proposer of specpipe

@@ -98,7 +98,7 @@ class Guesses:
 
 @dataclass(frozen=True, eq=False)
 class Extensions:
-    """What a recurrent drafter predicts after each of B paths of draft tokens."""
+    """What a drafter with a state predicts after each of B paths of draft tokens."""
 
     tokens: Ints  # [B, W]  likeliest first
     probs: Floats  # [B, W]  of each prediction
@@ -189,6 +189,21 @@ class Extend:
     tokens: Ints  # [B]
 
 
+@dataclass(frozen=True, eq=False)
+class Predict:
+    """Ask an engine's one-layer drafter what follows the root of `tokens` or nodes of `draft`.
+
+    `tokens` is the whole sequence. The drafter reads `draft` itself, with the state of the parent
+    of each node. An engine that cannot draft now answers with no predictions.
+    """
+
+    role: Role
+    tokens: Sequence[int]  # at least two
+    draft: Draft
+    states: Sequence[Logits]  # n x [D]  that were predicted with the parents of the nodes
+    wanted: Ints  # [B]  the nodes to predict after; ROOT: the root
+
+
 @dataclass(frozen=True)
 class Allowance:
     """Ask how deep the next draft may be, at most `limit`; 0: drafting does not pay now."""
@@ -196,7 +211,7 @@ class Allowance:
     limit: int
 
 
-Ask = Score | Guess | Extend | Allowance
+Ask = Score | Guess | Extend | Predict | Allowance
 Answer = Scores | Guesses | Extensions | int
 T = TypeVar("T")
 Asking = Generator[Ask, Answer, T]  # runs until it asks, is answered, and returns a T in the end
@@ -221,6 +236,13 @@ def guess(role: Role, hidden: Logits) -> Asking[Guesses]:
 def extend(role: Role, hidden: Logits, states: Logits, tokens: Ints) -> Asking[Extensions]:
     """Ask for `Extensions`; see `Extend`."""
     answer = yield Extend(role, hidden, states, tokens)
+    assert isinstance(answer, Extensions)
+    return answer
+
+
+def predict(ask: Predict) -> Asking[Extensions]:
+    """Ask for `Extensions`; see `Predict`."""
+    answer = yield ask
     assert isinstance(answer, Extensions)
     return answer
 
@@ -289,6 +311,17 @@ class Item:
     wanted: Ints  # [r]  the rows whose logits and hidden states are returned
 
 
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """The draft of one sequence for a one-layer drafter; see `Predict`."""
+
+    cache: Cache  # keeps all tokens but the root
+    root: int
+    draft: Draft
+    states: Sequence[Logits]  # n x [D]
+    wanted: Ints  # [B]
+
+
 class PoolFull(Exception):
     """The KV pool of an engine has no room for the rows of a step."""
 
@@ -354,6 +387,14 @@ class LoadedEngine(Protocol):
         """Run the recurrent drafter on N paths: `hidden` and `states` [N, D], `tokens` [N].
 
         Raises Unsupported if the engine was built without a drafter.
+        """
+        ...
+
+    def predict(self, branches: Sequence[Branch]) -> list[Extensions]:
+        """Run the one-layer drafter on the drafts of some sequences, in one call.
+
+        Its rows do not become rows of the caches. Raises PoolFull if there is no room for them, and
+        Unsupported if the engine was built without such a drafter.
         """
         ...
 

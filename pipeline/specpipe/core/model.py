@@ -18,7 +18,8 @@ Residual = Literal["sequential", "parallel", "parallel_one_norm"]
 QkNorm = Literal["head", "own_heads", "projection"]
 
 # Keys that are written only if there is something to say: how their names begin.
-_IF_ANY = ("num_medusa", "moe_", "num_eagle", "max_non_leaves", "eagle_net", "redrafter_is_linear")
+_IF_ANY = ("num_medusa", "moe_", "num_eagle", "max_non_leaves", "eagle_net", "redrafter_is_linear",
+           "eagle3")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,29 @@ class RecurrentDrafter:
 
 
 @dataclass(frozen=True)
+class Eagle3Drafter:
+    """An EAGLE-3 drafter (2503.01840) in its target's checkpoint; only the CPU engine runs it."""
+
+    net: "ModelConfig"  # its decoder layer, whose input is an embedding and a hidden state
+    draft_vocab_size: int  # tokens that it can draft
+    layer_ids: tuple[int, ...]  # it reads the input of these layers of the target
+    norm_before_residual: bool = False  # the layer adds to the normed hidden state
+    norm_output: bool = False  # a draft step reads the last output after the final norm
+
+    def parameters(self, hidden_size: int) -> int:
+        """Count the weights, embeddings apart, for a target of this hidden size."""
+        net, tables = self.net, self.net.vocab_size
+        layer = net.num_parameters - tables * net.hidden_size * (2 - net.tie_word_embeddings)
+        heads = net.num_attention_heads + 2 * net.num_key_value_heads
+        wider = heads * net.head_size + len(self.layer_ids) * hidden_size + 1
+        return layer + (wider + self.draft_vocab_size) * net.hidden_size
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts under the keys that `model_from_json` reads."""
+        return {**asdict(self), "net": self.net.to_json()}
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The facts of a decoder-only model: the keys of a TensorRT-LLM checkpoint's config.json.
 
@@ -117,6 +141,7 @@ class ModelConfig:
     num_eagle_layers: int = 0  # levels of tree that an EAGLE drafter in the same checkpoint guesses
     max_non_leaves_per_layer: int = 0  # nodes of a level that it may go on from
     eagle_net_config: "ModelConfig | None" = None  # the drafter itself, a decoder of one layer
+    eagle3: Eagle3Drafter | None = None  # in the same checkpoint
     position_embedding_type: Positions = "rope_gpt_neox"
     rotary_embedding_dim: int | None = None  # of each head; None: all of it
     attn_bias: bool = False  # of query, key and value
@@ -207,6 +232,7 @@ class ModelConfig:
             "medusa_heads": self.num_medusa_heads,
             "eagle_nets": self.num_eagle_layers,
             "drafter": self.redrafter,
+            "eagle3": self.eagle3,
         }
         return next((name for name, there in here.items() if there), "")
 
@@ -223,6 +249,8 @@ class ModelConfig:
         if self.redrafter:
             shapes = self.redrafter.shapes(self.hidden_size, vocab_size).values()
             return sum(math.prod(shape) for shape in shapes)
+        if self.eagle3:
+            return self.eagle3.parameters(self.hidden_size)
         output = vocab_size * self.hidden_size
         if (net := self.eagle_net_config) is not None:
             tables = net.vocab_size * (1 if net.tie_word_embeddings else 2)
@@ -249,6 +277,8 @@ class ModelConfig:
         facts["rotary_embedding_dim"] = self.rotary_dim
         if self.eagle_net_config is not None:
             facts["eagle_net_config"] = self.eagle_net_config.to_json()
+        if self.eagle3 is not None:
+            facts["eagle3"] = self.eagle3.to_json()
         absent = ["arithmetic", "upstream_limits", "upstream_since", "stored_bytes"]
         absent += [n for n in ("moe", "query_pre_attn_scalar") if facts[n] is None]
         absent += [n for n in facts if n.startswith(_IF_ANY) and not facts[n]]
@@ -267,6 +297,10 @@ def model_from_json(raw: Mapping[str, Any]) -> ModelConfig:
         known["moe"] = Experts(**_known(Experts, known["moe"]))
     if known.get("eagle_net_config") is not None:
         known["eagle_net_config"] = model_from_json(known["eagle_net_config"])
+    if known.get("eagle3") is not None:
+        given = _known(Eagle3Drafter, known["eagle3"])
+        ids, net = tuple(given["layer_ids"]), model_from_json(given["net"])
+        known["eagle3"] = Eagle3Drafter(**{**given, "layer_ids": ids, "net": net})
     if "arithmetic" in known:
         how = _known(Arithmetic, known["arithmetic"])
         how |= {name: tuple(value) for name, value in how.items() if isinstance(value, list)}
@@ -279,7 +313,8 @@ def model_from_json(raw: Mapping[str, Any]) -> ModelConfig:
 
 
 def _known(
-    record: type[ModelConfig | Experts | Arithmetic | RecurrentDrafter], raw: Mapping[str, Any]
+    record: type[ModelConfig | Experts | Arithmetic | RecurrentDrafter | Eagle3Drafter],
+    raw: Mapping[str, Any],
 ) -> dict[str, Any]:
     return {f.name: raw[f.name] for f in fields(record) if f.name in raw}
 

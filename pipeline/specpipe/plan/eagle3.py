@@ -1,6 +1,7 @@
-"""Checks the checkpoint of method eagle3, which TensorRT-LLM's LLM API reads as it is.
+"""Checks the checkpoint of method eagle3 for a backend that reads it as it is.
 
-Not here: downloads; a drafter that is only on the hub is not looked at.
+Not here: downloads; a drafter that is only on the hub is not looked at. A backend that converts
+models checks the drafter with them (`Eagle3Source.check`).
 """
 
 from specpipe.checkpoint.eagle3 import open_eagle3
@@ -31,4 +32,4 @@ def check_eagle3(config: RunConfig, target: ModelConfig) -> list[Rejection]:
     if path is None:
         return []
     with named_by(config, _KEY):
-        return list(open_eagle3(path).check(target))
+        return list(open_eagle3(path).misfits(target))

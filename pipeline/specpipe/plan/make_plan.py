@@ -165,7 +165,7 @@ def _check_parts(
         target = found.sources[role]
         if target is not None and not serves_sources:
             yield from check_drafter_config(target, found.models[role], own)
-    if not found.outlined:
+    if serves_sources and not found.outlined:
         yield from check_eagle3(config, found.models["target"])
     yield from check_tree(config, found.models["target"])
     yield from check_draft_length(config)

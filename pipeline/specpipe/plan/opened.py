@@ -6,12 +6,13 @@ from pathlib import Path
 
 from specpipe.checkpoint.drafter import DrafterSource
 from specpipe.checkpoint.eagle import known_eagle, open_eagle
+from specpipe.checkpoint.eagle3 import open_eagle3
 from specpipe.checkpoint.finding import find_source, named_by, with_weights
 from specpipe.checkpoint.medusa import HeadsSource, known_heads, open_heads
 from specpipe.checkpoint.redrafter import open_redrafter
 from specpipe.checkpoint.source import Source
 from specpipe.config.run_config import RunConfig, require_file
-from specpipe.config.speculation import Eagle, ReDrafter, redrafter_of
+from specpipe.config.speculation import Eagle, ReDrafter, eagle3_of, redrafter_of
 from specpipe.core.contracts import Role
 from specpipe.core.digests import Stamp, stamp
 from specpipe.core.errors import ConfigError
@@ -115,6 +116,8 @@ def _opening(config: RunConfig, file: Path) -> tuple[Opening, tuple[Hashable, ..
         return open_redrafter, (file, beams, release_of(config))
     if isinstance(config.speculation, Eagle):
         return open_eagle, (file, config.speculation, config.engine.dtype)
+    if eagle3_of(config.speculation) is not None:
+        return open_eagle3, (file, config.engine.dtype)
     return open_heads, (file,)
 
 

@@ -62,7 +62,7 @@ def check_options(config: RunConfig, next_token_layers: int = 0) -> Iterator[Rej
                 f"method {options.method} runs only in TensorRT-LLM engines",
                 "use backend: tensorrt, or one of medusa, draft_model, prompt_lookup",
             )
-        if isinstance(options, Eagle3 | MultiToken):
+        if isinstance(options, MultiToken):
             yield Rejection(
                 f"method {options.method} runs only in TensorRT-LLM's LLM API",
                 "use backend: llmapi, or one of medusa, draft_model, prompt_lookup",
@@ -93,7 +93,7 @@ def _ignored(config: RunConfig) -> Iterator[str]:
         yield "min_confidence"
     if config.drafter("draft"):
         yield "draft.heads"
-    if isinstance(options, Medusa | PromptLookup) and options.tree == "dynamic":
+    if isinstance(options, Medusa | PromptLookup | Eagle3) and options.tree == "dynamic":
         yield "tree: dynamic"
     if isinstance(options, Medusa) and options.draft_vocab_size is not None:
         yield "draft_vocab_size"

@@ -13,7 +13,7 @@ from specpipe.checkpoint.redrafter import trained_redrafter
 from specpipe.checkpoint.served import UnconvertedModel, count_of, read_served
 from specpipe.checkpoint.source import Source, known_model
 from specpipe.config.run_config import RunConfig, find_file
-from specpipe.config.speculation import Eagle
+from specpipe.config.speculation import Eagle, eagle3_of
 from specpipe.core.contracts import Role
 from specpipe.core.model import ModelConfig
 from specpipe.engine.backend import Backend
@@ -122,7 +122,7 @@ def _planned_drafter(
         return opened.drafter(config, role)
     if (beams := beams_of(config)) is not None:
         return trained_redrafter(Path(name), model, beams, release_of(config))
-    if isinstance(config.speculation, Eagle):
+    if isinstance(config.speculation, Eagle) or eagle3_of(config.speculation):
         return known_drafter(config, name) or opened.drafter(config, role)
     return known_drafter(config, name) or _trained_heads(config, name, model)
 

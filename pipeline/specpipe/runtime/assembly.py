@@ -42,6 +42,7 @@ PROPOSERS: dict[str, str] = {  # method -> build(options, engines) -> Proposer
     "lookahead": "specpipe.speculate.lookahead:build",
     "medusa": "specpipe.speculate.medusa:build",
     "redrafter": "specpipe.speculate.redrafter:build",
+    "eagle3": "specpipe.speculate.eagle3:build",
     "hybrid": "specpipe.speculate.hybrid:build",
 }
 

@@ -1,6 +1,6 @@
 """Serves many sequences with one call per engine: collects what they ask, and answers together.
 
-A *round* has two parts. First the drafters run: all asks for heads, a recurrent drafter or a draft
+A *round* has two parts. First the drafters run: all asks for heads, a small drafter or a draft
 model are grouped by engine and kind, and each group is one call, until every stream waits for the
 target. Then the target runs once. Its step holds the root and the draft of every stream that
 decodes, and chunks of prompts for as long as there is room among `max_num_tokens` rows.
@@ -17,10 +17,13 @@ from specpipe.core.contracts import (
     Allowance,
     Answer,
     Ask,
+    Branch,
     Extend,
     Extensions,
     Guess,
     LoadedEngine,
+    PoolFull,
+    Predict,
     Role,
     Score,
     Scores,
@@ -32,6 +35,7 @@ from specpipe.runtime.stream import Counts, Stream
 from specpipe.speculate.decode import ContextLogits, Decoding, Step
 
 Event = Step | ContextLogits | Exception
+Call = Callable[[list[Stream]], Sequence[Answer]]  # answers what each of some streams asks
 
 
 @dataclass
@@ -53,6 +57,9 @@ class Batcher:
         self._packer = Packer(
             self.engines, self.max_num_tokens, self.budget, self.streams, self.counts
         )
+        self._calls: dict[type, Call] = {
+            Guess: self._guess, Extend: self._extend, Predict: self._predict
+        }  # fmt: skip
 
     def add(
         self,
@@ -154,7 +161,7 @@ class Batcher:
                     break  # all of them still read their prompt
                 chunks = False
             else:
-                self._answer_all(streams, self._guess if kind is Guess else self._extend)
+                self._answer_all(streams, self._calls[kind])
 
     def _groups(self) -> dict[tuple[type, Role], list[Stream]]:
         found: dict[tuple[type, Role], list[Stream]] = {}
@@ -164,9 +171,7 @@ class Batcher:
                 found.setdefault(key, []).append(stream)
         return found
 
-    def _answer_all(
-        self, streams: Sequence[Stream], call: Callable[[list[Stream]], Sequence[Answer]]
-    ) -> None:
+    def _answer_all(self, streams: Sequence[Stream], call: Call) -> None:
         try:
             answers = call(list(streams))
         except Exception as error:
@@ -191,6 +196,17 @@ class Batcher:
         ends = np.cumsum(counts)
         parts = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
         return [Extensions(found.tokens[p], found.probs[p], found.states[p]) for p in parts]
+
+    def _predict(self, streams: list[Stream]) -> Sequence[Answer]:
+        """Answer with no predictions where rows of the target are missing, or there is no room."""
+        asks = [(n, s, s.ask) for n, s in enumerate(streams) if isinstance(s.ask, Predict)]
+        made = {n: branch for n, s, ask in asks if (branch := _branch(s.lanes[ask.role], ask))}
+        try:
+            found = self.engines[asks[0][2].role].predict(list(made.values())) if made else []
+        except PoolFull:
+            return [_no_predictions(ask) for _, _, ask in asks]
+        answers = dict(zip(made, found, strict=True))
+        return [answers.get(n) or _no_predictions(ask) for n, _, ask in asks]
 
     # --- scoring --------------------------------------------------------------------------------
 
@@ -244,10 +260,25 @@ def finish(batcher: Batcher, stream: Stream) -> Iterator[Step | ContextLogits]:
 
 
 def _role_of(ask: Ask | None) -> Role:
-    assert isinstance(ask, Score | Guess | Extend)
+    assert isinstance(ask, Score | Guess | Extend | Predict)
     return ask.role
 
 
+def _branch(lane: Lane, ask: Predict) -> Branch | None:
+    """Return the draft to predict for; None if the target's rows before the root are missing."""
+    if lane.cache is None:
+        return None
+    lane.follow(ask.tokens)
+    if len(lane.pending) > 1:
+        return None
+    return Branch(lane.cache, lane.pending[0], ask.draft, ask.states, ask.wanted)
+
+
+def _no_predictions(ask: Predict) -> Extensions:
+    none = np.zeros((0, 0))
+    return Extensions(none.astype(np.int64), none, none.astype(np.float32))
+
+
 def _cost_of_kind(key: tuple[type, Role]) -> int:
-    """Order the kinds of asks: heads and recurrent drafters run before a draft model."""
-    return [Guess, Extend, Score].index(key[0])
+    """Order the kinds of asks: heads and other small drafters run before a draft model."""
+    return [Guess, Extend, Predict, Score].index(key[0])

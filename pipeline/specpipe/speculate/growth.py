@@ -6,7 +6,7 @@ level at once, independent of the path. A recurrent drafter needs one evaluation
 extends only the likeliest paths, as in EAGLE-2 (2406.16858, section 4.1).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from specpipe.core.contracts import (
     ROOT,
     Asking,
     Draft,
+    Extensions,
     Guesses,
     Logits,
     Role,
@@ -86,15 +87,8 @@ class Recurrent:
     _states: dict[Node, Logits] = field(default_factory=dict)  # of the nodes that it was run on
 
     def after(self, level: Sequence[Node]) -> Asking[list[Shares]]:
-        """Return predictions of the likeliest nodes; nothing for the others.
-
-        Nothing is returned beyond `beams` nodes or `levels` levels, for levels below LEAST_CHANCE,
-        and for descendants of such nodes.
-        """
-        known = [n for n in level if n.parent is None or n.parent in self._states]
-        asked = known[: self.beams] if level[0].depth < self.levels else []
-        if sum(node.chance for node in asked) < LEAST_CHANCE:
-            asked = []
+        """Return predictions of the likeliest nodes; nothing for the others; see `worth_asking`."""
+        asked = worth_asking(level, self._states, self.beams, self.levels)
         found = yield from self._ask(asked)
         answers: dict[Node, Shares] = dict(zip(asked, found, strict=True))
         return [answers.get(node, {}) for node in level]
@@ -107,8 +101,27 @@ class Recurrent:
         tokens = np.array([node.token for node in asked], np.int64)
         found = yield from extend(self.role, self.hidden, np.stack(states), tokens)
         self._states.update(zip(asked, found.states, strict=True))
-        rows = zip(found.tokens.tolist(), found.probs.tolist(), strict=True)
-        return [dict(zip(*row, strict=True)) for row in rows]
+        return as_shares(found)
+
+
+def worth_asking(
+    level: Sequence[Node], known: Container[Node], beams: int, levels: int
+) -> list[Node]:
+    """Return the nodes of a level that a drafter with a state is run on; `known` have a state.
+
+    There are none beyond `beams` nodes or `levels` levels, in levels below LEAST_CHANCE, and no
+    descendants of nodes that it was not run on.
+    """
+    if level[0].depth >= levels:
+        return []
+    found = [node for node in level if node.parent is None or node.parent in known][:beams]
+    return found if sum(node.chance for node in found) >= LEAST_CHANCE else []
+
+
+def as_shares(found: Extensions) -> list[Shares]:
+    """Return the predictions after each path, by token."""
+    rows = zip(found.tokens.tolist(), found.probs.tolist(), strict=True)
+    return [dict(zip(*row, strict=True)) for row in rows]
 
 
 def grow_levels(

@@ -21,6 +21,7 @@ from specpipe.core.contracts import (
 )
 from specpipe.speculate import medusa
 from specpipe.speculate.draft_model import guided_by
+from specpipe.speculate.eagle3 import LayerPredictor
 from specpipe.speculate.growth import Heads, Predictor, Recurrent
 from specpipe.speculate.lookup_tree import TreeLookup
 from specpipe.speculate.prompt_lookup import PromptLookupProposer
@@ -58,8 +59,10 @@ def build(options: Hybrid, engines: Mapping[Role, EngineFacts]) -> Proposer:
     return HybridProposer(PromptLookupProposer(nodes, *ngrams), _second(options, engines))
 
 
-def _predictor(options: Hybrid, hidden: Logits) -> Asking[Predictor]:
-    """Return the drafter that contributes nodes to a tree, given the hidden state [D]."""
+def _predictor(options: Hybrid, tokens: Sequence[int], hidden: Logits) -> Asking[Predictor]:
+    """Return the drafter that contributes nodes to a tree; see `TreeLookup`."""
+    if (layer := options.eagle3) is not None:
+        return LayerPredictor(tokens, layer.num_beams, layer.draft_len_per_beam)
     if (drafter := options.redrafter) is None:
         return Heads((yield from guess("target", hidden)))
     return Recurrent("target", hidden, drafter.num_beams, drafter.draft_len_per_beam)

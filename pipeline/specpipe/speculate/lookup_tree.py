@@ -111,8 +111,12 @@ class TreeLookup:
         nodes: int,
         min_ngram: int,
         max_ngram: int,
-        ask: Callable[[Logits], Asking[Predictor]] | None = None,
+        ask: Callable[[Sequence[int], Logits], Asking[Predictor]] | None = None,
     ) -> None:
+        """Draft up to `nodes` tokens.
+
+        `ask` returns a drafter for a sequence and the hidden state [D] before its last token.
+        """
         self.draft_nodes = nodes
         self._min_ngram, self._max_ngram, self._ask = min_ngram, max_ngram, ask
         self._tokens: list[int] = []
@@ -140,4 +144,4 @@ class TreeLookup:
     def _predictor(self) -> Asking[Predictor]:
         if self._ask is None or self._hidden is None:
             return Silent()
-        return (yield from self._ask(self._hidden))
+        return (yield from self._ask(self._tokens, self._hidden))

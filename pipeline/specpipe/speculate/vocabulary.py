@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from specpipe.core.contracts import (
+    Branch,
     Cache,
     Extensions,
     Floats,
@@ -64,6 +65,16 @@ class InVocabulary:
         """Run the engine's drafter; ids beyond the target's get probability 0."""
         found = self._engine.extend(hidden, states, self._known(tokens))
         return Extensions(*self._drafted(found.tokens, found.probs), found.states)
+
+    def predict(self, branches: Sequence[Branch]) -> list[Extensions]:
+        """Run the engine's drafter; ids beyond the target's get probability 0."""
+        known = [
+            replace(b, root=int(self._known(np.array(b.root))),
+                    draft=replace(b.draft, tokens=self._known(b.draft.tokens)))
+            for b in branches
+        ]  # fmt: skip
+        found = self._engine.predict(known)
+        return [Extensions(*self._drafted(e.tokens, e.probs), e.states) for e in found]
 
     def trim(self) -> None:
         """Give back memory; see `LoadedEngine`."""

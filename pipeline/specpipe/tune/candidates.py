@@ -33,8 +33,9 @@ WINDOWS = ((2, 2, 2), (4, 3, 4), (5, 4, 5))
 
 
 def is_tuned(options: object, name: str) -> bool:
-    """Tell whether a setting is chosen by `tune` and has an effect: a ReDrafter's tree has none."""
-    moot = name == "tree" and isinstance(options, Hybrid) and options.redrafter is not None
+    """Tell whether a setting is chosen by `tune` and has an effect: a drafter's tree has none."""
+    grows = isinstance(options, Hybrid) and bool(options.redrafter or options.eagle3)
+    moot = name == "tree" and grows
     return name in TUNED and not moot
 
 

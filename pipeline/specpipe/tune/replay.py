@@ -14,6 +14,7 @@ import numpy as np
 from specpipe.config.speculation import DraftModel, Hybrid, Speculation
 from specpipe.core.contracts import (
     Asking,
+    Branch,
     Draft,
     EngineFacts,
     Extensions,
@@ -29,6 +30,7 @@ from specpipe.core.contracts import (
     Scores,
     score,
 )
+from specpipe.core.errors import Unsupported
 from specpipe.runtime.assembly import Runtime, make_proposer
 from specpipe.runtime.batcher import finish
 from specpipe.runtime.budget import Budget
@@ -153,6 +155,10 @@ class _Recorded:
         """Run the drafter itself."""
         self.calls.heads += 1
         return self.target.extend(hidden, states, tokens)
+
+    def predict(self, branches: Sequence[Branch]) -> list[Extensions]:
+        """Refuse: `tune` tries no settings of a drafter that reads the target's caches."""
+        raise Unsupported("a trace has no hidden states for an EAGLE-3 drafter")
 
 
 def replay(

@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specpipe.config.run_config import EngineOptions, RunConfig
-from specpipe.config.speculation import UPSTREAM_ONLY, NoSpeculation, Speculation
+from specpipe.config.speculation import (
+    UPSTREAM_ONLY,
+    NoSpeculation,
+    Speculation,
+    eagle3_of,
+)
 from specpipe.core.errors import Rejection, Unsupported
 from specpipe.engine.upstream_models import TOKENIZER
 from specpipe.plan.gpus import find_gpu, unknown_gpu
@@ -111,6 +116,12 @@ def _require_replay(options: Speculation) -> None:
             f"method {options.method} runs only in TensorRT-LLM, but settings are tried with the "
             "CPU engine",
             hint="measure it with `specpipe validate` on a GPU machine",
+        )
+    if eagle3_of(options) is not None:
+        raise Unsupported(
+            "an EAGLE-3 drafter reads hidden states of the target, which recorded answers lack, so "
+            "its settings cannot be tried",
+            hint="compare settings with `specpipe bench speculation`",
         )
 
 

@@ -18,7 +18,15 @@ from specpipe.engine.openvino.drafter import build_drafter
 from specpipe.engine.openvino.endpoint import describe
 from specpipe.engine.openvino.engine import OpenVinoEngine
 from specpipe.engine.openvino.heads import build_heads
-from specpipe.engine.openvino.load import DRAFTER, HEADS, NETWORK, load_engine, pool_blocks
+from specpipe.engine.openvino.layer_graph import build_layer_drafter
+from specpipe.engine.openvino.load import (
+    DRAFTER,
+    HEADS,
+    LAYER,
+    NETWORK,
+    load_engine,
+    pool_blocks,
+)
 from specpipe.engine.openvino.network import build_network, columns
 from specpipe.engine.openvino.precision import ITEM_BYTES, Precision
 from specpipe.engine.openvino.rope import exact_positions
@@ -122,10 +130,14 @@ class OpenVinoBackend:
         if request.model.redrafter:
             weights += request.model.drafter_parameters(request.model.vocab_size)
             weights += 2 * request.model.vocab_size * request.model.hidden_size  # its embeddings
+        kv = request.model.kv_bytes(1, bytes_per_value=precision.kv_bytes)
+        if (layer := request.model.eagle3) is not None:
+            weights += 2 * layer.parameters(request.model.hidden_size)
+            kv += layer.net.kv_bytes(1, bytes_per_value=4) + 4 * layer.net.hidden_size
         blocks = pool_blocks(_pool_tokens(request), engine.max_batch_size, request.draft_nodes)
         return Footprint(
             weights,
-            request.model.kv_bytes(1, bytes_per_value=precision.kv_bytes),
+            kv,
             blocks * BLOCK,
             activations=0,
             runtime=OVERHEAD_BYTES,
@@ -136,7 +148,7 @@ class OpenVinoBackend:
     ) -> Facts:
         """Write the graphs with their weights, the facts of the model and engine.json into `out`.
 
-        The graphs are the network and, if the checkpoint has them, Medusa heads or a ReDrafter.
+        The graphs are the network and, if the checkpoint has one, that of its heads or drafter.
 
         Raises ConfigError if the checkpoint is damaged.
         """
@@ -157,6 +169,10 @@ class OpenVinoBackend:
         if (net := request.model.redrafter) is not None:
             drafter = build_drafter(request.model, net, weights, request.draft_vocab_size)
             save_graph(drafter, out / DRAFTER)
+        if (layer := request.model.eagle3) is not None:
+            exact = engine.dtype == "float32" and own == "none"
+            drafter = build_layer_drafter(request.model, layer, weights, exact=exact)
+            save_graph(drafter, out / LAYER)
         for name in ("config.json", ARITHMETIC):
             shutil.copyfile(checkpoint / name, out / name)
         limits = {

@@ -201,6 +201,7 @@ class BlockCache:
         self.tokens = tokens  # kept
         self.blocks = blocks
         self.fresh = _NO_ROWS  # the tokens of the last step's rows, which follow the kept ones
+        self.beside: BlockCache | None = None  # the rows of a drafter, in a pool of their own
         self._pool = pool
         for block in blocks:
             pool.share(block)
@@ -236,6 +237,9 @@ class BlockCache:
     def release(self) -> None:
         """Give all blocks back; the cache is then empty."""
         self.truncate(0)
+        if self.beside is not None:
+            self.beside.release()
+            self.beside = None
 
     def fork(self, length: int | None = None) -> "BlockCache":
         """Return a cache that keeps the first `length` kept rows, by default all, in shared blocks.
@@ -261,6 +265,12 @@ class BlockCache:
         targets = np.arange(len(rows))
         first = int((rows != targets).argmax())  # rows ascend: all later ones move, too
         self._pool.storage.move_rows(self._slots(rows[first:]), self._slots(targets[first:]))
+
+    def kept_slots(self, first: int, end: int) -> Ints:
+        """Return the slots of the kept rows from `first` to `end` - 1."""
+        rows, table = np.arange(first, end), np.array(self.blocks, np.int64)
+        slots: Ints = table[rows // BLOCK] * BLOCK + rows % BLOCK
+        return slots
 
     def _slots(self, rows: Ints) -> Ints:
         """Return the slots of rows of the last step."""

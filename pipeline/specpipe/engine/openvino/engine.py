@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
 from specpipe.core.contracts import (
+    Branch,
     EngineFacts,
     Extensions,
     Guesses,
@@ -25,14 +26,16 @@ from specpipe.core.model import ModelConfig
 from specpipe.engine.openvino.attention import has_alibi, padded_layers
 from specpipe.engine.openvino.batch import Batch, Part, lay_out
 from specpipe.engine.openvino.blocks import BLOCK, BlockCache, BlockPool
+from specpipe.engine.openvino.calls import CompiledCall, paged_arrays
 from specpipe.engine.openvino.checks import InvalidBatch, check_batch, check_parts
 from specpipe.engine.openvino.invariance import RowLimits, find_limits, split
+from specpipe.engine.openvino.layer_drafter import LayerDrafter
 from specpipe.engine.openvino.masks import padded_arrays
 from specpipe.engine.openvino.memory import drop_mapped_pages
 from specpipe.engine.openvino.network import masked_windows
 from specpipe.engine.openvino.storage import KVStorage
 
-Arrays = Mapping[str, NDArray[Any]]
+Graph = TypeVar("Graph")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,7 @@ class Graphs:
     network: ov.CompiledModel
     heads: ov.InferRequest | None
     drafter: ov.InferRequest | None
+    layer: ov.CompiledModel | None  # of an EAGLE-3 drafter
     files: Sequence[Path]
 
 
@@ -75,6 +79,7 @@ class OpenVinoEngine:
         self._padded = np.array(padded_layers(model, max_seq_len), np.int64)
         self._windows = masked_windows(model, max_seq_len)
         self._call = CompiledCall(graphs.network, self._storage)
+        self.layer = self._layer_drafter()
         self._limits: RowLimits | None = None
         if options.batch_invariant:
             longest = min(max_seq_len, (options.blocks - 1) * BLOCK)
@@ -135,6 +140,10 @@ class OpenVinoEngine:
         best, probs, after = (drafter.get_tensor(name).data for name in names)
         return Extensions(best.astype(np.int64), probs.astype(np.float64), after.copy())
 
+    def predict(self, branches: Sequence[Branch]) -> list[Extensions]:
+        """See `LoadedEngine`."""
+        return _need(self.layer, "EAGLE-3 drafter").predict(branches)
+
     def trim(self) -> None:
         """Drop the mapped weights file from memory; the plugin has copies in its own layout.
 
@@ -142,6 +151,13 @@ class OpenVinoEngine:
         """
         for file in self._graphs.files:
             drop_mapped_pages(file)
+
+    def _layer_drafter(self) -> LayerDrafter | None:
+        network, model = self._graphs.layer, self._model
+        if network is None or model.eagle3 is None:
+            return None
+        storage, length = self._storage, self._max_seq_len
+        return LayerDrafter(network, model.eagle3, storage, model.vocab_size, length)
 
     def _need(self, part: Part) -> tuple[BlockCache, int]:
         """Return the rows to reserve: attention may write a single row twice."""
@@ -170,6 +186,8 @@ class OpenVinoEngine:
         call.run(feeds, {"logits": logits, "hidden": hidden})
         if len(self._padded):
             self._storage.write(self._padded, batch.slots, call.output("kv"))
+        if "features" in call.ports:
+            self._storage.write_features(batch.slots, call.output("features"))
         return logits[:count], hidden[:count]
 
     def _feeds(self, batch: Batch) -> dict[str, NDArray[Any]]:
@@ -194,67 +212,16 @@ class OpenVinoEngine:
         return feeds
 
 
-class CompiledCall:
-    """The only request of a compiled network, with the pool bound to it."""
-
-    def __init__(self, network: ov.CompiledModel, storage: KVStorage) -> None:
-        """Bind the caches of all layers."""
-        self._request = network.create_infer_request()
-        self.ports = {port.get_any_name(): port for port in (*network.inputs, *network.outputs)}
-        self._bound: dict[str, NDArray[Any]] = {}
-        for i, tensor in enumerate(storage.tensors()):
-            name = f"{'value' if i % 2 else 'key'}_cache.{i // 2}"
-            self._request.set_tensor(self.ports[name], tensor)
-
-    def run(self, feeds: Arrays, results: Arrays) -> None:
-        """Read `feeds` and write `results` in place.
-
-        An input is bound again only for another shape, since binding takes longer than copying.
-        """
-        for name, array in feeds.items():
-            bound = self._bound.get(name)
-            if bound is not None and bound.shape == array.shape:
-                bound[...] = array
-            else:
-                self._bind(name, array.copy())
-        for name, array in results.items():
-            self._bind(name, array)
-        self._request.infer(share_inputs=True, share_outputs=True)
-
-    def _bind(self, name: str, array: NDArray[Any]) -> None:
-        self._request.set_tensor(self.ports[name], ov.Tensor(array, shared_memory=True))
-        self._bound[name] = array  # the plugin uses it until the next one is bound
-
-    def output(self, name: str) -> Logits:
-        """Return a view of another result of the last run, valid until the next."""
-        found: Logits = self._request.get_tensor(self.ports[name]).data
-        return found
-
-
-def paged_arrays(batch: Batch) -> dict[str, NDArray[Any]]:
-    """Return the inputs of paged attention by name."""
-    bias, bias_begins = batch.bias()
-    found = {
-        "past_lens": batch.past,
-        "subsequence_begins": batch.begins,
-        "block_indices": batch.table,
-        "block_indices_begins": batch.table_begins,
-        "max_context_len": np.asarray(batch.longest),
-        "qq_bias_begins": bias_begins,
-    }
-    return {name: array.astype(np.int32) for name, array in found.items()} | {"qq_bias": bias}
-
-
 def _part(item: Item) -> Part:
     if not isinstance(item.cache, BlockCache):
         raise InvalidBatch("the cache of an item is not of this engine")
     return Part(item.cache, item.tokens, item.parents, item.wanted)
 
 
-def _need(graph: ov.InferRequest | None, what: str) -> ov.InferRequest:
+def _need(graph: Graph | None, what: str) -> Graph:
     if graph is None:
         raise Unsupported(
             f"this engine has no {what}",
-            hint="set speculation.heads and run `specpipe build` again",
+            hint="name it in the section speculation and run `specpipe build` again",
         )
     return graph

@@ -12,7 +12,7 @@ from openvino import opset13 as op
 from specpipe.core.artifacts import read_model_config
 from specpipe.core.errors import ConfigError
 from specpipe.core.machine import cpu_kinds, multiplies_int8
-from specpipe.core.model import ModelConfig
+from specpipe.core.model import Eagle3Drafter, ModelConfig
 from specpipe.engine.openvino.attention import PAGED, describe_paged
 from specpipe.engine.openvino.blocks import BLOCK
 from specpipe.engine.openvino.engine import Graphs, OpenVinoEngine, PoolOptions
@@ -20,6 +20,14 @@ from specpipe.engine.openvino.precision import Precision
 from specpipe.engine.openvino.rope import rope_inputs
 
 NETWORK, HEADS, DRAFTER = "openvino_model.xml", "openvino_heads.xml", "openvino_drafter.xml"
+LAYER = "openvino_eagle3.xml"
+GRAPHS = (NETWORK, HEADS, DRAFTER, LAYER)
+# Draft tokens need not be exact, so activations of layers in 8 bits are rounded too.
+_ROUNDED = {
+    "INFERENCE_PRECISION_HINT": "f32",  # faster than the default, for weights in 8 bits
+    "PERFORMANCE_HINT": "LATENCY",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32",
+}
 
 
 def load_engine(folder: Path) -> OpenVinoEngine:
@@ -37,7 +45,8 @@ def load_engine(folder: Path) -> OpenVinoEngine:
             core.compile_model(network, "CPU", _precision(limits).properties(kind)),
             _load_drafter(core, folder / HEADS) if model.num_medusa_heads else None,
             _load_drafter(core, folder / DRAFTER) if model.redrafter else None,
-            [(folder / name).with_suffix(".bin") for name in (NETWORK, HEADS, DRAFTER)],
+            _load_layer(core, folder / LAYER, model.eagle3) if model.eagle3 else None,
+            [(folder / name).with_suffix(".bin") for name in GRAPHS],
         )
         length, batch_invariant = int(limits["max_seq_len"]), bool(limits["batch_invariant"])
         blocks = pool_blocks(
@@ -91,15 +100,16 @@ def _type_padded_caches(network: ov.Model, model: ModelConfig, kind: ov.Type) ->
 
 
 def _load_drafter(core: ov.Core, graph: Path) -> ov.InferRequest:
-    """Compile heads or a drafter; draft tokens need not be exact."""
+    """Compile heads or a recurrent drafter."""
     network = core.read_model(graph)
     _mark_decompression(network)
-    rounded = {
-        "INFERENCE_PRECISION_HINT": "f32",  # faster than the default, for weights in 8 bits
-        "PERFORMANCE_HINT": "LATENCY",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32",
-    }
-    return core.compile_model(network, "CPU", rounded).create_infer_request()
+    return core.compile_model(network, "CPU", _ROUNDED).create_infer_request()
+
+
+def _load_layer(core: ov.Core, graph: Path, drafter: Eagle3Drafter) -> ov.CompiledModel:
+    """Compile an EAGLE-3 drafter; its KV cache is in float32, whatever that of its target."""
+    network = _read_network(core, graph, drafter.net, ov.Type.f32)
+    return core.compile_model(network, "CPU", _ROUNDED | {"KV_CACHE_PRECISION": "f32"})
 
 
 def _prevent_fused_mlp(network: ov.Model) -> None:

@@ -24,6 +24,7 @@ head size h, L layers.
                                    batch-invariant graphs
     key_cache.i, value_cache.i     [blocks, K, BLOCK, h]
  -> logits     [R, V]              hidden     [R, D], after the final norm
+    features   [T, d], with an EAGLE-3 drafter: its reading of the inputs of some layers
     kv         [F, T, K * h]       keys and values of the padded layers (`padded.py`): those of the
                                    first layer, its values, the next layer's keys ...
 
@@ -70,9 +71,10 @@ def build_network(
     inputs = _inputs(model, max_seq_len, batch_invariant)
     table = _table(build, "vocab_embedding")
     x = _embed(build, table, inputs)  # [1, T, D]
-    caches, new_rows = [], []
+    caches, new_rows, layer_inputs = [], [], []
     for i in range(model.num_hidden_layers):
-        cache = [_cache_input(f"{kind}_cache.{i}") for kind in ("key", "value")]
+        layer_inputs.append(x)
+        cache = [cache_input(f"{kind}_cache.{i}") for kind in ("key", "value")]
         x, fresh = _layer(build, i, x, cache, inputs)
         caches += cache
         new_rows += fresh
@@ -82,6 +84,9 @@ def build_network(
         "logits": op.squeeze(_logits(build, hidden, table), ints(0)),
         "hidden": op.squeeze(hidden, ints(0)),
     }
+    if (drafter := model.eagle3) is not None:
+        read = op.concat([layer_inputs[i] for i in drafter.layer_ids], -1)
+        outputs["features"] = op.squeeze(build.plain_linear(read, "eagle3.fc.weight"), ints(0))
     if new_rows:
         outputs["kv"] = op.concat([op.unsqueeze(rows, ints(0)) for rows in new_rows], 0)
     return _model(outputs, [*inputs.values(), *caches])
@@ -102,33 +107,34 @@ def masked_windows(model: ModelConfig, max_seq_len: int) -> list[int]:
 
 def _inputs(model: ModelConfig, max_seq_len: int, batch_invariant: bool) -> dict[str, ov.Node]:
     """Return the inputs by name and in order, without the caches."""
-    found, how = {name: _indices(name) for name in ("tokens", "rows")}, model.arithmetic
+    found, how = {name: indices(name) for name in ("tokens", "rows")}, model.arithmetic
     if model.rotary_dim:
         shape = [1, -1, 1, model.head_size]
         names = ("cos", "sin", *(("local_cos", "local_sin") if how.local_layers else ()))
         found |= {name: op.parameter(shape, Type.f32, name=name) for name in names}
     if model.position_embedding_type == "learned_absolute":
-        found["positions"] = _indices("positions")
+        found["positions"] = indices("positions")
     masks = [mask_name(w) for w in masked_windows(model, max_seq_len)]
     if len(padded_layers(model, max_seq_len)) < model.num_hidden_layers:
-        found |= _paged_inputs(batch_invariant)
+        found |= paged_inputs(batch_invariant=batch_invariant)
     return found | (padded_inputs(model, masks, alibi=has_alibi(model)) if masks else {})
 
 
-def _paged_inputs(batch_invariant: bool) -> dict[str, ov.Node]:
-    found = {name: _indices(name) for name in (*TABLES, "qq_bias_begins")}
+def paged_inputs(*, batch_invariant: bool) -> dict[str, ov.Node]:
+    """Return the inputs of paged attention by name."""
+    found = {name: indices(name) for name in (*TABLES, "qq_bias_begins")}
     found["qq_bias"] = op.parameter([-1], Type.u8, name="qq_bias")
     found["max_context_len"] = op.parameter([], Type.i32, name="max_context_len")
-    return found | (
-        {name: _indices(name) for name in ("spread", "back")} if batch_invariant else {}
-    )
+    return found | ({name: indices(name) for name in ("spread", "back")} if batch_invariant else {})
 
 
-def _indices(name: str) -> ov.Node:
+def indices(name: str) -> ov.Node:
+    """Return an input of indices."""
     return op.parameter([-1], Type.i32, name=name)
 
 
-def _cache_input(name: str) -> ov.Node:
+def cache_input(name: str) -> ov.Node:
+    """Return the input of a cache, whose type and shape the plugin chooses."""
     return op.parameter(ov.PartialShape.dynamic(4), Type.dynamic, name=name)
 
 
