@@ -15,8 +15,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # more threads than cores spin in torch
 
 from specpipe.checkpoint.convert import Conversion
 from specpipe.checkpoint.drafter import DrafterSource
-from specpipe.checkpoint.medusa import open_heads
 from specpipe.checkpoint.eagle3 import open_eagle3
+from specpipe.checkpoint.medusa import open_heads
 from specpipe.checkpoint.redrafter import open_redrafter
 from specpipe.checkpoint.source import open_source
 from specpipe.config.speculation import ReDrafter

@@ -21,8 +21,8 @@ _KINDS = {
     "eagle": ("an EAGLE drafter", "set speculation.method: eagle"),
     "eagle3": (
         "an EAGLE-3 drafter",
-        "set speculation.method: eagle3 and engine.backend: llmapi; TensorRT-LLM's engines have "
-        "only EAGLE-1 and EAGLE-2",
+        "set speculation.method: eagle3 and engine.backend: openvino or llmapi; TensorRT-LLM's "
+        "engines have only EAGLE-1 and EAGLE-2",
     ),
     "redrafter": ("a ReDrafter", "set speculation.method: redrafter"),
 }
@@ -55,10 +55,11 @@ def drafter_method(path: Path, names: Set[str]) -> str | None:
 def _is_eagle3(names: Set[str], config: Mapping[str, Any]) -> bool:
     if "fc.weight" in names and any(name.startswith("midlayer.") for name in names):
         return True
-    return bool(names & set(_EAGLE3)) or _is_named_eagle3(config)
+    return bool(names & set(_EAGLE3)) or is_named_eagle3(config)
 
 
-def _is_named_eagle3(config: Mapping[str, Any]) -> bool:
+def is_named_eagle3(config: Mapping[str, Any]) -> bool:
+    """Tell whether a config.json names EAGLE-3."""
     speculators = config.get("speculators_config")
     algorithm = speculators.get("algorithm") if isinstance(speculators, dict) else None
     given = config.get("architectures")

@@ -258,6 +258,17 @@ def planned_eagle3(
     return [replace(plan, shard=Shard.REPLICATED, stage="every") for plan in plans]
 
 
+def planned_in_target(model: ModelConfig, names: Set[str]) -> list[TensorPlan]:
+    """List the tensors of the drafter in a target's checkpoint, whose optional ones are `names`."""
+    if (drafter := model.eagle3) is None:
+        return []
+    columns = len(drafter.layer_ids) * model.hidden_size
+    size = drafter.draft_vocab_size
+    plans = planned_eagle3(drafter.net, columns, size, _OPTIONAL, "layers.0.")
+    optional = {plan.name for plan in plans if set(plan.sources) & set(_OPTIONAL)}
+    return [plan for plan in plans if plan.name not in optional or plan.name in names]
+
+
 def _planned_ids(count: int) -> TensorPlan:
     """Plan the target's id of every draft token; float32 holds ids up to 2^24."""
     return TensorPlan(

@@ -7,7 +7,7 @@ from pathlib import Path
 from specpipe.checkpoint.drafter import DrafterSource
 from specpipe.checkpoint.eagle import known_eagle, open_eagle
 from specpipe.checkpoint.eagle3 import open_eagle3
-from specpipe.checkpoint.finding import find_source, named_by, with_weights
+from specpipe.checkpoint.finding import find_source, is_hub_id, named_by, with_weights
 from specpipe.checkpoint.medusa import HeadsSource, known_heads, open_heads
 from specpipe.checkpoint.redrafter import open_redrafter
 from specpipe.checkpoint.source import Source
@@ -105,9 +105,10 @@ def _require_drafter(config: RunConfig, role: Role, path: str) -> Path:
     try:
         return require_file(path, config, config.drafter_key(role))
     except ConfigError as error:
-        if known_drafter(config, path) is None:
+        on_hub = eagle3_of(config.speculation) is not None and is_hub_id(path)
+        if known_drafter(config, path) is None and not on_hub:
             raise
-        raise ConfigError(str(error), hint=f"download {path} and give its folder") from error
+        raise ConfigError(error.message, hint=f"download {path} and give its folder") from error
 
 
 def _opening(config: RunConfig, file: Path) -> tuple[Opening, tuple[Hashable, ...]]:

@@ -57,6 +57,11 @@ def check_options(config: RunConfig, next_token_layers: int = 0) -> Iterator[Rej
                 "sample draft tokens",
                 "remove speculation.greedy_search, or use backend: tensorrt",
             )
+        if isinstance(options, Eagle3) and options.draft.revision is not None:
+            yield Rejection(
+                f"speculation.draft.revision is {options.draft.revision}, but a folder has none",
+                "remove the key; speculation.draft.model names the folder of the drafter",
+            )
         if isinstance(options, Eagle):
             yield Rejection(
                 f"method {options.method} runs only in TensorRT-LLM engines",

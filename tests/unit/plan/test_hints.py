@@ -29,7 +29,6 @@ ON_CPU: list[tuple[str, dict[str, Any]]] = [
     ("llama8b_lookahead", CPU | {"engine.gpu": "H100-SXM"}),
     ("llama8b_lookahead", CPU | {"engine.kv_cache_quantization": "fp8"}),
     ("llama8b_lookahead", CPU | {"engine.max_seq_len": 4000}),
-    ("llama8b_eagle3_llmapi", CPU),
     ("vicuna7b_eagle", CPU),
     ("vicuna7b_redrafter", CPU | {"speculation.greedy_search": False}),
     ("deepseek-v3_mtp_llmapi", CPU),

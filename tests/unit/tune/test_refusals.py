@@ -22,14 +22,19 @@ CONFIGS = Path("model_configs")
 
 
 @pytest.mark.parametrize("run", [tune_run, recommend_run])
-@pytest.mark.parametrize(
-    "name", ["deepseek-v3_mtp_llmapi", "llama8b_eagle3_llmapi", "vicuna7b_eagle"]
-)
+@pytest.mark.parametrize("name", ["deepseek-v3_mtp_llmapi", "vicuna7b_eagle"])
 def test_methods_that_only_upstream_has_are_not_tuned_here(run, name: str, tmp_path: Path) -> None:
     config = read_config(CONFIGS / f"{name}.yaml")
     with pytest.raises(Unsupported, match=r"method \w+ runs only in TensorRT-LLM") as caught:
         run(Run(config, Workspace(tmp_path, config.name)), Prices())
     assert "backend: llmapi" not in str(caught.value)
+
+
+@pytest.mark.parametrize("run", [tune_run, recommend_run])
+def test_settings_of_an_eagle3_drafter_are_not_tried(run, tmp_path: Path) -> None:
+    config = read_config(CONFIGS / "llama8b_eagle3_llmapi.yaml")
+    with pytest.raises(Unsupported, match=r"(?s)hidden states.*`specpipe bench speculation`"):
+        run(Run(config, Workspace(tmp_path, config.name)), Prices())
 
 
 @pytest.mark.parametrize("run", [tune_run, recommend_run])

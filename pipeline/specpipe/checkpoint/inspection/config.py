@@ -130,7 +130,14 @@ def describe_speculation(raw: Json, mode: str | None = None) -> Speculation:
         whole(raw, "redrafter_num_beams"),
         whole(raw, "redrafter_draft_len_per_beam"),
         whole(raw, "num_eagle_layers"),
+        whole(table(raw, "eagle3"), "draft_vocab_size"),
+        _layer_ids(table(raw, "eagle3")),
     )
+
+
+def _layer_ids(drafter: Json) -> tuple[int, ...]:
+    given = drafter.get("layer_ids")
+    return tuple(n for n in given if isinstance(n, int)) if isinstance(given, list) else ()
 
 
 def describe_ranks(raw: Json) -> Ranks | None:

@@ -61,6 +61,11 @@ def _speculation(speculation: Speculation) -> str:
         parts.append(f"{beams}, {speculation.redrafter_draft_len_per_beam} tokens each")
     if speculation.num_eagle_layers:
         parts.append(f"an EAGLE drafter, levels of tree: {speculation.num_eagle_layers}")
+    if speculation.eagle3_draft_vocab_size:
+        read = ", ".join(map(str, speculation.eagle3_layer_ids))
+        inputs = f"the inputs of layers {read}" if read else "the inputs of the usual layers"
+        words = f"{speculation.eagle3_draft_vocab_size} tokens from {inputs}"
+        parts.append(f"an EAGLE-3 drafter of {words}")
     if speculation.max_draft_len:
         parts.append(f"{speculation.max_draft_len} drafted tokens a step")
     return ", ".join(parts) or "as the build decides"

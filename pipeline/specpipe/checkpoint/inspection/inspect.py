@@ -13,6 +13,7 @@ from specpipe.checkpoint.inspection.config import (
     table,
     text,
 )
+from specpipe.checkpoint.inspection.eagle3 import inspect_eagle3, is_eagle3
 from specpipe.checkpoint.inspection.engine import check_engine, describe_limits, engine_files, mode
 from specpipe.checkpoint.inspection.quantization import check_algorithms
 from specpipe.checkpoint.inspection.records import File, Inspection, InspectionFinding, Ranks
@@ -36,7 +37,7 @@ _VALUES = "the values of the tensors: run with --tensors"
 
 
 def inspect_folder(folder: Path, progress: Progress | None = None) -> Inspection:
-    """Describe a TensorRT-LLM checkpoint or engine, or an OpenVINO engine of specpipe's.
+    """Describe a TensorRT-LLM checkpoint or engine, an engine of specpipe's, or a drafter.
 
     Reads only headers; with `progress` every value as well. Raises ConfigError if the folder is
     none of these; what is wrong with one that is, are its defects.
@@ -57,6 +58,8 @@ def inspect_folder(folder: Path, progress: Progress | None = None) -> Inspection
         return _inspect_engine(folder, raw)
     if (folder / "engine.json").is_file():
         return _inspect_openvino(folder, raw)
+    if is_eagle3(folder, raw):
+        return inspect_eagle3(folder)
     if "architecture" not in raw and "architectures" in raw:
         raise ConfigError(
             f"{folder}: a Hugging Face model, not a TensorRT-LLM checkpoint",

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-FolderKind = Literal["TensorRT-LLM checkpoint", "TensorRT-LLM engine", "OpenVINO engine"]
+FolderKind = Literal[
+    "TensorRT-LLM checkpoint", "TensorRT-LLM engine", "OpenVINO engine", "EAGLE-3 drafter"
+]
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Speculation:
     redrafter_num_beams: int | None
     redrafter_draft_len_per_beam: int | None
     num_eagle_layers: int | None  # levels of tree
+    eagle3_draft_vocab_size: int | None = None  # tokens that an EAGLE-3 drafter can draft
+    eagle3_layer_ids: tuple[int, ...] = ()  # it reads the input of these layers of its target
 
 
 @dataclass(frozen=True)

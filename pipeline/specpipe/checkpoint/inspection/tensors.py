@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from specpipe.checkpoint.eagle import planned_drafters, planned_outputs
+from specpipe.checkpoint.eagle3 import planned_in_target
 from specpipe.checkpoint.families import Shard, TensorPlan, find_family
 from specpipe.checkpoint.inspection.config import (
     REDRAFTERS,
@@ -183,6 +184,7 @@ def _plans(raw: Json, headers: Mapping[int, Header]) -> tuple[ModelConfig, list[
         plans += planned_heads(model, shares_output=shares and not whole)
     if model.eagle_net_config is not None:
         plans += planned_outputs(plans, model.num_eagle_layers) + planned_drafters(model)
+    plans += planned_in_target(model, {n for header in headers.values() for n in header})
     return model, plans + _planned_drafter(raw, model, headers)
 
 

@@ -42,7 +42,8 @@ _TYPES: tuple[tuple[tuple[str, ...], Callable[[object], bool], str], ...] = (
     ),
     (("rotary_embedding_dim", "embedding_sharding_dim"), is_whole, "a whole number"),
     (
-        ("mapping", "quantization", "rotary_scaling", "moe", "eagle_net_config", "arithmetic"),
+        ("mapping", "quantization", "rotary_scaling", "moe", "eagle_net_config", "arithmetic",
+         "eagle3"),
         _is_table,
         "an object",
     ),
