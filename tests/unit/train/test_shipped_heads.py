@@ -38,8 +38,23 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Target:
 
 @pytest.fixture(scope="module")
 def answers(model: Target) -> list[Document]:
-    """Return four prompts with the model's greedy answers."""
-    return [_answer(model, prompt) for prompt in read_prompts(DEFAULT)[:4]]
+    """Return four prompts with the model's greedy answers, decoded together."""
+    tokenizer = model.tokenizer
+    tokenizer.padding_side = "left"
+    texts = [
+        in_template(tokenizer, [{"role": "user", "content": prompt}], answer=True)
+        for prompt in read_prompts(DEFAULT)[:4]
+    ]
+    batch = tokenizer(texts, add_special_tokens=False, return_tensors="pt", padding=True)
+    found = model.model.generate(**batch, max_new_tokens=48, do_sample=False).numpy()
+    began, mask = batch["input_ids"].shape[1], batch["attention_mask"].numpy() == 1
+    return [
+        Document(
+            np.concatenate([row[:began][real], row[began:]]),
+            np.arange(real.sum() + 48) >= real.sum(),
+        )
+        for row, real in zip(found, mask, strict=True)
+    ]
 
 
 def test_they_fit_and_have_fasterdecodings_layout(facts) -> None:
@@ -133,12 +148,3 @@ def _load(facts, target: Target) -> MedusaHeads:
                 block.weight.copy_(weights[f"{h}.{i}.linear.weight"])
                 block.bias.copy_(weights[f"{h}.{i}.linear.bias"])
     return heads
-
-
-def _answer(target: Target, prompt: str) -> Document:
-    text = in_template(target.tokenizer, [{"role": "user", "content": prompt}], answer=True)
-    ids = target.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    out = target.model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, do_sample=False
-    )[0].numpy()
-    return Document(out, np.arange(len(out)) >= ids.shape[1])
