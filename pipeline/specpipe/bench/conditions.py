@@ -1,18 +1,16 @@
 """The conditions on which the figures of a benchmark depend: machine, versions and commit."""
 
 import platform
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from specpipe import __version__
 from specpipe.config.run_config import RunConfig
+from specpipe.core.commit import find_commit
 from specpipe.core.machine import describe_machine
 from specpipe.engine.tensorrt.machine import find_gpus
 from specpipe.runtime.assembly import load_backend
 from specpipe.serve.tritonserver import find_server
-
-_TIMEOUT_S = 10
 
 
 def conditions(runs: Sequence[RunConfig], load: str) -> dict[str, str]:
@@ -35,24 +33,3 @@ def _versions(runs: Sequence[RunConfig]) -> str:
     named = ", ".join(f"{name} {version}" for name, version in sorted(found.items()))
     server = find_server()
     return f"{named}, {server}" if server else named
-
-
-def find_commit(folder: Path) -> str | None:
-    """Return the commit of the clone that `folder` belongs to, `-dirty` if files differ from it.
-
-    None if the files of the folder are not in a clone, as after an installation.
-    """
-    if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
-        return None
-    return _git(folder, "describe", "--always", "--dirty", "--exclude=*")
-
-
-def _git(folder: Path, *words: str) -> str | None:
-    command = ["git", "-C", str(folder), *words]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

@@ -28,6 +28,11 @@ from specpipe.cli.output import end_json, load, say, show_progress
     help="Running server: HOST:PORT of gRPC, or http://HOST:PORT of an OpenAI API. Default: start "
     "a temporary server.",
 )
+@click.option(
+    "--full",
+    is_flag=True,
+    help="Run every scenario: load, samples, long prompts, acceptance, accuracy, tasks.",
+)
 @client_tls_options
 @client_key_option
 @json_option
@@ -35,6 +40,7 @@ def validate(
     config_path: Path,
     workspace: Path,
     url: str | None,
+    full: bool,
     tls_ca: Path | None,
     tls_certificate: Path | None,
     tls_key: Path | None,
@@ -48,7 +54,8 @@ def validate(
     \b
     Example:  specpipe validate --config model_configs/smollm2-135m_hybrid.yaml
     """
-    from specpipe.validate.report import to_json, to_markdown
+    from specpipe.validate.markdown import to_markdown
+    from specpipe.validate.report import to_json
     from specpipe.validate.stage import validate_run
     from specpipe.validate.validate import require_passed
 
@@ -58,7 +65,9 @@ def validate(
             raise click.UsageError(f"{option} needs --url")
     run = load(config_path, workspace)
     with show_progress("prompts") as progress:
-        report = validate_run(run, url, tls=tls, key=key, notify=say, progress=progress)
+        report = validate_run(
+            run, url, tls=tls, key=key, full=full, notify=say, progress=progress
+        )
     click.echo(json.dumps(to_json(report)) if as_json else to_markdown(report), nl=as_json)
     end_json()
     say(f"report: {run.workspace.reports / 'report.html'}")

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from specpipe.config.keys import at_least, between, items_formerly, matching, not_written
-from specpipe.config.metrics import FORMER_NAMES
+from specpipe.config.keys import at_least, between, matching, not_written
 from specpipe.config.records import read_record
 from specpipe.config.speculation import (
     PLAIN,
@@ -30,6 +29,7 @@ from specpipe.config.speculation import (
 )
 from specpipe.config.training import TrainOptions
 from specpipe.config.tree import is_open, with_whole_tree
+from specpipe.config.validation import ValidateOptions as ValidateOptions
 from specpipe.config.yaml_nodes import Place
 from specpipe.core.contracts import Role
 from specpipe.core.divisibility import Parallel
@@ -161,25 +161,6 @@ class ServingOptions:
 
 
 @dataclass(frozen=True)
-class ValidateOptions:
-    """What `validate` sends, compares and requires."""
-
-    prompts: str | None = None
-    """JSON lines with a `prompt` key. Default: 20 prompts that specpipe contains."""
-    num_prompts: int = field(default=20, metadata=at_least(1))
-    """Number of prompts to use."""
-    max_tokens: int = field(default=64, metadata=at_least(1))
-    """Maximum number of output tokens per answer."""
-    repeats: int = field(default=1, metadata=at_least(1))
-    """How often every prompt is sent."""
-    gates: Mapping[str, float] = field(default_factory=dict, metadata=items_formerly(FORMER_NAMES))
-    """Bounds on [metrics](#gates). `plan` refuses metrics that cannot be measured."""
-    baseline: Literal["build", "none"] | None = None
-    """`build`: compare with a separate plain engine. `none`: compare with nothing. Default: the
-    same server without speculation, where requests can turn it off."""
-
-
-@dataclass(frozen=True)
 class RunConfig:
     """One run: its models, its speculation, its engine and its validation."""
 
@@ -194,7 +175,7 @@ class RunConfig:
     engine: EngineOptions
     speculation: Speculation = PLAIN
     serving: ServingOptions = ServingOptions()
-    validate: ValidateOptions = ValidateOptions()
+    validate: ValidateOptions = field(default_factory=ValidateOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
     path: str = field(default="", metadata=not_written())  # where it was read; by `read_config`
     places: Mapping[str, Place] = field(  # the line of every key that was given; likewise

@@ -4,8 +4,9 @@ import difflib
 from collections.abc import Iterator
 from typing import Literal
 
-from specpipe.config.metrics import METRICS
+from specpipe.config.metrics import METRICS, SCENARIO_OF
 from specpipe.config.run_config import RunConfig, require_file
+from specpipe.config.scenarios import SCENARIOS
 from specpipe.core.endpoint import Endpoint, Model
 from specpipe.core.errors import ConfigError, Rejection
 from specpipe.core.prompts import read_prompts
@@ -20,6 +21,7 @@ def check_validation(config: RunConfig, endpoint: Endpoint) -> Iterator[Rejectio
     Every reason begins with the file and line of its key.
     """
     yield from _check_prompts(config)
+    yield from _check_scenarios(config)
     for name in config.validate.gates:
         place = config.places.get(f"validate.gates.{name}", config.path)
         key = f"{place}: 'validate.gates.{name}'"
@@ -29,6 +31,18 @@ def check_validation(config: RunConfig, endpoint: Endpoint) -> Iterator[Rejectio
             yield Rejection(f"{key}: not a metric{guess}", f"known: {', '.join(METRICS)}")
         elif reason := why_unmeasured(name, config, endpoint):
             yield Rejection(f"{key}: {reason}", "remove the gate")
+
+
+def _check_scenarios(config: RunConfig) -> Iterator[Rejection]:
+    for name in config.validate.scenarios:
+        if name not in SCENARIOS:
+            place = config.places.get("validate.scenarios", config.path)
+            close = difflib.get_close_matches(name, SCENARIOS, 1)
+            guess = f"; did you mean {close[0]!r}?" if close else ""
+            yield Rejection(
+                f"{place}: 'validate.scenarios': no scenario is called {name!r}{guess}",
+                f"known: {', '.join(SCENARIOS)}",
+            )
 
 
 def require_valid(config: RunConfig, endpoint: Endpoint) -> None:
@@ -47,6 +61,9 @@ def why_unmeasured(name: str, config: RunConfig, endpoint: Endpoint) -> str | No
             f"{name} is computed from the logits after every token of a prompt, which {server} "
             "does not serve"
         )
+    scenario = SCENARIO_OF.get(name)
+    if scenario is not None and scenario not in config.validate.scenarios:
+        return f"{name} is measured by the scenario {scenario}, which validate.scenarios lacks"
     if name == "speedup_over_plain" and speculates(config):
         if config.validate.baseline == "none":
             return "validate.baseline is none, so there is nothing to compare with"

@@ -12,8 +12,9 @@ _STYLE = """
           --red: #ff8a80; --green: #62c795; --amber: #e0b050; --violet: #b794f6; }
 }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page);
-       max-width: 60rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
+       max-width: 64rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 0.2rem; }
+h3 { font-size: 1rem; margin: 1rem 0 0.1rem; }
 p.note { color: var(--quiet); margin: 0 0 0.6rem; }
 .scroll { overflow-x: auto; overflow-wrap: normal; }
 table { border-collapse: collapse; width: 100%; min-width: 46rem; }
@@ -26,6 +27,24 @@ dt { color: var(--quiet); } dd { margin: 0; }
 .ok { color: var(--green); } .bad { color: var(--red); }
 svg { max-width: 100%; height: auto; }
 svg text { font: 13px system-ui, sans-serif; fill: var(--text); }
+svg .axis { font-weight: 600; } svg .quiet { fill: var(--quiet); font-size: 12px; }
+svg .grid { stroke: var(--line); } svg .rule { stroke: var(--red); stroke-dasharray: 5 4; }
+svg .band { fill: var(--blue); fill-opacity: .16; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr));
+            gap: 1.2rem 1.6rem; margin: 1.2rem 0; }
+figure { margin: 0; } figure svg { width: 100%; display: block; }
+figcaption { font-weight: 600; } figcaption small { display: block; font-weight: 400;
+             color: var(--quiet); font-size: 0.87rem; line-height: 1.35; min-height: 2.4em; }
+.empty { border: 1px dashed var(--line); color: var(--quiet); padding: 1rem; min-height: 6rem; }
+ul.summary { padding-left: 1.1rem; } ul.summary li { margin: 0.15rem 0; }
+@media print {
+  :root { --text: #000; --quiet: #444; --line: #ccc; --page: #fff; --blue: #2f6f9f;
+          --red: #a8201a; --green: #10693f; --amber: #8a5a00; --violet: #6b3fa0; }
+  body { max-width: none; margin: 0; font-size: 11px; }
+  .pictures { grid-template-columns: 1fr 1fr; } figure, tr, h2 { break-inside: avoid; }
+  h2 { break-after: avoid; } .scroll { overflow: visible; } table { min-width: 0; }
+  * { print-color-adjust: exact; }
+}
 """
 _COLOUR = "var(--blue)"
 _COLOURS = (_COLOUR, *(f"var(--{name})" for name in ("red", "green", "amber", "violet", "text")))
@@ -48,9 +67,30 @@ def verdict(passed: bool, name: str) -> str:
     return f'<h1>Validation of {escape(name)}: <span class="{kind}">{word}</span></h1>'
 
 
+def summary(sentences: Sequence[str]) -> str:
+    """Return the findings under the title."""
+    rows = "".join(f"<li>{escape(text)}</li>" for text in sentences)
+    return f'<ul class="summary">{rows}</ul>'
+
+
+def pictures(found: Sequence[tuple[str, str, str]]) -> str:
+    """Return pictures in a grid: title, note and shapes of each."""
+    cells = "".join(
+        f"<figure><figcaption>{escape(title)}<small>{escape(note)}</small></figcaption>{shapes}"
+        "</figure>"
+        for title, note, shapes in found
+    )
+    return f'<div class="pictures">{cells}</div>'
+
+
 def heading(text: str, note: str) -> str:
     """Return a section title and the sentence under it."""
     return f"<h2>{escape(text)}</h2>" + (f'<p class="note">{escape(note)}</p>' if note else "")
+
+
+def subheading(text: str, note: str) -> str:
+    """Return the title of a table in a section, and the sentence under it."""
+    return f"<h3>{escape(text)}</h3>" + (f'<p class="note">{escape(note)}</p>' if note else "")
 
 
 def facts(values: Mapping[str, str]) -> str:

@@ -20,6 +20,7 @@ from specpipe.serve.inputs import unshared as unshared
 from specpipe.serve.pieces import Acceptance as Acceptance
 from specpipe.serve.pieces import Generation as Generation
 from specpipe.serve.pieces import Piece as Piece
+from specpipe.serve.pieces import PromptScores as PromptScores
 from specpipe.serve.pieces import collect as collect
 from specpipe.serve.transport import open_transport
 
@@ -65,6 +66,11 @@ class Client:
     def close(self) -> None:
         """Close the connections that no request uses."""
         self._transport.close()
+
+    @property
+    def url(self) -> str:
+        """The address of the server."""
+        return self._url
 
     @property
     def endpoint(self) -> Endpoint:
@@ -121,6 +127,13 @@ class Client:
         Raises Unsupported if the server does not return them, and what `stream` raises.
         """
         return self._transport.context_logits(self._tokens(), prompt)
+
+    def prompt_scores(self, prompt: Sequence[int]) -> PromptScores:
+        """Return the log probabilities of a prompt's tokens, and of the likeliest ones.
+
+        Raises Unsupported if the server does not return them, and what `stream` raises.
+        """
+        return self._transport.prompt_scores(self._tokens(), prompt)
 
     def _tokens(self) -> Model:
         """Return the model that takes tokens; raises Unsupported if there is none."""

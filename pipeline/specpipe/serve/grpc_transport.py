@@ -12,6 +12,7 @@ from tritonclient.utils import InferenceServerException
 from specpipe.core.contracts import Logits
 from specpipe.core.conversation import Conversation
 from specpipe.core.endpoint import Endpoint, Model
+from specpipe.core.errors import StageFailed
 from specpipe.serve.connect import ClientTls, connect
 from specpipe.serve.description import fetch_endpoint
 from specpipe.serve.inputs import (
@@ -19,10 +20,11 @@ from specpipe.serve.inputs import (
     Options,
     context_request,
     input_tensors,
+    scoring_request,
     text_request,
     token_request,
 )
-from specpipe.serve.pieces import Piece, Reader, context_rows, is_final
+from specpipe.serve.pieces import Piece, PromptScores, Reader, context_rows, is_final
 from specpipe.serve.refusals import absence, disconnection, refusal
 
 
@@ -71,6 +73,13 @@ class GrpcTransport:
                 if rows is not None and left > 0:  # upstream's repeat all of them
                     left -= len(rows)
                     yield rows
+
+    def prompt_scores(self, model: Model, prompt: Sequence[int]) -> PromptScores:
+        """Return the log probabilities of a prompt's tokens, and of the likeliest ones."""
+        for piece in self._call(scoring_request(model, prompt, Options(max_tokens=1))):
+            if piece.prompt_scores is not None:
+                return piece.prompt_scores
+        raise StageFailed(f"{model.name} returned no log probabilities of the prompt")
 
     def _call(self, request: ModelRequest) -> Iterator[Piece]:
         reader = Reader(request.model)

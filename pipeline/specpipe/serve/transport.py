@@ -12,7 +12,7 @@ from specpipe.serve.grpc_transport import GrpcTransport
 from specpipe.serve.http.base import is_http
 from specpipe.serve.http.transport import HttpTransport
 from specpipe.serve.inputs import Options
-from specpipe.serve.pieces import Piece
+from specpipe.serve.pieces import Piece, PromptScores
 
 
 class Transport(Protocol):
@@ -41,6 +41,9 @@ class Transport(Protocol):
 
     def context_logits(self, model: Model, prompt: Sequence[int]) -> Iterator[Logits]:
         """Yield the logits after every token of `prompt`, in blocks [n, V]."""
+
+    def prompt_scores(self, model: Model, prompt: Sequence[int]) -> PromptScores:
+        """Return the log probabilities of a prompt's tokens, and of the likeliest ones."""
 
     def close(self) -> None:
         """Close the connections that no request uses."""

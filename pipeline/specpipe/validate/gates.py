@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from specpipe.config.metrics import DEFAULT_GATES
 from specpipe.validate.metrics import Figure, Metric, load_metrics
 from specpipe.validate.trials import Arm
 
@@ -44,11 +45,16 @@ def judge(
     figures: Mapping[str, Mapping[Arm, Figure]],
     arm: Arm,
 ) -> list[GateResult]:
-    """Compare the median of every gated metric of `arm` with its bound."""
+    """Compare the median of every gated metric of `arm` with its bound.
+
+    The default gates apply where their metrics were measured.
+    """
+    defaults = {name: b for name, b in DEFAULT_GATES.items() if arm in figures.get(name, {})}
+    bounds = {**defaults, **gates}
     results = []
     for metric in metrics:
-        if metric.name in gates:
-            bound = gates[metric.name]
+        if metric.name in bounds:
+            bound = bounds[metric.name]
             found = figures[metric.name].get(arm)
             value = found.median if found else None
             passed = value is not None and (

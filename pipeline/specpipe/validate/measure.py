@@ -5,7 +5,6 @@ memory at a time. The arms of one server take turns.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from specpipe.config.run_config import ValidateOptions
 from specpipe.core.conversation import Conversation
@@ -13,6 +12,7 @@ from specpipe.core.endpoint import Model
 from specpipe.core.errors import StageFailed
 from specpipe.serve.client import Client, Generation, Options, Piece, unshared
 from specpipe.validate.arms import ServedArm
+from specpipe.validate.judge import ReferenceModel
 from specpipe.validate.questions import Question, Questions
 from specpipe.validate.trials import (
     Arm,
@@ -23,15 +23,12 @@ from specpipe.validate.trials import (
     find_divergence,
 )
 
-if TYPE_CHECKING:
-    from specpipe.validate.reference import Reference
-
 Progress = Callable[[int, int], None]
 WARM_UP_TOKENS = 8
 
 
 def ask_reference(
-    reference: "Reference",
+    reference: ReferenceModel,
     questions: Questions,
     options: ValidateOptions,
     progress: Progress = lambda done, total: None,

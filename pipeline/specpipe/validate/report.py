@@ -1,4 +1,4 @@
-"""Write report.json, report.md and a self-contained report.html from one record."""
+"""The record of a validation, and its files: report.json, report.md, report.html, trials.jsonl."""
 
 import json
 from collections import Counter
@@ -8,12 +8,15 @@ from pathlib import Path
 
 from specpipe.config.run_config import RunConfig
 from specpipe.core.artifacts import write_text
-from specpipe.report import html
+from specpipe.validate.answers import Answer
 from specpipe.validate.checks import Check
 from specpipe.validate.conditions import Setting, conditions
+from specpipe.validate.depths import Depth, by_depth
+from specpipe.validate.differences import NO_NOISE, Difference, Noise
 from specpipe.validate.gates import GateResult
 from specpipe.validate.metrics import Figure, Metric, speedups_by_prompt
-from specpipe.validate.trials import Arm, Divergence, Trials
+from specpipe.validate.scenarios import Result
+from specpipe.validate.trials import Arm, Trials
 
 LABELS: dict[Arm, str] = {
     "reference": "transformers, float32",
@@ -35,6 +38,9 @@ class Report:
     setting: Setting
     checks: tuple[Check, ...] = ()
     words: Mapping[int, str] = field(default_factory=dict)  # text of tokens in divergences
+    results: tuple[Result, ...] = ()  # of the scenarios
+    answers: tuple[Answer, ...] = ()  # of the scenarios but `answers`
+    noise: Noise = NO_NOISE
 
     @property
     def passed(self) -> bool:
@@ -43,13 +49,19 @@ class Report:
 
     def histogram(self) -> dict[int, int]:
         """Return the number of steps by accepted draft tokens; empty if the server hides steps."""
-        counts = Counter(
-            count - 1
-            for decoding in self.trials.decodings
-            if decoding.arm == "speculative"
-            for count in decoding.step_tokens
-        )
-        return dict(sorted(counts.items()))
+        return dict(sorted(Counter(count - 1 for count in self._steps()).items()))
+
+    def depths(self) -> list[Depth]:
+        """Return the acceptance by depth of the prompts; empty if the server hides steps."""
+        return by_depth(self._steps())
+
+    def _steps(self) -> list[int]:
+        decodings = [d for d in self.trials.decodings if d.arm == "speculative"]
+        return [count for decoding in decodings for count in decoding.step_tokens]
+
+    def differences(self) -> list[Difference]:
+        """Return the classified differences of all scenarios."""
+        return [d for result in self.results for d in result.equality.differences]
 
     def conditions(self) -> dict[str, str]:
         """Return the conditions of the figures."""
@@ -57,9 +69,13 @@ class Report:
 
 
 def write_report(report: Report, folder: Path) -> Path:
-    """Write the three files into `folder`; returns the path of the HTML page."""
+    """Write the four files into `folder`; returns the path of the HTML page."""
+    from specpipe.validate.markdown import to_markdown
+    from specpipe.validate.page import to_html
+
     write_text(folder / "report.json", json.dumps(to_json(report), indent=2) + "\n")
     write_text(folder / "report.md", to_markdown(report))
+    write_text(folder / "trials.jsonl", to_lines(report))
     write_text(folder / "report.html", to_html(report))
     return folder / "report.html"
 
@@ -78,8 +94,11 @@ def to_json(report: Report) -> dict[str, object]:
             }
             for metric in report.metrics
         },
+        "speedups": speedups_by_prompt(report.trials, "plain", "speculative"),
         "acceptance_histogram": report.histogram(),
         "divergences": [asdict(d) for d in report.trials.divergences],
+        "noise": {**asdict(report.noise), "limit": report.noise.limit},
+        "scenarios": [result_json(result) for result in report.results],
         "gates": [asdict(gate) for gate in report.gates],
         "checks": [asdict(check) for check in report.checks],
         "left_out": dict(report.trials.omitted),
@@ -87,136 +106,36 @@ def to_json(report: Report) -> dict[str, object]:
     }
 
 
-def to_markdown(report: Report) -> str:
-    """Return the report as text in Markdown."""
-    lines = [f"# Validation of {report.config.name}: {'passed' if report.passed else 'FAILED'}", ""]
-    lines += [f"- {key}: {value}" for key, value in report.conditions().items()]
-    lines += ["", "Medians, with the 10th and 90th percentiles in brackets.", ""]
-    lines += _table(report)
-    lines += ["", "## Gates", ""]
-    lines += [f"- {_verdict(g.passed)}: {g}" for g in report.gates] or ["none"]
-    lines += ["", "## Checks", ""]
-    lines += [f"- {_verdict(c.passed)}: {c}" for c in report.checks] or ["none"]
-    if report.trials.omitted:
-        lines += ["", "## Not measured", ""]
-        lines += [f"- {name}: {reason}" for name, reason in report.trials.omitted.items()]
-    lines += ["", "## Accepted draft tokens per step", ""]
-    lines += [
-        f"- {n}: {count} step{'s' * (count != 1)}" for n, count in report.histogram().items()
-    ] or ["none"]
-    lines += ["", "## Divergences from the reference", ""]
-    lines += [f"- {text}" for text in divergence_lines(report)] or ["none"]
-    return "\n".join(lines) + "\n"
+def result_json(result: Result) -> dict[str, object]:
+    """Return the result of a scenario as plain values; its figures are among the metrics."""
+    equality = result.equality
+    return {
+        "scenario": result.scenario,
+        "meaning": result.meaning,
+        "left_out": result.omitted,
+        "compared": [
+            {"arm": arm, "against": against, "answers": count}
+            for (arm, against), count in equality.compared.items()
+        ],
+        "differences": [asdict(d) for d in equality.differences],
+        "tables": [
+            {"title": sheet.title, "note": sheet.note, "head": list(sheet.head),
+             "rows": [list(row) for row in sheet.rows]}
+            for sheet in result.sheets
+        ],
+        "points": [asdict(point) for point in result.points],
+        "break_even": result.break_even,
+        "depths": {
+            name: [{**asdict(d), "joint": d.joint, "conditional": d.conditional} for d in depths]
+            for name, depths in result.depths.items()
+        },
+    }  # fmt: skip
 
 
-def _verdict(passed: bool) -> str:
-    return "passed" if passed else "FAILED"
-
-
-def _table(report: Report) -> list[str]:
-    arms = [arm for arm in LABELS if report.trials.of(arm)]
-    rows = ["| | " + " | ".join(LABELS[arm] for arm in arms) + " |", "|---" * (len(arms) + 1) + "|"]
-    for metric in report.metrics:
-        cells = [format_figure(metric, report.figures[metric.name].get(arm)) for arm in arms]
-        rows.append(f"| {metric.name} ({metric.unit}) | " + " | ".join(cells) + " |")
-    return rows
-
-
-def format_figure(metric: Metric, figure: Figure | None) -> str:
-    """Return a median with its spread, or a dash."""
-    if figure is None:
-        return "-"
-    if figure.p10 == figure.p90:
-        return _three_digits(figure.median)
-    spread = f"{_three_digits(figure.p10)}, {_three_digits(figure.p90)}"
-    return f"{_three_digits(figure.median)} [{spread}]"
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
-
-
-def divergence_lines(report: Report) -> list[str]:
-    """Return a line for each divergence, with the logit margin of the reference."""
-    return [_divergence_line(divergence, report.words) for divergence in report.trials.divergences]
-
-
-def _divergence_line(found: Divergence, words: Mapping[int, str]) -> str:
-    place = f"prompt {found.prompt}, {LABELS[found.arm]}: "
-    texts = f"{found.got_text!r} instead of {found.expected_text!r}"
-    early = "ends early; " if found.early else ""
-    if found.position is None:
-        return f"{place}{early}{texts}"
-    got, expected = (_token(number, words) for number in (found.got, found.expected))
-    token = f"token {found.position} is {got}, expected {expected}"
-    margin = ""
-    if found.margin is not None:
-        margin = f"; logit margin of the reference: {found.margin:.3f}"
-    return f"{place}{early}{token}{margin}; text: {texts}"
-
-
-def _token(number: int | None, words: Mapping[int, str]) -> str:
-    if number is None:
-        return "none (the answer had ended)"
-    return f"{number} ({words[number]!r})" if number in words else str(number)
-
-
-def to_html(report: Report) -> str:
-    """Return one page without external references."""
-    arms = [arm for arm in LABELS if report.trials.of(arm)]
-    rows = [
-        [
-            f"{m.name} ({m.unit})",
-            *(format_figure(m, report.figures[m.name].get(a)) for a in arms),
-            m.meaning,
-        ]
-        for m in report.metrics
-    ]
-    gates = [f"{_verdict(g.passed)}: {g}" for g in report.gates]
-    checks = [f"{_verdict(c.passed)}: {c}" for c in report.checks]
-    parts = [
-        html.verdict(report.passed, report.config.name),
-        html.heading("Gates", ""),
-        html.items(gates or ["none configured"]),
-        *_speed_charts(report, arms),
-        html.heading("Conditions", ""),
-        html.facts(report.conditions()),
-        html.heading("Figures", "Medians, with the 10th and 90th percentiles in brackets."),
-        html.table(["", *(LABELS[arm] for arm in arms), "meaning"], rows),
-        *([html.heading("Checks", ""), html.items(checks)] if checks else []),
-    ]
-    if histogram := {str(n): float(count) for n, count in report.histogram().items()}:
-        parts += [
-            html.heading(
-                "Accepted draft tokens per step",
-                "Number of steps by accepted tokens. A step is one target forward pass.",
-            ),
-            html.columns(histogram, "accepted draft tokens", "steps"),
-        ]
-    if report.trials.omitted:
-        left_out = [f"{name}: {reason}" for name, reason in report.trials.omitted.items()]
-        parts += [html.heading("Not measured", ""), html.items(left_out)]
-    parts += [
-        html.heading("Divergences from the reference", ""),
-        html.items(divergence_lines(report) or ["none"]),
-    ]
-    return html.page(f"Validation of {report.config.name}", parts)
-
-
-def _speed_charts(report: Report, arms: Sequence[Arm]) -> list[str]:
-    """Return the charts of tokens per second and of the speed-up of each prompt."""
-    speeds = report.figures["tokens_per_second"]
-    parts = [
-        html.heading("Tokens per second", "One request at a time; larger is better."),
-        html.bars({LABELS[arm]: speeds[arm].median for arm in arms if arm in speeds}, "tokens/s"),
-    ]
-    if report.figures["speedup_over_plain"]:
-        ratios = speedups_by_prompt(report.trials, "plain", "speculative")
-        parts += [
-            html.heading(
-                "Speed-up by prompt",
-                "Speculative over plain decoding. Below the line at 1 speculation is slower.",
-            ),
-            html.columns({str(p): r for p, r in ratios.items()}, "prompt", "speed-up", mark=1.0),
-        ]
-    return parts
+def to_lines(report: Report) -> str:
+    """Return every request as a line of JSON; prompts by number and length."""
+    lines = [{"scenario": "answers", **asdict(trial)} for trial in report.trials.trials]
+    for answer in report.answers:
+        values = asdict(answer)
+        lines.append({**values, "asked": len(answer.asked)})
+    return "".join(json.dumps(line) + "\n" for line in lines)

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from specpipe.config.run_config import RunConfig
+from specpipe.config.scenarios import SCENARIOS
 from specpipe.core.endpoint import Endpoint
 from specpipe.plan.gates import require_valid
 from specpipe.repository.description import read_endpoint
@@ -32,21 +35,23 @@ def validate_run(
     *,
     tls: ClientTls | None = None,
     key: str | None = None,
+    full: bool = False,
     notify: Notify = lambda text: None,
     progress: Progress = lambda done, total: None,
 ) -> "Report":
     """Validate a run with the server at `url`, or with a temporary server.
 
-    `tls` has the certificates for the server at `url`, and `key` the key of its OpenAI API. Writes
-    the report. Raises ConfigError if the run is not built, if its prompts or gates cannot be used,
-    or if the server serves another repository; and everything that `validate` and `start_server`
-    raise.
+    `full` runs all scenarios instead of those of the config. `tls` has the certificates for the
+    server at `url`, and `key` the key of its OpenAI API. Writes the report. Raises ConfigError if
+    the run is not built, if its prompts or gates cannot be used, or if the server serves another
+    repository; and everything that `validate` and `start_server` raise.
     """
     from specpipe.validate.questions import load_questions, tokenizer_folder
     from specpipe.validate.report import write_report
-    from specpipe.validate.validate import Subject, validate
+    from specpipe.validate.subject import Subject
+    from specpipe.validate.validate import validate
 
-    config, workspace = run.config, run.workspace
+    config, workspace = with_scenarios(run.config, full=full), run.workspace
     require_repository(run)
     packaged = read_endpoint(workspace.repository)
     endpoint = _described(url, packaged, tls, key)
@@ -57,7 +62,10 @@ def validate_run(
     model = run.fetch("target", notify).path
     backend = load_backend(config.engine.backend)
     versions = dict(backend.versions(config.engine.tensorrt_llm))
-    subject = Subject(config, endpoint, model, questions, versions, url)
+    subject = Subject(
+        config, endpoint, model, questions, versions, url, config.validate.scenarios,
+        workspace.repository, notify,
+    )  # fmt: skip
     logs = workspace.reports
 
     def ours() -> AbstractContextManager[Client]:
@@ -79,6 +87,13 @@ def validate_run(
     report = validate(subject, ours, theirs, progress=progress)
     write_report(report, workspace.reports)
     return report
+
+
+def with_scenarios(config: RunConfig, *, full: bool) -> RunConfig:
+    """Return a config that names all scenarios, if `full`; otherwise the same config."""
+    if not full:
+        return config
+    return replace(config, validate=replace(config.validate, scenarios=tuple(SCENARIOS)))
 
 
 def _running(

@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from specpipe.validate.metrics import Figure
 
 Arm = Literal["reference", "plain", "speculative"]
 ARMS: tuple[Arm, ...] = ("reference", "plain", "speculative")
@@ -86,6 +89,7 @@ class Trials:
     readings: tuple[Likelihoods, ...] = ()
     decodings: tuple[Decoding, ...] = ()
     omitted: Mapping[str, str] = field(default_factory=dict)  # metric -> why it was not measured
+    scenario_figures: "Mapping[str, Mapping[Arm, Figure]]" = field(default_factory=dict)
 
     def read_by(self, arm: Arm) -> list[Likelihoods]:
         """Return how the model of an arm reads."""
@@ -104,11 +108,11 @@ def find_divergence(
     `trials` are its answers in text, at least one; `decoding` is the one in tokens, if known.
     """
     wrong = next((trial for trial in trials if not expected.agrees(trial)), None)
-    place = None if decoding is None else _first_difference(expected.tokens, decoding.tokens)
+    place = None if decoding is None else first_difference(expected.tokens, decoding.tokens)
     if wrong is None and place is None:
         return None
     theirs, ours = expected.text, (wrong or trials[0]).text
-    at = _first_difference(theirs, ours)
+    at = first_difference(theirs, ours)
     at = len(theirs) if at is None else at
     shorter = wrong is not None and wrong.output_tokens < len(expected.tokens)
     found = Divergence(
@@ -134,7 +138,8 @@ def _at(values: Sequence[T], place: int) -> T | None:
     return values[place] if place < len(values) else None
 
 
-def _first_difference(left: Sequence[object], right: Sequence[object]) -> int | None:
+def first_difference(left: Sequence[object], right: Sequence[object]) -> int | None:
+    """Return the first place where two sequences differ; None if they are equal."""
     if left == right:
         return None
     pairs = zip(left, right, strict=False)

@@ -1,78 +1,43 @@
 """`specpipe validate`: measure, compare with the gates, report."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import replace
 
-from specpipe.config.run_config import RunConfig
-from specpipe.core.endpoint import Endpoint
 from specpipe.core.errors import GateFailed
-from specpipe.plan.gates import READ, Plain, plain_by, speculates, why_unmeasured
-from specpipe.runtime.context import most_positions
+from specpipe.plan.gates import READ, speculates, why_unmeasured
 from specpipe.serve.client import Client
-from specpipe.validate.accuracy import ROWS, Text, read
 from specpipe.validate.arms import ServedArm, served_arms
-from specpipe.validate.checks import Check, check_front, check_plain_arm
-from specpipe.validate.conditions import Setting
-from specpipe.validate.gates import judge
-from specpipe.validate.measure import (
-    ask_front,
-    ask_reference,
-    ask_server,
-    decode,
-    decodes_alike,
-    find_divergences,
+from specpipe.validate.asking import (
+    Progress,
+    Recital,
+    ServerResults,
+    ask_all,
+    check_fronts,
+    hear_reference,
+    read_texts,
 )
-from specpipe.validate.metrics import load_metrics
+from specpipe.validate.checks import Check, check_plain_arm
+from specpipe.validate.conditions import Setting
+from specpipe.validate.differences import Noise
+from specpipe.validate.gates import judge
+from specpipe.validate.judge import Judge, ReferenceModel
+from specpipe.validate.measure import find_divergences
+from specpipe.validate.metrics import Figure, load_metrics
+from specpipe.validate.noise import with_precision
 from specpipe.validate.questions import Questions
 from specpipe.validate.report import Report
+from specpipe.validate.run_scenarios import grade_all
+from specpipe.validate.scenarios import Grading, Measured, Result, Scenario, Setup, load_scenarios
+from specpipe.validate.scenarios.answers import SCENARIO as ANSWERS
+from specpipe.validate.scenarios.answers import as_answers
+from specpipe.validate.subject import Subject
 from specpipe.validate.tokenizers import check_tokenizer
-from specpipe.validate.trials import (
-    Arm,
-    Decoding,
-    Divergence,
-    ExpectedAnswer,
-    Likelihoods,
-    Trial,
-    Trials,
-)
+from specpipe.validate.trials import Arm, Divergence, Trials
 
-Progress = Callable[[int, int], None]
 OpenServer = Callable[[], AbstractContextManager[Client]]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The run that is validated, and the reference."""
-
-    config: RunConfig
-    endpoint: Endpoint
-    model: Path  # the reference
-    questions: Questions
-    versions: Mapping[str, str]
-    url: str | None = None  # of a server that is already running
-
-    @property
-    def plain(self) -> Plain:
-        """Return what decodes without speculation; a server at a URL gets no baseline."""
-        found = plain_by(self.config, self.endpoint.text)
-        return "none" if found == "build" and self.url is not None else found
-
-    @property
-    def judged(self) -> Arm:
-        """Return the arm that the gates apply to."""
-        return "speculative" if speculates(self.config) else "plain"
-
-
-@dataclass
-class _Served:
-    """The results of one server."""
-
-    trials: list[Trial] = field(default_factory=list)
-    decodings: list[Decoding] = field(default_factory=list)
-    readings: list[Likelihoods] = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)
+OpenReference = Callable[[], ReferenceModel]
 
 
 def validate(
@@ -80,114 +45,93 @@ def validate(
     ours: OpenServer,
     baseline: OpenServer | None = None,
     *,
+    open_reference: OpenReference | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Report:
     """Compare a server with transformers; `baseline` opens the server of a plain engine.
 
-    The servers run one after the other, after the reference was removed from memory. Raises
-    StageFailed if a server fails. The report shows whether the gates passed; `require_passed`
-    raises if one did not.
+    The servers run one after the other, after the reference was removed from memory. If a grader
+    needs the reference, it is loaded once more after them. Raises StageFailed if a server fails.
+    The report shows whether the gates passed; `require_passed` raises if one did not.
     """
-    theirs, expected, texts = _ask_reference(subject, progress)
+    opened = open_reference or (lambda: _load_reference(subject))
+    recital = hear_reference(subject, opened(), progress)
+    scenarios = [s for s in load_scenarios(subject.scenarios) if s is not ANSWERS]
+    setup = _setup(subject, recital)
     with ours() as client:
         arms = served_arms(subject.config, subject.endpoint.text)
-        served = _ask(subject, client, arms, expected, progress)
-        served.readings = [r for text in texts.texts for r in _read(client, text, arms)]
-        served.checks += _check_fronts(subject, client, served.trials)
+        served = ask_all(subject, client, arms, setup, scenarios, progress)
+        served.readings = list(read_texts(client, recital.texts, arms))
+        served.checks += check_fronts(subject, client, served.trials)
     if baseline is not None and subject.plain == "build":
         with baseline() as client:
-            plain = _ask(subject, client, [ServedArm("plain")], expected, progress)
-        served.trials += plain.trials
-        served.decodings += plain.decodings
-    trials = Trials(
-        (*theirs, *served.trials),
-        tuple(find_divergences(served.trials, served.decodings, expected)),
-        (*texts.readings, *served.readings),
-        tuple(served.decodings),
-        _omitted(subject),
-    )
-    reports = subject.endpoint.text.reports_acceptance
-    answers = [answer.tokens for answer in expected.values()]
-    checks = [
-        check_tokenizer(subject.model, subject.questions, answers),
-        *check_plain_arm(trials, reports=reports),
-        *served.checks,
-    ]
-    return _report(subject, trials, checks)
+            plain = [ServedArm("plain")]
+            served.add(ask_all(subject, client, plain, setup, scenarios, progress))
+    grading = Grading(setup, Judge(opened), _noise(subject, served, recital))
+    results = _grade(subject, served, scenarios, grading)
+    trials = _trials(subject, served, recital, results)
+    checks = _checks(subject, trials, served, recital, results)
+    answers = tuple(a for found in served.measured.values() for a in found.answers)
+    report = _report(subject, trials, checks)
+    return replace(report, results=tuple(results), answers=answers, noise=grading.noise)
 
 
-@dataclass(frozen=True)
-class _Texts:
-    """The texts that every model reads, and the reference's reading; empty if no server can."""
-
-    texts: Sequence[Text] = ()
-    readings: Sequence[Likelihoods] = ()
-
-
-def _ask_reference(
-    subject: Subject, progress: Progress
-) -> tuple[list[Trial], dict[int, ExpectedAnswer], _Texts]:
-    """Let the reference answer and read; it is in memory only during this call."""
+def _load_reference(subject: Subject) -> ReferenceModel:
+    """Load transformers' model; it stays in memory as long as the caller keeps it."""
     from specpipe.validate.reference import Reference
 
-    reference, questions = Reference(subject.model), subject.questions
-    trials, expected = ask_reference(reference, questions, subject.config.validate, progress)
-    if why_unmeasured(READ[0], subject.config, subject.endpoint):
-        return trials, expected, _Texts()
-    longest = _most_tokens(subject)
-    texts = [
-        Text(number, question.tokens, expected[number].tokens).cut(longest)
-        for number, question in enumerate(questions.asked)
-    ]
-    readings = [read(text, "reference", reference.read(text.tokens[:-1], ROWS)) for text in texts]
-    return trials, expected, _Texts(texts, readings)
+    return Reference(subject.model)
 
 
-def _most_tokens(subject: Subject) -> int:
-    """Return the number of tokens of a text for which the server can return logits."""
-    engine = subject.config.engine
-    logits = most_positions(subject.questions.tokenizer.vocab_size)
-    return 1 + min(logits, engine.max_input_len, engine.max_seq_len - 1)
+def _setup(subject: Subject, recital: Recital) -> Setup:
+    return Setup(
+        subject.config, subject.endpoint, subject.questions, subject.model, subject.repository,
+        recital.expected, subject.notify,
+    )  # fmt: skip
 
 
-def _ask(
-    subject: Subject,
-    client: Client,
-    arms: Sequence[ServedArm],
-    expected: Mapping[int, ExpectedAnswer],
-    progress: Progress,
-) -> _Served:
-    """Request every answer as text, and some answers also as tokens.
-
-    Tokens are requested for every prompt of the judged arm, whose steps are counted, and for all
-    other answers that diverge.
-    """
-    options, questions = subject.config.validate, subject.questions
-    trials = ask_server(client, arms, questions.asked, options, progress)
-    wrong = {(t.prompt, t.arm) for t in trials if not expected[t.prompt].agrees(t)}
-    decodings = [
-        decode(client, arm, number, questions, options.max_tokens)
-        for arm in arms
-        if decodes_alike(client.endpoint.tokens, arm.arm)
-        for number in range(len(questions.asked))
-        if arm.arm == subject.judged or (number, arm.arm) in wrong
-    ]
-    return _Served(trials, decodings)
+def _noise(subject: Subject, served: ServerResults, recital: Recital) -> Noise:
+    """Return the noise of the run, the engine's distance from the reference included."""
+    arm: Arm = "plain" if any(r.arm == "plain" for r in served.readings) else subject.judged
+    return with_precision(served.noise, (*recital.readings, *served.readings), arm)
 
 
-def _read(client: Client, text: Text, arms: Sequence[ServedArm]) -> Iterator[Likelihoods]:
-    """Let the server read a text; its arms share one engine and so one reading."""
-    found = read(text, arms[0].arm, client.context_logits(text.tokens[:-1]))
-    for arm in arms:
-        yield Likelihoods(found.prompt, arm.arm, found.log_likelihoods, found.chosen)
+def _grade(
+    subject: Subject, served: ServerResults, scenarios: Sequence[Scenario], grading: Grading
+) -> list[Result]:
+    """Grade `answers` and the other scenarios."""
+    most = subject.config.validate.max_tokens
+    answers = as_answers(served.trials, served.decodings, subject.questions, most)
+    measured = {"answers": Measured(answers), **served.measured}
+    return grade_all([ANSWERS, *scenarios], measured, grading)
 
 
-def _check_fronts(subject: Subject, client: Client, trials: Sequence[Trial]) -> Iterator[Check]:
-    """Send the first prompt to the other text models and check their answers."""
-    answers = [t for t in trials if t.prompt == 0 and t.arm == subject.judged]
-    question, most = subject.questions.asked[0], subject.config.validate.max_tokens
-    for model in client.endpoint.texts[1:]:
-        yield check_front(model.name, ask_front(client, model.name, question, most), answers)
+def _trials(
+    subject: Subject, served: ServerResults, recital: Recital, results: Sequence[Result]
+) -> Trials:
+    return Trials(
+        (*recital.trials, *served.trials),
+        tuple(find_divergences(served.trials, served.decodings, recital.expected)),
+        (*recital.readings, *served.readings),
+        tuple(served.decodings),
+        _omitted(subject),
+        scenario_figures(results),
+    )
+
+
+def scenario_figures(results: Sequence[Result]) -> dict[str, dict[Arm, Figure]]:
+    """Return the figures of all scenarios by metric, and the number of defects in all of them."""
+    found: dict[str, dict[Arm, Figure]] = defaultdict(dict)
+    for result in results:
+        for name, figures in result.figures.items():
+            found[name].update(figures)
+    pairs = [pair for result in results for pair in result.equality.compared.items()]
+    for arm in dict.fromkeys(arm for (arm, _), _ in pairs):
+        compared = sum(count for (one, _), count in pairs if one == arm)
+        differences = (d for r in results for d in r.equality.differences if d.arm == arm)
+        defects = float(sum(d.kind == "defect" for d in differences))
+        found["defects"][arm] = Figure(defects, defects, defects, compared)
+    return dict(found)
 
 
 def _omitted(subject: Subject) -> dict[str, str]:
@@ -203,7 +147,23 @@ def _omitted(subject: Subject) -> dict[str, str]:
     return {name: reason for name, reason in found.items() if reason}
 
 
-def _report(subject: Subject, trials: Trials, checks: Sequence[Check]) -> Report:
+def _checks(
+    subject: Subject,
+    trials: Trials,
+    served: ServerResults,
+    recital: Recital,
+    results: Sequence[Result],
+) -> tuple[Check, ...]:
+    answers = [answer.tokens for answer in recital.expected.values()]
+    return (
+        check_tokenizer(subject.model, subject.questions, answers),
+        *check_plain_arm(trials, reports=subject.endpoint.text.reports_acceptance),
+        *served.checks,
+        *(check for result in results for check in result.checks),
+    )
+
+
+def _report(subject: Subject, trials: Trials, checks: tuple[Check, ...]) -> Report:
     metrics = load_metrics()
     figures = {
         metric.name: {} if _left_out(metric.name, trials) else dict(metric.compute(trials))
@@ -213,12 +173,10 @@ def _report(subject: Subject, trials: Trials, checks: Sequence[Check]) -> Report
     setting = Setting(subject.endpoint.text.name, subject.plain, subject.url, subject.versions)
     prompts = len(subject.questions.asked)
     words = token_words(subject.questions, trials.divergences)
-    return Report(
-        subject.config, prompts, metrics, figures, trials, gates, setting, tuple(checks), words
-    )
+    return Report(subject.config, prompts, metrics, figures, trials, gates, setting, checks, words)
 
 
-def token_words(questions: Questions, found: Sequence[Divergence]) -> dict[int, str]:
+def token_words(questions: Questions, found: Sequence[Divergence]) -> Mapping[int, str]:
     """Return the text of every token at which an answer diverges, by id."""
     ids = {i for d in found for i in (d.got, d.expected) if i is not None}
     decode_ids = questions.tokenizer.tokenizer.decode

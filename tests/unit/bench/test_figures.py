@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.bench.conditions import conditions, find_commit
+from specpipe.bench.conditions import conditions
 from specpipe.bench.precision import PRECISIONS, precision_of, with_precision
 from specpipe.bench.prompts import prompt_sets, spaced
 from specpipe.bench.serving import session_bytes
@@ -14,6 +14,7 @@ from specpipe.bench.speculation import summarise
 from specpipe.cli.bench import PRECISIONS as CLI_PRECISIONS
 from specpipe.config.run_config import read_config
 from specpipe.core.artifacts import Workspace
+from specpipe.core.commit import find_commit
 from specpipe.run.run import Run
 from specpipe.serve.client import Acceptance, Generation
 

@@ -21,6 +21,7 @@ from specpipe.validate.arms import ServedArm, served_arms
 from specpipe.validate.checks import Check, check_front, check_plain_arm
 from specpipe.validate.conditions import Setting
 from specpipe.validate.gates import GateResult, judge
+from specpipe.validate.markdown import to_markdown
 from specpipe.validate.measure import (
     ask_reference,
     ask_server,
@@ -29,9 +30,10 @@ from specpipe.validate.measure import (
     find_divergences,
 )
 from specpipe.validate.metrics import METRICS, Figure, load_metrics, speedups_by_prompt
+from specpipe.validate.page import to_html
 from specpipe.validate.questions import Question, Questions
 from specpipe.validate.reference import ReferenceAnswer
-from specpipe.validate.report import Report, to_html, to_json, to_markdown, write_report
+from specpipe.validate.report import Report, to_json, write_report
 from specpipe.validate.trials import (
     Arm,
     Divergence,

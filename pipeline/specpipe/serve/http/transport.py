@@ -20,7 +20,7 @@ from specpipe.serve.http.events import Json, find, parse_object, read_events
 from specpipe.serve.http.refusals import event_error, status_error, transport_error
 from specpipe.serve.http.requests import HttpRequest, text_body, token_body
 from specpipe.serve.inputs import Options
-from specpipe.serve.pieces import Piece
+from specpipe.serve.pieces import Piece, PromptScores
 
 _OK = 200
 _BROKEN = (OSError, EOFError, http.client.HTTPException)
@@ -85,6 +85,10 @@ class HttpTransport:
     def context_logits(self, model: Model, prompt: Sequence[int]) -> Iterator[Logits]:
         """Refuse: no OpenAI API returns logits."""
         raise Unsupported(f"the OpenAI API at {self._url} does not return the logits of a prompt")
+
+    def prompt_scores(self, model: Model, prompt: Sequence[int]) -> PromptScores:
+        """Refuse: `echo` of OpenAI's API returns the texts of the likeliest tokens, not their ids."""
+        raise Unsupported(f"the OpenAI API at {self._url} does not return scores by token id")
 
     def _call(self, request: HttpRequest) -> Iterator[Piece]:
         reader = AnswerReader(request)

@@ -6,9 +6,10 @@ Not here: requests. A metric is a function of the trials that were measured.
 import importlib
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from specpipe.config.metrics import METRICS
+from specpipe.validate.statistics import bootstrap
 from specpipe.validate.trials import Arm, Trials
 
 
@@ -20,6 +21,7 @@ class Figure:
     p10: float
     p90: float
     samples: int
+    interval: tuple[float, float] | None = None  # of the median, 95 %; None: not computed
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,14 @@ def total_seconds(trials: Trials, arm: Arm) -> dict[int, float]:
 
 
 def speedups(trials: Trials, over: Arm) -> dict[Arm, Figure]:
-    """Return, prompt by prompt, how much faster each arm of the server is than `over` per token."""
+    """Return, prompt by prompt, how much faster each arm of the server is than `over` per token.
+
+    The interval is a percentile bootstrap over the prompts.
+    """
     arms: tuple[Arm, ...] = ("plain", "speculative")
-    others = [arm for arm in arms if arm != over]
-    return by_arm({arm: list(speedups_by_prompt(trials, over, arm).values()) for arm in others})
+    ratios = {a: list(speedups_by_prompt(trials, over, a).values()) for a in arms if a != over}
+    found = by_arm(ratios)
+    return {arm: replace(f, interval=bootstrap(ratios[arm])) for arm, f in found.items()}
 
 
 def speedups_by_prompt(trials: Trials, over: Arm, arm: Arm) -> dict[int, float]:
