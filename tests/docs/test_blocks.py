@@ -27,7 +27,7 @@ SECTIONS = set(RunConfig.__dataclass_fields__)
 RUN = {
     "name": "example",
     "target": {"model": "meta-llama/Llama-3.1-8B-Instruct"},
-    "engine": {"max_input_len": 1024, "max_seq_len": 4096},
+    "engine": {"backend": "llmapi", "gpu": "H100-SXM", "max_input_len": 1024, "max_seq_len": 4096},
 }
 
 

@@ -25,6 +25,7 @@ from specpipe.cli.acceptance import acceptance_json
 from specpipe.cli.bench_tables import bench_json
 from specpipe.cli.output import print_error
 from specpipe.cli.present import generation_json, prediction_json, tuning_json
+from specpipe.cli.report import diff_json, export_json
 from specpipe.cli.serve import print_ready
 from specpipe.config.run_config import read_config
 from specpipe.core.artifacts import Workspace
@@ -34,7 +35,7 @@ from specpipe.report.present_plan import plan_json
 from specpipe.run.stages import StageResult
 from specpipe.train.produce import TrainResult
 from specpipe.train.report import TrainingReport
-from specpipe.validate.report import to_json
+from specpipe.validate.report import result_json, to_json
 
 PAGE = Path("docs/json.md")
 SECTION = re.compile(r"^## (.+?)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
@@ -62,6 +63,8 @@ PRINTED = {
     "serve": literal_keys(print_ready),
     "generate, chat": literal_keys(generation_json),
     "validate": literal_keys(to_json),
+    "report diff": literal_keys(diff_json),
+    "report export": literal_keys(export_json),
     "tune": literal_keys(tuning_json),
     "recommend": literal_keys(prediction_json),
     "train medusa, train redrafter, train draft": fields(TrainResult) | {"report"},
@@ -132,6 +135,13 @@ def test_the_rows_of_a_benchmark_are_listed(command: str, records: tuple[type, .
     (item,) = re.findall(rf"^- `bench {command}`: (.*)$", SECTIONS[BENCH], re.MULTILINE)
     named = set(re.findall(r"`(\w+)`", item)) - {"speculation"}  # whose keys two fields have
     assert named == {name for record in records for name in fields(record)}
+
+
+def test_a_scenario_of_a_report_has_the_fields_that_are_listed() -> None:
+    (scenario,) = example("validate")["scenarios"]
+    assert scenario.keys() == literal_keys(result_json)
+    (row,) = re.findall(r"^\| `scenarios` \|.*$", SECTIONS["validate"], re.MULTILINE)
+    assert all(f"`{key}`" in row for key in scenario)
 
 
 def test_the_configs_and_steps_of_an_acceptance_are_listed() -> None:

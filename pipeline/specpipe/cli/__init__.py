@@ -34,6 +34,7 @@ from specpipe.cli.output import print_error
 from specpipe.cli.package import package
 from specpipe.cli.plan import plan
 from specpipe.cli.recommend import recommend
+from specpipe.cli.report import report
 from specpipe.cli.serve import serve
 from specpipe.cli.status import status
 from specpipe.cli.train import train
@@ -53,6 +54,7 @@ COMMANDS = (
     generate,
     chat,
     validate,
+    report,
     inspect,
     doctor,
     train,

@@ -65,9 +65,7 @@ def validate(
             raise click.UsageError(f"{option} needs --url")
     run = load(config_path, workspace)
     with show_progress("prompts") as progress:
-        report = validate_run(
-            run, url, tls=tls, key=key, full=full, notify=say, progress=progress
-        )
+        report = validate_run(run, url, tls=tls, key=key, full=full, notify=say, progress=progress)
     click.echo(json.dumps(to_json(report)) if as_json else to_markdown(report), nl=as_json)
     end_json()
     say(f"report: {run.workspace.reports / 'report.html'}")

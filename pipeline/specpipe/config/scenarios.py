@@ -5,6 +5,7 @@ SCENARIOS: dict[str, str] = {
     "concurrency": "specpipe.validate.scenarios.concurrency:SCENARIO",
     "sampled": "specpipe.validate.scenarios.sampled:SCENARIO",
     "long": "specpipe.validate.scenarios.long:SCENARIO",
+    "stops": "specpipe.validate.scenarios.stops:SCENARIO",
     "acceptance": "specpipe.validate.scenarios.acceptance:SCENARIO",
     "accuracy": "specpipe.validate.scenarios.accuracy:SCENARIO",
     "tasks": "specpipe.validate.scenarios.tasks:SCENARIO",

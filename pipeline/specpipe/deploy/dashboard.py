@@ -24,12 +24,27 @@ def panels(deployment: Deployment, scope: str = "") -> list[Panel]:
     `scope` is a matcher of PromQL that every query gets: the series of this deployment.
     """
     return [
-        *(_speculation(scope) if deployment.speculates and deployment.has_meters else ()),
+        *(_speculation(deployment, scope) if drafts_are_counted(deployment) else ()),
         *(_requests(scope) if deployment.has_meters else ()),
         _rates(deployment, scope),
         *(_engine(scope) if deployment.gpus and deployment.has_meters else ()),
         *(_gpu(scope) if deployment.gpus else ()),
     ]
+
+
+def drafts_are_counted(deployment: Deployment) -> bool:
+    """Tell whether a deployment exports how many draft tokens were accepted."""
+    return deployment.speculates and deployment.has_meters
+
+
+def acceptance(scope: str, window: str, offset: str = "") -> str:
+    """Return the share of accepted draft tokens over a window that ended `offset` ago."""
+    ago = f" offset {offset}" if offset else ""
+    over, under = (
+        f"sum(rate({_series(f'specpipe_{what}_total', scope)}[{window}]{ago}))"
+        for what in ("accepted_draft_tokens", "draft_tokens")
+    )
+    return f"{over} / {under}"
 
 
 def _series(metric: str, *matchers: str) -> str:
@@ -44,10 +59,19 @@ def _quotient(over: str, under: str, scope: str) -> str:
     return f"{_rate(f'specpipe_{over}_total', scope)} / {_rate(f'specpipe_{under}_total', scope)}"
 
 
-def _speculation(scope: str) -> Iterator[Panel]:
+def _speculation(deployment: Deployment, scope: str) -> Iterator[Panel]:
     accepted = _quotient("accepted_draft_tokens", "draft_tokens", scope)
     yield Panel("Draft tokens accepted", "percentunit", {"accepted": accepted})
     yield Panel("Tokens a step", "none", {"tokens": _quotient("output_tokens", "steps", scope)})
+    change = f"({acceptance(scope, '30m')}) / ({acceptance(scope, '1d', '30m')})"
+    yield Panel("Acceptance, compared with the day before", "percentunit", {"30 min": change})
+    if not deployment.gpus:
+        accepted, drafted = (
+            f"sum by (depth) (rate({_series(name, scope)}[$__rate_interval]))"
+            for name in ("specpipe_accepted_at_depth_total", "specpipe_drafted_at_depth_total")
+        )
+        shares = {"depth {{depth}}": f"{accepted} / {drafted}"}
+        yield Panel("Draft tokens accepted, by depth", "percentunit", shares)
 
 
 def _requests(scope: str) -> Iterator[Panel]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from specpipe.deploy.dashboard import dashboard
+from specpipe.deploy.dashboard import acceptance, dashboard
 from specpipe.deploy.deployment import GRPC, HTTP, METRICS, Deployment
 from specpipe.deploy.pods import (
     AS_USER,
@@ -216,7 +216,7 @@ def _rules(deployment: Deployment) -> Yaml:
                "More than one request in 10 s fails"),
     ]  # fmt: skip
     if deployment.speculates and deployment.has_meters:
-        rules.insert(0, _unprofitable(one))
+        rules = [_unprofitable(one), _collapsed(one), *rules]
     groups = [{"name": deployment.name, "rules": rules}]
     return _monitored("monitoring.coreos.com/v1", "PrometheusRule", deployment, {"groups": groups})
 
@@ -230,6 +230,19 @@ def _unprofitable(one: str) -> Yaml:
         "SpecpipeSpeculationDoesNotPay", f"{tokens} / {steps} < 1.1 and {drafted} > 0", "1h",
         "warning",
         "Fewer than 1.1 tokens a step: few draft tokens are accepted, plain decoding is as fast",
+    )  # fmt: skip
+
+
+def _collapsed(one: str) -> Yaml:
+    """Return the alert on acceptance below half of what it was the day before.
+
+    A drafter that no longer fits its target looks so: another target, template or kind of prompt.
+    """
+    now, before = acceptance(one, "30m"), acceptance(one, "1d", "30m")
+    drafted = f"sum(rate(specpipe_draft_tokens_total{{{one}}}[30m]))"
+    return _alert(
+        "SpecpipeAcceptanceCollapsed", f"{now} < 0.5 * ({before}) and {drafted} > 0", "15m",
+        "warning", "Less than half of the share of draft tokens is accepted than the day before",
     )  # fmt: skip
 
 

@@ -3,11 +3,13 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
+from specpipe.core.endpoint import Model
 from specpipe.core.errors import SpecpipeError
 from specpipe.serve.client import Client, Options, Piece, unshared
 from specpipe.validate.arms import ServedArm
-from specpipe.validate.questions import Question
+from specpipe.validate.questions import Question, Questions
 from specpipe.validate.trials import Arm
 
 
@@ -62,7 +64,7 @@ class Answer:
     @property
     def gaps_s(self) -> list[float]:
         """Seconds between consecutive responses."""
-        return [b - a for a, b in zip(self.times_s, self.times_s[1:], strict=False)]
+        return [b - a for a, b in pairwise(self.times_s)]
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,14 @@ class PromptRequest:
     load: str
     options: Options
     as_tokens: bool = False
+    shares_prefix: bool = False  # whether the server may find the KV cache of earlier prompts
 
 
-def ask(client: Client, request: PromptRequest, ends: Sequence[int]) -> Answer:
+def ask(client: Client, request: PromptRequest, questions: Questions) -> Answer:
     """Send a request and return its answer; an error of the server becomes part of it.
 
-    The prompt is read as a whole. `ends` are the end tokens of requests in tokens.
+    The prompt is read as a whole, unless the request shares prefixes. The text of an answer in
+    tokens is that of the tokenizer.
     """
     question, arm = request.item.question, request.arm
     options = replace(request.options, num_draft_tokens=arm.num_draft_tokens)
@@ -92,11 +96,18 @@ def ask(client: Client, request: PromptRequest, ends: Sequence[int]) -> Answer:
     )  # fmt: skip
     try:
         if request.as_tokens:
-            options = unshared(replace(options, end_ids=tuple(ends)), client.endpoint.tokens)  # type: ignore[arg-type]
-            return _with_tokens(blank, list(client.stream_tokens(question.tokens, options)))
-        return _with_text(client, blank, question, unshared(options, client.endpoint.text))
+            options = replace(options, end_ids=questions.end_ids)
+            options = _salted(options, client.endpoint.tokens, request)
+            found = _with_tokens(blank, list(client.stream_tokens(question.tokens, options)))
+            return replace(found, text=questions.tokenizer.decode_answer(found.tokens))
+        options = _salted(options, client.endpoint.text, request)
+        return _with_text(client, blank, question, options)
     except SpecpipeError as error:
         return replace(blank, error=str(error))
+
+
+def _salted(options: Options, model: Model | None, request: PromptRequest) -> Options:
+    return options if model is None or request.shares_prefix else unshared(options, model)
 
 
 def _with_text(client: Client, blank: Answer, question: Question, options: Options) -> Answer:

@@ -1,10 +1,14 @@
 """The conditions of a validation, on which the figures of its report depend."""
 
+import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from specpipe import __version__
 from specpipe.config.run_config import RunConfig
+from specpipe.core.commit import find_commit
 from specpipe.core.machine import describe_machine
 from specpipe.plan.gates import Plain
 
@@ -32,13 +36,30 @@ def conditions(config: RunConfig, prompts: int, setting: Setting) -> dict[str, s
         "load": f"{_plural(prompts, 'prompt')}, {_plural(options.repeats, 'repetition')}, "
         f"concurrency 1, max_tokens {options.max_tokens}, greedy, text requests to {setting.model}",
         "order": _order(setting),
-        "specpipe": __version__,
+        "config": _digest(config),
+        "specpipe": _release(),
     }
     if setting.url is not None:
         return {**found, "server": f"{setting.url}; its machine and versions are not known"}
     named = {k: v for k, v in setting.versions.items() if k != "format"}  # of engine folders
     versions = ", ".join(f"{k} {v}" for k, v in sorted(named.items()))
-    return {**found, "machine": describe_machine(), "versions": versions}
+    busy = f"load average {os.getloadavg()[0]:.1f} over the last minute of the validation"
+    machine = {"machine": describe_machine(), "other work": busy}
+    return {**found, **machine, "versions": versions}
+
+
+def _digest(config: RunConfig) -> str:
+    """Return the file of a run with the digest of its bytes; without it if there is no file."""
+    file = Path(config.path)
+    if not file.is_file():
+        return config.path
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return f"{file.name}, sha256 {digest[:16]}"
+
+
+def _release() -> str:
+    commit = find_commit(Path(__file__).parent)
+    return f"{__version__}, commit {commit}" if commit else __version__
 
 
 def _order(setting: Setting) -> str:

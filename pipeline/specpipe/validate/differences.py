@@ -144,7 +144,8 @@ def classify(
         token = _token_in_text(row, expected[:place], contrast.got_text, tokenizer)
     else:
         row = judge.row((*contrast.asked, *expected[:place]))
-        token = got[place] if place < len(got) else None
+        shown = [t for t in got[place:] if t not in tokenizer.end_ids]  # an end token must end it
+        token = shown[0] if shown else None
     chosen = max(row[i] for i in tokenizer.end_ids) if token is None else row[token]
     margin = float(row.max() - chosen)
     return _difference(contrast, place, token, margin, noise)

@@ -35,7 +35,7 @@ def interpreter(options: TaskOptions) -> str:
     if found.returncode:
         raise Unsupported(
             f"{python} has no lm_eval, which the scenario `tasks` runs",
-            hint="install lm_eval[api], transformers and torch, or set validate.tasks.python",
+            hint="install lm_eval[api,hf] there, or set validate.tasks.python",
         )
     return python
 
@@ -45,21 +45,25 @@ def evaluate(
 ) -> Evaluation:
     """Run the tasks with one of the harness's models; its files and log are in `folder`.
 
+    Paths of data in your own task files are relative to their folder.
+
     Raises Unsupported without `lm_eval`, StageFailed with the end of the log if it fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    place = Path(options.include).expanduser().resolve() if options.include else None
     command = [
         interpreter(options), "-m", "lm_eval", "--model", model,
         "--model_args", ",".join(f"{k}={v}" for k, v in arguments.items()),
         "--tasks", ",".join(options.names), "--output_path", str(folder), "--log_samples",
-        *_words("--include_path", options.include), *_words("--limit", options.limit),
+        *_words("--include_path", place), *_words("--limit", options.limit),
         *_words("--num_fewshot", options.num_fewshot), "--device", "cpu",
     ]  # fmt: skip
     log = folder / "lm_eval.log"
     with log.open("w", encoding="utf-8") as output:
         done = subprocess.run(
-            command, stdout=output, stderr=subprocess.STDOUT, check=False, env=_environment()
-        )
+            command, stdout=output, stderr=subprocess.STDOUT, check=False, env=_environment(),
+            cwd=place,
+        )  # fmt: skip
     if done.returncode:
         end = "\n".join(last_lines(log, 8))
         raise StageFailed(f"lm_eval failed with {done.returncode}; its log {log} ends:\n{end}")

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from specpipe.config.validation import Slo
+from specpipe.core.statistics import percentile
 from specpipe.validate.answers import Answer, good
-from specpipe.validate.statistics import percentile
 from specpipe.validate.trials import Arm
 
 SHARES = (0.5, 0.95, 0.99)

@@ -15,7 +15,7 @@ from specpipe.validate.load import ClosedLoop, run_load
 from specpipe.validate.questions import Questions
 from specpipe.validate.trials import Arm, Likelihoods
 
-PROMPTS = 4  # that are decoded alone and together
+PROMPTS = 4  # that are decoded one at a time and together
 PLAUSIBLE = -3.0  # nats: less likely tokens are no candidates of a greedy choice
 Scored = tuple[tuple[int, ...], tuple[float, ...]]  # tokens and their log probabilities
 

@@ -3,14 +3,16 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from specpipe.serve.client import Client
+from specpipe.serve.client import Client, Options
 from specpipe.validate.answers import Answer, PromptRequest, ask
 from specpipe.validate.arms import ServedArm
 from specpipe.validate.load import Progress, Traffic, run_load
 from specpipe.validate.measure import decodes_alike
+from specpipe.validate.questions import Questions
 from specpipe.validate.scenarios import Grading, Measured, Result, Scenario, Setup
 
 WARM_UP_TOKENS = 8
+SEEDS = 1_000_000  # between the seeds of the arms
 
 
 def run_scenario(
@@ -47,28 +49,37 @@ def _send(
     progress: Progress,
 ) -> tuple[list[Answer], float]:
     """Send all prompts through one arm under one load."""
-    requests = list(_requests(scenario, client, setup, arm, load))
+    requests = list(requests_of(scenario, client, setup, arm, load))
     if not requests:
         return [], 0.0
-    ends = setup.questions.end_ids
+    questions = setup.questions
     few = replace(requests[0].options, max_tokens=WARM_UP_TOKENS)
-    ask(client, replace(requests[0], options=few), ends)
-    jobs = [_job(client, request, ends) for request in requests]
+    ask(client, replace(requests[0], options=few), questions)
+    jobs = [_job(client, request, questions) for request in requests]
     sent, took = run_load(load, jobs, progress)
     return [replace(one.result, sent_s=one.sent_s) for one in sent], took
 
 
-def _job(client: Client, request: PromptRequest, ends: Sequence[int]) -> Callable[[], Answer]:
-    return lambda: ask(client, request, ends)
+def _job(client: Client, request: PromptRequest, questions: Questions) -> Callable[[], Answer]:
+    return lambda: ask(client, request, questions)
 
 
-def _requests(
+def requests_of(
     scenario: Scenario, client: Client, setup: Setup, arm: ServedArm, load: Traffic
 ) -> Iterator[PromptRequest]:
+    """Yield a request for every prompt and every sampling options of a scenario."""
     as_tokens = scenario.as_tokens and decodes_alike(client.endpoint.tokens, arm.arm)
     for number, item in enumerate(scenario.dataset(setup)):
         for options in scenario.sampling(setup):
+            options = _independent(options, arm)
             yield PromptRequest(scenario.name, item, number, arm, str(load), options, as_tokens)
+
+
+def _independent(options: Options, arm: ServedArm) -> Options:
+    """Return options with a seed of the arm's own: equal seeds may give both arms equal draws."""
+    if options.seed is None or arm.arm != "speculative":
+        return options
+    return replace(options, seed=options.seed + SEEDS)
 
 
 def merge(first: Measured, second: Measured) -> Measured:

@@ -18,10 +18,11 @@ from specpipe.cli.serve import generate_command
 from specpipe.serve.guard import Tls
 
 COMMANDS = ["acceptance", "bench", "build", "chat", "compile", "completion", "convert",
-            "doctor", "generate", "inspect", "openai", "package", "plan", "recommend", "serve",
-            "status", "train", "tune", "validate"]  # fmt: skip
+            "doctor", "generate", "inspect", "openai", "package", "plan", "recommend", "report",
+            "serve", "status", "train", "tune", "validate"]  # fmt: skip
 TRAINING = ["train draft", "train medusa", "train redrafter"]
 BENCHMARKS = ["bench engine", "bench serving", "bench soak", "bench speculation", "bench tuning"]
+REPORTS = ["report diff", "report export"]
 GOLDEN = Path(__file__).parents[2] / "golden"
 
 
@@ -33,9 +34,10 @@ def test_there_are_these_commands_and_no_others() -> None:
     assert sorted(main.commands) == COMMANDS
     assert [f"train {name}" for name in sorted(main.commands["train"].commands)] == TRAINING
     assert [f"bench {name}" for name in sorted(main.commands["bench"].commands)] == BENCHMARKS
+    assert [f"report {name}" for name in sorted(main.commands["report"].commands)] == REPORTS
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS, *TRAINING, *BENCHMARKS])
+@pytest.mark.parametrize("command", ["", *COMMANDS, *TRAINING, *BENCHMARKS, *REPORTS])
 def test_help_is_the_golden_one(command: str) -> None:
     result = run(*command.split(), "--help")
     file = GOLDEN / f"help_{command.replace(' ', '_') or 'specpipe'}.txt"
@@ -45,7 +47,7 @@ def test_help_is_the_golden_one(command: str) -> None:
     assert not command or re.search(r"Example:  (specpipe|scripts/)", result.output)
 
 
-@pytest.mark.parametrize("group", ["", "train", "bench"])
+@pytest.mark.parametrize("group", ["", "train", "bench", "report"])
 def test_no_command_is_cut_short_in_the_list(group: str) -> None:
     commands = run(*group.split(), "--help").output.split("Commands:")[1]
     assert "..." not in commands

@@ -11,7 +11,12 @@ from click.testing import CliRunner, Result
 from specpipe.cli import main
 
 # The arguments of commands that take more than a run.
-ARGUMENTS = {"generate": ["hi", "--config", "nofile.yaml"], "inspect": ["nowhere"]}
+ARGUMENTS = {
+    "generate": ["hi", "--config", "nofile.yaml"],
+    "inspect": ["nowhere"],
+    "report diff": ["nowhere", "nowhere"],
+    "report export": ["nowhere", "--format", "aiperf"],
+}
 
 
 def run(*args: str) -> Result:

@@ -150,7 +150,11 @@ def test_alerts_and_panels_are_of_what_the_deployment_exports() -> None:
         assert all(rule["labels"]["severity"] in ("warning", "critical") for rule in group["rules"])
         return [rule["alert"] for rule in group["rules"]]
 
-    assert alerts(GPU) == ["SpecpipeSpeculationDoesNotPay", "SpecpipeRequestsFail"]
+    speculation = ["SpecpipeSpeculationDoesNotPay", "SpecpipeAcceptanceCollapsed"]
+    assert alerts(GPU) == [*speculation, "SpecpipeRequestsFail"]
+    assert "at_depth" in str(dashboard(replace(CPU, speculates=True))) and "at_depth" not in str(
+        dashboard(GPU)
+    )
     assert alerts(plain) == alerts(api) == ["SpecpipeRequestsFail"]
     assert "specpipe_draft" not in str(dashboard(plain))
     assert "specpipe_draft" in str(dashboard(GPU))
@@ -544,3 +548,21 @@ def test_the_alert_on_speculation_fires_only_where_tokens_are_drafted(
     low = under > 0 and over / under < float(bound)
     more, _, least = condition.partition(" > ")
     assert (low and float(more) > float(least)) is fires
+
+
+@pytest.mark.parametrize(
+    ("accepted", "before", "fires"), [(2.0, 5.0, True), (3.0, 5.0, False), (0.0, 0.0, False)]
+)
+def test_the_alert_on_a_collapse_compares_with_the_day_before(
+    accepted: float, before: float, fires: bool
+) -> None:
+    (group,) = manifests(replace(CPU, speculates=True))["rules.yaml"]["spec"]["groups"]
+    (rule,) = [r for r in group["rules"] if r["alert"] == "SpecpipeAcceptanceCollapsed"]
+    rates = {
+        ("accepted_draft_tokens", "30m"): accepted, ("draft_tokens", "30m"): 10.0,
+        ("accepted_draft_tokens", "1d"): before, ("draft_tokens", "1d"): 10.0,
+    }  # fmt: skip
+    rate = r"sum\(rate\(specpipe_(\w+)_total\{[^}]*\}\[(\w+)\](?: offset 30m)?\)\)"
+    query = re.sub(rate, lambda found: repr(rates[found[1], found[2]]), rule["expr"])
+    assert eval(query) is fires  # these operators mean the same in Python
+    assert "offset 30m" in rule["expr"]

@@ -87,7 +87,7 @@ class HttpTransport:
         raise Unsupported(f"the OpenAI API at {self._url} does not return the logits of a prompt")
 
     def prompt_scores(self, model: Model, prompt: Sequence[int]) -> PromptScores:
-        """Refuse: `echo` of OpenAI's API returns the texts of the likeliest tokens, not their ids."""
+        """Refuse: `echo` of OpenAI's API returns texts of tokens, not their ids."""
         raise Unsupported(f"the OpenAI API at {self._url} does not return scores by token id")
 
     def _call(self, request: HttpRequest) -> Iterator[Piece]:

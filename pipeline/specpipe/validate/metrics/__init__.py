@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from specpipe.config.metrics import METRICS
-from specpipe.validate.statistics import bootstrap
+from specpipe.core.statistics import bootstrap
 from specpipe.validate.trials import Arm, Trials
 
 

@@ -1,7 +1,7 @@
 """Acceptance of draft tokens by depth, by length of the prompt and by dataset."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from specpipe.config.run_config import require_file
@@ -9,12 +9,16 @@ from specpipe.core.conversation import Conversation
 from specpipe.core.errors import ConfigError
 from specpipe.core.prompts import read_prompts
 from specpipe.plan.gates import speculates
-from specpipe.validate.answers import Answer, PromptItem, good
+from specpipe.serve.client import Client, Options
+from specpipe.validate.answers import Answer, PromptItem, PromptRequest, ask, good
+from specpipe.validate.arms import ServedArm
+from specpipe.validate.checks import Check
 from specpipe.validate.depths import Depth, by_depth
 from specpipe.validate.measure import decodes_alike
 from specpipe.validate.questions import Question
 from specpipe.validate.scenarios import Grading, Measured, Result, Scenario, Setup, Sheet
 
+PLAIN_PROMPTS = 2
 BUCKETS = (32, 128, 512, 2048)  # tokens of a prompt
 HEAD = ("steps", "tokens/step", "joint by depth", "conditional by depth")
 
@@ -58,6 +62,19 @@ def why_omitted(setup: Setup) -> str | None:
     return None
 
 
+def measure(client: Client, setup: Setup, arms: Sequence[ServedArm]) -> list[Answer]:
+    """Send a few prompts without speculation, whose steps must have one token each."""
+    tokens = client.endpoint.tokens
+    if tokens is None or tokens.draft_limit is None:
+        return []
+    options = Options(max_tokens=setup.config.validate.max_tokens)
+    requests = [
+        PromptRequest("acceptance", PromptItem(q), n, ServedArm("plain", 0), "", options, True)
+        for n, q in enumerate(setup.questions.asked[:PLAIN_PROMPTS])
+    ]
+    return [ask(client, request, setup.questions) for request in requests]
+
+
 def grade(measured: Measured, grading: Grading) -> Result:
     """Return the acceptance by depth of all answers, by length of the prompt and by dataset."""
     answers = list(good(measured.answers))
@@ -71,7 +88,34 @@ def grade(measured: Measured, grading: Grading) -> Result:
     )
     depths = {name: depths_of(found) for name, found in parts.items()}
     sheet = Sheet("Acceptance by depth", note, ("", *HEAD), rows)
-    return Result("acceptance", sheets=(sheet,), depths=depths)
+    plain = [answer for part in measured.extra for answer in part]  # type: ignore[attr-defined]
+    return Result(
+        "acceptance", sheets=(sheet,), depths=depths, checks=list(_checks(answers, plain))
+    )
+
+
+def _checks(answers: Sequence[Answer], plain: Sequence[Answer]) -> Iterator[Check]:
+    """Compare the counters that the server reports with the steps of the stream.
+
+    The last step of an answer may end before the target's own token, so the two may differ by one.
+    """
+    reported = [a for a in answers if a.draft_tokens]
+    wrong = [a for a in reported if not 0 <= a.accepted_draft_tokens - _accepted(a) <= 1]
+    seen = f"{len(wrong)} of {len(reported)} answers differ"
+    if wrong:
+        first = wrong[0]
+        seen += (
+            f", the first: prompt {first.prompt} reports {first.accepted_draft_tokens} and its "
+            f"steps have {_accepted(first)}"
+        )
+    yield Check("accepted draft tokens are those of the steps", not wrong, seen)
+    several = [a for a in plain if max(a.piece_tokens, default=0) > 1]
+    name = "plain decoding sends one token a step"
+    yield Check(name, not several, f"{len(several)} of {len(plain)} answers have longer steps")
+
+
+def _accepted(answer: Answer) -> int:
+    return sum(count - 1 for count in answer.piece_tokens)
 
 
 def _grouped(answers: Sequence[Answer], key: Callable[[Answer], str]) -> dict[str, list[Answer]]:
@@ -113,4 +157,5 @@ SCENARIO = Scenario(
     speculation=("speculative",),
     as_tokens=True,
     why_omitted=why_omitted,
+    measure=measure,
 )

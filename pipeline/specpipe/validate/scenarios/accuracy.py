@@ -7,6 +7,7 @@ engine's likeliest token and the rest. The divergence over them is a lower bound
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from typing import IO
@@ -14,13 +15,13 @@ from typing import IO
 import numpy as np
 
 from specpipe.core.contracts import Floats
+from specpipe.core.statistics import percentile
 from specpipe.runtime.context import most_positions
 from specpipe.runtime.prompt_scores import log_normalizers
 from specpipe.serve.client import Client, PromptScores
 from specpipe.validate.arms import ServedArm
 from specpipe.validate.metrics import Figure
 from specpipe.validate.scenarios import Grading, Measured, Result, Scenario, Setup, Sheet
-from specpipe.validate.statistics import percentile
 from specpipe.validate.trials import Arm
 
 MOST_BYTES = 256 << 20  # of logits on the disk
@@ -45,6 +46,7 @@ class EngineReadings:
 
     arms: tuple[Arm, ...]
     found: tuple[EngineReading, ...]
+    file: IO[bytes] | None = None  # of the logits; `grade` closes it
 
     @property
     def exact(self) -> bool:
@@ -98,7 +100,7 @@ def measure(client: Client, setup: Setup, arms: Sequence[ServedArm]) -> EngineRe
             width = block.shape[-1]
             file.write(np.ascontiguousarray(block, np.float32).tobytes())
         found.append(EngineReading(tokens, None, file, begin, width))
-    return EngineReadings(names, tuple(found))
+    return EngineReadings(names, tuple(found), file)
 
 
 def grade(measured: Measured, grading: Grading) -> Result:
@@ -107,7 +109,8 @@ def grade(measured: Measured, grading: Grading) -> Result:
     rows = []
     for found in measured.extra:
         assert isinstance(found, EngineReadings)
-        distances = compare_readings(found, grading)
+        with found.file or nullcontext():
+            distances = compare_readings(found, grading)
         for name, value in _figures(distances).items():
             figures.setdefault(name, {}).update(dict.fromkeys(found.arms, value))
         rows.append(_row(found, distances))

@@ -1,13 +1,19 @@
-"""Long prompts and long answers: where they diverge, how many are equal, whether they repeat."""
+"""Long prompts and long answers: where they diverge, how many are equal, whether they repeat.
+
+The prompts are also sent so that the server may reuse the KV cache of earlier ones.
+"""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from specpipe.core.conversation import Conversation
 from specpipe.core.errors import ConfigError
 from specpipe.core.prompts import read_prompts
-from specpipe.serve.client import Options
-from specpipe.validate.answers import Answer, PromptItem, good
+from specpipe.serve.client import Client, Options
+from specpipe.validate.answers import Answer, PromptItem, PromptRequest, ask, good
+from specpipe.validate.arms import ServedArm
 from specpipe.validate.differences import HEAD, Equality, compare
+from specpipe.validate.measure import decodes_alike
 from specpipe.validate.metrics import Figure
 from specpipe.validate.pairs import pair
 from specpipe.validate.questions import Question
@@ -16,6 +22,7 @@ from specpipe.validate.scenarios.answers import CLASSES, note
 from specpipe.validate.trials import Arm, ExpectedAnswer
 
 GRAM = 4  # tokens of a repeated part
+CACHED = "prefix cache"
 
 
 def most_tokens(setup: Setup) -> int:
@@ -57,9 +64,9 @@ def _question(setup: Setup, length: int, number: int) -> Question:
 
 
 def _text(sentences: Sequence[str], count: int, number: int) -> str:
-    """Return numbered notes, and a request that needs them."""
-    notes = [f"Note {i + 1}: {sentences[(i + 7 * number) % len(sentences)]}" for i in range(count)]
-    return "\n".join([*notes, "Continue with the next notes."])
+    """Return numbered notes, and a request that needs them; prompts of one length share notes."""
+    notes = [f"Note {i + 1}: {sentences[i % len(sentences)]}" for i in range(count)]
+    return "\n".join([*notes, f"Continue with note {number + 1} and those after it."])
 
 
 def sampling(setup: Setup) -> Sequence[Options]:
@@ -67,8 +74,25 @@ def sampling(setup: Setup) -> Sequence[Options]:
     return (Options(max_tokens=most_tokens(setup)),)
 
 
+def measure(client: Client, setup: Setup, arms: Sequence[ServedArm]) -> list[Answer]:
+    """Send every prompt twice more; the server may find the KV cache of prompts before.
+
+    The prompts of one length begin alike, so a part of the cache belongs to another prompt.
+    """
+    arm = arms[-1]
+    as_tokens = decodes_alike(client.endpoint.tokens, arm.arm)
+    options, found = sampling(setup)[0], []
+    for _ in range(2):
+        for number, item in enumerate(dataset(setup)):
+            request = PromptRequest("long", item, number, arm, CACHED, options, as_tokens, True)
+            found.append(ask(client, request, setup.questions))
+    return found
+
+
 def grade(measured: Measured, grading: Grading) -> Result:
     """Return the first divergence, the share of equal answers, and the repetition of each arm."""
+    cached = [answer for part in measured.extra for answer in part]  # type: ignore[attr-defined]
+    measured = replace(measured, answers=(*measured.answers, *cached))
     expected = dict(_expected(measured, grading))
     contrasts = pair(measured.answers, expected)
     tokenizer = grading.setup.questions.tokenizer
@@ -95,10 +119,12 @@ def _expected(measured: Measured, grading: Grading) -> Iterator[tuple[int, Expec
 
 
 def _row(answer: Answer, expected: dict[int, ExpectedAnswer], equal: Equality) -> list[str]:
-    places = [d for d in equal.of(answer.arm, "reference") if d.prompt == answer.prompt]
+    differ = equal.of(answer.arm, "reference")
+    places = [d for d in differ if (d.prompt, d.load) == (answer.prompt, answer.load)]
     place = f"{places[0].position} ({places[0].kind})" if places else "none"
     tokens = answer.tokens or expected[answer.prompt].tokens
     name = f"{answer.prompt}, {len(answer.asked)} tokens"
+    name += f", {CACHED}" if answer.load == CACHED else ""
     return [name, answer.arm, str(answer.output_tokens), place, f"{repetition(tokens):.2f}"]
 
 
@@ -122,4 +148,5 @@ SCENARIO = Scenario(
     dataset=dataset,
     sampling=sampling,
     as_tokens=True,
+    measure=measure,
 )

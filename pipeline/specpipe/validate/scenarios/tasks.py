@@ -8,17 +8,21 @@ answers right and the other wrong: equal accuracies can hide many of them.
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from specpipe.core.errors import SpecpipeError
+from specpipe.core.statistics import wilson
 from specpipe.openai.app import Front, FrontOptions
 from specpipe.openai.server import FrontAddress, serve_front
 from specpipe.serve.client import Client
+from specpipe.serve.http.base import is_http
 from specpipe.validate.arms import ServedArm
+from specpipe.validate.checks import Check
 from specpipe.validate.harness import Evaluation, evaluate
 from specpipe.validate.metrics import Figure
 from specpipe.validate.scenarios import Grading, Measured, Result, Scenario, Setup, Sheet
-from specpipe.validate.statistics import wilson
 from specpipe.validate.trials import Arm
 
 NAME = "specpipe"
@@ -46,7 +50,7 @@ class ServedEvaluation:
     """What an arm scored."""
 
     arm: Arm
-    evaluation: Evaluation
+    evaluation: Evaluation | str  # or why lm_eval failed
 
 
 def why_omitted(setup: Setup) -> str | None:
@@ -66,22 +70,40 @@ def measure(client: Client, setup: Setup, arms: Sequence[ServedArm]) -> "ServedE
     users = [arm for arm in arms if arm.num_draft_tokens is None]
     if not users or setup.repository is None:
         return None
-    address = FrontAddress(port=_free_port())
-    tokenizer = setup.repository / setup.endpoint.tokenizer
-    options = FrontOptions(client.url, NAME, tokenizer=tokenizer)
     setup.notify("running lm_eval on the server")
-    with serve_front(Front(options, lambda: setup.endpoint), address):
+    with _openai(client, setup) as (url, name):
         arguments = {
-            "model": NAME, "base_url": f"{address.url}/completions", "tokenizer": str(setup.model),
+            "model": name, "base_url": f"{url}/completions", "tokenizer": str(setup.model),
             "max_length": str(setup.config.engine.max_seq_len - 1),
         }  # fmt: skip
         found = _evaluate(setup, "local-completions", arguments)
     return ServedEvaluation(users[-1].arm, found)
 
 
-def _evaluate(setup: Setup, model: str, arguments: dict[str, str]) -> Evaluation:
-    with tempfile.TemporaryDirectory() as folder:
-        return evaluate(setup.config.validate.tasks, model, arguments, Path(folder))
+@contextmanager
+def _openai(client: Client, setup: Setup) -> Iterator[tuple[str, str]]:
+    """Yield the base URL of the server's OpenAI API and the name of its model.
+
+    A Triton server gets a front of its own until the block ends.
+    """
+    if is_http(client.url):
+        yield client.url.rstrip("/"), client.endpoint.text.name
+        return
+    assert setup.repository is not None  # `why_omitted` has checked it
+    tokenizer = setup.repository / setup.endpoint.tokenizer
+    front = Front(FrontOptions(client.url, NAME, tokenizer=tokenizer), lambda: setup.endpoint)
+    address = FrontAddress(port=_free_port())
+    with serve_front(front, address):
+        yield address.url, NAME
+
+
+def _evaluate(setup: Setup, model: str, arguments: dict[str, str]) -> Evaluation | str:
+    """Return the scores, or why there are none: other scenarios must not be lost for it."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return evaluate(setup.config.validate.tasks, model, arguments, Path(folder))
+    except SpecpipeError as error:
+        return str(error)
 
 
 def _free_port() -> int:
@@ -98,12 +120,18 @@ def grade(measured: Measured, grading: Grading) -> Result:
     theirs = _evaluate(setup, "hf", arguments)
     sheets: list[Sheet] = []
     figures: dict[str, dict[Arm, Figure]] = {}
+    failed = [theirs] if isinstance(theirs, str) else []
+    known = Evaluation({}, {}) if isinstance(theirs, str) else theirs
     for found in measured.extra:
         assert isinstance(found, ServedEvaluation)
-        scores = list(score(found.evaluation, theirs))
-        sheets += [_sheet(found.arm, scores), _raw(found.arm, found.evaluation, theirs)]
+        if isinstance(found.evaluation, str):
+            failed.append(found.evaluation)
+            continue
+        scores = list(score(found.evaluation, known))
+        sheets += [_sheet(found.arm, scores), _raw(found.arm, found.evaluation, known)]
         figures |= {name: {found.arm: value} for name, value in _figures(scores)}
-    return Result("tasks", figures=figures, sheets=sheets)
+    check = Check("lm_eval runs the tasks", not failed, "; ".join(failed) or "both models")
+    return Result("tasks", figures=figures, sheets=sheets, checks=(check,))
 
 
 def score(ours: Evaluation, theirs: Evaluation) -> Iterator[TaskScore]:
