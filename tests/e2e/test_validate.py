@@ -32,6 +32,11 @@ LOOKUP = {
     "min_matching_ngram_size": 1,
     "draft_length": "fixed",  # the tiny model's steps are so short that drafts do not pay
 }
+SMALL = {  # loads of the scenarios
+    "concurrency": {"clients": [1, 2], "rates": [20], "requests": 2, "max_tokens": 8},
+    "sampled": {"seeds": 8, "num_prompts": 1, "max_tokens": 3},
+    "long": {"input_tokens": [120], "max_tokens": 16, "num_prompts": 2},
+}
 GATES = {"exact_match": 1.0, "early_stops": 0.0, "greedy_agreement": 1.0, "perplexity": 10_000.0}
 WriteRun = Callable[..., Path]
 
@@ -40,7 +45,7 @@ def write(root: Path, tiny: Path, **sections: object) -> Path:
     """Write and build a run of the tiny model in `root`; return its file."""
     prompts = root / "prompts.jsonl"
     prompts.write_text("\n".join(json.dumps({"prompt": text}) for text in PROMPTS))
-    judged = {"prompts": str(prompts), "max_tokens": 24, "gates": GATES}
+    judged = {"prompts": str(prompts), "max_tokens": 24, "gates": GATES, **SMALL}
     values = {
         "name": "tiny", "target": {"model": str(tiny)},
         "engine": {"backend": "openvino", "max_input_len": 200, "max_seq_len": 300},
@@ -77,8 +82,8 @@ def median(path: Path, metric: str, arm: str) -> float:
     return report(path)["metrics"][metric]["arms"][arm]["median"]
 
 
-def test_the_engines_loop_passes_in_text_with_every_figure(run: Path) -> None:
-    found = validate(run)
+def test_the_engines_loop_passes_every_scenario_with_every_figure(run: Path) -> None:
+    found = validate(run, "--full")
     assert found.exit_code == 0, found.output
     for arm in ("plain", "speculative"):
         for metric in ("exact_match", "greedy_agreement"):
@@ -92,6 +97,13 @@ def test_the_engines_loop_passes_in_text_with_every_figure(run: Path) -> None:
     assert any(name.startswith("ensemble gives") for name in names)
     assert report(run)["acceptance_histogram"]
     assert all(trial["text"] for trial in report(run)["trials"])
+    scenarios = {s["scenario"]: s for s in report(run)["scenarios"]}
+    assert scenarios.pop("tasks")["left_out"] and not any(s["left_out"] for s in scenarios.values())
+    assert median(run, "defects", "speculative") == 0
+    assert median(run, "kl_mean", "speculative") < 1e-4
+    loads = {(p["load"], p["arm"]) for p in scenarios["concurrency"]["points"]}
+    assert len(loads) == 6 and ("20 requests/s", "speculative") in loads
+    assert scenarios["acceptance"]["depths"]["all"]
 
 
 def test_a_draft_and_a_target_in_triton_pass_and_speculate(
@@ -229,7 +241,7 @@ def test_an_answer_that_ends_early_is_caught(run: Path, tmp_path: Path) -> None:
         found = validate(run, "--url", url)
     assert found.exit_code == 5
     failed = {gate["name"] for gate in report(run)["gates"] if not gate["passed"]}
-    assert failed == {"exact_match", "early_stops"}
+    assert failed == {"exact_match", "early_stops", "defects"}
     assert median(run, "early_stops", "speculative") == 1
     assert any("ends early; " in line for line in found.output.splitlines())
 
