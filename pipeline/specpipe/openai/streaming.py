@@ -14,6 +14,8 @@ Pieces = AsyncGenerator[Piece, None]
 Numbered = AsyncGenerator[tuple[int, Piece], None]
 _WAITING = 16  # pieces that a slow client may leave unread before the server has to wait
 DONE = "data: [DONE]\n\n"
+_MARK = "\0text\0"  # stands for the text of a chunk; no name of a model contains it
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 async def gather(answers: Sequence[Pieces], tallies: Sequence[Tally]) -> Sequence[Tally]:
@@ -34,8 +36,18 @@ async def gather(answers: Sequence[Pieces], tallies: Sequence[Tally]) -> Sequenc
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def interleave(answers: Sequence[Pieces]) -> Numbered:
+def interleave(answers: Sequence[Pieces]) -> Numbered:
     """Yield the pieces of all answers as they arrive, each with the number of its answer."""
+    return _only(answers[0]) if len(answers) == 1 else _interleaved(answers)
+
+
+async def _only(answer: Pieces) -> Numbered:
+    async with contextlib.aclosing(answer):
+        async for piece in answer:
+            yield 0, piece
+
+
+async def _interleaved(answers: Sequence[Pieces]) -> Numbered:
     arrived: asyncio.Queue[tuple[int, Piece | Exception | None]] = asyncio.Queue(_WAITING)
 
     async def forward(number: int, pieces: Pieces) -> None:
@@ -78,14 +90,18 @@ async def events(
     def chunk(choices: list[Json], **more: object) -> str:
         return event(shape.header.object(shape.chunk, choices=choices, **more))
 
+    frames = [_frame(chunk([shape.delta(n, _MARK, None)])) for n in range(len(tallies))]
     try:
         async with contextlib.aclosing(rest):
             for begun in filter(None, map(shape.begin, range(len(tallies)))):
                 yield chunk([begun])
             async for number, piece in _after(first, rest):
                 text, log_probs = tallies[number].add(piece), tallies[number].new_log_probs()
-                if text or log_probs:
+                if log_probs:
                     yield chunk([shape.delta(number, text, log_probs)])
+                elif text:
+                    begin, end = frames[number]
+                    yield begin + _encode(text) + end
                 if piece.final:
                     for choice in shape.end(number, tallies[number]):
                         yield chunk([choice])
@@ -103,9 +119,15 @@ async def _after(first: tuple[int, Piece], rest: Numbered) -> Numbered:
         yield numbered
 
 
+def _frame(chunk: str) -> tuple[str, str]:
+    """Return what stands before and behind the text of every chunk of an answer."""
+    begin, _, end = chunk.partition(_encode(_MARK))
+    return begin, end
+
+
 def event(values: Json) -> str:
     """Return one server-sent event."""
-    return f"data: {json.dumps(values, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return f"data: {_encode(values)}\n\n"
 
 
 def _failure(error: Exception) -> Json:

@@ -15,7 +15,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype, ser
 
 from specpipe.serve.connect import ClientTls, channel_options
 from specpipe.serve.inputs import ModelRequest
-from specpipe.serve.pieces import Piece, Reader, is_final
+from specpipe.serve.pieces import Piece, Reader
 from specpipe.serve.refusals import refusal
 
 _READY_SECONDS = 5
@@ -49,8 +49,9 @@ class AsyncClient:
                     error = InferenceServerException(response.error_message)
                     raise refusal(error, self._url, answered=answered)
                 answered, result = True, InferResult(response.infer_response)
-                yield reader.piece(result, time.perf_counter() - began)
-                if is_final(result):
+                piece = reader.piece(result, time.perf_counter() - began)
+                yield piece
+                if piece.final:
                     return
         except grpc.RpcError as error:
             raise refusal(_as_triton(error), self._url, answered=answered) from error

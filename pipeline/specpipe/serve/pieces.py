@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specpipe.core.contracts import Logits
-from specpipe.core.endpoint import Model
+from specpipe.core.endpoint import Model, Tensors
 from specpipe.runtime.triton.tensors import newest_scores
 
 
@@ -72,6 +72,10 @@ class Reader:
     def piece(self, result: Any, at_s: float) -> Piece:
         """Read one response; the last may be empty but for the mark that it is the last."""
         names = self.model.tensors
+        text = _only_text(result.get_response(), names)
+        if text is not None:  # most responses of a stream
+            final = is_final(result)
+            return Piece(self._text(text, final=final), (), final, self.acceptance, None, at_s)
         answer = result.as_numpy(names.answer)
         final = is_final(result)
         in_tokens = bool(names.prompt_length)
@@ -80,7 +84,7 @@ class Reader:
         if drafted is not None:
             self.acceptance = Acceptance(drafted, accepted or 0)
         return Piece(
-            text="" if in_tokens or answer is None else self._text(answer, final=final),
+            text="" if in_tokens or answer is None else self._text(_joined(answer), final=final),
             tokens=tokens,
             final=final,
             acceptance=self.acceptance,
@@ -92,15 +96,29 @@ class Reader:
             prompt_scores=_prompt_scores(result, self.model),
         )
 
-    def _text(self, answer: Any, *, final: bool) -> str:
+    def _text(self, raw: bytes, *, final: bool) -> str:
         """Return what is new; a character that is not complete yet is not."""
-        text = b"".join(answer.reshape(-1)).decode("utf-8")
+        text = raw.decode("utf-8")
         if not self.model.cumulative:
             return text
         whole = text if final else text.rstrip("\ufffd")
         new = whole[len(self.text) :]
         self.text += new
         return new
+
+
+def _joined(answer: Any) -> bytes:
+    return b"".join(answer.reshape(-1))
+
+
+def _only_text(response: Any, names: Tensors) -> bytes | None:
+    """Return the text of a response that has nothing else; None for any other response."""
+    outputs, contents = response.outputs, response.raw_output_contents
+    if len(outputs) != 1 or len(contents) != 1 or outputs[0].name != names.answer:
+        return None
+    raw = contents[0]
+    size = int.from_bytes(raw[:4], "little")  # of the only text of a BYTES tensor
+    return raw[4:] if not names.prompt_length and len(raw) == 4 + size else None
 
 
 def is_final(result: Any) -> bool:

@@ -21,7 +21,10 @@ class Response:
         return self.outputs.get(name)
 
     def get_response(self) -> Any:
-        return SimpleNamespace(parameters={"triton_final_response": SimpleNamespace(bool_param=0)})
+        mark = SimpleNamespace(bool_param=0)
+        return SimpleNamespace(
+            parameters={"triton_final_response": mark}, outputs=(), raw_output_contents=()
+        )
 
 
 def test_counters_stay_as_they_were_reported_last() -> None:
