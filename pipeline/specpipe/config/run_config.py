@@ -158,6 +158,9 @@ class ServingOptions:
     (Slurm)."""
     tls: TlsOptions | None = None
     """Encryption of gRPC. Default: none."""
+    openai: bool = False
+    """Deployments: `true` adds a container with the OpenAI API, on port 9000. It has no
+    authentication of its own. Not with `tls`."""
 
 
 @dataclass(frozen=True)

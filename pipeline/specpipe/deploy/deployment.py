@@ -8,7 +8,7 @@ from typing import Literal
 
 from specpipe.core.errors import ConfigError, Unsupported
 
-HTTP, GRPC, METRICS, SSH = 8000, 8001, 8002, 2222
+HTTP, GRPC, METRICS, SSH, OPENAI = 8000, 8001, 8002, 2222, 9000
 UID = 1000  # of the server: `triton-server` in NVIDIA's images
 REPOSITORY = "/models"  # where a repository lies inside a container that does not care
 DRAIN_SECONDS = 60  # that answers may take to end when a container is stopped
@@ -17,6 +17,7 @@ PACKAGE = "/opt/specpipe"  # where specpipe lies inside the image
 TLS = "/tls"  # where the certificates of the gRPC endpoint lie in a container
 CERTIFICATE, KEY, CLIENT_CA = "tls.crt", "tls.key", "ca.crt"  # as Kubernetes' secrets name them
 SHARED_MEMORY_GIB = 2  # requests and answers between tritonserver and its models
+FRONT_GIB = 1  # memory of the OpenAI API: the tokenizer, and requests in flight
 TEMPORARY_GIB = 1  # logs, which are rotated, and sockets
 MOST_REPLICAS = 4  # of an autoscaled server
 _LONGEST = 44  # "-ranks", numbers and a hash follow: 63, the most characters of a label
@@ -47,6 +48,8 @@ class Deployment:
     speculates: bool = True  # whether the method of the run is another than `none`
     has_meters: bool = True  # whether specpipe's text models run, which export its metrics
     certificates: Mapping[str, str] = field(default_factory=dict)  # of gRPC: name -> file here
+    openai: bool = False  # whether a container of its own serves the OpenAI API
+    tokenizer: str = ""  # its folder below the repository; empty: the front does without
 
     @property
     def name(self) -> str:
@@ -88,6 +91,18 @@ class Deployment:
             *("--drain", str(DRAIN_SECONDS)),
             "--log-to-stderr",
             *self._tls_options(),
+        ]
+
+    def front_command(self, host: str) -> list[str]:
+        """Return what the container of the OpenAI API runs; the server's gRPC is at `host`."""
+        folder = f"{self.repository}/{self.tokenizer}"
+        return [
+            *("python3", "-m", "specpipe", "openai"),
+            *("--url", f"{host}:{GRPC}"),
+            *("--host", "0.0.0.0"),
+            *("--port", str(OPENAI)),
+            *("--served-model-name", self.run),
+            *(("--tokenizer", folder) if self.tokenizer else ()),
         ]
 
     def _tls_options(self) -> list[str]:

@@ -4,9 +4,11 @@ import json
 from typing import Any
 
 from specpipe.deploy.deployment import (
+    FRONT_GIB,
     GRPC,
     HTTP,
     METRICS,
+    OPENAI,
     PACKAGE,
     SHARED_MEMORY_GIB,
     STOP_SECONDS,
@@ -29,6 +31,7 @@ _ADD_TO_PATH = (
     f"pathlib.Path(site.getsitepackages()[0], 'specpipe.pth').write_text('{PACKAGE}')"
 )
 _CHECK = "import specpipe.cli.serve, specpipe.serve.tritonserver, tritonclient.grpc"
+_FRONT_CHECK = ", specpipe.openai.server"
 
 
 def dockerfile(deployment: Deployment) -> str:
@@ -47,13 +50,17 @@ def dockerfile(deployment: Deployment) -> str:
         _run(pip),
         f"COPY specpipe {PACKAGE}/specpipe",
         _run(["python3", "-c", _ADD_TO_PATH]),
-        _run(["python3", "-c", _CHECK]),
+        _run(["python3", "-c", _CHECK + (_FRONT_CHECK if deployment.openai else "")]),
         f"USER {UID}:{UID}",
         "ENV HOME=/tmp",
-        f"EXPOSE {HTTP} {GRPC} {METRICS}",
+        f"EXPOSE {' '.join(map(str, _ports(deployment)))}",
         f"CMD {json.dumps(deployment.command())}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _ports(deployment: Deployment) -> tuple[int, ...]:
+    return (HTTP, GRPC, METRICS, *((OPENAI,) if deployment.openai else ()))
 
 
 def _run(arguments: list[str]) -> str:
@@ -62,7 +69,8 @@ def _run(arguments: list[str]) -> str:
 
 def compose(deployment: Deployment) -> Yaml:
     """Return the compose file; the repository is mounted from the workspace, read-only."""
-    services = {"triton": _literal(_triton(deployment)), **_MONITORING}
+    front = {"openai": _literal(_openai(deployment))} if deployment.openai else {}
+    services = {"triton": _literal(_triton(deployment)), **front, **_MONITORING}
     return {"name": deployment.name, "services": services}
 
 
@@ -127,6 +135,25 @@ def _triton(deployment: Deployment) -> Yaml:
         gpus = {"driver": "nvidia", "count": deployment.gpus, "capabilities": ["gpu"]}
         service["deploy"] = {"resources": {"reservations": {"devices": [gpus]}}}
     return service
+
+
+def _openai(deployment: Deployment) -> Yaml:
+    """Return the OpenAI API: the same image, without an engine, before the other container."""
+    return {
+        "image": deployment.image,
+        "command": deployment.front_command("triton"),
+        "depends_on": ["triton"],
+        "restart": "unless-stopped",
+        "init": True,
+        "ports": [f"127.0.0.1:{OPENAI}:{OPENAI}"],
+        "volumes": [_mount(f"../../../triton_repo/{deployment.run}", deployment.repository)],
+        "read_only": True,
+        "tmpfs": [f"/tmp:size={TEMPORARY_GIB}g,mode=1777"],
+        "mem_limit": f"{FRONT_GIB}g",
+        "pids_limit": 512,
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
+    }
 
 
 def _mount(source: str, target: str) -> Yaml:

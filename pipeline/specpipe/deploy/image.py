@@ -9,9 +9,13 @@ from packaging.utils import canonicalize_name
 
 from specpipe.core.errors import Unsupported
 
-_CPU_PACKAGES = ("click", "numpy", "nvidia-pytriton", "openvino", "pyyaml", "tokenizers")
+_CPU_PACKAGES = (
+    *("click", "jinja2", "llguidance", "numpy", "nvidia-pytriton", "openvino", "pyyaml"),
+    "tokenizers",
+)
 # NVIDIA's container has everything else that the server needs; what is there stays as it is.
 _GPU_PACKAGES = ("grpcio", "python-rapidjson", "tritonclient")
+_FRONT_PACKAGES = ("httptools", "starlette", "uvicorn", "uvloop")  # of the OpenAI API
 
 
 def cpu_image() -> str:
@@ -19,14 +23,18 @@ def cpu_image() -> str:
     return f"python:{platform.python_version()}-slim-bookworm"
 
 
-def requirements(*, gpu: bool) -> tuple[str, ...]:
+def requirements(*, gpu: bool, openai: bool = False) -> tuple[str, ...]:
     """Return the packages that the image installs, in the versions of this very environment.
 
-    On CPUs these are all packages, those that others need included. Raises Unsupported if one is
-    not installed here.
+    On CPUs these are all packages, those that others need included, and so are those of the OpenAI
+    API on GPUs. Raises Unsupported if one is not installed here.
     """
+    front = _FRONT_PACKAGES if openai else ()
     try:
-        names = _GPU_PACKAGES if gpu else sorted(set(_closure(_CPU_PACKAGES)))
+        if gpu:
+            names = [*_GPU_PACKAGES, *sorted(set(_closure(front)) - {"click"})]
+        else:
+            names = sorted(set(_closure((*_CPU_PACKAGES, *front))))
         return tuple(f"{name}=={importlib.metadata.version(name)}" for name in names)
     except importlib.metadata.PackageNotFoundError as error:
         raise Unsupported(

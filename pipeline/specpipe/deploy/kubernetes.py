@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from specpipe.deploy.dashboard import acceptance, dashboard
-from specpipe.deploy.deployment import GRPC, HTTP, METRICS, Deployment
+from specpipe.deploy.deployment import GRPC, HTTP, METRICS, OPENAI, Deployment
 from specpipe.deploy.pods import (
     AS_USER,
     INSTANCE,
@@ -86,7 +86,8 @@ def leader_worker_set(deployment: Deployment) -> Yaml:
 
 
 def _service(deployment: Deployment) -> Yaml:
-    ports = [{"name": n, "port": p, "targetPort": n} for n, p in (("http", HTTP), ("grpc", GRPC))]
+    named = {"http": HTTP, "grpc": GRPC, **({"openai": OPENAI} if deployment.openai else {})}
+    ports = [{"name": n, "port": p, "targetPort": n} for n, p in named.items()]
     # Headless: gRPC holds connections open, so clients must see the pods to spread over them.
     spec = {"clusterIP": "None", "selector": labels(deployment), "ports": ports}
     return _object("v1", "Service", deployment, spec)
@@ -139,7 +140,7 @@ def _network_policy(deployment: Deployment) -> Yaml:
         "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}},
     }
     ingress = [
-        {"from": [clients], "ports": [{"port": HTTP}, {"port": GRPC}]},
+        {"from": [clients], "ports": [{"port": port} for port in _client_ports(deployment)]},
         {"from": [prometheus], "ports": [{"port": METRICS}]},
     ]
     egress: list[Yaml] = []
@@ -149,6 +150,10 @@ def _network_policy(deployment: Deployment) -> Yaml:
         egress = [{"to": [own]}, {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53}]}]
     spec = {**own, "policyTypes": ["Ingress", "Egress"], "ingress": ingress, "egress": egress}
     return _object("networking.k8s.io/v1", "NetworkPolicy", deployment, spec)
+
+
+def _client_ports(deployment: Deployment) -> list[int]:
+    return [HTTP, GRPC, *([OPENAI] if deployment.openai else [])]
 
 
 _NAMESPACE = "kubernetes.io/metadata.name"  # a label that Kubernetes itself gives namespaces

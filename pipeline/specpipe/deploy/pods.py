@@ -5,9 +5,11 @@ from typing import Any
 
 from specpipe.deploy import ranks
 from specpipe.deploy.deployment import (
+    FRONT_GIB,
     GRPC,
     HTTP,
     METRICS,
+    OPENAI,
     SHARED_MEMORY_GIB,
     SSH,
     STOP_SECONDS,
@@ -56,6 +58,7 @@ def client_label(deployment: Deployment) -> Yaml:
 def single_pod(deployment: Deployment) -> Yaml:
     """Return the pod template of a server on one node."""
     spec = _server_pod(deployment, deployment.command())
+    spec["containers"] += _front(deployment)
     return {"metadata": {"labels": labels(deployment)}, "spec": spec}
 
 
@@ -74,6 +77,7 @@ def leader_pod(deployment: Deployment) -> Yaml:
         {"name": "OMPI_MCA_plm_rsh_args", "value": " ".join(ranks.ssh_options())},
     ]
     _add_secret(spec, f"{deployment.name}-ssh-client", ranks.SECRETS)
+    spec["containers"] += _front(deployment)
     return {"metadata": {"labels": labels(deployment)}, "spec": spec}
 
 
@@ -127,6 +131,31 @@ def _server(deployment: Deployment, command: list[str]) -> Yaml:
     # Clients learn of the end of a pod a little after the pod does.
     container["lifecycle"] = {"preStop": {"exec": {"command": ["sleep", str(LEAVING_SECONDS)]}}}
     return container
+
+
+def _front(deployment: Deployment) -> list[Yaml]:
+    """Return the container of the OpenAI API, next to the server that it calls, if there is one."""
+    if not deployment.openai:
+        return []
+    limits = {"memory": f"{FRONT_GIB}Gi", "ephemeral-storage": f"{TEMPORARY_GIB}Gi"}
+    health = {"httpGet": {"path": "/version", "port": "openai"}}
+    front = {
+        "name": "openai",
+        "image": deployment.image,
+        "command": [_literal(word) for word in deployment.front_command("127.0.0.1")],
+        "env": [{"name": "HOME", "value": "/tmp"}],
+        "ports": [{"name": "openai", "containerPort": OPENAI}],
+        "readinessProbe": {**health, "periodSeconds": 5},
+        "livenessProbe": {**health, "periodSeconds": 10, "failureThreshold": 6},
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(LEAVING_SECONDS)]}}},
+        "resources": {"requests": {"cpu": "1", **limits}, "limits": limits},
+        "securityContext": {**UNPRIVILEGED, "readOnlyRootFilesystem": True},
+        "volumeMounts": [
+            {"name": "models", "mountPath": deployment.repository, "readOnly": True},
+            {"name": "temporary", "mountPath": "/tmp"},
+        ],
+    }
+    return [front]
 
 
 def _container(deployment: Deployment, command: list[str]) -> Yaml:

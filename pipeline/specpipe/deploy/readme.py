@@ -1,6 +1,14 @@
 """README.md of a deployment: its commands, with the names of the run."""
 
-from specpipe.deploy.deployment import CERTIFICATE, CLIENT_CA, KEY, TLS, UID, Deployment
+from specpipe.deploy.deployment import (
+    CERTIFICATE,
+    CLIENT_CA,
+    KEY,
+    OPENAI,
+    TLS,
+    UID,
+    Deployment,
+)
 from specpipe.deploy.pods import client_label
 from specpipe.deploy.ranks import ALIAS
 
@@ -17,6 +25,8 @@ def docker_readme(deployment: Deployment) -> str:
         "The ports are on loopback: gRPC 8001, HTTP 8000, metrics 8002. Add `--profile monitoring` "
         "for Prometheus and Grafana.",
     ]  # fmt: skip
+    if deployment.openai:
+        lines += ["", f"The OpenAI API is at `http://127.0.0.1:{OPENAI}/v1`, without a key."]
     if deployment.certificates:
         lines += [
             "",
@@ -56,6 +66,7 @@ def kubernetes_readme(deployment: Deployment, loader: str) -> str:
         "",
         *_block(f"kubectl label pod CLIENT {label}=true"),
         f"They call `{name}:8001` (gRPC) or `{name}:8000` (HTTP).",
+        *([f"The OpenAI API is at `http://{name}:{OPENAI}/v1`."] if deployment.openai else ()),
     ]
     return "\n".join(lines) + "\n"
 

@@ -88,6 +88,7 @@ def _warnings(deployment: Deployment, kind: Platform, options: DeployOptions) ->
 def describe(plan: Plan, workspace: Workspace, options: DeployOptions) -> Deployment:
     """Collect what the files of a deployment need of a run whose repository is there."""
     config, placement = plan.config, read_placement(workspace.repository)
+    endpoint = read_endpoint(workspace.repository)
     engine = read_artifact(workspace.engine("target"))
     gpu = engine.manifest.facts.get("gpu") if engine else None
     on_gpus = config.engine.gpu is not None
@@ -105,8 +106,8 @@ def describe(plan: Plan, workspace: Workspace, options: DeployOptions) -> Deploy
         repository_gib=ceil(repository / _GIB),
         sequences=config.engine.max_batch_size,
         repository=_seen_at(config, workspace) if on_gpus else REPOSITORY,
-        requirements=requirements(gpu=on_gpus),
-        texts=tuple(sorted(model.name for model in read_endpoint(workspace.repository).texts)),
+        requirements=requirements(gpu=on_gpus, openai=config.serving.openai),
+        texts=tuple(sorted(model.name for model in endpoint.texts)),
         monitoring=options.monitoring_namespace,
         monitoring_release=options.monitoring_release,
         access_mode=options.access_mode,
@@ -114,7 +115,15 @@ def describe(plan: Plan, workspace: Workspace, options: DeployOptions) -> Deploy
         speculates=config.speculation.method != "none",
         has_meters=not load_backend(config.engine.backend).serves_sources,
         certificates=_certificates(config),
+        openai=config.serving.openai,
+        tokenizer=endpoint.tokenizer,
     )
+    if deployment.openai and deployment.certificates:
+        raise Unsupported(
+            "serving.openai with serving.tls: the front's container would need the authority that "
+            "signed the certificate",
+            hint="remove one of them, or start `specpipe openai --tls-ca FILE` yourself",
+        )
     if placement and deployment.nodes > 1:
         _require_mpi(deployment, placement)
     require_even_nodes(deployment)

@@ -51,6 +51,9 @@ CPU = Deployment(
 )  # fmt: skip
 
 
+FRONT = dataclasses.replace(CPU, openai=True, tokenizer="preprocessing/1/tokenizer")
+
+
 def texts(deployment: Deployment) -> dict[str, str]:
     return {**docker_files(deployment), **kubernetes_files(deployment)}
 
@@ -63,6 +66,9 @@ def texts(deployment: Deployment) -> dict[str, str]:
                           "kubernetes/network-policy.yaml")),
         ("cpu", CPU, ("docker/Dockerfile", "docker/compose.yaml", "kubernetes/workload.yaml",
                       "kubernetes/rules.yaml")),
+        ("openai", FRONT, ("docker/Dockerfile", "docker/compose.yaml", "docker/README.md",
+                           "kubernetes/workload.yaml", "kubernetes/service.yaml",
+                           "kubernetes/network-policy.yaml", "kubernetes/README.md")),
     ],
 )  # fmt: skip
 def test_the_files_are_the_golden_ones(name: str, deployment: Deployment, files) -> None:
@@ -209,15 +215,15 @@ def test_nodes_are_chosen_by_the_label_that_gpu_feature_discovery_gives_them() -
 
 
 def test_no_pod_runs_as_root_or_may_write_its_image() -> None:
-    for deployment in (GPU, NODES, CPU):
+    for deployment in (GPU, NODES, CPU, FRONT):
         spec = manifests(deployment)["workload.yaml"]["spec"]
         group = spec.get("leaderWorkerTemplate", {})
         for template in filter(None, (spec.get("template"), *map(group.get, _TEMPLATES))):
             pod = template["spec"]
             assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"]
-            (container,) = pod["containers"]
-            assert container["securityContext"]["readOnlyRootFilesystem"]
-            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            for container in pod["containers"]:
+                assert container["securityContext"]["readOnlyRootFilesystem"]
+                assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
 _TEMPLATES = ("leaderTemplate", "workerTemplate")
@@ -370,6 +376,10 @@ def test_every_image_and_package_is_pinned() -> None:
         assert all(re.fullmatch(r"[\w.-]+==[\w.+!-]+", line) for line in requirements(gpu=gpu))
     names = {line.partition("==")[0] for line in requirements(gpu=False)}
     assert {"openvino", "protobuf", "tritonclient", "grpcio"} <= names  # what others need, too
+    assert {"jinja2", "llguidance"} <= names and "starlette" not in names
+    for gpu in (True, False):
+        fronts = {line.partition("==")[0] for line in requirements(gpu=gpu, openai=True)}
+        assert {"starlette", "uvicorn", "h11", "anyio"} <= fronts
     assert not names & {"torch", "transformers", "pytest"}
     for deployment in (GPU, NODES, CPU):
         texts = "\n".join({**docker_files(deployment), **kubernetes_files(deployment)}.values())
@@ -517,7 +527,7 @@ def test_serving_a_repository_needs_no_more_than_the_image_has() -> None:
         f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
         "import specpipe.serve.tritonserver, specpipe.runtime.assembly, specpipe.cli.serve\n"
         "import specpipe.runtime.scheduler, specpipe.runtime.tokens\n"
-        "import specpipe.engine.openvino.backend\n"
+        "import specpipe.engine.openvino.backend, specpipe.openai.server, specpipe.cli.openai\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -566,3 +576,40 @@ def test_the_alert_on_a_collapse_compares_with_the_day_before(
     query = re.sub(rate, lambda found: repr(rates[found[1], found[2]]), rule["expr"])
     assert eval(query) is fires  # these operators mean the same in Python
     assert "offset 30m" in rule["expr"]
+
+
+@pytest.mark.parametrize("nodes", [FRONT, dataclasses.replace(NODES, openai=True)])
+def test_the_openai_api_is_a_container_that_calls_the_server_next_to_it(nodes: Deployment) -> None:
+    objects = manifests(nodes)
+    spec = objects["workload.yaml"]["spec"]
+    group = spec.get("leaderWorkerTemplate", {})
+    pod = (spec.get("template") or group["leaderTemplate"])["spec"]
+    server, front = pod["containers"]
+    assert "127.0.0.1:8001" in front["command"] and server["name"] == "triton"
+    assert front["volumeMounts"][0] in server["volumeMounts"]
+    assert front["ports"] == [{"name": "openai", "containerPort": 9000}]
+    ports = [port["targetPort"] for port in objects["service.yaml"]["spec"]["ports"]]
+    assert ports == ["http", "grpc", "openai"]
+    clients = objects["network-policy.yaml"]["spec"]["ingress"][0]
+    assert {"port": 9000} in clients["ports"]
+    if group:
+        assert len(group["workerTemplate"]["spec"]["containers"]) == 1
+
+
+def test_the_command_of_the_openai_container_is_one_that_specpipe_takes() -> None:
+    service = yaml.safe_load(docker_files(FRONT)["docker/compose.yaml"])["services"]["openai"]
+    _, _, name, command, *options = service["command"]
+    assert (name, command) == ("specpipe", "openai") and "triton:8001" in options
+    context = main.commands["openai"].make_context("openai", options[:-2])  # without the folder
+    assert context.params["port"] == 9000 and context.params["served_model_name"] == FRONT.run
+
+
+def test_the_openai_api_before_an_encrypted_server_is_refused(write_config, tmp_path: Path) -> None:
+    for name in ("cert.pem", "key.pem"):
+        (tmp_path / name).write_text("x")
+    tls = {"certificate": str(tmp_path / "cert.pem"), "key": str(tmp_path / "key.pem")}
+    config = read_config(write_config(serving={"openai": True, "tls": tls}))
+    place = Workspace(tmp_path / "w", "tiny")
+    build(Run(config, place))
+    with pytest.raises(Unsupported, match="serving.openai with serving.tls"):
+        deploy_run(Run(config, place), "docker", DeployOptions())
