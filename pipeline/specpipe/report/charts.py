@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-WIDTH, HEIGHT = 520, 300
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 34, 44
+WIDTH, HEIGHT = 520, 316
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 50, 44
 COLOURS = ("var(--blue)", "var(--amber)", "var(--green)", "var(--violet)", "var(--red)")
 Point = tuple[float, float]
 
@@ -20,6 +20,11 @@ class Axis:
     begin: float
     end: float
     logarithmic: bool = False
+    percent: bool = False
+
+    def shown(self, value: float) -> str:
+        """Return a value as the axis shows it."""
+        return f"{value:.0%}" if self.percent else number(value)
 
     def at(self, value: float) -> float:
         """Return the pixel of a value."""
@@ -63,7 +68,7 @@ class Chart:
             ticks = {x.at(v): number(v) for v in x.ticks()}
         frame = [
             f'<text x="{LEFT}" y="14" class="axis">{escape(self.up)}</text>',
-            *([_grid(y.at(v), number(v)) for v in y.ticks()] if y else []),
+            *([_grid(y.at(v), y.shown(v)) for v in y.ticks()] if y else []),
             *(_under(place, name) for place, name in ticks.items()),
             f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" class="axis" '
             f'text-anchor="middle">{escape(self.across)}</text>',
@@ -74,14 +79,13 @@ class Chart:
         )
 
     def legend(self, names: Mapping[str, str]) -> None:
-        """Write the names of colours on one line over the picture, from the right."""
-        x = float(WIDTH - RIGHT)
-        for name, colour in reversed(list(names.items())):
+        """Write the names of colours on one line under the name of the axis."""
+        x = float(LEFT)
+        for name, colour in names.items():
             self.shapes.append(
-                f'<text x="{x:.0f}" y="14" text-anchor="end" style="fill:{colour}">'
-                f"{escape(name)}</text>"
+                f'<text x="{x:.0f}" y="34" style="fill:{colour}">{escape(name)}</text>'
             )
-            x -= 7.0 * len(name) + 16
+            x += 8.2 * len(name) + 16
 
     def rule(self, y: float, text: str) -> None:
         """Draw a dashed line over the whole width, with a word at its right end."""
@@ -116,10 +120,10 @@ def _under(x: float, text: str) -> str:
     )
 
 
-def up_scale(highest: float, lowest: float = 0.0) -> Axis:
+def up_axis(highest: float, lowest: float = 0.0, *, percent: bool = False) -> Axis:
     """Return the vertical axis, with room over the highest value."""
     high = highest + 0.06 * (highest - lowest or 1.0)
-    return Axis(lowest, high, HEIGHT - BOTTOM, TOP)
+    return Axis(lowest, high, HEIGHT - BOTTOM, TOP, percent=percent)
 
 
 def _slots(count: int) -> list[float]:
@@ -132,7 +136,7 @@ def ratios(
 ) -> str:
     """Return a point for each ratio, the line at 1, and the median with its interval."""
     chart = Chart(title, "prompt", "speed-up, times")
-    y = up_scale(max([*values.values(), 1.0]), min([*values.values(), 1.0, 0.9]) - 0.05)
+    y = up_axis(max([*values.values(), 1.0]), min([*values.values(), 1.0, 0.9]) - 0.05)
     if interval is not None:
         top, bottom = y.at(interval[1]), y.at(interval[0])
         chart.shapes.append(
@@ -157,25 +161,41 @@ def ratios(
     return chart.svg(None, y, dict(list(zip(places, values, strict=True))[::every]))
 
 
-def curves(series: Mapping[str, Sequence[Point]], across: str, up: str, title: str) -> str:
-    """Return a line with points for each series; every value across has a place of its own."""
-    values = sorted({x for points in series.values() for x, _ in points})
+@dataclass(frozen=True)
+class Curve:
+    """A line through points, and how it is drawn."""
+
+    points: Sequence[Point]
+    colour: str
+    dashed: bool = False
+
+    def shapes(self, name: str, places: Mapping[float, float], y: Axis) -> list[str]:
+        """Return the line and its points."""
+        path = " ".join(f"{places[a]:.1f},{y.at(b):.1f}" for a, b in self.points)
+        dash = ";stroke-dasharray:6 4" if self.dashed else ""
+        style = f"fill:none;stroke:{self.colour};stroke-width:2{dash}"
+        return [
+            f'<polyline points="{path}" style="{style}"/>',
+            *(
+                f'<circle cx="{places[a]:.1f}" cy="{y.at(b):.1f}" r="3.5" '
+                f'style="fill:{self.colour}"><title>{escape(name)}, {number(a)}: {b:.3g}</title>'
+                "</circle>"
+                for a, b in self.points
+            ),
+        ]
+
+
+def curves(series: Mapping[str, Curve], across: str, up: str, title: str) -> str:
+    """Return a picture of curves; every value across has a place of its own."""
+    points = [point for curve in series.values() for point in curve.points]
+    values = sorted({x for x, _ in points})
     places = dict(zip(values, _slots(len(values)), strict=True))
     chart = Chart(title, across, up)
-    y = up_scale(max((v for points in series.values() for _, v in points), default=1.0))
-    colours = dict(zip(series, COLOURS, strict=False))
-    for name, points in series.items():
-        path = " ".join(f"{places[a]:.1f},{y.at(b):.1f}" for a, b in points)
-        colour = colours[name]
-        chart.shapes.append(
-            f'<polyline points="{path}" style="fill:none;stroke:{colour};stroke-width:2"/>'
-        )
-        chart.shapes += [
-            f'<circle cx="{places[a]:.1f}" cy="{y.at(b):.1f}" r="3.5" style="fill:{colour}">'
-            f"<title>{escape(name)}, {number(a)}: {b:.3g}</title></circle>"
-            for a, b in points
-        ]
-    chart.legend(colours)
+    y = up_axis(max((v for _, v in points), default=1.0))
+    for name, curve in series.items():
+        chart.shapes += curve.shapes(name, places, y)
+    names = {f"{'- - ' if c.dashed else ''}{name}": c.colour for name, c in series.items()}
+    chart.legend(names)
     return chart.svg(None, y, {place: number(value) for value, place in places.items()})
 
 
@@ -185,7 +205,9 @@ def groups(series: Mapping[str, Sequence[Point]], across: str, up: str, title: s
     places = dict(zip(values, _slots(len(values)), strict=True))
     width = min(34.0, (WIDTH - RIGHT - LEFT) / max(1, len(values)) * 0.8 / max(1, len(series)))
     chart = Chart(title, across, up)
-    y = up_scale(max((v for points in series.values() for _, v in points), default=1.0))
+    y = up_axis(
+        max((v for points in series.values() for _, v in points), default=1.0), percent=True
+    )
     colours = dict(zip(series, COLOURS, strict=False))
     for i, (name, points) in enumerate(series.items()):
         for a, b in points:
@@ -201,25 +223,31 @@ def groups(series: Mapping[str, Sequence[Point]], across: str, up: str, title: s
 
 
 def margins(
-    series: Mapping[str, Sequence[float]], limit: float | None, title: str, least: float = 1e-5
+    series: Mapping[str, tuple[Sequence[float], str]],
+    limit: float | None,
+    title: str,
+    least: float = 1e-5,
 ) -> str:
-    """Return a point for each margin on a logarithmic axis, a row for each name, and the limit."""
-    found = [v for values in series.values() for v in values]
+    """Return a point for each margin on a logarithmic axis, and the limit.
+
+    `series` has a row for each name: its margins and its colour.
+    """
+    found = [v for values, _ in series.values() for v in values]
     low = min([least, *found, limit or least]) if found else least
     high = max([10.0, *found])
     x = Axis(max(low, 1e-7), high * 1.5, LEFT + 40, WIDTH - RIGHT, logarithmic=True)
     chart = Chart(title, "margin of the reference, nats (logarithmic)", "")
-    for i, (name, values) in enumerate(series.items()):
+    for i, (name, (values, colour)) in enumerate(series.items()):
         y = TOP + (HEIGHT - TOP - BOTTOM) * (i + 0.5) / len(series)
         chart.shapes.append(
-            f'<text x="2" y="{y + 4:.1f}" style="fill:{COLOURS[i]}">{escape(name)}</text>'
+            f'<text x="2" y="{y + 4:.1f}" style="fill:{colour}">{escape(name)}</text>'
             f'<line x1="{LEFT + 40}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
         )
         for k, value in enumerate(values):
             jitter = (k * 7 % 5 - 2) * 5
             chart.shapes.append(
                 f'<circle cx="{x.at(max(value, x.low)):.1f}" cy="{y + jitter:.1f}" r="4" '
-                f'style="fill:{COLOURS[i]};fill-opacity:.75"><title>{value:.3g} nats</title>'
+                f'style="fill:{colour};fill-opacity:.75"><title>{value:.3g} nats</title>'
                 "</circle>"
             )
     if limit is not None:

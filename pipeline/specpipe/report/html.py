@@ -37,7 +37,12 @@ figcaption { font-weight: 600; } figcaption small { display: block; font-weight:
              color: var(--quiet); font-size: 0.87rem; line-height: 1.35; min-height: 2.4em; }
 .empty { border: 1px dashed var(--line); color: var(--quiet); padding: 1rem; min-height: 6rem; }
 ul.summary { padding-left: 1.1rem; } ul.summary li { margin: 0.15rem 0; }
+@media (max-width: 34rem) {
+  figure svg text { font-size: 16px; } figure svg .quiet { font-size: 15px; }
+  dl { grid-template-columns: 1fr; } dd { margin-bottom: 0.4rem; }
+}
 @media print {
+  :root { font-size: 11px; }
   :root { --text: #000; --quiet: #444; --line: #ccc; --page: #fff; --blue: #2f6f9f;
           --red: #a8201a; --green: #10693f; --amber: #8a5a00; --violet: #6b3fa0; }
   body { max-width: none; margin: 0; font-size: 11px; }

@@ -24,7 +24,7 @@ def _verdict(report: Report) -> Iterator[str]:
     if failed:
         yield f"{len(failed)} of {total} gates and checks failed, the first: {failed[0]}."
     else:
-        yield f"All {len(report.gates)} gates and {len(report.checks)} checks passed."
+        yield f"All gates ({len(report.gates)}) and checks ({len(report.checks)}) passed."
 
 
 def _equality(report: Report) -> Iterator[str]:

@@ -1,11 +1,12 @@
 """The report as one HTML page without scripts: verdict, four pictures, tables."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from specpipe.report import charts, html
 from specpipe.validate.differences import KINDS
 from specpipe.validate.differences import lines as difference_lines
 from specpipe.validate.findings import findings
+from specpipe.validate.load_figures import LoadPoint
 from specpipe.validate.markdown import FIGURES_NOTE, divergence_lines, format_figure, verdict
 from specpipe.validate.metrics import speedups_by_prompt
 from specpipe.validate.report import LABELS, Report
@@ -93,12 +94,13 @@ def _speedups(report: Report) -> Picture:
 def _latency(report: Report) -> Picture:
     title = "Latency over concurrency"
     note = "Time per output token of a request under a closed loop, P50 and P95."
-    series: dict[str, list[charts.Point]] = {}
-    for point in (point for result in report.results for point in result.points):
-        if point.clients is not None and point.tpot_ms:
-            for name, value in zip(("P50", "P95"), point.tpot_ms, strict=False):
-                key = f"{SHORT[point.arm]} {name}"
-                series.setdefault(key, []).append((point.clients, value))
+    found = [point for result in report.results for point in result.points]
+    series = {
+        f"{SHORT[arm]} {name}": charts.Curve(_percentiles(found, arm, index), colour, index > 0)
+        for arm, colour in (("plain", "var(--blue)"), ("speculative", "var(--amber)"))
+        for index, name in enumerate(("P50", "P95"))
+        if _percentiles(found, arm, index)
+    }
     if not series:
         return (
             title,
@@ -107,11 +109,16 @@ def _latency(report: Report) -> Picture:
                 "Not measured: add concurrency to validate.scenarios, or run validate --full."
             ),
         )
-    ordered = {name: sorted(series[name]) for name in sorted(series)}
-    return title, note, charts.curves(ordered, "clients", "ms per token", title)
+    return title, note, charts.curves(series, "clients", "ms per token", title)
 
 
-SHORT: dict[Arm, str] = {"plain": "plain", "speculative": "spec."}
+SHORT = {"plain": "plain", "speculative": "spec."}
+
+
+def _percentiles(points: Sequence[LoadPoint], arm: str, index: int) -> list[charts.Point]:
+    """Return the time per output token by clients of closed loops."""
+    found = [p for p in points if p.arm == arm and p.clients is not None and p.tpot_ms]
+    return sorted((float(p.clients or 0), p.tpot_ms[index]) for p in found)
 
 
 def _depths(report: Report) -> Picture:
@@ -134,7 +141,8 @@ def _margins(report: Report) -> Picture:
     if not found:
         compared = sum(sum(result.equality.compared.values()) for result in report.results)
         return title, note, charts.empty(f"None: {compared} pairs of answers are equal.")
-    series: Mapping[str, list[float]] = {
-        kind: [d.margin for d in found if d.kind == kind] for kind in KINDS
+    series = {
+        str(kind): ([d.margin for d in found if d.kind == kind], colour)
+        for kind, colour in zip(KINDS, ("var(--blue)", "var(--red)", "var(--quiet)"), strict=True)
     }
     return title, note, charts.margins(series, report.noise.limit, title)
