@@ -20,8 +20,9 @@ from tests.helpers.pages import BLOCKS, PAGES, SHELL, Block, commands, of_langua
 LANGUAGES = (*SHELL, "yaml", "python", "json", "text", "toml", "ini", "promql", "diff")
 # Programs that may stand in a page; what they are told is not checked.
 PROGRAMS = """
-    apt-get cat cd cp curl docker echo eval export git helm jq kill kubectl mkdir mpirun nvidia-smi
-    openssl podman pwd python python3 rm rsync scp sleep source ssh systemctl tar tritonserver wait
+    apt-get cat cd chromium cp curl docker echo eval export git helm jq kill kubectl mkdir mpirun
+    nvidia-smi openssl podman pwd python python3 rm rsync scp sleep source ssh systemctl
+    tar tritonserver wait
 """
 SECTIONS = set(RunConfig.__dataclass_fields__)
 RUN = {
