@@ -373,6 +373,39 @@ def test_log_probabilities_come_with_every_token_of_a_stream(
     np.testing.assert_allclose(streamed, own, atol=2e-4)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chat_has_log_probabilities_of_its_tokens_and_the_likeliest(
+    server: Served, client: openai.OpenAI, tiny: Path, stream: bool
+) -> None:
+    messages: Any = [{"role": "user", "content": PROMPT}]
+    body: Any = {"model": "tiny", "messages": messages, "max_tokens": 10, "seed": 3}
+    answer = client.chat.completions.create(
+        **body, logprobs=True, top_logprobs=3, stream=stream
+    )  # sampled: the actual token is often not the likeliest
+    choices = [c.choices[0] for c in answer] if stream else [answer.choices[0]]
+    found = [entry for c in choices if c.logprobs for entry in c.logprobs.content]
+    prompt = AutoTokenizer.from_pretrained(tiny).apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
+    exact, ids = exact_log_probs(tiny, prompt), list(prompt)
+    for entry in found:
+        order = np.argsort(-exact[-1])[:3]
+        tops = [top.logprob for top in entry.top_logprobs]
+        np.testing.assert_allclose(tops, exact[-1][order], atol=2e-4)
+        assert [top.token for top in entry.top_logprobs] == [
+            server.tokenizer.decode([int(token)], special=True) for token in order
+        ]
+        near = np.flatnonzero(np.abs(exact[-1] - entry.logprob) < 2e-4).tolist()
+        ids.append(
+            next(t for t in near if server.tokenizer.decode([t], special=True) == entry.token)
+        )
+        exact = exact_log_probs(tiny, ids)
+    plain = client.chat.completions.create(**body)
+    assert len(found) == plain.usage.completion_tokens
+    text = "".join((c.delta if stream else c.message).content or "" for c in choices)
+    assert text == plain.choices[0].message.content
+
+
 def test_a_front_without_the_tokenizer_refuses_token_ids(server: Served) -> None:
     with fronting_repository(server.url, server.workspace.repository, tokenizer=None) as address:
         client = openai.OpenAI(base_url=address.url, api_key="x")

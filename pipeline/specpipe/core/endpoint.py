@@ -82,6 +82,9 @@ class Tensors:
     prompt_top_log_probs: str = ""
     log_probs_flag: str = ""  # an input that asks for `log_probs`
     log_probs: str = ""  # an output: of the new tokens of a response
+    tops: str = ""  # an input: how many likeliest tokens the next two have
+    top_ids: str = ""  # an output: at every position of the new tokens of a response
+    top_log_probs: str = ""
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ class Front:
     async def _chat(self, request: Request) -> Response:
         asked = read_chat(await read_body(request))
         self._check_model(asked.answer.model)
-        call = chat_call(await self._described(), asked)
+        call = chat_call(await self._described(), self._tokenizer, asked)
         shape = ChatShape(Header.new("chatcmpl", asked.answer.model))
         return await self._answer(request, asked.answer, [call], shape)
 
@@ -136,7 +136,7 @@ class Front:
         self, request: Request, asked: AnswerOptions, calls: list[AnswerCall], shape: Shape
     ) -> Response:
         answers = [self._pieces(call) for call in calls]
-        tallies = [self._tally(call) for call in calls]
+        tallies = [self._tally(call, chat=isinstance(shape, ChatShape)) for call in calls]
         if not asked.stream:
             whole = await unless_disconnected(gather(answers, tallies), request.receive)
             return JSONResponse(shape.whole(whole))
@@ -150,12 +150,12 @@ class Front:
         if not call.prompt:
             return pieces
         assert self._tokenizer is not None  # a call in tokens needs it
-        return with_text(pieces, self._tokenizer, call.stops, call.end_ids, call.most)
+        return with_text(pieces, self._tokenizer, call)
 
-    def _tally(self, call: AnswerCall) -> Tally:
+    def _tally(self, call: AnswerCall, *, chat: bool) -> Tally:
         log_probs = None
         if call.logprobs is not None and self._tokenizer is not None:
-            log_probs = LogProbs(self._tokenizer, tops=call.logprobs == 1)
+            log_probs = LogProbs(self._tokenizer, call.logprobs, chat=chat)
         return Tally(
             StopTexts(call.stops),
             call.most,

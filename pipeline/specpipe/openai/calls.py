@@ -70,7 +70,7 @@ def completion_call(
     model, known = _token_side(endpoint, tokenizer)
     ids = tuple(known.encode(prompt, _MOST_PROMPT)) if isinstance(prompt, str) else prompt
     end_ids = () if options.end_id == -1 else known.end_ids
-    of_tokens = _token_options(options, end_ids, log_probs=asked.logprobs is not None)
+    of_tokens = _token_options(model, options, end_ids, asked.logprobs)
     make = scoring_request if asked.echo and asked.logprobs is not None else token_request
     return AnswerCall(
         make(model, ids, of_tokens),
@@ -83,9 +83,12 @@ def completion_call(
     )
 
 
-def chat_call(endpoint: Endpoint, asked: ChatRequest) -> AnswerCall:
+def chat_call(
+    endpoint: Endpoint, tokenizer: TextTokenizer | None, asked: ChatRequest
+) -> AnswerCall:
     """Return the call for the answer to a conversation.
 
+    With log probabilities, the front renders the messages and calls the model that takes tokens.
     Raises Unsupported if the model has no chat template, ConfigError for messages that no template
     takes.
     """
@@ -100,6 +103,25 @@ def chat_call(endpoint: Endpoint, asked: ChatRequest) -> AnswerCall:
             form, asked.tools, only=asked.choice.only, parallel=asked.parallel_calls
         )
         options = replace(options, guide=guide)
+    tool_format = form if asked.tools else None
+    most_calls = None if asked.parallel_calls else 1
+    if asked.logprobs is not None:
+        model, known = _token_side(endpoint, tokenizer)
+        ids = tuple(known.encode_prompt(conversation, _MOST_PROMPT))
+        if not model.fits_max_tokens and options.fit_max_tokens:
+            options = replace(options, max_tokens=DEFAULT_TOKENS, fit_max_tokens=False)
+        end_ids = () if options.end_id == -1 else known.end_ids
+        return AnswerCall(
+            token_request(model, ids, _token_options(model, options, end_ids, asked.logprobs)),
+            options.max_tokens,
+            options.stop_words,
+            prompt=ids,
+            end_ids=end_ids,
+            logprobs=asked.logprobs,
+            tool_format=tool_format,
+            tools=asked.tools,
+            most_calls=most_calls,
+        )
     request = text_request(
         endpoint.text,
         conversation,
@@ -111,9 +133,9 @@ def chat_call(endpoint: Endpoint, asked: ChatRequest) -> AnswerCall:
         request,
         options.max_tokens,
         options.stop_words,
-        tool_format=form if asked.tools else None,
+        tool_format=tool_format,
         tools=asked.tools,
-        most_calls=None if asked.parallel_calls else 1,
+        most_calls=most_calls,
     )
 
 
@@ -137,9 +159,24 @@ def _token_side(endpoint: Endpoint, tokenizer: TextTokenizer | None) -> tuple[Mo
     return endpoint.tokens, tokenizer
 
 
-def _token_options(options: Options, end_ids: tuple[int, ...], *, log_probs: bool) -> Options:
-    """Return the options for a model that takes tokens; the front itself finds stop texts."""
-    return replace(options, end_id=None, end_ids=end_ids, stop_words=(), log_probs=log_probs)
+def _token_options(
+    model: Model, options: Options, end_ids: tuple[int, ...], logprobs: int | None
+) -> Options:
+    """Return the options for a model that takes tokens; the front itself finds stop texts.
+
+    Without likeliest tokens of the model, that of a greedy answer is known. Raises Unsupported for
+    more.
+    """
+    tops = logprobs or 0
+    if tops and not model.tensors.tops:
+        if tops > 1 or options.top_p is not None:
+            raise Unsupported(
+                f"logprobs is {tops}: this server returns the most likely tokens of greedy answers "
+                "only; use temperature 0 and logprobs 1, or logprobs 0"
+            )
+        tops = 0
+    plain = replace(options, end_id=None, end_ids=end_ids, stop_words=(), tops=tops)
+    return replace(plain, log_probs=logprobs is not None)
 
 
 def _echoed(tokenizer: TextTokenizer, ids: tuple[int, ...], prompt: Prompt) -> str:

@@ -21,6 +21,7 @@ from specpipe.serve.inputs import Options
 
 MOST_PROMPTS = 128  # of one request for completions
 MOST_STOPS = 64
+MOST_TOPS = 20  # likeliest tokens at a position
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
 _ANY_SEED = 2**63
 Prompt = str | tuple[int, ...]  # a text or token ids
@@ -65,7 +66,7 @@ class CompletionRequest:
     answer: AnswerOptions
     prompts: tuple[Prompt, ...]
     echo: bool  # repeat the prompt before the answer
-    logprobs: int | None  # None: none; 0: of the tokens; 1: also of the most likely ones
+    logprobs: int | None  # None: none; 0: of the tokens; N: also of the N most likely ones
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class ChatRequest:
     conversation: Body  # as `core.conversation.load_conversation` reads it
     choice: ToolChoice
     parallel_calls: bool = True  # false: only the first call counts
+    logprobs: int | None = None  # as of completions
 
     @property
     def tools(self) -> Sequence[Body]:
@@ -94,14 +96,18 @@ def read_completion(body: Body) -> CompletionRequest:
     if (whole(body, "best_of", 1) or 1) != 1:
         raise Unsupported(f"best_of is {body['best_of']}: one answer is generated; use 1")
     answer = _answer(body, whole(body, "max_tokens", 1) or DEFAULT_COMPLETION_TOKENS)
-    return CompletionRequest(answer, _prompts(body), flag(body, "echo"), _logprobs(body, answer))
+    logprobs, echo = whole(body, "logprobs", 0, MOST_TOPS), flag(body, "echo")
+    if echo and (logprobs or 0) > 1:
+        raise Unsupported(f"logprobs is {logprobs}: of a prompt, one most likely token is known")
+    return CompletionRequest(answer, _prompts(body), echo, logprobs)
 
 
 def read_chat(body: Body) -> ChatRequest:
     """Read a request for a chat completion; raises as `read_completion`."""
     _refuse_unknown(body, _READ | _OF_CHATS)
-    if flag(body, "logprobs") or whole(body, "top_logprobs", 0):
-        raise Unsupported("logprobs: this front does not return log probabilities")
+    tops = whole(body, "top_logprobs", 0, MOST_TOPS)
+    if tops is not None and not flag(body, "logprobs"):
+        raise InvalidField("top_logprobs", "top_logprobs is given: it needs logprobs: true")
     choice = read_tool_choice(body)
     conversation = {name: body[name] for name in _OF_TEMPLATES if body.get(name) is not None}
     if not choice.calls:
@@ -111,20 +117,8 @@ def read_chat(body: Body) -> ChatRequest:
     answer = _answer(body, most)
     if choice.forced and answer.options.guide is not None:
         raise InvalidField("tool_choice", "tool_choice forces a call: its form is not yours to set")
-    return ChatRequest(answer, conversation, choice, parallel)
-
-
-def _logprobs(body: Body, answer: AnswerOptions) -> int | None:
-    """Return how many alternatives of each token are wanted; raises Unsupported for too many."""
-    count = whole(body, "logprobs", 0)
-    if count is not None and count > 1:
-        raise Unsupported(f"logprobs is {count}: only the most likely token is known; use 0 or 1")
-    if count == 1 and answer.options.top_p is not None:
-        raise Unsupported(
-            "logprobs is 1: the most likely token is known for greedy answers only; use "
-            "temperature 0, or logprobs 0"
-        )
-    return count
+    logprobs = (tops or 0) if flag(body, "logprobs") else None
+    return ChatRequest(answer, conversation, choice, parallel, logprobs)
 
 
 def _answer(body: Body, max_tokens: int | None) -> AnswerOptions:

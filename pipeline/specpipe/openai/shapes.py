@@ -85,8 +85,8 @@ class ChatShape:
         return _delta(index, {"role": "assistant", "content": ""}, None)
 
     def delta(self, index: int, text: str, log_probs: Json | None) -> Json:
-        """Return the choice of new text; log probabilities are refused before."""
-        return _delta(index, {"content": text}, None)
+        """Return the choice of new text."""
+        return _delta(index, {"content": text}, None, log_probs)
 
     def end(self, index: int, tally: Tally) -> list[Json]:
         """Return the tool calls, complete, and the choice that ends the answer."""
@@ -100,7 +100,7 @@ class ChatShape:
             {
                 "index": index,
                 "message": chat_message(tally),
-                "logprobs": None,
+                "logprobs": tally.log_probs.to_json() if tally.log_probs else None,
                 "finish_reason": tally.finish_reason,
             }
             for index, tally in enumerate(tallies)
@@ -110,5 +110,7 @@ class ChatShape:
         )
 
 
-def _delta(index: int, delta: Json, finish_reason: str | None) -> Json:
-    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+def _delta(
+    index: int, delta: Json, finish_reason: str | None, log_probs: Json | None = None
+) -> Json:
+    return {"index": index, "delta": delta, "logprobs": log_probs, "finish_reason": finish_reason}

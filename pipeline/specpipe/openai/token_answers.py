@@ -3,6 +3,7 @@
 import contextlib
 from dataclasses import replace
 
+from specpipe.openai.calls import AnswerCall
 from specpipe.openai.streaming import Pieces
 from specpipe.runtime.tokens import TextStream, TextTokenizer
 
@@ -10,15 +11,13 @@ from specpipe.runtime.tokens import TextStream, TextTokenizer
 async def with_text(
     pieces: Pieces,
     tokenizer: TextTokenizer,
-    stops: tuple[str, ...],
-    end_ids: tuple[int, ...],
-    most: int,
+    call: AnswerCall,
 ) -> Pieces:
-    """Yield pieces of tokens with their text; end at the first stop text, or after `most` tokens.
+    """Yield pieces of tokens with their text; end at the first stop text.
 
     Tokens after a stop text are dropped, with their log probabilities.
     """
-    stream = TextStream(tokenizer, stops, end_ids)
+    stream = TextStream(tokenizer, call.stops, call.end_ids, special=bool(call.tools))
     async with contextlib.aclosing(pieces):
         async for piece in pieces:
             before = len(stream.tokens)
@@ -32,9 +31,10 @@ async def with_text(
                 text=text,
                 tokens=piece.tokens[:kept],
                 log_probs=piece.log_probs[:kept],
+                tops=piece.tops[:kept],
                 final=final,
                 output_tokens=len(stream.tokens) if final else None,
-                finish_reason=_reason(stream, end_ids, most) if final else None,
+                finish_reason=_reason(stream, call.end_ids, call.most) if final else None,
             )
             if final:
                 return

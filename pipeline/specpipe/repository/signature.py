@@ -94,15 +94,20 @@ def _with_chat(signature: Signature, text: str, chat: str) -> Signature:
 
 
 def cpu_engine_signature() -> Signature:
-    """Return the signature of `tensorrt_llm` with the CPU engine, which also scores prompts."""
+    """Return the signature of the CPU engine, which also scores prompts and likeliest tokens."""
     own = served_signature("tensorrt_llm")
-    flag = Tensor("return_prompt_log_probs", "BOOL", (1,), optional=True)
+    flags = (
+        Tensor("return_prompt_log_probs", "BOOL", (1,), optional=True),
+        Tensor("num_top_log_probs", "INT32", (1,), optional=True),
+    )
     scores = (
+        Tensor("output_top_ids", "INT32", (-1, -1)),
+        Tensor("output_top_log_probs", "FP32", (-1, -1)),
         Tensor("prompt_log_probs", "FP32", (-1,)),
         Tensor("prompt_top_ids", "INT32", (-1,)),
         Tensor("prompt_top_log_probs", "FP32", (-1,)),
     )
-    return replace(own, inputs=(*own.inputs, flag), outputs=(*own.outputs, *scores))
+    return replace(own, inputs=(*own.inputs, *flags), outputs=(*own.outputs, *scores))
 
 
 def _union(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -135,6 +135,7 @@ class Runtime:
         num_draft_tokens: int | None = None,
         *,
         log_probs: bool = False,
+        tops: int = 0,
         constraint: Constraint | None = None,
     ) -> Decoding:
         """Return the algorithm for one request, for a batcher.
@@ -145,7 +146,14 @@ class Runtime:
         options = limit_draft(self.speculation, num_draft_tokens)
         proposer, rule = make_proposer(options, self.facts), acceptance_rule(options)
         return decode(
-            proposer, prompt, sampling, limits, rule, log_probs=log_probs, constraint=constraint
+            proposer,
+            prompt,
+            sampling,
+            limits,
+            rule,
+            log_probs=log_probs,
+            tops=tops,
+            constraint=constraint,
         )
 
     def batcher(self, budget: Budget | None = None) -> Batcher:

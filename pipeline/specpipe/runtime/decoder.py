@@ -37,6 +37,7 @@ class DeploymentDecoder:
             request.limits,
             request.num_draft_tokens,
             log_probs=request.log_probs,
+            tops=request.tops,
             constraint=constraint,
         )
         if request.context_logits:

@@ -30,6 +30,7 @@ class Request:
     limits: Limits
     num_draft_tokens: int | None = None
     log_probs: bool = False
+    tops: int = 0  # likeliest tokens at every position; not for the models at the other end
     bias: tuple[tuple[int, float], ...] = ()  # added to the logits: (token, amount)
     use_draft_logits: bool = False
     context_logits: bool = False  # what the target expects after every token of the prompt

@@ -40,6 +40,7 @@ class Options:
     bad_words: tuple[str, ...] = ()
     num_draft_tokens: int | None = None  # the most per step; 0: plain decoding
     log_probs: bool = False  # of every new token, from a model that takes tokens
+    tops: int = 0  # likeliest tokens at every position, from the same
     cache_salt: str | None = None  # only requests of the same salt share KV blocks of prompts
     guide: Guide | None = None  # what the answer must match
 
@@ -57,7 +58,7 @@ _KINDS: dict[str, type] = {
 }
 _MOST = float(np.finfo(np.float32).max)
 _OF_THEIR_OWN = ("max_tokens", "num_draft_tokens", "end_ids", "cache_salt", "log_probs",
-                 "fit_max_tokens", "guide")  # fmt: skip
+                 "fit_max_tokens", "guide", "tops")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,7 @@ def _request(
         **_options(model, options),
         **_end_ids(model, options.end_ids),
         **_guide(model, options.guide),
+        **_tops(model, options.tops),
         **{name: np.array([value], np.int32) for name, value in limits.items()},
     }  # fmt: skip
     if model.batched:
@@ -247,6 +249,14 @@ def _end_ids(model: Model, ids: Sequence[int]) -> Arrays:
         raise Unsupported(f"end_ids is {tuple(ids)}: the model {model.name} has no such option")
     words = {stop: word_layout(tuple((token,) for token in ids[1:]))[0]} if ids[1:] else {}
     return {end: np.array([ids[0]], np.int32), **words}
+
+
+def _tops(model: Model, count: int) -> Arrays:
+    if not count:
+        return {}
+    if not model.tensors.tops:
+        raise Unsupported(f"the model {model.name} does not return the likeliest tokens")
+    return {model.tensors.tops: np.array([count], np.int32)}
 
 
 def _guide(model: Model, guide: Guide | None) -> Arrays:

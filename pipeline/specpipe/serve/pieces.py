@@ -8,6 +8,8 @@ from specpipe.core.contracts import Logits
 from specpipe.core.endpoint import Model, Tensors
 from specpipe.runtime.triton.tensors import newest_scores
 
+Tops = tuple[tuple[int, float], ...]  # likeliest tokens and their log probabilities
+
 
 @dataclass(frozen=True)
 class Acceptance:
@@ -44,6 +46,7 @@ class Piece:
     at_s: float  # seconds since the request was sent
     prompt_tokens: int | None = None  # None: not reported
     log_probs: tuple[float, ...] = ()  # of `tokens`, if they were requested
+    tops: tuple[Tops, ...] = ()  # of every token, if they were requested
     prompt_scores: PromptScores | None = None  # in the first piece, if they were requested
     finish_reason: str | None = None  # stop or length; known at the end, if it is reported
 
@@ -93,6 +96,7 @@ class Reader:
             prompt_tokens=_whole(result, names.prompt_tokens),
             finish_reason=_word(result, names.finish_reason),
             log_probs=_log_probs(result, names.log_probs, len(tokens)),
+            tops=_tops(result, names),
             prompt_scores=_prompt_scores(result, self.model),
         )
 
@@ -149,6 +153,14 @@ def _log_probs(result: Any, name: str, count: int) -> tuple[float, ...]:
     """Return those of the new tokens; empty if there is no such output."""
     array = result.as_numpy(name) if name else None
     return () if array is None else newest_scores(array, count)
+
+
+def _tops(result: Any, names: Tensors) -> tuple[Tops, ...]:
+    ids, values = (result.as_numpy(n) if n else None for n in (names.top_ids, names.top_log_probs))
+    if ids is None or values is None or not ids.size:
+        return ()
+    rows = zip(*(a.reshape(-1, a.shape[-1]).tolist() for a in (ids, values)), strict=True)
+    return tuple(tuple(zip(*row, strict=True)) for row in rows)
 
 
 def _prompt_scores(result: Any, model: Model) -> PromptScores | None:

@@ -31,7 +31,12 @@ from specpipe.speculate import accept
 from specpipe.speculate.constrained import Constraint, guided, permitted, permitted_part
 from specpipe.speculate.drawing import draw_token
 from specpipe.speculate.history import Completions, History
-from specpipe.speculate.sampling import Adjustment, distribution, log_probability
+from specpipe.speculate.sampling import (
+    Adjustment,
+    distribution,
+    log_probability,
+    top_log_probabilities,
+)
 
 # grammar: the answer is complete and could only end. Without an end token, unlike end_id.
 Finish = Literal["end_id", "stop_words", "grammar", "length"]
@@ -54,6 +59,7 @@ class Step:
     accepted: int  # draft tokens among `tokens`; at most `drafted`
     finish: Finish | None = None
     log_probs: tuple[float, ...] = ()
+    tops: tuple[tuple[tuple[int, float], ...], ...] = ()  # likeliest tokens at each position
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ def decode(
     rule: accept.Rule | None = None,
     *,
     log_probs: bool = False,
+    tops: int = 0,
     constraint: Constraint | None = None,
 ) -> Decoding:
     """Yield asks and steps until an end token, a stop word or `limits.max_tokens`.
@@ -105,8 +112,9 @@ def decode(
     The output equals that of plain decoding with the same options. Greedy output is equal token for
     token. Sampled output has the same distribution with the default rule, `accept.sample`; another
     `rule` may change it. An end token is emitted as the last token. Under a `constraint` every
-    position is masked, and the output ends where the grammar ends. The caller may close the
-    generator at any time.
+    position is masked, and the output ends where the grammar ends. Steps have the model's own
+    `log_probs` of their tokens and of the `tops` likeliest ones, if requested. The caller may close
+    the generator at any time.
     """
     rng = np.random.default_rng(sampling.seed)
     sequence = _Sequence(History(prompt), Completions(limits.stop_words), constraint)
@@ -117,7 +125,7 @@ def decode(
         scores = yield from score("target", sequence.tokens, draft)
         draft = draft if scores.kept is None else draft.only(scores.kept)
         verdict = _judge(draft, scores, sequence, adjustment, rule, rng)
-        step = _step(draft, scores, verdict, sequence, sampling, limits, log_probs)
+        step = _step(draft, scores, verdict, sequence, sampling, limits, log_probs, tops)
         if step.finish:
             yield step
             return
@@ -184,6 +192,7 @@ def _step(
     sampling: Sampling,
     limits: Limits,
     log_probs: bool,
+    tops: int,
 ) -> Step:
     emitted = verdict.emitted(draft)
     kept, finish = _cut(emitted, sequence, sampling, limits)
@@ -197,6 +206,12 @@ def _step(
             for row, token in zip(verdict.rows, kept, strict=False)
         )
         if log_probs
+        else (),
+        tops=tuple(
+            top_log_probabilities(scores.logits[row], tops)
+            for row, _ in zip(verdict.rows, kept, strict=False)
+        )
+        if tops
         else (),
     )
 

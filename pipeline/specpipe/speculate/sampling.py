@@ -137,6 +137,17 @@ def log_probability(logits: Logits, token: int) -> float:
 
     The weights are summed in float64 and computed in float32: off by at most 1e-5.
     """
+    return _own_log_probability(logits, [token])[0]
+
+
+def top_log_probabilities(logits: Logits, count: int) -> tuple[tuple[int, float], ...]:
+    """Return the `count` likeliest tokens with their `log_probability`, likeliest first."""
+    places = top_k(logits, count) if count < len(logits) else np.arange(len(logits))
+    order = places[np.argsort(-logits[places], kind="stable")].tolist()
+    return tuple(zip(order, _own_log_probability(logits, order), strict=True))
+
+
+def _own_log_probability(logits: Logits, tokens: Sequence[int]) -> list[float]:
     scale = Scale.of(logits, 1.0)
-    whole = float(scale.rough(logits).sum(dtype=np.float64))
-    return float(logits[token]) - scale.peak - math.log(whole)
+    whole = math.log(float(scale.rough(logits).sum(dtype=np.float64)))
+    return [float(logits[token]) - scale.peak - whole for token in tokens]

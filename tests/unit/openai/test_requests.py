@@ -81,8 +81,8 @@ def test_a_wrong_value_is_refused_with_its_field(body: dict[str, Any], param: st
 @pytest.mark.parametrize(
     "more",
     [
-        {"n": 2}, {"best_of": 2}, {"logit_bias": {"5": 1}}, {"suffix": "x"}, {"logprobs": 1},
-        {"logprobs": 2, "temperature": 0}, {"stream_options": {"continuous_usage_stats": True}},
+        {"n": 2}, {"best_of": 2}, {"logit_bias": {"5": 1}}, {"suffix": "x"},
+        {"logprobs": 2, "echo": True}, {"stream_options": {"continuous_usage_stats": True}},
     ],
 )  # fmt: skip
 def test_what_a_completion_cannot_do_is_refused_and_not_ignored(more: dict[str, Any]) -> None:
@@ -93,8 +93,7 @@ def test_what_a_completion_cannot_do_is_refused_and_not_ignored(more: dict[str, 
 @pytest.mark.parametrize(
     "more",
     [
-        {"response_format": {"type": "xml"}}, {"guided_json": {}}, {"logprobs": True},
-        {"top_logprobs": 2},
+        {"response_format": {"type": "xml"}}, {"guided_json": {}}, {"tool_choice": "any"},
     ],
 )  # fmt: skip
 def test_what_a_chat_cannot_do_is_refused_and_not_ignored(more: dict[str, Any]) -> None:
@@ -109,3 +108,13 @@ def test_what_templates_take_is_passed_on_as_it_is() -> None:
     assert asked.tools and asked.conversation == {"messages": CHAT["messages"], **more}
     asked = read_chat({**CHAT, **more, "tool_choice": "none"})
     assert not asked.tools and "tools" not in asked.conversation
+
+
+def test_log_probabilities_are_counted_alike_for_both_routes() -> None:
+    assert read_chat(CHAT).logprobs is None and read_completion(TEXT).logprobs is None
+    assert read_chat({**CHAT, "logprobs": True}).logprobs == 0
+    assert read_chat({**CHAT, "logprobs": True, "top_logprobs": 20}).logprobs == 20
+    assert read_completion({**TEXT, "logprobs": 5}).logprobs == 5
+    for wrong in ({"top_logprobs": 2}, {"logprobs": True, "top_logprobs": 21}):
+        with pytest.raises(InvalidField, match="top_logprobs"):
+            read_chat({**CHAT, **wrong})

@@ -8,7 +8,13 @@ import pytest
 
 from specpipe.core.contracts import Sampling
 from specpipe.core.errors import ConfigError
-from specpipe.speculate.sampling import adjust, check_sampling, distribution, log_probability
+from specpipe.speculate.sampling import (
+    adjust,
+    check_sampling,
+    distribution,
+    log_probability,
+    top_log_probabilities,
+)
 
 LOGITS = np.log(np.array([0.5, 0.25, 0.125, 0.125], np.float32))
 
@@ -149,3 +155,13 @@ def test_a_request_that_bans_every_token_is_refused(options: Sampling) -> None:
 def test_an_end_token_that_the_vocabulary_lacks_is_refused(end_ids: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match=f"^end_id is {end_ids[-1]}: must be -1"):
         check_sampling(Sampling(end_ids=end_ids), vocab_size=4)
+
+
+@pytest.mark.parametrize("size", [4, 5000])
+def test_the_likeliest_tokens_come_in_order_with_the_number_of_each(size: int) -> None:
+    logits = np.round(3 * np.random.default_rng(size).normal(size=size), 1).astype(np.float32)
+    order = np.argsort(-logits, kind="stable").tolist()
+    for count in (1, 3, 4):
+        found = top_log_probabilities(logits, count)
+        assert [token for token, _ in found] == order[:count]
+        assert all(value == log_probability(logits, token) for token, value in found)

@@ -28,6 +28,7 @@ def describe(serving: Serving) -> Endpoint:
             TOKENS,
             speculates=limit is not None,
             draft_limit=limit,
+            fits_max_tokens=True,
             takes_cache_salt=True,
         )
     )
@@ -49,5 +50,8 @@ def _with_prompt_outputs(model: Model | None, *, scores: bool) -> Model | None:
             prompt_log_probs="prompt_log_probs",
             prompt_top_ids="prompt_top_ids",
             prompt_top_log_probs="prompt_top_log_probs",
+            tops="num_top_log_probs",
+            top_ids="output_top_ids",
+            top_log_probs="output_top_log_probs",
         )
     return replace(model, tensors=names)

@@ -123,8 +123,13 @@ class TritonPythonModel:
         upstream_rules.check_streaming(tensors, decoupled=self._decoupled)
         bounds.check_tokens(tensors, self._max_input_len, "max_input_len")
         requests.refuse_unsupported(tensors, _SUPPORTED)
+        parameters = triton.request_parameters(request)
         asked = token_requests.read_request(
-            tensors, self._vocab_size, self._max_input_len, self._max_seq_len
+            tensors,
+            self._vocab_size,
+            self._max_input_len,
+            self._max_seq_len,
+            fit=requests.fits_answer(parameters),
         )
         wants_context = requests.flag(tensors, context.FLAG)
         if wants_context:
@@ -134,12 +139,11 @@ class TritonPythonModel:
             prompt=asked.prompt,
             sampling=asked.sampling,
             limits=Limits(asked.max_tokens, asked.stop_words),
-            num_draft_tokens=upstream_rules.asked_limit(
-                tensors, triton.request_parameters(request), self._carrier
-            ),
+            num_draft_tokens=upstream_rules.asked_limit(tensors, parameters, self._carrier),
             log_probs=requests.flag(tensors, "return_log_probs"),
+            tops=token_requests.tops(tensors),
             context_logits=wants_context or requests.flag(tensors, prompt_scores.FLAG),
-            cache_salt=requests.cache_salt(triton.request_parameters(request)),
+            cache_salt=requests.cache_salt(parameters),
             guide=guides.read_guide(tensors),
         )
 
@@ -154,8 +158,10 @@ class _Answer:
     prompt_length: int
     wants: frozenset[str]
     log_probs: bool
+    tops: int
     tokens: list[int]
     scores: list[float]
+    likeliest: list[tuple[tuple[int, float], ...]]  # of tokens that were not sent yet
     context: ContextCollector | None
     scorer: PromptScorer | None
     sends_context: bool
@@ -177,8 +183,10 @@ class _Answer:
             prompt_length=len(parsed.prompt),
             wants=frozenset(n for n in requests.RETURNS if requests.flag(tensors, n)),
             log_probs=parsed.log_probs,
+            tops=parsed.tops,
             tokens=[],
             scores=[],
+            likeliest=[],
             context=ContextCollector.of(len(parsed.prompt), vocab_size)
             if wants_context and not streaming
             else None,
@@ -200,6 +208,7 @@ class _Answer:
     def on_step(self, step: Step, counters: Counters) -> None:
         self.tokens += step.tokens
         self.scores += step.log_probs
+        self.likeliest += step.tops
         last = step.finish is not None
         if self.streaming:
             self._send(list(step.tokens), counters, last)
@@ -225,6 +234,8 @@ class _Answer:
         if self.log_probs:
             outputs["output_log_probs"] = np.array([[self.scores]], np.float32)
             outputs["cum_log_probs"] = np.array([[sum(self.scores)]], np.float32)
+        if self.tops:
+            outputs |= self._tops()
         if "return_perf_metrics" in self.wants:
             outputs |= perf_tensors(counters, self.prompt_length)
         if "return_num_input_tokens" in self.wants:
@@ -237,3 +248,12 @@ class _Answer:
             outputs |= self.scorer.outputs()
             self.scorer = None  # with the first tokens of a stream
         self.responder.send(outputs, final=last)
+
+    def _tops(self) -> dict[str, NDArray[Any]]:
+        """Return the likeliest tokens at the positions of a response, [1, n, k] each."""
+        pairs = np.array(self.likeliest, np.float64).reshape(1, -1, self.tops, 2)
+        self.likeliest = []
+        return {
+            "output_top_ids": pairs[..., 0].astype(np.int32),
+            "output_top_log_probs": pairs[..., 1].astype(np.float32),
+        }

@@ -16,6 +16,8 @@ from specpipe.runtime.triton.requests import (
 )
 from specpipe.speculate.sampling import check_sampling
 
+TOPS_FLAG, MOST_TOPS = "num_top_log_probs", 20
+
 
 @dataclass(frozen=True)
 class TokenRequest:
@@ -28,10 +30,15 @@ class TokenRequest:
 
 
 def read_request(
-    tensors: Tensors, vocab_size: int, max_input_len: int, max_seq_len: int
+    tensors: Tensors, vocab_size: int, max_input_len: int, max_seq_len: int, *, fit: bool = False
 ) -> TokenRequest:
-    """Read the tensors that every request for tokens has; raises ConfigError for wrong values."""
+    """Read the tensors that every request for tokens has; raises ConfigError for wrong values.
+
+    With `fit`, the number of tokens is cut to what fits after the prompt.
+    """
     tokens, most = prompt(tensors, vocab_size), output_length(tensors)
+    if fit and len(tokens) < max_seq_len:
+        most = min(most, max_seq_len - len(tokens))
     check_lengths(len(tokens), most, max_input_len, max_seq_len)
     options = sampling(tensors, (), word_ids(tensors, "bad_words_list"), prefix="runtime_")
     check_sampling(options, vocab_size)
@@ -70,6 +77,14 @@ def output_length(tensors: Tensors) -> int:
     count = whole(tensors, "request_output_len") or 0
     if count < 1:
         raise ConfigError(f"request_output_len is {count}: must be at least 1")
+    return count
+
+
+def tops(tensors: Tensors) -> int:
+    """Return how many likeliest tokens are wanted; raises ConfigError for too many."""
+    count = whole(tensors, TOPS_FLAG) or 0
+    if not 0 <= count <= MOST_TOPS:
+        raise ConfigError(f"{TOPS_FLAG} is {count}: must be from 0 to {MOST_TOPS}")
     return count
 
 

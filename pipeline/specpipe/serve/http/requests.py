@@ -8,6 +8,7 @@ from typing import Any
 from specpipe.core.conversation import Conversation, dump_conversation
 from specpipe.core.endpoint import Model
 from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.core.guide import Guide
 from specpipe.serve.inputs import Options, allowed_drafts
 
 Body = dict[str, Any]
@@ -15,7 +16,7 @@ CHAT, COMPLETIONS = "/chat/completions", "/completions"
 _NO_END = -1  # of `end_id`: no end token ends the answer
 _OF_THEIR_OWN = {
     "max_tokens", "num_draft_tokens", "end_ids", "cache_salt", "log_probs", "fit_max_tokens",
-    "temperature", "top_k", "top_p", "end_id", "stop_words",
+    "temperature", "top_k", "top_p", "end_id", "stop_words", "guide", "tops",
 }  # fmt: skip
 
 
@@ -78,6 +79,7 @@ def _request(
         **_numbers(model, options),
         **_ends(model, options),
         **_drafts(model, options.num_draft_tokens),
+        **_guide(options.guide),
         **dict(map(_flag, names.flags)),
     }
     if options.cache_salt is not None:
@@ -89,7 +91,7 @@ def _refuse_missing(model: Model, options: Options) -> None:
     """Raise Unsupported for an option that no field of the API stands for."""
     if options.fit_max_tokens:
         raise Unsupported("fit_max_tokens: an OpenAI API does not cut max_tokens")
-    if options.log_probs:
+    if options.log_probs or options.tops:
         raise Unsupported("log_probs: this client does not read log probabilities over HTTP")
     if options.cache_salt is not None and not model.takes_cache_salt:
         raise Unsupported(f"cache_salt: the model {model.name} does not separate prompts by it")
@@ -153,6 +155,23 @@ def _drafts(model: Model, asked: int | None) -> Body:
     if not allowed_drafts(model, asked):
         return {}
     return {"num_draft_tokens": asked}
+
+
+def _guide(guide: Guide | None) -> Body:
+    """Return what the answer must match; raises Unsupported for what OpenAI's API has no field for.
+
+    Servers have fields of their own for expressions and grammars, and some ignore those of others.
+    """
+    if guide is None:
+        return {}
+    if guide.kind not in ("json", "json_schema"):
+        raise Unsupported(f"{guide.kind}: over HTTP this client sends JSON schemas only")
+    try:
+        schema = json.loads(guide.text or "{}")
+    except ValueError as error:
+        raise ConfigError(f"the JSON schema cannot be used: {error}") from error
+    named = {"name": "answer", "schema": schema}
+    return {"response_format": {"type": "json_schema", "json_schema": named}}
 
 
 def _flag(flag: str) -> tuple[str, bool]:

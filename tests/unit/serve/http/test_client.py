@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from specpipe.core.conversation import Conversation
-from specpipe.core.endpoint import Endpoint, Model, Serving
+from specpipe.core.endpoint import Endpoint, Model, Serving, Tensors
 from specpipe.core.errors import ConfigError, SpecpipeError, StageFailed, Unavailable, Unsupported
+from specpipe.core.guide import Guide
 from specpipe.engine.llmapi.backend import LlmApiBackend
 from specpipe.serve.client import Acceptance, Client, ClientTls, Options, collect, unshared
+from specpipe.serve.http.requests import text_body
 from tests.helpers.openai_servers import (
     FIRST_TOKEN,
     PROMPT_TOKENS,
@@ -335,3 +337,17 @@ def test_certificates_and_keys_need_their_protocol(tmp_path: Path) -> None:
 def test_the_models_of_every_server_are_called_by_the_names_it_lists(trtllm: Standin) -> None:
     (model,) = Client(trtllm.url).endpoint.texts
     assert isinstance(model, Model) and model.name == "tiny"
+
+
+def test_a_guide_is_the_schema_of_a_response_format() -> None:
+    model = Model("m", Tensors("prompt", "max_tokens", "stream", "", ""))
+    for guide, schema in (
+        (Guide("json"), {}),
+        (Guide("json_schema", '{"enum": [1]}'), {"enum": [1]}),
+    ):
+        body = text_body(model, "x", Options(guide=guide), stream=False).body
+        assert body["response_format"]["json_schema"]["schema"] == schema
+    with pytest.raises(Unsupported, match="regex: over HTTP this client sends JSON schemas only"):
+        text_body(model, "x", Options(guide=Guide("regex", "a")), stream=False)
+    with pytest.raises(ConfigError, match="JSON schema cannot be used"):
+        text_body(model, "x", Options(guide=Guide("json_schema", "{")), stream=False)
