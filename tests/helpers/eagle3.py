@@ -151,7 +151,8 @@ class Eagle3Reference:
     def _rotated(self, x: torch.Tensor) -> torch.Tensor:
         """Rotate [T, heads, size]: row t by t."""
         half = x.shape[-1] // 2
-        speed = self.layer["rope_theta"] ** (-torch.arange(half) / half)
+        rope = self.layer.get("rope_parameters", self.layer)
+        speed = rope["rope_theta"] ** (-torch.arange(half) / half)
         angle = torch.arange(len(x))[:, None, None] * speed
         low, high = x[..., :half], x[..., half:]
         return torch.cat(

@@ -394,6 +394,17 @@ def forgets_which_nodes_were_cut(honest: Any) -> Any:
     return only
 
 
+def reads_features_of_the_row_before(honest: Any) -> Any:
+    return lambda self, first, end: np.roll(honest(self, first, end), 1)
+
+
+def feeds_every_node_the_state_of_the_root(honest: Any) -> Any:
+    def rows(self: Any, branch: Any) -> Any:
+        return honest(self, replace(branch, states=[branch.states[0]] * len(branch.states)))
+
+    return lambda self, branch: rows(self, branch) if len(branch.states) else honest(self, branch)
+
+
 # --- the pool of KV blocks -----------------------------------------------------------------------
 
 
@@ -481,6 +492,8 @@ _DRAWN = (_DISTRIBUTIONS, "-k", "twenty_thousand and draft_model")
 _GREEDY = ("tests/contract/test_proposers.py",)
 _ENGINE = ("tests/unit/engine/test_openvino.py",)
 _INVARIANT = ("tests/unit/engine/test_invariance.py",)
+_LAYER = ("tests/unit/engine/test_layer_drafter.py",)
+_DRAFTER = "specpipe.engine.openvino.layer_drafter"
 _FAMILIES = "tests/contract/test_families.py"
 _BATCH = ("tests/unit/runtime",)
 _POOL = ("tests/unit/engine/test_blocks.py", "tests/unit/engine/test_block_schedules.py")
@@ -607,6 +620,20 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "another node scored than was kept": Mutant(
         "specpipe.runtime.packing:_only", forgets_which_nodes_were_cut, _BATCH
+    ),
+    "features of the row before": Mutant(
+        f"{_BLOCKS}:BlockCache.kept_slots", reads_features_of_the_row_before, _LAYER
+    ),
+    "features of rejected rows": Mutant(
+        "specpipe.engine.openvino.storage:KVStorage.write_features",
+        lambda honest: lambda self, slots, rows: honest(self, slots[:-1], rows[:-1]),
+        _LAYER,
+    ),
+    "state of the root for every node": Mutant(
+        f"{_DRAFTER}:LayerDrafter._rows", feeds_every_node_the_state_of_the_root, _LAYER
+    ),
+    "drafter's rows of another text": Mutant(
+        f"{_DRAFTER}:_common", lambda honest: lambda kept, tokens: len(kept), _LAYER
     ),
     "no copy on write": Mutant(f"{_BLOCKS}:BlockPool.copies", never_copies, _POOL),
     "block found by its hash only": Mutant(

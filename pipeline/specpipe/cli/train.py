@@ -1,4 +1,4 @@
-"""`specpipe train`: Medusa heads, ReDrafters and draft models."""
+"""`specpipe train`: Medusa heads, ReDrafters, EAGLE-3 drafters and draft models."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def train() -> None:
-    """Train Medusa heads, a ReDrafter or a draft model for a target.
+    """Train Medusa heads, a ReDrafter, an EAGLE-3 drafter or a draft model for a target.
 
     \b
     Example:  scripts/training-prompts --out engines/smollm2-135m_train/prompts.jsonl
@@ -59,6 +59,25 @@ def redrafter(config_path: Path, workspace: Path, as_json: bool) -> None:
 
     key = "speculation.drafter (in a hybrid: speculation.redrafter.drafter)"
     _train(train_redrafter, key, config_path, workspace, as_json)
+
+
+@train.command()
+@config_option
+@workspace_option
+@json_option
+def eagle3(config_path: Path, workspace: Path, as_json: bool) -> None:
+    """Train an EAGLE-3 drafter on text or on the target's own answers.
+
+    An interrupted training resumes.
+
+    \b
+    Example:  scripts/training-prompts --out engines/smollm2-135m_train/prompts.jsonl
+              specpipe train eagle3 --config model_configs/smollm2-135m_train.yaml
+    """
+    from specpipe.train.eagle3 import train_eagle3
+
+    key = "speculation.draft.model (in a hybrid: speculation.eagle3.model)"
+    _train(train_eagle3, key, config_path, workspace, as_json)
 
 
 @train.command()

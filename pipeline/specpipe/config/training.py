@@ -120,6 +120,32 @@ class ReDrafterTraining(DrafterTraining):
 
 
 @dataclass(frozen=True)
+class Eagle3Training:
+    """One decoder layer on hidden states of several layers (Li et al. 2025, arXiv 2503.01840).
+
+    Its sizes are those of a layer of the target. Its output layer starts as the target's rows, and
+    is trained.
+    """
+
+    ttt_steps: int = field(default=3, metadata=between(1, 16))
+    """Draft tokens in sequence that it learns, the later ones from its own states (training-time
+    test)."""
+    ttt_step_loss_decay: float = field(default=0.8, metadata=between(0, 1))
+    """The loss of step s has the weight `ttt_step_loss_decay` to the power s."""
+    draft_vocab_size: int = field(default=8192, metadata=at_least(16))
+    """Tokens that it can draft: the most frequent ones of the text that is learned."""
+    target_layer_ids: tuple[int, ...] = ()
+    """Layers of the target whose inputs it reads. Default: 2, half the number of layers, and the
+    third from the end."""
+    loss_fn: Literal["kl_div", "ce"] = "kl_div"
+    """`kl_div`: learn the target's distribution over the draft vocabulary. `ce`: learn only the
+    most likely token of it."""
+    norm_before_residual: bool = False
+    """Add attention to the normed hidden state."""
+    schedule: Schedule = Schedule()
+
+
+@dataclass(frozen=True)
 class DraftTraining:
     """A copy of the target with fewer layers, which learns the target's distribution."""
 
@@ -152,7 +178,8 @@ class TrainOptions:
     """Seed of the training."""
     out: str | None = None
     """Folder of the products. Default: `engines/NAME/train`, with a folder per kind: `medusa`,
-    `redrafter`, `draft`."""
+    `redrafter`, `eagle3`, `draft`."""
     medusa: MedusaTraining = MedusaTraining()
     redrafter: ReDrafterTraining = ReDrafterTraining()
+    eagle3: Eagle3Training = Eagle3Training()
     draft: DraftTraining = DraftTraining()

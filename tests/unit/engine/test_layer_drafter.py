@@ -122,6 +122,10 @@ def test_it_follows_accepted_branches_and_rewound_texts(
     require_like(reference, after(engine, cache, 8, CHAIN), sequence, CHAIN)
     cache.truncate(len(PROMPT))
     require_like(reference, after(engine, cache, 12), [*PROMPT, 12])
+    cache.truncate(5)
+    engine.step([item(cache, [60, 61, 62], wanted=[])])
+    keep(cache, 0, 1, 2)
+    require_like(reference, after(engine, cache, 63, CHAIN), [*PROMPT[:5], 60, 61, 62, 63], CHAIN)
 
 
 def test_it_catches_up_with_steps_without_drafts(

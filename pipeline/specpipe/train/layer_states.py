@@ -1,0 +1,106 @@
+"""Hidden states of several layers of the frozen target, computed once and mapped from disk.
+
+Unlike `features`, every position of a document is there, since a drafter's layer attends to all of
+them. Of each position the file has the inputs of the chosen layers and, at the end, what the LM
+head reads, in the target's type.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from specpipe.core.artifacts import digest_json
+from specpipe.train.features import pad
+from specpipe.train.target import DTYPES, Target
+from specpipe.train.text import Document, head_labels
+
+Progress = Callable[[int, int], None]
+_BATCH = 8  # documents evaluated together; part of no key: the files are equal up to rounding
+
+
+@dataclass(frozen=True, eq=False)
+class TaughtDocument:
+    """A document with what the target computes of it."""
+
+    tokens: torch.Tensor  # [T]
+    inputs: torch.Tensor  # [T, layers * D]  of the chosen layers, before any norm
+    last: torch.Tensor  # [T, D]  what the LM head reads
+    labels: torch.Tensor  # [T, steps]  step s: the token t + 2 + s; -1: nothing to draft there
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStates:
+    """The states of all documents, in order."""
+
+    documents: tuple[Document, ...]
+    states: torch.Tensor  # [N, (layers + 1) * D]  mapped
+    begins: tuple[int, ...]  # the first row of every document
+    width: int  # D
+
+    def document(self, number: int, steps: int) -> TaughtDocument:
+        """Return one document in float32, with labels for `steps` draft steps."""
+        document, begin = self.documents[number], self.begins[number]
+        rows = self.states[begin : begin + len(document)].float()
+        return TaughtDocument(
+            torch.from_numpy(document.tokens),
+            rows[:, : -self.width],
+            rows[:, -self.width :],
+            torch.from_numpy(head_labels(document, steps)),
+        )
+
+
+def read_layer_states(
+    target: Target,
+    documents: Sequence[Document],
+    layers: Sequence[int],
+    folder: Path,
+    *,
+    progress: Progress,
+) -> LayerStates:
+    """Return the states of `documents`; the inputs of `layers`, counted from 0.
+
+    They are kept in `folder` as layers-<key>.bin, keyed by model, layers and text; a rerun maps
+    that file. Its name appears only when it is whole.
+    """
+    key = digest_json([target.digest, target.dtype, [*layers], [d.digest() for d in documents]])
+    file, width = folder / f"layers-{key[:16]}.bin", int(target.output.shape[1])
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(target, documents, layers, file, progress)
+    begins = np.cumsum([0, *map(len, documents)]).tolist()
+    columns = (len(layers) + 1) * width
+    count = begins.pop()
+    states = torch.from_file(str(file), size=count * columns, dtype=DTYPES[target.dtype])
+    return LayerStates(tuple(documents), states.view(count, columns), tuple(begins), width)
+
+
+def _write(
+    target: Target,
+    documents: Sequence[Document],
+    layers: Sequence[int],
+    file: Path,
+    progress: Progress,
+) -> None:
+    temporary = file.with_suffix(".tmp")
+    with temporary.open("wb") as out:
+        for begin in range(0, len(documents), _BATCH):
+            group = documents[begin : begin + _BATCH]
+            for row, document in zip(_states(target, group, layers), group, strict=True):
+                kept = row[: len(document)].contiguous().cpu()
+                out.write(kept.view(torch.uint8).numpy().tobytes())
+            progress(begin + len(group), len(documents))
+    temporary.replace(file)
+
+
+@torch.no_grad()
+def _states(target: Target, documents: Sequence[Document], layers: Sequence[int]) -> torch.Tensor:
+    """Return [B, T, (layers + 1) * D] of a batch."""
+    ids, mask = (part.to(target.output.device) for part in pad(documents))
+    found = target.model.base_model(
+        input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True
+    )
+    chosen = [found.hidden_states[i] for i in layers]
+    return torch.cat([*chosen, found.last_hidden_state], -1)

@@ -1,0 +1,104 @@
+"""Training of an EAGLE-3 drafter on the hidden states of a frozen target, and its acceptance."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from specpipe.config.training import Eagle3Training
+from specpipe.core.contracts import Ints
+from specpipe.train.layer_net import Eagle3Net
+from specpipe.train.layer_states import LayerStates, TaughtDocument
+from specpipe.train.loop import Group, batch_of
+from specpipe.train.text import CURVE_DOCUMENTS, documents_a_step
+
+
+@dataclass(frozen=True, eq=False)
+class Eagle3Task:
+    """Distillation of the target into the drafter, over `ttt_steps` draft steps."""
+
+    net: Eagle3Net
+    output: torch.Tensor  # [V, D]  the target's output rows of the draft vocabulary
+    ids: torch.Tensor  # [V]  the target's id of every draft token
+    training: LayerStates
+    held_out: LayerStates
+    options: Eagle3Training
+    seed: int
+
+    def groups(self) -> list[Group]:
+        """Return the drafter's weights, the output layer included."""
+        return [Group(tuple(self.net.parameters()))]
+
+    def loss(self, step: int) -> torch.Tensor:
+        """Return the mean loss over the learned positions of a batch of documents."""
+        total = torch.zeros(())
+        for part in self.parts(step):
+            total = total + part()
+        return total
+
+    def parts(self, step: int) -> list[Callable[[], torch.Tensor]]:
+        """Return the loss of a step in parts, one for every document."""
+        documents = self.training.documents
+        size = documents_a_step(documents, self.options.schedule.batch_tokens)
+        chosen = batch_of(step, size, len(documents), self.seed)
+        taught = [self.training.document(int(n), self.options.ttt_steps) for n in chosen]
+        counts = sum((document.labels >= 0).sum(0) for document in taught)
+        assert isinstance(counts, torch.Tensor)
+        return [partial(self._part, document, counts) for document in taught]
+
+    def _part(self, document: TaughtDocument, counts: torch.Tensor) -> torch.Tensor:
+        """Return what a document adds to the sum over steps s of decay^s times the mean loss."""
+        total = torch.zeros(())
+        for step, logits in enumerate(self.net.steps(document, self.options.ttt_steps)):
+            rows = torch.nonzero(document.labels[: len(logits), step] >= 0)[:, 0]
+            taught = functional.linear(document.last[rows + 1 + step], self.output.float())
+            share = self.options.ttt_step_loss_decay**step / counts[step].clamp(min=1)
+            total = total + share * draft_loss(logits[rows], taught, self.options.loss_fn)
+        return total
+
+    def evaluate(self) -> Mapping[str, float]:
+        """Return the acceptance by depth on a part of the hold-out."""
+        return self.acceptance(range(min(CURVE_DOCUMENTS, len(self.held_out.documents))))
+
+    def judge(self) -> Mapping[str, float]:
+        """Return the acceptance by depth on the whole hold-out."""
+        return self.acceptance(range(len(self.held_out.documents)))
+
+    @torch.no_grad()
+    def acceptance(self, numbers: Sequence[int]) -> dict[str, float]:
+        """Return how often the first 1, 2, ... tokens of a chain are those of the text.
+
+        The share of positions with a text that long. `length` adds them up, with the token of the
+        target.
+        """
+        steps = self.options.ttt_steps
+        found = [self._hits(self.held_out.document(n, steps)) for n in numbers]
+        hits, positions = np.sum(found, axis=0)
+        shares = (hits / np.maximum(positions, 1)).tolist()
+        named = {f"acceptance at depth {s}": share for s, share in enumerate(shares, 1)}
+        return named | {"length": 1 + sum(shares)}
+
+    def _hits(self, document: TaughtDocument) -> Ints:
+        """Return [2, steps]: positions where all tokens up to a depth are right, and all."""
+        counts = np.zeros((2, self.options.ttt_steps), np.int64)
+        right = torch.ones(len(document.tokens), dtype=torch.bool)
+        for step, logits in enumerate(self.net.steps(document, self.options.ttt_steps)):
+            labels = document.labels[: len(logits), step]
+            right = right[: len(logits)] & (self.ids[logits.argmax(-1)] == labels)
+            counts[:, step] = int(right.sum()), int((labels >= 0).sum())
+        return counts
+
+
+def draft_loss(logits: torch.Tensor, taught: torch.Tensor, kind: str) -> torch.Tensor:
+    """Return the summed loss of rows [N, V] against the target's logits [N, V], in nats.
+
+    `kl_div`: the divergence from the target's distribution over the draft vocabulary. `ce`: the
+    cross entropy of the target's likeliest token of that vocabulary.
+    """
+    if kind == "ce":
+        return functional.cross_entropy(logits, taught.argmax(-1), reduction="sum")
+    given, wanted = logits.log_softmax(-1), taught.log_softmax(-1)
+    return functional.kl_div(given, wanted, reduction="sum", log_target=True)
