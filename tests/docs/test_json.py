@@ -67,7 +67,7 @@ PRINTED = {
     "report export": literal_keys(export_json),
     "tune": literal_keys(tuning_json),
     "recommend": literal_keys(prediction_json),
-    "train medusa, train redrafter, train draft": fields(TrainResult) | {"report"},
+    "train medusa, train redrafter, train eagle3, train draft": fields(TrainResult) | {"report"},
     BENCH: literal_keys(bench_json),
     "acceptance": literal_keys(acceptance_json),
 }
@@ -117,7 +117,7 @@ def test_the_fields_of_a_plan_are_those_of_a_real_one() -> None:
 
 
 def test_the_report_of_a_training_has_the_fields_of_its_record() -> None:
-    section = "train medusa, train redrafter, train draft"
+    section = "train medusa, train redrafter, train eagle3, train draft"
     assert example(section)["report"].keys() == fields(TrainingReport)
 
 

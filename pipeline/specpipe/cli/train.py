@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def train() -> None:
-    """Train Medusa heads, a ReDrafter, an EAGLE-3 drafter or a draft model for a target.
+    """Train Medusa heads, a drafter or a draft model for a target.
 
     \b
     Example:  scripts/training-prompts --out engines/smollm2-135m_train/prompts.jsonl

@@ -1,4 +1,4 @@
-"""Training of Medusa heads, ReDrafters and draft models for a target.
+"""Training of Medusa heads, ReDrafters, EAGLE-3 drafters and draft models for a target.
 
 Not here: how a drafter is read or converted (`checkpoint`).
 """

@@ -20,7 +20,7 @@ from specpipe.serve.guard import Tls
 COMMANDS = ["acceptance", "bench", "build", "chat", "compile", "completion", "convert",
             "doctor", "generate", "inspect", "openai", "package", "plan", "recommend", "report",
             "serve", "status", "train", "tune", "validate"]  # fmt: skip
-TRAINING = ["train draft", "train medusa", "train redrafter"]
+TRAINING = ["train draft", "train eagle3", "train medusa", "train redrafter"]
 BENCHMARKS = ["bench engine", "bench serving", "bench soak", "bench speculation", "bench tuning"]
 REPORTS = ["report diff", "report export"]
 GOLDEN = Path(__file__).parents[2] / "golden"
