@@ -68,12 +68,15 @@ def test_speculation_prints_a_table_with_a_line_for_each_file(write_run: WriteRu
 
 
 def test_serving_measures_start_and_memory(write_run: WriteRun) -> None:
-    result = bench("serving", write_run(), "--starts", "1", "--json")
+    result = bench("serving", write_run(), "--starts", "1", "--clients", "2", "--json")
     assert result.exit_code == 0, result.output
     (row,) = json.loads(result.stdout)["rows"]
     assert row["start_s"]["samples"] == 1 and row["memory_bytes"] > 20e6
     parts = row["weights_bytes"], row["kv_cache_bytes"], row["rest_bytes"]
     assert sum(parts) == row["memory_bytes"] and row["weights_bytes"] > 200_000
+    assert {(p["load"], p["arm"]) for p in row["loads"]} == {
+        ("2 clients", "plain"), ("2 clients", "speculative")
+    }  # fmt: skip
 
 
 def test_a_soak_test_sends_every_kind_and_finds_nothing_wrong(write_run: WriteRun) -> None:

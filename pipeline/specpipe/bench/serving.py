@@ -1,16 +1,23 @@
 """The start of a run's server, and its memory compared with weights and KV cache."""
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from specpipe.bench.prompts import prompt_sets
-from specpipe.bench.served import Notify, Progress, endless, send, started
+from specpipe.bench.served import Notify, Progress, Served, endless, send, started
 from specpipe.core.artifacts import read_artifact
 from specpipe.run.run import Run
 from specpipe.run.stages import build
+from specpipe.serve.client import Client
+from specpipe.validate.arms import served_arms
+from specpipe.validate.load_figures import LoadPoint, load_points
 from specpipe.validate.metrics import Figure, figure
+from specpipe.validate.questions import load_questions, tokenizer_folder
+from specpipe.validate.run_scenarios import run_scenario
+from specpipe.validate.scenarios import Setup
+from specpipe.validate.scenarios.concurrency import SCENARIO as CONCURRENCY
 
 MAX_TOKENS = 200  # of an answer, so that every slot holds a sequence of some length
 
@@ -25,36 +32,57 @@ class ServingRow:
     weights_bytes: int  # of all engines on disk
     kv_cache_bytes: int | None  # of all sequences at their longest; None: the plan has no estimate
     rest_bytes: int | None  # memory without weights and KV cache; None: those are on a GPU
+    loads: tuple[LoadPoint, ...] = ()  # closed loops of clients, if they were asked for
 
 
 def bench_serving(
     run: Run,
     starts: int,
+    clients: Sequence[int] = (),
     *,
     notify: Notify = lambda text: None,
     progress: Progress = lambda done, total: None,
 ) -> ServingRow:
     """Build a run, and start its server `starts` times; the last start is used for the memory.
 
-    Raises what `build` and `start_server` raise.
+    `clients` are numbers of clients whose closed loops are measured after it, as the scenario
+    `concurrency` of `validate` measures them. Raises what `build` and `start_server` raise.
     """
     build(run, notify=notify)
     notify(f"{run.config.name}: starting the server {starts} times")
-    seconds, used = [], 0
+    seconds, used, loads = [], 0, []
     for number in range(starts):
-        took, used = _start(run)
-        seconds.append(took)
+        with _start(run) as running:
+            seconds.append(running.start_s)
+            used = session_bytes(running.server.process.pid)
+            if clients and number + 1 == starts:
+                notify(f"{run.config.name}: closed loops of clients")
+                loads = measure_loads(run, running.client, clients)
         progress(number + 1, starts)
     weights = sum(engine_bytes(run))
     memory = run.plan.memory
     cache = memory.caches if memory else None
     on_cpu = memory is not None and not memory.kv
     rest = used - weights - cache if on_cpu and cache is not None else None
-    return ServingRow(run.config.name, figure(seconds), used, weights, cache, rest)
+    name, start = run.config.name, figure(seconds)
+    return ServingRow(name, start, used, weights, cache, rest, tuple(loads))
 
 
-def _start(run: Run) -> tuple[float, int]:
-    """Start the server, send a request for every slot; return seconds and bytes."""
+def measure_loads(run: Run, client: Client, clients: Sequence[int]) -> list[LoadPoint]:
+    """Return the figures of closed loops of clients, without and with speculation."""
+    options = run.config.validate
+    loads = replace(options.concurrency, clients=tuple(clients), rates=())
+    config = replace(run.config, validate=replace(options, concurrency=loads))
+    folder = tokenizer_folder(run.workspace.repository, client.endpoint)
+    setup = Setup(config, client.endpoint, load_questions(config, folder))
+    arms = served_arms(config, client.endpoint.text)
+    measured = run_scenario(CONCURRENCY, client, setup, arms)
+    return load_points(measured.answers, measured.seconds, options.slo)
+
+
+@contextlib.contextmanager
+def _start(run: Run) -> Iterator[Served]:
+    """Start the server and send a request for every slot; the server runs until the block ends."""
     engine = run.config.engine
     most = min(MAX_TOKENS, engine.max_seq_len - engine.max_input_len)
     (prompts,) = prompt_sets(run.config, (), engine.max_batch_size)
@@ -62,7 +90,7 @@ def _start(run: Run) -> tuple[float, int]:
         for number in range(engine.max_batch_size):
             prompt = prompts.prompts[number % len(prompts.prompts)]
             send(running.client, prompt, endless(running.client, most))
-        return running.start_s, session_bytes(running.server.process.pid)
+        yield running
 
 
 def engine_bytes(run: Run) -> Iterator[int]:

@@ -124,13 +124,28 @@ def speculation(
 @configs_argument
 @workspace_option
 @count_option("--starts", 3, "How often the server is started.")
+@click.option(
+    "--clients",
+    metavar="N",
+    multiple=True,
+    type=click.IntRange(min=1),
+    help="Also measure a closed loop of N clients, with and without speculation. Can be given "
+    "several times.",
+)
 @json_option
-def serving(configs: tuple[Path, ...], workspace: Path, starts: int, as_json: bool) -> None:
+def serving(
+    configs: tuple[Path, ...],
+    workspace: Path,
+    starts: int,
+    clients: tuple[int, ...],
+    as_json: bool,
+) -> None:
     """Measure the start of a run's server, and its memory.
 
     Memory is the proportional set size of tritonserver and its models after answers in every slot,
     in MB of 10^6 bytes. It is compared with the weights on disk and with the KV cache of all
-    sequences at their longest. GPU memory is not measured.
+    sequences at their longest. GPU memory is not measured. With --clients, the last column has the
+    tokens per second of each load: without speculation / with it.
 
     \b
     Example:  specpipe bench serving model_configs/smollm2-135m_prompt-lookup.yaml
@@ -139,7 +154,7 @@ def serving(configs: tuple[Path, ...], workspace: Path, starts: int, as_json: bo
     from specpipe.cli.bench_tables import SERVING
 
     def measure(run: "Run", progress: "Progress") -> Sequence[Any]:
-        return [bench_serving(run, starts, notify=say, progress=progress)]
+        return [bench_serving(run, starts, clients, notify=say, progress=progress)]
 
     text = f"{counted(starts, 'start')}, then an answer in every slot; median"
     _report(_load_runs(configs, workspace), text, SERVING, measure, as_json)

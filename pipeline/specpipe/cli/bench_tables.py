@@ -69,7 +69,11 @@ def _speculation(row: SpeculationRow) -> list[list[str]]:
 def _serving(row: ServingRow) -> list[list[str]]:
     sizes = (row.memory_bytes, row.weights_bytes, row.kv_cache_bytes, row.rest_bytes)
     cells = ["-" if size is None else f"{size / 1e6:.0f}" for size in sizes]
-    return [[row.run, f"{row.start_s.median:.1f}", *cells]]
+    loads: dict[str, list[str]] = {}
+    for point in sorted(row.loads, key=lambda p: (p.clients or 0, p.arm)):
+        loads.setdefault(point.load, []).append(f"{point.tokens_per_s:.1f}")
+    rates = ", ".join(f"{load}: {' / '.join(found)}" for load, found in loads.items()) or "-"
+    return [[row.run, f"{row.start_s.median:.1f}", *cells, rates]]
 
 
 def _engine(row: EngineRow) -> list[list[str]]:
@@ -118,7 +122,16 @@ SPECULATION = Table(
     _speculation,
 )  # fmt: skip
 SERVING = Table(
-    ("run", "start, s", "memory, MB", "weights, MB", "KV cache, MB", "rest, MB"), _serving
+    (
+        "run",
+        "start, s",
+        "memory, MB",
+        "weights, MB",
+        "KV cache, MB",
+        "rest, MB",
+        "tokens/s under load",
+    ),
+    _serving,
 )
 ENGINE = Table(
     (

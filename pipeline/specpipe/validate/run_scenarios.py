@@ -103,6 +103,7 @@ def grade_all(
             reason = "no arm of this server takes part in it"
         result = Result(scenario.name, omitted=reason)
         if reason is None:
+            grading.setup.notify(f"grading {scenario.name}")
             result = scenario.grade(got, grading)
         found.append(replace(result, meaning=scenario.meaning))
     return found
