@@ -11,6 +11,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from specpipe.core.conversation import load_conversation
 from specpipe.core.errors import ConfigError
 from specpipe.core.guide import Guide
 from specpipe.serve.client import Options
@@ -148,3 +149,15 @@ def test_the_command_line_takes_files_and_an_expression(server: Served, tmp_path
         assert json.loads(result.stdout)["text"] in texts, result.output
     both = cli_generate(server, "Well?", "--regex", "a", "--json-schema", str(file))
     assert both.exit_code == 2 and "exclude each other" in both.output
+
+
+def test_a_chat_continues_the_last_message(client: openai.OpenAI, server: Served) -> None:
+    begun: Any = [*MESSAGES, {"role": "assistant", "content": "The quick"}]
+    ask: Any = {"temperature": 0, "max_tokens": 12, "seed": None}
+    more = {"continue_final_message": True, "add_generation_prompt": False}
+    answer = chat(client, messages=begun, extra_body=more, **ask)
+    prompt = server.tokenizer.chat.text(
+        load_conversation(json.dumps({"messages": begun, "continue_final_message": True}))
+    )
+    assert prompt.endswith("The quick")
+    assert answer.choices[0].message.content == server.plain_text(prompt, 12)

@@ -6,6 +6,7 @@ files and no modules. The environment (extensions, filters, globals) is that of 
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import cache, lru_cache
 from typing import Any, NoReturn
@@ -42,6 +43,7 @@ _SEARCHES = frozenset(
     ]
 )
 _PROBE = "some text of a user"
+_HERE = "\U0001f85a the prompt ends here \U0001f85a "  # where an answer continues the last message
 _NO_TOKENS = {f"{name}_token": "" for name in ("bos", "eos", "unk", "pad")}
 _FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
@@ -64,6 +66,8 @@ def render(template: ChatTemplate, conversation: Conversation) -> str:
 
     Raises ConfigError with the template's own message if it refuses the conversation or fails.
     """
+    if conversation.continues:
+        return _begun(template, conversation)
     text = template.choose(conversation.template, tools=bool(conversation.tools))
     variables = {
         **template.special_tokens,
@@ -80,6 +84,32 @@ def render(template: ChatTemplate, conversation: Conversation) -> str:
     except _FAULTS as error:
         what = f"{type(error).__name__}: {error}"
         raise ConfigError(f"the chat template fails on the messages: {what}") from error
+
+
+def _begun(template: ChatTemplate, conversation: Conversation) -> str:
+    """Return the prompt up to the end of the last message's text, as transformers does.
+
+    The space at the end of the mark shows whether the template trims texts.
+    """
+    *before, last = conversation.messages
+    content = last.get("content")
+    begun = content[-1]["text"] if isinstance(content, list) and content else content
+    if not isinstance(begun, str) or not begun:
+        raise ConfigError("continue_final_message is true: the last message has no text")
+    marked = begun + _HERE
+    if isinstance(content, list):
+        last = {**last, "content": [*content[:-1], {**content[-1], "text": marked}]}
+    else:
+        last = {**last, "content": marked}
+    messages = (*before, last)
+    text = render(template, replace(conversation, messages=messages, continues=False))
+    prompt, mark, rest = text.rpartition(_HERE.strip())
+    if not mark or begun.strip() not in prompt:
+        raise ConfigError(
+            "continue_final_message is true: the chat template does not write the last message as "
+            "it is"
+        )
+    return prompt if rest.startswith(" ") else prompt.rstrip()
 
 
 @lru_cache(maxsize=32)

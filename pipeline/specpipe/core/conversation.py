@@ -17,7 +17,7 @@ MOST_DEPTH = 32  # of lists and objects within each other
 MOST_MESSAGES = 4096
 _KEYS = (
     *("messages", "tools", "documents", "add_generation_prompt", "chat_template"),
-    "chat_template_kwargs",
+    *("chat_template_kwargs", "continue_final_message"),
 )
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
@@ -55,6 +55,7 @@ class Conversation:
     add_generation_prompt: bool = True
     template: str = ""  # the name of one of the model's templates
     arguments: Mapping[str, Any] = field(default_factory=dict)  # further variables
+    continues: bool = False  # the prompt ends within the last message, which the answer continues
 
     @staticmethod
     def of(text: str, system: str = "") -> "Conversation":
@@ -116,9 +117,16 @@ def _each(value: Any, change: Callable[[str], str]) -> Any:
 def dump_conversation(conversation: Conversation) -> str:
     """Return a conversation as JSON, as the servers of specpipe take it."""
     values = asdict(conversation)
-    names = {"template": "chat_template", "arguments": "chat_template_kwargs"}
+    names = {
+        "template": "chat_template",
+        "arguments": "chat_template_kwargs",
+        "continues": "continue_final_message",
+    }
+    absent = {"continues": False}
     kept = {
-        names.get(key, key): value for key, value in values.items() if value not in ((), {}, "")
+        names.get(key, key): value
+        for key, value in values.items()
+        if value not in ((), {}, "") and absent.get(key) is not value
     }
     return json.dumps(kept, ensure_ascii=False)
 
@@ -141,13 +149,18 @@ def load_conversation(text: str, name: str = "chat") -> Conversation:
         if key not in _KEYS:
             raise ConfigError(f"{name} has the key {key!r}: known are {', '.join(_KEYS)}")
     _require_plain(values, name, MOST_DEPTH)
+    continues = _typed(values, "continue_final_message", bool, False, name)
+    begins = _typed(values, "add_generation_prompt", bool, not continues, name)
+    if continues and begins:
+        raise ConfigError(f"{name}: continue_final_message and add_generation_prompt are both true")
     return Conversation(
         messages=tuple(_messages(values["messages"], name)),
         tools=tuple(_objects(values, "tools", name)),
         documents=tuple(_objects(values, "documents", name)),
-        add_generation_prompt=_typed(values, "add_generation_prompt", bool, True, name),
+        add_generation_prompt=begins,
         template=_typed(values, "chat_template", str, "", name),
         arguments=_typed(values, "chat_template_kwargs", dict, {}, name),
+        continues=continues,
     )
 
 

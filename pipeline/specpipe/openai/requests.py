@@ -36,7 +36,7 @@ _READ = {
 }  # fmt: skip
 _OF_TEMPLATES = {
     "messages", "tools", "documents", "add_generation_prompt", "chat_template",
-    "chat_template_kwargs",
+    "chat_template_kwargs", "continue_final_message",
 }  # fmt: skip
 _OF_CHATS = _OF_TEMPLATES | {
     "tool_choice", "top_logprobs", "max_completion_tokens", "parallel_tool_calls",

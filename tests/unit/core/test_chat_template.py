@@ -51,6 +51,35 @@ def test_the_prompt_is_that_of_transformers(name: str, case: str, judge: Any) ->
     assert rendered(template, conversation) == expected
 
 
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "parts"])
+@pytest.mark.parametrize("text", ["The capital is", "  Spaces around \n", "a</think>b"])
+def test_a_prompt_that_is_continued_is_that_of_transformers(
+    name: str, text: str, judge: Any
+) -> None:
+    case = {"messages": [TURNS[0], {"role": "assistant", "content": text}]}
+    try:
+        expected = by_transformers(
+            judge, TEMPLATES[name], case, add_generation_prompt=False, continue_final_message=True
+        )
+    except (TemplateError, TypeError, ValueError):
+        with pytest.raises(ConfigError, match="the messages|does not write the last message"):
+            rendered(TEMPLATES[name], {**case, "continue_final_message": True})
+        return
+    assert rendered(TEMPLATES[name], {**case, "continue_final_message": True}) == expected
+
+
+def test_only_a_text_can_be_continued_and_no_new_turn_begun() -> None:
+    empty = {"messages": [TURNS[0], {"role": "assistant", "content": None}]}
+    with pytest.raises(ConfigError, match="the last message has no text"):
+        rendered(PLAIN, {**empty, "continue_final_message": True})
+    both = {"continue_final_message": True, "add_generation_prompt": True}
+    with pytest.raises(ConfigError, match="are both true"):
+        rendered(PLAIN, {"messages": TURNS[:1], **both})
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    told = {"messages": [{"role": "user", "content": parts}], "continue_final_message": True}
+    assert rendered(PLAIN, told).endswith("b")
+
+
 def test_a_template_refuses_messages_with_its_own_words() -> None:
     messages = [TURNS[0], TURNS[0]]
     with pytest.raises(ConfigError, match=r"refuses the messages: Roles must alternate, found us"):

@@ -18,6 +18,7 @@ USER = {"role": "user", "content": "x"}
 def test_a_conversation_survives_its_journey_as_json() -> None:
     for conversation in (
         Conversation.of("Grüße, 東京", "Be brief."),
+        Conversation((USER,), add_generation_prompt=False, continues=True),
         Conversation(
             (USER, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}),
             ({"type": "function", "function": {"name": "f"}},),
