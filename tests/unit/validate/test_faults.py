@@ -1,5 +1,6 @@
 """Faults of serving are caught, each by the scenario that docs/validation.md names."""
 
+import json
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from specpipe.config.validation import (
     ValidateOptions,
 )
 from specpipe.validate.questions import Question, Questions
-from specpipe.validate.report import Report
+from specpipe.validate.report import Report, write_report
 from specpipe.validate.subject import Subject
 from specpipe.validate.validate import validate
 from tests.helpers import serving_faults as faults
@@ -76,6 +77,13 @@ def test_a_server_without_faults_passes_every_scenario(weights: Path) -> None:
     assert {r.scenario: r.omitted for r in report.results if r.omitted} == {
         "tasks": "validate.tasks.names is empty"
     }
+    page = write_report(report, weights.parent).read_text()
+    assert page.count("<figure>") == 4 and "<script" not in page and "http" not in page
+    assert "Answers, speculative against plain: " in page and "Scenario concurrency" in page
+    lines = (weights.parent / "trials.jsonl").read_text().splitlines()
+    assert {json.loads(line)["scenario"] for line in lines} == {
+        "answers", "concurrency", "sampled", "long", "acceptance"
+    }  # fmt: skip
 
 
 # The class of a fault, the scenario that catches it, and what fails: a pair of arms that differ,

@@ -177,7 +177,7 @@ def _raw(arm: Arm, ours: Evaluation, theirs: Evaluation) -> Sheet:
         [task, name, _plain(value), _plain(theirs.figures.get(task, {}).get(name))]
         for task, values in ours.figures.items()
         for name, value in values.items()
-        if isinstance(value, (int, float)) and "stderr" not in name
+        if isinstance(value, (int, float)) and "stderr" not in name and name != "sample_len"
     ]
     title = f"Figures of lm-evaluation-harness, {arm} decoding"
     return Sheet(
