@@ -65,7 +65,7 @@ def _eagle3(job: TrainingJob, out: Path) -> TrainingReport:
     options, target, seed = job.config.train.eagle3, job.target, job.config.train.seed
     layers = chosen_layers(options, int(target.model.config.num_hidden_layers))
     ids = torch.from_numpy(draft_vocabulary(job.text.training, target, options.draft_vocab_size))
-    config = drafter_config(options, target, job.config.target.model, layers, len(ids))
+    config = drafter_config(options, target, str(target.path), layers, len(ids))
     training, held_out = _states(job, layers)
     output = target.output[ids]
     net = Eagle3Net(config, target.embedding, output, _final_norm(target), seed)
