@@ -6,6 +6,7 @@ from functools import partial
 
 from specpipe.config.run_config import EngineOptions
 from specpipe.config.speculation import (
+    DFlash,
     DraftModel,
     DraftOptions,
     Eagle,
@@ -16,9 +17,11 @@ from specpipe.config.speculation import (
     Medusa,
     MultiToken,
     NoSpeculation,
+    Pard,
     PromptLookup,
     ReDrafter,
     Speculation,
+    SuffixAutomaton,
 )
 from specpipe.core.contracts import Role
 from specpipe.core.divisibility import ONE_RANK, Parallel
@@ -36,6 +39,9 @@ _DRAFTING: Mapping[str, "partial[Speculation]"] = {
     "eagle": partial(Eagle, "eagle", "drafter"),
     "eagle3": partial(Eagle3, "eagle3", Eagle3Draft("draft")),
     "mtp": partial(MultiToken, "mtp"),
+    "pard": partial(Pard, "pard", Eagle3Draft("draft")),
+    "dflash": partial(DFlash, "dflash", Eagle3Draft("draft")),
+    "suffix_automaton": partial(SuffixAutomaton, "suffix_automaton"),
 }
 
 

@@ -83,7 +83,10 @@ def package(
     run = load(config_path, workspace)
     run_stages(("package",), run, as_json)
     if kind is None:
-        suggest_command("serve", config_path, workspace, as_json)
+        if run.config.serving.front == "triton":
+            suggest_command("serve", config_path, workspace, as_json)
+        else:
+            suggest(f"start {run.workspace.repository}/serve.sh, or add --deploy", as_json)
         return
     from specpipe.deploy.stage import DeployOptions, deploy_run
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from specpipe.config.drafting import check_drafting
 from specpipe.config.keys import at_least, between, matching, not_written
 from specpipe.config.records import read_record
 from specpipe.config.speculation import (
@@ -25,6 +26,7 @@ from specpipe.config.speculation import (
     PromptLookup,
     ReDrafter,
     Speculation,
+    WithUpstreamDraft,
     redrafter_of,
 )
 from specpipe.config.training import TrainOptions
@@ -138,8 +140,11 @@ class TlsOptions:
 
 @dataclass(frozen=True)
 class ServingOptions:
-    """How Triton serves the engine."""
+    """How the engine is served; all keys but `front` are Triton's."""
 
+    front: Literal["triton", "trtllm_serve", "dynamo"] = "triton"
+    """`llmapi`: the server. `trtllm_serve` and `dynamo` have an OpenAI API and no Triton; see
+    [gpu-serving.md](gpu-serving.md#trtllm-serve-and-dynamo)."""
     decoupled: bool = True
     """`true`: streaming. `false`: one response per request, for unary gRPC calls."""
     max_queue_size: int = field(default=64, metadata=at_least(1))
@@ -210,7 +215,9 @@ class RunConfig:
         options = self.speculation
         if role == "target":
             return self.target.revision
-        draft = options.draft if isinstance(options, DraftModel | Hybrid | Eagle3) else None
+        if not isinstance(options, DraftModel | Hybrid | WithUpstreamDraft):
+            return None
+        draft = options.draft
         return draft.revision if draft else None
 
     def revision_key(self, role: Role) -> str:
@@ -278,6 +285,7 @@ def read_config(path: Path) -> RunConfig:
     _check_lookahead(config, places)
     _check_training(config, places)
     _check_hybrid(config, places)
+    check_drafting(config.speculation, places)
     _check_baseline(config, places)
     if config.engine.gpu is None and not config.engine.tp_size:
         config = replace(config, engine=replace(config.engine, tp_size=1))

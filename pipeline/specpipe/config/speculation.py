@@ -4,6 +4,7 @@ The text under a field documents its key: `scripts/write-docs` makes docs/config
 To add a method, write its record here, add it to `Speculation`, and see `assembly.PROPOSERS`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -38,11 +39,11 @@ class DraftOptions:
 
 @dataclass(frozen=True)
 class Eagle3Draft:
-    """The EAGLE-3 checkpoint; it has no heads of its own."""
+    """The checkpoint of a drafter that TensorRT-LLM loads as it is."""
 
     model: str
-    """Folder of an [EAGLE-3 drafter](conversion.md#eagle-3-drafters) that was trained for this
-    target; with `backend: llmapi` also a Hugging Face id."""
+    """Folder; for `eagle3`, an [EAGLE-3 drafter](conversion.md#eagle-3-drafters) that was trained
+    for this target. With `backend: llmapi` also a Hugging Face id."""
     revision: str | None = field(default=None, metadata=REVISION)
     """Branch, tag or commit. Refused: TensorRT-LLM loads the main branch. Download the revision
     and set `model` to its folder."""
@@ -260,8 +261,22 @@ class Eagle:
 
 
 @dataclass(frozen=True)
+class SuffixOptions:
+    """A suffix automaton that overrides drafts where it finds a long match."""
+
+    threshold: int = field(default=4, metadata=at_least(1))
+    """Shortest match, in tokens, that overrides the drafter's tokens."""
+    enable_global_pool: bool = False
+    """Search the texts of all running requests, not only the request's own."""
+
+
+@dataclass(frozen=True)
 class Eagle3:
-    """Drafts of a one-layer decoder on hidden states of several layers (arXiv 2503.01840)."""
+    """Drafts of a one-layer decoder on hidden states of several layers (arXiv 2503.01840).
+
+    `sa_config`, `use_rejection_sampling` and `draft_len_schedule` are for `llmapi`. They and
+    `tree: dynamic` need a [release](gpu.md#releases-of-the-llm-api) that has them.
+    """
 
     method: Literal["eagle3"]
     draft: Eagle3Draft
@@ -269,8 +284,8 @@ class Eagle3:
     num_draft_tokens: int = field(default=3, metadata=between(1, 64))
     """Most draft tokens per step: length of the chain, or nodes of the tree."""
     tree: Literal["chain", "dynamic"] = "chain"
-    """`dynamic` (`openvino`): a tree that grows at every step from the drafter's probabilities, as
-    in EAGLE-2."""
+    """`dynamic`: a tree that grows at every step from the drafter's probabilities, as in
+    EAGLE-2."""
     num_beams: int = field(default=4, metadata=between(1, 32))
     """With `tree: dynamic`: paths per level that the drafter continues."""
     draft_len_per_beam: int = field(default=5, metadata=between(1, 32))
@@ -279,6 +294,13 @@ class Eagle3:
     """As for method `prompt_lookup`."""
     max_concurrency: int | None = field(default=None, metadata=at_least(1))
     """Draft nothing while more sequences than this are running. Default: no limit."""
+    sa_config: SuffixOptions | None = None
+    """Join a suffix automaton to the drafter. Default: none."""
+    use_rejection_sampling: bool = False
+    """Accept sampled draft tokens by rejection sampling instead of exact match."""
+    draft_len_schedule: Mapping[str, int] | None = None
+    """Draft tokens by batch size, e.g. `{1: 3, 8: 1}`: from 8 sequences on, 1. The first is
+    `num_draft_tokens`. Default: always `num_draft_tokens`."""
 
 
 @dataclass(frozen=True)
@@ -288,16 +310,72 @@ class MultiToken:
     method: Literal["mtp"]
     num_nextn_predict_layers: int = field(default=1, metadata=between(1, 8))
     """Tokens that the target's layers draft."""
+    max_concurrency: int | None = field(default=None, metadata=at_least(1))
+    """Draft nothing while more sequences than this are running. Default: no limit."""
+    sa_config: SuffixOptions | None = None
+    """As for method `eagle3`."""
+    use_rejection_sampling: bool = False
+    """As for method `eagle3`."""
+    draft_len_schedule: Mapping[str, int] | None = None
+    """As for method `eagle3`."""
 
     @property
     def num_draft_tokens(self) -> int:
         """Each layer drafts one token."""
         return self.num_nextn_predict_layers
 
-    @property
-    def max_concurrency(self) -> None:
-        """The engines of TensorRT-LLM speculate at every load."""
-        return None
+
+@dataclass(frozen=True)
+class Pard:
+    """Drafts of a small model that predicts several tokens in one call (PARD); `llmapi` only."""
+
+    method: Literal["pard"]
+    draft: Eagle3Draft
+    """A PARD checkpoint with the target's tokenizer."""
+    num_draft_tokens: int = field(default=4, metadata=between(1, 64))
+    """Most draft tokens per step: length of the chain."""
+    max_concurrency: int | None = field(default=None, metadata=at_least(1))
+    """Draft nothing while more sequences than this are running. Default: no limit."""
+    sa_config: SuffixOptions | None = None
+    """As for method `eagle3`."""
+    use_rejection_sampling: bool = False
+    """As for method `eagle3`."""
+    draft_len_schedule: Mapping[str, int] | None = None
+    """As for method `eagle3`."""
+
+
+@dataclass(frozen=True)
+class DFlash:
+    """Drafts of a model that attends to the target's hidden states (DFlash); `llmapi` only."""
+
+    method: Literal["dflash"]
+    draft: Eagle3Draft
+    """A DFlash checkpoint that was trained for this target."""
+    num_draft_tokens: int = field(default=8, metadata=between(1, 64))
+    """Most draft tokens per step: length of the chain."""
+    max_concurrency: int | None = field(default=None, metadata=at_least(1))
+    """Draft nothing while more sequences than this are running. Default: no limit."""
+    use_rejection_sampling: bool = False
+    """As for method `eagle3`."""
+    draft_len_schedule: Mapping[str, int] | None = None
+    """As for method `eagle3`."""
+
+
+@dataclass(frozen=True)
+class SuffixAutomaton:
+    """Draft tokens that followed the longest earlier match of the last tokens; `llmapi` only."""
+
+    method: Literal["suffix_automaton"]
+    num_draft_tokens: int = field(default=4, metadata=between(1, 64))
+    """Most draft tokens per step: length of the chain."""
+    max_matching_ngram_size: int | None = field(default=None, metadata=between(1, 64))
+    """Length of the match. Default: the longest one."""
+    enable_global_pool: bool = False
+    """Search the texts of all running requests, not only the request's own."""
+    max_concurrency: int | None = field(default=None, metadata=at_least(1))
+    """Draft nothing while more sequences than this are running. Default: no limit."""
+    draft_len_schedule: Mapping[str, int] | None = None
+    """As for method `eagle3`."""
 
 
 @dataclass(frozen=True)
@@ -334,7 +412,9 @@ class ReDrafter:
 AnyLength = PromptLookup | DraftModel | Hybrid | Medusa | Eagle3  # a request may set fewer tokens
 WithLength = AnyLength | Lookahead | ReDrafter  # the CPU engine may score fewer draft tokens
 WithTree = Medusa | Hybrid | Eagle
-Speculation = NoSpeculation | AnyLength | Lookahead | Eagle | ReDrafter | MultiToken
+WithUpstreamDraft = Eagle3 | Pard | DFlash  # TensorRT-LLM loads their draft as it is
+InGraph = WithUpstreamDraft | MultiToken | SuffixAutomaton  # the target's graph drafts
+Speculation = NoSpeculation | AnyLength | Lookahead | Eagle | ReDrafter | InGraph
 
 PLAIN = NoSpeculation()
 
@@ -355,4 +435,10 @@ def eagle3_of(options: Speculation) -> Eagle3Options | None:
 
 # methods whose engines discard rows of the KV cache
 REWINDING = ("medusa", "lookahead", "eagle", "redrafter")
-UPSTREAM_ONLY = ("eagle", "mtp")  # methods without a proposer of specpipe
+UPSTREAM_ONLY = (
+    "eagle",
+    "mtp",
+    "pard",
+    "dflash",
+    "suffix_automaton",
+)  # methods without a proposer of specpipe

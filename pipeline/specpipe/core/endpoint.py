@@ -29,6 +29,8 @@ class Serving:
     streams: bool = True  # whether answers are served piece by piece
     loop: str = "engine"  # bls: the text models drive the engines through Triton
     release: str | None = None  # of TensorRT-LLM; None: the default one
+    front: str = "triton"  # what serves the model, `serving.front`
+    model: str = ""  # its source
 
 
 def is_draft_limit(asked: int, most: int, *, any_number: bool) -> bool:

@@ -20,8 +20,11 @@ from specpipe.deploy.deployment import (
     require_pinned,
     unique_name,
 )
+from specpipe.deploy.http_server import HttpServer
 from specpipe.deploy.image import cpu_image, requirements
-from specpipe.deploy.write import Platform, write_deployment
+from specpipe.deploy.write import Platform, write_deployment, write_http_deployment
+from specpipe.engine.fronts.front import HttpFront
+from specpipe.engine.fronts.table import FRONTS
 from specpipe.plan.plan import Plan
 from specpipe.repository.description import read_endpoint
 from specpipe.repository.placement import Placement, read_placement
@@ -30,6 +33,7 @@ from specpipe.run.stages import require_repository
 from specpipe.runtime.assembly import load_backend
 
 _GIB = 2**30
+_UNKNOWN_WEIGHTS_GIB = 500  # room in the volume for a model whose size the plan does not know
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,9 @@ def deploy_run(run: Run, kind: Platform, options: DeployOptions) -> Deployed:
     engines cannot be spread as the cluster wants.
     """
     require_repository(run)
+    if (front := FRONTS.get(run.config.serving.front)) is not None:
+        server = describe_server(run.plan, front, options)
+        return Deployed(write_http_deployment(server, kind, run.workspace.deployment))
     deployment = describe(run.plan, run.workspace, options)
     files = write_deployment(deployment, kind, run.workspace.deployment)
     return Deployed(files, tuple(_warnings(deployment, kind, options)))
@@ -128,6 +135,43 @@ def describe(plan: Plan, workspace: Workspace, options: DeployOptions) -> Deploy
         _require_mpi(deployment, placement)
     require_even_nodes(deployment)
     return deployment
+
+
+def describe_server(plan: Plan, front: HttpFront, options: DeployOptions) -> HttpServer:
+    """Collect what the files of a front without Triton need.
+
+    Raises Unsupported if the front cannot spread its ranks as the cluster wants.
+    """
+    config, request = plan.config, plan.requests["target"]
+    image = options.image or options.base_image
+    weights = sum(f.weights for f in plan.memory.footprints.values()) if plan.memory else 0
+    gpus = request.engine.parallel.world_size
+    room = ceil(weights * gpus / _GIB) or _UNKNOWN_WEIGHTS_GIB
+    deployment = Deployment(
+        run=config.name,
+        image=require_pinned(image, "--image") if image else plan.versions["container"],
+        base=plan.versions["container"],
+        gpus=gpus,
+        gpus_per_node=options.gpus_per_node,
+        gpu_product=None,
+        host_memory_gib=room + 16,
+        repository_gib=room,
+        sequences=config.engine.max_batch_size,
+        repository=REPOSITORY,
+        requirements=(),
+        access_mode=options.access_mode,
+        storage_class=options.storage_class,
+        speculates=config.speculation.method != "none",
+        has_meters=False,
+    )
+    require_even_nodes(deployment)
+    if deployment.nodes > 1 and not front.several_nodes:
+        raise Unsupported(
+            f"{gpus} GPUs span {deployment.nodes} nodes of {options.gpus_per_node}, and serving."
+            f"front: {front.name} starts its ranks on one node",
+            hint="set serving.front: dynamo, raise --gpus-per-node, or lower engine.tp_size",
+        )
+    return HttpServer(front, request, deployment)
 
 
 def _require_mpi(deployment: Deployment, placement: Placement) -> None:

@@ -11,9 +11,10 @@ import yaml
 import specpipe
 from specpipe.core.artifacts import Manifest, write_text
 from specpipe.core.publishing import remove_leftovers, staged, write_publish
-from specpipe.deploy import docker, kubernetes
+from specpipe.deploy import docker, http_readme, http_server, kubernetes
 from specpipe.deploy.dashboard import dashboard
 from specpipe.deploy.deployment import Deployment
+from specpipe.deploy.http_server import HttpServer
 from specpipe.deploy.readme import docker_readme, kubernetes_readme
 
 Platform = Literal["docker", "kubernetes"]
@@ -30,13 +31,45 @@ def write_deployment(deployment: Deployment, kind: Platform, out: Path) -> list[
     files = docker_files(deployment)
     if kind == "kubernetes" or (out / "kubernetes").is_dir():
         files = {**files, **kubernetes_files(deployment)}
+    return _write(files, Manifest("deployment", {"of": repr(deployment)}), out, package=True)
+
+
+def write_http_deployment(server: HttpServer, kind: Platform, out: Path) -> list[Path]:
+    """Write what runs a front without Triton, as `write_deployment` does; no image is built."""
+    files = http_docker_files(server)
+    if kind == "kubernetes" or (out / "kubernetes").is_dir():
+        files = {**files, **http_kubernetes_files(server)}
+    made = Manifest("deployment", {"of": repr(server.deployment), "front": server.front.name})
+    return _write(files, made, out, package=False)
+
+
+def _write(files: Mapping[str, str], made: Manifest, out: Path, *, package: bool) -> list[Path]:
     remove_leftovers(out)
     with staged(out, "deploy") as temporary:
         for name, text in files.items():
             write_text(temporary / name, text)
-        _copy_package(temporary / "docker/specpipe")
-        write_publish(temporary, out, Manifest("deployment", {"of": repr(deployment)}))
+        if package:
+            _copy_package(temporary / "docker/specpipe")
+        write_publish(temporary, out, made)
     return [out / name for name in files]
+
+
+def http_docker_files(server: HttpServer) -> dict[str, str]:
+    """Return the texts of the compose file and what it mounts, by their names."""
+    return {
+        "docker/README.md": http_readme.docker_readme(server),
+        "docker/compose.yaml": to_yaml(http_server.compose(server)),
+        **{f"docker/config/{name}": text for name, text in server.files.items()},
+    }
+
+
+def http_kubernetes_files(server: HttpServer) -> dict[str, str]:
+    """Return the texts of the manifests, by their names."""
+    objects = http_server.manifests(server)
+    return {
+        "kubernetes/README.md": http_readme.kubernetes_readme(server),
+        **{f"kubernetes/{name}": to_yaml(made) for name, made in objects.items()},
+    }
 
 
 def docker_files(deployment: Deployment) -> dict[str, str]:

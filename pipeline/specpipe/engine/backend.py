@@ -28,6 +28,7 @@ class BuildRequest:
     sources: Mapping[Role, str] = field(default_factory=dict)  # the Hugging Face models
     revisions: Mapping[Role, str] = field(default_factory=dict)  # of those for which one is given
     streams: bool = True  # whether answers are served piece by piece
+    front: str = "triton"  # what serves the model, `serving.front`
 
     @property
     def method(self) -> str:

@@ -1,4 +1,4 @@
-"""Checks the checkpoint of method eagle3 for a backend that reads it as it is.
+"""Checks the drafter of a run for a backend that reads it as it is, as of method eagle3.
 
 Not here: downloads; a drafter that is only on the hub is not looked at. A backend that converts
 models checks the drafter with them (`Eagle3Source.check`).
@@ -7,7 +7,7 @@ models checks the drafter with them (`Eagle3Source.check`).
 from specpipe.checkpoint.eagle3 import open_eagle3
 from specpipe.checkpoint.finding import is_hub_id, named_by
 from specpipe.config.run_config import RunConfig, find_file
-from specpipe.config.speculation import Eagle3
+from specpipe.config.speculation import Eagle3, WithUpstreamDraft
 from specpipe.core.errors import ConfigError, Rejection
 from specpipe.core.model import ModelConfig
 
@@ -15,11 +15,13 @@ _KEY = "speculation.draft.model"
 
 
 def check_eagle3(config: RunConfig, target: ModelConfig) -> list[Rejection]:
-    """Return every reason why the run's EAGLE-3 checkpoint cannot draft for its target.
+    """Return every reason why the run's drafter cannot draft for its target.
+
+    The shapes of EAGLE-3 checkpoints are compared with the target's.
 
     Raises ConfigError if it is neither on disk nor an id of the hub, and what `open_eagle3` raises.
     """
-    if not isinstance(config.speculation, Eagle3):
+    if not isinstance(config.speculation, WithUpstreamDraft):
         return []
     model = config.speculation.draft.model
     path = find_file(model, config)
@@ -29,7 +31,7 @@ def check_eagle3(config: RunConfig, target: ModelConfig) -> list[Rejection]:
             hint="give a folder or a Hugging Face id (owner/name); paths are relative to the "
             "working directory or to the config file",
         )
-    if path is None:
+    if path is None or not isinstance(config.speculation, Eagle3):
         return []
     with named_by(config, _KEY):
         return list(open_eagle3(path).misfits(target))

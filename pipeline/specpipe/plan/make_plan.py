@@ -20,6 +20,7 @@ from specpipe.core.model import ModelConfig
 from specpipe.core.publishing import why_kept
 from specpipe.core.trees import assumed_accuracy, grow_tree
 from specpipe.engine.backend import Backend, BuildRequest, Command
+from specpipe.engine.fronts.table import FRONTS
 from specpipe.plan.compatibility import (
     TokenTable,
     VocabularyDifference,
@@ -106,7 +107,7 @@ def _plan_run(config: RunConfig, workspace: Workspace, opened: OpenedModels) -> 
         requests=built,
         memory=memory,
         commands=commands,
-        versions=backend.versions(config.engine.tensorrt_llm),
+        versions=_versions(config, backend),
         rejections=tuple(dict.fromkeys(_located(config, rejections))),
         gaps=tuple(check_calibration(config.engine, found.sources.values())),
         notes=(
@@ -126,6 +127,15 @@ def _plan_run(config: RunConfig, workspace: Workspace, opened: OpenedModels) -> 
         files=dict(_files(backend, built, workspace)),
         downloads={} if backend.serves_sources else dict(_downloads(found)),
     )
+
+
+def _versions(config: RunConfig, backend: Backend) -> Mapping[str, str]:
+    """Return the versions of the backend, with the image of the run's front."""
+    found = backend.versions(config.engine.tensorrt_llm)
+    front = FRONTS.get(config.serving.front)
+    if front is None or "tensorrt_llm" not in found:
+        return found
+    return {**found, "container": front.image(found["tensorrt_llm"])}
 
 
 def _check_requests(

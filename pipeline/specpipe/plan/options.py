@@ -7,6 +7,7 @@ from specpipe.config.speculation import (
     DraftModel,
     Eagle,
     Eagle3,
+    InGraph,
     Medusa,
     MultiToken,
     PromptLookup,
@@ -37,6 +38,7 @@ def check_options(config: RunConfig, next_token_layers: int = 0) -> Iterator[Rej
             "use letters, digits and ._/-",
         )
     backend, options = config.engine.backend, config.speculation
+    yield from _check_front(config)
     if backend == "llmapi" and (config.serving.instances or 1) > 1:
         yield Rejection(
             f"serving.instances is {config.serving.instances}: backend llmapi serves one instance; "
@@ -62,12 +64,19 @@ def check_options(config: RunConfig, next_token_layers: int = 0) -> Iterator[Rej
                 f"speculation.draft.revision is {options.draft.revision}, but a folder has none",
                 "remove the key; speculation.draft.model names the folder of the drafter",
             )
+        if isinstance(options, Eagle3):
+            for key in ("sa_config", "use_rejection_sampling", "draft_len_schedule"):
+                if f"speculation.{key}" in config.places:
+                    yield Rejection(
+                        f"backend openvino does not support speculation.{key}",
+                        "remove the key, or use backend: llmapi",
+                    )
         if isinstance(options, Eagle):
             yield Rejection(
                 f"method {options.method} runs only in TensorRT-LLM engines",
                 "use backend: tensorrt, or one of medusa, draft_model, prompt_lookup",
             )
-        if isinstance(options, MultiToken):
+        if isinstance(options, InGraph) and not isinstance(options, Eagle3):
             yield Rejection(
                 f"method {options.method} runs only in TensorRT-LLM's LLM API",
                 "use backend: llmapi, or one of medusa, draft_model, prompt_lookup",
@@ -87,6 +96,34 @@ def check_options(config: RunConfig, next_token_layers: int = 0) -> Iterator[Rej
         )
 
 
+_TRITONS = (
+    "decoupled", "max_queue_size", "loop", "instances", "repository_path", "spawn_processes", "tls",
+    "openai",
+)  # fmt: skip
+
+
+def _check_front(config: RunConfig) -> Iterator[Rejection]:
+    """Refuse another front than Triton for models that only Triton serves, and Triton's keys."""
+    front, backend = config.serving.front, config.engine.backend
+    if front == "triton":
+        return
+    if backend != "llmapi":
+        yield Rejection(
+            f"serving.front is {front}, which serves models without engines; backend {backend} is "
+            "served by Triton",
+            "remove serving.front, or use backend: llmapi",
+        )
+        return
+    for key in _TRITONS:
+        if f"serving.{key}" in config.places:
+            yield Rejection(
+                f"serving.{key} is a key of Triton, and serving.front is {front}",
+                "encrypt with a proxy before the server"
+                if key == "tls"
+                else f"remove serving.{key}",
+            )
+
+
 def _ignored(config: RunConfig) -> Iterator[str]:
     """Yield the given keys of `speculation` that TensorRT-LLM has no option for."""
     options, engines = config.speculation, config.engine.backend == "tensorrt"
@@ -98,7 +135,7 @@ def _ignored(config: RunConfig) -> Iterator[str]:
         yield "min_confidence"
     if config.drafter("draft"):
         yield "draft.heads"
-    if isinstance(options, Medusa | PromptLookup | Eagle3) and options.tree == "dynamic":
+    if isinstance(options, Medusa | PromptLookup) and options.tree == "dynamic":
         yield "tree: dynamic"
     if isinstance(options, Medusa) and options.draft_vocab_size is not None:
         yield "draft_vocab_size"

@@ -5,12 +5,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from specpipe.config.run_config import EngineOptions, RunConfig
 from specpipe.config.speculation import (
     REWINDING,
+    DFlash,
     Eagle,
-    Eagle3,
+    InGraph,
     Lookahead,
     Medusa,
-    MultiToken,
     NoSpeculation,
+    Pard,
     ReDrafter,
 )
 from specpipe.core.contracts import Role
@@ -75,6 +76,7 @@ def engine_notes(config: RunConfig, target: ModelConfig, gpu: Gpu | None) -> Ite
     engine, method = config.engine, config.speculation.method
     if engine.backend == "llmapi":
         yield from _sampling_notes(config)
+        yield from _release_notes(config)
     if engine.backend != "tensorrt":
         return
     if isinstance(config.speculation, Medusa | Eagle):
@@ -108,9 +110,11 @@ def engine_notes(config: RunConfig, target: ModelConfig, gpu: Gpu | None) -> Ite
 def _sampling_notes(config: RunConfig) -> Iterator[str]:
     """Tell how drafts in the target's own graph follow the sampling options of a request."""
     profile, method = profile_of(config.engine.tensorrt_llm), config.speculation.method
-    if not isinstance(config.speculation, Eagle3 | MultiToken) or profile.llmapi is None:
+    if not isinstance(config.speculation, InGraph) or profile.llmapi is None:
         return
-    if profile.llmapi.samples:
+    if profile.llmapi.sampling == "always":
+        return
+    if profile.llmapi.sampling == "flag":
         yield (
             f"allow_advanced_sampling lets {method} follow the temperature, top_k and top_p of a "
             "request; TensorRT-LLM calls it a prototype"
@@ -130,6 +134,21 @@ def cpu_notes(engine: EngineOptions, kinds: Collection[str]) -> Iterator[str]:
         yield (
             "this CPU has neither avx512_bf16 nor amx_bf16, so it computes bfloat16 with float32 "
             "instructions; engine.dtype: float32 is as fast or faster here, and its output is exact"
+        )
+
+
+def _release_notes(config: RunConfig) -> Iterator[str]:
+    """Tell what is not certain about the release, and which drafter the memory leaves out."""
+    profile, options = profile_of(config.engine.tensorrt_llm), config.speculation
+    if profile.llmapi is not None and not profile.container and profile.llmapi.inferred:
+        yield (
+            f"not all fields of the LLM API of TensorRT-LLM {profile.tensorrt_llm} could be read; "
+            "docs/gpu.md lists those that are inferred"
+        )
+    if isinstance(options, Pard | DFlash):
+        yield (
+            f"the memory of the drafter of method {options.method} is not in the estimate; leave "
+            "room for it"
         )
 
 

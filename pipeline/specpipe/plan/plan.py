@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from specpipe.config.run_config import RunConfig, find_file
-from specpipe.config.speculation import Eagle3, Hybrid, Medusa
+from specpipe.config.speculation import Hybrid, Medusa, WithUpstreamDraft
 from specpipe.core.contracts import Role
 from specpipe.core.errors import Rejection
 from specpipe.core.model import ModelConfig
@@ -63,6 +63,7 @@ def make_requests(
             sources=_sources(config),
             revisions=_revisions(config),
             streams=config.serving.decoupled,
+            front=config.serving.front,
         )
         for role, model in models.items()
     }
@@ -71,7 +72,7 @@ def make_requests(
 def _sources(config: RunConfig) -> dict[Role, str]:
     """Return the paths of the models; a Hugging Face id without such a folder stays an id."""
     options, named = config.speculation, config.models()
-    if isinstance(options, Eagle3):
+    if isinstance(options, WithUpstreamDraft):
         named["draft"] = options.draft.model
     return {role: str(find_file(model, config) or model) for role, model in named.items()}
 

@@ -17,6 +17,7 @@ from specpipe.runtime.tool_calls import format_of
 
 PARAMETER = "endpoint"  # of a model's config.pbtxt
 KEY_PARAMETER = "repository_key"  # likewise: the key of the repository's manifest
+DESCRIPTION = "endpoint.json"  # of a run that another front than Triton serves
 FRONTS = ("tensorrt_llm_bls", "tensorrt_llm")  # the first one in the repository has the description
 
 
@@ -31,7 +32,7 @@ def describe_run(config: RunConfig, tokenizer: Path | None) -> Endpoint:
     facts = tokenizer / "tokenizer_facts.json"
     chat = json.loads(facts.read_text(encoding="utf-8"))["chat"] if facts.exists() else None
     if chat is None:
-        return endpoint
+        return replace(endpoint, chats=False)
     takes = bool(endpoint.text.tensors.chat)
     return replace(
         endpoint,
@@ -52,6 +53,9 @@ def _client_template(folder: Path) -> ClientTemplate:
 
 def read_endpoint(repository: Path) -> Endpoint:
     """Return the endpoint that a repository describes; raises ConfigError if it has none."""
+    own = repository / DESCRIPTION
+    if own.exists():
+        return load_endpoint(own.read_text(encoding="utf-8"), str(own))
     for name in FRONTS:
         file = repository / name / "config.pbtxt"
         if not file.exists():

@@ -5,6 +5,9 @@ import shutil
 from pathlib import Path
 
 from specpipe.config.run_config import RunConfig
+from specpipe.core.endpoint import dump_endpoint
+from specpipe.engine.fronts.table import FRONTS
+from specpipe.repository.description import DESCRIPTION
 from specpipe.repository.library import LIBRARY, library_digest, write_library
 from specpipe.repository.placement import write_placement
 from specpipe.repository.render import render
@@ -36,6 +39,7 @@ def repository_options(config: RunConfig) -> dict[str, str]:
         "max_seq_len": str(engine.max_seq_len),
         "decoupled": str(serving.decoupled),
         "loop": serving.loop,
+        **({"front": serving.front} if serving.front in FRONTS else {}),
         **(_driving_options(config) if drives_engines(config) else {}),
     }
 
@@ -63,6 +67,9 @@ def write_repository(plan: RepositoryPlan, out: Path) -> None:
     Engine files are hard-linked where the file system allows it, else copied. Raises Unsupported if
     Triton cannot configure the run's method.
     """
+    if plan.config.serving.front in FRONTS:
+        _write_front(plan, out)
+        return
     models = entries(plan)
     for entry in models:
         _write_model(entry, plan, out)
@@ -72,6 +79,17 @@ def write_repository(plan: RepositoryPlan, out: Path) -> None:
         write_library(out / LIBRARY)
     if plan.release:
         write_placement(plan.placement, out)
+
+
+def _write_front(plan: RepositoryPlan, out: Path) -> None:
+    """Write what another front than Triton reads, and how it is called."""
+    engine, request = plan.engines["target"], plan.requests["target"]
+    for name in FRONTS[request.front].files(request):  # not the engine's manifest
+        shutil.copyfile(engine / name, out / name)
+    text = dump_endpoint(plan.endpoint) + "\n"
+    (out / DESCRIPTION).write_text(text, encoding="utf-8")
+    if plan.tokenizer is not None:
+        _link(plan.tokenizer, out / plan.endpoint.tokenizer)
 
 
 def _write_model(entry: ModelEntry, plan: RepositoryPlan, out: Path) -> None:

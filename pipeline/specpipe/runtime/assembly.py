@@ -82,6 +82,8 @@ def describe_endpoint(config: RunConfig) -> Endpoint:
         streams=config.serving.decoupled,
         loop=config.serving.loop,
         release=config.engine.tensorrt_llm,
+        front=config.serving.front,
+        model=config.target.model,
     )
     return load_backend(config.engine.backend).endpoint(serving)
 

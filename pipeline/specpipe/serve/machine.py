@@ -7,8 +7,20 @@ from pathlib import Path
 from specpipe.core.artifacts import Artifact, read_artifact
 from specpipe.core.endpoint import Model
 from specpipe.core.errors import ConfigError, Rejection, Unsupported
+from specpipe.engine.fronts.front import SCRIPT
 from specpipe.engine.tensorrt.machine import FoundGpu, find_gpus
-from specpipe.repository.description import read_endpoint
+from specpipe.repository.description import DESCRIPTION, read_endpoint
+
+
+def require_triton(repository: Path) -> None:
+    """Raise Unsupported for the files of another front, which Triton cannot serve."""
+    script = repository / SCRIPT
+    if (repository / DESCRIPTION).exists():
+        raise Unsupported(
+            f"{repository} is not served by Triton (serving.front), so specpipe starts no server",
+            hint=f"start {script} where TensorRT-LLM or Dynamo is installed, or `specpipe package "
+            "--deploy`, and give its address: --url http://HOST:8000",
+        )
 
 
 def require_models(repository: Path) -> None:

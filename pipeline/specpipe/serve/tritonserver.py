@@ -34,7 +34,7 @@ from specpipe.serve.launch import (
     whole_environment,
 )
 from specpipe.serve.log import Show, claimed_log, find_cause
-from specpipe.serve.machine import find_front, require_models, require_same_machine
+from specpipe.serve.machine import find_front, require_models, require_same_machine, require_triton
 from specpipe.serve.plain import plain_path
 from specpipe.serve.watch import children, describe_end, first_ended, is_ready
 
@@ -88,6 +88,7 @@ def start_server(
     if no server is installed or the engines are for another machine, StageFailed with the server's
     own words if it does not become ready.
     """
+    require_triton(repository)
     require_models(repository)
     require_same_machine(repository)
     require_free_ports(address)

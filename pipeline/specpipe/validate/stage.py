@@ -19,6 +19,7 @@ from specpipe.serve.address import free_address
 from specpipe.serve.client import Client, ClientTls
 from specpipe.serve.description import require_same_repository
 from specpipe.serve.http.base import is_http
+from specpipe.serve.machine import require_triton
 from specpipe.serve.tritonserver import start_server
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def validate_run(
 
     config, workspace = with_scenarios(run.config, full=full), run.workspace
     require_repository(run)
+    if url is None:
+        require_triton(workspace.repository)
     packaged = read_endpoint(workspace.repository)
     endpoint = _described(url, packaged, tls, key)
     require_valid(config, endpoint)

@@ -1,8 +1,13 @@
 """The endpoint of Triton's `llmapi` model, whose tensors have no batch dimension."""
 
+from dataclasses import replace
+
 from specpipe.core.endpoint import Endpoint, Model, Serving, Tensors
+from specpipe.engine.fronts.table import FRONTS
+from specpipe.engine.openai_models import openai_endpoint
 
 TOKENIZER = "tensorrt_llm/1/tokenizer"
+FRONTS_TOKENIZER = "tokenizer"  # of a front without models of Triton
 _PARAMETERS = (
     "temperature",
     "top_k",
@@ -30,9 +35,15 @@ TENSORS = Tensors(
 def describe(serving: Serving) -> Endpoint:
     """Return the endpoint of a run: one text model; a request cannot change its speculation.
 
+    Another front than Triton has an OpenAI API. Its model is called as its source is.
+
     Streamed responses carry the whole text so far (`output.text` in the `llmapi` model.py of
     TensorRT-LLM).
     """
+    if serving.front in FRONTS:
+        owner, speculates = FRONTS[serving.front].owner, serving.method != "none"
+        found = openai_endpoint(owner, [serving.model], speculates=speculates)
+        return replace(found, tokenizer=FRONTS_TOKENIZER)
     model = Model(
         "tensorrt_llm",
         TENSORS,

@@ -2,35 +2,18 @@
 
 Engines run only in the release that built them, so a profile also names the container. Sources:
 `docs/introduction/compatibility.md` of triton-inference-server/server (26.08) for containers,
-TensorRT and CUDA; `tensorrt_llm/llmapi/llm_args.py` of TensorRT-LLM for `model.yaml`; the release
-notes. Nothing here was run on a GPU.
+TensorRT and CUDA; the release notes. The LLM API of each release is in `llmapi/releases.json`.
+Nothing here was run on a GPU.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from specpipe.core.errors import Rejection
+from specpipe.engine.llmapi.releases import LlmApiRelease, find_release
 
 _IMAGE = "nvcr.io/nvidia/tritonserver:{}-trtllm-python-py3"
 _AMPERE_TO_HOPPER = (80, 86, 89, 90)
-_LLMAPI_METHODS = ("none", "draft_model", "prompt_lookup", "eagle3", "mtp")
-
-
-@dataclass(frozen=True)
-class LlmApi:
-    """Spelling of `speculative_config` in the `model.yaml` of Triton's `llmapi` model."""
-
-    draft_target: str
-    eagle3: str
-    draft_key: str  # the key that names the draft's folder
-    samples: bool = True  # eagle3 and mtp follow sampling options, by `allow_advanced_sampling`
-
-
-# Up to 1.2.1 these are the keys of a table in `DecodingBaseConfig.from_dict` (1.2.1 also accepts
-# `speculative_model` for the draft's folder). In 1.3 they are Literals of pydantic records.
-_TABLE = LlmApi("DraftTarget", "Eagle", "speculative_model_dir")
-_OLD_TABLE = replace(_TABLE, samples=False)  # 1.1.0 forbids the key
-_LITERALS = LlmApi("Draft_Target", "Eagle3", "speculative_model")
 
 
 @dataclass(frozen=True)
@@ -47,8 +30,16 @@ class Profile:
     gathers_logits_at_runtime: bool = True  # else a flag of `trtllm-build`
     quantizations: tuple[str, ...] = ("none", "int8", "int4", "fp8", "int4_awq", "int8_sq", "nvfp4")
     int4_awq_experts: bool = True
-    llmapi: LlmApi | None = None
-    llmapi_methods: tuple[str, ...] = ()
+
+    @property
+    def llmapi(self) -> LlmApiRelease | None:
+        """The LLM API of the release; None if it is not known."""
+        return find_release(self.tensorrt_llm)
+
+    @property
+    def llmapi_methods(self) -> tuple[str, ...]:
+        """The methods of its LLM API."""
+        return self.llmapi.method_names if self.llmapi else ()
 
     @property
     def container(self) -> str:
@@ -64,8 +55,6 @@ PROFILES = (
         tags=("26.04", "26.05", "26.06", "26.07"),
         methods=("none", "draft_model", "medusa", "lookahead", "eagle", "redrafter"),
         sms=(*_AMPERE_TO_HOPPER, 100, 103, 120),
-        llmapi=_TABLE,
-        llmapi_methods=_LLMAPI_METHODS,
     ),
     Profile(
         tensorrt_llm="0.18.2",
@@ -88,18 +77,18 @@ PROFILES = (
         tags=("26.02", "26.01", "25.12"),
         methods=(),
         sms=(*_AMPERE_TO_HOPPER, 100, 103, 120),
-        llmapi=_OLD_TABLE,
-        llmapi_methods=_LLMAPI_METHODS,
     ),
-    Profile(
-        tensorrt_llm="1.3.0rc22",
-        tensorrt="",
-        cuda="13.1",
-        tags=(),
-        methods=(),
-        sms=(*_AMPERE_TO_HOPPER, 100, 103, 120),
-        llmapi=_LITERALS,
-        llmapi_methods=_LLMAPI_METHODS,
+    *(
+        # No Triton container has these: the last one with the `trtllm` backend is 26.07.
+        Profile(
+            tensorrt_llm=release,
+            tensorrt="",
+            cuda="13.1",
+            tags=(),
+            methods=(),
+            sms=(*_AMPERE_TO_HOPPER, 100, 103, 120),
+        )
+        for release in ("1.4.0rc4", "1.3.0rc29", "1.3.0rc27", "1.3.0rc22")
     ),
 )
 
@@ -125,8 +114,8 @@ def engine_releases() -> list[str]:
 
 
 def llmapi_releases() -> list[str]:
-    """Return the releases whose LLM API specpipe serves in a container."""
-    return [p.tensorrt_llm for p in PROFILES if p.llmapi is not None and p.container]
+    """Return the releases whose LLM API specpipe serves."""
+    return [p.tensorrt_llm for p in PROFILES if p.llmapi is not None]
 
 
 def unknown_release(release: str, supported: Sequence[str]) -> Rejection:

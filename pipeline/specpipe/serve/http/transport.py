@@ -50,7 +50,7 @@ class HttpTransport:
         """Return the endpoint: the server's own names of its models, and what its kind can do.
 
         `given` describes the run that the server serves. Only what holds for any server of that run
-        is taken from it: whether it speculates, and the most draft tokens.
+        is taken from it: whether it speculates and has a chat template, and the most draft tokens.
         """
         models = self._get("/models").get("data")
         names = [str(entry["id"]) for entry in models or () if isinstance(entry, dict)]
@@ -60,6 +60,7 @@ class HttpTransport:
         if given is None:
             return openai_endpoint(owner, names)
         found = openai_endpoint(owner, names, speculates=given.text.speculates)
+        found = replace(found, chats=given.chats or not given.tokenizer)
         limit, known = found.text.draft_limit, given.text.draft_limit
         if limit is None or known is None:
             return found
