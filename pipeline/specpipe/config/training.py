@@ -6,7 +6,7 @@ The text under a field documents its key: `scripts/write-docs` makes docs/config
 from dataclasses import dataclass, field
 from typing import Literal
 
-from specpipe.config.keys import at_least, between
+from specpipe.config.keys import at_least, between, matching
 from specpipe.core.model import Dtype
 
 
@@ -174,6 +174,21 @@ class TrainOptions:
     """Share of the documents that is held out for the report."""
     dtype: Dtype = "bfloat16"
     """Type of the frozen model and of the product. Trained weights are float32."""
+    device: str = field(
+        default="auto",
+        metadata=matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N"),
+    )
+    """`auto`: a GPU if torch finds one, else the CPU; `cpu`; `cuda` or `cuda:N`."""
+    autocast: Literal["auto", "bfloat16", "none"] = "auto"
+    """Mixed precision of the losses. `auto`: bfloat16 on a GPU, none on the CPU."""
+    hidden_states: Literal["disk", "on_the_fly"] = "disk"
+    """Heads and ReDrafter: `disk` computes the target's hidden states once and keeps them.
+    `on_the_fly` computes them in every step, which needs no disk."""
+    micro_batch: int = field(default=0, metadata=at_least(0))
+    """Positions of a batch that are computed together; their gradients add up to those of the
+    batch. 0: the whole batch."""
+    gradient_checkpointing: bool = False
+    """`draft` and `medusa2`: compute activations a second time instead of keeping them."""
     seed: int = field(default=0, metadata=at_least(0))
     """Seed of the training."""
     out: str | None = None

@@ -53,11 +53,11 @@ def label_ranks(features: torch.Tensor, output: torch.Tensor, labels: torch.Tens
     ranks = np.full(len(labels), NEVER, np.int64)
     for begin in range(0, len(labels), _CHUNK):
         part = slice(begin, begin + _CHUNK)
-        wanted = labels[part]
-        logits = functional.linear(features[part].float(), rows)
+        wanted = labels[part].to(rows.device)
+        logits = functional.linear(features[part].float().to(rows.device), rows)
         own = logits.gather(1, wanted.clamp(min=0)[:, None])
         above = (logits > own).sum(1)
-        ranks[part] = torch.where(wanted >= 0, above, NEVER).numpy()
+        ranks[part] = torch.where(wanted >= 0, above, NEVER).cpu().numpy()
     return ranks
 
 

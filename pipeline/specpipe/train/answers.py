@@ -93,8 +93,8 @@ def generate(
             "top_p": sampling.top_p,
         }
     out = target.model.generate(
-        input_ids=ids,
-        attention_mask=mask,
+        input_ids=ids.to(target.device),
+        attention_mask=mask.to(target.device),
         max_new_tokens=max_tokens,
         pad_token_id=target.end_ids[0],
         eos_token_id=list(target.end_ids),

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,19 @@ from specpipe.config.training import DraftTraining
 from specpipe.core.artifacts import Workspace
 from specpipe.core.contracts import Floats
 from specpipe.core.errors import ConfigError
-from specpipe.train.features import pad
-from specpipe.train.loop import Group, batch_of, steps_per_epoch
+from specpipe.train.features import pad, rows_where
+from specpipe.train.loop import Group, Part, batch_of, steps_per_epoch, sum_of
+from specpipe.train.loss import share_of
+from specpipe.train.placement import cuts
 from specpipe.train.produce import Notify, Progress, TrainingJob, TrainResult, produce, text_facts
 from specpipe.train.report import TrainingReport
-from specpipe.train.target import DTYPES, Target, last_hidden
+from specpipe.train.target import (
+    DTYPES,
+    Target,
+    last_hidden,
+    recompute_activations,
+    unspread,
+)
 from specpipe.train.text import (
     CURVE_DOCUMENTS,
     Document,
@@ -55,9 +64,13 @@ _OF_LAYERS = ("layer_types", "no_rope_layers")  # keys of transformers with a va
 
 def prune(model: Any, layers: Sequence[int]) -> Any:
     """Return a float32 copy of `model` with only these decoder layers, ready to be trained."""
-    small = copy.deepcopy(model).float()
+    whole = model.base_model.layers
+    model.base_model.layers = nn.ModuleList([whole[i] for i in layers])
+    try:  # only what is kept is copied
+        small = unspread(copy.deepcopy(model)).float()
+    finally:
+        model.base_model.layers = whole
     decoder = small.base_model
-    decoder.layers = nn.ModuleList([decoder.layers[i] for i in layers])
     for place, layer in enumerate(decoder.layers):
         layer.self_attn.layer_idx = place  # where the KV cache keeps its rows
     small.config.num_hidden_layers = len(layers)
@@ -77,6 +90,8 @@ class DraftTask:
     text: Split
     options: DraftTraining
     seed: int
+    micro_batch: int = 0  # positions of a part; 0: no limit
+    least_parts: int = 1
 
     def groups(self) -> list[Group]:
         """Return every weight of the draft."""
@@ -84,10 +99,22 @@ class DraftTask:
 
     def loss(self, step: int) -> torch.Tensor:
         """Return the mean divergence from the target over the learned positions of a batch."""
+        return sum_of(self.parts(step))
+
+    def parts(self, step: int) -> list[Part]:
+        """Return the loss of a step in parts, each over some of its documents."""
         size = documents_a_step(self.text.training, self.options.schedule.batch_tokens)
         chosen = batch_of(step, size, len(self.text.training), self.seed)
-        taught, said = self._logits(*self._hidden([self.text.training[i] for i in chosen]))
-        return divergence(taught, said, self.options.temperature)
+        documents = [self.text.training[i] for i in chosen]
+        pieces = cuts([len(d) for d in documents], self.micro_batch, self.least_parts)
+        return [partial(self._part, documents[piece], _learned(documents)) for piece in pieces]
+
+    def _part(self, documents: Sequence[Document], total: int) -> torch.Tensor:
+        """Return what some documents add to the mean over `total` learned positions."""
+        taught, said = self._logits(*self._hidden(documents))
+        return share_of(
+            divergence(taught, said, self.options.temperature), _learned(documents), total
+        )
 
     def evaluate(self) -> Mapping[str, float]:
         """Return divergence and agreement on a part of the hold-out."""
@@ -116,17 +143,21 @@ class DraftTask:
     def _hidden(self, documents: Sequence[Document]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the hidden states of target and draft, [N, D] each, where a label is learned."""
         ids, mask = pad(documents)
-        learned = torch.zeros(mask.shape, dtype=torch.bool)
-        for row, document in enumerate(documents):
-            learned[row, : len(document)] = torch.from_numpy(next_labels(document) >= 0)
-        return self.target.hidden(ids, mask)[learned], last_hidden(self.model, ids, mask)[learned]
+        learned = [next_labels(document) >= 0 for document in documents]
+        taught, said = self.target.hidden(ids, mask), last_hidden(self.model, ids, mask)
+        return rows_where(taught, learned), rows_where(said, learned)
 
     def _logits(
         self, hidden: torch.Tensor, states: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the logits of target and draft, [N, V] each."""
-        taught = functional.linear(hidden, self.target.output).float()
+        output = self.target.output
+        taught = functional.linear(hidden.to(output.device), output).float().to(states.device)
         return taught, functional.linear(states, self.model.get_output_embeddings().weight)
+
+
+def _learned(documents: Sequence[Document]) -> int:
+    return sum(int((next_labels(document) >= 0).sum()) for document in documents)
 
 
 def _agreement(taught: torch.Tensor, said: torch.Tensor) -> Floats:
@@ -172,8 +203,13 @@ def _draft(job: TrainingJob, out: Path) -> TrainingReport:
     options, text = job.config.train.draft, job.text
     layers = kept_layers(options, int(job.target.model.config.num_hidden_layers))
     job.notify(f"draft: layers {', '.join(map(str, layers))} of the target")
-    model = prune(job.target.model, layers)
-    task = DraftTask(job.target, model, text, options, job.config.train.seed)
+    train = job.config.train
+    model = prune(job.target.model, layers).to(job.placement.device)
+    if train.gradient_checkpointing:
+        recompute_activations(model)
+    task = DraftTask(
+        job.target, model, text, options, train.seed, train.micro_batch, job.placement.world
+    )
     before = task.judge(text.held_out)
     size = documents_a_step(text.training, options.schedule.batch_tokens)
     curve = job.train(task, options.schedule, steps_per_epoch(size, len(text.training)))

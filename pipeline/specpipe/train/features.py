@@ -1,6 +1,10 @@
-"""The frozen target's hidden states, computed once and mapped from disk."""
+"""The frozen target's hidden states: mapped from disk, or computed for the documents of a batch."""
 
-from collections.abc import Callable, Sequence
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,14 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from specpipe.core.artifacts import digest_json
+from specpipe.core.artifacts import digest_json, write_text
 from specpipe.core.contracts import Ints
 from specpipe.core.errors import ConfigError
+from specpipe.train.disk import explained
+from specpipe.train.placement import HERE, Placement
 from specpipe.train.target import Target
-from specpipe.train.text import Document, spoken_after
+from specpipe.train.text import Bools, Document, spoken_after
 
 Progress = Callable[[int, int], None]
 _BATCH = 8  # documents evaluated together; part of no key: the files are equal up to rounding
+_SECONDS = 20.0  # of work that a killed process loses at most, and one batch more
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +46,44 @@ class Features:
         return np.where(same, there, -1)
 
 
+@dataclass(frozen=True, eq=False)
+class Positions:
+    """The positions of documents at which heads learn, without their hidden states."""
+
+    spoken: tuple[Ints, ...]  # documents x [n, 1 + guesses]
+    kept: tuple[Bools, ...]  # documents x [n]  where the first guess has a label
+
+    @property
+    def count(self) -> int:
+        """How many positions are kept."""
+        return int(sum(kept.sum() for kept in self.kept))
+
+    def labels(self) -> Ints:
+        """Return the tokens after every kept position: [N, 1 + guesses]."""
+        return np.concatenate([r[k] for r, k in zip(self.spoken, self.kept, strict=True)])
+
+
+def positions_of(documents: Sequence[Document], guesses: int) -> Positions:
+    """Return the positions where the first guess has a label; raise ConfigError without any."""
+    spoken = tuple(spoken_after(document, guesses) for document in documents)
+    found = Positions(spoken, tuple(rows[:, 1] >= 0 for rows in spoken))
+    if found.count == 0:
+        raise ConfigError(
+            "no position of the text has a label for the first draft token",
+            hint="answers must be at least two tokens long; raise train.sequence_length",
+        )
+    return found
+
+
+def compute_features(target: Target, documents: Sequence[Document], guesses: int) -> Features:
+    """Return the features of a few documents, in memory; there may be none."""
+    spoken = [spoken_after(document, guesses) for document in documents]
+    kept = [rows[:, 1] >= 0 for rows in spoken]
+    hidden = np.concatenate(list(_states(target, documents, kept)))
+    labels = np.concatenate([r[k] for r, k in zip(spoken, kept, strict=True)])
+    return Features(hidden, labels, _stretches(kept))
+
+
 def read_features(
     target: Target,
     documents: Sequence[Document],
@@ -46,53 +91,124 @@ def read_features(
     folder: Path,
     *,
     progress: Progress,
+    placement: Placement = HERE,
 ) -> Features:
     """Return the features of `documents`, at every position where the first guess has a label.
 
     The hidden states are kept in `folder` as features-<key>.f16, keyed by model and text; a rerun
-    maps that file. Its name appears only when it is whole. Raises ConfigError if there are none.
+    maps that file. Its name appears only when it is whole; a killed run resumes. Raises
+    ConfigError if there are none, StageFailed if the disk is full.
     """
-    spoken = [spoken_after(document, guesses) for document in documents]
-    kept = [rows[:, 1] >= 0 for rows in spoken]
-    count, width = int(sum(k.sum() for k in kept)), int(target.output.shape[1])
-    if count == 0:
-        raise ConfigError(
-            "no position of the text has a label for the first draft token",
-            hint="answers must be at least two tokens long; raise train.sequence_length",
-        )
+    found = positions_of(documents, guesses)
+    count, width = found.count, int(target.output.shape[1])
     key = digest_json([target.digest, target.dtype, [d.digest() for d in documents]])
     file = folder / f"features-{key[:16]}.f16"
+    placement.wait()  # or else a process could see the file of a faster one
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        _write(target, documents, kept, file, progress)
+        with explained(file, "the hidden states computed so far"):
+            _write(_Writing(target, documents, found.kept, file, placement), progress)
     hidden = np.memmap(file, np.float16, "r", shape=(count, width))
-    rows = np.concatenate([r[k] for r, k in zip(spoken, kept, strict=True)])
-    return Features(hidden, rows, _stretches(kept))
+    return Features(hidden, found.labels(), _stretches(found.kept))
 
 
-def _stretches(kept: Sequence[NDArray[np.bool_]]) -> Ints:
+def _stretches(kept: Sequence[Bools]) -> Ints:
     """Number the unbroken stretches of kept positions; one ends where its document does."""
     begins = [np.diff(k, prepend=False) & k for k in kept]
     numbers: Ints = np.cumsum(np.concatenate(begins))
     return numbers[np.concatenate(kept)]
 
 
-def _write(
-    target: Target,
-    documents: Sequence[Document],
-    kept: Sequence[NDArray[np.bool_]],
-    file: Path,
-    progress: Progress,
-) -> None:
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("wb") as out:
-        for begin in range(0, len(documents), _BATCH):
-            group = documents[begin : begin + _BATCH]
-            states = target.hidden(*pad(group)).to(torch.float16).numpy()
-            for row, keep in zip(states, kept[begin : begin + _BATCH], strict=True):
-                out.write(row[: len(keep)][keep].tobytes())
-            progress(begin + len(group), len(documents))
-    temporary.replace(file)
+def _states(
+    target: Target, documents: Sequence[Document], kept: Sequence[Bools]
+) -> Iterator[NDArray[np.float16]]:
+    """Yield the hidden states of each document's kept positions: [n, D]."""
+    states = target.hidden(*pad(documents)).to(torch.float16).cpu().numpy()
+    for row, keep in zip(states, kept, strict=True):
+        yield row[: len(keep)][keep]
+
+
+@dataclass(frozen=True, eq=False)
+class _Writing:
+    """A file of hidden states that one or several processes write, each its own batches."""
+
+    target: Target
+    documents: Sequence[Document]
+    kept: Sequence[Bools]
+    file: Path
+    placement: Placement
+
+    @property
+    def temporary(self) -> Path:
+        return self.file.with_suffix(".tmp")
+
+    @property
+    def journal(self) -> Path:
+        """Counts this process's batches that are on the disk."""
+        world = self.placement
+        return self.file.with_suffix(f".{world.rank}of{world.world}")
+
+    @property
+    def begins(self) -> Ints:
+        """The first byte of each document, and the size of the file."""
+        row = int(self.target.output.shape[1]) * np.dtype(np.float16).itemsize
+        return np.cumsum([0, *(int(kept.sum()) * row for kept in self.kept)])
+
+    def done(self) -> int:
+        """Return how many batches of this process an interrupted run has written."""
+        try:
+            whole = self.temporary.stat().st_size == self.begins[-1]
+            return int(json.loads(self.journal.read_text())["batches"]) if whole else 0
+        except (OSError, ValueError, KeyError):
+            return 0
+
+
+def _write(work: _Writing, progress: Progress) -> None:
+    done = work.done()
+    work.placement.wait()
+    if work.placement.is_first and not work.temporary.exists():
+        work.temporary.touch()
+        os.truncate(work.temporary, int(work.begins[-1]))
+    work.placement.wait()
+    _write_own(work, done, progress)
+    work.placement.wait()
+    if work.placement.is_first:
+        work.temporary.replace(work.file)
+    work.journal.unlink(missing_ok=True)
+    work.placement.wait()
+
+
+def _write_own(work: _Writing, done: int, progress: Progress) -> None:
+    """Write this process's batches after the first `done`, and count them in the journal."""
+    batches = work.placement.own(range(math.ceil(len(work.documents) / _BATCH)))
+    synced = time.monotonic()
+    with work.temporary.open("r+b") as out:
+        os.truncate(out.fileno(), int(work.begins[-1]))
+        for number in range(done, len(batches)):
+            part = slice(batches[number] * _BATCH, (batches[number] + 1) * _BATCH)
+            group = work.documents[part]
+            out.seek(int(work.begins[part.start]))
+            for rows in _states(work.target, group, work.kept[part]):
+                out.write(rows.tobytes())
+            if time.monotonic() - synced > _SECONDS:
+                _sync(out.fileno(), out.flush)
+                write_text(work.journal, json.dumps({"batches": number + 1}))
+                synced = time.monotonic()
+            progress(part.start + len(group), len(work.documents))
+        _sync(out.fileno(), out.flush)
+    write_text(work.journal, json.dumps({"batches": len(batches)}))
+
+
+def _sync(descriptor: int, flush: Callable[[], None]) -> None:
+    flush()
+    os.fsync(descriptor)
+
+
+def rows_where(states: torch.Tensor, marks: Sequence[Bools]) -> torch.Tensor:
+    """Return the rows of states [B, T, D] that are marked, one array of marks per sequence."""
+    width = states.shape[1]
+    found = [i * width + np.flatnonzero(row) for i, row in enumerate(marks)]
+    return states.flatten(0, 1)[torch.from_numpy(np.concatenate(found)).to(states.device)]
 
 
 def pad(documents: Sequence[Document]) -> tuple[torch.Tensor, torch.Tensor]:

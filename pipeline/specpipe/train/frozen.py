@@ -6,6 +6,7 @@ The nets are in `medusa` and `redrafter`. Training that changes the target is in
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -23,12 +24,22 @@ from specpipe.train.accuracy import (
     label_ranks,
     measure,
 )
-from specpipe.train.features import Features, read_features
-from specpipe.train.loop import Group, Point, batch_of, steps_per_epoch
-from specpipe.train.loss import Lesson, Vocabulary, cross_entropy, frequent_tokens, weighted_sum
+from specpipe.train.features import Features, positions_of, read_features
+from specpipe.train.loop import Group, Part, Point, sum_of
+from specpipe.train.loss import (
+    Candidates,
+    Lesson,
+    Vocabulary,
+    cross_entropy,
+    frequent_tokens,
+    share_of,
+    weighted_sum,
+)
+from specpipe.train.placement import cuts
 from specpipe.train.produce import TrainingJob, text_facts
 from specpipe.train.report import TrainingReport
-from specpipe.train.text import Bools
+from specpipe.train.sources import FeatureSource, StoredFeatures, StreamedFeatures
+from specpipe.train.text import Bools, Document
 
 ROWS = 4096  # positions of the hold-out whose features are in memory together
 CURVE_POSITIONS = 2048  # of the hold-out, evenly spread, that a point of the curve looks at
@@ -57,15 +68,17 @@ class DrafterNet(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class FrozenTask:
-    """Training of a drafter on cached features."""
+    """Training of a drafter on the hidden states of a frozen target."""
 
     net: DrafterNet
     output: torch.Tensor  # [V, D]  the backbone's LM head
-    training: Features
+    training: FeatureSource
     held_out: Features
     vocabulary: Vocabulary
     options: DrafterTraining
     seed: int
+    micro_batch: int = 0  # positions of a part; 0: no limit
+    least_parts: int = 1
 
     def groups(self) -> list[Group]:
         """Return the drafter's weights."""
@@ -73,24 +86,48 @@ class FrozenTask:
 
     def loss(self, step: int) -> torch.Tensor:
         """Return the weighted loss of all draft tokens at `batch_tokens` positions."""
-        size = self.options.schedule.batch_tokens
-        rows = np.sort(batch_of(step, size, len(self.training), self.seed))
-        hidden = torch.from_numpy(self.training.hidden[rows]).float()
-        spoken = torch.from_numpy(self.training.spoken[rows])
-        rng = np.random.default_rng([self.seed, 1, step])
-        lessons = self._lessons(rows) if self.options.soft_labels else []
-        return drafter_loss(
-            self.net, hidden, spoken, self.output, self.vocabulary, self.options, rng, lessons
-        )
+        return sum_of(self.parts(step))
 
-    def _lessons(self, rows: Ints) -> list[Lesson]:
+    def parts(self, step: int) -> list[Part]:
+        """Return the loss of a step in parts, each over some of its positions."""
+        features, rows = self.training.batch(step)
+        spoken = torch.from_numpy(features.spoken[rows])
+        chosen = self.vocabulary.candidates(
+            spoken[:, 1:], np.random.default_rng([self.seed, 1, step])
+        )
+        pieces = cuts([1] * len(rows), self.micro_batch, self.least_parts)
+        return [
+            partial(
+                self._part, features, rows[piece], spoken[piece], chosen.part(piece), chosen.counts
+            )
+            for piece in pieces
+        ]
+
+    def _part(
+        self,
+        features: Features,
+        rows: Ints,
+        spoken: torch.Tensor,
+        chosen: Candidates,
+        totals: Sequence[int],
+    ) -> torch.Tensor:
+        device = self.output.device
+        hidden = torch.from_numpy(features.hidden[rows]).float().to(device)
+        lessons = self._lessons(features, rows) if self.options.soft_labels else []
+        return drafter_loss(
+            self.net, hidden, spoken.to(device), self.output, chosen.on(device),
+            self.options, lessons, totals,
+        )  # fmt: skip
+
+    def _lessons(self, features: Features, rows: Ints) -> list[Lesson]:
         """Return the target's state at the place of each draft token of `rows`, as far as known."""
-        places = [self.training.ahead(rows, k) for k in range(self.training.spoken.shape[1] - 1)]
+        device = self.output.device
+        places = [features.ahead(rows, k) for k in range(features.spoken.shape[1] - 1)]
         return [
             Lesson(
-                torch.from_numpy(self.training.hidden[np.maximum(at, 0)]),
+                torch.from_numpy(features.hidden[np.maximum(at, 0)]).to(device),
                 self.output,
-                torch.from_numpy(at >= 0),
+                torch.from_numpy(at >= 0).to(device),
             )
             for at in places
         ]
@@ -109,19 +146,24 @@ def drafter_loss(
     hidden: torch.Tensor,
     spoken: torch.Tensor,
     output: torch.Tensor,
-    vocabulary: Vocabulary,
+    chosen: Candidates,
     options: DrafterTraining,
-    rng: np.random.Generator,
     lessons: Sequence[Lesson] = (),
+    totals: Sequence[int] = (),
 ) -> torch.Tensor:
     """Return the sum of decay^k times the cross entropy of draft token k (see `DrafterNet`).
 
     `lessons`, one per draft token, are the distributions to learn; without them, the tokens.
+    `totals`, if the positions are a part of a batch, are the labels that each draft token has in
+    the batch: the losses of the parts then add up to that of the batch.
     """
-    chosen = vocabulary.candidates(spoken[:, 1:], rng)
     losses = [
-        cross_entropy(features, net.output(k, output), chosen, k, lessons[k] if lessons else None)
-        for k, features in enumerate(net.features(hidden, spoken))
+        share_of(
+            cross_entropy(f, net.output(k, output), chosen, k, lessons[k] if lessons else None),
+            chosen.counts[k],
+            totals[k] if totals else chosen.counts[k],
+        )
+        for k, f in enumerate(net.features(hidden, spoken))
     ]
     return weighted_sum(losses, options.head_loss_decay)
 
@@ -141,7 +183,7 @@ def _ranks(net: DrafterNet, output: torch.Tensor, part: Features) -> tuple[list[
     for begin in range(0, len(part), ROWS):
         spoken = torch.from_numpy(part.spoken[begin : begin + ROWS])
         hidden = torch.from_numpy(np.array(part.hidden[begin : begin + ROWS])).float()
-        features = net.features(hidden, spoken)
+        features = net.features(hidden.to(output.device), spoken.to(output.device))
         blocks.append(
             [
                 label_ranks(f, net.output(k, output), spoken[:, k + 1])
@@ -164,23 +206,42 @@ class Learned:
 
 def learn(job: TrainingJob, net: DrafterNet, options: DrafterTraining, draft_len: int) -> Learned:
     """Train `net`, which drafts `draft_len` tokens, on the frozen target's hidden states."""
-    output, seed = job.target.output, job.config.train.seed
-    training, held_out = _features(job, draft_len)
+    output, train = job.target.output.to(job.placement.device), job.config.train
+    labels = positions_of(job.text.training, draft_len).labels()
+    training, held_out = _features(job, options, draft_len)
     before, _ = judge(net, output, held_out)
-    tokens = vocabulary(job, training.spoken[:, 1:], options)
-    task = FrozenTask(net, output, training, held_out, tokens, options, seed)
-    steps = steps_per_epoch(options.schedule.batch_tokens, len(training))
-    curve = job.train(task, options.schedule, steps)
+    tokens = vocabulary(job, labels[:, 1:], options)
+    task = FrozenTask(
+        net, output, training, held_out, tokens, options, train.seed, train.micro_batch,
+        job.placement.world,
+    )  # fmt: skip
+    curve = job.train(task, options.schedule, training.steps)
     return Learned(curve, before, *judge(net, output, held_out))
 
 
-def _features(job: TrainingJob, draft_len: int) -> tuple[Features, Features]:
+def _features(
+    job: TrainingJob, options: DrafterTraining, draft_len: int
+) -> tuple[FeatureSource, Features]:
+    """Return the batches of the training, and the features of the hold-out, which are on disk."""
+    size, seed = options.schedule.batch_tokens, job.config.train.seed
     job.notify("computing the hidden states of the target that are not cached")
-    first, second = (
-        read_features(job.target, documents, draft_len, job.work, progress=job.progress)
-        for documents in (job.text.training, job.text.held_out)
+    if job.config.train.hidden_states == "on_the_fly":
+        documents = job.text.training
+        streamed = StreamedFeatures(job.target, documents, draft_len, size, seed)
+        return streamed, _stored(job, job.text.held_out, draft_len)
+    training = _stored(job, job.text.training, draft_len)
+    return StoredFeatures(training, size, seed), _stored(job, job.text.held_out, draft_len)
+
+
+def _stored(job: TrainingJob, documents: Sequence[Document], draft_len: int) -> Features:
+    return read_features(
+        job.target,
+        documents,
+        draft_len,
+        job.work,
+        progress=job.progress,
+        placement=job.placement,
     )
-    return first, second
 
 
 def vocabulary(job: TrainingJob, labels: Ints, options: DrafterTraining) -> Vocabulary:

@@ -2,8 +2,9 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,13 @@ from specpipe.train.accuracy import (
     label_ranks,
     measure,
 )
-from specpipe.train.features import pad
+from specpipe.train.features import pad, rows_where
 from specpipe.train.frozen import DrafterNet, drafter_loss
-from specpipe.train.loop import Group, batch_of
+from specpipe.train.loop import Group, Part, batch_of, sum_of
 from specpipe.train.lora import add_lora
-from specpipe.train.loss import Candidates, Vocabulary, cross_entropy
-from specpipe.train.target import Target, last_hidden
+from specpipe.train.loss import Candidates, Vocabulary, cross_entropy, every_token
+from specpipe.train.placement import cuts
+from specpipe.train.target import Target, last_hidden, unspread
 from specpipe.train.text import (
     CURVE_DOCUMENTS,
     Bools,
@@ -47,6 +49,8 @@ class JointTask:
     options: MedusaTraining
     seed: int
     steps: int
+    micro_batch: int = 0  # positions of a part; 0: no limit
+    least_parts: int = 1
 
     @property
     def output(self) -> torch.Tensor:
@@ -61,16 +65,52 @@ class JointTask:
 
     def loss(self, step: int) -> torch.Tensor:
         """Return L_LM + weight(step) * L_heads on whole documents (paper, equation 2)."""
+        return sum_of(self.parts(step))
+
+    def parts(self, step: int) -> list[Part]:
+        """Return the loss of a step in parts, each over some of its documents."""
         size = documents_a_step(self.text.training, self.options.schedule.batch_tokens)
         chosen = batch_of(step, size, len(self.text.training), self.seed)
         documents = [self.text.training[i] for i in chosen]
-        hidden, spoken = self._view(documents)
+        spoken = self._spoken(documents)
         rng = np.random.default_rng([self.seed, 1, step])
-        said = cross_entropy(hidden, self.output, Candidates(None, None, spoken), 0)
-        guessed = drafter_loss(
-            self.heads, hidden, spoken, self.output, self.vocabulary, self.options, rng
-        )
-        return said + heads_weight(self.options, step, self.steps) * guessed
+        guesses = self.vocabulary.candidates(spoken[:, 1:], rng)
+        sizes = [len(document) for document in documents]
+        begins = np.cumsum([0, *sizes])
+        words, weight = every_token(spoken), heads_weight(self.options, step, self.steps)
+        found: list[Part] = []
+        for piece in cuts(sizes, self.micro_batch, self.least_parts):
+            rows = slice(int(begins[piece.start]), int(begins[piece.stop]))
+            said = words.part(rows)
+            share = said.counts[0] / max(1, words.counts[0])
+            drafts = partial(self._drafts, guesses.part(rows), guesses.counts, weight)
+            found.append(partial(self._part, documents[piece], said, share, drafts))
+        return found
+
+    def _part(
+        self,
+        documents: Sequence[Document],
+        said: Candidates,
+        share: float,
+        drafts: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """Return what some documents add to the loss of a batch."""
+        hidden, spoken = self._view(documents)
+        own = cross_entropy(hidden, self.output, said.on(hidden.device), 0)
+        return own * share + drafts(hidden, spoken)
+
+    def _drafts(
+        self,
+        guesses: Candidates,
+        totals: Sequence[int],
+        weight: float,
+        hidden: torch.Tensor,
+        spoken: torch.Tensor,
+    ) -> torch.Tensor:
+        return weight * drafter_loss(
+            self.heads, hidden, spoken, self.output, guesses.on(hidden.device),
+            self.options, totals=totals,
+        )  # fmt: skip
 
     @torch.no_grad()
     def evaluate(self) -> Mapping[str, float]:
@@ -102,7 +142,7 @@ class JointTask:
                     for k, (f, layer) in enumerate(zip(features, layers, strict=True))
                 ]
             )
-            marks.append(wanted.numpy() >= 0)
+            marks.append(wanted.cpu().numpy() >= 0)
         labelled = np.concatenate(marks)
         ranks = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
         return ranks, [labelled[:, k] for k in range(labelled.shape[1])]
@@ -111,9 +151,13 @@ class JointTask:
         """Return hidden [N, D] and the tokens spoken after [N, 1 + heads], padding left out."""
         ids, mask = pad(documents)
         states = last_hidden(self.model, ids, mask)
-        hidden = states[mask.bool()]
-        spoken = np.concatenate([spoken_after(d, self.options.num_heads) for d in documents])
-        return hidden, torch.from_numpy(spoken)
+        hidden = rows_where(states, [np.ones(len(d), bool) for d in documents])
+        return hidden, self._spoken(documents).to(hidden.device)
+
+    def _spoken(self, documents: Sequence[Document]) -> torch.Tensor:
+        return torch.from_numpy(
+            np.concatenate([spoken_after(d, self.options.num_heads) for d in documents])
+        )
 
 
 def heads_weight(options: MedusaTraining, step: int, steps: int) -> float:
@@ -126,7 +170,7 @@ def heads_weight(options: MedusaTraining, step: int, steps: int) -> float:
 
 def trainable_copy(target: Target, lora_rank: int, seed: int) -> tuple[Any, tuple[Any, ...]]:
     """Return a float32 copy of the target's model, and the weights of it that will change."""
-    model = copy.deepcopy(target.model).float()
+    model = unspread(copy.deepcopy(target.model)).float()
     if lora_rank:
         return model, add_lora(model, lora_rank, seed)
     model.requires_grad_(True)

@@ -6,10 +6,10 @@ resumed ends in the same bytes as one that was not.
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ import torch
 from specpipe.config.training import Schedule
 from specpipe.core.contracts import Ints
 from specpipe.core.errors import ConfigError
+from specpipe.train.disk import unwritten
+from specpipe.train.placement import HERE, Placement
 
 Progress = Callable[[int, int], None]
 CLIP = 1.0  # the largest norm of a step's gradient
@@ -39,6 +41,9 @@ class Point:
     held_out: Mapping[str, float]
 
 
+Part = Callable[[], torch.Tensor]
+
+
 class TrainingTask(Protocol):
     """Something that can be trained."""
 
@@ -53,6 +58,26 @@ class TrainingTask(Protocol):
     def evaluate(self) -> Mapping[str, float]:
         """Judge the weights on the hold-out."""
         ...
+
+
+@runtime_checkable
+class PartedTask(Protocol):
+    """A task whose loss is a sum of parts, which are computed one after the other.
+
+    Gradients are accumulated over the parts; several processes share them.
+    """
+
+    def parts(self, step: int) -> Sequence[Part]:
+        """Return what computes each part; the sum of their results is `loss(step)`."""
+        ...
+
+
+def sum_of(parts: Sequence[Part]) -> torch.Tensor:
+    """Return the loss of a step from its parts."""
+    first, *others = (part() for part in parts)
+    for other in others:
+        first = first + other
+    return first
 
 
 @dataclass(frozen=True)
@@ -92,28 +117,37 @@ class _State:
 
 
 def train(
-    task: TrainingTask, plan: TrainingPlan, checkpoint: Path, key: str, *, progress: Progress
+    task: TrainingTask,
+    plan: TrainingPlan,
+    checkpoint: Path,
+    key: str,
+    *,
+    progress: Progress,
+    placement: Placement = HERE,
 ) -> tuple[Point, ...]:
     """Train to the end of `plan` and return the curve; resume from `checkpoint` if it is of `key`.
 
-    The checkpoint file is replaced whole every `checkpoint_every` steps. Raises ConfigError if it
-    cannot be read or if the loss is no longer a number.
+    The checkpoint file is replaced whole every `checkpoint_every` steps, by the first process of
+    `placement`. Raises ConfigError if it cannot be read or if the loss is no longer a number,
+    StageFailed if the disk is full.
     """
     groups = task.groups()
     optimiser = torch.optim.AdamW(
         [{"params": list(g.parameters), "ratio": g.ratio} for g in groups], weight_decay=0.0
     )
+    placement.wait()
     state = _resume(checkpoint, key, groups, optimiser)
     if state is None:
         state = _State(0, 0.0, (Point(0, 0.0, task.evaluate()),))
     every = plan.schedule.checkpoint_every
     for step in range(state.step, plan.steps):
-        state.total += _step(task, groups, optimiser, step, plan.learning_rate(step))
+        state.total += _step(task, groups, optimiser, step, plan.learning_rate(step), placement)
         state.step = step + 1
         progress(state.step, plan.steps)
         if state.step % every == 0 or state.step == plan.steps:
             _mark(state, task.evaluate())
-            _write(checkpoint, key, groups, optimiser, state)
+            if placement.is_first:
+                _write(checkpoint, key, groups, optimiser, state)
     return state.curve
 
 
@@ -123,20 +157,41 @@ def _step(
     optimiser: torch.optim.Optimizer,
     step: int,
     rate: float,
+    placement: Placement,
 ) -> float:
+    """Take one step and return the loss of its batch."""
     for group in optimiser.param_groups:
         group["lr"] = rate * group["ratio"]
     optimiser.zero_grad(set_to_none=True)
-    loss = task.loss(step)
-    if not bool(torch.isfinite(loss)):
-        raise ConfigError(
-            f"the loss is {float(loss.detach())} at step {step}",
-            hint="lower schedule.learning_rate",
-        )
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_([p for g in groups for p in g.parameters], CLIP)
+    parameters = [p for g in groups for p in g.parameters]
+    loss = _differentiate(task, step, parameters, placement)
+    if not math.isfinite(loss):
+        raise ConfigError(f"the loss is {loss} at step {step}", hint="lower schedule.learning_rate")
+    torch.nn.utils.clip_grad_norm_(parameters, CLIP)
     optimiser.step()
-    return float(loss.detach())
+    return loss
+
+
+def _differentiate(
+    task: TrainingTask, step: int, parameters: Sequence[torch.nn.Parameter], placement: Placement
+) -> float:
+    """Add the gradients of a step's batch to the parameters; return its loss."""
+    parts = task.parts(step) if isinstance(task, PartedTask) else [lambda: task.loss(step)]
+    total = 0.0
+    for part in placement.own(parts):
+        with placement.mixed():
+            loss = part()
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    if placement.world == 1:
+        return total
+    for parameter in parameters:  # a process without parts, or a weight that they do not use
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    placement.add_up([p.grad for p in parameters if p.grad is not None])
+    losses = torch.tensor([total], device=placement.device)
+    placement.add_up([losses])
+    return float(losses)
 
 
 def _mark(state: _State, held_out: Mapping[str, float]) -> None:
@@ -157,7 +212,13 @@ def _write(
         "optimiser": optimiser.state_dict(),
         "curve": [(p.step, p.loss, dict(p.held_out)) for p in state.curve],
     }
-    torch.save(whole, temporary)
+    try:
+        torch.save(whole, temporary)
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
+        earlier = f"the checkpoint of step {state.curve[-2].step}, " * (len(state.curve) > 2)
+        failure = unwritten(error, file, f"{earlier}answers and hidden states")
+        temporary.unlink(missing_ok=True)
+        raise failure from error
     temporary.replace(file)
 
 
@@ -169,7 +230,7 @@ def _resume(
     if not file.is_file():
         return None
     try:
-        whole: dict[str, Any] = torch.load(file, weights_only=True)
+        whole: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ...
         first = str(error).splitlines()[0]
         raise ConfigError(f"{file}: damaged ({first})", hint="delete it and start again") from error

@@ -19,6 +19,30 @@ class Candidates:
     tokens: torch.Tensor | None  # [C]; None: the whole vocabulary, in order
     bias: torch.Tensor | None  # [C]  log of how many tokens a drawn one stands for
     labels: torch.Tensor  # [N, heads]  as indices into `tokens`; -1: nothing
+    counts: tuple[int, ...]  # [heads]  how many labels there are
+
+    def part(self, rows: slice) -> "Candidates":
+        """Return the candidates for some of the positions."""
+        labels = self.labels[rows]
+        return Candidates(self.tokens, self.bias, labels, _counts(labels))
+
+    def on(self, device: torch.device) -> "Candidates":
+        """Return the candidates on a device."""
+        return Candidates(
+            None if self.tokens is None else self.tokens.to(device),
+            None if self.bias is None else self.bias.to(device),
+            self.labels.to(device),
+            self.counts,
+        )
+
+
+def every_token(labels: torch.Tensor) -> Candidates:
+    """Return the whole vocabulary as candidates for labels [N, heads]."""
+    return Candidates(None, None, labels, _counts(labels))
+
+
+def _counts(labels: torch.Tensor) -> tuple[int, ...]:
+    return tuple((labels >= 0).sum(0).tolist())
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +60,9 @@ class Vocabulary:
     samples: int
 
     def candidates(self, labels: torch.Tensor, rng: np.random.Generator) -> Candidates:
-        """Choose the candidates for the labels [N, heads] of one step."""
+        """Choose the candidates for the labels [N, heads] of one step, on the CPU."""
         if not len(self.frequent):
-            return Candidates(None, None, labels)
+            return every_token(labels)
         known = np.union1d(self.frequent, labels[labels >= 0].numpy())
         rest = np.setdiff1d(np.arange(self.size), known, assume_unique=True)
         drawn = np.sort(rng.choice(rest, min(self.samples, len(rest)), replace=False))
@@ -48,7 +72,7 @@ class Vocabulary:
         index[known] = np.arange(len(known))
         moved = torch.where(labels >= 0, torch.from_numpy(index)[labels.clamp(min=0)], NOTHING)
         tokens = torch.from_numpy(np.concatenate([known, drawn]))
-        return Candidates(tokens, torch.from_numpy(bias), moved)
+        return Candidates(tokens, torch.from_numpy(bias), moved, _counts(moved))
 
 
 def frequent_tokens(labels: Ints, most: int) -> Ints:
@@ -79,7 +103,7 @@ def cross_entropy(
     0 if no position has a label for this head.
     """
     labels = chosen.labels[:, head]
-    if not bool((labels >= 0).any()):
+    if not chosen.counts[head]:
         return features.sum() * 0.0
     logits = _logits(features, output, chosen)
     if lesson is None:
@@ -95,6 +119,11 @@ def _logits(features: torch.Tensor, output: torch.Tensor, chosen: Candidates) ->
     rows = output if chosen.tokens is None else output[chosen.tokens]
     logits = functional.linear(features.to(rows.dtype), rows).float()
     return logits if chosen.bias is None else logits + chosen.bias
+
+
+def share_of(mean: torch.Tensor, count: int, total: int) -> torch.Tensor:
+    """Return what a part of a batch adds to the mean over `total` from its own over `count`."""
+    return mean if count == total else mean * (count / max(1, total))
 
 
 def weighted_sum(losses: Sequence[torch.Tensor], decay: float) -> torch.Tensor:

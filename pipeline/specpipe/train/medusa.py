@@ -25,7 +25,7 @@ from specpipe.train.loop import steps_per_epoch
 from specpipe.train.lora import merge_lora
 from specpipe.train.produce import Notify, Progress, TrainingJob, TrainResult, produce
 from specpipe.train.report import TrainingReport
-from specpipe.train.target import DTYPES
+from specpipe.train.target import DTYPES, recompute_activations
 from specpipe.train.text import documents_a_step, head_labels
 
 BACKBONE = "backbone"
@@ -83,7 +83,7 @@ def write_heads(heads: MedusaHeads, config: HeadsConfig, folder: Path) -> None:
     """Write `medusa_lm_head.safetensors` in float16, and `config.json`."""
     from safetensors.torch import save_file
 
-    tensors = {name: t.to(torch.float16).contiguous() for name, t in _named(heads).items()}
+    tensors = {name: t.to(torch.float16).cpu().contiguous() for name, t in _named(heads).items()}
     save_file(tensors, folder / WEIGHTS)
     text = json.dumps(asdict(config), indent=2, sort_keys=True) + "\n"
     write_text(folder / "config.json", text)
@@ -122,7 +122,7 @@ def train_medusa(
 
 def _medusa1(job: TrainingJob, out: Path) -> TrainingReport:
     options = job.config.train.medusa
-    heads = _new_heads(job)
+    heads = _new_heads(job).to(job.placement.device)
     learned = learn(job, heads, options, options.num_heads)
     _write(job, heads, learned.calibration, job.config.target.model, out)
     return report(_title(job), job, options, learned)
@@ -131,14 +131,19 @@ def _medusa1(job: TrainingJob, out: Path) -> TrainingReport:
 def _medusa2(job: TrainingJob, out: Path) -> TrainingReport:
     options, text = job.config.train.medusa, job.text
     job.notify("medusa2 changes the backbone: its answers will differ from the target's")
-    model, weights = trainable_copy(job.target, options.lora_rank, job.config.train.seed)
-    heads = _new_heads(job)
+    train, device = job.config.train, job.placement.device
+    model, weights = trainable_copy(job.target, options.lora_rank, train.seed)
+    model.to(device)
+    if train.gradient_checkpointing:
+        recompute_activations(model)
+    heads = _new_heads(job).to(device)
     size = documents_a_step(text.training, options.schedule.batch_tokens)
     batches = steps_per_epoch(size, len(text.training))
     labels = np.concatenate([head_labels(d, options.num_heads) for d in text.training])
     task = JointTask(
         model, heads, weights, text, vocabulary(job, labels, options), options,
-        job.config.train.seed, max(1, round(options.schedule.epochs * batches)),
+        train.seed, max(1, round(options.schedule.epochs * batches)), train.micro_batch,
+        job.placement.world,
     )  # fmt: skip
     before, _ = task.judge()
     curve = job.train(task, options.schedule, batches)

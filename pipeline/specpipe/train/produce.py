@@ -6,8 +6,9 @@ made again only if the target, the text or the options have changed. What is onl
 """
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from specpipe.core.artifacts import (
 from specpipe.core.publishing import remove_leftovers, require_replaceable, staged, write_publish
 from specpipe.train.gather import gather_text
 from specpipe.train.loop import Point, TrainingPlan, TrainingTask, train
+from specpipe.train.placement import HERE, Placement, determinism, place
 from specpipe.train.report import TrainingReport, write_report
 from specpipe.train.target import Target, load_target
 from specpipe.train.text import Split
@@ -45,6 +47,7 @@ class TrainingJob:
     inputs: Mapping[str, str]
     notify: Notify
     progress: Progress
+    placement: Placement = HERE
 
     @property
     def key(self) -> str:
@@ -55,7 +58,9 @@ class TrainingJob:
         """Train `task` for the epochs of `schedule`, `batches` steps each."""
         plan = TrainingPlan(schedule, max(1, round(schedule.epochs * batches)))
         self.notify(f"training: {plan.steps} steps")
-        return train(task, plan, self.checkpoint, self.key, progress=self.progress)
+        return train(
+            task, plan, self.checkpoint, self.key, progress=self.progress, placement=self.placement
+        )
 
     @property
     def checkpoint(self) -> Path:
@@ -92,35 +97,84 @@ def produce(
     Another `recipe`, such as the formula of a net, makes the product stale.
     Raises ConfigError, before any work, if something that specpipe did not make is in its place.
     """
+    placement = place(config.train)
     folder = training_folder(config, workspace)
-    place, work = folder / kind, folder / "work"
-    with locked(folder, notify), determinism():
-        remove_leftovers(place)
-        if read_artifact(place) is None:  # else it may be up to date, and then it stays
-            require_replaceable([place])
-        path = fetch_source(config, "target", notify).path
-        target = load_target(path, config.train.dtype, folder / ".digests.json")
-        notify("reading text and generating answers to the prompts")
-        text = gather_text(config, target, work, notify=notify, progress=progress)
-        inputs = {
-            "target": target.digest,
-            "text": text.digest(),
-            "options": digest_json([kind, asdict(options), config.train.seed, target.dtype]),  # type: ignore[call-overload]
-            "torch": torch.__version__,
-            **({"recipe": recipe} if recipe else {}),
-        }
-        reason = why_stale(place, "trained", lambda: inputs)
+    notify = notify if placement.is_first else _silent
+    with _alone(folder, placement, notify), determinism(placement.device):
+        product = folder / kind
+        if placement.is_first:
+            remove_leftovers(product)
+        if read_artifact(product) is None:  # else it may be up to date, and then it stays
+            require_replaceable([product])
+        job = _prepare(config, folder, placement, notify, progress)
+        inputs = _inputs(job, kind, options, recipe)
+        reason = why_stale(product, "trained", lambda: inputs)
+        placement.wait()  # or else a process could look at what a faster one has written
         if reason is None:
-            return TrainResult(place, fresh=True, reason="")
-        job = TrainingJob(config, target, text, work, inputs, notify, progress)
-        _publish(job, place, make)
-        return TrainResult(place, fresh=False, reason=reason)
+            return TrainResult(product, fresh=True, reason="")
+        _publish(replace(job, inputs=inputs), product, make)
+        placement.wait()
+        return TrainResult(product, fresh=False, reason=reason)
 
 
-def _publish(job: TrainingJob, place: Path, make: Make) -> None:
-    with staged(place, "train") as temporary:
+@contextlib.contextmanager
+def _alone(folder: Path, placement: Placement, notify: Notify) -> Iterator[None]:
+    """Hold the folder's lock in the first process of a training."""
+    with contextlib.ExitStack() as stack:
+        if placement.is_first:
+            stack.enter_context(locked(folder, notify))
+        placement.wait()
+        yield
+
+
+def _prepare(
+    config: RunConfig, folder: Path, placement: Placement, notify: Notify, progress: Progress
+) -> TrainingJob:
+    """Load the target and gather the text; the first process generates answers for all."""
+    path, work = fetch_source(config, "target", notify).path, folder / "work"
+    device = placement.device
+    target = load_target(path, config.train.dtype, folder / ".digests.json", device)
+    notify("reading text and generating answers to the prompts")
+    if not placement.is_first:
+        placement.wait()
+    text = gather_text(config, target, work, notify=notify, progress=progress)
+    if placement.is_first:
+        placement.wait()
+    return TrainingJob(config, target, text, work, {}, notify, progress, placement)
+
+
+def _inputs(job: TrainingJob, kind: str, options: object, recipe: str) -> dict[str, str]:
+    """Return what a product depends on."""
+    train, placement = job.config.train, job.placement
+    facts = [kind, asdict(options), train.seed, job.target.dtype]  # type: ignore[call-overload]
+    further = {
+        "recipe": recipe,
+        "numerics": placement.numerics,
+        "micro_batch": str(train.micro_batch or ""),
+        "hidden_states": train.hidden_states.removeprefix("disk"),
+        "gradient_checkpointing": "true" if train.gradient_checkpointing else "",
+    }
+    return {
+        "target": job.target.digest,
+        "text": job.text.digest(),
+        "options": digest_json(facts),
+        "torch": torch.__version__,
+        **{name: value for name, value in further.items() if value},
+    }
+
+
+def _silent(text: str) -> None:
+    """Report nothing: only the first process of a training does."""
+
+
+def _publish(job: TrainingJob, product: Path, make: Make) -> None:
+    if not job.placement.is_first:
+        with tempfile.TemporaryDirectory() as unused:
+            make(job, Path(unused))
+        return
+    with staged(product, "train") as temporary:
         write_report(make(job, temporary), temporary)
-        write_publish(temporary, place, Manifest("trained", job.inputs))
+        write_publish(temporary, product, Manifest("trained", job.inputs))
     job.checkpoint.unlink(missing_ok=True)
 
 
@@ -145,17 +199,3 @@ def text_facts(job: TrainingJob) -> dict[str, str | int | float]:
         **text.left_out,
         "seed": job.config.train.seed,
     }
-
-
-@contextlib.contextmanager
-def determinism() -> Iterator[None]:
-    """Make torch refuse, in a `with` block, operations whose result could differ between runs."""
-    settings = torch.utils.deterministic
-    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(True)
-    settings.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        settings.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]

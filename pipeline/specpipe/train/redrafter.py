@@ -89,7 +89,7 @@ def write_drafter(net: RecurrentNet, vocab_size: int, folder: Path) -> None:
     from safetensors.torch import save_file
 
     tensors = {
-        apples_name(name): t.detach().to(torch.float16) for name, t in net.named_parameters()
+        apples_name(name): t.detach().to(torch.float16).cpu() for name, t in net.named_parameters()
     }
     save_file(tensors, folder / "model.safetensors")
     width = net.rnn_u.in_features
@@ -135,7 +135,7 @@ def _redrafter(job: TrainingJob, out: Path) -> TrainingReport:
     options, target = job.config.train.redrafter, job.target
     net = RecurrentNet(
         options.draft_len, options.num_layers, target.embedding, job.config.train.seed
-    )
+    ).to(job.placement.device)
     learned = learn(job, net, options, options.draft_len)
     write_drafter(net, int(target.output.shape[0]), out)
     write_calibration(learned.calibration, out)

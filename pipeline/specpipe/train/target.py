@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -16,6 +16,7 @@ from specpipe.core.errors import Unsupported
 from specpipe.core.model import Dtype
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,11 @@ class Target:
         weight: torch.Tensor = self.model.get_input_embeddings().weight
         return weight
 
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go; a spread model has its later layers elsewhere."""
+        return self.embedding.device
+
     @torch.no_grad()
     def hidden(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return the last hidden states, after the final norm: [B, T] -> [B, T, D]."""
@@ -48,15 +54,47 @@ class Target:
 
 
 def last_hidden(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return what a model hands to its LM head: [B, T] -> [B, T, D]."""
+    """Return what a model hands to its LM head: [B, T] -> [B, T, D]; ids may be elsewhere."""
+    device = model.get_input_embeddings().weight.device
     states: torch.Tensor = model.base_model(
-        input_ids=ids, attention_mask=mask, use_cache=False
+        input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
     ).last_hidden_state
     return states
 
 
-def load_target(path: Path, dtype: Dtype, memory: Path) -> Target:
+def recompute_activations(model: Any) -> None:
+    """Make the backward pass of a model compute activations again instead of keeping them.
+
+    transformers recomputes only in layers that are `training`; dropout inside of them stays off.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    how = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):  # its name since transformers 5
+        model.activation_checkpointing_enable(how)
+    else:
+        model.gradient_checkpointing_enable(how)
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
+
+
+def unspread(model: Any) -> Any:
+    """Return a copy of a model without what moves its inputs from device to device, if anything."""
+    if getattr(model, "hf_device_map", None) is not None:
+        from accelerate.hooks import remove_hook_from_submodules
+
+        remove_hook_from_submodules(model)
+        del model.hf_device_map
+    return model
+
+
+def load_target(
+    path: Path, dtype: Dtype, memory: Path, device: torch.device | Literal["spread"] = CPU
+) -> Target:
     """Load a Hugging Face folder, frozen; `memory` remembers file digests.
+
+    `spread`: over all GPUs and the RAM, as accelerate's `device_map: auto` decides.
 
     Raises Unsupported for a .gguf file and for a text model among several, ConfigError if nothing
     names an end token or there is no tokenizer.
@@ -79,8 +117,13 @@ def load_target(path: Path, dtype: Dtype, memory: Path) -> Target:
     tokenizer = open_tokenizer(source).reader
     end_ids = end_tokens(source, tokenizer.eos_token_id)
     model: Any = AutoModelForCausalLM.from_pretrained(
-        path, dtype=DTYPES[dtype], local_files_only=True
+        path,
+        dtype=DTYPES[dtype],
+        local_files_only=True,
+        **({"device_map": "auto"} if device == "spread" else {}),
     )
+    if isinstance(device, torch.device):
+        model = model.to(device)
     # Of a slice that is not contiguous, torch multiplies each sequence by a copy of the weights.
     model.get_output_embeddings().register_forward_pre_hook(lambda _, rows: rows[0].contiguous())
     digest = digest_json({f.name: remembered(f, memory, digest_file) for f in source.files()})
