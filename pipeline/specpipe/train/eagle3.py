@@ -58,6 +58,7 @@ def train_eagle3(
         notify=notify,
         progress=progress,
         recipe=RECIPE,
+        only_cpu=True,
     )
 
 

@@ -90,14 +90,15 @@ def produce(
     notify: Notify,
     progress: Progress,
     recipe: str = "",
+    only_cpu: bool = False,
 ) -> TrainResult:
     """Make the product `kind` in the run's training folder, unless it is up to date.
 
     `options` is the record that it depends on; `make` fills an empty folder and returns the report.
-    Another `recipe`, such as the formula of a net, makes the product stale.
+    `only_cpu` products are trained on the CPU, in one process. Another `recipe`, such as the formula of a net, makes the product stale.
     Raises ConfigError, before any work, if something that specpipe did not make is in its place.
     """
-    placement = place(config.train)
+    placement = place(config.train, only_cpu=only_cpu)
     folder = training_folder(config, workspace)
     notify = notify if placement.is_first else _silent
     with _alone(folder, placement, notify), determinism(placement.device):

@@ -137,6 +137,9 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(Unsupported, match=r"'train.device' is cuda:1, but torch finds 1 CUDA"):
         place(TrainOptions(device="cuda:1"))
     assert place(TrainOptions(device="cpu")) == Placement()
+    assert place(TrainOptions(), only_cpu=True) == Placement()
+    with pytest.raises(Unsupported, match="trained on the CPU in one process"):
+        place(TrainOptions(device="cuda"), only_cpu=True)
     found = place(TrainOptions(device="cuda:0"))
     assert found.autocast and found.numerics == "cuda bfloat16"
 
