@@ -95,7 +95,8 @@ def produce(
     """Make the product `kind` in the run's training folder, unless it is up to date.
 
     `options` is the record that it depends on; `make` fills an empty folder and returns the report.
-    `only_cpu` products are trained on the CPU, in one process. Another `recipe`, such as the formula of a net, makes the product stale.
+    `only_cpu` products are trained on the CPU, in one process. Another `recipe`, such as the
+    formula of a net, makes the product stale.
     Raises ConfigError, before any work, if something that specpipe did not make is in its place.
     """
     placement = place(config.train, only_cpu=only_cpu)
