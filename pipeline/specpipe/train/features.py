@@ -16,7 +16,7 @@ from specpipe.core.artifacts import digest_json, write_text
 from specpipe.core.contracts import Ints
 from specpipe.core.errors import ConfigError
 from specpipe.train.disk import explained
-from specpipe.train.placement import HERE, Placement
+from specpipe.train.placement import HERE, TrainingPlace
 from specpipe.train.target import Target
 from specpipe.train.text import Bools, Document, spoken_after
 
@@ -91,7 +91,7 @@ def read_features(
     folder: Path,
     *,
     progress: Progress,
-    placement: Placement = HERE,
+    placement: TrainingPlace = HERE,
 ) -> Features:
     """Return the features of `documents`, at every position where the first guess has a label.
 
@@ -136,7 +136,7 @@ class _Writing:
     documents: Sequence[Document]
     kept: Sequence[Bools]
     file: Path
-    placement: Placement
+    placement: TrainingPlace
 
     @property
     def temporary(self) -> Path:

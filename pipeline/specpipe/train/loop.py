@@ -18,7 +18,7 @@ from specpipe.config.training import Schedule
 from specpipe.core.contracts import Ints
 from specpipe.core.errors import ConfigError
 from specpipe.train.disk import unwritten
-from specpipe.train.placement import HERE, Placement
+from specpipe.train.placement import HERE, TrainingPlace
 
 Progress = Callable[[int, int], None]
 CLIP = 1.0  # the largest norm of a step's gradient
@@ -123,7 +123,7 @@ def train(
     key: str,
     *,
     progress: Progress,
-    placement: Placement = HERE,
+    placement: TrainingPlace = HERE,
 ) -> tuple[Point, ...]:
     """Train to the end of `plan` and return the curve; resume from `checkpoint` if it is of `key`.
 
@@ -157,7 +157,7 @@ def _step(
     optimiser: torch.optim.Optimizer,
     step: int,
     rate: float,
-    placement: Placement,
+    placement: TrainingPlace,
 ) -> float:
     """Take one step and return the loss of its batch."""
     for group in optimiser.param_groups:
@@ -173,7 +173,10 @@ def _step(
 
 
 def _differentiate(
-    task: TrainingTask, step: int, parameters: Sequence[torch.nn.Parameter], placement: Placement
+    task: TrainingTask,
+    step: int,
+    parameters: Sequence[torch.nn.Parameter],
+    placement: TrainingPlace,
 ) -> float:
     """Add the gradients of a step's batch to the parameters; return its loss."""
     parts = task.parts(step) if isinstance(task, PartedTask) else [lambda: task.loss(step)]

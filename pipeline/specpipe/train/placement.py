@@ -20,7 +20,7 @@ _WORLD = "WORLD_SIZE"  # torchrun and `accelerate launch` set it
 
 
 @dataclass(frozen=True)
-class Placement:
+class TrainingPlace:
     """The device of one process, and its place among the processes of a training."""
 
     device: torch.device = _CPU
@@ -59,10 +59,10 @@ class Placement:
             torch.distributed.barrier()
 
 
-HERE = Placement()  # one process on the CPU
+HERE = TrainingPlace()  # one process on the CPU
 
 
-def place(options: TrainOptions, *, only_cpu: bool = False) -> Placement:
+def place(options: TrainOptions, *, only_cpu: bool = False) -> TrainingPlace:
     """Return where to train: as `train.device` and the launcher of the process specify.
 
     Raises Unsupported if that device is not there, and with `only_cpu` for any but one CPU process.
@@ -73,12 +73,12 @@ def place(options: TrainOptions, *, only_cpu: bool = False) -> Placement:
                 "this drafter is trained on the CPU in one process",
                 hint="set train.device: cpu, and start one process",
             )
-        return Placement(_CPU, options.autocast == "bfloat16")
+        return TrainingPlace(_CPU, options.autocast == "bfloat16")
     if int(os.environ.get(_WORLD, "1")) > 1:
         return _join(options)
     device = torch.device(_default() if options.device == "auto" else options.device)
     _require(device, options.device)
-    return Placement(device, _is_mixed(options, device))
+    return TrainingPlace(device, _is_mixed(options, device))
 
 
 def _default() -> str:
@@ -101,7 +101,7 @@ def _is_mixed(options: TrainOptions, device: torch.device) -> bool:
     return device.type == "cuda" if chosen == "auto" else chosen == "bfloat16"
 
 
-def _join(options: TrainOptions) -> Placement:
+def _join(options: TrainOptions) -> TrainingPlace:
     """Join the other processes of `torchrun` or `accelerate launch`; needs accelerate."""
     try:
         from accelerate import PartialState
@@ -114,7 +114,7 @@ def _join(options: TrainOptions) -> Placement:
     state = PartialState(cpu=on_cpu, timeout=WAIT)
     device = torch.device(state.device)
     _require(device, options.device)
-    return Placement(
+    return TrainingPlace(
         device, _is_mixed(options, device), int(state.process_index), int(state.num_processes)
     )
 

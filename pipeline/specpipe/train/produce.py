@@ -27,7 +27,7 @@ from specpipe.core.artifacts import (
 from specpipe.core.publishing import remove_leftovers, require_replaceable, staged, write_publish
 from specpipe.train.gather import gather_text
 from specpipe.train.loop import Point, TrainingPlan, TrainingTask, train
-from specpipe.train.placement import HERE, Placement, determinism, place
+from specpipe.train.placement import HERE, TrainingPlace, determinism, place
 from specpipe.train.report import TrainingReport, write_report
 from specpipe.train.target import Target, load_target
 from specpipe.train.text import Split
@@ -47,7 +47,7 @@ class TrainingJob:
     inputs: Mapping[str, str]
     notify: Notify
     progress: Progress
-    placement: Placement = HERE
+    placement: TrainingPlace = HERE
 
     @property
     def key(self) -> str:
@@ -120,7 +120,7 @@ def produce(
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, placement: Placement, notify: Notify) -> Iterator[None]:
+def _alone(folder: Path, placement: TrainingPlace, notify: Notify) -> Iterator[None]:
     """Hold the folder's lock in the first process of a training."""
     with contextlib.ExitStack() as stack:
         if placement.is_first:
@@ -130,7 +130,7 @@ def _alone(folder: Path, placement: Placement, notify: Notify) -> Iterator[None]
 
 
 def _prepare(
-    config: RunConfig, folder: Path, placement: Placement, notify: Notify, progress: Progress
+    config: RunConfig, folder: Path, placement: TrainingPlace, notify: Notify, progress: Progress
 ) -> TrainingJob:
     """Load the target and gather the text; the first process generates answers for all."""
     path, work = fetch_source(config, "target", notify).path, folder / "work"

@@ -16,7 +16,7 @@ from specpipe.train.frozen import FrozenTask
 from specpipe.train.joint import JointTask
 from specpipe.train.loss import Vocabulary
 from specpipe.train.medusa import MedusaHeads
-from specpipe.train.placement import Placement, cuts, place
+from specpipe.train.placement import TrainingPlace, cuts, place
 from specpipe.train.redrafter import RecurrentNet
 from specpipe.train.sources import StoredFeatures, StreamedFeatures
 from specpipe.train.target import Target, recompute_activations
@@ -136,8 +136,8 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(Unsupported, match=r"'train.device' is cuda:1, but torch finds 1 CUDA"):
         place(TrainOptions(device="cuda:1"))
-    assert place(TrainOptions(device="cpu")) == Placement()
-    assert place(TrainOptions(), only_cpu=True) == Placement()
+    assert place(TrainOptions(device="cpu")) == TrainingPlace()
+    assert place(TrainOptions(), only_cpu=True) == TrainingPlace()
     with pytest.raises(Unsupported, match="trained on the CPU in one process"):
         place(TrainOptions(device="cuda"), only_cpu=True)
     found = place(TrainOptions(device="cuda:0"))
@@ -145,5 +145,5 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_each_process_takes_its_share_of_the_parts() -> None:
-    shares = [Placement(rank=rank, world=2).own(range(5)) for rank in (0, 1)]
+    shares = [TrainingPlace(rank=rank, world=2).own(range(5)) for rank in (0, 1)]
     assert [list(share) for share in shares] == [[0, 2, 4], [1, 3]]
