@@ -142,7 +142,7 @@ def determinism(device: torch.device) -> Iterator[None]:
 def cuts(sizes: Sequence[int], most: int, least_parts: int = 1) -> list[slice]:
     """Cut a batch of items into neighbouring parts of at most `most` positions in all.
 
-    An item is never divided. 0: no limit. There are `least_parts` where there are so many items.
+    An item is never divided. 0: no limit. At least `least_parts`, if the items suffice.
     """
     limit = min(most or sum(sizes), -(-sum(sizes) // least_parts))
     found, begin, held = list[slice](), 0, 0
