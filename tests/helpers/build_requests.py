@@ -21,6 +21,7 @@ from specpipe.config.speculation import (
     PromptLookup,
     ReDrafter,
     Speculation,
+    Suffix,
     SuffixAutomaton,
 )
 from specpipe.core.contracts import Role
@@ -39,6 +40,7 @@ _DRAFTING: Mapping[str, "partial[Speculation]"] = {
     "eagle": partial(Eagle, "eagle", "drafter"),
     "eagle3": partial(Eagle3, "eagle3", Eagle3Draft("draft")),
     "mtp": partial(MultiToken, "mtp"),
+    "suffix": partial(Suffix, "suffix"),
     "pard": partial(Pard, "pard", Eagle3Draft("draft")),
     "dflash": partial(DFlash, "dflash", Eagle3Draft("draft")),
     "suffix_automaton": partial(SuffixAutomaton, "suffix_automaton"),

@@ -58,14 +58,14 @@ class Standin:
 
 
 @contextmanager
-def openai_server(kind: str) -> Iterator[Standin]:
-    """Serve a stand-in on a free port of loopback until the block ends."""
+def openai_server(kind: str, port: int = 0) -> Iterator[Standin]:
+    """Serve a stand-in on a port of loopback, a free one for 0, until the block ends."""
     standin = Standin(kinds()[kind])
 
     class Handler(_Handler):
         server_of = standin
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     server.handle_error = lambda request, address: None  # type: ignore[method-assign]  # clients leave
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -91,6 +91,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Stay silent."""
 
     def do_GET(self) -> None:
+        if self.path in ("/health", "/metrics"):
+            self._send(200, {})
+            return
         if _route(self.path) != "models":
             self._send(404, {"detail": "Not Found"})
             return

@@ -11,7 +11,8 @@ from specpipe.run.run import Run
 from specpipe.run.stages import build
 from specpipe.serve.address import free_address
 from specpipe.serve.client import Client, Generation, Options, unshared
-from specpipe.serve.tritonserver import RunningServer, start_server
+from specpipe.serve.start import start_repository
+from specpipe.serve.tritonserver import RunningServer
 
 Notify = Callable[[str], None]
 Progress = Callable[[int, int], None]
@@ -30,7 +31,7 @@ class Served:
 def served(run: Run, notify: Notify) -> Iterator[Served]:
     """Build what is not up to date, and serve the run on free ports until the block ends.
 
-    Raises what `build` and `start_server` raise.
+    Raises what `build` and `start_repository` raise.
     """
     build(run, notify=notify)
     notify(f"{run.config.name}: starting the server")
@@ -40,14 +41,14 @@ def served(run: Run, notify: Notify) -> Iterator[Served]:
 
 @contextmanager
 def started(workspace: Workspace) -> Iterator[Served]:
-    """Serve a run that is built until the block ends; raises what `start_server` raises."""
+    """Serve a run that is built until the block ends; raises what `start_repository` raises."""
     endpoint = read_endpoint(workspace.repository)
     count = token_counter(workspace.repository, endpoint)
     log = workspace.reports / "tritonserver-bench.log"
     began = time.perf_counter()
     with (
-        start_server(workspace.repository, free_address(), log) as server,
-        Client(server.address.grpc, endpoint, count=count) as client,
+        start_repository(workspace.repository, free_address(), log) as server,
+        Client(server.url, endpoint, count=count) as client,
     ):
         yield Served(server, client, time.perf_counter() - began)
 

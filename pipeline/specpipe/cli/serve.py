@@ -25,6 +25,7 @@ from specpipe.cli.output import load, run_flags, say, suggest
 if TYPE_CHECKING:
     from specpipe.openai.server import FrontAddress
     from specpipe.run.run import Run
+    from specpipe.serve.address import Address
     from specpipe.serve.guard import Tls
     from specpipe.serve.tritonserver import RunningServer
 
@@ -120,7 +121,7 @@ def serve(
     from specpipe.serve.address import Address
     from specpipe.serve.keep import RestartBudget, StopRequest, keep_serving
     from specpipe.serve.progress import Patience
-    from specpipe.serve.tritonserver import start_server
+    from specpipe.serve.start import start_repository
 
     if (config_path is None) == (repository is None):
         raise click.UsageError("give either --config or --repository")
@@ -131,7 +132,7 @@ def serve(
     stop = StopRequest()
     handle(stop.repeat)
     start = partial(
-        start_server,
+        start_repository,
         models,
         address,
         log,
@@ -150,7 +151,7 @@ def serve(
             drain_s,
             on_ready=partial(
                 print_ready,
-                generate_command(config_path, workspace, address.grpc, tls),
+                generate_command(config_path, workspace, _client_url(models, address), tls),
                 as_json,
                 front,
             ),
@@ -170,6 +171,13 @@ def generate_command(config_path: Path | None, workspace: Path, url: str, tls: "
     if tls is not None and tls.client_ca is not None:
         options.append("--tls-certificate FILE --tls-key FILE")
     return " ".join(["specpipe generate", *options, '--stream "What is the capital of France?"'])
+
+
+def _client_url(repository: Path, address: "Address") -> str:
+    """Return the address that clients give: of gRPC, or of a server without Triton."""
+    from specpipe.serve.front_server import read_launch
+
+    return address.grpc if read_launch(repository) is None else f"http://{address.http}"
 
 
 def _front_address(host: str, port: int | None, tls: "Tls | None") -> "FrontAddress | None":
@@ -206,12 +214,12 @@ def print_ready(
     address = endpoint.address
     ready = {
         "ready": True,
-        "grpc": address.grpc,
+        "grpc": address.grpc if endpoint.has_grpc else None,
         "http": address.http,
         "metrics": address.metrics,
         "pid": endpoint.process.pid,
         "log": str(endpoint.log),
-        "openai": front.url if front else None,
+        "openai": front.url if front else None if endpoint.has_grpc else endpoint.url,
     }
     click.echo(json.dumps(ready))
     suggest(command, as_json)

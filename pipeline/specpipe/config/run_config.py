@@ -56,9 +56,9 @@ class TargetOptions:
 class EngineOptions:
     """How the engines are compiled, and for which machine."""
 
-    backend: Literal["openvino", "tensorrt", "llmapi"]
+    backend: Literal["openvino", "tensorrt", "llmapi", "vllm"]
     """`openvino`: any CPU. `tensorrt`: engines for NVIDIA GPUs. `llmapi`: TensorRT-LLM without
-    engines."""
+    engines. `vllm`: [vLLM](vllm.md), on GPUs or, without `gpu`, on a CPU."""
     gpu: str | None = field(default=None, metadata=matching(r".*\S.*", "the name of a GPU"))
     """Required for `tensorrt` and `llmapi`: the GPU, e.g. `H100-SXM`. See
     [the list](support.md#gpus)."""
@@ -142,9 +142,10 @@ class TlsOptions:
 class ServingOptions:
     """How the engine is served; all keys but `front` are Triton's."""
 
-    front: Literal["triton", "trtllm_serve", "dynamo"] = "triton"
+    front: Literal["triton", "trtllm_serve", "dynamo", "vllm_serve"] = "triton"
     """`llmapi`: the server. `trtllm_serve` and `dynamo` have an OpenAI API and no Triton; see
-    [gpu-serving.md](gpu-serving.md#trtllm-serve-and-dynamo)."""
+    [gpu-serving.md](gpu-serving.md#trtllm-serve-and-dynamo). `vllm_serve` is for backend `vllm`,
+    where it is the default."""
     decoupled: bool = True
     """`true`: streaming. `false`: one response per request, for unary gRPC calls."""
     max_queue_size: int = field(default=64, metadata=at_least(1))
@@ -287,6 +288,8 @@ def read_config(path: Path) -> RunConfig:
     _check_hybrid(config, places)
     check_drafting(config.speculation, places)
     _check_baseline(config, places)
+    if config.engine.backend == "vllm" and "serving.front" not in places:
+        config = replace(config, serving=replace(config.serving, front="vllm_serve"))
     if config.engine.gpu is None and not config.engine.tp_size:
         config = replace(config, engine=replace(config.engine, tp_size=1))
     return replace(config, path=str(path), places=places, remarks=reading.remarks)

@@ -379,6 +379,28 @@ class SuffixAutomaton:
 
 
 @dataclass(frozen=True)
+class Suffix:
+    """Draft tokens that followed the last ones in earlier prompts and outputs; `vllm` only.
+
+    This is SuffixDecoding (arXiv 2411.04975), whose drafts grow with the length of the match.
+    """
+
+    method: Literal["suffix"]
+    num_draft_tokens: int = field(default=16, metadata=between(1, 64))
+    """Most draft tokens per step: length of the chain."""
+    max_tree_depth: int = field(default=24, metadata=between(1, 256))
+    """Longest match with draft, in tokens."""
+    max_cached_requests: int = field(default=10000, metadata=at_least(0))
+    """Requests whose outputs are searched too. 0: only the request's own prompt and output."""
+    max_spec_factor: float = field(default=1.0, metadata=between(0, 64))
+    """Draft tokens for every token of the match."""
+    min_token_prob: float = field(default=0.1, metadata=between(0, 1))
+    """Least frequency of a token after the match."""
+    max_concurrency: int | None = field(default=None, metadata=at_least(1))
+    """Draft nothing while more sequences than this are running. Default: no limit."""
+
+
+@dataclass(frozen=True)
 class ReDrafter:
     """Beams of a recurrent drafter on the target's last hidden state (arXiv 2403.09919)."""
 
@@ -414,7 +436,7 @@ WithLength = AnyLength | Lookahead | ReDrafter  # the CPU engine may score fewer
 WithTree = Medusa | Hybrid | Eagle
 WithUpstreamDraft = Eagle3 | Pard | DFlash  # TensorRT-LLM loads their draft as it is
 InGraph = WithUpstreamDraft | MultiToken | SuffixAutomaton  # the target's graph drafts
-Speculation = NoSpeculation | AnyLength | Lookahead | Eagle | ReDrafter | InGraph
+Speculation = NoSpeculation | AnyLength | Lookahead | Eagle | ReDrafter | InGraph | Suffix
 
 PLAIN = NoSpeculation()
 
@@ -441,4 +463,5 @@ UPSTREAM_ONLY = (
     "pard",
     "dflash",
     "suffix_automaton",
+    "suffix",
 )  # methods without a proposer of specpipe

@@ -83,6 +83,11 @@ def supposed_accuracy(levels: int, first: float) -> tuple[tuple[float, ...], ...
     return (row,) * levels
 
 
+def chain(length: int) -> tuple[TreePath, ...]:
+    """Return the tree of one path of this length."""
+    return tuple((0,) * nodes for nodes in range(1, length + 1))
+
+
 def depth(tree: Sequence[TreePath]) -> int:
     """Count the levels of a tree; 0 for none."""
     return max((len(path) for path in tree), default=0)

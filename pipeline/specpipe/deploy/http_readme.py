@@ -7,6 +7,8 @@ from specpipe.engine.fronts.front import PORT
 def docker_readme(server: HttpServer) -> str:
     """Return what to type to run the compose file, as Markdown."""
     run = server.deployment.run
+    if server.node_programs:
+        return _nodes_readme(server)
     lines = [
         f"# {run} with docker: {server.front.name}",
         "",
@@ -21,6 +23,33 @@ def docker_readme(server: HttpServer) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _nodes_readme(server: HttpServer) -> str:
+    """Return what to type on every node."""
+    count, (head, other) = server.deployment.nodes, server.node_programs
+    variables = f"export NNODES={count} MASTER_ADDR=10.0.0.1 NODE_ADDRESS=10.0.0.1"
+    lines = [
+        f"# {server.deployment.run} with docker on {count} nodes: {server.front.name}",
+        "",
+        f"Copy this folder to {count} nodes of {server.deployment.gpus_a_node} GPUs. Every node "
+        "sees the model at the same path, or downloads it. MASTER_ADDR is the address of the first "
+        "node, NODE_ADDRESS that of the node itself. The nodes exchange data without encryption: "
+        "use a private network.",
+        "",
+        "On the first node:",
+        "",
+        *_block(f"{variables} NODE_RANK=0",
+                f"docker compose -f docker/compose.{head}.yaml up -d"),
+        "On every other node, with a NODE_RANK of its own, from 1 on:",
+        "",
+        *_block(f"export NNODES={count} MASTER_ADDR=10.0.0.1 NODE_ADDRESS=10.0.0.2 NODE_RANK=1",
+                f"docker compose -f docker/compose.{other}.yaml up -d"),
+        "A node that ends cannot rejoin. Restart the containers of all nodes then.",
+        "",
+        *_call(f"http://127.0.0.1:{PORT}"),
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
 def kubernetes_readme(server: HttpServer) -> str:
     """Return what to type to run the manifests, as Markdown."""
     name = server.deployment.name
@@ -28,8 +57,9 @@ def kubernetes_readme(server: HttpServer) -> str:
         f"Copy `{folder}` into the volume `{name}-models`, as `{folder.strip('/')}`."
         for folder in server.folders
     ]
-    operator = ["The cluster needs Dynamo's operator.", ""] if server.front.several_nodes else []
-    entry = f"{name}-frontend" if server.front.several_nodes else name
+    own = server.has_own_objects
+    operator = [f"The cluster needs {server.front.needs}.", ""] if own else []
+    entry = f"{name}{server.front.entry}" if own else name
     lines = [
         f"# {server.deployment.run} on Kubernetes: {server.front.name}",
         "",

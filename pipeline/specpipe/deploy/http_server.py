@@ -13,7 +13,16 @@ from typing import Any
 from specpipe.deploy.deployment import Deployment
 from specpipe.deploy.pods import INSTANCE, labels
 from specpipe.engine.backend import BuildRequest
-from specpipe.engine.fronts.front import CONFIG_FOLDER, HEALTH, PORT, SCRIPT, Cluster, HttpFront
+from specpipe.engine.fronts.front import (
+    CONFIG_FOLDER,
+    HEALTH,
+    NODE_VARIABLES,
+    PORT,
+    SCRIPT,
+    Cluster,
+    HttpFront,
+)
+from specpipe.engine.fronts.vllm_serve import LAUNCH
 
 Yaml = dict[str, Any]
 CACHE = "/model-cache"  # of Hugging Face's downloads
@@ -40,12 +49,22 @@ class HttpServer:
     def files(self) -> dict[str, str]:
         """What the server reads."""
         found = self.front.files(self.request)
-        return {name: text for name, text in found.items() if name != SCRIPT}
+        return {name: text for name, text in found.items() if name not in (SCRIPT, LAUNCH)}
 
     @property
     def programs(self) -> Mapping[str, Sequence[str]]:
         """The programs of a server, which read their files in `CONFIG_FOLDER`."""
         return self.front.commands(self.request, CONFIG_FOLDER)
+
+    @property
+    def has_own_objects(self) -> bool:
+        """Whether objects of the front run it on Kubernetes, not a plain deployment."""
+        return bool(self.front.objects(self.request, _cluster(self)))
+
+    @property
+    def node_programs(self) -> Mapping[str, Sequence[str]]:
+        """The programs of several nodes that compose starts; empty if there is one node."""
+        return self.front.node_commands(self.request) if self.deployment.nodes > 1 else {}
 
     @property
     def weights_gib(self) -> int:
@@ -73,6 +92,32 @@ def compose(server: HttpServer) -> Yaml:
     return {"name": server.deployment.name, "services": services, "volumes": {"model-cache": {}}}
 
 
+def node_composes(server: HttpServer) -> dict[str, Yaml]:
+    """Return a compose file for the first of several nodes and one for each of the others.
+
+    Compose starts no other host's containers. The nodes share the network of their hosts; the shell
+    that starts compose has the variables of `NODE_VARIABLES` and the address of its node.
+    """
+    found = {}
+    for number, (name, argv) in enumerate(server.node_programs.items()):
+        service = _service(server, argv, answers=number == 0, computes=True)
+        # Words of the command that are variables are compose's own, not of the container.
+        service["command"] = [_unescaped(word) for word in service["command"]]
+        service.pop("ports", None)
+        service["network_mode"] = "host"
+        service["environment"]["VLLM_HOST_IP"] = "${NODE_ADDRESS:?}"
+        (devices,) = service["deploy"]["resources"]["reservations"]["devices"]
+        devices["count"] = server.deployment.gpus_a_node
+        composed = {"name": server.deployment.name, "services": {name: service}}
+        found[f"compose.{name}.yaml"] = {**composed, "volumes": {"model-cache": {}}}
+    return found
+
+
+def _unescaped(word: str) -> str:
+    variables = {f"$${{{name}:?}}" for name in NODE_VARIABLES}
+    return word.removeprefix("$") if word in variables else word
+
+
 def _service(server: HttpServer, argv: Sequence[str], *, answers: bool, computes: bool) -> Yaml:
     deployment = server.deployment
     service: Yaml = {
@@ -84,7 +129,7 @@ def _service(server: HttpServer, argv: Sequence[str], *, answers: bool, computes
         # The value of the shell that starts compose; nothing if there is none.
         "environment": {**environment(), _SECRET: "${HF_TOKEN:-}"},
         "volumes": [
-            _bind("./config", CONFIG_FOLDER),
+            *([_bind("./config", CONFIG_FOLDER)] if server.files else []),
             {"type": "volume", "source": "model-cache", "target": CACHE},
             *(_bind(folder, folder) for folder in server.folders),
         ],
@@ -135,7 +180,7 @@ def manifests(server: HttpServer) -> dict[str, Yaml]:
     cluster = _cluster(server)
     own = dict(server.front.objects(server.request, cluster))
     objects: dict[str, Yaml] = {
-        "config.yaml": _config(server),
+        **({"config.yaml": _config(server)} if server.files else {}),
         "volume.yaml": _volume(server),
         **(own or {"workload.yaml": _workload(server, cluster), "service.yaml": _entry(server)}),
     }
@@ -150,8 +195,10 @@ def manifests(server: HttpServer) -> dict[str, Yaml]:
 def _cluster(server: HttpServer) -> Cluster:
     deployment, name = server.deployment, server.deployment.name
     claim = {"claimName": f"{name}-models"}
+    config: list[Yaml] = [{"name": "config", "configMap": {"name": f"{name}-config"}}]
+    config = config if server.files else []
     mounts: list[Yaml] = [
-        {"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True},
+        *({"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True} for _ in config),
         {"name": "models", "mountPath": CACHE},
         *({"name": "models", "mountPath": folder, "subPath": folder.strip("/"), "readOnly": True}
           for folder in server.folders),
@@ -167,7 +214,7 @@ def _cluster(server: HttpServer) -> Cluster:
         environment=[{"name": k, "value": v} for k, v in environment().items()],
         mounts=mounts,
         volumes=[
-            {"name": "config", "configMap": {"name": f"{name}-config"}},
+            *config,
             {"name": "models", "persistentVolumeClaim": claim},
             {"name": "shared-memory", "emptyDir": memory},
         ],

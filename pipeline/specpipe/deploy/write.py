@@ -58,9 +58,13 @@ def http_docker_files(server: HttpServer) -> dict[str, str]:
     """Return the texts of the compose file and what it mounts, by their names."""
     return {
         "docker/README.md": http_readme.docker_readme(server),
-        "docker/compose.yaml": to_yaml(http_server.compose(server)),
+        **{f"docker/{name}": to_yaml(made) for name, made in _composes(server).items()},
         **{f"docker/config/{name}": text for name, text in server.files.items()},
     }
+
+
+def _composes(server: HttpServer) -> Mapping[str, object]:
+    return http_server.node_composes(server) or {"compose.yaml": http_server.compose(server)}
 
 
 def http_kubernetes_files(server: HttpServer) -> dict[str, str]:

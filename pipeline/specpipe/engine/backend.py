@@ -118,6 +118,11 @@ class Backend(Protocol):
         """
         ...
 
+    @property
+    def drafts_chains(self) -> bool:
+        """Whether drafts are chains only: `tree: auto` is then one."""
+        ...
+
     def check(self, request: BuildRequest) -> list[Rejection]:
         """Return every reason why `request` cannot be built; empty means that it can."""
         ...

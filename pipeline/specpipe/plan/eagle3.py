@@ -4,6 +4,8 @@ Not here: downloads; a drafter that is only on the hub is not looked at. A backe
 models checks the drafter with them (`Eagle3Source.check`).
 """
 
+from collections.abc import Iterator
+
 from specpipe.checkpoint.eagle3 import open_eagle3
 from specpipe.checkpoint.finding import is_hub_id, named_by
 from specpipe.config.run_config import RunConfig, find_file
@@ -34,4 +36,16 @@ def check_eagle3(config: RunConfig, target: ModelConfig) -> list[Rejection]:
     if path is None or not isinstance(config.speculation, Eagle3):
         return []
     with named_by(config, _KEY):
-        return list(open_eagle3(path).misfits(target))
+        drafter = open_eagle3(path)
+        return [*drafter.misfits(target), *_check_ranks(config, drafter.draft_vocab_size)]
+
+
+def _check_ranks(config: RunConfig, tokens: int) -> Iterator[Rejection]:
+    """Refuse ranks that the drafter's vocabulary does not divide by, which vLLM finds too late."""
+    ranks = config.engine.tp_size
+    if config.engine.backend == "vllm" and ranks and tokens % ranks:
+        yield Rejection(
+            f"{config.speculation.method}: the drafter has a vocabulary of {tokens}, which vLLM "
+            f"does not pad to engine.tp_size {ranks}",
+            "set engine.tp_size to a number that divides it",
+        )

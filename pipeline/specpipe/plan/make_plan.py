@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from specpipe.checkpoint.convert import check_drafter_config
+from specpipe.checkpoint.medusa import HeadsSource
 from specpipe.checkpoint.quantize import check_calibration, check_quantization
 from specpipe.checkpoint.source import Source
 from specpipe.checkpoint.tokenizer import check_tokenizer, read_vocabulary, special_ids
 from specpipe.config.run_config import RunConfig
-from specpipe.config.speculation import Hybrid, Medusa
+from specpipe.config.speculation import Eagle, Hybrid, Medusa
 from specpipe.config.tree import is_open
 from specpipe.core.artifacts import Workspace, read_artifact
 from specpipe.core.contracts import Role
@@ -18,7 +19,7 @@ from specpipe.core.errors import Rejection, SpecpipeError, Unsupported
 from specpipe.core.machine import cpu_kinds, memory_bytes
 from specpipe.core.model import ModelConfig
 from specpipe.core.publishing import why_kept
-from specpipe.core.trees import assumed_accuracy, grow_tree
+from specpipe.core.trees import assumed_accuracy, chain, grow_tree
 from specpipe.engine.backend import Backend, BuildRequest, Command
 from specpipe.engine.fronts.table import FRONTS
 from specpipe.plan.compatibility import (
@@ -77,13 +78,13 @@ def _plan_run(config: RunConfig, workspace: Workspace, opened: OpenedModels) -> 
     """
     backend = load_backend(config.engine.backend)
     found = resolve(config, backend, opened)
-    config = plan_tree(_with_gpus_name(config), found)
+    config = plan_tree(_with_gpus_name(config), found, chains=backend.drafts_chains)
     gpu = find_gpu(config.engine.gpu) if config.engine.gpu else None
     unknown = list(check_unknown(config, found, gpu)) if found.outlined else []
     sizing = Sizing(config, found.models, backend, _memory_of(gpu))
     config = _with_ranks(config, sizing, None if found.outlined else gpu)
     sizing = sizing.with_engine(config.engine)
-    requests = make_requests(config, found.models)
+    requests = _with_heads(make_requests(config, found.models), config, found, workspace)
     differing, own_loop = _compare_draft(found), config.engine.backend == "openvino"
     placed = config.engine.gpu is None if own_loop else gpu is not None
     memory = measure(sizing) if placed and not found.outlined else None
@@ -129,6 +130,30 @@ def _plan_run(config: RunConfig, workspace: Workspace, opened: OpenedModels) -> 
     )
 
 
+_READERS = {"llmapi": "TensorRT-LLM's LLM API", "vllm": "vLLM"}
+
+
+def _with_heads(
+    requests: Mapping[Role, BuildRequest],
+    config: RunConfig,
+    found: Resolved,
+    workspace: Workspace,
+) -> dict[Role, BuildRequest]:
+    """Return requests in which the drafter of a target that is served as it is has a folder.
+
+    Medusa heads are converted to one; another drafter's own folder is read as it is.
+    """
+    own = found.drafters.get("target")
+    if own is None or config.engine.backend != "vllm":
+        return dict(requests)
+    heads = isinstance(own, HeadsSource)
+    folder = str(workspace.checkpoint("draft").resolve() if heads else own.path)
+    return {
+        role: replace(request, sources={**request.sources, "draft": folder})
+        for role, request in requests.items()
+    }
+
+
 def _versions(config: RunConfig, backend: Backend) -> Mapping[str, str]:
     """Return the versions of the backend, with the image of the run's front."""
     found = backend.versions(config.engine.tensorrt_llm)
@@ -167,7 +192,7 @@ def _check_parts(
             yield from check_tokenizer(source, found.models[role]) if source else ()
         elif source is not None and source.path.is_file():
             yield Rejection(
-                f"TensorRT-LLM's LLM API reads no GGUF files, as {source.path}",
+                f"{_READERS[config.engine.backend]} reads no GGUF files, as {source.path}",
                 "give the folder that the file was made from, or use backend: tensorrt or openvino",
             )
     for role, own in found.drafters.items():
@@ -263,11 +288,20 @@ def _check_memory(memory: Memory | None, sizing: Sizing) -> list[Rejection]:
     return check_memory(memory, sizing.config, ways_to_fit(sizing, memory))
 
 
-def plan_tree(config: RunConfig, found: Resolved) -> RunConfig:
-    """Replace `tree: auto` with the best tree for the heads' calibration, or for usual heads."""
+def plan_tree(config: RunConfig, found: Resolved, *, chains: bool = False) -> RunConfig:
+    """Replace `tree: auto` with the best tree for the heads' calibration, or for usual heads.
+
+    With `chains` it is replaced with a chain.
+    """
     options, heads = config.speculation, found.drafters.get("target")
+    if chains and isinstance(options, Eagle) and "speculation.tree" not in config.places:
+        return replace(config, speculation=options.with_tree(chain(options.num_eagle_layers)))
     if heads is None or not isinstance(options, Medusa | Hybrid) or not is_open(options):
         return config
+    if chains:
+        length = min(options.num_draft_tokens, found.models["target"].num_medusa_heads)
+        made = replace(options, tree=chain(length), num_draft_tokens=length)
+        return replace(config, speculation=made)
     accuracy = heads.accuracy or assumed_accuracy(found.models["target"].num_medusa_heads)
     tree = grow_tree(accuracy, options.num_draft_tokens)
     return replace(config, speculation=replace(options, tree=tree, num_draft_tokens=len(tree)))

@@ -12,6 +12,7 @@ from specpipe.config.speculation import (
     MultiToken,
     PromptLookup,
     ReDrafter,
+    Suffix,
     WithLength,
 )
 from specpipe.core.errors import Rejection
@@ -22,6 +23,7 @@ _WITHOUT_LAYERS = {
     "openvino": "draft_model or prompt_lookup",
     "tensorrt": "draft_model or lookahead",
     "llmapi": "eagle3, draft_model or prompt_lookup",
+    "vllm": "eagle3, draft_model or prompt_lookup",
 }
 
 
@@ -52,6 +54,8 @@ def check_options(config: RunConfig, next_token_layers: int = 0) -> Iterator[Rej
             "(num_nextn_predict_layers in config.json)",
             f"use method: {_WITHOUT_LAYERS[backend]}",
         )
+    if backend == "vllm":
+        return  # the backend itself checks its options
     if backend == "openvino":
         if isinstance(options, ReDrafter) and not options.greedy_search:
             yield Rejection(
@@ -81,6 +85,11 @@ def check_options(config: RunConfig, next_token_layers: int = 0) -> Iterator[Rej
                 f"method {options.method} runs only in TensorRT-LLM's LLM API",
                 "use backend: llmapi, or one of medusa, draft_model, prompt_lookup",
             )
+        if isinstance(options, Suffix):
+            yield Rejection(
+                "method suffix runs only in vLLM",
+                "use backend: vllm, or method: prompt_lookup",
+            )
         return
     if isinstance(options, Eagle) and options.tree == "dynamic":
         yield Rejection(
@@ -102,12 +111,22 @@ _TRITONS = (
 )  # fmt: skip
 
 
+_FRONTS_OF = {"llmapi": ("triton", "trtllm_serve", "dynamo"), "vllm": ("vllm_serve",)}
+
+
 def _check_front(config: RunConfig) -> Iterator[Rejection]:
     """Refuse another front than Triton for models that only Triton serves, and Triton's keys."""
     front, backend = config.serving.front, config.engine.backend
+    known = _FRONTS_OF.get(backend, ("triton",))
+    if front not in known and (backend == "vllm" or front == "vllm_serve"):
+        yield Rejection(
+            f"serving.front is {front}, which does not serve backend {backend}",
+            "remove serving.front",
+        )
+        return
     if front == "triton":
         return
-    if backend != "llmapi":
+    if backend not in _FRONTS_OF:
         yield Rejection(
             f"serving.front is {front}, which serves models without engines; backend {backend} is "
             "served by Triton",

@@ -87,7 +87,7 @@ def _batching(plan: Plan) -> str:
 def _hardware(plan: Plan) -> str:
     engine = plan.config.engine
     if engine.gpu is None:
-        return "CPU of this machine" if engine.backend == "openvino" else "GPU not given"
+        return "CPU of this machine" if engine.backend in ("openvino", "vllm") else "GPU not given"
     ranks = engine.tp_size * engine.pp_size
     cut = f", tp {engine.tp_size}, pp {engine.pp_size}" if ranks > 1 else ""
     return f"{ranks} x {engine.gpu}{cut}"

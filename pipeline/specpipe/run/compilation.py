@@ -22,6 +22,7 @@ class CompileJob(Job):
     request: BuildRequest
     backend: Backend
     checkpoint: Path  # the backend reads it, unless it serves the sources
+    heads: Path | None = None  # converted heads of a model that is served as it is
 
     def inputs(self) -> Mapping[str, str]:
         """See `Job`."""
@@ -44,6 +45,8 @@ class CompileJob(Job):
         return Manifest("engine", inputs, facts)
 
     def _checkpoint_key(self) -> dict[str, str]:
+        if self.heads is not None:
+            return {"heads": require_artifact(self.heads, "convert")}
         if self.backend.serves_sources:
             return {}
         return {"checkpoint": require_artifact(self.checkpoint, "convert")}

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from specpipe.checkpoint.source import Source
 from specpipe.config.run_config import RunConfig
+from specpipe.config.speculation import Medusa
 from specpipe.core.artifacts import Workspace
 from specpipe.core.contracts import Role
 from specpipe.plan.make_plan import make_plan
@@ -13,6 +14,7 @@ from specpipe.plan.opened import OpenedModels
 from specpipe.plan.plan import Plan
 from specpipe.run.compilation import CompileJob
 from specpipe.run.conversion import ConvertJob
+from specpipe.run.heads import HeadsJob
 from specpipe.run.jobs import Job
 from specpipe.run.packaging import package_job
 from specpipe.runtime.assembly import load_backend
@@ -67,14 +69,33 @@ def _jobs(plan: Plan, workspace: Workspace, opened: OpenedModels) -> list[Job]:
     backend = load_backend(plan.config.engine.backend)
     memory = workspace.engines / ".digests.json"
     converted = [] if backend.serves_sources else list(plan.requests)
+    heads = _heads_job(plan, workspace, opened)
     return [
+        *([heads] if heads else []),
         *(
             ConvertJob(role, workspace.checkpoint(role), plan.config, opened, memory)
             for role in converted
         ),
         *(
-            CompileJob(role, workspace.engine(role), request, backend, workspace.checkpoint(role))
+            CompileJob(
+                role,
+                workspace.engine(role),
+                request,
+                backend,
+                workspace.checkpoint(role),
+                heads.path if heads else None,
+            )
             for role, request in plan.requests.items()
         ),
         package_job(plan, workspace, opened),
     ]
+
+
+def _heads_job(plan: Plan, workspace: Workspace, opened: OpenedModels) -> HeadsJob | None:
+    """Return the job for Medusa heads of a target that is served as it is, if the run has some."""
+    served = load_backend(plan.config.engine.backend).serves_sources
+    if not served or not isinstance(plan.config.speculation, Medusa) or "target" not in plan.models:
+        return None
+    memory = workspace.engines / ".digests.json"
+    model, place = plan.models["target"], workspace.checkpoint("draft")
+    return HeadsJob("draft", place, plan.config, model, opened, memory)

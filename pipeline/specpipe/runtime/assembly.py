@@ -33,6 +33,7 @@ BACKENDS: dict[str, str] = {
     "openvino": "specpipe.engine.openvino.backend:OpenVinoBackend",
     "tensorrt": "specpipe.engine.tensorrt.backend:TensorRtBackend",
     "llmapi": "specpipe.engine.llmapi.backend:LlmApiBackend",
+    "vllm": "specpipe.engine.vllm.backend:VllmBackend",
 }
 
 PROPOSERS: dict[str, str] = {  # method -> build(options, engines) -> Proposer

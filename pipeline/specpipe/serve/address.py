@@ -98,6 +98,8 @@ def require_free_ports(address: Address) -> None:
         "--http-port": address.http_port,
         "--metrics-port": address.metrics_port,
     }
+    if address.metrics_port == address.http_port:  # a server with one port
+        ports = {"--http-port": address.http_port}
     if len(set(ports.values())) < len(ports):
         raise ConfigError(f"the three ports must differ: {', '.join(map(str, ports.values()))}")
     ip = resolve(address.host)

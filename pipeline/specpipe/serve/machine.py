@@ -18,7 +18,7 @@ def require_triton(repository: Path) -> None:
     if (repository / DESCRIPTION).exists():
         raise Unsupported(
             f"{repository} is not served by Triton (serving.front), so specpipe starts no server",
-            hint=f"start {script} where TensorRT-LLM or Dynamo is installed, or `specpipe package "
+            hint=f"start {script} where its program is installed, or `specpipe package "
             "--deploy`, and give its address: --url http://HOST:8000",
         )
 

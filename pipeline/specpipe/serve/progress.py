@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
+from specpipe.engine.fronts.front import HEALTH
+from specpipe.serve.connect import read_url
 from specpipe.serve.probe import answers_ping, answers_request, answers_stream
 from specpipe.serve.tritonserver import RunningServer
 from specpipe.serve.watch import is_live, read_metrics
@@ -173,9 +175,16 @@ def _look(server: RunningServer) -> Movement | None:
     return None if lines is None else movement(lines)
 
 
+def _is_healthy(url: str, timeout_s: float) -> bool:
+    return read_url(url, timeout_s) is not None
+
+
 def monitors(server: RunningServer, patience: Patience) -> list[Monitor]:
     """Return what watches a server; gRPC is left out where it takes certificates that we lack."""
     url, wait_s = server.address.grpc, patience.answer_s
+    if not server.has_grpc:
+        healthy = partial(_is_healthy, f"{server.url}{HEALTH}", wait_s)
+        return [Pulse(server.program, healthy, patience)]
     found: list[Monitor] = [
         Pulse("tritonserver", partial(is_live, server.address, wait_s), patience)
     ]

@@ -39,6 +39,7 @@ from specpipe.serve.plain import plain_path
 from specpipe.serve.watch import children, describe_end, first_ended, is_ready
 
 STARTING_SECONDS = 120.0
+TRITON = "tritonserver"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,17 @@ class RunningServer:
     engine_socket: Path | None = None  # of an engine that tells whether it moves: `ping_engine`
     front: Model | None = None  # the model that users call; None: the repository does not say
     encrypted: bool = False  # whether gRPC takes only clients with the right certificates
+    program: str = TRITON  # what was started
+
+    @property
+    def has_grpc(self) -> bool:
+        """Whether it is a tritonserver; any other server has an OpenAI API."""
+        return self.program == TRITON
+
+    @property
+    def url(self) -> str:
+        """The address for clients."""
+        return self.address.grpc if self.has_grpc else f"http://{self.address.http}"
 
     def is_alive(self) -> bool:
         """Tell whether the process still runs."""
@@ -64,7 +76,7 @@ class RunningServer:
         """
         code = self.process.poll()
         if code is not None:
-            return f"tritonserver {describe_end(code)}"
+            return f"{self.program} {describe_end(code)}"
         ended = first_ended(self.models)
         return f"the process of the model {ended} ended by itself" if ended else None
 

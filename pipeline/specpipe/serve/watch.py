@@ -9,7 +9,12 @@ from specpipe.serve.address import Address
 from specpipe.serve.connect import read_url
 
 # Triton's own count lacks what a decoupled model still answers, ours what waits in Triton's queue.
-_IN_HAND = ("specpipe_requests_in_flight{", "nv_inference_pending_request_count{")
+_IN_HAND = (
+    "specpipe_requests_in_flight{",
+    "nv_inference_pending_request_count{",
+    "vllm:num_requests_running{",
+    "vllm:num_requests_waiting{",
+)
 
 
 def children(pid: int) -> dict[int, str]:

@@ -19,8 +19,7 @@ from specpipe.serve.address import free_address
 from specpipe.serve.client import Client, ClientTls
 from specpipe.serve.description import require_same_repository
 from specpipe.serve.http.base import is_http
-from specpipe.serve.machine import require_triton
-from specpipe.serve.tritonserver import start_server
+from specpipe.serve.start import require_startable, start_repository
 
 if TYPE_CHECKING:
     from specpipe.validate.questions import Questions
@@ -45,7 +44,7 @@ def validate_run(
     `full` runs all scenarios instead of those of the config. `tls` has the certificates for the
     server at `url`, and `key` the key of its OpenAI API. Writes the report. Raises ConfigError if
     the run is not built, if its prompts or gates cannot be used, or if the server serves another
-    repository; and everything that `validate` and `start_server` raise.
+    repository; and what `validate` and `start_repository` raise.
     """
     from specpipe.validate.questions import load_questions, tokenizer_folder
     from specpipe.validate.report import write_report
@@ -55,7 +54,7 @@ def validate_run(
     config, workspace = with_scenarios(run.config, full=full), run.workspace
     require_repository(run)
     if url is None:
-        require_triton(workspace.repository)
+        require_startable(workspace.repository)
     packaged = read_endpoint(workspace.repository)
     endpoint = _described(url, packaged, tls, key)
     require_valid(config, endpoint)
@@ -75,11 +74,13 @@ def validate_run(
         if url is not None:
             return _running(url, packaged, tls, key, questions.count)
         notify("starting a temporary server")
-        return _started(workspace.repository, logs / "tritonserver.log", questions)
+        return _started(workspace.repository, logs / "tritonserver.log", questions, packaged)
 
     def baseline(plain: Run) -> AbstractContextManager[Client]:
         notify("starting the server of the plain engine (baseline)")
-        return _started(plain.workspace.repository, logs / "tritonserver-baseline.log", questions)
+        place = plain.workspace.repository
+        log = logs / "tritonserver-baseline.log"
+        return _started(place, log, questions, read_endpoint(place))
 
     plain = run.baseline if subject.plain == "build" else None
     if plain is not None:
@@ -125,10 +126,12 @@ def _described(
 
 
 @contextmanager
-def _started(repository: Path, log: Path, questions: "Questions") -> Iterator[Client]:
-    """Serve a repository until the block ends."""
+def _started(
+    repository: Path, log: Path, questions: "Questions", packaged: Endpoint
+) -> Iterator[Client]:
+    """Serve a repository until the block ends; `packaged` describes it."""
     with (
-        start_server(repository, free_address(), log) as server,
-        Client(server.address.grpc, count=questions.count) as client,
+        start_repository(repository, free_address(), log) as server,
+        _running(server.url, packaged, None, None, questions.count) as client,
     ):
         yield client

@@ -21,7 +21,7 @@ from tests.helpers.openai_servers import WORDS, Standin, openai_server
 from tests.helpers.trtllm_build import request
 
 GOLDEN = Path(__file__).parents[2] / "golden/deploy"
-RELEASES = {"trtllm_serve": "1.4.0rc4", "dynamo": "1.3.0rc29"}
+RELEASES = {"trtllm_serve": "1.4.0rc4", "dynamo": "1.3.0rc29", "vllm_serve": None}
 
 
 def server(front: str, gpus: int = 1, gpus_per_node: int = 8, target: str = "org/m") -> HttpServer:
@@ -30,7 +30,7 @@ def server(front: str, gpus: int = 1, gpus_per_node: int = 8, target: str = "org
         sources={"target": target, "draft": "org/draft"}, method="eagle3", draft_nodes=3,
         release=RELEASES[front], front=front, parallel=Parallel(gpus),
     )  # fmt: skip
-    image = chosen.image(RELEASES[front])
+    image = chosen.image(RELEASES[front] or "")
     deployment = Deployment(
         run="llama8b", image=image, base=image, gpus=gpus, gpus_per_node=gpus_per_node,
         gpu_product=None, host_memory_gib=32, repository_gib=16, sequences=8, repository="",
@@ -46,6 +46,8 @@ def texts(made: HttpServer) -> dict[str, str]:
 SERVERS = {
     "trtllm-serve": server("trtllm_serve"),
     "dynamo": server("dynamo", gpus=8, gpus_per_node=4),
+    "vllm-serve": server("vllm_serve"),
+    "vllm-nodes": server("vllm_serve", gpus=8, gpus_per_node=4),
 }
 
 
@@ -63,7 +65,7 @@ def objects(made: HttpServer) -> dict[str, Any]:
     return {name: yaml.safe_load(text) for name, text in found.items() if name.endswith(".yaml")}
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", ["trtllm-serve", "dynamo"])
 def test_what_a_container_mounts_is_there(name: str) -> None:
     found = objects(SERVERS[name])
     claims = {found["kubernetes/volume.yaml"]["metadata"]["name"]}
@@ -92,6 +94,19 @@ def pods(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield found["kubernetes/workload.yaml"]["spec"]["template"]["spec"]
     for component in found.get("kubernetes/graph.yaml", {}).get("spec", {}).get("components", ()):
         yield component["podTemplate"]["spec"]
+
+
+def test_vllms_containers_have_no_file_to_read_and_compose_fills_the_rank_in() -> None:
+    found = objects(SERVERS["vllm-nodes"])
+    assert not [name for name in found if "config" in name or name == "docker/compose.yaml"]
+    (head,) = found["docker/compose.head.yaml"]["services"].values()
+    (worker,) = found["docker/compose.worker.yaml"]["services"].values()
+    assert "${NODE_RANK:?}" in worker["command"] and "0" in head["command"]
+    assert head["command"][-4:] == ["--host", "127.0.0.1", "--port", "8000"]
+    for service in (head, worker):
+        assert service["network_mode"] == "host" and "ports" not in service
+        assert {mount["target"] for mount in service["volumes"]} == {"/model-cache"}
+        assert not [word for word in service["command"] if word.startswith("$$")]
 
 
 def test_a_worker_over_several_nodes_has_its_share_of_gpus_on_each() -> None:

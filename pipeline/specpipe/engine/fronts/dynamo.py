@@ -22,6 +22,8 @@ class Dynamo:
 
     name = "dynamo"
     owner = "nvidia"
+    needs = "Dynamo's operator"
+    entry = "-frontend"
     several_nodes = True
 
     def image(self, release: str) -> str:
@@ -52,6 +54,10 @@ class Dynamo:
         )  # fmt: skip
         frontend = ("python3", "-m", "dynamo.frontend", "--http-port", str(PORT))
         return {_FRONTEND: frontend, _WORKER: worker}
+
+    def node_commands(self, request: BuildRequest) -> Mapping[str, Sequence[str]]:
+        """Return nothing."""
+        return {}
 
     def objects(self, request: BuildRequest, cluster: Cluster) -> Mapping[str, Yaml]:
         """Return the graph, for Dynamo's operator."""

@@ -12,6 +12,7 @@ Yaml = dict[str, Any]
 PORT = 8000  # of the OpenAI API, of every front
 HEALTH = "/health"
 SCRIPT = "serve.sh"  # starts the front on this machine
+NODE_VARIABLES = ("NNODES", "NODE_RANK", "MASTER_ADDR")
 CONFIG_FOLDER = "/config"  # where the files of a front lie in a container
 
 
@@ -42,6 +43,14 @@ class HttpFront(Protocol):
         """What the server calls itself in `owned_by`; see `openai_models.DIALECTS`."""
 
     @property
+    def needs(self) -> str:
+        """What a cluster must have for the objects of `objects`."""
+
+    @property
+    def entry(self) -> str:
+        """How the name of the Service of `objects` ends."""
+
+    @property
     def several_nodes(self) -> bool:
         """Whether the ranks of one model may lie on several nodes."""
 
@@ -58,6 +67,12 @@ class HttpFront(Protocol):
         """Return the programs of one server by their names; its files lie in `folder`.
 
         The one that answers clients is first; the others use the GPUs, unless it is the only one.
+        """
+
+    def node_commands(self, request: BuildRequest) -> Mapping[str, Sequence[str]]:
+        """Return the programs of the first of several nodes and of the others, by their names.
+
+        They have the variables of `NODE_VARIABLES`. Empty: only an operator starts several nodes.
         """
 
     def objects(self, request: BuildRequest, cluster: Cluster) -> Mapping[str, Yaml]:

@@ -7,10 +7,13 @@ from specpipe.engine.backend import BuildRequest
 from specpipe.engine.fronts.dynamo import Dynamo
 from specpipe.engine.fronts.front import HttpFront
 from specpipe.engine.fronts.trtllm_serve import TrtllmServe
+from specpipe.engine.fronts.vllm_serve import VllmServe
 from specpipe.engine.tensorrt.profiles import DEFAULT, profile_of
 
 TRITON = "triton"  # which is no front of this table: it serves a model repository
-FRONTS: Mapping[str, HttpFront] = {front.name: front for front in (TrtllmServe(), Dynamo())}
+FRONTS: Mapping[str, HttpFront] = {
+    front.name: front for front in (TrtllmServe(), Dynamo(), VllmServe())
+}
 
 
 def check_front(request: BuildRequest) -> Iterator[Rejection]:

@@ -22,6 +22,8 @@ class TrtllmServe:
 
     name = "trtllm_serve"
     owner = "tensorrt_llm"
+    needs = ""
+    entry = ""
     several_nodes = False
 
     def image(self, release: str) -> str:
@@ -47,6 +49,10 @@ class TrtllmServe:
             "--extra_llm_api_options", f"{folder}/{OPTIONS}",
         )  # fmt: skip
         return {self.name: argv}
+
+    def node_commands(self, request: BuildRequest) -> Mapping[str, Sequence[str]]:
+        """Return nothing."""
+        return {}
 
     def objects(self, request: BuildRequest, cluster: Cluster) -> Mapping[str, Yaml]:
         """Return nothing: it is a plain server."""

@@ -24,6 +24,7 @@ class LlmApiBackend:
 
     whole_heads = True
     serves_sources = True
+    drafts_chains = False
 
     def check(self, request: BuildRequest) -> list[Rejection]:
         """Return every reason why the requested release cannot serve this model."""

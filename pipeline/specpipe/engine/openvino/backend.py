@@ -42,6 +42,7 @@ class OpenVinoBackend:
 
     whole_heads = False
     serves_sources = False
+    drafts_chains = False
 
     def check(self, request: BuildRequest) -> list[Rejection]:
         """Return every reason why this CPU engine cannot be built."""

@@ -24,6 +24,7 @@ class TensorRtBackend:
 
     whole_heads = True
     serves_sources = False
+    drafts_chains = False
 
     def check(self, request: BuildRequest) -> list[Rejection]:
         """Return every reason why the requested release cannot build this engine."""

@@ -1,0 +1,66 @@
+"""The `vllm` backend: compiles no engine; building writes what starts the server."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from specpipe.core.contracts import LoadedEngine
+from specpipe.core.endpoint import Endpoint, Serving
+from specpipe.core.errors import Rejection, Unsupported
+from specpipe.engine.backend import HERE, BuildRequest, Command, Facts, Footprint, Workshop
+from specpipe.engine.fronts.vllm_serve import VllmServe
+from specpipe.engine.openai_models import openai_endpoint
+from specpipe.engine.tensorrt.footprint import footprint
+from specpipe.engine.vllm.check import check
+from specpipe.engine.vllm.releases import default_release
+
+TOKENIZER = "tokenizer"
+
+
+class VllmBackend:
+    """See `Backend`."""
+
+    whole_heads = False
+    serves_sources = True
+    drafts_chains = True
+
+    def check(self, request: BuildRequest) -> list[Rejection]:
+        """Return every reason why vLLM cannot serve this model."""
+        return check(request)
+
+    def versions(self, release: str | None = None) -> Mapping[str, str]:
+        """Return the release of vLLM, and the image that has it."""
+        found = default_release()
+        return {"vllm": found.name, "container": found.image}
+
+    def commands(self, request: BuildRequest, checkpoint: Path, out: Path) -> list[Command]:
+        """Return no commands."""
+        return []
+
+    def files(self, request: BuildRequest) -> Mapping[str, str]:
+        """Return what starts the server; nothing if vLLM does not have the method."""
+        if request.method not in ("none", *default_release().methods):
+            return {}
+        return VllmServe().files(request)
+
+    def footprint(self, request: BuildRequest) -> Footprint:
+        """Estimate the memory on each GPU, as for a TensorRT-LLM engine of these sizes."""
+        return footprint(request)
+
+    def build(
+        self, request: BuildRequest, checkpoint: Path, out: Path, shop: Workshop = HERE
+    ) -> Facts:
+        """Write the files into `out`; `checkpoint` is not read."""
+        for name, text in self.files(request).items():
+            (out / name).write_text(text, encoding="utf-8")
+        return {"container": default_release().image}
+
+    def endpoint(self, serving: Serving) -> Endpoint:
+        """Return how a run is called; a request cannot change its speculation."""
+        speculates = serving.method != "none"
+        found = openai_endpoint(VllmServe.owner, [serving.model], speculates=speculates)
+        return replace(found, tokenizer=TOKENIZER)
+
+    def load(self, engine: Path) -> LoadedEngine:
+        """Refuse: vLLM runs the model in processes of its own."""
+        raise Unsupported("`vllm serve` loads the model; specpipe cannot load it here")
