@@ -46,7 +46,7 @@ def bench_serving(
     """Build a run, and start its server `starts` times; the last start is used for the memory.
 
     `clients` are numbers of clients whose closed loops are measured after it, as the scenario
-    `concurrency` of `validate` measures them. Raises what `build` and `start_server` raise.
+    `concurrency` of `validate` measures them. Raises what `build` and `start_repository` raise.
     """
     build(run, notify=notify)
     notify(f"{run.config.name}: starting the server {starts} times")

@@ -75,6 +75,7 @@ def judge(machine: Machine, needs: Needs | None) -> list[Finding]:
         _server(machine, needs),
         _numpy(machine, needs),
         Finding("cpu", f"{machine.cpus} CPUs, {' '.join(machine.cpu_kinds)}"),
+        *_vllm(machine, needs),
         *_bfloat16(machine, needs),
         Finding("memory", _size(machine.memory_bytes)),
         _shared_memory(machine),
@@ -102,11 +103,19 @@ def _packages(machine: Machine, needs: Needs | None) -> Iterator[Finding]:
 
 def _server(machine: Machine, needs: Needs | None) -> Finding:
     problem = None
-    if machine.server is None and needs is not None:
+    if machine.server is None and needs is not None and needs.backend != "vllm":
         problem = "in a clone of specpipe: pip install -e '.[cpu]'"
         if needs.profile:
             problem = f"serve in {needs.profile.container}, or with `specpipe package --deploy`"
     return Finding("tritonserver", machine.server or "missing", problem)
+
+
+def _vllm(machine: Machine, needs: Needs | None) -> Iterator[Finding]:
+    """Look for vLLM's program, which only its runs need."""
+    if needs is None or needs.backend != "vllm":
+        return
+    hint = "scripts/setup vllm, or set SPECPIPE_VLLM to the folder of an environment with vLLM"
+    yield Finding("vllm", machine.vllm or "missing", None if machine.vllm else hint)
 
 
 def _numpy(machine: Machine, needs: Needs | None) -> Finding:

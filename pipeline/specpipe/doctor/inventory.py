@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from specpipe.core.errors import Unsupported
 from specpipe.core.machine import cpu_kinds, memory_bytes
 from specpipe.engine.tensorrt.container import RUNTIMES
 from specpipe.engine.tensorrt.machine import (
@@ -19,6 +20,7 @@ from specpipe.engine.tensorrt.machine import (
     find_program,
     installed_versions,
 )
+from specpipe.serve.front_server import find_program as find_front
 from specpipe.serve.tritonserver import find_server
 
 PACKAGES = (
@@ -59,6 +61,14 @@ class Machine:
     runtime: ContainerRuntime | None
     compiler: Path | None  # trtllm-build
     compiler_versions: Mapping[str, str]  # of tensorrt_llm and tensorrt next to it
+    vllm: str | None = None  # where the program is
+
+
+def _vllm() -> str | None:
+    try:
+        return str(find_front("vllm", os.environ))
+    except Unsupported:
+        return None
 
 
 def look(workspace: Path, ports: Sequence[int] = PORTS) -> Machine:
@@ -69,6 +79,7 @@ def look(workspace: Path, ports: Sequence[int] = PORTS) -> Machine:
         python=(sys.version_info.major, sys.version_info.minor, sys.version_info.micro),
         packages={name: _version(name) for name in PACKAGES},
         server=find_server(),
+        vllm=_vllm(),
         cpus=os.cpu_count() or 0,
         cpu_kinds=cpu_kinds(),
         memory_bytes=memory_bytes(),

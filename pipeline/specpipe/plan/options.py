@@ -111,7 +111,7 @@ _TRITONS = (
 )  # fmt: skip
 
 
-_FRONTS_OF = {"llmapi": ("triton", "trtllm_serve", "dynamo"), "vllm": ("vllm_serve",)}
+_FRONTS_OF = {"llmapi": ("triton", "trtllm_serve", "dynamo"), "vllm": ("vllm_serve", "triton")}
 
 
 def _check_front(config: RunConfig) -> Iterator[Rejection]:

@@ -61,7 +61,9 @@ def _summary(plan: Plan) -> Iterator[str]:
     yield _row("run", f"{config.name}: {config.speculation.method}{drafts}{lossy}")
     versions = ", ".join(f"{k} {v}" for k, v in plan.versions.items() if k != "container")
     yield _row("backend", f"{engine.backend} ({versions})")
-    if config.serving.front != "triton":
+    if config.serving.front == "triton" and engine.backend == "vllm":
+        yield _row("front", "triton, with its vllm backend; specpipe does not call it")
+    elif config.serving.front != "triton":
         yield _row("front", f"{config.serving.front}, with an OpenAI API; Triton is not used")
     if plan.versions.get("container"):
         yield _row("container", plan.versions["container"])

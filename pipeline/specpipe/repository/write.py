@@ -18,6 +18,7 @@ from specpipe.repository.topology import (
     engine_options,
     entries,
 )
+from specpipe.runtime.assembly import load_backend
 
 __all__ = [
     "FORMAT",
@@ -70,6 +71,9 @@ def write_repository(plan: RepositoryPlan, out: Path) -> None:
     if plan.config.serving.front in FRONTS:
         _write_front(plan, out)
         return
+    if plan.config.engine.backend == "vllm":
+        _copy_files(plan, out)
+        return
     models = entries(plan)
     for entry in models:
         _write_model(entry, plan, out)
@@ -83,13 +87,19 @@ def write_repository(plan: RepositoryPlan, out: Path) -> None:
 
 def _write_front(plan: RepositoryPlan, out: Path) -> None:
     """Write what another front than Triton reads, and how it is called."""
-    engine, request = plan.engines["target"], plan.requests["target"]
-    for name in FRONTS[request.front].files(request):  # not the engine's manifest
-        shutil.copyfile(engine / name, out / name)
+    _copy_files(plan, out)
     text = dump_endpoint(plan.endpoint) + "\n"
     (out / DESCRIPTION).write_text(text, encoding="utf-8")
     if plan.tokenizer is not None:
         _link(plan.tokenizer, out / plan.endpoint.tokenizer)
+
+
+def _copy_files(plan: RepositoryPlan, out: Path) -> None:
+    """Copy what the backend built, without the manifest."""
+    engine, request = plan.engines["target"], plan.requests["target"]
+    for name in load_backend(plan.config.engine.backend).files(request):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(engine / name, out / name)
 
 
 def _write_model(entry: ModelEntry, plan: RepositoryPlan, out: Path) -> None:

@@ -39,7 +39,8 @@ def asked(method: str = "eagle3", **changes: object) -> BuildRequest:
     if "model" in SECTIONS.get(method, {}):
         sources["draft"] = DRAFT
     tree = CHAIN if method in ("medusa", "eagle") else {}
-    return request(method=method, draft_nodes=3, sources=sources, **{**tree, **changes})
+    given = {"front": "vllm_serve", **tree, **changes}
+    return request(method=method, draft_nodes=3, sources=sources, **given)
 
 
 def test_every_method_of_a_release_is_tried() -> None:
@@ -154,6 +155,18 @@ def test_a_script_of_several_nodes_takes_its_rank_from_its_node(tmp_path: Path) 
     assert head[head.index("--nnodes") :][:6] == ranks and "--headless" not in head
     other = run_script(made, tmp_path, NODE_RANK="1", MASTER_ADDR="10.0.0.1")
     assert other[-1] == "--headless" and "--host" not in other
+
+
+def test_tritons_backend_gets_the_same_arguments(tmp_path: Path) -> None:
+    """Names of `AsyncEngineArgs` are those of the flags, with underscores."""
+    made = asked(front="triton", parallel=Parallel(2), kv_cache_quantization="fp8")
+    assert BACKEND.build(made, tmp_path, tmp_path)["container"] == default_release().image
+    values = json.loads((tmp_path / "vllm_model/1/model.json").read_text())
+    assert values.pop("speculative_config") == speculative_config(made)
+    assert {f"--{name.replace('_', '-')}" for name in values} <= set(FLAGS)
+    assert (values["tensor_parallel_size"], values["kv_cache_dtype"]) == (2, "fp8")
+    config = (tmp_path / "vllm_model/config.pbtxt").read_text()
+    assert "KIND_MODEL" in config and "decoupled: true" in config
 
 
 def test_a_group_of_nodes_restarts_as_one_and_only_its_leader_answers() -> None:

@@ -20,7 +20,7 @@ from specpipe.engine.fronts.front import (
     script,
     shell,
 )
-from specpipe.engine.vllm.arguments import Node, environment, node_count, serve_command
+from specpipe.engine.vllm.arguments import ClusterNode, environment, node_count, serve_command
 from specpipe.engine.vllm.check import check
 from specpipe.engine.vllm.releases import default_release
 
@@ -92,7 +92,7 @@ def _script(
 
 def _on_node(request: BuildRequest, names: Sequence[str], rank: int) -> tuple[str, ...]:
     count, own, first = names
-    node = Node(count, "0" if rank == 0 else own, first, answers=rank == 0)
+    node = ClusterNode(count, "0" if rank == 0 else own, first, answers=rank == 0)
     return serve_command(request, node)
 
 

@@ -19,7 +19,7 @@ _GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Node:
+class ClusterNode:
     """A node of several: its rank, and the address of the first one, which may be variables."""
 
     count: str
@@ -94,7 +94,7 @@ def _schedule(request: BuildRequest) -> dict[str, Field]:
     return {"num_speculative_tokens_per_batch_size": ranges}
 
 
-def serve_command(request: BuildRequest, node: Node | None = None) -> tuple[str, ...]:
+def serve_command(request: BuildRequest, node: ClusterNode | None = None) -> tuple[str, ...]:
     """Return the command line of `vllm serve`, without the address that it listens on."""
     engine, speculation = request.engine, speculative_config(request)
     parallel = engine.parallel

@@ -13,6 +13,7 @@ from specpipe.engine.openai_models import openai_endpoint
 from specpipe.engine.tensorrt.footprint import footprint
 from specpipe.engine.vllm.check import check
 from specpipe.engine.vllm.releases import default_release
+from specpipe.engine.vllm.triton_model import repository_files
 
 TOKENIZER = "tokenizer"
 
@@ -41,6 +42,8 @@ class VllmBackend:
         """Return what starts the server; nothing if vLLM does not have the method."""
         if request.method not in ("none", *default_release().methods):
             return {}
+        if request.front == "triton":
+            return repository_files(request)
         return VllmServe().files(request)
 
     def footprint(self, request: BuildRequest) -> Footprint:
@@ -52,6 +55,7 @@ class VllmBackend:
     ) -> Facts:
         """Write the files into `out`; `checkpoint` is not read."""
         for name, text in self.files(request).items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
             (out / name).write_text(text, encoding="utf-8")
         return {"container": default_release().image}
 
