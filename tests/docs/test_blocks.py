@@ -169,7 +169,9 @@ def check_script(name: str, words: list[str]) -> None:
     assert path.is_file(), f"{name} does not exist"
     assert path.stat().st_mode & 0o100, f"{name} is not executable"
     if path.name == "setup":
-        assert words == ["vllm"] or set(words) <= extras(), f"setup {words}: not extras of pyproject.toml"
+        assert words == ["vllm"] or set(words) <= extras(), (
+            f"setup {words}: not extras of pyproject.toml"
+        )
     text = usage(path) if words else ""
     for choices in re.findall(r"^usage: .*\{([\w,-]+)\}", text):
         text += "".join(usage(path, word) for word in words if word in choices.split(","))

@@ -63,7 +63,7 @@ def http_docker_files(server: HttpServer) -> dict[str, str]:
     }
 
 
-def _composes(server: HttpServer) -> Mapping[str, object]:
+def _composes(server: HttpServer) -> Mapping[str, Mapping[str, Any]]:
     return http_server.node_composes(server) or {"compose.yaml": http_server.compose(server)}
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from specpipe.core.errors import ConfigError, StageFailed, Unsupported
 from specpipe.core.processes import die_with_parent
-from specpipe.engine.fronts.vllm_serve import HEALTH, LAUNCH
+from specpipe.engine.fronts.front import HEALTH
+from specpipe.engine.fronts.vllm_serve import LAUNCH
 from specpipe.serve.address import Address, bracketed, require_free_ports
 from specpipe.serve.connect import read_url
 from specpipe.serve.log import Show, claimed_log, find_cause

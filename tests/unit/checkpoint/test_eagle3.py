@@ -58,7 +58,7 @@ def eagle3_plan(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("backend", ["llmapi", "openvino"])
+@pytest.mark.parametrize("backend", ["llmapi", "openvino", "vllm"])
 def test_a_fitting_drafter_is_planned(
     layout: str, backend: str, write_config, tmp_path: Path
 ) -> None:
@@ -110,7 +110,7 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", MISFITS)
-@pytest.mark.parametrize("backend", ["llmapi", "openvino"])
+@pytest.mark.parametrize("backend", ["llmapi", "openvino", "vllm"])
 def test_a_drafter_that_does_not_fit_is_refused(
     name: str, backend: str, write_config, tmp_path: Path
 ) -> None:

@@ -30,9 +30,9 @@ class ClusterNode:
     @property
     def flags(self) -> tuple[str, ...]:
         """The flags that make it one of several."""
-        flags = ("--nnodes", self.count, "--node-rank", self.rank)
-        flags += ("--master-addr", self.first_address)
-        return flags if self.answers else (*flags, "--headless")
+        flags = ("--nnodes", self.count, "--node-rank", self.rank, "--master-addr")
+        own = () if self.answers else ("--headless",)
+        return (*flags, self.first_address, *own)
 
 
 def speculative_config(
