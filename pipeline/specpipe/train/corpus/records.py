@@ -13,7 +13,7 @@ from specpipe.config.training import Dataset
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.train.corpus.files import JSON, TABLES, kind_of, read_text
 
-_EXTRA = "install the extra `train` of specpipe: pip install 'specpipe-trtllm[train]'"
+_EXTRA = "install the extra `train`, in a clone of specpipe: pip install -e '.[train]'"
 
 
 @dataclass(frozen=True)
