@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
@@ -598,9 +599,12 @@ def test_the_openai_api_is_a_container_that_calls_the_server_next_to_it(nodes: D
 
 def test_the_command_of_the_openai_container_is_one_that_specpipe_takes() -> None:
     service = yaml.safe_load(docker_files(FRONT)["docker/compose.yaml"])["services"]["openai"]
-    _, _, name, command, *options = service["command"]
-    assert (name, command) == ("specpipe", "openai") and "triton:8001" in options
-    context = main.commands["openai"].make_context("openai", options[:-2])  # without the folder
+    _, _, name, verb, *options = service["command"]
+    assert (name, verb) == ("specpipe", "openai") and "triton:8001" in options
+    # A command remembers its help option, so it must see the settings of its group here too.
+    group = click.Context(main, info_name="specpipe", **main.context_settings)
+    command = main.commands["openai"]
+    context = command.make_context("openai", options[:-2], parent=group)  # without the folder
     assert context.params["port"] == 9000 and context.params["served_model_name"] == FRONT.run
 
 
