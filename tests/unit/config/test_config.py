@@ -210,7 +210,12 @@ def test_a_key_may_not_be_given_under_both_names(tmp_path: Path) -> None:
         ("name: demo", "name: a b", 1, "'name' is 'a b': must be at most 100 letters, digits"),
         ("name: demo", "nmae: demo", 1, "unknown key 'nmae'; did you mean 'name'?"),
         ("dtype: bfloat16", "dtype: bf16", 9, "'engine.dtype' is 'bf16'; did you mean 'bfloat16'?"),
-        ("backend: openvino", "backend: vllm", 8, "'engine.backend' is 'vllm'\n  hint: known: "),
+        (
+            "backend: openvino",
+            "backend: sglang",
+            8,
+            "'engine.backend' is 'sglang'\n  hint: known: ",
+        ),
         ("backend: openvino", "backend: tensort", 8, "did you mean 'tensorrt'?"),
         ("num_draft_tokens: 5", "num_draft_tokens: 0", 6, "is 0: must be at least 1"),
         ("num_draft_tokens: 5", "num_draft_tokens: 900", 6, "is 900: must be at most 64"),

@@ -299,7 +299,7 @@ def test_bad_prompts_are_refused_before_a_server_is_started(
     write_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "specpipe.validate.stage.start_server", lambda *given: pytest.fail("a server started")
+        "specpipe.validate.stage.start_repository", lambda *given: pytest.fail("a server started")
     )
     texts = ["short", "word " * 200]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": t}) + "\n" for t in texts))
