@@ -7,6 +7,8 @@ import signal
 import sys
 from collections.abc import Callable
 
+import torch
+
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}  # audited by Python
 Step = Callable[[], None]
 
@@ -47,6 +49,7 @@ def run_in_child(act: Callable[[Step], None], steps: int) -> tuple[int, int]:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         sys.dont_write_bytecode = True  # a module that is imported only now is no step
+        torch.set_num_threads(1)  # renews the pool, which two threads cannot do at once
         act(step)
 
     child = context.Process(target=run)

@@ -183,7 +183,9 @@ class _Forgetful(list[int]):
 def forgets_the_path(honest: Any) -> Any:
     def judge(draft: Any, scores: Any, sequence: Any, *rest: Any) -> Verdict:
         forgetful = SimpleNamespace(
-            tokens=_Forgetful(sequence.tokens), generated=sequence.generated
+            tokens=_Forgetful(sequence.tokens),
+            generated=sequence.generated,
+            constraint=sequence.constraint,
         )
         return honest(draft, scores, forgetful, *rest)
 

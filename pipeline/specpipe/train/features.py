@@ -158,7 +158,9 @@ class _Writing:
         """Return how many batches of this process an interrupted run has written."""
         try:
             whole = self.temporary.stat().st_size == self.begins[-1]
-            return int(json.loads(self.journal.read_text())["batches"]) if whole else 0
+            return (
+                int(json.loads(self.journal.read_text(encoding="utf-8"))["batches"]) if whole else 0
+            )
         except (OSError, ValueError, KeyError):
             return 0
 

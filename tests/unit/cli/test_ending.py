@@ -13,11 +13,13 @@ from tests.helpers.waiting import until
 
 # The command with its work replaced: it holds a temporary folder and a child program.
 HOLDS = """
-import sys, tempfile
+import signal, sys, tempfile
 from specpipe.cli import main
 from specpipe.core.processes import Program, run_logged
 from pathlib import Path
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores both
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 names = {words!r}.split()
 command = main.commands[names[0]]
 for name in names[1:]:

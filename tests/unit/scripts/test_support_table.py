@@ -49,7 +49,7 @@ def run(folder: Path, out: Path) -> "subprocess.CompletedProcess[str]":
 def rows_of(page: str) -> dict[str, list[str]]:
     """Return the cells of every model: its architecture, and the answers."""
     found = (line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| "))
-    return {cells[0]: cells[1:] for cells in found if len(cells) == 5 and "`" in cells[1]}
+    return {cells[0]: cells[1:] for cells in found if len(cells) == 6 and "`" in cells[1]}
 
 
 def test_every_kind_of_answer_is_in_the_table(tmp_path: Path) -> None:
@@ -58,15 +58,15 @@ def test_every_kind_of_answer_is_in_the_table(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     rows = rows_of(out.read_text(encoding="utf-8"))
     assert set(rows) == set(configs())
-    assert rows[LLAMA_2] == ["`LlamaForCausalLM`", "yes", "yes", "yes"]
-    assert rows["acme/awq"][1:] == ["yes, as `int4_awq`", "yes, as `int4_awq`", "yes"]
+    assert rows[LLAMA_2] == ["`LlamaForCausalLM`", "yes", "yes", "yes", "yes"]
+    assert rows["acme/awq"][1:] == ["yes, as `int4_awq`", "yes, as `int4_awq`", "yes", "yes"]
     assert rows["acme/fp8"][1:] == [
-        "quantised by 'fp8', which cannot be read", "the same", "yes"
+        "quantised by 'fp8', which cannot be read", "the same", "yes", "yes"
     ]  # fmt: skip
     assert rows["acme/in-turn"][1] == "yes" and "TensorRT-LLM's GPTNeoX" in rows["acme/in-turn"][2]
-    assert rows["acme/new"][1:] == ["no converter", "no converter", "not known"]
+    assert rows["acme/new"][1:] == ["no converter", "no converter", "not known", "not known"]
     assert rows["acme/reward"][1].startswith("LlamaForSequenceClassification generates no text")
-    assert rows["acme/reward"][2:] == ["the same", "the same"]
+    assert rows["acme/reward"][2:] == ["the same", "the same", "the same"]
     text = out.read_text(encoding="utf-8")
     assert str(tmp_path) not in text and "6 public models of 4 architectures" in text
 

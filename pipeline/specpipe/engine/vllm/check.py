@@ -6,7 +6,7 @@ ranks do not divide, only while it starts: with an AttributeError and an Asserti
 
 from collections.abc import Iterator
 
-from specpipe.config.speculation import Eagle3, Medusa, MultiToken, PromptLookup, WithLength
+from specpipe.config.speculation import Eagle3, Medusa, MultiToken, WithLength
 from specpipe.core.errors import Rejection
 from specpipe.core.trees import depth
 from specpipe.engine.backend import BuildRequest
@@ -62,8 +62,6 @@ def _check_options(request: BuildRequest) -> Iterator[Rejection]:
     for what in found:
         hint = "list one path, or set num_draft_tokens" if "chains" in what else "remove the key"
         yield Rejection(f"vLLM does not support {what}", hint)
-    if isinstance(options, PromptLookup) and options.tree != "chain":
-        return
 
 
 def _check_formats(request: BuildRequest) -> Iterator[Rejection]:

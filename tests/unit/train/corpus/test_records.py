@@ -141,5 +141,5 @@ def test_without_the_library_a_dataset_is_refused_with_the_extra_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(Unsupported, match=r"need the package `datasets`\n.*specpipe-trtllm\[train"):
+    with pytest.raises(Unsupported, match=r"need the package `datasets`\n.*'\.\[train\]'"):
         dataset_records(Dataset("a/b"))
