@@ -73,14 +73,22 @@ def break_even(points: Sequence[LoadPoint]) -> str:
     rates = {(p.clients, p.arm): p.tokens_per_s for p in points if p.clients}
     both = sorted({c for c, _ in rates if c and {(c, "plain"), (c, "speculative")} <= set(rates)})
     if not both:
-        return "not known without both arms under a closed loop"
+        return "break-even is not known without both arms under a closed loop"
     gains = {c: rates[c, "speculative"] / rates[c, "plain"] for c in both}
-    lost = [c for c in both if gains[c] < 1]
+    each = ", ".join(f"{gain:.2f}x with {clients}" for clients, gain in gains.items())
+    return f"{_verdict(gains)} (tokens per second, of plain decoding's: {each})"
+
+
+def _verdict(gains: Mapping[int, float]) -> str:
+    """Describe the gains by number of clients, in its order."""
+    won = [clients for clients, gain in gains.items() if gain >= 1]
+    lost = [clients for clients, gain in gains.items() if gain < 1]
     if not lost:
-        return f"speculation is faster with up to {both[-1]} clients, the most that were measured"
-    won = [c for c in both if c < lost[0]]
+        return f"speculation is faster with up to {won[-1]} clients, the most that were measured"
     if not won:
-        return f"speculation is slower with {lost[0]} client{'s' * (lost[0] > 1)} already"
+        return "speculation is slower with every number of clients that was measured"
+    if won[-1] > lost[0]:
+        return "speculation is sometimes faster and sometimes slower, without one break-even"
     at = _crossing(won[-1], gains[won[-1]], lost[0], gains[lost[0]])
     return f"speculation is faster below {at:.1f} clients (interpolated)"
 

@@ -73,7 +73,9 @@ def points(**rates: tuple[float, float]) -> list[LoadPoint]:
     [
         ({"c1": (10, 15), "c2": (20, 15)}, "faster below 1.7 clients"),
         ({"c1": (10, 15), "c4": (20, 21)}, "faster with up to 4 clients, the most"),
-        ({"c1": (10, 9), "c4": (20, 21)}, "slower with 1 client already"),
+        ({"c1": (10, 9), "c4": (20, 18)}, "slower with every number of clients"),
+        ({"c1": (10, 9), "c4": (20, 21)}, "without one break-even"),
+        ({"c1": (10, 9), "c4": (20, 21)}, "0.90x with 1, 1.05x with 4"),
         ({}, "not known"),
     ],
 )

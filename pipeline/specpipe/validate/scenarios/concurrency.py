@@ -75,7 +75,7 @@ def _sheet(points: Sequence[LoadPoint], crossing: str) -> Sheet:
          *(" / ".join(f"{v:.0f}" for v in three) for three in (p.ttft_ms, p.tpot_ms, p.gap_ms))]
         for p in points
     ]  # fmt: skip
-    return Sheet("Concurrency", f"Break-even: {crossing}.", head, rows)
+    return Sheet("Concurrency", f"{crossing[:1].upper()}{crossing[1:]}.", head, rows)
 
 
 SCENARIO = Scenario(
