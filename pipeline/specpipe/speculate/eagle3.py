@@ -29,11 +29,12 @@ from specpipe.core.contracts import (
 from specpipe.speculate.growth import (
     Node,
     Shares,
+    after_likeliest,
     as_draft,
     as_shares,
     grow_levels,
     likeliest,
-    worth_asking,
+    with_ancestors,
 )
 
 
@@ -47,17 +48,14 @@ class LayerPredictor:
     _states: dict[Node, Logits] = field(default_factory=dict)  # of the nodes that it was run on
 
     def after(self, level: Sequence[Node]) -> Asking[list[Shares]]:
-        """Return predictions of the likeliest nodes; nothing for the others; see `worth_asking`."""
-        asked = worth_asking(level, self._states, self.beams, self.levels)
-        found = yield from self.ask(asked)
-        answers: dict[Node, Shares] = dict(zip(asked, found, strict=False))
-        return [answers.get(node, {}) for node in level]
+        """Return predictions of the likeliest nodes; see `after_likeliest`."""
+        return (yield from after_likeliest(level, self._states, self.beams, self.levels, self.ask))
 
     def ask(self, asked: Sequence[Node]) -> Asking[list[Shares]]:
         """Run the drafter on nodes whose parents it was run on; nothing if it cannot run now."""
         if not asked:
             return []
-        nodes = _with_ancestors(asked)
+        nodes = with_ancestors(asked)
         found = yield from predict(
             Predict(
                 "target",
@@ -69,17 +67,6 @@ class LayerPredictor:
         )
         self._states.update(zip(asked, found.states, strict=False))
         return as_shares(found)
-
-
-def _with_ancestors(asked: Sequence[Node]) -> list[Node]:
-    """Return nodes and all between them and the root, every node after its parent."""
-    found: dict[Node, None] = {}
-    for node in asked:
-        at: Node | None = node
-        while at is not None and at.parent is not None:
-            found[at] = None
-            at = at.parent
-    return sorted(found, key=lambda node: node.depth)
 
 
 class Eagle3Proposer:

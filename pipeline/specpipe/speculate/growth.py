@@ -87,11 +87,8 @@ class Recurrent:
     _states: dict[Node, Logits] = field(default_factory=dict)  # of the nodes that it was run on
 
     def after(self, level: Sequence[Node]) -> Asking[list[Shares]]:
-        """Return predictions of the likeliest nodes; nothing for the others; see `worth_asking`."""
-        asked = worth_asking(level, self._states, self.beams, self.levels)
-        found = yield from self._ask(asked)
-        answers: dict[Node, Shares] = dict(zip(asked, found, strict=True))
-        return [answers.get(node, {}) for node in level]
+        """Return predictions of the likeliest nodes; see `after_likeliest`."""
+        return (yield from after_likeliest(level, self._states, self.beams, self.levels, self._ask))
 
     def _ask(self, asked: Sequence[Node]) -> Asking[list[Shares]]:
         if not asked:
@@ -104,7 +101,24 @@ class Recurrent:
         return as_shares(found)
 
 
-def worth_asking(
+def after_likeliest(
+    level: Sequence[Node],
+    known: Container[Node],
+    beams: int,
+    levels: int,
+    ask: Callable[[Sequence[Node]], Asking[list[Shares]]],
+) -> Asking[list[Shares]]:
+    """Return predictions of the nodes that are worth asking about; nothing for the others.
+
+    `known` have a state. `ask` runs the drafter; it returns nothing if the drafter cannot run.
+    """
+    asked = _worth_asking(level, known, beams, levels)
+    found = yield from ask(asked)
+    answers: dict[Node, Shares] = dict(zip(asked, found or [{}] * len(asked), strict=True))
+    return [answers.get(node, {}) for node in level]
+
+
+def _worth_asking(
     level: Sequence[Node], known: Container[Node], beams: int, levels: int
 ) -> list[Node]:
     """Return the nodes of a level that a drafter with a state is run on; `known` have a state.
@@ -153,8 +167,13 @@ def likeliest(levels: Sequence[Sequence[Node]], nodes: int) -> list[Node]:
 
 def beams(levels: Sequence[Sequence[Node]]) -> list[Node]:
     """Return the nodes of the last level and their ancestors, shallow ones first."""
+    return with_ancestors(levels[-1] if levels else ())
+
+
+def with_ancestors(nodes: Sequence[Node]) -> list[Node]:
+    """Return nodes and all between them and the root, shallow ones first."""
     found: dict[Node, None] = {}
-    for node in levels[-1] if levels else ():
+    for node in nodes:
         at: Node | None = node
         while at is not None and at.parent is not None:
             found[at] = None
