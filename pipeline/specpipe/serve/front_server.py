@@ -10,19 +10,18 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from specpipe.core.errors import ConfigError, StageFailed, Unsupported
+from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.core.processes import die_with_parent
 from specpipe.engine.fronts.front import HEALTH
 from specpipe.engine.fronts.vllm_serve import LAUNCH
 from specpipe.serve.address import Address, bracketed, require_free_ports
 from specpipe.serve.connect import read_url
-from specpipe.serve.log import Show, claimed_log, find_cause
-from specpipe.serve.tritonserver import RunningServer
+from specpipe.serve.log import Show, claimed_log
+from specpipe.serve.tritonserver import RunningServer, await_ready, stop
 
 ENVIRONMENT = "SPECPIPE_VLLM"
 OWN_ENVIRONMENT = Path(".venv-vllm")
@@ -96,6 +95,7 @@ def start_front(
     """
     program = find_program(launch.argv[0], os.environ)
     require_free_ports(address)
+    health = f"http://{bracketed(address.host)}:{address.http_port}{HEALTH}"
     with claimed_log(log, show) as output:
         process = subprocess.Popen(
             [str(program), *launch.argv[1:], *_listening(address)],
@@ -110,10 +110,10 @@ def start_front(
         server = RunningServer(address, process, output.path, program=launch.argv[0])
         try:
             waits = STARTING_SECONDS if timeout_s is None else timeout_s
-            _await_health(server, waits, give_up)
+            await_ready(server, lambda: read_url(health, 5) is not None, waits, give_up, 0.2)
             yield server
         finally:
-            _stop(process)
+            stop(process, signal.SIGTERM, EXIT_SECONDS)
 
 
 def _listening(address: Address) -> Sequence[str]:
@@ -128,34 +128,3 @@ def _environment(program: Path, own: Mapping[str, str]) -> dict[str, str]:
     path = f"{program.parent}:{os.environ.get('PATH', '')}"
     kept = {name: value for name, value in os.environ.items() if not name.startswith("VIRTUAL_ENV")}
     return {"VLLM_NO_USAGE_STATS": "1", **own, **kept, "PATH": path}
-
-
-def _await_health(server: RunningServer, timeout_s: float, give_up: Callable[[], bool]) -> None:
-    url = f"http://{bracketed(server.address.host)}:{server.address.http_port}{HEALTH}"
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if give_up():
-            return
-        if not server.is_alive():
-            raise StageFailed(
-                f"serve: {server.program} ended while starting: {find_cause(server.log)}",
-                hint=f"its whole output is in {server.log}",
-            )
-        if read_url(url, 5) is not None:
-            return
-        time.sleep(0.2)
-    raise StageFailed(
-        f"serve: {server.program} was not ready after {timeout_s:.0f} s",
-        hint=f"its output is in {server.log}",
-    )
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """End the server, gently first, and every process of its group."""
-    with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(EXIT_SECONDS)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

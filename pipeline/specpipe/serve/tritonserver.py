@@ -135,14 +135,15 @@ def start_server(
         endpoint = RunningServer(address, process, log, front=front, encrypted=tls is not None)
         try:
             waits = LOADING_SECONDS if placement is not None else STARTING_SECONDS
-            _await_ready(endpoint, waits if timeout_s is None else timeout_s, give_up)
+            waits = waits if timeout_s is None else timeout_s
+            await_ready(endpoint, lambda: is_ready(address), waits, give_up)
             yield replace(
                 endpoint,
                 models=children(process.pid),
                 engine_socket=meeting if meeting.is_socket() else None,
             )
         finally:
-            _stop(process)
+            stop(process, signal.SIGINT, EXIT_SECONDS + 10)
             _remove_shared_memory(region)
 
 
@@ -234,32 +235,39 @@ def _environment(home: _Home) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _await_ready(endpoint: RunningServer, timeout_s: float, give_up: Callable[[], bool]) -> None:
+def await_ready(
+    server: RunningServer,
+    is_up: Callable[[], bool],
+    timeout_s: float,
+    give_up: Callable[[], bool],
+    pause_s: float = 0.05,
+) -> None:
+    """Wait until `is_up()` or `give_up()`; raises StageFailed if the server ends or is too slow."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if give_up():
             return
-        if not endpoint.is_alive():
+        if not server.is_alive():
             raise StageFailed(
-                f"serve: tritonserver ended while starting: {find_cause(endpoint.log)}",
-                hint=f"its whole output is in {endpoint.log}",
+                f"serve: {server.program} ended while starting: {find_cause(server.log)}",
+                hint=f"its whole output is in {server.log}",
             )
-        if is_ready(endpoint.address):
+        if is_up():
             return
-        time.sleep(0.05)
+        time.sleep(pause_s)
     raise StageFailed(
-        f"serve: tritonserver was not ready after {timeout_s:.0f} s",
-        hint=f"its output is in {endpoint.log}",
+        f"serve: {server.program} was not ready after {timeout_s:.0f} s",
+        hint=f"its output is in {server.log}",
     )
 
 
-def _stop(process: "subprocess.Popen[Any]") -> None:
-    """End the server and everything that it started, gently first."""
+def stop(process: "subprocess.Popen[Any]", gently: signal.Signals, seconds: float) -> None:
+    """End a server and everything that it started: by the signal `gently`, then by SIGKILL."""
     with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signal.SIGINT)
+        process.send_signal(gently)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(EXIT_SECONDS + 10)
-    with contextlib.suppress(ProcessLookupError):  # stubs that outlive it are of its session
+        process.wait(seconds)
+    with contextlib.suppress(ProcessLookupError):  # what outlives it is of its session
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
