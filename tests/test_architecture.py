@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from specpipe.config.backends import BACKENDS
+
 SOURCE = Path(__file__).parents[1] / "pipeline/specpipe"
 
 
@@ -90,6 +92,43 @@ def test_every_module_has_a_layer() -> None:
 def test_every_package_states_what_does_not_belong_there(path: Path) -> None:
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     assert "\n\nNot here: " in text, f"add a sentence `Not here: ...` to the docstring of {path}"
+
+
+def branches(path: Path) -> list[int]:
+    """Return the lines in which a file compares with a backend's name, or has a table of them."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+        elif isinstance(node, ast.Dict):
+            sides = [key for key in node.keys if key is not None]
+        else:
+            sides = [node.value] if isinstance(node, ast.MatchValue) else []
+        parts = [part for side in sides for part in ast.walk(side)]
+        if any(isinstance(part, ast.Constant) and part.value in BACKENDS for part in parts):
+            found.append(getattr(node, "lineno", 0))
+    return found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'engine.backend == "vllm"',
+        'engine.backend not in ("llmapi", other)',
+        'hints = {"tensorrt": 1}',
+        'match name:\n    case "openvino": pass',
+    ],
+)
+def test_a_branch_on_the_name_of_a_backend_is_found(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "planted.py"
+    file.write_text(f'EngineOptions("vllm")\n{text}\n')
+    assert len(branches(file)) == 1 and branches(file)[0] >= 2
+
+
+def test_only_backends_and_their_table_know_the_names_of_backends() -> None:
+    ours = [SOURCE / "config/backends.py", *(SOURCE / "engine").rglob("*.py")]
+    found = {str(path): lines for path in FILES if path not in ours and (lines := branches(path))}
+    assert not found, "ask `EngineOptions.traits` or the `Backend` for a fact"
 
 
 def test_a_public_class_name_is_defined_once() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from specpipe.checkpoint.families import FAMILIES
 from specpipe.config.run_config import RunConfig
-from specpipe.plan.gpus import GPUS
+from specpipe.engine.gpus import GPUS
 
 DOCS = Path(__file__).parents[2] / "docs"
 WORDS_PER_CELL = 30

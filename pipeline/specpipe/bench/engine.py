@@ -83,7 +83,7 @@ def bench_engine(
 def require_measurable(config: RunConfig, past: int) -> None:
     """Refuse a run whose engine cannot be driven from here, and sequences that are too long."""
     engine = config.engine
-    if engine.backend != "openvino":
+    if not engine.traits.own_engine:
         raise Unsupported(
             f"{config.path}: only the CPU engine's steps are measured, not those of backend "
             f"{engine.backend}",

@@ -43,7 +43,7 @@ def quantizing_of(engine: EngineOptions, prompts: Sequence[str] = ()) -> Quantiz
 
     The CPU engine makes its own int8 and int4 weights of plain ones when it is compiled.
     """
-    ours = engine.backend == "openvino" and engine.quantization in WEIGHT_ONLY
+    ours = engine.traits.own_engine and engine.quantization in WEIGHT_ONLY
     return Quantizing(
         "none" if ours else engine.quantization,
         engine.kv_cache_quantization,
@@ -188,7 +188,7 @@ def check_quantization(
         readable = [(foreign.weights, foreign.kv_cache)]
         if foreign.kv_cache == "none":
             readable.append((foreign.weights, "fp8"))  # which needs no calibration
-        if engine.backend == "openvino":
+        if engine.traits.own_engine:
             readable = [(foreign.weights, "none")]  # a CPU keeps its cache as it is
         if asked not in readable:
             weights, cache = readable[0]

@@ -1,7 +1,7 @@
 """Metadata of the fields of records: possible values of a key, and its former spellings."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -38,6 +38,11 @@ def between(low: float, high: float) -> dict[str, Bound]:
 def matching(pattern: str, meaning: str) -> dict[str, Bound]:
     """Field metadata: the whole text matches the pattern, which `meaning` puts in words."""
     return {"bound": Bound(pattern=pattern, meaning=meaning)}
+
+
+def one_of(choices: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Field metadata: the value is one of these words."""
+    return {"choices": tuple(choices)}
 
 
 def formerly(name: str) -> dict[str, str]:

@@ -165,6 +165,8 @@ class _Reader:
             bare = next(member for member in get_args(bare) if get_origin(member) is kind)
         if get_origin(bare) is Literal:
             return self._choice(node, get_args(bare), key)
+        if choices := field.metadata.get("choices"):
+            return self._choice(node, choices, key)
         if get_origin(bare) is tuple:
             return self._items(node, get_args(bare)[0], field, key)
         if get_origin(bare) is dict or get_origin(bare) is Mapping:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from specpipe.config.backends import BACKENDS, Front, Traits
 from specpipe.config.drafting import check_drafting
-from specpipe.config.keys import at_least, between, matching, not_written
+from specpipe.config.keys import at_least, between, matching, not_written, one_of
 from specpipe.config.records import read_record
 from specpipe.config.speculation import (
     PLAIN,
@@ -56,7 +57,7 @@ class TargetOptions:
 class EngineOptions:
     """How the engines are compiled, and for which machine."""
 
-    backend: Literal["openvino", "tensorrt", "llmapi", "vllm"]
+    backend: str = field(metadata=one_of(BACKENDS))
     """`openvino`: any CPU. `tensorrt`: engines for NVIDIA GPUs. `llmapi`: TensorRT-LLM without
     engines. `vllm`: [vLLM](vllm.md), on GPUs or, without `gpu`, on a CPU."""
     gpu: str | None = field(default=None, metadata=matching(r".*\S.*", "the name of a GPU"))
@@ -114,6 +115,11 @@ class EngineOptions:
         )
 
     @property
+    def traits(self) -> Traits:
+        """The facts of the backend."""
+        return BACKENDS[self.backend]
+
+    @property
     def parallel(self) -> Parallel:
         """How every model of the run is spread over GPUs."""
         return Parallel(
@@ -142,7 +148,7 @@ class TlsOptions:
 class ServingOptions:
     """How the engine is served; all keys but `front` are Triton's."""
 
-    front: Literal["triton", "trtllm_serve", "dynamo", "vllm_serve"] = "triton"
+    front: Front = "triton"
     """`llmapi`: the server. `trtllm_serve` and `dynamo` have an OpenAI API and no Triton; see
     [gpu-serving.md](gpu-serving.md#trtllm-serve-and-dynamo). `vllm_serve` is for backend `vllm`,
     where it is the default."""
@@ -241,7 +247,7 @@ class RunConfig:
         if isinstance(options, Hybrid) and options.eagle3 is not None:
             return options.eagle3.model
         if isinstance(options, Eagle3):  # the other backends read its folder as it is
-            return options.draft.model if self.engine.backend == "openvino" else None
+            return options.draft.model if self.engine.traits.own_engine else None
         return options.heads if isinstance(options, Medusa | Hybrid) else None
 
     def drafter_key(self, role: Role) -> str:
@@ -288,8 +294,9 @@ def read_config(path: Path) -> RunConfig:
     _check_hybrid(config, places)
     check_drafting(config.speculation, places)
     _check_baseline(config, places)
-    if config.engine.backend == "vllm" and "serving.front" not in places:
-        config = replace(config, serving=replace(config.serving, front="vllm_serve"))
+    if "serving.front" not in places:
+        front = config.engine.traits.fronts[0]
+        config = replace(config, serving=replace(config.serving, front=front))
     if config.engine.gpu is None and not config.engine.tp_size:
         config = replace(config, engine=replace(config.engine, tp_size=1))
     return replace(config, path=str(path), places=places, remarks=reading.remarks)
@@ -317,7 +324,7 @@ def _check_batching(config: RunConfig, places: Mapping[str, Place]) -> None:
     engine, drafted = config.engine, config.speculation.num_draft_tokens
     for key in ("kv_cache_tokens", "max_num_tokens", "prefix_cache", "batch_invariant"):
         place = places.get(f"engine.{key}")
-        if place and engine.backend != "openvino":
+        if place and not engine.traits.own_engine:
             raise place.error(
                 f"'engine.{key}' is for backend openvino; backend {engine.backend} ignores it",
                 hint="remove the key",

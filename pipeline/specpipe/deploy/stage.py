@@ -30,7 +30,6 @@ from specpipe.repository.description import read_endpoint
 from specpipe.repository.placement import Placement, read_placement
 from specpipe.run.run import Run
 from specpipe.run.stages import require_repository
-from specpipe.runtime.assembly import load_backend
 
 _GIB = 2**30
 _UNKNOWN_WEIGHTS_GIB = 500  # room in the volume for a model whose size the plan does not know
@@ -120,7 +119,7 @@ def describe(plan: Plan, workspace: Workspace, options: DeployOptions) -> Deploy
         access_mode=options.access_mode,
         storage_class=options.storage_class,
         speculates=config.speculation.method != "none",
-        has_meters=not load_backend(config.engine.backend).serves_sources,
+        has_meters=not config.engine.traits.serves_sources,
         certificates=_certificates(config),
         openai=config.serving.openai,
         tokenizer=endpoint.tokenizer,

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from specpipe.config.backends import Traits
 from specpipe.config.run_config import EngineOptions
 from specpipe.core.errors import SpecpipeError
-from specpipe.doctor.inventory import Machine, look
+from specpipe.doctor.inventory import OF_CPUS, Machine, look
+from specpipe.engine.gpus import find_gpu
 from specpipe.engine.tensorrt.profiles import Profile, find_profile
-from specpipe.plan.gpus import find_gpu
 from specpipe.plan.outlook import cpu_notes
 from specpipe.run.run import Run
+from specpipe.serve.front_server import ENVIRONMENT
 
 _LEAST_DRIVER = {"12": 525, "13": 580}  # branch of the driver by CUDA's major version
 _GIB = 2**30
@@ -32,7 +34,7 @@ class Finding:
 class Needs:
     """The requirements of a run."""
 
-    backend: str
+    traits: Traits  # of its backend
     gpu: str | None = None
     ranks: int = 1
     disk_bytes: int = 0  # checkpoints and engines
@@ -59,23 +61,23 @@ def needs_of(run: Run) -> Needs:
     try:
         requests = run.plan.requests
     except SpecpipeError:  # `plan` reports it; this command checks the machine
-        return Needs(engine.backend, engine.gpu, 1, 0, profile, engine)
+        return Needs(engine.traits, engine.gpu, 1, 0, profile, engine)
     target = requests["target"]
     weights = sum(request.model.num_parameters for request in requests.values())
     ranks = target.engine.parallel.world_size
-    return Needs(engine.backend, engine.gpu, ranks, 4 * weights, profile, engine)
+    return Needs(engine.traits, engine.gpu, ranks, 4 * weights, profile, engine)
 
 
 def judge(machine: Machine, needs: Needs | None) -> list[Finding]:
     """Return the facts about the machine, with the problems that they are for `needs`."""
-    compiles = needs is not None and needs.backend == "tensorrt"
+    compiles = needs is not None and needs.traits.upstream_engines
     return [
         _python(machine),
         *_packages(machine, needs),
         _server(machine, needs),
         _numpy(machine, needs),
         Finding("cpu", f"{machine.cpus} CPUs, {' '.join(machine.cpu_kinds)}"),
-        *_vllm(machine, needs),
+        *_program(machine, needs),
         *_bfloat16(machine, needs),
         Finding("memory", _size(machine.memory_bytes)),
         _shared_memory(machine),
@@ -95,33 +97,37 @@ def _python(machine: Machine) -> Finding:
 
 def _packages(machine: Machine, needs: Needs | None) -> Iterator[Finding]:
     for name, version in machine.packages.items():
-        needed = name not in ("openvino", "nvidia-pytriton")
-        needed = needed or (needs is not None and needs.backend == "openvino")
+        needed = name not in OF_CPUS
+        needed = needed or (needs is not None and needs.traits.own_engine)
         missing = f"pip install {name}" if needed else None
         yield Finding(name, version or "missing", None if version else missing)
 
 
 def _server(machine: Machine, needs: Needs | None) -> Finding:
     problem = None
-    if machine.server is None and needs is not None and needs.backend != "vllm":
+    if machine.server is None and needs is not None and needs.traits.program is None:
         problem = "in a clone of specpipe: pip install -e '.[cpu]'"
         if needs.profile:
             problem = f"serve in {needs.profile.container}, or with `specpipe package --deploy`"
     return Finding("tritonserver", machine.server or "missing", problem)
 
 
-def _vllm(machine: Machine, needs: Needs | None) -> Iterator[Finding]:
-    """Look for vLLM's program, which only its runs need."""
-    if needs is None or needs.backend != "vllm":
+def _program(machine: Machine, needs: Needs | None) -> Iterator[Finding]:
+    """Look for the program that serves the run in place of tritonserver, if it needs one."""
+    if needs is None or needs.traits.program is None:
         return
-    hint = "scripts/setup vllm, or set SPECPIPE_VLLM to the folder of an environment with vLLM"
-    yield Finding("vllm", machine.vllm or "missing", None if machine.vllm else hint)
+    name, title = needs.traits.program, needs.traits.title
+    found = machine.programs.get(name)
+    hint = (
+        f"scripts/setup {name}, or set {ENVIRONMENT} to the folder of an environment with {title}"
+    )
+    yield Finding(name, found or "missing", None if found else hint)
 
 
 def _numpy(machine: Machine, needs: Needs | None) -> Finding:
     version = machine.packages.get("numpy")
     old = version is not None and int(version.split(".")[0]) < 2
-    bad = version is not None and not old and needs is not None and needs.backend == "openvino"
+    bad = version is not None and not old and needs is not None and needs.traits.own_engine
     return Finding(
         "numpy for Triton's Python backend",
         "ok" if old else f"{version or 'missing'}, must be below 2",

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from specpipe.config.backends import BACKENDS
 from specpipe.core.errors import Unsupported
 from specpipe.core.machine import cpu_kinds, memory_bytes
 from specpipe.engine.tensorrt.container import RUNTIMES
@@ -23,14 +24,14 @@ from specpipe.engine.tensorrt.machine import (
 from specpipe.serve.front_server import find_program as find_front
 from specpipe.serve.tritonserver import find_server
 
+OF_CPUS = ("openvino", "nvidia-pytriton")  # which a run on GPUs does without
 PACKAGES = (
     "torch",
     "transformers",
     "numpy",
     "tritonclient",
     "tokenizers",
-    "openvino",
-    "nvidia-pytriton",
+    *OF_CPUS,
 )
 PORTS = (8000, 8001, 8002)
 
@@ -61,12 +62,12 @@ class Machine:
     runtime: ContainerRuntime | None
     compiler: Path | None  # trtllm-build
     compiler_versions: Mapping[str, str]  # of tensorrt_llm and tensorrt next to it
-    vllm: str | None = None  # where the program is
+    programs: Mapping[str, str | None]  # that serve runs in place of tritonserver: where they are
 
 
-def _vllm() -> str | None:
+def _find_program(name: str) -> str | None:
     try:
-        return str(find_front("vllm", os.environ))
+        return str(find_front(name, os.environ))
     except Unsupported:
         return None
 
@@ -79,7 +80,6 @@ def look(workspace: Path, ports: Sequence[int] = PORTS) -> Machine:
         python=(sys.version_info.major, sys.version_info.minor, sys.version_info.micro),
         packages={name: _version(name) for name in PACKAGES},
         server=find_server(),
-        vllm=_vllm(),
         cpus=os.cpu_count() or 0,
         cpu_kinds=cpu_kinds(),
         memory_bytes=memory_bytes(),
@@ -90,6 +90,11 @@ def look(workspace: Path, ports: Sequence[int] = PORTS) -> Machine:
         runtime=find_container_runtime(),
         compiler=compiler,
         compiler_versions=installed_versions(compiler) if compiler else {},
+        programs={
+            traits.program: _find_program(traits.program)
+            for traits in BACKENDS.values()
+            if traits.program is not None
+        },
     )
 
 

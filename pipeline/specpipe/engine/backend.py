@@ -3,17 +3,18 @@
 The folders next to this file have the backends.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from specpipe.config.run_config import EngineOptions
+from specpipe.config.run_config import EngineOptions, RunConfig
 from specpipe.config.speculation import Hybrid, Medusa, Speculation
 from specpipe.core.contracts import LoadedEngine, Role
 from specpipe.core.endpoint import Endpoint, Serving
 from specpipe.core.errors import Rejection
 from specpipe.core.model import ModelConfig
+from specpipe.engine.gpus import Gpu
 
 
 @dataclass(frozen=True)
@@ -104,27 +105,23 @@ HERE = Workshop()
 
 
 class Backend(Protocol):
-    """Turns TensorRT-LLM checkpoints into engines for one kind of machine."""
+    """Turns TensorRT-LLM checkpoints into engines for one kind of machine.
 
-    @property
-    def whole_heads(self) -> bool:
-        """Whether checkpoints hold Medusa heads in full, in TensorRT-LLM's layout."""
-        ...
-
-    @property
-    def serves_sources(self) -> bool:
-        """Whether Hugging Face models are served as they are: none is converted, and of a run only
-        the target is built, which knows its draft.
-        """
-        ...
-
-    @property
-    def drafts_chains(self) -> bool:
-        """Whether drafts are chains only: `tree: auto` is then one."""
-        ...
+    What holds for every run of a backend is in `config.backends.Traits`.
+    """
 
     def check(self, request: BuildRequest) -> list[Rejection]:
         """Return every reason why `request` cannot be built; empty means that it can."""
+        ...
+
+    def check_run(self, config: RunConfig) -> Iterator[Rejection]:
+        """Yield every option of a run that it ignores or lacks, in addition to `check`."""
+        ...
+
+    def notes(
+        self, config: RunConfig, models: Mapping[Role, ModelConfig], gpu: Gpu | None
+    ) -> Iterator[str]:
+        """Yield facts about a run that may surprise but do not forbid it; None: no known GPU."""
         ...
 
     def versions(self, release: str | None = None) -> Mapping[str, str]:

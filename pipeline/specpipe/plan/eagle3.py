@@ -41,11 +41,11 @@ def check_eagle3(config: RunConfig, target: ModelConfig) -> list[Rejection]:
 
 
 def _check_ranks(config: RunConfig, tokens: int) -> Iterator[Rejection]:
-    """Refuse ranks that the drafter's vocabulary does not divide by, which vLLM finds too late."""
-    ranks = config.engine.tp_size
-    if config.engine.backend == "vllm" and ranks and tokens % ranks:
+    """Refuse ranks that the drafter's vocabulary does not divide by; the server finds it late."""
+    ranks, traits = config.engine.tp_size, config.engine.traits
+    if not traits.pads_draft_vocabulary and ranks and tokens % ranks:
         yield Rejection(
-            f"{config.speculation.method}: the drafter has a vocabulary of {tokens}, which vLLM "
-            f"does not pad to engine.tp_size {ranks}",
+            f"{config.speculation.method}: the drafter has a vocabulary of {tokens}, which "
+            f"{traits.title} does not pad to engine.tp_size {ranks}",
             "set engine.tp_size to a number that divides it",
         )

@@ -22,6 +22,7 @@ from specpipe.core.publishing import why_kept
 from specpipe.core.trees import assumed_accuracy, chain, grow_tree
 from specpipe.engine.backend import Backend, BuildRequest, Command
 from specpipe.engine.fronts.table import FRONTS
+from specpipe.engine.gpus import Gpu, find_gpu, spelling, unknown_gpu
 from specpipe.plan.compatibility import (
     TokenTable,
     VocabularyDifference,
@@ -31,11 +32,10 @@ from specpipe.plan.compatibility import (
 )
 from specpipe.plan.eagle3 import check_eagle3
 from specpipe.plan.gates import check_validation
-from specpipe.plan.gpus import Gpu, find_gpu, spelling, unknown_gpu
 from specpipe.plan.memory import Memory
 from specpipe.plan.opened import OpenedModels
 from specpipe.plan.options import check_options
-from specpipe.plan.outlook import cpu_notes, engine_notes, outlook
+from specpipe.plan.outlook import cpu_notes, outlook
 from specpipe.plan.plan import (
     Download,
     Plan,
@@ -48,7 +48,7 @@ from specpipe.plan.plan import (
 from specpipe.plan.resolve import Resolved, resolve
 from specpipe.plan.sizing import Sizing, choose_ranks, measure, ways_to_fit
 from specpipe.plan.temporary import temporary_notes
-from specpipe.plan.unknown import check_unknown, class_notes, unknown_notes
+from specpipe.plan.unknown import check_unknown, unknown_notes
 from specpipe.runtime.assembly import describe_endpoint, load_backend
 
 
@@ -77,27 +77,28 @@ def _plan_run(config: RunConfig, workspace: Workspace, opened: OpenedModels) -> 
     of ranks that the plan chose. Raises what `resolve` raises.
     """
     backend = load_backend(config.engine.backend)
-    found = resolve(config, backend, opened)
-    config = plan_tree(_with_gpus_name(config), found, chains=backend.drafts_chains)
+    traits = config.engine.traits
+    found = resolve(config, opened)
+    config = plan_tree(_with_gpus_name(config), found, chains=traits.drafts_chains)
     gpu = find_gpu(config.engine.gpu) if config.engine.gpu else None
     unknown = list(check_unknown(config, found, gpu)) if found.outlined else []
     sizing = Sizing(config, found.models, backend, _memory_of(gpu))
     config = _with_ranks(config, sizing, None if found.outlined else gpu)
     sizing = sizing.with_engine(config.engine)
     requests = _with_heads(make_requests(config, found.models), config, found, workspace)
-    differing, own_loop = _compare_draft(found), config.engine.backend == "openvino"
+    differing, own_loop = _compare_draft(found), traits.own_engine
     placed = config.engine.gpu is None if own_loop else gpu is not None
     memory = measure(sizing) if placed and not found.outlined else None
     rejections = [
         *unknown,
         *_check_requests(config, requests, backend),
-        *_check_parts(config, found, serves_sources=backend.serves_sources),
+        *_check_parts(config, found),
         *refusals(differing, own_loop=own_loop),
         *check_options(config, found.next_token_layers),
         *_check_memory(memory, sizing),
     ]
-    built = {r: q for r, q in requests.items() if r == "target" or not backend.serves_sources}
-    places = list(_places(backend, built, workspace))
+    built = {r: q for r, q in requests.items() if r == "target" or not traits.serves_sources}
+    places = list(_places(built, workspace))
     rejections += _occupied(places)
     commands = tuple(_commands(backend, built, workspace))
     drafter = found.drafters.get("target")
@@ -114,9 +115,8 @@ def _plan_run(config: RunConfig, workspace: Workspace, opened: OpenedModels) -> 
         notes=(
             *found.notes,
             *(unknown_notes(found) if found.outlined else ()),
-            *class_notes(config, found.models),
             *notes(differing, own_loop=own_loop),
-            *engine_notes(config, found.models["target"], gpu),
+            *backend.notes(config, found.models, gpu),
             *cpu_notes(config.engine, cpu_kinds()),
             *temporary_notes(Path(tempfile.gettempdir()), on_cpu=own_loop),
             *_length_notes(config, commands),
@@ -126,11 +126,8 @@ def _plan_run(config: RunConfig, workspace: Workspace, opened: OpenedModels) -> 
         if gpu and memory
         else None,
         files=dict(_files(backend, built, workspace)),
-        downloads={} if backend.serves_sources else dict(_downloads(found)),
+        downloads={} if traits.serves_sources else dict(_downloads(found)),
     )
-
-
-_READERS = {"llmapi": "TensorRT-LLM's LLM API", "vllm": "vLLM"}
 
 
 def _with_heads(
@@ -144,7 +141,7 @@ def _with_heads(
     Medusa heads are converted to one; another drafter's own folder is read as it is.
     """
     own = found.drafters.get("target")
-    if own is None or config.engine.backend != "vllm":
+    if own is None or not config.engine.traits.serves_sources:
         return dict(requests)
     heads = isinstance(own, HeadsSource)
     folder = str(workspace.checkpoint("draft").resolve() if heads else own.path)
@@ -182,17 +179,16 @@ def _located(config: RunConfig, rejections: Iterable[Rejection]) -> Iterator[Rej
         yield replace(rejection, reason=reason)
 
 
-def _check_parts(
-    config: RunConfig, found: Resolved, *, serves_sources: bool
-) -> Iterator[Rejection]:
+def _check_parts(config: RunConfig, found: Resolved) -> Iterator[Rejection]:
     """Check every model: its number formats, tokenizer, heads or drafter, and the tree."""
+    serves_sources = config.engine.traits.serves_sources
     for role, source in found.sources.items():
         if not serves_sources:  # else TensorRT-LLM reads the quantized weights itself
             yield from check_quantization(config.engine, found.models[role], source)
             yield from check_tokenizer(source, found.models[role]) if source else ()
         elif source is not None and source.path.is_file():
             yield Rejection(
-                f"{_READERS[config.engine.backend]} reads no GGUF files, as {source.path}",
+                f"{config.engine.traits.title} reads no GGUF files, as {source.path}",
                 "give the folder that the file was made from, or use backend: tensorrt or openvino",
             )
     for role, own in found.drafters.items():
@@ -220,12 +216,10 @@ def _with_ranks(config: RunConfig, sizing: Sizing, gpu: Gpu | None) -> RunConfig
     return replace(config, engine=replace(config.engine, tp_size=ranks))
 
 
-def _places(
-    backend: Backend, built: Mapping[Role, BuildRequest], workspace: Workspace
-) -> Iterator[Path]:
+def _places(built: Mapping[Role, BuildRequest], workspace: Workspace) -> Iterator[Path]:
     """Yield the folders that `build` writes."""
-    for role in built:
-        if not backend.serves_sources:
+    for role, request in built.items():
+        if not request.engine.traits.serves_sources:
             yield workspace.checkpoint(role)
         yield workspace.engine(role)
     yield workspace.repository

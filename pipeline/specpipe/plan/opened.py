@@ -85,7 +85,7 @@ def beams_of(config: RunConfig) -> ReDrafter | None:
 
 def in_layout(config: RunConfig, drafter: DrafterSource) -> DrafterSource:
     """Return a drafter as the run's backend reads it: Medusa heads compact or in full."""
-    whole = load_backend(config.engine.backend).whole_heads
+    whole = config.engine.traits.whole_heads
     if whole and isinstance(drafter, HeadsSource):
         return drafter.in_full(config.speculation.num_draft_tokens)
     return drafter

@@ -10,7 +10,7 @@ from specpipe.core.errors import Rejection
 from specpipe.core.model import ModelConfig
 from specpipe.core.trees import depth
 from specpipe.engine.backend import BuildRequest, Command
-from specpipe.plan.gpus import find_gpu
+from specpipe.engine.gpus import find_gpu
 from specpipe.plan.memory import Memory
 from specpipe.plan.roofline import Estimate
 

@@ -16,7 +16,6 @@ from specpipe.config.run_config import RunConfig, find_file
 from specpipe.config.speculation import Eagle, eagle3_of
 from specpipe.core.contracts import Role
 from specpipe.core.model import ModelConfig
-from specpipe.engine.backend import Backend
 from specpipe.plan.opened import OpenedModels, beams_of, in_layout, known_drafter, release_of
 
 
@@ -33,14 +32,14 @@ class Resolved:
     least_bytes: int = 0  # that the weights take at least, of all models whose size is not known
 
 
-def resolve(config: RunConfig, backend: Backend, opened: OpenedModels) -> Resolved:
+def resolve(config: RunConfig, opened: OpenedModels) -> Resolved:
     """Find the models of a run and their facts; reads no weights.
 
     Raises ConfigError if one cannot be found, Unsupported if its architecture is unknown and it
     would have to be converted.
     """
     sources = {role: _source(config, role, opened) for role in config.models()}
-    read = {role: _read(config, role, source, backend) for role, source in sources.items()}
+    read = {role: _read(config, role, source) for role, source in sources.items()}
     models = {role: served.model for role, served in read.items()}
     found = {
         role: opened.drafter(config, role)
@@ -92,9 +91,7 @@ def _source(config: RunConfig, role: Role, opened: OpenedModels) -> Source | Non
     return opened.source(config, role)
 
 
-def _read(
-    config: RunConfig, role: Role, source: Source | None, backend: Backend
-) -> UnconvertedModel:
+def _read(config: RunConfig, role: Role, source: Source | None) -> UnconvertedModel:
     """Return the facts of a model, of one that is not on disk from the built-in table.
 
     The files of one that is converted are compared with its config.json if they are here.
@@ -104,7 +101,7 @@ def _read(
     name, dtype = config.models()[role], config.engine.dtype
     facts: HfConfig = source.hf_config if source else known_model(name) or {}
     file = source.config_file if source else Path(name)
-    if backend.serves_sources:
+    if config.engine.traits.serves_sources:
         return read_served(facts, dtype, file, source)
     layers = count_of(facts, "num_nextn_predict_layers")
     if source is None or source.missing:

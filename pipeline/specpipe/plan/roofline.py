@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from specpipe.core.model import ModelConfig
 from specpipe.engine.backend import BuildRequest, Footprint
-from specpipe.plan.gpus import Gpu
+from specpipe.engine.gpus import Gpu
 
 BANDWIDTH_SHARE = 0.75
 FLOPS_SHARE = 0.6

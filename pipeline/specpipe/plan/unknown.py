@@ -6,9 +6,7 @@ from specpipe.config.run_config import EngineOptions, RunConfig
 from specpipe.core.contracts import Role
 from specpipe.core.errors import Rejection
 from specpipe.core.model import ModelConfig
-from specpipe.engine.llmapi.architectures import ARCHITECTURES
-from specpipe.engine.vllm.releases import default_release
-from specpipe.plan.gpus import Gpu
+from specpipe.engine.gpus import Gpu
 from specpipe.plan.memory import RESERVE
 from specpipe.plan.resolve import Resolved
 
@@ -38,26 +36,6 @@ def unknown_notes(found: Resolved) -> Iterator[str]:
     """Yield what is not known, and what is."""
     weights = f"its weights take {_amount(found)}; " if _weights(found) else ""
     yield f"{_who(found.models)}; {weights}whether it fits with its KV cache is not known here"
-
-
-def class_notes(config: RunConfig, models: Mapping[Role, ModelConfig]) -> Iterator[str]:
-    """Yield the architectures that TensorRT-LLM's LLM API or vLLM may not know."""
-    if config.engine.backend == "vllm":
-        release = default_release()
-        for name in sorted({model.architecture for model in models.values()}):
-            if name not in release.architectures:
-                yield (
-                    f"vLLM {release.name} has no class of its own for {name}; it may run the "
-                    "model with transformers' code, which was not tried"
-                )
-    if config.engine.backend != "llmapi":
-        return
-    for name in dict.fromkeys(model.architecture for model in models.values()):
-        if name not in ARCHITECTURES:
-            yield (
-                f"TensorRT-LLM's LLM API may have no class for {name}: its sources of late 2025 "
-                "have none; try the model with it first, or use another backend"
-            )
 
 
 def _who(models: Mapping[Role, ModelConfig]) -> str:

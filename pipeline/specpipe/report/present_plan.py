@@ -61,8 +61,8 @@ def _summary(plan: Plan) -> Iterator[str]:
     yield _row("run", f"{config.name}: {config.speculation.method}{drafts}{lossy}")
     versions = ", ".join(f"{k} {v}" for k, v in plan.versions.items() if k != "container")
     yield _row("backend", f"{engine.backend} ({versions})")
-    if config.serving.front == "triton" and engine.backend == "vllm":
-        yield _row("front", "triton, with its vllm backend; specpipe does not call it")
+    if config.serving.front == "triton" and engine.traits.whole_repository:
+        yield _row("front", f"triton, with its {engine.backend} backend; specpipe does not call it")
     elif config.serving.front != "triton":
         yield _row("front", f"{config.serving.front}, with an OpenAI API; Triton is not used")
     if plan.versions.get("container"):
@@ -73,7 +73,7 @@ def _summary(plan: Plan) -> Iterator[str]:
         f"batch size {engine.max_batch_size}, sequence length {engine.max_seq_len}, "
         f"input length {engine.max_input_len}",
     )
-    if engine.backend == "openvino":
+    if engine.traits.own_engine:
         yield _row("batching", _batching(plan))
 
 
@@ -89,7 +89,7 @@ def _batching(plan: Plan) -> str:
 def _hardware(plan: Plan) -> str:
     engine = plan.config.engine
     if engine.gpu is None:
-        return "CPU of this machine" if engine.backend in ("openvino", "vllm") else "GPU not given"
+        return "CPU of this machine" if engine.traits.runs_on_cpus else "GPU not given"
     ranks = engine.tp_size * engine.pp_size
     cut = f", tp {engine.tp_size}, pp {engine.pp_size}" if ranks > 1 else ""
     return f"{ranks} x {engine.gpu}{cut}"

@@ -26,7 +26,6 @@ from specpipe.repository.signature import (
     served_signature,
     table_of,
 )
-from specpipe.runtime.assembly import load_backend
 
 _TOKENIZER = f"../../{TOKENIZER}"  # seen from a model's version folder
 MOST_INSTANCES = 16  # processes of a text model, unless serving.instances is set
@@ -54,7 +53,7 @@ class RepositoryPlan:
     @property
     def serves_sources(self) -> bool:
         """Whether upstream's LLM API serves the model, without engines of specpipe."""
-        return load_backend(self.config.engine.backend).serves_sources
+        return self.config.engine.traits.serves_sources
 
     @property
     def drafts(self) -> bool:
@@ -87,7 +86,7 @@ class RepositoryPlan:
 
 def drives_engines(config: RunConfig) -> bool:
     """Tell whether the text models of a run call its engines through Triton (BLS)."""
-    return config.engine.backend == "tensorrt" or config.serving.loop == "bls"
+    return config.engine.traits.upstream_engines or config.serving.loop == "bls"
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def repository_options(config: RunConfig) -> dict[str, str]:
 
 def budget_options(plan: RepositoryPlan) -> dict[str, str]:
     """Return the plan's decisions for GPU engines, as options of the config's form."""
-    if plan.config.engine.backend != "tensorrt":
+    if not plan.config.engine.traits.upstream_engines:
         return {}
     return {f"kv tokens {role}": str(budget.tokens) for role, budget in plan.budgets.items()}
 
@@ -71,7 +71,7 @@ def write_repository(plan: RepositoryPlan, out: Path) -> None:
     if plan.config.serving.front in FRONTS:
         _write_front(plan, out)
         return
-    if plan.config.engine.backend == "vllm":
+    if plan.config.engine.traits.whole_repository:
         _copy_files(plan, out)
         return
     models = entries(plan)

@@ -47,7 +47,7 @@ class CompileJob(Job):
     def _checkpoint_key(self) -> dict[str, str]:
         if self.heads is not None:
             return {"heads": require_artifact(self.heads, "convert")}
-        if self.backend.serves_sources:
+        if self.request.engine.traits.serves_sources:
             return {}
         return {"checkpoint": require_artifact(self.checkpoint, "convert")}
 

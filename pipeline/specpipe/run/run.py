@@ -68,7 +68,7 @@ class Run:
 def _jobs(plan: Plan, workspace: Workspace, opened: OpenedModels) -> list[Job]:
     backend = load_backend(plan.config.engine.backend)
     memory = workspace.engines / ".digests.json"
-    converted = [] if backend.serves_sources else list(plan.requests)
+    converted = [] if plan.config.engine.traits.serves_sources else list(plan.requests)
     heads = _heads_job(plan, workspace, opened)
     return [
         *([heads] if heads else []),
@@ -93,7 +93,7 @@ def _jobs(plan: Plan, workspace: Workspace, opened: OpenedModels) -> list[Job]:
 
 def _heads_job(plan: Plan, workspace: Workspace, opened: OpenedModels) -> HeadsJob | None:
     """Return the job for Medusa heads of a target that is served as it is, if the run has some."""
-    served = load_backend(plan.config.engine.backend).serves_sources
+    served = plan.config.engine.traits.serves_sources
     if not served or not isinstance(plan.config.speculation, Medusa) or "target" not in plan.models:
         return None
     memory = workspace.engines / ".digests.json"

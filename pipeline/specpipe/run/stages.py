@@ -22,7 +22,6 @@ from specpipe.engine.backend import Workshop
 from specpipe.plan.make_plan import require_buildable
 from specpipe.run.jobs import STAGES, Job, Progress, StageName
 from specpipe.run.run import Run
-from specpipe.runtime.assembly import load_backend
 
 Notify = Callable[[str], None]
 NOT_COMPARED = "not compared"  # begins the reason for an artifact whose inputs cannot be read
@@ -119,7 +118,7 @@ def status(run: Run) -> list[StageResult]:
 
 def _uncompared(run: Run, error: ConfigError | Unsupported) -> Iterator[StageResult]:
     """Yield which artifacts exist, for a run whose inputs cannot be read."""
-    config, serves = run.config, load_backend(run.config.engine.backend).serves_sources
+    config, serves = run.config, run.config.engine.traits.serves_sources
     runs = [config, *([config.baseline] if config.validate.baseline == "build" else [])]
     for each in runs:
         place = replace(run.workspace, name=each.name)

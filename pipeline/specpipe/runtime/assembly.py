@@ -1,6 +1,7 @@
 """Turns names into engines and proposers; the only module that imports both.
 
-To add a backend or a speculation method, write its module and add one line to a table.
+To add a speculation method, write its module and add one line to the table; backends have theirs in
+`config/backends.py`.
 """
 
 import importlib
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from specpipe.config.backends import BACKENDS
 from specpipe.config.run_config import LEAST_ROWS, RunConfig
 from specpipe.config.speculation import AnyLength, Medusa, NoSpeculation, Speculation, WithLength
 from specpipe.core.contracts import EngineFacts, LoadedEngine, Proposer, Role, Sampling
@@ -29,12 +31,7 @@ from specpipe.speculate.vocabulary import in_vocabulary
 
 SLOW_MS = 100.0  # a step of one row of a large model takes longer
 
-BACKENDS: dict[str, str] = {
-    "openvino": "specpipe.engine.openvino.backend:OpenVinoBackend",
-    "tensorrt": "specpipe.engine.tensorrt.backend:TensorRtBackend",
-    "llmapi": "specpipe.engine.llmapi.backend:LlmApiBackend",
-    "vllm": "specpipe.engine.vllm.backend:VllmBackend",
-}
+_IMPLEMENTATIONS = {name: traits.implementation for name, traits in BACKENDS.items()}
 
 PROPOSERS: dict[str, str] = {  # method -> build(options, engines) -> Proposer
     "none": "specpipe.speculate.none:build",
@@ -66,7 +63,7 @@ def load_backend(name: str) -> Backend:
 
     Raises Unsupported if there is none, or if a package that it needs is not installed.
     """
-    backend: Backend = _find(BACKENDS, name, "backend")()
+    backend: Backend = _find(_IMPLEMENTATIONS, name, "backend")()
     return backend
 
 

@@ -17,8 +17,8 @@ from specpipe.config.speculation import (
     eagle3_of,
 )
 from specpipe.core.errors import Rejection, Unsupported
+from specpipe.engine.gpus import find_gpu, unknown_gpu
 from specpipe.engine.upstream_models import TOKENIZER
-from specpipe.plan.gpus import find_gpu, unknown_gpu
 from specpipe.plan.roofline import Estimate
 from specpipe.run.run import Run
 from specpipe.run.stages import build
@@ -128,7 +128,7 @@ def _require_replay(options: Speculation) -> None:
 def on_this_machine(config: RunConfig) -> RunConfig:
     """Return the run with the CPU engine, under a name of its own if it had another one."""
     engine = config.engine
-    if engine.backend == "openvino":
+    if engine.traits.own_engine:
         return config
     cpu = EngineOptions("openvino", None, "float32", "none", tp_size=1).sized_like(engine)
     return replace(config, name=f"{config.name}.cpu", engine=cpu)
@@ -137,7 +137,7 @@ def on_this_machine(config: RunConfig) -> RunConfig:
 def on_gpu(config: RunConfig, gpu: str) -> RunConfig:
     """Return the run with an engine for `gpu`."""
     engine = config.engine
-    if engine.backend != "openvino":
+    if not engine.traits.own_engine:
         return replace(config, engine=replace(engine, gpu=gpu))
     return replace(config, engine=EngineOptions("tensorrt", gpu, "bfloat16").sized_like(engine))
 

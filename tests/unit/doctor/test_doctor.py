@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from specpipe.config.backends import BACKENDS
 from specpipe.config.run_config import EngineOptions, read_config
 from specpipe.core.artifacts import Workspace
 from specpipe.core.machine import cpu_kinds, emulates_bfloat16
@@ -25,8 +26,9 @@ GOOD = Machine(
     cpu_kinds=("avx2",), memory_bytes=2**40, shared_memory_bytes=2**33, disk_bytes=10**12,
     busy_ports=(), gpus=(H100,) * 4, runtime=ContainerRuntime("docker", True, True),
     compiler=Path("/usr/bin/trtllm-build"), compiler_versions={"tensorrt_llm": "1.2.1"},
+    programs={},
 )  # fmt: skip
-NEEDS = Needs("tensorrt", "H100-SXM", ranks=4, disk_bytes=3 * 10**11, profile=DEFAULT)
+NEEDS = Needs(BACKENDS["tensorrt"], "H100-SXM", ranks=4, disk_bytes=3 * 10**11, profile=DEFAULT)
 
 
 def problems(machine: Machine, needs: Needs | None) -> dict[str, str]:
@@ -80,7 +82,7 @@ def test_either_way_to_compile_will_do() -> None:
 
 
 def test_a_cpu_run_asks_for_other_things() -> None:
-    needs = Needs("openvino")
+    needs = Needs(BACKENDS["openvino"])
     bare = changed(gpus=(), runtime=None, compiler=None, server=None,
                    packages={**PACKAGES, "numpy": "2.4.0"})  # fmt: skip
     found = problems(bare, needs)
@@ -148,7 +150,7 @@ def test_bfloat16_on_a_cpu_without_its_instructions_is_noted(
     notes = list(cpu_notes(engine, kinds))
     assert [("engine.dtype: float32" in note) for note in notes] == [True] * noted
     machine = changed(cpu_kinds=kinds)
-    found = judge(machine, Needs("openvino", engine=engine))
+    found = judge(machine, Needs(BACKENDS["openvino"], engine=engine))
     (lines,) = [[f for f in found if f.name == "bfloat16"]]
     assert len(lines) == noted and not any(line.problem for line in lines)
 

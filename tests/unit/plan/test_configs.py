@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.plan.gpus import GPUS, Gpu
+from specpipe.engine.gpus import GPUS, Gpu
 from specpipe.report.present_plan import plan_text
 from tests.helpers.gpu_configs import CONFIGS, REFUSED, changed, plan_of, words
 from tests.helpers.trtllm_build import parse

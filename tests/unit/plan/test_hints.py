@@ -10,8 +10,8 @@ import pytest
 from specpipe.config.run_config import RunConfig, read_config
 from specpipe.core.errors import Rejection
 from specpipe.core.upstream import ENGINE_MODES
+from specpipe.engine.gpus import GPUS, find_gpu, unknown_gpu
 from specpipe.engine.tensorrt.profiles import DEFAULT
-from specpipe.plan.gpus import GPUS, find_gpu, unknown_gpu
 from specpipe.plan.opened import OpenedModels
 from specpipe.plan.plan import check_memory
 from specpipe.plan.resolve import resolve
@@ -83,9 +83,7 @@ def sizing_of(tmp_path: Path, gib: float, **engine: Any) -> Sizing:
     config = read_config(changed("llama8b_lookahead", CPU, tmp_path))
     backend = load_backend("openvino")
     config = replace(config, engine=replace(config.engine, tp_size=1, **engine))
-    return Sizing(
-        config, resolve(config, backend, OpenedModels()).models, backend, int(gib * 2**30 / 0.95)
-    )
+    return Sizing(config, resolve(config, OpenedModels()).models, backend, int(gib * 2**30 / 0.95))
 
 
 def refused(sizing: Sizing) -> Rejection:

@@ -12,9 +12,10 @@ from specpipe.config.run_config import read_config
 from specpipe.core.artifacts import Workspace
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.core.model import ModelConfig
-from specpipe.plan.gpus import GPUS
+from specpipe.engine.gpus import GPUS
+from specpipe.engine.tensorrt.notes import engine_notes
 from specpipe.plan.make_plan import make_plan, require_buildable
-from specpipe.plan.outlook import assumptions, engine_notes
+from specpipe.plan.outlook import assumptions
 from specpipe.report.present_plan import plan_json, plan_text
 from specpipe.tune.cost import read_costs
 from tests.helpers.models import make_heads, make_llama

@@ -7,8 +7,8 @@ import pytest
 
 from specpipe.core.divisibility import Parallel
 from specpipe.core.model import Experts, RecurrentDrafter
+from specpipe.engine.gpus import GPUS
 from specpipe.engine.tensorrt.footprint import footprint
-from specpipe.plan.gpus import GPUS
 from specpipe.plan.roofline import (
     BANDWIDTH_SHARE,
     FLOPS_SHARE,

@@ -179,7 +179,7 @@ def _check_widths(
             )
         ]
     # upstream interleaves scales in tiles of 128 rows and 4 groups, and does not pad them
-    unit = FP4_GROUP if engine.backend == "openvino" else 128
+    unit = FP4_GROUP if engine.traits.own_engine else 128
     if quantizing.weights == "nvfp4" and any(w % (unit * tp) for w in widths):
         return [
             Rejection(

@@ -3,17 +3,22 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from specpipe.config.run_config import RunConfig
 from specpipe.config.speculation import UPSTREAM_ONLY, Eagle3
-from specpipe.core.contracts import LoadedEngine
+from specpipe.core.contracts import LoadedEngine, Role
 from specpipe.core.endpoint import Endpoint, Serving
 from specpipe.core.errors import Rejection, Unsupported
+from specpipe.core.model import ModelConfig
 from specpipe.engine.backend import HERE, BuildRequest, Command, Facts, Footprint, Workshop
 from specpipe.engine.fronts.table import FRONTS, check_front
+from specpipe.engine.gpus import Gpu
 from specpipe.engine.llmapi.endpoint import describe
 from specpipe.engine.llmapi.model_yaml import FILE, TREE, TREE_SIZES, drafting_fields, model_yaml
+from specpipe.engine.llmapi.notes import class_notes, release_notes, sampling_notes
 from specpipe.engine.llmapi.releases import LlmApiRelease, releases
 from specpipe.engine.tensorrt import check
 from specpipe.engine.tensorrt.footprint import footprint
+from specpipe.engine.tensorrt.options import check_run
 from specpipe.engine.tensorrt.profiles import DEFAULT, Profile, llmapi_releases, profile_of
 
 _KEYS = {TREE: "tree: dynamic"}  # upstream's names that a config spells in another way
@@ -21,10 +26,6 @@ _KEYS = {TREE: "tree: dynamic"}  # upstream's names that a config spells in anot
 
 class LlmApiBackend:
     """See `Backend`."""
-
-    whole_heads = True
-    serves_sources = True
-    drafts_chains = False
 
     def check(self, request: BuildRequest) -> list[Rejection]:
         """Return every reason why the requested release cannot serve this model."""
@@ -39,6 +40,25 @@ class LlmApiBackend:
             *_check_revisions(request),
             *check.check_ranks(request),
         ]
+
+    def check_run(self, config: RunConfig) -> Iterator[Rejection]:
+        """Yield every option of `speculation` that TensorRT-LLM ignores, and several instances."""
+        if (config.serving.instances or 1) > 1:
+            yield Rejection(
+                f"serving.instances is {config.serving.instances}: backend llmapi serves one "
+                "instance; each would load the model again, and NVIDIA's model wants GPUs for each "
+                "(gpu_device_ids)",
+                "remove serving.instances, and raise engine.max_batch_size",
+            )
+        yield from check_run(config)
+
+    def notes(
+        self, config: RunConfig, models: Mapping[Role, ModelConfig], gpu: Gpu | None
+    ) -> Iterator[str]:
+        """Yield the models for which it may have no class, and what depends on the release."""
+        yield from class_notes(model.architecture for model in models.values())
+        yield from sampling_notes(config)
+        yield from release_notes(config)
 
     def versions(self, release: str | None = None) -> Mapping[str, str]:
         """Return the TensorRT-LLM release and the container that serve the model."""

@@ -2,16 +2,21 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import openvino as ov
 
+from specpipe.config.run_config import RunConfig
 from specpipe.core.artifacts import ARITHMETIC
+from specpipe.core.contracts import Role
 from specpipe.core.divisibility import ONE_RANK
 from specpipe.core.endpoint import Endpoint, Serving
 from specpipe.core.errors import Rejection
+from specpipe.core.model import ModelConfig
 from specpipe.engine.backend import HERE, BuildRequest, Command, Facts, Footprint, Workshop
+from specpipe.engine.gpus import Gpu
+from specpipe.engine.openvino import options
 from specpipe.engine.openvino.attention import padded_layers
 from specpipe.engine.openvino.blocks import BLOCK
 from specpipe.engine.openvino.drafter import build_drafter
@@ -39,10 +44,6 @@ OVERHEAD_BYTES = 500 * 2**20  # server, libraries and work buffers, without weig
 
 class OpenVinoBackend:
     """See `Backend`."""
-
-    whole_heads = False
-    serves_sources = False
-    drafts_chains = False
 
     def check(self, request: BuildRequest) -> list[Rejection]:
         """Return every reason why this CPU engine cannot be built."""
@@ -105,6 +106,16 @@ class OpenVinoBackend:
                 )
             )
         return found
+
+    def check_run(self, config: RunConfig) -> Iterator[Rejection]:
+        """Yield every method and option that specpipe's own loop lacks."""
+        return options.check_run(config)
+
+    def notes(
+        self, config: RunConfig, models: Mapping[Role, ModelConfig], gpu: Gpu | None
+    ) -> Iterator[str]:
+        """Return nothing; the plan notes what depends on the machine."""
+        return iter(())
 
     def versions(self, release: str | None = None) -> Mapping[str, str]:
         """Return the versions that the engine's bytes depend on."""

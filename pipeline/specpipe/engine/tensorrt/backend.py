@@ -1,13 +1,16 @@
 """The `tensorrt` backend: engines built by `trtllm-build` and served by Triton's C++ backend."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from specpipe.core.contracts import LoadedEngine
+from specpipe.config.run_config import RunConfig
+from specpipe.core.contracts import LoadedEngine, Role
 from specpipe.core.endpoint import Endpoint, Serving
 from specpipe.core.errors import Rejection, Unsupported
+from specpipe.core.model import ModelConfig
 from specpipe.core.upstream import ENGINE_MODES
 from specpipe.engine.backend import HERE, BuildRequest, Command, Facts, Footprint, Workshop
+from specpipe.engine.gpus import Gpu
 from specpipe.engine.tensorrt import check
 from specpipe.engine.tensorrt.build import build_engine
 from specpipe.engine.tensorrt.eagle import check_eagle
@@ -15,16 +18,14 @@ from specpipe.engine.tensorrt.endpoint import describe
 from specpipe.engine.tensorrt.footprint import footprint
 from specpipe.engine.tensorrt.lower import build_flags
 from specpipe.engine.tensorrt.medusa import check_medusa
+from specpipe.engine.tensorrt.notes import engine_notes
+from specpipe.engine.tensorrt.options import check_run
 from specpipe.engine.tensorrt.profiles import engine_releases, profile_of
 from specpipe.engine.tensorrt.redrafter import check_redrafter
 
 
 class TensorRtBackend:
     """See `Backend`."""
-
-    whole_heads = True
-    serves_sources = False
-    drafts_chains = False
 
     def check(self, request: BuildRequest) -> list[Rejection]:
         """Return every reason why the requested release cannot build this engine."""
@@ -41,6 +42,16 @@ class TensorRtBackend:
             *check_eagle(request),
             *check.check_ranks(request),
         ]
+
+    def check_run(self, config: RunConfig) -> Iterator[Rejection]:
+        """Yield every option of `speculation` that TensorRT-LLM ignores."""
+        return check_run(config)
+
+    def notes(
+        self, config: RunConfig, models: Mapping[Role, ModelConfig], gpu: Gpu | None
+    ) -> Iterator[str]:
+        """Yield what the engines of a method ignore, and what upstream does not document."""
+        return engine_notes(config, models["target"], gpu)
 
     def versions(self, release: str | None = None) -> Mapping[str, str]:
         """Return the versions that the engine's bytes depend on."""

@@ -1,14 +1,17 @@
 """The `vllm` backend: compiles no engine; building writes what starts the server."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from specpipe.core.contracts import LoadedEngine
+from specpipe.config.run_config import RunConfig
+from specpipe.core.contracts import LoadedEngine, Role
 from specpipe.core.endpoint import Endpoint, Serving
 from specpipe.core.errors import Rejection, Unsupported
+from specpipe.core.model import ModelConfig
 from specpipe.engine.backend import HERE, BuildRequest, Command, Facts, Footprint, Workshop
 from specpipe.engine.fronts.vllm_serve import VllmServe
+from specpipe.engine.gpus import Gpu
 from specpipe.engine.openai_models import openai_endpoint
 from specpipe.engine.tensorrt.footprint import footprint
 from specpipe.engine.vllm.check import check
@@ -21,13 +24,25 @@ TOKENIZER = "tokenizer"
 class VllmBackend:
     """See `Backend`."""
 
-    whole_heads = False
-    serves_sources = True
-    drafts_chains = True
-
     def check(self, request: BuildRequest) -> list[Rejection]:
         """Return every reason why vLLM cannot serve this model."""
         return check(request)
+
+    def check_run(self, config: RunConfig) -> Iterator[Rejection]:
+        """Return nothing: `check` refuses what vLLM lacks."""
+        return iter(())
+
+    def notes(
+        self, config: RunConfig, models: Mapping[Role, ModelConfig], gpu: Gpu | None
+    ) -> Iterator[str]:
+        """Yield the models for which vLLM has no class of its own."""
+        release = default_release()
+        for name in sorted({model.architecture for model in models.values()}):
+            if name not in release.architectures:
+                yield (
+                    f"vLLM {release.name} has no class of its own for {name}; it may run the "
+                    "model with transformers' code, which was not tried"
+                )
 
     def versions(self, release: str | None = None) -> Mapping[str, str]:
         """Return the release of vLLM, and the image that has it."""
