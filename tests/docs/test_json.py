@@ -24,7 +24,8 @@ from specpipe.cli import main
 from specpipe.cli.acceptance import acceptance_json
 from specpipe.cli.bench_tables import bench_json
 from specpipe.cli.output import print_error
-from specpipe.cli.present import generation_json, prediction_json, tuning_json
+from specpipe.cli.present import generation_json
+from specpipe.cli.present_tuning import method_json, tuning_json
 from specpipe.cli.report import diff_json, export_json
 from specpipe.cli.serve import print_ready
 from specpipe.config.run_config import read_config
@@ -67,7 +68,7 @@ PRINTED = {
     "report diff": literal_keys(diff_json),
     "report export": literal_keys(export_json),
     "tune": literal_keys(tuning_json),
-    "recommend": literal_keys(prediction_json),
+    "recommend": literal_keys(method_json),
     "train medusa, train redrafter, train eagle3, train draft": fields(TrainResult) | {"report"},
     BENCH: literal_keys(bench_json),
     "acceptance": literal_keys(acceptance_json),

@@ -14,8 +14,10 @@ from specpipe.run.stages import build
 from specpipe.runtime.assembly import Runtime, open_runtime
 from specpipe.runtime.budget import Budget
 from specpipe.tune.candidates import candidates
+from specpipe.tune.race import ms_a_token, serve_one
+from specpipe.tune.result import Tuning
 from specpipe.tune.stage import on_this_machine
-from specpipe.tune.tune import Tuning, ms_a_token, observe, serve_one, tune
+from specpipe.tune.tune import observe, tune
 from specpipe.validate.metrics import Figure, figure
 from specpipe.validate.questions import load_prompts
 

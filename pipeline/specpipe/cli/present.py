@@ -1,7 +1,7 @@
 """Convert results to text and plain values for the command line; makes no decisions."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 from specpipe.config.speculation import Speculation, redrafter_of
@@ -10,7 +10,6 @@ from specpipe.doctor.checks import Finding
 from specpipe.run.stages import NOT_COMPARED, StageResult
 from specpipe.serve.pieces import Generation
 from specpipe.tune.candidates import is_tuned
-from specpipe.tune.tune import MEASURED, Prediction, Tuning
 
 
 def results_text(results: Sequence[StageResult]) -> str:
@@ -89,94 +88,3 @@ def settings_text(options: Speculation) -> str:
     if isinstance(values.get("tree"), tuple):
         values["tree"] = f"{len(values['tree'])} nodes"
     return " ".join([options.method, *(f"{name}={value}" for name, value in values.items())])
-
-
-def predictions_text(found: Sequence[Prediction]) -> str:
-    """Return a line for each method, and the recommendation."""
-    width = max(len(settings_text(p.options)) for p in found)
-    lines = [
-        f"{'method, best settings':<{width}} {'tokens/step':>11} {'ms/token':>9} {'speed-up':>9}"
-    ]
-    lines += [
-        f"{settings_text(p.options):<{width}} {p.tokens_a_step:>11.2f} {p.ms_a_token:>9.1f} "
-        f"{p.speedup:>8.2f}x"
-        for p in found
-    ]
-    best = found[0]
-    why = (
-        "no method is faster than plain decoding here"
-        if best.options.method == "none"
-        else f"{best.tokens_a_step:.2f} tokens per step, {best.ms_a_token:.1f} ms per token"
-    )
-    source = "figures: predicted for the held-out prompts (every second prompt)"
-    advice = f"recommended: {settings_text(best.options)} ({why})"
-    return "\n".join([*lines, "", source, advice])
-
-
-def prediction_json(found: Prediction) -> dict[str, Any]:
-    """Return one prediction as plain values."""
-    return {
-        "options": asdict(found.options),
-        "tokens_per_step": found.tokens_a_step,
-        "ms_per_token": found.ms_a_token,
-        "predicted_speedup": found.speedup,
-    }
-
-
-def tuning_text(tuning: Tuning) -> str:
-    """Return the settings that were tried, the best one and its figures, for people."""
-    cost = ", ".join(
-        f"{n}: {ms:.1f}" for n, ms in zip(tuning.cost.rows, tuning.cost.ms, strict=True)
-    )
-    shown = tuning.tried[:8]
-    width = max([len("settings"), *(len(settings_text(p.options)) for p in shown)])
-    lines = [
-        f"time to verify n tokens, in ms   {cost}",
-        "",
-        "predicted for the prompts on which the settings are chosen (every second prompt)",
-        f"{'settings':<{width}} {'tokens/step':>11} {'speed-up':>9}",
-    ]
-    lines += [
-        f"{settings_text(p.options):<{width}} {p.tokens_a_step:>11.2f} {p.speedup:>8.2f}x"
-        for p in shown
-    ]
-    lines += ["", f"best         {settings_text(tuning.best)}", *_held_out(tuning)]
-    return "\n".join([*lines, f"break-even   {_break_even(tuning.break_even_batch)}"])
-
-
-def _held_out(tuning: Tuning) -> list[str]:
-    """Return the figures of the best settings on the prompts that did not choose them."""
-    held, measured = tuning.holdout, tuning.measured_speedup
-    lines = [
-        f"held out     predicted for the other prompts: {held.tokens_a_step:.2f} tokens/step, "
-        f"{held.speedup:.2f}x"
-    ]
-    if measured is None:
-        return [*lines, "             not measured: the step times are of another machine"]
-    return [
-        *lines,
-        f"             measured on at most {MEASURED} of them: {measured:.2f}x (time per token "
-        "after prefill)",
-    ]
-
-
-def _break_even(batch: int) -> str:
-    if batch < 1:
-        limit = "speculation is never faster"
-    else:
-        limit = f"speculation is faster up to batch size {batch}"
-    return f"{limit} with these step times"
-
-
-def tuning_json(tuning: Tuning) -> dict[str, Any]:
-    """Return the result of `tune` as plain values."""
-    return {
-        "best": asdict(tuning.best),
-        "tokens_per_step": tuning.holdout.tokens_a_step,
-        "predicted_speedup": tuning.holdout.speedup,
-        "measured_speedup": tuning.measured_speedup,
-        "break_even_batch": tuning.break_even_batch,
-        "step_ms": dict(zip(tuning.cost.rows, tuning.cost.ms, strict=True)),
-        "head_accuracy": tuning.accuracy,
-        "tried": [prediction_json(p) for p in tuning.tried],
-    }

@@ -26,17 +26,17 @@ def recommend(
 ) -> None:
     """Compare every available method, each with its best settings.
 
-    Prompt lookup and lookahead are always available. A draft model or heads are compared if the run
-    names them.
+    Prompt lookup and lookahead are always available. A draft model, heads or a drafter are compared
+    if the run names them. On this machine, the methods are then decoded in turn.
 
     \b
     Example:  specpipe recommend --config model_configs/smollm2-135m_medusa.yaml
     """
-    from specpipe.cli.present import prediction_json, predictions_text
+    from specpipe.cli.present_tuning import recommendation_json, recommendation_text
     from specpipe.tune.stage import Prices, recommend_run
 
     run = load(config_path, workspace)
     with show_progress("prompts") as progress:
         found = recommend_run(run, Prices(costs, gpu), notify=say, progress=progress)
-    as_text = json.dumps([prediction_json(p) for p in found], indent=2)
-    click.echo(as_text if as_json else predictions_text(found))
+    as_text = json.dumps(recommendation_json(found), indent=2)
+    click.echo(as_text if as_json else recommendation_text(found))

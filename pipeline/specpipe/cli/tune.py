@@ -15,6 +15,8 @@ from specpipe.cli.options import (
 )
 from specpipe.cli.output import end_json, load, run_flags, say, show_progress, suggest
 
+PLAIN_IS_BEST = "plain decoding, since no setting is faster here"
+
 
 def _require_writable(
     context: click.Context, option: click.Parameter, out: Path | None
@@ -39,7 +41,7 @@ def _require_writable(
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False, writable=True),
     callback=_require_writable,
-    help="Write the run with the chosen settings to this YAML file.",
+    help="Write the run with the chosen settings to this YAML file, which may lie anywhere.",
 )
 @costs_option
 @gpu_option
@@ -55,13 +57,14 @@ def tune(
     """Find the fastest settings of the run's method.
 
     Records the answers to the prompts of `validate:` once. Replays every setting against them with
-    step times measured on this machine, then measures the best setting. For a run with engine.gpu,
-    the CPU engine records the answers and the plan estimates the step times.
+    step times measured on this machine. Then decodes the three most promising settings and plain
+    decoding in turn, and chooses the fastest. For a run with engine.gpu, the CPU engine records the
+    answers and the plan estimates the step times.
 
     \b
     Example:  specpipe tune --config model_configs/smollm2-135m_hybrid.yaml --out tuned.yaml
     """
-    from specpipe.cli.present import tuning_json, tuning_text
+    from specpipe.cli.present_tuning import tuning_json, tuning_text
     from specpipe.tune.settings import write_settings
     from specpipe.tune.stage import Prices, tune_run
 
@@ -71,6 +74,8 @@ def tune(
     click.echo(json.dumps(tuning_json(tuning), indent=2) if as_json else tuning_text(tuning))
     end_json()
     if out is not None:
-        write_settings(config_path, out, tuning)
-        say(f"wrote {out}")
+        remarks = write_settings(run.config, out, tuning)
+        say(f"wrote {out}" if tuning.best.method != "none" else f"wrote {out}: {PLAIN_IS_BEST}")
+        for remark in remarks:
+            say(f"note: {remark}")
         suggest(f"specpipe build {run_flags(out, workspace)}", as_json)

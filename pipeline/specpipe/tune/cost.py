@@ -60,6 +60,7 @@ class Costs:
     heads_ms: float = 0.0  # the heads, once; a drafter, one level
     draft_ms: float = 0.0  # one token of the draft model
     handover_ms: float = 0.0  # between two engines, a step that drafts with the draft model
+    estimated: bool = False  # computed from data sheets, not measured
 
     def drafting_ms(self, head_calls: int, draft_calls: int) -> float:
         """Return the price of the drafters' calls in one step."""
@@ -85,7 +86,8 @@ def read_costs(path: Path) -> Costs:
             raise ValueError(
                 f"in addition to step_ms it may have {', '.join(_PARTS)}, and pads_steps"
             )
-        return Costs(curve, **{name: _ms(value) for name, value in raw.items()})
+        heads, draft, handover = (_ms(raw.get(name, 0.0)) for name in _PARTS)
+        return Costs(curve, heads, draft, handover)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{path}: not a cost model: {error}",

@@ -25,9 +25,11 @@ from specpipe.run.stages import build
 from specpipe.runtime.assembly import open_runtime
 from specpipe.tune.candidates import possible_methods
 from specpipe.tune.cost import CostCurve, Costs, read_costs
+from specpipe.tune.machine_load import watch
 
 if TYPE_CHECKING:
-    from specpipe.tune.tune import Observed, Prediction, Tuning
+    from specpipe.tune.result import Recommendation, Tuning
+    from specpipe.tune.tune import Observed
 
 Notify = Callable[[str], None]
 Progress = Callable[[int, int], None]
@@ -64,7 +66,7 @@ def recommend_run(
     *,
     notify: Notify = lambda text: None,
     progress: Progress = lambda done, total: None,
-) -> "list[Prediction]":
+) -> "Recommendation":
     """Compare the methods that the run's models and its GPU, if any, support.
 
     Reports why every other method is left out. Raises what `tune_run` raises.
@@ -83,6 +85,7 @@ def _observe(run: Run, prices: Prices, notify: Notify, progress: Progress) -> "O
     from specpipe.validate.questions import load_prompts
 
     _require_replay(run.config.speculation)
+    watching = watch()
     costs = _costs(run, prices)
     if costs and not prices.file:
         notify("step times: an estimate for the GPU, not measured")
@@ -91,7 +94,10 @@ def _observe(run: Run, prices: Prices, notify: Notify, progress: Progress) -> "O
     prompts, end_ids = load_prompts(here.config, place.repository / TOKENIZER)
     engines = {role: place.engine(role) for role in plan.requests}
     deployment = open_runtime(plan.config, engines)
-    return observe(plan.config, deployment, prompts, end_ids, costs=costs, progress=progress)
+    return observe(
+        plan.config, deployment, prompts, end_ids,
+        costs=costs, watching=watching, progress=progress,
+    )  # fmt: skip
 
 
 def _build_here(run: Run, notify: Notify, progress: Progress) -> Run:
@@ -165,7 +171,10 @@ def estimated_costs(estimate: Estimate) -> Costs:
     """Return the step times of a plan's estimate as prices."""
     rows = sorted(estimate.costs)
     curve = CostCurve(tuple(rows), tuple(estimate.costs[n] for n in rows))
-    return Costs(curve, estimate.heads_ms, estimate.draft_ms, handover_ms=estimate.handover_ms)
+    return Costs(
+        curve, estimate.heads_ms, estimate.draft_ms,
+        handover_ms=estimate.handover_ms, estimated=True,
+    )  # fmt: skip
 
 
 def _allowed(

@@ -1,48 +1,20 @@
 """`specpipe tune`: record answers, time steps, replay all settings, measure the best one."""
 
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from specpipe.config.run_config import RunConfig
-from specpipe.config.speculation import PLAIN, Lookahead, NoSpeculation, Speculation, redrafter_of
-from specpipe.core.contracts import Sampling
+from specpipe.config.speculation import PLAIN, Lookahead, Speculation, redrafter_of
 from specpipe.runtime.assembly import Runtime
-from specpipe.runtime.batcher import finish
-from specpipe.runtime.budget import Budget
-from specpipe.speculate.decode import Limits, Step
 from specpipe.tune.candidates import candidates
-from specpipe.tune.cost import CostCurve, Costs, measure_costs
+from specpipe.tune.cost import Costs, measure_costs
+from specpipe.tune.machine_load import LoadWatch, watch
+from specpipe.tune.race import Arms, finalists, measure, serve_one
 from specpipe.tune.replay import PricedBudget, ReplayedStep, priced, replay
+from specpipe.tune.result import GAIN, Prediction, Raced, Recommendation, Tuning
 from specpipe.tune.trace import DrafterKind, Trace, head_accuracy, record
 
-GAIN = 1.03  # a setting must promise this much, or plain decoding is chosen
-MEASURED = 4  # held-out prompts that the choice is run on: plain decoding of more takes too long
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The predicted figures of a setting, at concurrency 1."""
-
-    options: Speculation
-    tokens_a_step: float
-    ms_a_token: float
-    speedup: float  # over plain decoding
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """The best settings and their figures."""
-
-    best: Speculation  # NoSpeculation: do not speculate
-    tried: tuple[Prediction, ...]  # on the fitting half of the prompts, the best first
-    holdout: Prediction  # the best one on the other half
-    measured_speedup: float | None  # of the best one on `MEASURED` of those; None: elsewhere
-    cost: CostCurve
-    break_even_batch: int  # for an engine that batches; see `CostCurve.break_even_batch`
-    accuracy: tuple[tuple[float, ...], ...]  # of the heads, [heads, ranks]; empty without heads
 
 
 @dataclass(frozen=True)
@@ -56,6 +28,7 @@ class Observed:
     held: list[Trace]  # and checked on these
     costs: Costs
     elsewhere: bool  # the costs are not those of this machine
+    watch: LoadWatch = field(default_factory=watch)
 
 
 def observe(
@@ -65,12 +38,14 @@ def observe(
     end_ids: tuple[int, ...],
     *,
     costs: Costs | None = None,
+    watching: LoadWatch | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Observed:
     """Record the answers to all prompts, every second one held out, and time the engines.
 
     `costs` are those of another machine, for a choice that is meant for it.
     """
+    watching = (watching or watch()).start()
     traces = record(
         deployment,
         prompts,
@@ -88,39 +63,74 @@ def observe(
         drafter=_drafter(config),
         beams=drafter.num_beams if drafter else 0,
     )
-    elsewhere = costs is not None
-    return Observed(config.speculation, deployment, end_ids, fit, held, here, elsewhere=elsewhere)
+    return Observed(
+        config.speculation, deployment, end_ids, fit, held, here,
+        elsewhere=costs is not None, watch=watching,
+    )  # fmt: skip
 
 
 def tune(seen: Observed) -> Tuning:
-    """Choose the settings of the run's method; measure the best one on held-out prompts."""
+    """Choose the settings of the run's method: the fastest of the settings that promise most.
+
+    Those are decoded on held-out prompts. With the costs of another machine, the prediction
+    decides.
+    """
     accuracy = head_accuracy(seen.fit)
     tried = _predict_all(seen, _possible(seen, seen.speculation, accuracy))
-    worth_it = bool(tried) and tried[0].speedup >= GAIN
-    best = tried[0].options if worth_it else PLAIN
+    measured = () if seen.elsewhere else _race(seen, finalists(tried))
+    best = _best(tried, measured, elsewhere=seen.elsewhere)
     holdout = _predict(seen, best, seen.held)
     step = seen.costs.step
     return Tuning(
         best,
         tuple(tried),
         holdout,
-        None if seen.elsewhere else measure_speedup(seen, best),
+        measured,
         step,
         step.break_even_batch(1 + best.num_draft_tokens, holdout.tokens_a_step),
         tuple(map(tuple, accuracy)),
+        seen.elsewhere,
+        seen.watch.read(),
+        seen.costs.estimated,
     )
 
 
-def recommend(seen: Observed, methods: Sequence[Speculation]) -> list[Prediction]:
+def _race(seen: Observed, chosen: Sequence[Prediction]) -> tuple[Raced, ...]:
+    arms = Arms(seen.deployment, seen.costs, seen.end_ids)
+    return measure(arms, seen.held, chosen)
+
+
+def _best(
+    tried: Sequence[Prediction], measured: Sequence[Raced], *, elsewhere: bool
+) -> Speculation:
+    """Return the setting that is faster than plain decoding, by measurement where there is one."""
+    if elsewhere:
+        promises = bool(tried) and tried[0].speedup >= GAIN
+        return tried[0].options if promises else PLAIN
+    reaches = bool(measured) and measured[0].overall >= GAIN
+    return measured[0].options if reaches else PLAIN
+
+
+def recommend(seen: Observed, methods: Sequence[Speculation]) -> Recommendation:
     """Return plain decoding and every method at its best, the fastest first.
 
-    Settings are chosen on one half of the prompts, the figures are those of the other.
+    Settings are chosen on one half of the prompts, the figures are those of the other. The methods
+    are then decoded in turn, unless the costs are those of another machine.
     """
     accuracy = head_accuracy(seen.fit)
     tried = [_predict_all(seen, _possible(seen, method, accuracy)) for method in methods]
-    best = [predictions[0].options for predictions in tried if predictions]
-    found = [_predict(seen, options, seen.held) for options in (PLAIN, *best)]
-    return sorted(found, key=lambda p: -round(p.speedup, 2))  # of equal ones, plain decoding first
+    best = [predictions[0] for predictions in tried if predictions]
+    measured = () if seen.elsewhere else _race(seen, best)
+    found = [_predict(seen, options, seen.held) for options in (PLAIN, *(p.options for p in best))]
+    ordered = sorted(found, key=lambda p: -_speed(p, measured))  # of equal ones, plain is first
+    if _speed(ordered[0], measured) < GAIN:
+        ordered.sort(key=lambda p: p.options != PLAIN)
+    return Recommendation(tuple(ordered), measured, seen.watch.read())
+
+
+def _speed(found: Prediction, measured: Sequence[Raced]) -> float:
+    """Return the measured speed-up; the predicted one of what was not decoded."""
+    return next((m.overall for m in measured if m.options == found.options), found.speedup)
 
 
 def _possible(
@@ -182,42 +192,3 @@ def _run_steps(
     steps = serve_one(served, budget, trace.prompt, len(trace.output))
     rows = 1 + options.num_draft_tokens
     return [ReplayedStep(rows if s.drafted else 1, 0, len(s.tokens), 0.0) for s in steps]
-
-
-def serve_one(
-    deployment: Runtime,
-    budget: Budget,
-    prompt: Sequence[int],
-    max_tokens: int,
-    end_ids: tuple[int, ...] = (),
-) -> Iterator[Step]:
-    """Decode one prompt greedily as a server does, which keeps its budget between requests."""
-    batcher = deployment.batcher(budget)
-    decoding = deployment.decoding(prompt, Sampling(end_ids=end_ids), Limits(max_tokens))
-    for event in finish(batcher, deployment.add(batcher, decoding)):
-        if isinstance(event, Step):
-            yield event
-
-
-def measure_speedup(seen: Observed, options: Speculation) -> float:
-    """Decode with and without `options` in turn; returns the ratio of the mean times per token."""
-    if isinstance(options, NoSpeculation):
-        return 1.0
-    arms = {
-        fast: (replace(seen.deployment, speculation=chosen), Budget(seen.costs.step.measured()))
-        for fast, chosen in ((True, options), (False, PLAIN))
-    }
-    spent: dict[bool, list[float]] = {True: [], False: []}
-    for turn, trace in enumerate(seen.held[:MEASURED]):
-        for fast in (turn % 2 == 0, turn % 2 == 1):
-            steps = serve_one(*arms[fast], trace.prompt, len(trace.output), seen.end_ids)
-            spent[fast] += ms_a_token(steps)
-    return statistics.mean(spent[False]) / statistics.mean(spent[True])
-
-
-def ms_a_token(steps: Iterator[Step]) -> list[float]:
-    """Return the time per token after the first step, which reads the prompt; [] if it was all."""
-    next(steps)
-    began = time.perf_counter_ns()
-    tokens = sum(len(step.tokens) for step in steps)
-    return [(time.perf_counter_ns() - began) / 1e6 / tokens] if tokens else []

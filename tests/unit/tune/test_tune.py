@@ -32,11 +32,12 @@ from specpipe.runtime.assembly import Runtime
 from specpipe.runtime.budget import Budget
 from specpipe.tune.candidates import candidates, possible_methods
 from specpipe.tune.cost import CostCurve, Costs, measure_cost, measure_costs, read_costs, rising
+from specpipe.tune.race import serve_one
 from specpipe.tune.replay import ReplayedStep, priced, replay
 from specpipe.tune.settings import replace_speculation
 from specpipe.tune.stage import Prices, on_this_machine, recommend_run, tune_run
 from specpipe.tune.trace import DrafterKind, Trace, head_accuracy, record
-from specpipe.tune.tune import price, serve_one
+from specpipe.tune.tune import price
 from tests.helpers.scripted_engine import ScriptedEngine
 from tests.helpers.scripted_model import random_distribution
 
@@ -351,13 +352,14 @@ def test_a_run_is_tuned_from_its_config(write_config, tmp_path: Path) -> None:
     tuning = tune_run(Run(config, Workspace(tmp_path, config.name)), Prices())
     speedups = [p.speedup for p in tuning.tried]
     assert len(tuning.tried) > 20 and speedups == sorted(speedups, reverse=True)
-    assert tuning.best in [NoSpeculation(), tuning.tried[0].options]
-    assert tuning.measured_speedup and tuning.measured_speedup > 0
+    assert tuning.best in [NoSpeculation(), *(found.options for found in tuning.measured)]
+    assert len({found.options.num_draft_tokens for found in tuning.measured}) == 3
     dear = tmp_path / "dear.json"
     dear.write_text(json.dumps({"step_ms": {"1": 1.0, "2": 100.0}}))
     found = recommend_run(Run(config, Workspace(tmp_path, config.name)), Prices(dear))
-    assert found[0].options == NoSpeculation() and found[0].speedup == pytest.approx(1, rel=0.01)
-    assert {p.options.method for p in found} == {"none", "prompt_lookup", "lookahead"}
+    best = found.found[0]
+    assert best.options == NoSpeculation() and best.speedup == pytest.approx(1, rel=0.01)
+    assert {p.options.method for p in found.found} == {"none", "prompt_lookup", "lookahead"}
 
 
 def test_a_run_for_a_gpu_is_tuned_with_the_cpu_engine_and_the_gpus_prices(
@@ -369,10 +371,10 @@ def test_a_run_for_a_gpu_is_tuned_with_the_cpu_engine_and_the_gpus_prices(
     config = read_config(write_config(validate=validate))
     workspace, said = Workspace(tmp_path, config.name), []
     found = recommend_run(Run(config, workspace), Prices(gpu="L4"), notify=said.append)
-    assert {p.options.method for p in found} == {"none", "lookahead"}
+    assert {p.options.method for p in found.found} == {"none", "lookahead"}
     assert any("left out: prompt_lookup" in line for line in said)
     assert any("estimate" in line for line in said)
-    assert found[0].ms_a_token < 1  # a tiny model on a GPU
+    assert found.found[0].ms_a_token < 1  # a tiny model on a GPU
     with pytest.raises(Unsupported, match="which is not known"):
         recommend_run(Run(config, workspace), Prices(gpu="H1000"))
 
