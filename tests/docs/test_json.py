@@ -15,6 +15,7 @@ import pytest
 
 from specpipe.acceptance.session import ConfigResult, Outcome
 from specpipe.bench.engine import EngineRow, PrefillRate, StepTime
+from specpipe.bench.front import FrontRow
 from specpipe.bench.serving import ServingRow
 from specpipe.bench.soak import OutcomeCount, ProcessUsage, SoakRow
 from specpipe.bench.speculation import SpeculationRow
@@ -55,7 +56,7 @@ def fields(record: type) -> set[str]:
 
 
 NOT_FIELDS = {"speculation", "scenarios", "validate"}  # their shape is described elsewhere
-BENCH = "bench speculation, bench serving, bench engine, bench tuning, bench soak"
+BENCH = "bench speculation, bench serving, bench front, bench engine, bench tuning, bench soak"
 PRINTED = {
     "Errors": literal_keys(print_error),
     "build, convert, compile, package, status": fields(StageResult),
@@ -128,6 +129,7 @@ def test_the_report_of_a_training_has_the_fields_of_its_record() -> None:
     [
         ("speculation", (SpeculationRow,)),
         ("serving", (ServingRow,)),
+        ("front", (FrontRow,)),
         ("engine", (EngineRow, StepTime, PrefillRate)),
         ("tuning", (TuningRow,)),
         ("soak", (SoakRow, OutcomeCount, ProcessUsage)),

@@ -1,13 +1,23 @@
 """`specpipe bench` on real servers of the tiny model."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from specpipe.cli import main
+from specpipe.config.run_config import read_config
+from specpipe.core.artifacts import Workspace
+from specpipe.openai.app import Front, FrontOptions
+from specpipe.openai.server import FrontAddress, serve_front
+from specpipe.run.run import Run
+from specpipe.run.stages import build
+from specpipe.serve.address import free_address
+from specpipe.serve.description import fetch_endpoint
+from specpipe.serve.tritonserver import start_server
 
 pytestmark = pytest.mark.e2e
 
@@ -77,6 +87,54 @@ def test_serving_measures_start_and_memory(write_run: WriteRun) -> None:
     assert {(p["load"], p["arm"]) for p in row["loads"]} == {
         ("2 clients", "plain"), ("2 clients", "speculative")
     }  # fmt: skip
+
+
+def test_the_front_is_compared_with_grpc_and_answers_alike(write_run: WriteRun) -> None:
+    words = ("--streams", "1", "--streams", "3", "--rounds", "1", "--max-tokens", "8", "--json")
+    result = bench("front", write_run(), *words)
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    assert [(row["run"], row["streams"]) for row in rows] == [
+        ("tiny.3-slots", 1), ("tiny.3-slots", 3)
+    ]  # fmt: skip
+    for row in rows:
+        assert row["equal_answers"] == row["answers"] == row["streams"]
+        low, high = row["ratio"]["interval"]
+        assert 0 < low <= row["ratio"]["median"] <= high
+
+
+@contextmanager
+def running(path: Path) -> Iterator[tuple[str, str]]:
+    """Serve a run with a front before it; return both addresses, of gRPC and of HTTP."""
+    config = read_config(path)
+    run = Run(config, Workspace(path.parent, config.name))
+    build(run)
+    port, log = free_address().http_port, path.parent / "server.log"
+    with start_server(run.workspace.repository, free_address(), log) as server:
+        grpc = server.address.grpc
+        front = Front(FrontOptions(grpc, "tiny"), lambda: fetch_endpoint(grpc, None))
+        with serve_front(front, FrontAddress(port=port)):
+            yield grpc, f"http://127.0.0.1:{port}"
+
+
+def test_a_running_server_is_measured_over_grpc_and_over_http(write_run: WriteRun) -> None:
+    path, steps = write_run(), set()
+    with running(path) as urls:
+        for url in urls:
+            result = bench("speculation", path, "--max-tokens", "16", "--json", "--url", url)
+            assert result.exit_code == 0, result.output
+            found = json.loads(result.stdout)
+            assert found["conditions"]["server"].startswith(url)
+            (row,) = found["rows"]
+            assert row["equal_answers"] == row["answers"] == 2
+            steps.add(row["tokens_per_step"])
+        assert len(steps) == 1 and None not in steps
+        loads = bench("serving", path, "--clients", "2", "--json", "--url", urls[1])
+    assert loads.exit_code == 0, loads.output
+    (row,) = json.loads(loads.stdout)["rows"]
+    assert (row["start_s"], row["memory_bytes"], row["rest_bytes"]) == (None, None, None)
+    assert {p["arm"] for p in row["loads"]} == {"plain", "speculative"}
+    assert not any(p["failed"] for p in row["loads"])
 
 
 def test_a_soak_test_sends_every_kind_and_finds_nothing_wrong(write_run: WriteRun) -> None:

@@ -13,14 +13,17 @@ from specpipe.runtime.assembly import load_backend
 from specpipe.serve.tritonserver import find_server
 
 
-def conditions(runs: Sequence[RunConfig], load: str) -> dict[str, str]:
+def conditions(runs: Sequence[RunConfig], load: str, url: str | None = None) -> dict[str, str]:
     """Return the conditions of a benchmark of `runs` on this machine; `load` describes the work.
 
+    `url` is that of a server that runs already; machine and versions are then the client's.
     Raises Unsupported if a package of a run's backend is not installed.
     """
     found = {"load": load, "machine": describe_machine(), "versions": _versions(runs)}
     if gpus := [gpu.name for gpu in find_gpus()]:
         found["GPUs"] = ", ".join(gpus)
+    if url is not None:
+        found["server"] = f"{url}, which may run elsewhere; the rest describes the client"
     commit = find_commit(Path(__file__).parent)
     return {**found, "specpipe": f"{__version__}, commit {commit}" if commit else __version__}
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from specpipe.core.artifacts import Workspace
 from specpipe.repository.description import read_endpoint, token_counter
 from specpipe.run.run import Run
-from specpipe.run.stages import build
+from specpipe.run.stages import build, require_repository
 from specpipe.serve.address import free_address
-from specpipe.serve.client import Client, Generation, Options, unshared
+from specpipe.serve.client import Client, ClientTls, Generation, Options, unshared
+from specpipe.serve.description import require_same_repository
 from specpipe.serve.start import start_repository
 from specpipe.serve.tritonserver import RunningServer
+from specpipe.validate.stage import running_client
 
 Notify = Callable[[str], None]
 Progress = Callable[[int, int], None]
@@ -25,6 +27,34 @@ class Served:
     server: RunningServer
     client: Client
     start_s: float
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A server that runs already: its address, and what a client of it needs."""
+
+    url: str  # HOST:PORT of gRPC, or http://HOST:PORT of an OpenAI API
+    tls: ClientTls | None = None
+    key: str | None = None
+
+
+@contextmanager
+def called(run: Run, remote: Remote | None, notify: Notify) -> Iterator[Client]:
+    """Yield a client of the server at `remote`, or of a server of its own as `served` starts it.
+
+    Raises ConfigError if the run is not built, or if the server reports another repository.
+    """
+    if remote is None:
+        with served(run, notify) as running:
+            yield running.client
+        return
+    require_repository(run)
+    repository = run.workspace.repository
+    require_same_repository(remote.url, repository, remote.tls)
+    packaged = read_endpoint(repository)
+    count = token_counter(repository, packaged)
+    with running_client(remote.url, packaged, remote.tls, remote.key, count) as client:
+        yield client
 
 
 @contextmanager

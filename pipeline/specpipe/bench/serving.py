@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from specpipe.bench.prompts import prompt_sets
-from specpipe.bench.served import Notify, Progress, Served, endless, send, started
+from specpipe.bench.served import Notify, Progress, Remote, Served, called, endless, send, started
 from specpipe.core.artifacts import read_artifact
+from specpipe.repository.description import read_endpoint
 from specpipe.run.run import Run
 from specpipe.run.stages import build
 from specpipe.serve.client import Client
@@ -27,8 +28,8 @@ class ServingRow:
     """The figures of one run's server."""
 
     run: str
-    start_s: Figure  # until every model is ready
-    memory_bytes: int  # proportional set size of all processes after answers in every slot
+    start_s: Figure | None  # until every model is ready; None: the server ran already
+    memory_bytes: int | None  # proportional set size of all processes after answers in every slot
     weights_bytes: int  # of all engines on disk
     kv_cache_bytes: int | None  # of all sequences at their longest; None: the plan has no estimate
     rest_bytes: int | None  # memory without weights and KV cache; None: those are on a GPU
@@ -68,12 +69,28 @@ def bench_serving(
     return ServingRow(name, start, used, weights, cache, rest, tuple(loads))
 
 
+def bench_running(
+    run: Run, remote: Remote, clients: Sequence[int], *, notify: Notify = lambda text: None
+) -> ServingRow:
+    """Measure closed loops of clients of a server that runs already: neither start nor memory.
+
+    Raises what `called` raises.
+    """
+    with called(run, remote, notify) as client:
+        notify(f"{run.config.name}: closed loops of clients")
+        loads = measure_loads(run, client, clients)
+    weights, memory = sum(engine_bytes(run)), run.plan.memory
+    cache = memory.caches if memory else None
+    return ServingRow(run.config.name, None, None, weights, cache, None, tuple(loads))
+
+
 def measure_loads(run: Run, client: Client, clients: Sequence[int]) -> list[LoadPoint]:
     """Return the figures of closed loops of clients, without and with speculation."""
     options = run.config.validate
     loads = replace(options.concurrency, clients=tuple(clients), rates=())
     config = replace(run.config, validate=replace(options, concurrency=loads))
-    folder = tokenizer_folder(run.workspace.repository, client.endpoint)
+    repository = run.workspace.repository  # an OpenAI API does not name the tokenizer
+    folder = tokenizer_folder(repository, read_endpoint(repository))
     setup = Setup(config, client.endpoint, load_questions(config, folder))
     arms = served_arms(config, client.endpoint.text)
     measured = run_scenario(CONCURRENCY, client, setup, arms)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 from specpipe.bench.precision import precision_of
 from specpipe.bench.prompts import PromptSet
-from specpipe.bench.served import Notify, Progress, send, served
+from specpipe.bench.served import Notify, Progress, Remote, called, send
 from specpipe.config.run_config import RunConfig
+from specpipe.core.endpoint import Model
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.plan.gates import speculates
 from specpipe.run.run import Run
@@ -40,32 +41,41 @@ def bench_speculation(
     sets: Sequence[PromptSet],
     max_tokens: int,
     *,
+    remote: Remote | None = None,
     notify: Notify = lambda text: None,
     progress: Progress = lambda done, total: None,
 ) -> list[SpeculationRow]:
-    """Build and serve a run, and send it every prompt with and without speculation.
+    """Send a run's server every prompt with and without speculation.
 
-    Requests are greedy, in the chat template, one at a time; the two arms take turns. Returns a row
-    for each set of prompts. Raises what `require_comparable`, `served` and the client raise.
+    The server is the one at `remote`, or one that is built and started for it. Requests are greedy,
+    in the chat template, one at a time; the two arms take turns. Returns a row for each set of
+    prompts. Raises what `require_speculation`, `require_plain`, `called` and the client raise.
     """
-    require_comparable(run.config)
-    with served(run, notify) as running:
+    require_speculation(run.config)
+    if remote is None:
+        require_plain(run.config, describe_endpoint(run.config).text)
+    with called(run, remote, notify) as client:
+        require_plain(run.config, client.endpoint.text)
         rows = []
         for prompts in sets:
             options = Options(max_tokens=max_tokens)
-            pairs = send_in_turn(running.client, prompts.prompts, options, progress)
-            rows.append(summarise(run.config, prompts.name, pairs, _counts_drafts(running.client)))
+            pairs = send_in_turn(client, prompts.prompts, options, progress)
+            rows.append(summarise(run.config, prompts.name, pairs, _counts_drafts(client)))
         return rows
 
 
-def require_comparable(config: RunConfig) -> None:
-    """Raise ConfigError if the run does not speculate, Unsupported if it always does."""
+def require_speculation(config: RunConfig) -> None:
+    """Raise ConfigError if the run does not speculate."""
     if not speculates(config):
         raise ConfigError(
             f"{config.path}: this run does not speculate: there is nothing to compare",
             hint="set speculation.method, or measure the run with `specpipe bench serving`",
         )
-    if not describe_endpoint(config).text.can_decode_plainly:
+
+
+def require_plain(config: RunConfig, model: Model) -> None:
+    """Raise Unsupported if no request to the model can turn speculation off."""
+    if not model.can_decode_plainly:
         raise Unsupported(
             f"{config.path}: no request can turn the speculation of method "
             f"{config.speculation.method} off",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specpipe.bench.engine import CHUNKS, SHAPES, EngineRow
+from specpipe.bench.front import FrontRow
 from specpipe.bench.serving import ServingRow
 from specpipe.bench.soak import SoakRow, Usage
 from specpipe.bench.speculation import SpeculationRow
@@ -73,7 +74,26 @@ def _serving(row: ServingRow) -> list[list[str]]:
     for point in sorted(row.loads, key=lambda p: (p.clients or 0, p.arm)):
         loads.setdefault(point.load, []).append(f"{point.tokens_per_s:.1f}")
     rates = ", ".join(f"{load}: {' / '.join(found)}" for load, found in loads.items()) or "-"
-    return [[row.run, f"{row.start_s.median:.1f}", *cells, rates]]
+    start = "-" if row.start_s is None else f"{row.start_s.median:.1f}"
+    return [[row.run, start, *cells, rates]]
+
+
+def _front(row: FrontRow) -> list[list[str]]:
+    low, high = row.ratio.interval or (row.ratio.p10, row.ratio.p90)
+    return [
+        [
+            row.run,
+            row.precision,
+            str(row.streams),
+            spread(row.grpc_tokens_per_s),
+            spread(row.front_tokens_per_s),
+            f"{row.ratio.median:.3f} [{low:.3f}, {high:.3f}]",
+            f"{100 * (1 - row.ratio.median):+.1f} %",
+            f"{row.front_cpu_us:.0f}",
+            f"{row.client_cpu_us:+.0f}",
+            f"{row.equal_answers} of {row.answers}",
+        ]
+    ]
 
 
 def _engine(row: EngineRow) -> list[list[str]]:
@@ -133,6 +153,13 @@ SERVING = Table(
     ),
     _serving,
 )
+FRONT = Table(
+    (
+        "run", "dtype", "streams", "gRPC, tokens/s", "front, tokens/s", "front / gRPC", "cost",
+        "front, CPU us a token", "client, additional CPU us a token", "equal",
+    ),
+    _front,
+)  # fmt: skip
 ENGINE = Table(
     (
         "run",

@@ -72,7 +72,7 @@ def validate_run(
 
     def ours() -> AbstractContextManager[Client]:
         if url is not None:
-            return _running(url, packaged, tls, key, questions.count)
+            return running_client(url, packaged, tls, key, questions.count)
         notify("starting a temporary server")
         return _started(workspace.repository, logs / "tritonserver.log", questions, packaged)
 
@@ -100,7 +100,7 @@ def with_scenarios(config: RunConfig, *, full: bool) -> RunConfig:
     return replace(config, validate=replace(config.validate, scenarios=tuple(SCENARIOS)))
 
 
-def _running(
+def running_client(
     url: str,
     packaged: Endpoint,
     tls: ClientTls | None,
@@ -109,7 +109,8 @@ def _running(
 ) -> Client:
     """Return a client of a running server, which describes itself.
 
-    An OpenAI API does not know whether its model speculates; `packaged` tells.
+    An OpenAI API does not know whether its model speculates; `packaged` tells. `count` counts the
+    tokens of answers where the server does not report them.
     """
     given = packaged if is_http(url) else None
     return Client(url, given, count=count, tls=tls, key=key)
@@ -121,7 +122,7 @@ def _described(
     """Return how the run is called: over HTTP as the server can be, else as it is packaged."""
     if url is None or not is_http(url):
         return packaged
-    with _running(url, packaged, tls, key) as client:
+    with running_client(url, packaged, tls, key) as client:
         return client.endpoint
 
 
@@ -132,6 +133,6 @@ def _started(
     """Serve a repository until the block ends; `packaged` describes it."""
     with (
         start_repository(repository, free_address(), log) as server,
-        _running(server.url, packaged, None, None, questions.count) as client,
+        running_client(server.url, packaged, None, None, questions.count) as client,
     ):
         yield client

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 from specpipe.bench.engine import SHAPES
 from specpipe.bench.soak_requests import KINDS
 from specpipe.cli import main
-from specpipe.cli.bench import KINDS as CLI_KINDS
+from specpipe.cli.bench_options import KINDS as CLI_KINDS
 
 LOOKUP = {"method": "prompt_lookup", "num_draft_tokens": 3}
 GPU = {"backend": "tensorrt", "gpu": "H100-SXM", "dtype": "bfloat16", "max_batch_size": 2,
@@ -78,15 +78,26 @@ def test_tuning_compares_both_choices(write_config, tmp_path: Path) -> None:
         ("engine {} --past 193", 2, "--past is 193: engine.max_seq_len of {} leaves room for 192"),
         ("engine {} --rounds none", 2, "'none' is not a valid integer range"),
         ("tuning {} --rounds 0", 2, "0 is not in the range x>=1"),
+        ("front {} --streams 0", 2, "0 is not in the range x>=1"),
+        ("serving {} --url http://[", 2, "is no address of an OpenAI API"),
+        ("serving {} --url http://h:1", 2, "--url needs --clients"),
+        ("speculation {} {} --url http://h:1", 2, "--url is the server of one run"),
+        ("speculation {} --precision int8 --url http://h:1", 2, "give one CONFIG, no --precision"),
+        ("speculation {} --url http://h:1", 2, "cannot be served: it is not built yet"),
+        ("speculation {} --tls-ca {}", 2, "--tls-ca needs --url"),
+        ("engine {} --url h:1", 2, "bench engine takes no --url: it times the engine"),
+        ("tuning {} --url h:1", 2, "bench tuning takes no --url: it decodes"),
+        ("soak {} --url h:1", 2, "bench soak takes no --url: it watches the processes"),
+        ("front {} --url h:1", 2, "bench front takes no --url: it starts the server"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_built(
     words: str, code: int, message: str, write_config, tmp_path: Path
 ) -> None:
     path = str(write_config(speculation=LOOKUP))
-    result = bench(*words.format(path).split(), "--workspace", str(tmp_path / "w"))
+    result = bench(*words.replace("{}", path).split(), "--workspace", str(tmp_path / "w"))
     assert result.exit_code == code, result.output
-    assert message.format(path) in result.stderr
+    assert message.replace("{}", path) in result.stderr
     assert not (tmp_path / "w").exists()
 
 
@@ -97,6 +108,15 @@ def test_speculation_refuses_runs_that_have_nothing_to_compare(write_config) -> 
     result = bench("speculation", str(always))
     assert result.exit_code == 3
     assert "no request can turn the speculation of method prompt_lookup off" in result.stderr
+
+
+VLLM = {"backend": "vllm", "gpu": "H100-SXM", "dtype": "bfloat16", "max_batch_size": 2,
+        "max_input_len": 100, "max_seq_len": 200}  # fmt: skip
+
+
+def test_front_refuses_a_run_whose_server_answers_over_http(write_config) -> None:
+    result = bench("front", str(write_config(engine=VLLM, serving={"front": "vllm_serve"})))
+    assert result.exit_code == 3 and "there is no front to measure" in result.stderr
 
 
 def test_engine_refuses_a_run_for_a_gpu(write_config) -> None:

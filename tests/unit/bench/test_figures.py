@@ -1,17 +1,21 @@
 """Benchmarks without a server: prompts, precisions, conditions, and figures of known answers."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from specpipe.bench.conditions import conditions
+from specpipe.bench.front import Side
+from specpipe.bench.front import summarise as summarise_front
+from specpipe.bench.front_process import process_cpu_s
 from specpipe.bench.precision import PRECISIONS, precision_of, with_precision
 from specpipe.bench.prompts import prompt_sets, spaced
 from specpipe.bench.serving import session_bytes
 from specpipe.bench.speculation import summarise
-from specpipe.cli.bench import PRECISIONS as CLI_PRECISIONS
+from specpipe.cli.bench_options import PRECISIONS as CLI_PRECISIONS
 from specpipe.config.run_config import read_config
 from specpipe.core.artifacts import Workspace
 from specpipe.core.commit import find_commit
@@ -92,6 +96,33 @@ def test_memory_is_that_of_the_processes_of_one_session(tmp_path: Path) -> None:
     (tmp_path / "13").mkdir()
     (tmp_path / "13/stat").write_text("13 (ended) S 1 13 10 0 -1")  # without smaps_rollup
     assert session_bytes(10, tmp_path) == 120 * 1024
+
+
+def side(tokens: int, seconds: float, front_s: float, client_s: float, text: str = "a") -> Side:
+    return Side((answer(text, tokens, 0, seconds),), seconds, client_s, front_s)
+
+
+def test_the_cost_of_the_front_is_the_median_of_ratios_within_rounds(write_config) -> None:
+    run = Run(read_config(write_config()), Workspace(Path("unused"), "tiny"))
+    rounds = [  # the machine is twice as fast in the second round, for both sides
+        (side(100, 10, 0, 0.001), side(100, 20, 0.01, 0.003)),
+        (side(100, 5, 0, 0.001), side(100, 10, 0.03, 0.003)),
+        (side(100, 5, 0, 0.001), side(100, 5, 0.02, 0.003, "b")),
+    ]
+    row = summarise_front(run, 1, rounds)
+    assert row.ratio.median == pytest.approx(0.5) and row.ratio.interval == (0.5, 1.0)
+    assert row.grpc_tokens_per_s.median == pytest.approx(20)
+    assert row.front_tokens_per_s.median == pytest.approx(10)
+    assert row.front_cpu_us == pytest.approx(200)  # 60 ms of 300 tokens
+    assert row.client_cpu_us == pytest.approx(20)
+    assert (row.equal_answers, row.answers) == (2, 3)
+
+
+def test_the_cpu_time_of_a_process_is_that_of_user_and_system(tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    zeros = " ".join(["0"] * 10)
+    (tmp_path / "7/stat").write_text(f"7 (a ) b) S {zeros} 150 50 9 9")
+    assert process_cpu_s(7, tmp_path) == pytest.approx(200 / os.sysconf("SC_CLK_TCK"))
 
 
 def git(folder: Path, *words: str) -> None:

@@ -21,7 +21,9 @@ COMMANDS = ["acceptance", "bench", "build", "chat", "compile", "completion", "co
             "doctor", "generate", "inspect", "openai", "package", "plan", "recommend", "report",
             "serve", "status", "train", "tune", "validate"]  # fmt: skip
 TRAINING = ["train draft", "train eagle3", "train medusa", "train redrafter"]
-BENCHMARKS = ["bench engine", "bench serving", "bench soak", "bench speculation", "bench tuning"]
+BENCHMARKS = [
+    f"bench {name}" for name in ("engine", "front", "serving", "soak", "speculation", "tuning")
+]
 REPORTS = ["report diff", "report export"]
 GOLDEN = Path(__file__).parents[2] / "golden"
 
