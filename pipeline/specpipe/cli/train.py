@@ -1,7 +1,9 @@
 """`specpipe train`: Medusa heads, ReDrafters, EAGLE-3 drafters and draft models."""
 
+import importlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,78 +26,68 @@ def train() -> None:
     """
 
 
-@train.command()
-@config_option
-@workspace_option
-@json_option
-def medusa(config_path: Path, workspace: Path, as_json: bool) -> None:
-    """Train Medusa heads on text or on the target's own answers.
+_HELP = """
+An interrupted training resumes.
 
-    An interrupted training resumes.
-
-    \b
-    Example:  scripts/training-prompts --out engines/smollm2-135m_train/prompts.jsonl
-              specpipe train medusa --config model_configs/smollm2-135m_train.yaml
-    """
-    from specpipe.train.medusa import train_medusa
-
-    _train(train_medusa, "speculation.heads", config_path, workspace, as_json)
+\b
+Example:  scripts/training-prompts --out engines/smollm2-135m_train/prompts.jsonl
+          specpipe train {} --config model_configs/smollm2-135m_train.yaml
+"""
 
 
-@train.command()
-@config_option
-@workspace_option
-@json_option
-def redrafter(config_path: Path, workspace: Path, as_json: bool) -> None:
-    """Train a ReDrafter on text or on the target's own answers.
+@dataclass(frozen=True)
+class Product:
+    """A command of the group: what it trains, by which function, and the key that uses it."""
 
-    An interrupted training resumes.
-
-    \b
-    Example:  scripts/training-prompts --out engines/smollm2-135m_train/prompts.jsonl
-              specpipe train redrafter --config model_configs/smollm2-135m_train.yaml
-    """
-    from specpipe.train.redrafter import train_redrafter
-
-    key = "speculation.drafter (in a hybrid: speculation.redrafter.drafter)"
-    _train(train_redrafter, key, config_path, workspace, as_json)
+    command: str
+    promise: str  # the first line of its help
+    make: str  # "module:function"
+    key: str
 
 
-@train.command()
-@config_option
-@workspace_option
-@json_option
-def eagle3(config_path: Path, workspace: Path, as_json: bool) -> None:
-    """Train an EAGLE-3 drafter on text or on the target's own answers.
+PRODUCTS = (
+    Product(
+        "medusa",
+        "Train Medusa heads on text or on the target's own answers.",
+        "specpipe.train.medusa:train_medusa",
+        "speculation.heads",
+    ),
+    Product(
+        "redrafter",
+        "Train a ReDrafter on text or on the target's own answers.",
+        "specpipe.train.redrafter:train_redrafter",
+        "speculation.drafter (in a hybrid: speculation.redrafter.drafter)",
+    ),
+    Product(
+        "eagle3",
+        "Train an EAGLE-3 drafter on text or on the target's own answers.",
+        "specpipe.train.eagle3:train_eagle3",
+        "speculation.draft.model (in a hybrid: speculation.eagle3.model)",
+    ),
+    Product(
+        "draft",
+        "Distil the target into a smaller copy with fewer layers.",
+        "specpipe.train.draft_model:train_draft",
+        "speculation.draft.model",
+    ),
+)
 
-    An interrupted training resumes.
 
-    \b
-    Example:  scripts/training-prompts --out engines/smollm2-135m_train/prompts.jsonl
-              specpipe train eagle3 --config model_configs/smollm2-135m_train.yaml
-    """
-    from specpipe.train.eagle3 import train_eagle3
+def _add(product: Product) -> None:
+    """Add the command of a product to the group."""
 
-    key = "speculation.draft.model (in a hybrid: speculation.eagle3.model)"
-    _train(train_eagle3, key, config_path, workspace, as_json)
+    @train.command(product.command, help=f"{product.promise}\n{_HELP.format(product.command)}")
+    @config_option
+    @workspace_option
+    @json_option
+    def called(config_path: Path, workspace: Path, as_json: bool) -> None:
+        module, name = product.make.split(":")
+        make = getattr(importlib.import_module(module), name)  # which imports torch
+        _train(make, product.key, config_path, workspace, as_json)
 
 
-@train.command()
-@config_option
-@workspace_option
-@json_option
-def draft(config_path: Path, workspace: Path, as_json: bool) -> None:
-    """Distil the target into a smaller copy with fewer layers.
-
-    An interrupted training resumes.
-
-    \b
-    Example:  scripts/training-prompts --out engines/smollm2-135m_train/prompts.jsonl
-              specpipe train draft --config model_configs/smollm2-135m_train.yaml
-    """
-    from specpipe.train.draft_model import train_draft
-
-    _train(train_draft, "speculation.draft.model", config_path, workspace, as_json)
+for _product in PRODUCTS:
+    _add(_product)
 
 
 def _train(
