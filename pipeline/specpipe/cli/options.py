@@ -120,22 +120,18 @@ def require_address(
     return value
 
 
-url_option = click.option(
-    "--url",
-    default=DEFAULT_URL,
-    show_default=True,
-    metavar="HOST:PORT",
-    callback=require_host_and_port,
-    help="gRPC endpoint of the server.",
-)
-any_url_option = click.option(
-    "--url",
-    default=DEFAULT_URL,
-    show_default=True,
-    metavar="ADDRESS",
-    callback=require_address,
-    help="Server: HOST:PORT of gRPC, or http://HOST:PORT of an OpenAI API.",
-)
+def url_option(command: Command, *, any_api: bool = False) -> Command:
+    """Add the address of a server: of its gRPC endpoint or, with `any_api`, of an OpenAI API."""
+    return click.option(
+        "--url",
+        default=DEFAULT_URL,
+        show_default=True,
+        metavar="ADDRESS" if any_api else "HOST:PORT",
+        callback=require_address if any_api else require_host_and_port,
+        help="Server: HOST:PORT of gRPC, or http://HOST:PORT of an OpenAI API."
+        if any_api
+        else "gRPC endpoint of the server.",
+    )(command)
 
 
 host_option = click.option(

@@ -10,12 +10,12 @@ import click
 
 from specpipe.cli.options import (
     Command,
-    any_url_option,
     client_key_option,
     client_tls,
     client_tls_options,
     optional_config_option,
     read_key,
+    url_option,
     workspace_option,
 )
 from specpipe.cli.output import load_config
@@ -70,7 +70,7 @@ def server_options(command: Command) -> Command:
             "YAML file of the run that is served. Without it, the server describes itself."
         ),
         workspace_option,
-        any_url_option,
+        functools.partial(url_option, any_api=True),
         click.option(
             "--model",
             metavar="NAME",

@@ -10,4 +10,3 @@ SCENARIOS: dict[str, str] = {
     "accuracy": "specpipe.validate.scenarios.accuracy:SCENARIO",
     "tasks": "specpipe.validate.scenarios.tasks:SCENARIO",
 }
-QUICK = "answers"  # the scenario of every validation

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from specpipe.deploy.compose import gpu_reservation, health_check, read_only_mount
 from specpipe.deploy.deployment import (
     FRONT_GIB,
     GRPC,
@@ -24,6 +25,7 @@ _APT = """\
 RUN apt-get update \\
     && apt-get install -y --no-install-recommends openssh-client openssh-server \\
     && rm -rf /var/lib/apt/lists/*"""
+_READY = f"http://127.0.0.1:{HTTP}/v2/health/ready"
 _PACKAGES = "/opt/requirements.txt"
 # Triton's Python backend ignores PYTHONPATH, but not a .pth file.
 _ADD_TO_PATH = (
@@ -111,7 +113,9 @@ def _triton(deployment: Deployment) -> Yaml:
         "restart": "unless-stopped",
         "init": True,
         "ports": [f"127.0.0.1:{port}:{port}" for port in (HTTP, GRPC, METRICS)],
-        "volumes": [_mount(f"../../../triton_repo/{deployment.run}", deployment.repository)],
+        "volumes": [
+            read_only_mount(f"../../../triton_repo/{deployment.run}", deployment.repository)
+        ],
         "read_only": True,
         "tmpfs": [f"/tmp:size={TEMPORARY_GIB}g,mode=1777"],
         "shm_size": f"{SHARED_MEMORY_GIB}gb",
@@ -121,19 +125,12 @@ def _triton(deployment: Deployment) -> Yaml:
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
         "stop_grace_period": f"{STOP_SECONDS}s",
-        "healthcheck": {
-            "test": ["CMD", "python3", "-c", _PROBE],
-            "interval": "10s",
-            "timeout": "5s",
-            "retries": 3,
-            "start_period": f"{deployment.startup_s}s",
-        },
+        "healthcheck": health_check(_READY, deployment.startup_s),
     }
     for name, file in deployment.certificates.items():
-        service["volumes"].append(_mount(file, f"{TLS}/{name}"))
+        service["volumes"].append(read_only_mount(file, f"{TLS}/{name}"))
     if deployment.gpus:
-        gpus = {"driver": "nvidia", "count": deployment.gpus, "capabilities": ["gpu"]}
-        service["deploy"] = {"resources": {"reservations": {"devices": [gpus]}}}
+        service["deploy"] = gpu_reservation(deployment.gpus)
     return service
 
 
@@ -146,7 +143,9 @@ def _openai(deployment: Deployment) -> Yaml:
         "restart": "unless-stopped",
         "init": True,
         "ports": [f"127.0.0.1:{OPENAI}:{OPENAI}"],
-        "volumes": [_mount(f"../../../triton_repo/{deployment.run}", deployment.repository)],
+        "volumes": [
+            read_only_mount(f"../../../triton_repo/{deployment.run}", deployment.repository)
+        ],
         "read_only": True,
         "tmpfs": [f"/tmp:size={TEMPORARY_GIB}g,mode=1777"],
         "mem_limit": f"{FRONT_GIB}g",
@@ -156,14 +155,8 @@ def _openai(deployment: Deployment) -> Yaml:
     }
 
 
-def _mount(source: str, target: str) -> Yaml:
-    return {"type": "bind", "source": source, "target": target, "read_only": True}
-
-
-_PROBE = (  # past any proxy that the environment names
-    "from urllib.request import ProxyHandler, build_opener; "
-    f"build_opener(ProxyHandler({{}})).open('http://127.0.0.1:{HTTP}/v2/health/ready', timeout=4)"
-)
+def _repository(deployment: Deployment) -> Yaml:
+    return read_only_mount(f"../../../triton_repo/{deployment.run}", deployment.repository)
 
 
 def prometheus() -> Yaml:

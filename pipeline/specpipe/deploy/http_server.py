@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from specpipe.deploy.compose import gpu_reservation, health_check, read_only_mount
 from specpipe.deploy.deployment import Deployment
 from specpipe.deploy.pods import INSTANCE, labels
 from specpipe.engine.backend import BuildRequest
@@ -129,30 +130,20 @@ def _service(server: HttpServer, argv: Sequence[str], *, answers: bool, computes
         # The value of the shell that starts compose; nothing if there is none.
         "environment": {**environment(), _SECRET: "${HF_TOKEN:-}"},
         "volumes": [
-            *([_bind("./config", CONFIG_FOLDER)] if server.files else []),
+            *([read_only_mount("./config", CONFIG_FOLDER)] if server.files else []),
             {"type": "volume", "source": "model-cache", "target": CACHE},
-            *(_bind(folder, folder) for folder in server.folders),
+            *(read_only_mount(folder, folder) for folder in server.folders),
         ],
         "shm_size": f"{SHARED_MEMORY_GIB}gb",
         "ulimits": {"memlock": -1, "stack": 67108864},
     }
     if answers:
         service["ports"] = [f"127.0.0.1:{PORT}:{PORT}"]
-        service["healthcheck"] = {
-            "test": ["CMD", "python3", "-c", _PROBE],
-            "interval": "10s",
-            "timeout": "5s",
-            "retries": 3,
-            "start_period": f"{deployment.startup_s}s",
-        }
+        health = f"http://127.0.0.1:{PORT}{HEALTH}"
+        service["healthcheck"] = health_check(health, deployment.startup_s)
     if computes:
-        gpus = {"driver": "nvidia", "count": deployment.gpus, "capabilities": ["gpu"]}
-        service["deploy"] = {"resources": {"reservations": {"devices": [gpus]}}}
+        service["deploy"] = gpu_reservation(deployment.gpus)
     return service
-
-
-def _bind(source: str, target: str) -> Yaml:
-    return {"type": "bind", "source": source, "target": target, "read_only": True}
 
 
 def _discovery() -> Yaml:
@@ -167,12 +158,6 @@ def _discovery() -> Yaml:
         },
         "nats": {"image": _NATS, "command": ["-js"]},
     }  # fmt: skip
-
-
-_PROBE = (  # past any proxy that the environment names
-    "from urllib.request import ProxyHandler, build_opener; "
-    f"build_opener(ProxyHandler({{}})).open('http://127.0.0.1:{PORT}{HEALTH}', timeout=4)"
-)
 
 
 def manifests(server: HttpServer) -> dict[str, Yaml]:

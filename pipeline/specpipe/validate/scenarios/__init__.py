@@ -88,8 +88,8 @@ class Result:
     omitted: str | None = None  # why it was not measured
 
 
-def _prompts(setup: Setup) -> Sequence[PromptItem]:
-    return [PromptItem(question) for question in setup.questions.asked]
+def _no_prompts(setup: Setup) -> Sequence[PromptItem]:
+    return ()
 
 
 def _one_client(setup: Setup) -> Sequence[Traffic]:
@@ -115,7 +115,7 @@ class Scenario:
     name: str
     meaning: str  # one sentence for the report
     grade: Callable[[Measured, Grading], Result]
-    dataset: Callable[[Setup], Sequence[PromptItem]] = _prompts
+    dataset: Callable[[Setup], Sequence[PromptItem]] = _no_prompts  # `measure` sends its own
     loads: Callable[[Setup], Sequence[Traffic]] = _one_client
     sampling: Callable[[Setup], Sequence[Options]] = _greedy  # every prompt has each of them
     speculation: tuple[Arm, ...] = ("plain", "speculative")

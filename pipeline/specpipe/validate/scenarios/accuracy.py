@@ -201,7 +201,6 @@ SCENARIO = Scenario(
     "accuracy",
     "Distributions of the engine compared with the reference's, token by token.",
     grade,
-    dataset=lambda setup: (),
     why_omitted=why_omitted,
     measure=measure,
 )

@@ -96,7 +96,6 @@ SCENARIO = Scenario(
     "stops",
     "Answers with a stop word from the middle of the same answer without it.",
     grade,
-    dataset=lambda setup: (),
     why_omitted=why_omitted,
     measure=measure,
 )

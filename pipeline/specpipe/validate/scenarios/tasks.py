@@ -193,7 +193,6 @@ SCENARIO = Scenario(
     "tasks",
     "Tasks of lm-evaluation-harness through the OpenAI front, compared with the reference.",
     grade,
-    dataset=lambda setup: (),
     why_omitted=why_omitted,
     measure=measure,
 )
