@@ -14,6 +14,7 @@ import click
 import pytest
 
 from specpipe.acceptance.session import ConfigResult, Outcome
+from specpipe.bench.costs import MeasuredCosts
 from specpipe.bench.engine import EngineRow, PrefillRate, StepTime
 from specpipe.bench.front import FrontRow
 from specpipe.bench.serving import ServingRow
@@ -71,6 +72,7 @@ PRINTED = {
     "tune": literal_keys(tuning_json),
     "recommend": literal_keys(method_json),
     "train medusa, train redrafter, train eagle3, train draft": fields(TrainResult) | {"report"},
+    "bench costs": literal_keys(MeasuredCosts.as_file),
     BENCH: literal_keys(bench_json),
     "acceptance": literal_keys(acceptance_json),
 }

@@ -18,6 +18,8 @@ from specpipe.run.stages import build
 from specpipe.serve.address import free_address
 from specpipe.serve.description import fetch_endpoint
 from specpipe.serve.tritonserver import start_server
+from specpipe.tune.cost import Costs, read_costs
+from tests.helpers.servers import Served
 
 pytestmark = pytest.mark.e2e
 
@@ -135,6 +137,18 @@ def test_a_running_server_is_measured_over_grpc_and_over_http(write_run: WriteRu
     assert (row["start_s"], row["memory_bytes"], row["rest_bytes"]) == (None, None, None)
     assert {p["arm"] for p in row["loads"]} == {"plain", "speculative"}
     assert not any(p["failed"] for p in row["loads"])
+
+
+def test_the_cost_model_of_a_server_is_one_that_tune_reads(server: Served, tmp_path: Path) -> None:
+    out = tmp_path / "deep/costs.json"
+    words = ("--out", str(out), "--streams", "2", "--max-tokens", "12", "--rounds", "1")
+    line = ["bench", "costs", "--url", server.url, *words]
+    result = CliRunner().invoke(main, line)
+    assert result.exit_code == 0, result.output
+    assert "| 2 | 2 streams | " in result.stdout and "| 64 | 64 prompt tokens | " in result.stdout
+    costs = read_costs(out)
+    assert isinstance(costs, Costs) and costs.step.rows == (1, 2, 8, 16, 32, 64)
+    assert costs.step(1) > 0 and json.loads(out.read_text())["conditions"]["server"] == server.url
 
 
 def test_a_soak_test_sends_every_kind_and_finds_nothing_wrong(write_run: WriteRun) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from specpipe.cli.bench_costs import costs
 from specpipe.cli.bench_options import (
     count_option,
     precision_option,
@@ -37,7 +38,7 @@ def bench() -> None:
     """
 
 
-for command in (serving, front, soak):
+for command in (costs, serving, front, soak):
     bench.add_command(command)
 
 

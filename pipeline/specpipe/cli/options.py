@@ -1,5 +1,6 @@
 """The options that several commands share."""
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,7 +82,8 @@ costs_option = click.option(
     "costs",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Read step times from this JSON file instead of measuring them here.",
+    help="Take step times from this JSON file, measured by `specpipe bench costs` or computed from "
+    "data sheets, instead of measuring them here.",
 )
 
 
@@ -90,6 +92,21 @@ gpu_option = click.option(
     metavar="NAME",
     help="Estimate step times for this GPU, e.g. H100-SXM. Default: engine.gpu of the run.",
 )
+
+
+def require_writable(
+    context: click.Context, option: click.Parameter, out: Path | None
+) -> Path | None:
+    """Refuse a file that cannot be written, before the measurement starts."""
+    if out is not None:
+        place = next(folder for folder in out.absolute().parents if folder.exists())
+        try:
+            tempfile.TemporaryFile(dir=place).close()
+        except OSError as error:
+            raise click.BadParameter(
+                f"{out} cannot be written: {place} is not a writable directory"
+            ) from error
+    return out
 
 
 def require_host_and_port(

@@ -1,7 +1,6 @@
 """`specpipe tune`: the fastest settings of a run's method."""
 
 import json
-import tempfile
 from pathlib import Path
 
 import click
@@ -11,26 +10,12 @@ from specpipe.cli.options import (
     costs_option,
     gpu_option,
     json_option,
+    require_writable,
     workspace_option,
 )
 from specpipe.cli.output import end_json, load, run_flags, say, show_progress, suggest
 
 PLAIN_IS_BEST = "plain decoding, since no setting is faster here"
-
-
-def _require_writable(
-    context: click.Context, option: click.Parameter, out: Path | None
-) -> Path | None:
-    """Refuse a file that cannot be written, before the measurement starts."""
-    if out is not None:
-        place = next(folder for folder in out.absolute().parents if folder.exists())
-        try:
-            tempfile.TemporaryFile(dir=place).close()
-        except OSError as error:
-            raise click.BadParameter(
-                f"{out} cannot be written: {place} is not a writable directory"
-            ) from error
-    return out
 
 
 @click.command()
@@ -40,7 +25,7 @@ def _require_writable(
     "--out",
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False, writable=True),
-    callback=_require_writable,
+    callback=require_writable,
     help="Write the run with the chosen settings to this YAML file, which may lie anywhere.",
 )
 @costs_option

@@ -15,7 +15,7 @@ from specpipe.core.machine import emulates_bfloat16
 from specpipe.core.trees import TreePath, assumed_accuracy, expected_tokens, supposed_accuracy
 from specpipe.engine.backend import BuildRequest, Footprint
 from specpipe.engine.gpus import Gpu
-from specpipe.plan.roofline import Assumed, Estimate, Placed, chained_tokens, estimate
+from specpipe.plan.roofline import Assumed, Estimate, Placed, Reached, chained_tokens, estimate
 
 _RATES = (0.6, 0.7, 0.8, 0.9)
 _TOKENS = (1.5, 2.0, 2.5)
@@ -30,10 +30,14 @@ def outlook(
     footprints: Mapping[Role, Footprint],
     gpu: Gpu,
     accuracy: Accuracy | None,
+    reached: Reached | None = None,
 ) -> Estimate:
-    """Estimate step times and speed-ups at a context of half the maximum length."""
-    context = config.engine.max_seq_len // 2
-    placed = {r: Placed(gpu, requests[r], footprints[r], context) for r in requests}
+    """Estimate step times and speed-ups at a context of half the maximum length.
+
+    `reached` are shares of the figures of the data sheet other than the usual ones.
+    """
+    context, reached = config.engine.max_seq_len // 2, reached or Reached()
+    placed = {r: Placed(gpu, requests[r], footprints[r], context, reached) for r in requests}
     nodes = config.speculation.num_draft_tokens
     return estimate(placed["target"], placed.get("draft"), nodes, assumptions(config, accuracy))
 

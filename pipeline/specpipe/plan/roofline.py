@@ -29,6 +29,18 @@ ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 @dataclass(frozen=True)
+class Reached:
+    """What kernels and launches make of the figures of a data sheet; assumed, not measured."""
+
+    bandwidth_share: float = BANDWIDTH_SHARE
+    flops_share: float = FLOPS_SHARE
+    launch_s: float = LAUNCH_S
+    all_reduce_s: float = ALL_REDUCE_S
+    step_s: float = STEP_S
+    handover_ms: float = HANDOVER_MS
+
+
+@dataclass(frozen=True)
 class Placed:
     """An engine on a GPU, with sequences of `context` tokens in the KV cache."""
 
@@ -36,6 +48,7 @@ class Placed:
     request: BuildRequest
     footprint: Footprint
     context: int
+    reached: Reached = Reached()
 
     @property
     def heads_bytes(self) -> int:
@@ -56,20 +69,22 @@ def step_ms(engine: Placed, rows: float, sequences: int = 1) -> float:
     part = engine.footprint
     weights = part.weights - part.looked_up - part.drafter - engine.heads_bytes
     moved = weights * touched(request.model, tokens) + cache
-    memory = moved / (gpu.bandwidth_gbs * 1e9 * BANDWIDTH_SHARE)
+    reached = engine.reached
+    memory = moved / (gpu.bandwidth_gbs * 1e9 * reached.bandwidth_share)
     work = 2 * multiplied(request.model) * tokens / (tp * pp)
-    compute = work / (throughput(gpu, request.engine.quantization) * FLOPS_SHARE)
+    compute = work / (throughput(gpu, request.engine.quantization) * reached.flops_share)
     layers = request.model.num_hidden_layers / pp
-    talk = layers * 2 * _all_reduce_s(gpu, request, tokens) if tp > 1 else 0.0
-    stage = max(memory, compute) + talk + layers * LAUNCH_S
-    return 1000 * (pp * stage + STEP_S)
+    talk = layers * 2 * _all_reduce_s(engine, tokens) if tp > 1 else 0.0
+    stage = max(memory, compute) + talk + layers * reached.launch_s
+    return 1000 * (pp * stage + reached.step_s)
 
 
-def _all_reduce_s(gpu: Gpu, request: BuildRequest, tokens: float) -> float:
+def _all_reduce_s(engine: Placed, tokens: float) -> float:
     """Return the seconds of a ring over the tensor-parallel ranks, in 16 bits."""
+    gpu, request = engine.gpu, engine.request
     share = 2 * (request.engine.parallel.tp_size - 1) / request.engine.parallel.tp_size
     size = share * tokens * request.model.hidden_size * 2
-    return ALL_REDUCE_S + size / ((gpu.nvlink_gbs or PCIE_GBS) * 1e9 / 2)
+    return engine.reached.all_reduce_s + size / ((gpu.nvlink_gbs or PCIE_GBS) * 1e9 / 2)
 
 
 def multiplied(model: ModelConfig) -> int:
@@ -118,8 +133,9 @@ def guess_ms(engine: Placed) -> float:
     one = engine.footprint.drafter + output if engine.footprint.drafter else 0
     rounds = model.drafter_rounds
     moved = rounds * engine.heads_bytes + nodes * one
-    launches = (rounds - 1 + (nodes if one else 0)) * LAUNCH_S
-    return 1000 * (moved / (engine.gpu.bandwidth_gbs * 1e9 * BANDWIDTH_SHARE) + launches)
+    reached = engine.reached
+    launches = (rounds - 1 + (nodes if one else 0)) * reached.launch_s
+    return 1000 * (moved / (engine.gpu.bandwidth_gbs * 1e9 * reached.bandwidth_share) + launches)
 
 
 def gpu_costs(engine: Placed) -> dict[int, float]:
@@ -192,7 +208,7 @@ def estimate(
         verify_ms=step_ms(target, nodes + 1),
         draft_ms=step_ms(draft, 1) if draft else 0.0,
         heads_ms=guess_ms(target),
-        handover_ms=2 * HANDOVER_MS if draft else 0.0,
+        handover_ms=2 * target.reached.handover_ms if draft else 0.0,
         break_even_tokens=_price(target, draft, nodes, 1),
         cases=cases,
         costs=gpu_costs(target),
@@ -203,7 +219,7 @@ def _price(target: Placed, draft: Placed | None, nodes: int, batch: int) -> floa
     """Return the cost of a speculative step, in plain steps."""
     step = step_ms(target, nodes + 1, batch) + guess_ms(target)
     if draft:
-        step += nodes * step_ms(draft, 1, batch) + 2 * HANDOVER_MS
+        step += nodes * step_ms(draft, 1, batch) + 2 * target.reached.handover_ms
     return step / step_ms(target, 1, batch)
 
 

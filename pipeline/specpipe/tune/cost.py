@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from specpipe.core.contracts import EMPTY, LoadedEngine, Role, chain
 from specpipe.core.errors import ConfigError
+from specpipe.plan.roofline_file import KIND, Rooflines, read_rooflines
 from specpipe.runtime.cost import StepCost
 from specpipe.runtime.lane import Lane
 from specpipe.tune.trace import DrafterKind
@@ -68,31 +70,41 @@ class Costs:
         return head_calls * self.heads_ms + draft_calls * self.draft_ms + handover_ms
 
 
-def read_costs(path: Path) -> Costs:
-    """Read the costs of another machine, e.g. from a GPU profile, out of a JSON file.
+def read_costs(path: Path) -> Costs | Rooflines:
+    """Read step times, measured elsewhere, or the GPUs to compute them for, from a JSON file.
 
     `{"step_ms": {"1": 14.0, "8": 14.6, "64": 21.0}, "heads_ms": 0.4, "draft_ms": 3.1}`; the rows
-    must rise. `pads_steps` and `change_ms`, which older files have, are read and have no effect.
-    Raises ConfigError if it is anything else.
+    must rise. `estimated`, `source` and `conditions` tell where they come from. `pads_steps` and
+    `change_ms`, which older files have, are read and have no effect. `{"kind": "roofline"}` is a
+    file of GPUs (`plan.roofline_file`). Raises ConfigError if it is anything else.
     """
     try:
         raw = json.loads(_text(path))
-        points = sorted((int(rows), _ms(ms)) for rows, ms in raw.pop("step_ms").items())
-        curve = CostCurve(tuple(n for n, _ in points), tuple(ms for _, ms in points))
-        if len(points) < 2 or points[0][0] != 1 or min(curve.ms) <= 0:
-            raise ValueError("step_ms needs two points or more, from 1 row on, all above 0")
-        _ms(raw.pop("change_ms", 0.0))
-        if not isinstance(raw.pop("pads_steps", False), bool) or raw.keys() - set(_PARTS):
-            raise ValueError(
-                f"in addition to step_ms it may have {', '.join(_PARTS)}, and pads_steps"
-            )
-        heads, draft, handover = (_ms(raw.get(name, 0.0)) for name in _PARTS)
-        return Costs(curve, heads, draft, handover)
+        if isinstance(raw, dict) and raw.get("kind") == KIND:
+            return read_rooflines(raw, str(path))
+        return _costs(raw)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{path}: not a cost model: {error}",
             hint='e.g. {"step_ms": {"1": 14.0, "8": 14.6}, "heads_ms": 0.4, "draft_ms": 3.1}',
         ) from error
+
+
+def _costs(raw: dict[str, Any]) -> Costs:
+    points = sorted((int(rows), _ms(ms)) for rows, ms in raw.pop("step_ms").items())
+    curve = CostCurve(tuple(n for n, _ in points), tuple(ms for _, ms in points))
+    if len(points) < 2 or points[0][0] != 1 or min(curve.ms) <= 0:
+        raise ValueError("step_ms needs two points or more, from 1 row on, all above 0")
+    _ms(raw.pop("change_ms", 0.0))
+    estimated = raw.pop("estimated", False)
+    flags = (raw.pop("pads_steps", False), estimated)
+    if not all(isinstance(flag, bool) for flag in flags) or raw.keys() - {*_PARTS, *_ORIGIN}:
+        raise ValueError(
+            f"in addition to step_ms it may have {', '.join((*_PARTS, *_ORIGIN))}, estimated "
+            "(true or false), and pads_steps"
+        )
+    heads, draft, handover = (_ms(raw.get(name, 0.0)) for name in _PARTS)
+    return Costs(curve, heads, draft, handover, estimated)
 
 
 def _text(path: Path) -> str:
@@ -105,6 +117,7 @@ def _text(path: Path) -> str:
 
 
 _PARTS = ("heads_ms", "draft_ms", "handover_ms")
+_ORIGIN = ("source", "conditions")  # for people
 
 
 def _ms(value: object) -> float:

@@ -16,9 +16,10 @@ from specpipe.config.speculation import (
     Speculation,
     eagle3_of,
 )
-from specpipe.core.errors import Rejection, Unsupported
+from specpipe.core.errors import ConfigError, Rejection, Unsupported
 from specpipe.engine.gpus import find_gpu, unknown_gpu
 from specpipe.engine.upstream_models import TOKENIZER
+from specpipe.plan.outlook import outlook
 from specpipe.plan.roofline import Estimate
 from specpipe.run.run import Run
 from specpipe.run.stages import build
@@ -87,8 +88,8 @@ def _observe(run: Run, prices: Prices, notify: Notify, progress: Progress) -> "O
     _require_replay(run.config.speculation)
     watching = watch()
     costs = _costs(run, prices)
-    if costs and not prices.file:
-        notify("step times: an estimate for the GPU, not measured")
+    if costs and costs.estimated:
+        notify("step times: an estimate from data sheets, not measured")
     here = _build_here(run, notify, progress)
     plan, place = here.plan, here.workspace
     prompts, end_ids = load_prompts(here.config, place.repository / TOKENIZER)
@@ -149,20 +150,31 @@ def on_gpu(config: RunConfig, gpu: str) -> RunConfig:
 
 
 def _costs(run: Run, prices: Prices) -> Costs | None:
-    if prices.file:
-        return read_costs(prices.file)
+    read = read_costs(prices.file) if prices.file else None
+    if isinstance(read, Costs):
+        return read
     gpu = prices.gpu or run.config.engine.gpu
     if gpu is None:
-        return None
+        if read is None:
+            return None
+        raise ConfigError(
+            f"{prices.file} has figures of several GPUs, and the run names none",
+            hint="choose one with --gpu NAME",
+        )
     if find_gpu(gpu) is None:
         unknown = unknown_gpu(gpu, "--gpu" if prices.gpu else "engine.gpu")
         raise Unsupported(unknown.reason, hint=unknown.hint)
-    estimate = run.variant(on_gpu(run.config, gpu)).plan.estimate
-    if estimate is None:
+    plan = run.variant(on_gpu(run.config, gpu)).plan
+    estimate = plan.estimate
+    if estimate is None or plan.memory is None:
         raise Unsupported(
             f"{run.config.target.model} has an architecture that specpipe does not know, so its "
             f"step times on {gpu} cannot be estimated",
             hint="tune a run whose models are of the families in docs/families.md",
+        )
+    if read is not None:
+        estimate = outlook(
+            plan.config, plan.requests, plan.memory.footprints, read.gpu(gpu), None, read.reached
         )
     return estimated_costs(estimate)
 

@@ -22,7 +22,8 @@ COMMANDS = ["acceptance", "bench", "build", "chat", "compile", "completion", "co
             "serve", "status", "train", "tune", "validate"]  # fmt: skip
 TRAINING = ["train draft", "train eagle3", "train medusa", "train redrafter"]
 BENCHMARKS = [
-    f"bench {name}" for name in ("engine", "front", "serving", "soak", "speculation", "tuning")
+    f"bench {name}"
+    for name in ("costs", "engine", "front", "serving", "soak", "speculation", "tuning")
 ]
 REPORTS = ["report diff", "report export"]
 GOLDEN = Path(__file__).parents[2] / "golden"

@@ -12,6 +12,7 @@ from specpipe.cli import main
 
 # The arguments of commands that take more than a run.
 ARGUMENTS = {
+    "bench costs": ["--config", "nofile.yaml", "--out", "nofile.json"],
     "generate": ["hi", "--config", "nofile.yaml"],
     "inspect": ["nowhere"],
     "report diff": ["nowhere", "nowhere"],

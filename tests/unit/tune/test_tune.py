@@ -253,7 +253,12 @@ def test_the_costs_of_another_machine_are_read_and_checked(tmp_path: Path) -> No
     file = tmp_path / "gpu.json"
     file.write_text(json.dumps({"step_ms": {"8": 15, "1": 14}, "heads_ms": 0.5}))
     costs = read_costs(file)
-    assert costs.step(1) == 14 and costs.step(8) == 15 and costs.heads_ms == 0.5
+    assert (
+        isinstance(costs, Costs)
+        and costs.step(1) == 14
+        and costs.step(8) == 15
+        and costs.heads_ms == 0.5
+    )
     older = {"step_ms": {"1": 14, "8": 15}, "heads_ms": 0.5, "pads_steps": True, "change_ms": 3}
     file.write_text(json.dumps(older))
     assert read_costs(file) == costs
@@ -377,6 +382,14 @@ def test_a_run_for_a_gpu_is_tuned_with_the_cpu_engine_and_the_gpus_prices(
     assert found.found[0].ms_a_token < 1  # a tiny model on a GPU
     with pytest.raises(Unsupported, match="which is not known"):
         recommend_run(Run(config, workspace), Prices(gpu="H1000"))
+    sheets = Path("model_configs/cost_models/nvidia-gpus.json")
+    said.clear()
+    same = recommend_run(Run(config, workspace), Prices(sheets, "L4"), notify=said.append)
+    (plain,), (other,) = ([p for p in one.found if p.options == PLAIN] for one in (same, found))
+    assert plain.ms_a_token == pytest.approx(other.ms_a_token, rel=0.2)
+    assert any("estimate" in line for line in said)
+    with pytest.raises(ConfigError, match="figures of several GPUs, and the run names none"):
+        recommend_run(Run(config, workspace), Prices(sheets))
 
 
 def test_the_run_on_this_machine_keeps_its_lengths_and_takes_a_name_of_its_own(
