@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from specpipe.checkpoint.families import FAMILIES
-from specpipe.core.contracts import ROOT, Cache, LoadedEngine
+from specpipe.core.contracts import ROOT
+from specpipe.core.engines import Cache, LoadedEngine
 from tests.helpers.engine_steps import item, keep, rooted, started
 from tests.helpers.families import WORLDS, make_family
 

@@ -12,7 +12,9 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from specpipe.config.speculation import UPSTREAM_ONLY, DraftOptions, Speculation
+from specpipe.config.method_parts import DraftOptions
+from specpipe.config.speculation import Speculation
+from specpipe.config.upstream_methods import UPSTREAM_ONLY
 from specpipe.core.contracts import EMPTY, ROOT, Draft, Sampling, chain
 from specpipe.runtime.assembly import PROPOSERS
 from specpipe.speculate import accept

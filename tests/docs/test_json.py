@@ -34,7 +34,7 @@ from specpipe.config.run_config import read_config
 from specpipe.core.artifacts import Workspace
 from specpipe.doctor.checks import Finding
 from specpipe.plan.make_plan import make_plan
-from specpipe.report.present_plan import plan_json
+from specpipe.report.plan_json import plan_json
 from specpipe.run.stages import StageResult
 from specpipe.train.produce import TrainResult
 from specpipe.train.report import TrainingReport

@@ -4,23 +4,24 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from functools import partial
 
+from specpipe.config.method_parts import DraftOptions, Eagle3Draft
 from specpipe.config.run_config import EngineOptions
 from specpipe.config.speculation import (
-    DFlash,
     DraftModel,
-    DraftOptions,
-    Eagle,
     Eagle3,
-    Eagle3Draft,
     Hybrid,
     Lookahead,
     Medusa,
-    MultiToken,
     NoSpeculation,
-    Pard,
     PromptLookup,
     ReDrafter,
     Speculation,
+)
+from specpipe.config.upstream_methods import (
+    DFlash,
+    Eagle,
+    MultiToken,
+    Pard,
     Suffix,
     SuffixAutomaton,
 )

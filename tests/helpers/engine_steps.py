@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from specpipe.core.contracts import ROOT, Cache, Item, LoadedEngine
+from specpipe.core.contracts import ROOT
+from specpipe.core.engines import Cache, Item, LoadedEngine
 
 BRANCHES = ([11, 12, 13, 14, 15], [ROOT, ROOT, 0, 1, 2])  # tokens and parents of a tree
 PATHS = ([11], [12], [11, 13], [12, 14], [11, 13, 15])  # to each of its nodes

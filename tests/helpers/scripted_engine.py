@@ -5,22 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from specpipe.core.contracts import (
-    ROOT,
-    Branch,
-    Draft,
-    EngineFacts,
-    Extensions,
-    Guesses,
-    Ints,
-    Item,
-    LoadedEngine,
-    Logits,
-    PoolFull,
-    PoolUsage,
-    Predict,
-    Scores,
-)
+from specpipe.core.contracts import ROOT, Draft, Extensions, Guesses, Ints, Logits, Predict, Scores
+from specpipe.core.engines import Branch, EngineFacts, Item, LoadedEngine, PoolFull, PoolUsage
 from specpipe.runtime.lane import Lane
 from tests.helpers.scripted_model import Distribution, ScriptedModel, paths_of
 

@@ -12,17 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from specpipe.core.contracts import (
-    ROOT,
-    Branch,
-    EngineFacts,
-    Extensions,
-    Guesses,
-    Ints,
-    Item,
-    PoolUsage,
-    Scores,
-)
+from specpipe.core.contracts import ROOT, Extensions, Guesses, Ints, Scores
+from specpipe.core.engines import Branch, EngineFacts, Item, PoolUsage
 from specpipe.engine.openvino.blocks import BLOCK, BlockPool
 
 

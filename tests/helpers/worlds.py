@@ -5,32 +5,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from specpipe.config.method_parts import DraftOptions, Eagle3Draft, Eagle3Options, ReDrafterOptions
 from specpipe.config.speculation import (
     DraftModel,
-    DraftOptions,
     Eagle3,
-    Eagle3Draft,
-    Eagle3Options,
     Hybrid,
     Lookahead,
     Medusa,
     NoSpeculation,
     PromptLookup,
     ReDrafter,
-    ReDrafterOptions,
     Speculation,
 )
-from specpipe.core.contracts import (
-    ROOT,
-    Draft,
-    EngineFacts,
-    Floats,
-    Ints,
-    Proposer,
-    Role,
-    Sampling,
-    Score,
-)
+from specpipe.core.contracts import ROOT, Draft, Floats, Ints, Proposer, Role, Sampling, Score
+from specpipe.core.engines import EngineFacts
 from specpipe.core.trees import TreePath, complete_tree
 from specpipe.runtime.assembly import make_proposer
 from specpipe.speculate import decode

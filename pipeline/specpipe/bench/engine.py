@@ -10,7 +10,7 @@ import numpy as np
 from specpipe.bench.precision import precision_of
 from specpipe.bench.served import Notify, Progress
 from specpipe.config.run_config import RunConfig
-from specpipe.core.contracts import Cache, Item, LoadedEngine
+from specpipe.core.engines import Cache, Item, LoadedEngine
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.run.run import Run
 from specpipe.run.stages import build

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from specpipe.config.run_config import RunConfig, require_file
+from specpipe.config.files import require_file
+from specpipe.config.run_config import RunConfig
 from specpipe.core.prompts import read_prompts
 
 

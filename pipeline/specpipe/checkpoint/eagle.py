@@ -26,7 +26,7 @@ from specpipe.checkpoint.plain_files import read_json
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.checkpoint.source import Opening, TensorReader, read_tensors
 from specpipe.checkpoint.weight_files import weight_files
-from specpipe.config.speculation import Eagle
+from specpipe.config.upstream_methods import Eagle
 from specpipe.core.contracts import Role
 from specpipe.core.errors import ConfigError, Rejection, Unsupported
 from specpipe.core.model import Dtype, ModelConfig

@@ -11,7 +11,7 @@ tensors into the target's checkpoint, in the module `eagle3`.
 Not here: config.json, see `eagle3_format.py`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,25 +19,23 @@ from typing import TYPE_CHECKING, Any
 
 from specpipe.checkpoint.drafter_method import drafter_method, refuse_other_drafters
 from specpipe.checkpoint.eagle3_format import Eagle3Config, read_eagle3_config, usual_layers
+from specpipe.checkpoint.eagle3_tensors import OPTIONAL, planned_eagle3
 from specpipe.checkpoint.eagle3_vocabulary import DraftVocabulary, read_vocabulary_maps
-from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
-from specpipe.checkpoint.families.parts import copy, dense, gated_mlp, linear
+from specpipe.checkpoint.families import HfConfig, TensorPlan
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.checkpoint.source import Opening, TensorReader, read_tensors
 from specpipe.checkpoint.weight_files import weight_files
 from specpipe.core.contracts import Role
+from specpipe.core.drafters import Eagle3Drafter
 from specpipe.core.errors import ConfigError, Rejection, first_few
-from specpipe.core.model import Dtype, Eagle3Drafter, ModelConfig
+from specpipe.core.model import Dtype, ModelConfig
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
-MODULE = "eagle3"
-_LAYER = f"{MODULE}.transformer.layers.0."
 _EXPECTED = "an EAGLE-3 checkpoint: config.json with model.safetensors or pytorch_model.bin"
 _OTHER = "use an EAGLE-3 checkpoint that was trained for this target"
 _AGAIN = "fetch the checkpoint again; if it was trained, correct its config.json"
-_OPTIONAL = ("embed_tokens.weight", "lm_head.weight", "d2t", "t2d")
 _IGNORED = ("verifier_", "rotary_emb.inv_freq")  # parts of names that no reader needs
 
 
@@ -201,7 +199,7 @@ class Eagle3Source:
         columns = self.shapes.get("fc.weight", (0, 0))[-1]
         if hidden_size and self.settings.layer_ids:
             columns = hidden_size * len(self.settings.layer_ids)
-        there = [name for name in _OPTIONAL if name in self.shapes]
+        there = [name for name in OPTIONAL if name in self.shapes]
         return planned_eagle3(self.settings.net, columns, self.draft_vocab_size, there, self.prefix)
 
     def _sources_of(self, plan: TensorPlan) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -220,71 +218,8 @@ class Eagle3Source:
         return read_tensors(self.weights, opening)
 
 
-def planned_eagle3(
-    net: ModelConfig, columns: int, draft_vocab_size: int, optional: Sequence[str], theirs: str
-) -> list[TensorPlan]:
-    """List the tensors of a drafter whose `fc` reads `columns` values.
-
-    `optional` are those of `_OPTIONAL` that it has; `theirs` is the prefix of its layer's tensors.
-    """
-    hidden, vocab = net.hidden_size, net.vocab_size
-    heads = net.num_attention_heads, net.num_key_value_heads, net.num_key_value_heads
-    sources = [
-        (f"{theirs}self_attn.{n}_proj", count * net.head_size)
-        for n, count in zip("qkv", heads, strict=True)
-    ]
-    norms = {
-        "input_layernorm": "input_layernorm",
-        "hidden_norm": "hidden_norm",
-        "post_layernorm": "post_attention_layernorm",
-    }
-    plans = [
-        copy(f"{MODULE}.fc.weight", "fc.weight", hidden, columns),
-        *(copy(f"{_LAYER}{a}.weight", f"{theirs}{b}.weight", hidden) for a, b in norms.items()),
-        *linear(f"{_LAYER}attention.qkv", sources, 2 * hidden, Shard.ROWS, bias=net.attn_bias),
-        *dense(f"{_LAYER}attention.dense", f"{theirs}self_attn.o_proj", net),
-        *gated_mlp(f"{_LAYER}mlp", f"{theirs}mlp", net),
-        copy(f"{MODULE}.transformer.ln_f.weight", "norm.weight", hidden),
-    ]
-    table = f"{MODULE}.transformer.vocab_embedding.weight"
-    own = {
-        "embed_tokens.weight": copy(table, "embed_tokens.weight", vocab, hidden),
-        "lm_head.weight": copy(
-            f"{MODULE}.lm_head.weight", "lm_head.weight", draft_vocab_size, hidden
-        ),
-        "d2t": _planned_ids(draft_vocab_size),
-    }
-    plans += [own[name] for name in optional if name in own]
-    return [replace(plan, shard=Shard.REPLICATED, stage="every") for plan in plans]
-
-
-def planned_in_target(model: ModelConfig, names: Set[str]) -> list[TensorPlan]:
-    """List the tensors of the drafter in a target's checkpoint, whose optional ones are `names`."""
-    if (drafter := model.eagle3) is None:
-        return []
-    columns = len(drafter.layer_ids) * model.hidden_size
-    size = drafter.draft_vocab_size
-    plans = planned_eagle3(drafter.net, columns, size, _OPTIONAL, "layers.0.")
-    optional = {plan.name for plan in plans if set(plan.sources) & set(_OPTIONAL)}
-    return [plan for plan in plans if plan.name not in optional or plan.name in names]
-
-
-def _planned_ids(count: int) -> TensorPlan:
-    """Plan the target's id of every draft token; float32 holds ids up to 2^24."""
-    return TensorPlan(
-        f"{MODULE}.token_ids", (count,), ("d2t",), ((count,),), join=_token_ids, dtype="float32"
-    )
-
-
-def _token_ids(parts: "Sequence[torch.Tensor]") -> "torch.Tensor":
-    """Join: distances to the target's ids, as these ids."""
-    import torch
-
-    return parts[0] + torch.arange(len(parts[0]))
-
-
 def _is_ignored(name: str) -> bool:
-    return name in _OPTIONAL or any(part in name for part in _IGNORED)
+    return name in OPTIONAL or any(part in name for part in _IGNORED)
 
 
 def open_eagle3(path: Path, dtype: Dtype = "float32") -> Eagle3Source:

@@ -13,7 +13,8 @@ from specpipe.checkpoint.hub import (
     is_cached,
 )
 from specpipe.checkpoint.source import Source, open_source
-from specpipe.config.run_config import RunConfig, find_file
+from specpipe.config.files import find_file
+from specpipe.config.run_config import RunConfig
 from specpipe.core.contracts import Role
 from specpipe.core.errors import ConfigError, Unsupported
 

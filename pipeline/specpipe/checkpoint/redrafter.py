@@ -10,7 +10,6 @@ tensors determine the drafter's layers; config.json, which TensorRT-LLM's conver
 `specpipe train redrafter` writes it, shares the target's.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,27 +22,21 @@ from specpipe.checkpoint.drafter import (
     read_calibration,
 )
 from specpipe.checkpoint.drafter_method import refuse_other_drafters
-from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
+from specpipe.checkpoint.families import HfConfig, TensorPlan
 from specpipe.checkpoint.medusa import FILES as HEADS_FILES
 from specpipe.checkpoint.plain_files import read_json
+from specpipe.checkpoint.redrafter_tensors import MODULE, OUTPUT, canonical, planned_drafter
 from specpipe.checkpoint.source import TensorReader, read_tensors
 from specpipe.checkpoint.weight_files import weight_files
 from specpipe.config.speculation import ReDrafter
 from specpipe.core.contracts import Role
+from specpipe.core.drafters import RecurrentDrafter
 from specpipe.core.errors import ConfigError, Rejection, Unsupported
-from specpipe.core.model import ModelConfig, RecurrentDrafter, redrafter_class
+from specpipe.core.model import ModelConfig, redrafter_class
 
-MODULE = "drafter"
-OUTPUT = f"{MODULE}.lm_head.weight"
 _EXPECTED = (
     "model.safetensors, as `specpipe train redrafter` writes it into engines/NAME/train/redrafter, "
     "or Apple's model.pt"
-)
-_NAME = re.compile(
-    r"(?:lm_heads?|0)\.(?P<layer>\d+)\.linear\.(?P<part>weight|bias)"
-    r"|(?:lm_heads?|0)\.(?P<output>\d+)\.weight"
-    r"|(?P<input>input_proj)s?\.(?P<of_input>weight|bias)"
-    r"|(?P<state>rnn_u\.weight|rnn_u\.bias|rnn_w\.weight)"
 )
 _LINEAR = Rejection(
     "the drafter was trained with a linear recurrence, and TensorRT-LLM's engines compute another "
@@ -165,20 +158,6 @@ def trained_redrafter(
     return RecurrentSource(path, (), {}, net, model.hidden_size, model.vocab_size, release)
 
 
-def planned_drafter(model: ModelConfig) -> list[TensorPlan]:
-    """List the tensors of the drafter in `model`; their sources have the same names.
-
-    Each is cut by rows, the output layer without padding (`hf_drafter`, upstream's converter).
-    """
-    if model.redrafter is None:
-        return []
-    shapes = model.redrafter.shapes(model.hidden_size, model.vocab_size)
-    return [
-        TensorPlan(f"{MODULE}.{n}", shape, (f"{MODULE}.{n}",), (shape,), Shard.ROWS, stage="every")
-        for n, shape in shapes.items()
-    ]
-
-
 def _find(path: Path) -> tuple[Path, ...]:
     if any((path / name).is_file() for name in HEADS_FILES):
         raise Unsupported(
@@ -207,18 +186,6 @@ def _names(path: Path, reader: TensorReader) -> dict[str, str]:
             hint="known are Apple's names, their plural, and `0.`; each tensor once",
         )
     return names
-
-
-def canonical(name: str) -> str | None:
-    """Return TensorRT-LLM's name of a drafter's tensor; None for any other tensor."""
-    match = _NAME.fullmatch(name)
-    if match is None:
-        return None
-    if match["layer"] is not None:
-        return f"{MODULE}.layers.{match['layer']}.linear.{match['part']}"
-    if match["output"] is not None:
-        return f"{MODULE}.lm_head.weight"
-    return f"{MODULE}.{match['state'] or match['input'] + '.' + match['of_input']}"
 
 
 def _measure(

@@ -22,7 +22,8 @@ def plan(config_path: Path, workspace: Path, as_json: bool) -> None:
     \b
     Example:  specpipe plan --config model_configs/llama70b_draft7b.yaml
     """
-    from specpipe.report.present_plan import plan_json, plan_text
+    from specpipe.report.plan_json import plan_json
+    from specpipe.report.present_plan import plan_text
 
     made = load(config_path, workspace).plan
     click.echo(json.dumps(plan_json(made), indent=2) if as_json else plan_text(made))

@@ -241,7 +241,7 @@ def _find_tls(
     given: "tuple[Path | None, Path | None, Path | None]",
 ) -> "Tls | None":
     """Return the certificates of the command line, else those of the run, else none."""
-    from specpipe.config.run_config import find_tls
+    from specpipe.config.files import find_tls
     from specpipe.serve.guard import Tls
 
     certificate, key, client_ca = given

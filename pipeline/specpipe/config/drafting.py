@@ -6,7 +6,8 @@ The rules are those of `DecodingBaseConfig` (llm_args.py).
 from collections.abc import Mapping
 from itertools import pairwise
 
-from specpipe.config.speculation import InGraph, Speculation, SuffixAutomaton
+from specpipe.config.speculation import InGraph, Speculation
+from specpipe.config.upstream_methods import SuffixAutomaton
 from specpipe.config.yaml_nodes import Place
 
 _SECTION = "speculation"

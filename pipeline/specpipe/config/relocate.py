@@ -8,7 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from specpipe.config.run_config import RunConfig, find_file
+from specpipe.config.files import find_file
+from specpipe.config.run_config import RunConfig
 from specpipe.config.yaml_nodes import compose
 
 # The keys whose values are files or folders of this machine; of lists every item.

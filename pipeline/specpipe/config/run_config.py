@@ -5,42 +5,37 @@ Relative paths are looked up from the working directory, then from the config's 
 environment variables are expanded.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from specpipe.config.backends import BACKENDS, Front, Traits
-from specpipe.config.drafting import check_drafting
+from specpipe.config.consistency import check_consistency
 from specpipe.config.keys import at_least, between, matching, not_written, one_of
+from specpipe.config.method_parts import REVISION
 from specpipe.config.records import read_record
 from specpipe.config.speculation import (
     PLAIN,
-    REVISION,
     DraftModel,
-    Eagle,
     Eagle3,
     Hybrid,
-    Lookahead,
     Medusa,
-    PromptLookup,
     ReDrafter,
     Speculation,
     WithUpstreamDraft,
     redrafter_of,
 )
 from specpipe.config.training import TrainOptions
-from specpipe.config.tree import is_open, with_whole_tree
+from specpipe.config.tree import with_whole_tree
+from specpipe.config.upstream_methods import Eagle
 from specpipe.config.validation import ValidateOptions as ValidateOptions
 from specpipe.config.yaml_nodes import Place
 from specpipe.core.contracts import Role
 from specpipe.core.divisibility import Parallel
-from specpipe.core.errors import ConfigError
 from specpipe.core.model import CacheQuantization, Dtype, Quantization
 
 LEAST_ROWS, PROMPT_ROWS = 128, 64  # of a step; see `RunConfig.max_num_tokens`
-_RELATIVE = "paths are relative to the working directory or to the config file"
 
 
 @dataclass(frozen=True)
@@ -286,187 +281,10 @@ def read_config(path: Path) -> RunConfig:
     reading = read_record(path, RunConfig)
     config, places = reading.record, reading.places
     config = replace(config, speculation=with_whole_tree(config.speculation, places))
-    _check_lengths(config, places)
-    _check_batching(config, places)
-    _check_ngrams(config, places)
-    _check_lookahead(config, places)
-    _check_training(config, places)
-    _check_hybrid(config, places)
-    check_drafting(config.speculation, places)
-    _check_baseline(config, places)
+    check_consistency(config, places)
     if "serving.front" not in places:
         front = config.engine.traits.fronts[0]
         config = replace(config, serving=replace(config.serving, front=front))
     if config.engine.gpu is None and not config.engine.tp_size:
         config = replace(config, engine=replace(config.engine, tp_size=1))
     return replace(config, path=str(path), places=places, remarks=reading.remarks)
-
-
-def _check_lengths(config: RunConfig, places: Mapping[str, Place]) -> None:
-    engine = config.engine
-    if engine.max_input_len >= engine.max_seq_len:
-        place = places.get("engine.max_input_len") or places["engine"]
-        raise place.error(
-            f"'engine.max_input_len' is {engine.max_input_len}: must be below "
-            f"engine.max_seq_len, which is {engine.max_seq_len} and holds prompt and output"
-        )
-    drafted = config.speculation.num_draft_tokens
-    if not is_open(config.speculation) and drafted + 1 >= engine.max_seq_len:
-        keys = ("speculation.num_draft_tokens", "speculation.tree", "speculation")
-        place = next((places[key] for key in keys if key in places), places["engine.max_seq_len"])
-        raise place.error(
-            f"'speculation' drafts {drafted} tokens a step: must be below "
-            f"engine.max_seq_len - 1 ({engine.max_seq_len - 1})"
-        )
-
-
-def _check_batching(config: RunConfig, places: Mapping[str, Place]) -> None:
-    engine, drafted = config.engine, config.speculation.num_draft_tokens
-    for key in ("kv_cache_tokens", "max_num_tokens", "prefix_cache", "batch_invariant"):
-        place = places.get(f"engine.{key}")
-        if place and not engine.traits.own_engine:
-            raise place.error(
-                f"'engine.{key}' is for backend openvino; backend {engine.backend} ignores it",
-                hint="remove the key",
-            )
-    if engine.kv_cache_tokens is not None and engine.kv_cache_tokens < engine.max_seq_len:
-        raise places["engine.kv_cache_tokens"].error(
-            f"'engine.kv_cache_tokens' is {engine.kv_cache_tokens}: must be at least "
-            f"engine.max_seq_len, which is {engine.max_seq_len}"
-        )
-    if not is_open(config.speculation) and config.max_num_tokens <= drafted:
-        raise places["engine.max_num_tokens"].error(
-            f"'engine.max_num_tokens' is {config.max_num_tokens}: must be above the {drafted} "
-            "tokens that 'speculation' drafts a step"
-        )
-
-
-def _check_ngrams(config: RunConfig, places: Mapping[str, Place]) -> None:
-    options = config.speculation
-    if isinstance(options, PromptLookup | Hybrid):
-        low, high = options.min_matching_ngram_size, options.max_matching_ngram_size
-        if low > high:
-            place = places.get("speculation.min_matching_ngram_size") or places["speculation"]
-            raise place.error(
-                f"'speculation.min_matching_ngram_size' is {low}: must not be above "
-                f"max_matching_ngram_size, which is {high}"
-            )
-
-
-def _check_lookahead(config: RunConfig, places: Mapping[str, Place]) -> None:
-    options = config.speculation
-    if not isinstance(options, Lookahead) or options.ngram_size > 1:
-        return
-    if (options.window_size, options.verification_set_size) != (1, 0):
-        raise places["speculation.ngram_size"].error(
-            "'speculation.ngram_size' is 1, which is plain decoding: it goes with window_size 1 "
-            f"and verification_set_size 0 only, not with {options.window_size} and "
-            f"{options.verification_set_size}",
-            hint="the smallest window that can find anything is 2, 2, 1",
-        )
-
-
-def _check_hybrid(config: RunConfig, places: Mapping[str, Place]) -> None:
-    options = config.speculation
-    if not isinstance(options, Hybrid):
-        return
-    sources = ("draft", "heads", "redrafter", "eagle3")
-    given = [name for name in sources if getattr(options, name) is not None]
-    if not given:
-        raise places["speculation"].error(
-            "method hybrid needs a second source of drafts in addition to prompt lookup",
-            hint="give speculation.draft.model, speculation.heads, "
-            "speculation.redrafter.drafter or speculation.eagle3.model, or use method: "
-            "prompt_lookup",
-        )
-    if len(given) > 1:
-        raise places[f"speculation.{given[1]}"].error(
-            f"method hybrid takes speculation.{' or speculation.'.join(given)}, not both"
-        )
-    place = places.get("speculation.min_confidence")
-    if place and options.draft is None:
-        raise place.error(
-            "'speculation.min_confidence' has no effect without speculation.draft",
-            hint="remove the key",
-        )
-    place = places.get("speculation.tree")
-    grower = next((name for name in ("redrafter", "eagle3") if getattr(options, name)), None)
-    if place and grower:
-        raise place.error(
-            f"'speculation.tree' has no effect with speculation.{grower}, which grows one at every "
-            "step",
-            hint="remove the key",
-        )
-
-
-def _check_baseline(config: RunConfig, places: Mapping[str, Place]) -> None:
-    if config.validate.baseline == "build" and not config.speculation.num_draft_tokens:
-        raise places["validate.baseline"].error(
-            "'validate.baseline' is build, but this run does not speculate: there is nothing to "
-            "compare",
-            hint="remove the key",
-        )
-
-
-def _check_training(config: RunConfig, places: Mapping[str, Place]) -> None:
-    train = config.train
-    if train.medusa.lora_rank and train.medusa.stage == "medusa1":
-        raise places["train.medusa.lora_rank"].error(
-            "'train.medusa.lora_rank' is for stage: medusa2; medusa1 does not change the backbone"
-        )
-    if train.medusa.soft_labels and train.medusa.stage == "medusa2":
-        raise places["train.medusa.soft_labels"].error(
-            "'train.medusa.soft_labels' is for stage: medusa1; in medusa2 the target changes as it "
-            "teaches"
-        )
-    if train.draft.layers and train.draft.num_layers not in (None, len(train.draft.layers)):
-        raise places["train.draft.num_layers"].error(
-            f"'train.draft.num_layers' is {train.draft.num_layers}, but 'train.draft.layers' "
-            f"lists {len(train.draft.layers)}; give one of them"
-        )
-    if list(train.draft.layers) != sorted(set(train.draft.layers)):
-        raise places["train.draft.layers"].error("'train.draft.layers' must rise, without repeats")
-
-
-def find_file(text: str, config: RunConfig) -> Path | None:
-    """Return the existing file or folder that `text` names, or None."""
-    named = os.path.expandvars(text)
-    if not named.strip():
-        return None
-    try:
-        expanded = Path(named).expanduser()
-        for candidate in (expanded, Path(config.path).parent / expanded):
-            if candidate.exists():
-                return candidate.resolve()
-    except (OSError, RuntimeError):  # longer than a name may be; in a closed folder; ~nobody
-        return None
-    return None
-
-
-def require_file(text: str, config: RunConfig, key: str, *, hint: str = _RELATIVE) -> Path:
-    """Return the existing file or folder that `text` names.
-
-    Raises ConfigError if there is none.
-    """
-    found = find_file(text, config)
-    if found is None:
-        raise ConfigError(
-            f"{config.places.get(key, config.path)}: '{key}' is {text!r}: no such file or folder",
-            hint=hint,
-        )
-    return found
-
-
-def find_tls(config: RunConfig) -> tuple[Path, Path, Path | None] | None:
-    """Return the files of `serving.tls`: certificate, key, the clients' authority; None without.
-
-    Raises ConfigError if one is not there.
-    """
-    tls = config.serving.tls
-    if tls is None:
-        return None
-    return (
-        require_file(tls.certificate, config, "serving.tls.certificate"),
-        require_file(tls.key, config, "serving.tls.key"),
-        require_file(tls.client_ca, config, "serving.tls.client_ca") if tls.client_ca else None,
-    )

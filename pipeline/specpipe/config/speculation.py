@@ -2,51 +2,33 @@
 
 The text under a field documents its key: `scripts/write-docs` makes docs/configuration.md from it.
 To add a method, write its record here, add it to `Speculation`, and see `assembly.PROPOSERS`.
+
+Not here: methods without a proposer of specpipe; see `upstream_methods`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
-from specpipe.config.keys import at_least, between, formerly, matching, value_formerly
-from specpipe.core.trees import TreePath, depth
-
-TreeOption = Literal["auto", "dynamic"] | tuple[TreePath, ...]  # dynamic: grown at every step
-
-REVISION = matching(
-    r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}", "a branch, a tag or a commit of a Hugging Face id"
+from specpipe.config.keys import at_least, between, formerly, value_formerly
+from specpipe.config.method_parts import (
+    DraftOptions,
+    Eagle3Draft,
+    Eagle3Options,
+    ReDrafterOptions,
+    SuffixOptions,
+    TreeOption,
+)
+from specpipe.config.upstream_methods import (
+    DFlash,
+    Eagle,
+    MultiToken,
+    Pard,
+    Suffix,
+    SuffixAutomaton,
 )
 
 _CONFIDENCE = value_formerly("confidence", {"draft_length": "adaptive", "min_confidence": "0.4"})
-
-
-@dataclass(frozen=True)
-class DraftOptions:
-    """The draft model. With Medusa heads of its own it needs fewer calls."""
-
-    model: str
-    """Folder, `.gguf` file or Hugging Face id of the draft. Its tokenizer must be the target's;
-    the embedding may be [padded differently](conversion.md#drafts-against-targets)."""
-    heads: str | None = None
-    """Medusa heads of the draft model. The draft then drafts several tokens per call, with the
-    same distribution."""
-    num_draft_tokens: int = field(default=4, metadata=between(1, 64))
-    """As `speculation.num_draft_tokens`, for a step of the draft model: most nodes of the tree that
-    its heads draft."""
-    revision: str | None = field(default=None, metadata=REVISION)
-    """Branch, tag or commit of a Hugging Face id. Not for `backend: llmapi`. Default: `main`."""
-
-
-@dataclass(frozen=True)
-class Eagle3Draft:
-    """The checkpoint of a drafter that TensorRT-LLM loads as it is."""
-
-    model: str
-    """Folder; for `eagle3`, an [EAGLE-3 drafter](conversion.md#eagle-3-drafters) that was trained
-    for this target. With `backend: llmapi` also a Hugging Face id."""
-    revision: str | None = field(default=None, metadata=REVISION)
-    """Branch, tag or commit. Refused: TensorRT-LLM loads the main branch. Download the revision
-    and set `model` to its folder."""
 
 
 @dataclass(frozen=True)
@@ -102,30 +84,6 @@ class DraftModel:
     Default: it does not end early."""
     max_concurrency: int | None = field(default=None, metadata=at_least(1))
     """Draft nothing while more sequences than this are running. Default: no limit."""
-
-
-@dataclass(frozen=True)
-class ReDrafterOptions:
-    """A ReDrafter that is merged with prompt lookup; the names are those of `ReDrafter`."""
-
-    drafter: str = field(metadata=formerly("heads"))
-    """Folder of the [ReDrafter](conversion.md#redrafter)."""
-    num_beams: int = field(default=3, metadata=between(1, 32))
-    """Paths per level that the ReDrafter continues."""
-    draft_len_per_beam: int = field(default=4, metadata=between(1, 32))
-    """Levels of the tree that the ReDrafter fills."""
-
-
-@dataclass(frozen=True)
-class Eagle3Options:
-    """An EAGLE-3 drafter that is merged with prompt lookup; the names are those of `Eagle3`."""
-
-    model: str
-    """Folder of the [EAGLE-3 drafter](conversion.md#eagle-3-drafters)."""
-    num_beams: int = field(default=4, metadata=between(1, 32))
-    """Paths per level that the drafter continues."""
-    draft_len_per_beam: int = field(default=5, metadata=between(1, 32))
-    """Levels of the tree that the drafter fills."""
 
 
 @dataclass(frozen=True)
@@ -230,47 +188,6 @@ class Medusa:
 
 
 @dataclass(frozen=True)
-class Eagle:
-    """Drafts of a one-layer decoder on the target's hidden states (EAGLE-1); `tensorrt` only.
-
-    `num_eagle_layers` and `num_draft_tokens` are those of the tree if one is listed, and bound the
-    tree that `tree: auto` grows.
-    """
-
-    method: Literal["eagle"]
-    drafter: str = field(metadata=formerly("heads"))
-    """Folder of the [EAGLE drafter](conversion.md#eagle-drafters)."""
-    num_draft_tokens: int = field(default=63, metadata=between(1, 256))
-    """Most draft tokens per step: nodes of the tree."""
-    tree: TreeOption = "auto"
-    """`auto`: grown for assumed acceptance rates. Or a list of paths. `dynamic` is refused."""
-    num_eagle_layers: int = field(default=4, metadata=between(1, 16))
-    """Levels of the tree. The engine has a copy of the drafter for each. Default for a listed
-    tree: its depth."""
-    max_non_leaves_per_layer: int = field(default=10, metadata=between(1, 256))
-    """Nodes with children on one level that the engine has room for."""
-
-    @property
-    def max_concurrency(self) -> None:
-        """The engines of TensorRT-LLM speculate at every load."""
-        return None
-
-    def with_tree(self, tree: tuple[TreePath, ...]) -> "Eagle":
-        """Return the options for a tree, whose size they take."""
-        return replace(self, tree=tree, num_draft_tokens=len(tree), num_eagle_layers=depth(tree))
-
-
-@dataclass(frozen=True)
-class SuffixOptions:
-    """A suffix automaton that overrides drafts where it finds a long match."""
-
-    threshold: int = field(default=4, metadata=at_least(1))
-    """Shortest match, in tokens, that overrides the drafter's tokens."""
-    enable_global_pool: bool = False
-    """Search the texts of all running requests, not only the request's own."""
-
-
-@dataclass(frozen=True)
 class Eagle3:
     """Drafts of a one-layer decoder on hidden states of several layers (arXiv 2503.01840).
 
@@ -301,103 +218,6 @@ class Eagle3:
     draft_len_schedule: Mapping[str, int] | None = None
     """Draft tokens by batch size, e.g. `{1: 3, 8: 1}`: from 8 sequences on, 1. The first is
     `num_draft_tokens`. Default: always `num_draft_tokens`."""
-
-
-@dataclass(frozen=True)
-class MultiToken:
-    """Drafts of the target's own layers for multi-token prediction; `llmapi` only."""
-
-    method: Literal["mtp"]
-    num_nextn_predict_layers: int = field(default=1, metadata=between(1, 8))
-    """Tokens that the target's layers draft."""
-    max_concurrency: int | None = field(default=None, metadata=at_least(1))
-    """Draft nothing while more sequences than this are running. Default: no limit."""
-    sa_config: SuffixOptions | None = None
-    """As for method `eagle3`."""
-    use_rejection_sampling: bool = False
-    """As for method `eagle3`."""
-    draft_len_schedule: Mapping[str, int] | None = None
-    """As for method `eagle3`."""
-
-    @property
-    def num_draft_tokens(self) -> int:
-        """Each layer drafts one token."""
-        return self.num_nextn_predict_layers
-
-
-@dataclass(frozen=True)
-class Pard:
-    """Drafts of a small model that predicts several tokens in one call (PARD); `llmapi` only."""
-
-    method: Literal["pard"]
-    draft: Eagle3Draft
-    """A PARD checkpoint with the target's tokenizer."""
-    num_draft_tokens: int = field(default=4, metadata=between(1, 64))
-    """Most draft tokens per step: length of the chain."""
-    max_concurrency: int | None = field(default=None, metadata=at_least(1))
-    """Draft nothing while more sequences than this are running. Default: no limit."""
-    sa_config: SuffixOptions | None = None
-    """As for method `eagle3`."""
-    use_rejection_sampling: bool = False
-    """As for method `eagle3`."""
-    draft_len_schedule: Mapping[str, int] | None = None
-    """As for method `eagle3`."""
-
-
-@dataclass(frozen=True)
-class DFlash:
-    """Drafts of a model that attends to the target's hidden states (DFlash); `llmapi` only."""
-
-    method: Literal["dflash"]
-    draft: Eagle3Draft
-    """A DFlash checkpoint that was trained for this target."""
-    num_draft_tokens: int = field(default=8, metadata=between(1, 64))
-    """Most draft tokens per step: length of the chain."""
-    max_concurrency: int | None = field(default=None, metadata=at_least(1))
-    """Draft nothing while more sequences than this are running. Default: no limit."""
-    use_rejection_sampling: bool = False
-    """As for method `eagle3`."""
-    draft_len_schedule: Mapping[str, int] | None = None
-    """As for method `eagle3`."""
-
-
-@dataclass(frozen=True)
-class SuffixAutomaton:
-    """Draft tokens that followed the longest earlier match of the last tokens; `llmapi` only."""
-
-    method: Literal["suffix_automaton"]
-    num_draft_tokens: int = field(default=4, metadata=between(1, 64))
-    """Most draft tokens per step: length of the chain."""
-    max_matching_ngram_size: int | None = field(default=None, metadata=between(1, 64))
-    """Length of the match. Default: the longest one."""
-    enable_global_pool: bool = False
-    """Search the texts of all running requests, not only the request's own."""
-    max_concurrency: int | None = field(default=None, metadata=at_least(1))
-    """Draft nothing while more sequences than this are running. Default: no limit."""
-    draft_len_schedule: Mapping[str, int] | None = None
-    """As for method `eagle3`."""
-
-
-@dataclass(frozen=True)
-class Suffix:
-    """Draft tokens that followed the last ones in earlier prompts and outputs; `vllm` only.
-
-    This is SuffixDecoding (arXiv 2411.04975), whose drafts grow with the length of the match.
-    """
-
-    method: Literal["suffix"]
-    num_draft_tokens: int = field(default=16, metadata=between(1, 64))
-    """Most draft tokens per step: length of the chain."""
-    max_tree_depth: int = field(default=24, metadata=between(1, 256))
-    """Longest match with draft, in tokens."""
-    max_cached_requests: int = field(default=10000, metadata=at_least(0))
-    """Requests whose outputs are searched too. 0: only the request's own prompt and output."""
-    max_spec_factor: float = field(default=1.0, metadata=between(0, 64))
-    """Draft tokens for every token of the match."""
-    min_token_prob: float = field(default=0.1, metadata=between(0, 1))
-    """Least frequency of a token after the match."""
-    max_concurrency: int | None = field(default=None, metadata=at_least(1))
-    """Draft nothing while more sequences than this are running. Default: no limit."""
 
 
 @dataclass(frozen=True)
@@ -457,11 +277,3 @@ def eagle3_of(options: Speculation) -> Eagle3Options | None:
 
 # methods whose engines discard rows of the KV cache
 REWINDING = ("medusa", "lookahead", "eagle", "redrafter")
-UPSTREAM_ONLY = (
-    "eagle",
-    "mtp",
-    "pard",
-    "dflash",
-    "suffix_automaton",
-    "suffix",
-)  # methods without a proposer of specpipe

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import fields, replace
 
-from specpipe.config.speculation import Eagle, Hybrid, Medusa, Speculation, WithTree
+from specpipe.config.speculation import Hybrid, Medusa, Speculation, WithTree
+from specpipe.config.upstream_methods import Eagle
 from specpipe.config.yaml_nodes import Place
 from specpipe.core.errors import ConfigError
 from specpipe.core.trees import (

@@ -1,11 +1,11 @@
-"""The interface of decoding: promises of engines and proposers, and the records that they exchange.
+"""The interface of decoding: what algorithms ask, what they are answered, and proposers of drafts.
 
 A *sequence* is the prompt and every token committed so far. Its last token is the *root*. A draft
 is a tree of draft tokens under it, and one call of the target scores the root and the whole tree.
 
 The algorithms are generators. They yield an `Ask` and are resumed with its answer, so they hold no
 engine. A driver (`runtime.batcher`) collects the asks of many sequences and answers them with one
-call per engine.
+call per engine (`core.engines`).
 """
 
 from collections.abc import Generator, Sequence
@@ -258,148 +258,6 @@ def without_asking(value: T) -> Asking[T]:
     """Return `value` at once, where a generator is expected."""
     yield from ()  # makes this a generator
     return value
-
-
-class Matcher(Protocol):
-    """A grammar after some tokens of an answer; see `speculate.constrained`."""
-
-    def copy(self) -> "Matcher":
-        """Return another matcher in the same state."""
-        ...
-
-    def feed(self, token: int) -> bool:
-        """Move on by a token that is no end token; if false, it is not permitted here.
-
-        After that this matcher is of no use any more.
-        """
-        ...
-
-    def mask(self) -> Mask:
-        """Return the tokens [V] that may follow as text: no end token of the model is one."""
-        ...
-
-    def accepts(self) -> bool:
-        """Tell whether the answer may end here."""
-        ...
-
-
-class Cache(Protocol):
-    """The KV rows of one sequence in an engine's pool."""
-
-    @property
-    def tokens(self) -> Sequence[int]:
-        """The tokens whose rows are kept."""
-        ...
-
-    def keep(self, rows: Ints) -> None:
-        """Keep some rows of the last step (ascending indices), after those kept before."""
-
-    def truncate(self, length: int) -> None:
-        """Forget the rows from `length` on, and those of the last step."""
-
-    def release(self) -> None:
-        """Give all blocks back. Full blocks can be found again by their tokens."""
-
-
-@dataclass(frozen=True, eq=False)
-class Item:
-    """The part of one sequence in a step: new tokens after the rows that its cache keeps."""
-
-    cache: Cache
-    tokens: Ints  # [n]
-    parents: Ints | None  # [n]  ROOT: the end of the cache; a parent comes first; None: a chain
-    wanted: Ints  # [r]  the rows whose logits and hidden states are returned
-
-
-@dataclass(frozen=True, eq=False)
-class Branch:
-    """The draft of one sequence for a one-layer drafter; see `Predict`."""
-
-    cache: Cache  # keeps all tokens but the root
-    root: int
-    draft: Draft
-    states: Sequence[Logits]  # n x [D]
-    wanted: Ints  # [B]
-
-
-class PoolFull(Exception):
-    """The KV pool of an engine has no room for the rows of a step."""
-
-
-@dataclass(frozen=True)
-class EngineFacts:
-    """What the algorithms know of an engine."""
-
-    vocab_size: int
-    max_seq_len: int  # most tokens in one sequence, prompt and output
-    chains_only: bool = False  # branches of a draft would change the last bits of its logits
-
-
-@dataclass(frozen=True)
-class PoolUsage:
-    """The use of an engine's KV pool."""
-
-    blocks: int = 0
-    used_blocks: int = 0  # by live sequences; blocks that are kept for prefix reuse are free
-
-
-class LoadedEngine(Protocol):
-    """An engine in memory, used from one thread. One call serves many sequences."""
-
-    @property
-    def facts(self) -> EngineFacts:
-        """The sizes that the algorithms need."""
-        ...
-
-    @property
-    def pool_usage(self) -> PoolUsage:
-        """The use of the KV pool now."""
-        ...
-
-    def open(self, tokens: Sequence[int] = (), salt: str = "") -> Cache:
-        """Return a new sequence that keeps the longest known prefix of `tokens`.
-
-        The last token is never part of the prefix, since its logits will be wanted. Only sequences
-        of the same salt share prefixes.
-        """
-        ...
-
-    def fits(self, items: Sequence[Item]) -> bool:
-        """Tell whether the pool has room for the new rows of `items`."""
-        ...
-
-    def step(self, items: Sequence[Item]) -> list[Scores]:
-        """Run all items in one call and return the wanted rows of each.
-
-        The rows of an item lie after the kept rows of its cache until the next step of that cache;
-        `Cache.keep` keeps some of them. Raises PoolFull, and changes nothing, if there is no room.
-        """
-        ...
-
-    def guess(self, hidden: Logits) -> list[Guesses]:
-        """Run the Medusa heads on hidden states [B, D].
-
-        Raises Unsupported if the engine was built without heads.
-        """
-        ...
-
-    def extend(self, hidden: Logits, states: Logits, tokens: Ints) -> Extensions:
-        """Run the recurrent drafter on N paths: `hidden` and `states` [N, D], `tokens` [N].
-
-        Raises Unsupported if the engine was built without a drafter.
-        """
-        ...
-
-    def predict(self, branches: Sequence[Branch]) -> list[Extensions]:
-        """Run the one-layer drafter on the drafts of some sequences, in one call.
-
-        Its rows do not become rows of the caches. Raises PoolFull if there is no room for them, and
-        Unsupported if the engine was built without such a drafter.
-        """
-        ...
-
-    def trim(self) -> None:
-        """Give back memory that only loading and the first steps needed."""
 
 
 class Proposer(Protocol):

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from specpipe.core.drafters import Eagle3Drafter, RecurrentDrafter
+
 Dtype = Literal["float32", "float16", "bfloat16"]
 Quantization = Literal["none", "int8", "int4", "fp8", "int4_awq", "int8_sq", "nvfp4"]
 CacheQuantization = Literal["none", "int8", "fp8"]
@@ -58,58 +60,6 @@ class Arithmetic:
     local_layers: tuple[int, ...] = ()  # those that rotate by another base, without scaling
     local_rotary_base: float = 0.0  # that base
     sliding_windows: tuple[int, ...] = ()  # of every layer, 0: sees all; empty: no layer has one
-
-
-@dataclass(frozen=True)
-class RecurrentDrafter:
-    """ReDrafter's net (2403.09919) in its target's checkpoint, and the beams that it lays out.
-
-    It reads a hidden state of the target and a recurrent state of the same size; `exit_dim` is the
-    width of its residual layers. Keys of config.json: these names after `redrafter_`.
-    """
-
-    num_layers: int
-    exit_dim: int
-    is_rnn: bool  # else the state is the sum of the drafted tokens' embeddings
-    num_beams: int = 5
-    draft_len_per_beam: int = 5
-    greedy_search: bool = True
-    is_linear: bool = False  # no silu around the recurrence, which only the CPU engine computes
-
-    def shapes(self, hidden_size: int, vocab_size: int) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every tensor, by its name in the module `drafter`."""
-        wide, hidden = self.exit_dim, hidden_size
-        into = (("input_proj", 2 * hidden, wide),) if wide != 2 * hidden else ()
-        layers = ((f"layers.{n}.linear", wide, wide) for n in range(self.num_layers))
-        state = (("rnn_u", hidden, hidden),) if self.is_rnn else ()
-        found: dict[str, tuple[int, ...]] = {}
-        for name, columns, rows in (*into, *layers, *state):
-            found |= {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
-        found["lm_head.weight"] = (vocab_size, wide)
-        return found | ({"rnn_w.weight": (hidden, hidden)} if self.is_rnn else {})
-
-
-@dataclass(frozen=True)
-class Eagle3Drafter:
-    """An EAGLE-3 drafter (2503.01840) in its target's checkpoint; only the CPU engine runs it."""
-
-    net: "ModelConfig"  # its decoder layer, whose input is an embedding and a hidden state
-    draft_vocab_size: int  # tokens that it can draft
-    layer_ids: tuple[int, ...]  # it reads the input of these layers of the target
-    norm_before_residual: bool = False  # the layer adds to the normed hidden state
-    norm_output: bool = False  # a draft step reads the last output after the final norm
-
-    def parameters(self, hidden_size: int) -> int:
-        """Count the weights, embeddings apart, for a target of this hidden size."""
-        net, tables = self.net, self.net.vocab_size
-        layer = net.num_parameters - tables * net.hidden_size * (2 - net.tie_word_embeddings)
-        heads = net.num_attention_heads + 2 * net.num_key_value_heads
-        wider = heads * net.head_size + len(self.layer_ids) * hidden_size + 1
-        return layer + (wider + self.draft_vocab_size) * net.hidden_size
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the facts under the keys that `model_from_json` reads."""
-        return {**asdict(self), "net": self.net.to_json()}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from math import ceil
 from pathlib import Path
 
 from specpipe import __version__
-from specpipe.config.run_config import RunConfig, find_tls
+from specpipe.config.files import find_tls
+from specpipe.config.run_config import RunConfig
 from specpipe.core.artifacts import Workspace, read_artifact
 from specpipe.core.errors import Unsupported
 from specpipe.deploy.deployment import (

@@ -10,8 +10,9 @@ from typing import Protocol
 
 from specpipe.config.run_config import EngineOptions, RunConfig
 from specpipe.config.speculation import Hybrid, Medusa, Speculation
-from specpipe.core.contracts import LoadedEngine, Role
+from specpipe.core.contracts import Role
 from specpipe.core.endpoint import Endpoint, Serving
+from specpipe.core.engines import LoadedEngine
 from specpipe.core.errors import Rejection
 from specpipe.core.model import ModelConfig
 from specpipe.engine.gpus import Gpu

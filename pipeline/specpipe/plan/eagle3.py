@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from specpipe.checkpoint.eagle3 import open_eagle3
 from specpipe.checkpoint.finding import is_hub_id, named_by
-from specpipe.config.run_config import RunConfig, find_file
+from specpipe.config.files import find_file
+from specpipe.config.run_config import RunConfig
 from specpipe.config.speculation import Eagle3, WithUpstreamDraft
 from specpipe.core.errors import ConfigError, Rejection
 from specpipe.core.model import ModelConfig

@@ -4,8 +4,9 @@ import difflib
 from collections.abc import Iterator
 from typing import Literal
 
+from specpipe.config.files import require_file
 from specpipe.config.metrics import METRICS, SCENARIO_OF
-from specpipe.config.run_config import RunConfig, require_file
+from specpipe.config.run_config import RunConfig
 from specpipe.config.scenarios import SCENARIOS
 from specpipe.core.endpoint import Endpoint, Model
 from specpipe.core.errors import ConfigError, Rejection

@@ -11,8 +11,9 @@ from specpipe.checkpoint.quantize import check_calibration, check_quantization
 from specpipe.checkpoint.source import Source
 from specpipe.checkpoint.tokenizer import check_tokenizer, read_vocabulary, special_ids
 from specpipe.config.run_config import RunConfig
-from specpipe.config.speculation import Eagle, Hybrid, Medusa
+from specpipe.config.speculation import Hybrid, Medusa
 from specpipe.config.tree import is_open
+from specpipe.config.upstream_methods import Eagle
 from specpipe.core.artifacts import Workspace, read_artifact
 from specpipe.core.contracts import Role
 from specpipe.core.errors import Rejection, SpecpipeError, Unsupported

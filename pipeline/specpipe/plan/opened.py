@@ -11,8 +11,10 @@ from specpipe.checkpoint.finding import find_source, is_hub_id, named_by, with_w
 from specpipe.checkpoint.medusa import HeadsSource, known_heads, open_heads
 from specpipe.checkpoint.redrafter import open_redrafter
 from specpipe.checkpoint.source import Source
-from specpipe.config.run_config import RunConfig, require_file
-from specpipe.config.speculation import Eagle, ReDrafter, eagle3_of, redrafter_of
+from specpipe.config.files import require_file
+from specpipe.config.run_config import RunConfig
+from specpipe.config.speculation import ReDrafter, eagle3_of, redrafter_of
+from specpipe.config.upstream_methods import Eagle
 from specpipe.core.contracts import Role
 from specpipe.core.digests import Stamp, stamp
 from specpipe.core.errors import ConfigError

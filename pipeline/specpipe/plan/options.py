@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from specpipe.config.backends import BACKENDS
 from specpipe.config.run_config import RunConfig
-from specpipe.config.speculation import MultiToken
+from specpipe.config.upstream_methods import MultiToken
 from specpipe.core.errors import Rejection
 from specpipe.core.paths import is_plain
 from specpipe.engine.fronts.table import TRITON

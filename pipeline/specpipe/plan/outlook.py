@@ -3,13 +3,8 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from specpipe.config.run_config import EngineOptions, RunConfig
-from specpipe.config.speculation import (
-    Eagle,
-    Lookahead,
-    Medusa,
-    NoSpeculation,
-    ReDrafter,
-)
+from specpipe.config.speculation import Lookahead, Medusa, NoSpeculation, ReDrafter
+from specpipe.config.upstream_methods import Eagle
 from specpipe.core.contracts import Role
 from specpipe.core.machine import emulates_bfloat16
 from specpipe.core.trees import TreePath, assumed_accuracy, expected_tokens, supposed_accuracy

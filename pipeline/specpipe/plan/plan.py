@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from specpipe.config.run_config import RunConfig, find_file
+from specpipe.config.files import find_file
+from specpipe.config.run_config import RunConfig
 from specpipe.config.speculation import Hybrid, Medusa, WithUpstreamDraft
 from specpipe.core.contracts import Role
 from specpipe.core.errors import Rejection

@@ -12,8 +12,10 @@ from specpipe.checkpoint.medusa import HeadsSource
 from specpipe.checkpoint.redrafter import trained_redrafter
 from specpipe.checkpoint.served import UnconvertedModel, count_of, read_served
 from specpipe.checkpoint.source import Source, known_model
-from specpipe.config.run_config import RunConfig, find_file
-from specpipe.config.speculation import Eagle, eagle3_of
+from specpipe.config.files import find_file
+from specpipe.config.run_config import RunConfig
+from specpipe.config.speculation import eagle3_of
+from specpipe.config.upstream_methods import Eagle
 from specpipe.core.contracts import Role
 from specpipe.core.model import ModelConfig
 from specpipe.plan.opened import OpenedModels, beams_of, in_layout, known_drafter, release_of

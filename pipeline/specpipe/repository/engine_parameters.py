@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from specpipe.config.speculation import Eagle, Lookahead, Medusa, Speculation
+from specpipe.config.speculation import Lookahead, Medusa, Speculation
+from specpipe.config.upstream_methods import Eagle
 from specpipe.core.contracts import Role
 from specpipe.core.errors import Unsupported
 from specpipe.core.trees import TreePath

@@ -10,7 +10,8 @@ from specpipe.checkpoint.convert import Conversion
 from specpipe.checkpoint.quantize import quantizing_of
 from specpipe.checkpoint.reading import digest_content
 from specpipe.checkpoint.source import Origin, Source
-from specpipe.config.run_config import RunConfig, require_file
+from specpipe.config.files import require_file
+from specpipe.config.run_config import RunConfig
 from specpipe.core.artifacts import ArtifactKind, Manifest, digest_json, read_artifact
 from specpipe.core.contracts import Role
 from specpipe.core.digests import Stamp, remember, remembered

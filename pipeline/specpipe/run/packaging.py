@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from specpipe.checkpoint.source import Source
 from specpipe.checkpoint.tokenizer import tokenizer_files, write_tokenizer
-from specpipe.config.run_config import RunConfig, find_file
+from specpipe.config.files import find_file
+from specpipe.config.run_config import RunConfig
 from specpipe.core.artifacts import ArtifactKind, Manifest, Workspace, digest_file, read_artifact
 from specpipe.core.contracts import Role
 from specpipe.core.errors import ConfigError

@@ -15,8 +15,9 @@ from typing import Any
 from specpipe.config.backends import BACKENDS
 from specpipe.config.run_config import LEAST_ROWS, RunConfig
 from specpipe.config.speculation import AnyLength, Medusa, NoSpeculation, Speculation, WithLength
-from specpipe.core.contracts import EngineFacts, LoadedEngine, Proposer, Role, Sampling
+from specpipe.core.contracts import Proposer, Role, Sampling
 from specpipe.core.endpoint import Endpoint, Serving
+from specpipe.core.engines import EngineFacts, LoadedEngine
 from specpipe.core.errors import Unsupported
 from specpipe.engine.backend import Backend
 from specpipe.runtime.batcher import Batcher, alone

@@ -17,17 +17,15 @@ from specpipe.core.contracts import (
     Allowance,
     Answer,
     Ask,
-    Branch,
     Extend,
     Extensions,
     Guess,
-    LoadedEngine,
-    PoolFull,
     Predict,
     Role,
     Score,
     Scores,
 )
+from specpipe.core.engines import Branch, LoadedEngine, PoolFull
 from specpipe.runtime.budget import Budget
 from specpipe.runtime.lane import Lane
 from specpipe.runtime.packing import CATCH_UP, Packer

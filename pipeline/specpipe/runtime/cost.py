@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from specpipe.core.contracts import EngineFacts, Floats, Ints, Item, LoadedEngine
+from specpipe.core.contracts import Floats, Ints
+from specpipe.core.engines import EngineFacts, Item, LoadedEngine
 
 ROWS = (1, 2, 4, 5, 8, 16, 32, 64)
 _PATIENCE_S = 0.6

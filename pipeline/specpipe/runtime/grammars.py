@@ -27,7 +27,7 @@ _ONE_TEXT = re.compile(r'^([a-z]+: )"([^"\\\n]*)"$', re.MULTILINE)  # a rule of 
 
 @dataclass(frozen=True, eq=False)
 class LlguidanceMatcher:
-    """See `core.contracts.Matcher`. The tokenizer's own end tokens are never permitted."""
+    """See `speculate.constrained.Matcher`. The tokenizer's own end tokens are never permitted."""
 
     matcher: Any  # llguidance's
     compiler: "Compiler"

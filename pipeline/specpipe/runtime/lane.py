@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from specpipe.core.contracts import ROOT, Cache, Draft, Ints, Item, LoadedEngine
+from specpipe.core.contracts import ROOT, Draft, Ints
+from specpipe.core.engines import Cache, Item, LoadedEngine
 
 _NOTHING: Ints = np.zeros(0, np.int64)
 

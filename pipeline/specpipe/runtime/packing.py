@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specpipe.core.contracts import Draft, Ints, Item, LoadedEngine, PoolFull, Role, Score
+from specpipe.core.contracts import Draft, Ints, Role, Score
+from specpipe.core.engines import Item, LoadedEngine, PoolFull
 from specpipe.runtime.budget import Budget
 from specpipe.runtime.lane import Lane
 from specpipe.runtime.stream import Counts, Stream

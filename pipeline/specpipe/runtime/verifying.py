@@ -13,7 +13,6 @@ from specpipe.core.contracts import (
     Asking,
     Draft,
     Floats,
-    LoadedEngine,
     Logits,
     Sampling,
     Score,
@@ -22,6 +21,7 @@ from specpipe.core.contracts import (
     chain,
     without_asking,
 )
+from specpipe.core.engines import LoadedEngine
 from specpipe.core.errors import ConfigError
 from specpipe.runtime.calls import Reply
 from specpipe.runtime.context import ContextCollector

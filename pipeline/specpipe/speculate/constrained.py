@@ -10,6 +10,7 @@ A *path* is a sequence of tokens that would follow the committed ones.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
@@ -20,7 +21,6 @@ from specpipe.core.contracts import (
     Draft,
     Logits,
     Mask,
-    Matcher,
     Score,
     Scores,
     T,
@@ -28,6 +28,29 @@ from specpipe.core.contracts import (
 from specpipe.core.errors import ConfigError
 
 _LOWERED = np.float32(1e6)  # below the others: unlikely, and finite for every penalty and ban
+
+
+class Matcher(Protocol):
+    """A grammar after some tokens of an answer."""
+
+    def copy(self) -> "Matcher":
+        """Return another matcher in the same state."""
+        ...
+
+    def feed(self, token: int) -> bool:
+        """Move on by a token that is no end token; if false, it is not permitted here.
+
+        After that this matcher is of no use any more.
+        """
+        ...
+
+    def mask(self) -> Mask:
+        """Return the tokens [V] that may follow as text: no end token of the model is one."""
+        ...
+
+    def accepts(self) -> bool:
+        """Tell whether the answer may end here."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)

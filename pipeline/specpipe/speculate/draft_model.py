@@ -11,7 +11,6 @@ from specpipe.config.speculation import DraftModel, Hybrid
 from specpipe.core.contracts import (
     Asking,
     Draft,
-    EngineFacts,
     Floats,
     Logits,
     Proposer,
@@ -22,6 +21,7 @@ from specpipe.core.contracts import (
     chain,
     score,
 )
+from specpipe.core.engines import EngineFacts
 from specpipe.speculate import accept
 from specpipe.speculate.history import History
 from specpipe.speculate.medusa import MedusaProposer

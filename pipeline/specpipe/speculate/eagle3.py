@@ -17,7 +17,6 @@ from specpipe.core.contracts import (
     ROOT,
     Asking,
     Draft,
-    EngineFacts,
     Logits,
     Predict,
     Role,
@@ -26,6 +25,7 @@ from specpipe.core.contracts import (
     Verdict,
     predict,
 )
+from specpipe.core.engines import EngineFacts
 from specpipe.speculate.growth import (
     Node,
     Shares,

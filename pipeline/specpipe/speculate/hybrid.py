@@ -10,7 +10,6 @@ from specpipe.config.speculation import Hybrid
 from specpipe.core.contracts import (
     Asking,
     Draft,
-    EngineFacts,
     Logits,
     Proposer,
     Role,
@@ -19,6 +18,7 @@ from specpipe.core.contracts import (
     Verdict,
     guess,
 )
+from specpipe.core.engines import EngineFacts
 from specpipe.speculate import medusa
 from specpipe.speculate.draft_model import guided_by
 from specpipe.speculate.eagle3 import LayerPredictor

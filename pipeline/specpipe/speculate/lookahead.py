@@ -16,7 +16,6 @@ from specpipe.core.contracts import (
     ROOT,
     Asking,
     Draft,
-    EngineFacts,
     Ints,
     Role,
     Sampling,
@@ -24,6 +23,7 @@ from specpipe.core.contracts import (
     Verdict,
     without_asking,
 )
+from specpipe.core.engines import EngineFacts
 
 
 class Pool:

@@ -15,7 +15,6 @@ from specpipe.core.contracts import (
     ROOT,
     Asking,
     Draft,
-    EngineFacts,
     Logits,
     Role,
     Sampling,
@@ -23,6 +22,7 @@ from specpipe.core.contracts import (
     Verdict,
     guess,
 )
+from specpipe.core.engines import EngineFacts
 from specpipe.core.trees import TreePath, grow_tree
 
 

@@ -7,13 +7,13 @@ from specpipe.core.contracts import (
     EMPTY,
     Asking,
     Draft,
-    EngineFacts,
     Role,
     Sampling,
     Scores,
     Verdict,
     without_asking,
 )
+from specpipe.core.engines import EngineFacts
 
 
 class NoProposer:

@@ -13,7 +13,6 @@ from specpipe.core.contracts import (
     EMPTY,
     Asking,
     Draft,
-    EngineFacts,
     Ints,
     Proposer,
     Role,
@@ -23,6 +22,7 @@ from specpipe.core.contracts import (
     chain,
     without_asking,
 )
+from specpipe.core.engines import EngineFacts
 from specpipe.speculate.lookup_tree import TreeLookup
 
 

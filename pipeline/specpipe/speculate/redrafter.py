@@ -8,17 +8,8 @@ their next tokens become unlikely (`growth.LEAST_CHANCE`).
 from collections.abc import Mapping, Sequence
 
 from specpipe.config.speculation import ReDrafter
-from specpipe.core.contracts import (
-    EMPTY,
-    Asking,
-    Draft,
-    EngineFacts,
-    Logits,
-    Role,
-    Sampling,
-    Scores,
-    Verdict,
-)
+from specpipe.core.contracts import EMPTY, Asking, Draft, Logits, Role, Sampling, Scores, Verdict
+from specpipe.core.engines import EngineFacts
 from specpipe.speculate.growth import Node, Recurrent, as_draft, beams, grow_levels
 from specpipe.speculate.medusa import hidden_of_last
 

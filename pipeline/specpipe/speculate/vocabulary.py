@@ -9,19 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from specpipe.core.contracts import (
-    Branch,
-    Cache,
-    Extensions,
-    Floats,
-    Guesses,
-    Ints,
-    Item,
-    LoadedEngine,
-    Logits,
-    PoolUsage,
-    Scores,
-)
+from specpipe.core.contracts import Extensions, Floats, Guesses, Ints, Logits, Scores
+from specpipe.core.engines import Branch, Cache, Item, LoadedEngine, PoolUsage
 
 STAND_IN = 0  # read by a draft for tokens without a row; this only makes its drafts worse
 _NEVER = np.float32(-1e30)  # finite, so that banning all other tokens leaves a distribution

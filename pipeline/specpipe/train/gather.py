@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from specpipe.config.run_config import RunConfig, require_file
+from specpipe.config.files import require_file
+from specpipe.config.run_config import RunConfig
 from specpipe.config.training import SelfDistillation
 from specpipe.core.errors import ConfigError
 from specpipe.train.answers import answer_prompts

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from specpipe.core.contracts import EMPTY, LoadedEngine, Role, chain
+from specpipe.core.contracts import EMPTY, Role, chain
+from specpipe.core.engines import LoadedEngine
 from specpipe.core.errors import ConfigError
 from specpipe.plan.roofline_file import KIND, Rooflines, read_rooflines
 from specpipe.runtime.cost import StepCost

@@ -14,22 +14,18 @@ import numpy as np
 from specpipe.config.speculation import DraftModel, Hybrid, Speculation
 from specpipe.core.contracts import (
     Asking,
-    Branch,
     Draft,
-    EngineFacts,
     Extensions,
     Guesses,
     Ints,
-    Item,
-    LoadedEngine,
     Logits,
-    PoolUsage,
     Proposer,
     Role,
     Sampling,
     Scores,
     score,
 )
+from specpipe.core.engines import Branch, EngineFacts, Item, LoadedEngine, PoolUsage
 from specpipe.core.errors import Unsupported
 from specpipe.runtime.assembly import Runtime, make_proposer
 from specpipe.runtime.batcher import finish

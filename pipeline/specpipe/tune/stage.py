@@ -10,12 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specpipe.config.run_config import EngineOptions, RunConfig
-from specpipe.config.speculation import (
-    UPSTREAM_ONLY,
-    NoSpeculation,
-    Speculation,
-    eagle3_of,
-)
+from specpipe.config.speculation import NoSpeculation, Speculation, eagle3_of
+from specpipe.config.upstream_methods import UPSTREAM_ONLY
 from specpipe.core.errors import ConfigError, Rejection, Unsupported
 from specpipe.engine.gpus import find_gpu, unknown_gpu
 from specpipe.engine.upstream_models import TOKENIZER

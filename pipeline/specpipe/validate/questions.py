@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from specpipe.config.run_config import RunConfig, require_file
+from specpipe.config.files import require_file
+from specpipe.config.run_config import RunConfig
 from specpipe.core.conversation import Conversation
 from specpipe.core.endpoint import Endpoint
 from specpipe.core.errors import ConfigError

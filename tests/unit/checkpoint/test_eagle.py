@@ -16,7 +16,7 @@ from specpipe.checkpoint.inspection.describe import inspection_text
 from specpipe.checkpoint.inspection.inspect import inspect_folder
 from specpipe.checkpoint.source import open_source
 from specpipe.config.run_config import read_config
-from specpipe.config.speculation import Eagle
+from specpipe.config.upstream_methods import Eagle
 from specpipe.core.artifacts import Workspace, read_model_config
 from specpipe.core.divisibility import ONE_RANK, Parallel
 from specpipe.core.errors import ConfigError, Unsupported

@@ -20,7 +20,8 @@ from specpipe.checkpoint.medusa import open_heads
 from specpipe.checkpoint.redrafter import open_redrafter
 from specpipe.checkpoint.source import open_source
 from specpipe.config.run_config import read_config
-from specpipe.config.speculation import Eagle, ReDrafter
+from specpipe.config.speculation import ReDrafter
+from specpipe.config.upstream_methods import Eagle
 from specpipe.core.artifacts import Workspace
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.plan.make_plan import make_plan

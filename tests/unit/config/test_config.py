@@ -4,16 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.config.run_config import find_file, read_config
+from specpipe.config.files import find_file
+from specpipe.config.run_config import read_config
 from specpipe.config.speculation import (
     DraftModel,
-    Eagle,
     Hybrid,
     Medusa,
     NoSpeculation,
     PromptLookup,
     ReDrafter,
 )
+from specpipe.config.upstream_methods import Eagle
 from specpipe.core.errors import ConfigError
 
 GOOD = """\

@@ -9,13 +9,15 @@ import pytest
 import yaml
 
 from specpipe.checkpoint.drafter import read_calibration
-from specpipe.config.run_config import RunConfig, find_file, read_config
+from specpipe.config.files import find_file
+from specpipe.config.run_config import RunConfig, read_config
 from specpipe.config.yaml_nodes import DEEPEST, MOST_BYTES
 from specpipe.core.artifacts import Workspace
 from specpipe.core.errors import ConfigError, SpecpipeError
 from specpipe.core.prompts import read_prompts
 from specpipe.plan.make_plan import make_plan
-from specpipe.report.present_plan import plan_json, plan_text
+from specpipe.report.plan_json import plan_json
+from specpipe.report.present_plan import plan_text
 
 GOOD = """\
 name: demo

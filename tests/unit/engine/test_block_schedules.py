@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from specpipe.core.contracts import ROOT, PoolFull
+from specpipe.core.contracts import ROOT
+from specpipe.core.engines import PoolFull
 from specpipe.engine.openvino import prefixes
 from specpipe.engine.openvino.blocks import BLOCK, BlockCache
 from tests.helpers.block_pool import Bench, step_digests

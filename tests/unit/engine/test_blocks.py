@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from specpipe.core.contracts import ROOT, PoolFull
+from specpipe.core.contracts import ROOT
+from specpipe.core.engines import PoolFull
 from specpipe.engine.openvino import prefixes
 from tests.helpers.block_pool import Bench, text
 

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from specpipe.core.divisibility import Parallel
-from specpipe.core.model import Arithmetic, Experts, RecurrentDrafter
+from specpipe.core.drafters import RecurrentDrafter
+from specpipe.core.model import Arithmetic, Experts
 from specpipe.engine.tensorrt.backend import TensorRtBackend
 from tests.helpers.trtllm_build import LLAMA_8B, request
 

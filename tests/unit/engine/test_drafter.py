@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import silu
 
-from specpipe.core.contracts import Extensions, LoadedEngine
+from specpipe.core.contracts import Extensions
+from specpipe.core.engines import LoadedEngine
 from specpipe.core.errors import Unsupported
 from specpipe.core.trees import WIDTH
 from tests.helpers.engine_steps import item

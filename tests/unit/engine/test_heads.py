@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from specpipe.core.contracts import LoadedEngine
+from specpipe.core.engines import LoadedEngine
 from specpipe.core.errors import Unsupported
 from specpipe.core.trees import WIDTH
 from tests.helpers.engine_steps import item

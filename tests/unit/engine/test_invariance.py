@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specpipe.core.contracts import LoadedEngine
+from specpipe.core.engines import LoadedEngine
 from specpipe.engine.openvino.batch import Part
 from specpipe.engine.openvino.blocks import BlockPool
 from specpipe.engine.openvino.invariance import RowLimits, find_limits, split

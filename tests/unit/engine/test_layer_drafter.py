@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specpipe.core.contracts import EMPTY, ROOT, Branch, Cache, Draft, Extensions, LoadedEngine
+from specpipe.core.contracts import EMPTY, ROOT, Draft, Extensions
+from specpipe.core.engines import Branch, Cache, LoadedEngine
 from specpipe.core.errors import Unsupported
 from specpipe.core.trees import WIDTH
 from specpipe.engine.openvino import layer_drafter

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from specpipe.config.speculation import SuffixOptions
+from specpipe.config.method_parts import SuffixOptions
 from specpipe.core.divisibility import Parallel
 from specpipe.engine.backend import BuildRequest
 from specpipe.engine.llmapi import releases as releases_module

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specpipe.core.contracts import ROOT, Item, LoadedEngine, PoolFull
+from specpipe.core.contracts import ROOT
+from specpipe.core.engines import Item, LoadedEngine, PoolFull
 from specpipe.engine.openvino.blocks import BLOCK
 from specpipe.engine.openvino.checks import InvalidBatch
 from tests.helpers.engine_steps import (

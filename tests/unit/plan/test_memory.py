@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from specpipe.core.divisibility import Parallel
-from specpipe.core.model import Experts, RecurrentDrafter
+from specpipe.core.drafters import RecurrentDrafter
+from specpipe.core.model import Experts
 from specpipe.engine.backend import Footprint
 from specpipe.engine.tensorrt.footprint import footprint, padded
 from specpipe.plan.memory import KV_SHARE, RESERVE, largest, plan_memory

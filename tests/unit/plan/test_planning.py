@@ -16,7 +16,8 @@ from specpipe.engine.gpus import GPUS
 from specpipe.engine.tensorrt.notes import engine_notes
 from specpipe.plan.make_plan import make_plan, require_buildable
 from specpipe.plan.outlook import assumptions
-from specpipe.report.present_plan import plan_json, plan_text
+from specpipe.report.plan_json import plan_json
+from specpipe.report.present_plan import plan_text
 from specpipe.tune.cost import read_costs
 from tests.helpers.models import make_heads, make_llama
 from tests.helpers.trtllm_build import LLAMA_8B, parse

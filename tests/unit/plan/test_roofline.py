@@ -6,7 +6,8 @@ import json
 import pytest
 
 from specpipe.core.divisibility import Parallel
-from specpipe.core.model import Experts, RecurrentDrafter
+from specpipe.core.drafters import RecurrentDrafter
+from specpipe.core.model import Experts
 from specpipe.engine.gpus import GPUS
 from specpipe.engine.tensorrt.footprint import footprint
 from specpipe.plan.roofline import (

@@ -13,13 +13,13 @@ from tritonclient.grpc import model_config_pb2 as pb
 from specpipe.config.run_config import RunConfig, read_config
 from specpipe.config.speculation import (
     DraftModel,
-    Eagle,
     Lookahead,
     Medusa,
     NoSpeculation,
     ReDrafter,
     Speculation,
 )
+from specpipe.config.upstream_methods import Eagle
 from specpipe.core.contracts import Sampling
 from specpipe.core.errors import Unsupported
 from specpipe.core.model import ModelConfig

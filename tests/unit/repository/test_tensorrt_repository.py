@@ -13,7 +13,8 @@ import pytest
 from tritonclient.grpc import model_config_pb2 as pb
 
 from specpipe.config.run_config import RunConfig, read_config
-from specpipe.config.speculation import Eagle, Medusa, ReDrafter, Speculation
+from specpipe.config.speculation import Medusa, ReDrafter, Speculation
+from specpipe.config.upstream_methods import Eagle
 from specpipe.core.artifacts import Workspace
 from specpipe.core.contracts import Role
 from specpipe.core.errors import ConfigError, Unsupported

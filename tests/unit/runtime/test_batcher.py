@@ -6,22 +6,20 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
+from specpipe.config.method_parts import DraftOptions, Eagle3Draft, Eagle3Options, ReDrafterOptions
 from specpipe.config.speculation import (
     DraftModel,
-    DraftOptions,
     Eagle3,
-    Eagle3Draft,
-    Eagle3Options,
     Hybrid,
     Lookahead,
     Medusa,
     NoSpeculation,
     PromptLookup,
     ReDrafter,
-    ReDrafterOptions,
     Speculation,
 )
-from specpipe.core.contracts import Item, Role, Sampling, Scores
+from specpipe.core.contracts import Role, Sampling, Scores
+from specpipe.core.engines import Item
 from specpipe.runtime.assembly import make_proposer
 from specpipe.runtime.batcher import Batcher, alone
 from specpipe.runtime.budget import Budget

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from specpipe.config.speculation import NoSpeculation
-from specpipe.core.contracts import LoadedEngine, Logits, Sampling
+from specpipe.core.contracts import Logits, Sampling
+from specpipe.core.engines import LoadedEngine
 from specpipe.core.errors import ConfigError
 from specpipe.runtime.assembly import Runtime
 from specpipe.runtime.batcher import Batcher, alone

@@ -6,15 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from specpipe.config.speculation import (
-    PLAIN,
-    Eagle3,
-    Eagle3Draft,
-    Eagle3Options,
-    Hybrid,
-    Speculation,
-)
-from specpipe.core.contracts import LoadedEngine, Sampling
+from specpipe.config.method_parts import Eagle3Draft, Eagle3Options
+from specpipe.config.speculation import PLAIN, Eagle3, Hybrid, Speculation
+from specpipe.core.contracts import Sampling
+from specpipe.core.engines import LoadedEngine
 from specpipe.runtime.assembly import Runtime
 from specpipe.speculate.decode import Limits, Step
 from tests.helpers.eagle3 import make_eagle3

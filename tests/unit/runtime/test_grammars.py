@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from specpipe.config.speculation import Medusa, NoSpeculation
-from specpipe.core.contracts import EngineFacts, Sampling
+from specpipe.core.contracts import Sampling
+from specpipe.core.engines import EngineFacts
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.core.guide import Guide, GuideKind
 from specpipe.runtime.assembly import make_proposer

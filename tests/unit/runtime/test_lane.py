@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from specpipe.core.contracts import EMPTY, ROOT, Draft, Item, Logits, chain
+from specpipe.core.contracts import EMPTY, ROOT, Draft, Logits, chain
+from specpipe.core.engines import Item
 from specpipe.runtime.lane import Lane
 from tests.helpers.scripted_engine import ProtocolError, ScriptedCache, ScriptedEngine
 from tests.helpers.scripted_model import ScriptedModel, random_distribution

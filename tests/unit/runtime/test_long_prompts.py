@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from specpipe.config.speculation import DraftModel, DraftOptions, NoSpeculation, Speculation
-from specpipe.core.contracts import Item, Sampling, Scores
+from specpipe.config.method_parts import DraftOptions
+from specpipe.config.speculation import DraftModel, NoSpeculation, Speculation
+from specpipe.core.contracts import Sampling, Scores
+from specpipe.core.engines import Item
 from specpipe.runtime.assembly import Runtime
 from specpipe.runtime.budget import Budget
 from specpipe.runtime.decoder import DeploymentDecoder

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from specpipe.config.speculation import DraftModel, DraftOptions
-from specpipe.core.contracts import Draft, EngineFacts, Proposer, Sampling, Scores, Verdict
+from specpipe.config.method_parts import DraftOptions
+from specpipe.config.speculation import DraftModel
+from specpipe.core.contracts import Draft, Proposer, Sampling, Scores, Verdict
+from specpipe.core.engines import EngineFacts
 from specpipe.speculate.draft_model import DraftModelProposer, build
 from tests.helpers.scripted_model import Model, ScriptedModel, proposed, random_distribution
 

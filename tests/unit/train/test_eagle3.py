@@ -12,11 +12,13 @@ from safetensors.torch import load_file
 from specpipe.checkpoint.convert import survey
 from specpipe.checkpoint.eagle3 import open_eagle3
 from specpipe.checkpoint.source import open_source
+from specpipe.config.method_parts import Eagle3Draft
 from specpipe.config.run_config import RunConfig, read_config
-from specpipe.config.speculation import PLAIN, Eagle3, Eagle3Draft, Speculation
+from specpipe.config.speculation import PLAIN, Eagle3, Speculation
 from specpipe.config.training import Eagle3Training
 from specpipe.core.artifacts import MANIFEST, Workspace
-from specpipe.core.contracts import EMPTY, LoadedEngine, Sampling, Verdict, score
+from specpipe.core.contracts import EMPTY, Sampling, Verdict, score
+from specpipe.core.engines import LoadedEngine
 from specpipe.core.errors import ConfigError
 from specpipe.runtime.assembly import Runtime, make_proposer
 from specpipe.runtime.batcher import finish

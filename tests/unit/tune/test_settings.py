@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from specpipe.cli.present_tuning import tuning_json, tuning_text
-from specpipe.config.run_config import find_file, read_config
+from specpipe.config.files import find_file
+from specpipe.config.run_config import read_config
 from specpipe.config.speculation import PLAIN, Medusa, PromptLookup, Speculation
 from specpipe.core.errors import ConfigError
 from specpipe.tune.cost import CostCurve

@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 
 from specpipe.cli.present import settings_text
+from specpipe.config.method_parts import DraftOptions, ReDrafterOptions
 from specpipe.config.run_config import read_config
 from specpipe.config.speculation import (
     PLAIN,
     DraftModel,
-    DraftOptions,
     Hybrid,
     Lookahead,
     Medusa,
     NoSpeculation,
     PromptLookup,
     ReDrafter,
-    ReDrafterOptions,
     Speculation,
 )
 from specpipe.core.artifacts import Workspace

@@ -11,7 +11,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from specpipe.core.contracts import LoadedEngine, Logits
+from specpipe.core.contracts import Logits
+from specpipe.core.engines import LoadedEngine
 from specpipe.runtime.batcher import Batcher, alone
 from specpipe.runtime.budget import Budget
 from specpipe.runtime.tokens import TextTokenizer

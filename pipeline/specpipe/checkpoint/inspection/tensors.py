@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from specpipe.checkpoint.eagle import planned_drafters, planned_outputs
-from specpipe.checkpoint.eagle3 import planned_in_target
+from specpipe.checkpoint.eagle3_tensors import planned_in_target
 from specpipe.checkpoint.families import Shard, TensorPlan, find_family
 from specpipe.checkpoint.inspection.config import (
     REDRAFTERS,
@@ -21,7 +21,7 @@ from specpipe.checkpoint.inspection.config import (
 from specpipe.checkpoint.inspection.quantization import algorithm, check_weights
 from specpipe.checkpoint.inspection.records import File, InspectionFinding, Ranks
 from specpipe.checkpoint.medusa import BASES, planned_heads
-from specpipe.checkpoint.redrafter import OUTPUT, planned_drafter
+from specpipe.checkpoint.redrafter_tensors import OUTPUT, planned_drafter
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.checkpoint.shard import Rank, cut, local_name, rank_file
 from specpipe.core.divisibility import Parallel, check_parallel

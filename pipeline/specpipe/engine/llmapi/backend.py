@@ -4,9 +4,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from specpipe.config.run_config import RunConfig
-from specpipe.config.speculation import UPSTREAM_ONLY, Eagle3
-from specpipe.core.contracts import LoadedEngine, Role
+from specpipe.config.speculation import Eagle3
+from specpipe.config.upstream_methods import UPSTREAM_ONLY
+from specpipe.core.contracts import Role
 from specpipe.core.endpoint import Endpoint, Serving
+from specpipe.core.engines import LoadedEngine
 from specpipe.core.errors import Rejection, Unsupported
 from specpipe.core.model import ModelConfig
 from specpipe.engine.backend import HERE, BuildRequest, Command, Facts, Footprint, Workshop

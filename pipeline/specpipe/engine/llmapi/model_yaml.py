@@ -8,14 +8,9 @@ from collections.abc import Mapping
 
 import yaml
 
-from specpipe.config.speculation import (
-    Eagle3,
-    InGraph,
-    PromptLookup,
-    SuffixAutomaton,
-    SuffixOptions,
-    WithUpstreamDraft,
-)
+from specpipe.config.method_parts import SuffixOptions
+from specpipe.config.speculation import Eagle3, InGraph, PromptLookup, WithUpstreamDraft
+from specpipe.config.upstream_methods import SuffixAutomaton
 from specpipe.engine.backend import BuildRequest
 from specpipe.engine.llmapi.releases import LlmApiRelease
 from specpipe.engine.tensorrt.lower import CHUNK, num_tokens

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator
 
 from specpipe.config.run_config import RunConfig
-from specpipe.config.speculation import DFlash, InGraph, Pard
+from specpipe.config.speculation import InGraph
+from specpipe.config.upstream_methods import DFlash, Pard
 from specpipe.engine.llmapi.architectures import ARCHITECTURES
 from specpipe.engine.tensorrt.profiles import profile_of
 

@@ -20,7 +20,8 @@ from typing import Protocol
 
 import numpy as np
 
-from specpipe.core.contracts import Ints, PoolFull
+from specpipe.core.contracts import Ints
+from specpipe.core.engines import PoolFull
 from specpipe.engine.openvino.prefixes import PrefixEntry, PrefixIndex
 
 BLOCK = 32  # rows in a block; fixed by the CPU kernels

@@ -17,7 +17,8 @@ import openvino as ov
 from openvino import Type
 from openvino import opset13 as op
 
-from specpipe.core.model import ModelConfig, RecurrentDrafter
+from specpipe.core.drafters import RecurrentDrafter
+from specpipe.core.model import ModelConfig
 from specpipe.engine.openvino.heads import likeliest, named_model, output_rows
 from specpipe.engine.openvino.weights import Weights, plain
 

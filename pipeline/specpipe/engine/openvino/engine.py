@@ -9,18 +9,8 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from specpipe.core.contracts import (
-    Branch,
-    EngineFacts,
-    Extensions,
-    Guesses,
-    Ints,
-    Item,
-    Logits,
-    PoolFull,
-    PoolUsage,
-    Scores,
-)
+from specpipe.core.contracts import Extensions, Guesses, Ints, Logits, Scores
+from specpipe.core.engines import Branch, EngineFacts, Item, PoolFull, PoolUsage
 from specpipe.core.errors import Unsupported
 from specpipe.core.model import ModelConfig
 from specpipe.engine.openvino.attention import has_alibi, padded_layers

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import openvino as ov
 
-from specpipe.core.contracts import ROOT, Branch, Extensions, Ints, Logits, PoolFull
-from specpipe.core.model import Eagle3Drafter
+from specpipe.core.contracts import ROOT, Extensions, Ints, Logits
+from specpipe.core.drafters import Eagle3Drafter
+from specpipe.core.engines import Branch, PoolFull
 from specpipe.core.trees import WIDTH
 from specpipe.engine.openvino.batch import Part, lay_out
 from specpipe.engine.openvino.blocks import BlockCache, BlockPool

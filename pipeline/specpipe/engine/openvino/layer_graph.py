@@ -17,7 +17,8 @@ import openvino as ov
 from openvino import Type
 from openvino import opset13 as op
 
-from specpipe.core.model import Eagle3Drafter, ModelConfig
+from specpipe.core.drafters import Eagle3Drafter
+from specpipe.core.model import ModelConfig
 from specpipe.engine.openvino.attention import attention
 from specpipe.engine.openvino.heads import likeliest, named_model, output_rows
 from specpipe.engine.openvino.mlp import mlp

@@ -10,9 +10,10 @@ import openvino as ov
 from openvino import opset13 as op
 
 from specpipe.core.artifacts import read_model_config
+from specpipe.core.drafters import Eagle3Drafter
 from specpipe.core.errors import ConfigError
 from specpipe.core.machine import cpu_kinds, multiplies_int8
-from specpipe.core.model import Eagle3Drafter, ModelConfig
+from specpipe.core.model import ModelConfig
 from specpipe.engine.openvino.attention import PAGED, describe_paged
 from specpipe.engine.openvino.blocks import BLOCK
 from specpipe.engine.openvino.engine import Graphs, OpenVinoEngine, PoolOptions

@@ -6,7 +6,8 @@ Not here: what one engine cannot be built for; that is `OpenVinoBackend.check`.
 from collections.abc import Iterator
 
 from specpipe.config.run_config import RunConfig
-from specpipe.config.speculation import Eagle, Eagle3, InGraph, ReDrafter, Suffix
+from specpipe.config.speculation import Eagle3, InGraph, ReDrafter
+from specpipe.config.upstream_methods import Eagle, Suffix
 from specpipe.core.errors import Rejection
 
 

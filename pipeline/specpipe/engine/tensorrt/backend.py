@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from specpipe.config.run_config import RunConfig
-from specpipe.core.contracts import LoadedEngine, Role
+from specpipe.core.contracts import Role
 from specpipe.core.endpoint import Endpoint, Serving
+from specpipe.core.engines import LoadedEngine
 from specpipe.core.errors import Rejection, Unsupported
 from specpipe.core.model import ModelConfig
 from specpipe.core.upstream import ENGINE_MODES

@@ -6,7 +6,8 @@ A check reports every reason, not only the first one.
 import re
 from collections.abc import Iterator, Sequence
 
-from specpipe.config.speculation import REWINDING, UPSTREAM_ONLY
+from specpipe.config.speculation import REWINDING
+from specpipe.config.upstream_methods import UPSTREAM_ONLY
 from specpipe.core.divisibility import check_parallel
 from specpipe.core.errors import Rejection
 from specpipe.core.upstream import ENGINE_MODES

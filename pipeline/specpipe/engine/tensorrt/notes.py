@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from specpipe.config.run_config import RunConfig
-from specpipe.config.speculation import REWINDING, Eagle, Medusa, ReDrafter
+from specpipe.config.speculation import REWINDING, Medusa, ReDrafter
+from specpipe.config.upstream_methods import Eagle
 from specpipe.core.model import ModelConfig
 from specpipe.engine.gpus import Gpu
 

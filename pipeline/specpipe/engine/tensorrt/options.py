@@ -6,7 +6,8 @@ Not here: what one engine cannot be built for; that is `check`.
 from collections.abc import Iterator
 
 from specpipe.config.run_config import RunConfig
-from specpipe.config.speculation import DraftModel, Eagle, Medusa, PromptLookup, WithLength
+from specpipe.config.speculation import DraftModel, Medusa, PromptLookup, WithLength
+from specpipe.config.upstream_methods import Eagle
 from specpipe.core.errors import Rejection
 
 

@@ -9,7 +9,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from specpipe.config.speculation import PromptLookup, Suffix
+from specpipe.config.speculation import PromptLookup
+from specpipe.config.upstream_methods import Suffix
 from specpipe.engine.backend import BuildRequest
 from specpipe.engine.vllm.releases import VllmRelease, default_release
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from specpipe.config.run_config import RunConfig
-from specpipe.core.contracts import LoadedEngine, Role
+from specpipe.core.contracts import Role
 from specpipe.core.endpoint import Endpoint, Serving
+from specpipe.core.engines import LoadedEngine
 from specpipe.core.errors import Rejection, Unsupported
 from specpipe.core.model import ModelConfig
 from specpipe.engine.backend import HERE, BuildRequest, Command, Facts, Footprint, Workshop

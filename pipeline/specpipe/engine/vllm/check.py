@@ -6,7 +6,8 @@ ranks do not divide, only while it starts: with an AttributeError and an Asserti
 
 from collections.abc import Iterator
 
-from specpipe.config.speculation import Eagle3, Medusa, MultiToken, WithLength
+from specpipe.config.speculation import Eagle3, Medusa, WithLength
+from specpipe.config.upstream_methods import MultiToken
 from specpipe.core.errors import Rejection
 from specpipe.core.trees import depth
 from specpipe.engine.backend import BuildRequest

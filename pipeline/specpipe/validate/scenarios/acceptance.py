@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from specpipe.config.run_config import require_file
+from specpipe.config.files import require_file
 from specpipe.core.conversation import Conversation
 from specpipe.core.errors import ConfigError
 from specpipe.core.prompts import read_prompts
