@@ -47,7 +47,7 @@ DRAFT = "/models/draft"
         ("1.1.0", "eagle3", {"decoding_type": "Eagle", "max_draft_len": 4,
                              "speculative_model_dir": DRAFT}),
         ("1.3.0rc22", "eagle3", {"decoding_type": "Eagle3", "max_draft_len": 4,
-                                 "speculative_model": DRAFT, "allow_advanced_sampling": True}),
+                                 "speculative_model": DRAFT}),
         ("1.4.0rc4", "eagle3", {"decoding_type": "Eagle3", "max_draft_len": 4,
                                 "speculative_model": DRAFT}),
         ("1.2.1", "prompt_lookup", {"decoding_type": "NGram", "max_draft_len": 4,
@@ -131,10 +131,14 @@ def test_every_release_names_its_sources_and_what_is_inferred() -> None:
 
 
 def test_speculation_over_pipeline_stages_is_for_older_releases() -> None:
-    stages = {"method": "eagle3", "draft_nodes": 3, "parallel": Parallel(1, 2)}
-    (refused,) = BACKEND.check(newest(**stages))
-    assert "does not speculate over pipeline stages" in refused.reason
-    assert BACKEND.check(request(release="1.2.1", **stages)) == []
+    stages = {"draft_nodes": 3, "parallel": Parallel(1, 2)}
+    for release in (request(release="1.2.1", method="eagle3", **stages),
+                    newest(method="eagle3", **stages)):  # fmt: skip
+        (refused,) = BACKEND.check(release)
+        assert "does not run eagle3 over pipeline stages" in refused.reason
+    assert BACKEND.check(request(release="1.1.0", method="eagle3", **stages)) == []
+    lookup = {"method": "prompt_lookup", "max_matching_ngram_size": 3, **stages}
+    assert BACKEND.check(request(release="1.2.1", **lookup)) == []
 
 
 def test_long_prompts_are_read_in_chunks() -> None:

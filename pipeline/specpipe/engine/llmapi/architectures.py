@@ -1,13 +1,15 @@
 """The architectures for which TensorRT-LLM's LLM API has a class of its own (`backend: pytorch`).
 
 They are those that `tensorrt_llm/_torch/models/__init__.py` imports in a copy of late 2025, between
-releases 1.1 and 1.2, as far as they answer in text. The lists of single releases could not be read,
-so an architecture that is not here may have a class all the same.
+releases 1.1 and 1.2, as far as they answer in text, and those in the table of 1.2.1
+(`1.2.1/models/supported-models.html`, branch gh-pages, commit 58fb435e). The table leaves some out
+that have a class, so an architecture that is not here may have one all the same.
 """
 
 ARCHITECTURES = frozenset(
     {
         "DeciLMForCausalLM",
+        "DeepseekV32ForCausalLM",
         "DeepseekV3ForCausalLM",
         "Exaone4ForCausalLM",
         "Gemma3ForCausalLM",
@@ -19,11 +21,13 @@ ARCHITECTURES = frozenset(
         "LlamaForCausalLM",
         "LlavaNextForConditionalGeneration",
         "Mistral3ForConditionalGeneration",
+        "MiniMaxM2ForCausalLM",
         "MistralForCausalLM",
         "MixtralForCausalLM",
         "MllamaForConditionalGeneration",
         "NemotronForCausalLM",
         "NemotronHForCausalLM",
+        "NemotronNASForCausalLM",
         "Phi3ForCausalLM",
         "Phi4MMForCausalLM",
         "Qwen2ForCausalLM",

@@ -164,10 +164,11 @@ def _check_drafting(request: BuildRequest, release: LlmApiRelease | None) -> Ite
             )
     if record.spell(TREE) is not None:
         yield from _check_tree(request)
-    if request.engine.parallel.pp_size > 1 and not release.pipeline_speculation:
+    stages = request.engine.parallel.pp_size
+    if stages > 1 and request.method not in release.pipeline_speculation:
         yield Rejection(
-            f"TensorRT-LLM {release.name} does not speculate over pipeline stages, and "
-            f"engine.pp_size is {request.engine.parallel.pp_size}",
+            f"TensorRT-LLM {release.name} does not run {request.method} over pipeline stages, and "
+            f"engine.pp_size is {stages}",
             "raise engine.tp_size instead, or use method: none",
         )
 

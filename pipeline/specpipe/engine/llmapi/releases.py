@@ -43,7 +43,7 @@ class LlmApiRelease:
     methods: Mapping[str, DraftingRecord]
     sampling: Sampling
     two_models: tuple[str, ...]  # methods that draft outside the target's graph
-    pipeline_speculation: bool  # whether speculation works with pipeline stages
+    pipeline_speculation: tuple[str, ...]  # methods that may have pipeline stages
     inferred: tuple[str, ...]  # what was not read in the release itself
 
     @property
@@ -81,6 +81,6 @@ def _release(name: str, values: Mapping[str, Any]) -> LlmApiRelease:
         },
         sampling=values["sampling"],
         two_models=tuple(values["two_models"]),
-        pipeline_speculation=values["pipeline_speculation"],
+        pipeline_speculation=tuple(values["pipeline_speculation"]),
         inferred=tuple(values["inferred"]),
     )

@@ -2,7 +2,7 @@
 
 Taken from the sources of TensorRT-LLM 0.17 and 1.x; nothing here was run on a GPU. The class of
 0.17 takes a Qwen2 target for a Llama model with biases of query, key and value, which computes the
-same.
+same. That of 0.18.2 chooses between the two by the same expression.
 """
 
 from specpipe.core.errors import Rejection
