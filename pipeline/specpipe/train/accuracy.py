@@ -12,7 +12,7 @@ from specpipe.core.trees import WIDTH
 from specpipe.train.text import Bools
 
 NEVER = np.iinfo(np.int64).max
-_CHUNK = 512  # positions whose logits are in memory together
+CHUNK = 512  # positions whose logits are in memory together
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def label_ranks(features: torch.Tensor, output: torch.Tensor, labels: torch.Tens
     """
     rows = output.float()
     ranks = np.full(len(labels), NEVER, np.int64)
-    for begin in range(0, len(labels), _CHUNK):
-        part = slice(begin, begin + _CHUNK)
+    for begin in range(0, len(labels), CHUNK):
+        part = slice(begin, begin + CHUNK)
         wanted = labels[part].to(rows.device)
         logits = functional.linear(features[part].float().to(rows.device), rows)
         own = logits.gather(1, wanted.clamp(min=0)[:, None])

@@ -18,10 +18,11 @@ from specpipe.core.artifacts import Workspace
 from specpipe.core.contracts import Floats
 from specpipe.core.errors import ConfigError
 from specpipe.train.features import pad, rows_where
+from specpipe.train.job import DrafterKind, Notify, Progress, TrainingJob, text_facts
 from specpipe.train.loop import Group, Part, batch_of, steps_per_epoch, sum_of
 from specpipe.train.loss import share_of
 from specpipe.train.placement import cuts
-from specpipe.train.produce import Notify, Progress, TrainingJob, TrainResult, produce, text_facts
+from specpipe.train.produce import TrainResult, produce
 from specpipe.train.report import TrainingReport
 from specpipe.train.target import (
     DTYPES,
@@ -182,21 +183,26 @@ def divergence(taught: torch.Tensor, said: torch.Tensor, temperature: float) -> 
     return kl * temperature**2
 
 
+def draft_kind(config: RunConfig) -> DrafterKind:
+    """Return what `train draft` makes for a run."""
+    return DrafterKind("draft", config.train.draft, _draft)
+
+
 def train_draft(
     config: RunConfig,
     workspace: Workspace,
     *,
     notify: Notify = lambda text: None,
     progress: Progress = lambda done, total: None,
+    measure: bool = False,
 ) -> TrainResult:
     """Make a draft as `train.draft` specifies: the target with fewer layers, distilled.
 
     Writes a Hugging Face checkpoint with the target's tokenizer, and a report; an up-to-date
     product is kept. Raises ConfigError for text or layers that cannot be used.
     """
-    return produce(
-        "draft", config.train.draft, _draft, config, workspace, notify=notify, progress=progress
-    )
+    made = draft_kind(config)
+    return produce(made, config, workspace, notify=notify, progress=progress, measure=measure)
 
 
 def _draft(job: TrainingJob, out: Path) -> TrainingReport:

@@ -22,12 +22,13 @@ from specpipe.config.training import Eagle3Training
 from specpipe.core.artifacts import Workspace
 from specpipe.core.contracts import Ints
 from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.train.job import DrafterKind, Notify, Progress, TrainingJob, text_facts
 from specpipe.train.layer_net import Eagle3Net
 from specpipe.train.layer_states import LayerStates, read_layer_states
 from specpipe.train.layer_task import Eagle3Task
 from specpipe.train.loop import steps_per_epoch
 from specpipe.train.loss import frequent_tokens
-from specpipe.train.produce import Notify, Progress, TrainingJob, TrainResult, produce, text_facts
+from specpipe.train.produce import TrainResult, produce
 from specpipe.train.report import TrainingReport
 from specpipe.train.target import DTYPES, Target
 from specpipe.train.text import Document, documents_a_step
@@ -36,12 +37,18 @@ RECIPE = "1"  # raise it when the same options must give another drafter
 _NEEDED = ("hidden_size", "intermediate_size", "num_attention_heads", "rms_norm_eps")
 
 
+def eagle3_kind(config: RunConfig) -> DrafterKind:
+    """Return what `train eagle3` makes for a run."""
+    return DrafterKind("eagle3", config.train.eagle3, _eagle3, recipe=RECIPE, only_cpu=True)
+
+
 def train_eagle3(
     config: RunConfig,
     workspace: Workspace,
     *,
     notify: Notify = lambda text: None,
     progress: Progress = lambda done, total: None,
+    measure: bool = False,
 ) -> TrainResult:
     """Train an EAGLE-3 drafter as `train.eagle3` specifies; an up-to-date product stays.
 
@@ -49,17 +56,8 @@ def train_eagle3(
     ConfigError for text or layers that cannot be used, Unsupported for a target whose layers are
     not like Llama's.
     """
-    return produce(
-        "eagle3",
-        config.train.eagle3,
-        _eagle3,
-        config,
-        workspace,
-        notify=notify,
-        progress=progress,
-        recipe=RECIPE,
-        only_cpu=True,
-    )
+    made = eagle3_kind(config)
+    return produce(made, config, workspace, notify=notify, progress=progress, measure=measure)
 
 
 def _eagle3(job: TrainingJob, out: Path) -> TrainingReport:

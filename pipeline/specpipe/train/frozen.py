@@ -25,6 +25,7 @@ from specpipe.train.accuracy import (
     measure,
 )
 from specpipe.train.features import Features, positions_of, read_features
+from specpipe.train.job import TrainingJob, text_facts
 from specpipe.train.loop import Group, Part, Point, sum_of
 from specpipe.train.loss import (
     Candidates,
@@ -36,13 +37,11 @@ from specpipe.train.loss import (
     weighted_sum,
 )
 from specpipe.train.placement import cuts
-from specpipe.train.produce import TrainingJob, text_facts
 from specpipe.train.report import TrainingReport
 from specpipe.train.sources import FeatureSource, StoredFeatures, StreamedFeatures
-from specpipe.train.text import Bools, Document
+from specpipe.train.text import CURVE_POSITIONS, Bools, Document
 
 ROWS = 4096  # positions of the hold-out whose features are in memory together
-CURVE_POSITIONS = 2048  # of the hold-out, evenly spread, that a point of the curve looks at
 
 
 class DrafterNet(Protocol):

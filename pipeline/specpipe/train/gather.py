@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from specpipe.config.files import require_file
 from specpipe.config.run_config import RunConfig
@@ -27,42 +28,80 @@ Progress = Callable[[int, int], None]
 Notify = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class WrittenText:
+    """What the files and datasets of a training hold, before the target answers anything."""
+
+    documents: Sequence[Document]
+    prompts: Sequence[Prompt]  # each once
+    texts: Account
+    asked: Account
+
+
+def read_text(config: RunConfig, tokenizer: Any) -> WrittenText:
+    """Read the files and datasets of a training.
+
+    Raises ConfigError if a file is not usable, or if there is neither text nor a prompt.
+    """
+    texts, asked = Account("documents"), Account("prompts")
+    documents = _read(config, tokenizer, texts)
+    how, prompts = config.train.self_distillation, list[Prompt]()
+    if how is not None:
+        prompts = _once(_written(config, how, asked))
+        if not prompts and not how.invented_prompts:
+            raise ConfigError(
+                f"{config.path}: train.self_distillation has nothing to answer",
+                hint="give its prompts, a file, or the number of invented_prompts",
+            )
+    elif not documents:
+        raise _no_text(config)
+    return WrittenText(documents, prompts, texts, asked)
+
+
 def gather_text(
-    config: RunConfig, target: Target, work: Path, *, notify: Notify, progress: Progress
+    written: WrittenText,
+    config: RunConfig,
+    target: Target,
+    work: Path,
+    *,
+    notify: Notify,
+    progress: Progress,
 ) -> Split:
-    """Return the text of the files and the target's own answers, split for training.
+    """Return what was read and the target's own answers, split for training.
 
     Answers are cached in `work`. Through `notify` it reports what was cut and left out. Raises
-    ConfigError if there is no text or a file is not usable.
+    ConfigError if there is no text.
     """
-    options = config.train
-    texts, prompts = Account("documents"), Account("prompts")
-    documents = _read(config, target, texts)
+    options, documents = config.train, list(written.documents)
     if options.self_distillation is not None:
         how = options.self_distillation
-        asked = _prompts(config, how, target, work, prompts, progress)
+        asked = _prompts(config, how, target, work, written, progress)
         answers = answer_prompts(target, asked, how, options.seed, work, progress=progress)
         documents += [_cut(document, options.sequence_length) for document in answers]
-    for line in (*texts.sentences(), *prompts.sentences()):
+    for line in (*written.texts.sentences(), *written.asked.sentences()):
         notify(line)
     if not documents:
-        raise ConfigError(
-            f"{config.path}: no text to train on",
-            hint="give train.files, train.datasets or train.self_distillation",
-        )
+        raise _no_text(config)
     split = split_documents(documents, options.hold_out, options.seed)
-    return replace(split, left_out={**texts.facts(), **prompts.facts()})
+    return replace(split, left_out={**written.texts.facts(), **written.asked.facts()})
 
 
-def _read(config: RunConfig, target: Target, account: Account) -> list[Document]:
+def _no_text(config: RunConfig) -> ConfigError:
+    return ConfigError(
+        f"{config.path}: no text to train on",
+        hint="give train.files, train.datasets or train.self_distillation",
+    )
+
+
+def _read(config: RunConfig, tokenizer: Any, account: Account) -> list[Document]:
     """Return the documents of the files and datasets."""
     options, found = config.train, list[Document]()
     for i, name in enumerate(options.files):
         path = require_file(name, config, f"train.files[{i}]")
-        found += read_documents(path, target.tokenizer, options.sequence_length, account)
+        found += read_documents(path, tokenizer, options.sequence_length, account)
     for dataset in options.datasets:
         records = dataset_records(dataset)
-        found += record_documents(records, target.tokenizer, options.sequence_length, account)
+        found += record_documents(records, tokenizer, options.sequence_length, account)
     return found
 
 
@@ -71,19 +110,14 @@ def _prompts(
     how: SelfDistillation,
     target: Target,
     work: Path,
-    account: Account,
+    written: WrittenText,
     progress: Progress,
 ) -> list[Prompt]:
-    """Return every prompt once: those of the file and the datasets, then the invented ones."""
-    written = _written(config, how, account)
+    """Return every prompt once: the written ones, then the invented ones; long ones left out."""
+    account = written.asked
     invented = invent_prompts(target, how, config.train.seed, work, progress=progress)
-    if not written and not invented:
-        raise ConfigError(
-            f"{config.path}: train.self_distillation has nothing to answer",
-            hint="give its prompts, a file, or the number of invented_prompts",
-        )
     account.read += len(invented)
-    prompts = _once([*written, *invented])
+    prompts = _once([*written.prompts, *invented])
     kept = without_long(prompts, target.tokenizer, _longest(config, how, target), account)
     if not kept:
         raise ConfigError(

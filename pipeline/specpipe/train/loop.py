@@ -6,6 +6,8 @@ resumed ends in the same bytes as one that was not.
 
 import math
 import os
+import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from specpipe.train.placement import HERE, TrainingPlace
 
 Progress = Callable[[int, int], None]
 CLIP = 1.0  # the largest norm of a step's gradient
+MOST_TIMED = 4  # steps that are timed
 
 
 @dataclass(frozen=True)
@@ -132,9 +135,7 @@ def train(
     StageFailed if the disk is full.
     """
     groups = task.groups()
-    optimiser = torch.optim.AdamW(
-        [{"params": list(g.parameters), "ratio": g.ratio} for g in groups], weight_decay=0.0
-    )
+    optimiser = _optimiser(groups)
     placement.wait()
     state = _resume(checkpoint, key, groups, optimiser)
     if state is None:
@@ -149,6 +150,41 @@ def train(
             if placement.is_first:
                 _write(checkpoint, key, groups, optimiser, state)
     return state.curve
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Seconds of a step, and of a point of the curve."""
+
+    step: float
+    evaluation: float
+
+
+def time_steps(
+    task: TrainingTask, plan: TrainingPlan, *, placement: TrainingPlace = HERE, seconds: float
+) -> StepTimes:
+    """Take a few steps for about `seconds`, at least one, and return the median time of a step.
+
+    The first step, which is slower, counts only if it is the only one.
+    """
+    groups, times = task.groups(), list[float]()
+    optimiser = _optimiser(groups)
+    began = time.perf_counter()
+    task.evaluate()
+    evaluated = time.perf_counter() - began
+    for step in range(min(plan.steps, MOST_TIMED)):
+        before = time.perf_counter()
+        _step(task, groups, optimiser, step, plan.learning_rate(step), placement)
+        times.append(time.perf_counter() - before)
+        if sum(times) + times[-1] > seconds:
+            break
+    return StepTimes(statistics.median(times[1:] or times), evaluated)
+
+
+def _optimiser(groups: Sequence[Group]) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        [{"params": list(g.parameters), "ratio": g.ratio} for g in groups], weight_decay=0.0
+    )
 
 
 def _step(

@@ -20,10 +20,11 @@ from specpipe.config.run_config import RunConfig
 from specpipe.core.artifacts import Workspace, write_text
 from specpipe.train.accuracy import DrafterCalibration
 from specpipe.train.frozen import Learned, learn, report, vocabulary, write_calibration
+from specpipe.train.job import DrafterKind, Notify, Progress, TrainingJob
 from specpipe.train.joint import JointTask, trainable_copy
 from specpipe.train.loop import steps_per_epoch
 from specpipe.train.lora import merge_lora
-from specpipe.train.produce import Notify, Progress, TrainingJob, TrainResult, produce
+from specpipe.train.produce import TrainResult, produce
 from specpipe.train.report import TrainingReport
 from specpipe.train.target import DTYPES, recompute_activations
 from specpipe.train.text import documents_a_step, head_labels
@@ -102,12 +103,19 @@ def _named(heads: MedusaHeads) -> Mapping[str, torch.Tensor]:
     return named
 
 
+def medusa_kind(config: RunConfig) -> DrafterKind:
+    """Return what `train medusa` makes for a run."""
+    options = config.train.medusa
+    return DrafterKind("medusa", options, _medusa1 if options.stage == "medusa1" else _medusa2)
+
+
 def train_medusa(
     config: RunConfig,
     workspace: Workspace,
     *,
     notify: Notify = lambda text: None,
     progress: Progress = lambda done, total: None,
+    measure: bool = False,
 ) -> TrainResult:
     """Train Medusa heads as `train.medusa` specifies; a product that is up to date stays.
 
@@ -115,9 +123,8 @@ def train_medusa(
     also writes `backbone/`, the changed target as a Hugging Face checkpoint. Raises ConfigError for
     text that cannot be used.
     """
-    options = config.train.medusa
-    make = _medusa1 if options.stage == "medusa1" else _medusa2
-    return produce("medusa", options, make, config, workspace, notify=notify, progress=progress)
+    made = medusa_kind(config)
+    return produce(made, config, workspace, notify=notify, progress=progress, measure=measure)
 
 
 def _medusa1(job: TrainingJob, out: Path) -> TrainingReport:

@@ -1,4 +1,4 @@
-"""`train medusa` and `train draft` from end to end: text, training, and an artifact on disk.
+"""`specpipe train` from end to end: text, training, and an artifact on disk.
 
 A product is a folder with a manifest, like every artifact: it appears whole or not at all, and is
 made again only if the target, the text or the options have changed. What is only needed on the way
@@ -7,7 +7,7 @@ made again only if the target, the text or the options have changed. What is onl
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,6 @@ import torch
 
 from specpipe.checkpoint.finding import fetch_source
 from specpipe.config.run_config import RunConfig
-from specpipe.config.training import Schedule
 from specpipe.core.artifacts import (
     Manifest,
     Workspace,
@@ -25,47 +24,13 @@ from specpipe.core.artifacts import (
     why_stale,
 )
 from specpipe.core.publishing import remove_leftovers, require_replaceable, staged, write_publish
-from specpipe.train.gather import gather_text
-from specpipe.train.loop import Point, TrainingPlan, TrainingTask, train
-from specpipe.train.placement import HERE, TrainingPlace, determinism, place
-from specpipe.train.report import TrainingReport, write_report
-from specpipe.train.target import Target, load_target
+from specpipe.train.forecast.announce import Announcement
+from specpipe.train.gather import gather_text, read_text
+from specpipe.train.job import DrafterKind, Make, Notify, Progress, TrainingJob
+from specpipe.train.placement import TrainingPlace, determinism, place
+from specpipe.train.report import write_report
+from specpipe.train.target import load_target
 from specpipe.train.text import Split
-
-Progress = Callable[[int, int], None]
-Notify = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class TrainingJob:
-    """One training: what it starts from, where it works, and whom it tells."""
-
-    config: RunConfig
-    target: Target
-    text: Split
-    work: Path
-    inputs: Mapping[str, str]
-    notify: Notify
-    progress: Progress
-    placement: TrainingPlace = HERE
-
-    @property
-    def key(self) -> str:
-        """What the outcome depends on, as a digest."""
-        return digest_json(dict(self.inputs))
-
-    def train(self, task: TrainingTask, schedule: Schedule, batches: int) -> tuple[Point, ...]:
-        """Train `task` for the epochs of `schedule`, `batches` steps each."""
-        plan = TrainingPlan(schedule, max(1, round(schedule.epochs * batches)))
-        self.notify(f"training: {plan.steps} steps")
-        return train(
-            task, plan, self.checkpoint, self.key, progress=self.progress, placement=self.placement
-        )
-
-    @property
-    def checkpoint(self) -> Path:
-        """The file that a killed training resumes from."""
-        return self.work / f"resume-{self.key[:16]}.pt"
 
 
 @dataclass(frozen=True)
@@ -77,44 +42,41 @@ class TrainResult:
     reason: str
 
 
-Make = Callable[[TrainingJob, Path], TrainingReport]
-
-
 def produce(
-    kind: str,
-    options: object,
-    make: Make,
+    made: DrafterKind,
     config: RunConfig,
     workspace: Workspace,
     *,
     notify: Notify,
     progress: Progress,
-    recipe: str = "",
-    only_cpu: bool = False,
+    measure: bool = False,
 ) -> TrainResult:
-    """Make the product `kind` in the run's training folder, unless it is up to date.
+    """Make a product in the run's training folder, unless it is up to date.
 
-    `options` is the record that it depends on; `make` fills an empty folder and returns the report.
-    `only_cpu` products are trained on the CPU, in one process. Another `recipe`, such as the
-    formula of a net, makes the product stale.
-    Raises ConfigError, before any work, if something that specpipe did not make is in its place.
+    Through `notify` it reports what the training needs; with `measure` also how long it takes, by
+    a rehearsal of less than a minute. Raises ConfigError, before any work, if something that
+    specpipe did not make is in its place; Unsupported if the training does not fit.
     """
-    placement = place(config.train, only_cpu=only_cpu)
+    placement = place(config.train, only_cpu=made.only_cpu)
     folder = training_folder(config, workspace)
     notify = notify if placement.is_first else _silent
     with _alone(folder, placement, notify), determinism(placement.device):
-        product = folder / kind
+        product = folder / made.kind
         if placement.is_first:
             remove_leftovers(product)
-        if read_artifact(product) is None:  # else it may be up to date, and then it stays
+        is_new = read_artifact(product) is None  # else it may be up to date, and then it stays
+        if is_new:
             require_replaceable([product])
-        job = _prepare(config, folder, placement, notify, progress)
-        inputs = _inputs(job, kind, options, recipe)
+        ahead = Announcement(made, config, folder, placement, notify, measure)
+        job = _prepare(ahead, is_new, progress)
+        inputs = _inputs(job, made)
         reason = why_stale(product, "trained", lambda: inputs)
         placement.wait()  # or else a process could look at what a faster one has written
         if reason is None:
             return TrainResult(product, fresh=True, reason="")
-        _publish(replace(job, inputs=inputs), product, make)
+        if not is_new:
+            ahead.announce(job)
+        _publish(replace(job, inputs=inputs), product, made.make)
         placement.wait()
         return TrainResult(product, fresh=False, reason=reason)
 
@@ -129,28 +91,35 @@ def _alone(folder: Path, placement: TrainingPlace, notify: Notify) -> Iterator[N
         yield
 
 
-def _prepare(
-    config: RunConfig, folder: Path, placement: TrainingPlace, notify: Notify, progress: Progress
-) -> TrainingJob:
-    """Load the target and gather the text; the first process generates answers for all."""
-    path, work = fetch_source(config, "target", notify).path, folder / "work"
-    device = placement.device
-    target = load_target(path, config.train.dtype, folder / ".digests.json", device)
+def _prepare(ahead: Announcement, is_new: bool, progress: Progress) -> TrainingJob:
+    """Load the target and gather the text; the first process generates answers for all.
+
+    What a new product needs is announced as soon as it is known.
+    """
+    config, placement, notify, work = ahead.config, ahead.placement, ahead.notify, ahead.work
+    if is_new:
+        ahead.require_memory()
+    path, folder = fetch_source(config, "target", notify).path, ahead.folder
+    target = load_target(path, config.train.dtype, folder / ".digests.json", placement.device)
     notify("reading text and generating answers to the prompts")
+    written = read_text(config, target.tokenizer)
+    job = TrainingJob(config, target, Split((), ()), work, {}, notify, progress, placement)
+    if is_new:
+        ahead.announce(job, written)
     if not placement.is_first:
         placement.wait()
-    text = gather_text(config, target, work, notify=notify, progress=progress)
+    text = gather_text(written, config, target, work, notify=notify, progress=progress)
     if placement.is_first:
         placement.wait()
-    return TrainingJob(config, target, text, work, {}, notify, progress, placement)
+    return replace(job, text=text)
 
 
-def _inputs(job: TrainingJob, kind: str, options: object, recipe: str) -> dict[str, str]:
+def _inputs(job: TrainingJob, made: DrafterKind) -> dict[str, str]:
     """Return what a product depends on."""
     train, placement = job.config.train, job.placement
-    facts = [kind, asdict(options), train.seed, job.target.dtype]  # type: ignore[call-overload]
+    facts = [made.kind, asdict(made.options), train.seed, job.target.dtype]  # type: ignore[call-overload]
     further = {
-        "recipe": recipe,
+        "recipe": made.recipe,
         "numerics": placement.numerics,
         "micro_batch": str(train.micro_batch or ""),
         "hidden_states": train.hidden_states.removeprefix("disk"),
@@ -185,19 +154,3 @@ def training_folder(config: RunConfig, workspace: Workspace) -> Path:
     if config.train.out is None:
         return workspace.engines / "train"
     return Path(config.train.out).expanduser()
-
-
-def text_facts(job: TrainingJob) -> dict[str, str | int | float]:
-    """Return a report's facts about target and text."""
-    text = job.text
-    return {
-        "target": job.config.target.model,
-        "dtype": job.target.dtype,
-        "documents": len(text.training),
-        "tokens": sum(map(len, text.training)),
-        "learned tokens": sum(int(d.learned.sum()) for d in text.training),
-        "hold-out documents": len(text.held_out),
-        "hold-out tokens": sum(map(len, text.held_out)),
-        **text.left_out,
-        "seed": job.config.train.seed,
-    }

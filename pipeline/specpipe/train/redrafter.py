@@ -21,7 +21,8 @@ from torch.nn import functional
 from specpipe.config.run_config import RunConfig
 from specpipe.core.artifacts import Workspace, write_text
 from specpipe.train.frozen import learn, report, write_calibration
-from specpipe.train.produce import Notify, Progress, TrainingJob, TrainResult, produce
+from specpipe.train.job import DrafterKind, Notify, Progress, TrainingJob
+from specpipe.train.produce import TrainResult, produce
 from specpipe.train.report import TrainingReport
 
 RECURRENCE = "silu"  # around W e + U s + b
@@ -106,29 +107,26 @@ def apples_name(ours: str) -> str:
     return f"lm_head.{layer}.linear.{part}"
 
 
+def redrafter_kind(config: RunConfig) -> DrafterKind:
+    """Return what `train redrafter` makes for a run."""
+    return DrafterKind("redrafter", config.train.redrafter, _redrafter, recipe=RECURRENCE)
+
+
 def train_redrafter(
     config: RunConfig,
     workspace: Workspace,
     *,
     notify: Notify = lambda text: None,
     progress: Progress = lambda done, total: None,
+    measure: bool = False,
 ) -> TrainResult:
     """Train a ReDrafter as `train.redrafter` specifies; a product that is up to date stays.
 
     Writes `model.safetensors` in Apple's names, `config.json`, `calibration.json` and a report.
     Raises ConfigError for text that cannot be used.
     """
-    options = config.train.redrafter
-    return produce(
-        "redrafter",
-        options,
-        _redrafter,
-        config,
-        workspace,
-        notify=notify,
-        progress=progress,
-        recipe=RECURRENCE,
-    )
+    made = redrafter_kind(config)
+    return produce(made, config, workspace, notify=notify, progress=progress, measure=measure)
 
 
 def _redrafter(job: TrainingJob, out: Path) -> TrainingReport:

@@ -14,7 +14,8 @@ from specpipe.core.errors import ConfigError
 
 Bools = NDArray[np.bool_]
 
-CURVE_DOCUMENTS = 16  # of the hold-out that a point of a curve looks at
+CURVE_DOCUMENTS = 16  # of the hold-out that a point of a curve looks at, ...
+CURVE_POSITIONS = 2048  # ... or these, evenly spread, where a batch consists of positions
 
 
 @dataclass(frozen=True, eq=False)

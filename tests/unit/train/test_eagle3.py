@@ -24,7 +24,7 @@ from specpipe.runtime.assembly import Runtime, make_proposer
 from specpipe.runtime.batcher import finish
 from specpipe.speculate.decode import Decoding, Limits, Step
 from specpipe.train.eagle3 import chosen_layers, draft_vocabulary, drafter_config, train_eagle3
-from specpipe.train.gather import gather_text
+from specpipe.train.gather import gather_text, read_text
 from specpipe.train.layer_net import Eagle3Net
 from specpipe.train.layer_states import LayerStates, read_layer_states
 from specpipe.train.layer_task import draft_loss
@@ -172,7 +172,14 @@ def test_the_engine_accepts_as_often_as_the_trainer_reports(
     engine = make_engine(calm, eagle3=path)
     work = workspace.engines / "train" / "work"
     target = load_target(calm, "float32", workspace.root / "digests.json")
-    text = gather_text(config, target, work, notify=print, progress=lambda done, total: None)
+    text = gather_text(
+        read_text(config, target.tokenizer),
+        config,
+        target,
+        work,
+        notify=print,
+        progress=lambda done, total: None,
+    )
     found = measured(engine, text.held_out)
     np.testing.assert_allclose(found, reported, atol=0.02)
     require_lossless(engine, text.held_out)

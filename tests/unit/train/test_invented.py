@@ -9,7 +9,7 @@ from specpipe.config.training import SelfDistillation
 from specpipe.core.contracts import Sampling
 from specpipe.core.errors import ConfigError
 from specpipe.train import invented
-from specpipe.train.gather import gather_text
+from specpipe.train.gather import gather_text, read_text
 from specpipe.train.invented import invent_prompts
 from specpipe.train.target import Target
 
@@ -74,7 +74,14 @@ def test_missing_prompts_are_named_with_their_line_and_the_script_that_writes_th
 ) -> None:
     run = make_run(self_distillation={"prompts": "nowhere/prompts.jsonl"})
     with pytest.raises(ConfigError) as caught:
-        gather_text(run, target, tmp_path, notify=print, progress=lambda done, total: None)
+        gather_text(
+            read_text(run, target.tokenizer),
+            run,
+            target,
+            tmp_path,
+            notify=print,
+            progress=lambda done, total: None,
+        )
     said = str(caught.value)
     assert re.search(r"\.yaml:\d+: 'train.self_distillation.prompts' is 'nowhere/", said)
     assert "`scripts/training-prompts --out nowhere/prompts.jsonl`" in said
