@@ -7,7 +7,7 @@ from specpipe.checkpoint.source import Source
 from specpipe.checkpoint.tokenizer_files import open_tokenizer
 from specpipe.config.run_config import RunConfig
 from specpipe.core.errors import ConfigError, Unsupported
-from specpipe.plan.gpus import find_gpu, unknown_gpu
+from specpipe.engine.gpus import find_gpu, unknown_gpu
 from specpipe.train.forecast.amounts import Amounts, unread
 from specpipe.train.forecast.announce import Announcement, gpu_of
 from specpipe.train.forecast.fitting import Room, Sized, rejections

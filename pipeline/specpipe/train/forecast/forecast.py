@@ -13,7 +13,7 @@ from specpipe.config.run_config import RunConfig
 from specpipe.core.errors import Rejection, Unsupported
 from specpipe.core.machine import memory_bytes
 from specpipe.core.model import ModelConfig
-from specpipe.plan.gpus import Gpu
+from specpipe.engine.gpus import Gpu
 from specpipe.train.forecast.amounts import Amounts, amounts_of, answered, by_size, unread
 from specpipe.train.forecast.fitting import Room, Sized, rejections
 from specpipe.train.forecast.needs import TrainingNeeds

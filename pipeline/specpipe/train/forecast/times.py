@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from specpipe.config.training import TrainOptions
 from specpipe.core.model import ModelConfig
-from specpipe.plan.gpus import Gpu
+from specpipe.engine.gpus import Gpu
 from specpipe.plan.roofline import BANDWIDTH_SHARE, FLOPS_SHARE, multiplied
 from specpipe.train.forecast.amounts import Amounts
 from specpipe.train.forecast.kinds import BYTES, FLOAT, Work
