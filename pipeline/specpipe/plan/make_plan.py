@@ -24,6 +24,7 @@ from specpipe.core.trees import assumed_accuracy, chain, grow_tree
 from specpipe.engine.backend import Backend, BuildRequest, Command
 from specpipe.engine.fronts.table import FRONTS
 from specpipe.engine.gpus import Gpu, find_gpu, spelling, unknown_gpu
+from specpipe.plan.belonging import find_strangers
 from specpipe.plan.compatibility import (
     TokenTable,
     VocabularyDifference,
@@ -88,12 +89,14 @@ def _plan_run(config: RunConfig, workspace: Workspace, opened: OpenedModels) -> 
     sizing = sizing.with_engine(config.engine)
     requests = _with_heads(make_requests(config, found.models), config, found, workspace)
     differing, own_loop = _compare_draft(found), traits.own_engine
+    strangers = find_strangers(config, found)
     placed = config.engine.gpu is None if own_loop else gpu is not None
     memory = measure(sizing) if placed and not found.outlined else None
     rejections = [
         *unknown,
         *_check_requests(config, requests, backend),
         *_check_parts(config, found),
+        *strangers.rejections,
         *refusals(differing, own_loop=own_loop),
         *check_options(config, found.next_token_layers),
         *_check_memory(memory, sizing),
@@ -117,6 +120,7 @@ def _plan_run(config: RunConfig, workspace: Workspace, opened: OpenedModels) -> 
             *found.notes,
             *(unknown_notes(found) if found.outlined else ()),
             *notes(differing, own_loop=own_loop),
+            *strangers.notes,
             *backend.notes(config, found.models, gpu),
             *cpu_notes(config.engine, cpu_kinds()),
             *temporary_notes(Path(tempfile.gettempdir()), on_cpu=own_loop),

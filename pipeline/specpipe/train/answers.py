@@ -17,6 +17,7 @@ from specpipe.core.artifacts import digest_json, write_text
 from specpipe.core.contracts import Sampling, length_to_end
 from specpipe.core.errors import ConfigError
 from specpipe.train.corpus.prompts import Prompt, prompt_tokens
+from specpipe.train.disk import explained
 from specpipe.train.target import Target
 from specpipe.train.text import Document
 
@@ -55,7 +56,8 @@ def answer_prompts(
                             "prompt_tokens": asked[i], "answer_tokens": a})
                 for i, a in zip(batch, answers, strict=True)
             ]  # fmt: skip
-            write_text(file, "\n".join(lines) + "\n")
+            with explained(file):
+                write_text(file, "\n".join(lines) + "\n")
         progress(len(lines), len(prompts))
     return [_document(line, file) for line in lines]
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from specpipe.checkpoint.belonging import TARGET, mark_for
 from specpipe.config.run_config import RunConfig
 from specpipe.config.training import DraftTraining
 from specpipe.core.artifacts import Workspace
@@ -220,6 +221,7 @@ def _draft(job: TrainingJob, out: Path) -> TrainingReport:
     size = documents_a_step(text.training, options.schedule.batch_tokens)
     curve = job.train(task, options.schedule, steps_per_epoch(size, len(text.training)))
     after = task.judge(text.held_out)
+    setattr(model.config, TARGET, mark_for(job.target.path).fingerprint)
     model.to(DTYPES[job.target.dtype]).save_pretrained(out)
     job.target.tokenizer.save_pretrained(out)
     return TrainingReport(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from specpipe.checkpoint.belonging import mark_for
 from specpipe.checkpoint.eagle3_format import (
     NewEagle3,
     speculators_config,
@@ -146,7 +147,7 @@ def write_drafter(
     if len(ids) < total:
         tensors["d2t"] = ids - torch.arange(len(ids))
         tensors["t2d"] = torch.zeros(total, dtype=torch.bool).index_fill(0, ids, True)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / "model.safetensors", metadata=mark_for(target.path).metadata())
     write_config(config, folder)
 
 

@@ -1,9 +1,5 @@
 """The frozen target's hidden states: mapped from disk, or computed for the documents of a batch."""
 
-import json
-import math
-import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +8,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from specpipe.core.artifacts import digest_json, write_text
+from specpipe.core.artifacts import digest_json
 from specpipe.core.contracts import Ints
 from specpipe.core.errors import ConfigError
-from specpipe.train.disk import explained
 from specpipe.train.placement import HERE, TrainingPlace
+from specpipe.train.state_file import StateFile
 from specpipe.train.target import Target
 from specpipe.train.text import Bools, Document, spoken_after
 
 Progress = Callable[[int, int], None]
-_BATCH = 8  # documents evaluated together; part of no key: the files are equal up to rounding
-_SECONDS = 20.0  # of work that a killed process loses at most, and one batch more
+_ROW = np.dtype(np.float16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,17 +92,19 @@ def read_features(
 
     The hidden states are kept in `folder` as features-<key>.f16, keyed by model and text; a rerun
     maps that file. Its name appears only when it is whole; a killed run resumes. Raises
-    ConfigError if there are none, StageFailed if the disk is full.
+    ConfigError if there are none, StageFailed if the disk has no room.
     """
     found = positions_of(documents, guesses)
     count, width = found.count, int(target.output.shape[1])
     key = digest_json([target.digest, target.dtype, [d.digest() for d in documents]])
     file = folder / f"features-{key[:16]}.f16"
-    placement.wait()  # or else a process could see the file of a faster one
-    if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with explained(file, "the hidden states computed so far"):
-            _write(_Writing(target, documents, found.kept, file, placement), progress)
+    sizes = [int(kept.sum()) * width * _ROW.itemsize for kept in found.kept]
+
+    def compute(part: slice) -> Iterator[bytes]:
+        states = _states(target, documents[part], found.kept[part])
+        return (rows.tobytes() for rows in states)
+
+    StateFile(file, sizes, compute, placement).require(progress)
     hidden = np.memmap(file, np.float16, "r", shape=(count, width))
     return Features(hidden, found.labels(), _stretches(found.kept))
 
@@ -126,84 +123,6 @@ def _states(
     states = target.hidden(*pad(documents)).to(torch.float16).cpu().numpy()
     for row, keep in zip(states, kept, strict=True):
         yield row[: len(keep)][keep]
-
-
-@dataclass(frozen=True, eq=False)
-class _Writing:
-    """A file of hidden states that one or several processes write, each its own batches."""
-
-    target: Target
-    documents: Sequence[Document]
-    kept: Sequence[Bools]
-    file: Path
-    placement: TrainingPlace
-
-    @property
-    def temporary(self) -> Path:
-        return self.file.with_suffix(".tmp")
-
-    @property
-    def journal(self) -> Path:
-        """Counts this process's batches that are on the disk."""
-        world = self.placement
-        return self.file.with_suffix(f".{world.rank}of{world.world}")
-
-    @property
-    def begins(self) -> Ints:
-        """The first byte of each document, and the size of the file."""
-        row = int(self.target.output.shape[1]) * np.dtype(np.float16).itemsize
-        return np.cumsum([0, *(int(kept.sum()) * row for kept in self.kept)])
-
-    def done(self) -> int:
-        """Return how many batches of this process an interrupted run has written."""
-        try:
-            whole = self.temporary.stat().st_size == self.begins[-1]
-            return (
-                int(json.loads(self.journal.read_text(encoding="utf-8"))["batches"]) if whole else 0
-            )
-        except (OSError, ValueError, KeyError):
-            return 0
-
-
-def _write(work: _Writing, progress: Progress) -> None:
-    done = work.done()
-    work.placement.wait()
-    if work.placement.is_first and not work.temporary.exists():
-        work.temporary.touch()
-        os.truncate(work.temporary, int(work.begins[-1]))
-    work.placement.wait()
-    _write_own(work, done, progress)
-    work.placement.wait()
-    if work.placement.is_first:
-        work.temporary.replace(work.file)
-    work.journal.unlink(missing_ok=True)
-    work.placement.wait()
-
-
-def _write_own(work: _Writing, done: int, progress: Progress) -> None:
-    """Write this process's batches after the first `done`, and count them in the journal."""
-    batches = work.placement.own(range(math.ceil(len(work.documents) / _BATCH)))
-    synced = time.monotonic()
-    with work.temporary.open("r+b") as out:
-        os.truncate(out.fileno(), int(work.begins[-1]))
-        for number in range(done, len(batches)):
-            part = slice(batches[number] * _BATCH, (batches[number] + 1) * _BATCH)
-            group = work.documents[part]
-            out.seek(int(work.begins[part.start]))
-            for rows in _states(work.target, group, work.kept[part]):
-                out.write(rows.tobytes())
-            if time.monotonic() - synced > _SECONDS:
-                _sync(out.fileno(), out.flush)
-                write_text(work.journal, json.dumps({"batches": number + 1}))
-                synced = time.monotonic()
-            progress(part.start + len(group), len(work.documents))
-        _sync(out.fileno(), out.flush)
-    write_text(work.journal, json.dumps({"batches": len(batches)}))
-
-
-def _sync(descriptor: int, flush: Callable[[], None]) -> None:
-    flush()
-    os.fsync(descriptor)
 
 
 def rows_where(states: torch.Tensor, marks: Sequence[Bools]) -> torch.Tensor:

@@ -13,6 +13,7 @@ from specpipe.core.artifacts import digest_json, write_text
 from specpipe.core.contracts import Sampling
 from specpipe.core.errors import ConfigError
 from specpipe.train.answers import generate
+from specpipe.train.disk import explained
 from specpipe.train.target import Target
 from specpipe.train.text import in_template
 
@@ -43,7 +44,8 @@ def invent_prompts(
                 hint="give train.self_distillation.prompts instead of invented_prompts",
             )
         batches.append(_invent(target, how.batch_size, seed + len(batches)))
-        write_text(file, "".join(json.dumps(batch) + "\n" for batch in batches))
+        with explained(file):
+            write_text(file, "".join(json.dumps(batch) + "\n" for batch in batches))
         progress(min(len(_different(batches)), wanted), wanted)
     return found[:wanted]
 

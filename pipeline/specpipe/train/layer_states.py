@@ -5,7 +5,7 @@ them. Of each position the file has the inputs of the chosen layers and, at the 
 head reads, in the target's type.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +14,11 @@ import torch
 
 from specpipe.core.artifacts import digest_json
 from specpipe.train.features import pad
+from specpipe.train.state_file import StateFile
 from specpipe.train.target import DTYPES, Target
 from specpipe.train.text import Document, head_labels
 
 Progress = Callable[[int, int], None]
-_BATCH = 8  # documents evaluated together; part of no key: the files are equal up to rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,36 +63,29 @@ def read_layer_states(
     """Return the states of `documents`; the inputs of `layers`, counted from 0.
 
     They are kept in `folder` as layers-<key>.bin, keyed by model, layers and text; a rerun maps
-    that file. Its name appears only when it is whole.
+    that file. Its name appears only when it is whole; a killed run resumes. Raises StageFailed if
+    the disk has no room.
     """
     key = digest_json([target.digest, target.dtype, [*layers], [d.digest() for d in documents]])
     file, width = folder / f"layers-{key[:16]}.bin", int(target.output.shape[1])
-    if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(target, documents, layers, file, progress)
-    begins = np.cumsum([0, *map(len, documents)]).tolist()
     columns = (len(layers) + 1) * width
+    sizes = [len(document) * columns * DTYPES[target.dtype].itemsize for document in documents]
+
+    def compute(part: slice) -> Iterator[bytes]:
+        return _rows(target, documents[part], layers)
+
+    StateFile(file, sizes, compute).require(progress)
+    begins = np.cumsum([0, *map(len, documents)]).tolist()
     count = begins.pop()
     states = torch.from_file(str(file), size=count * columns, dtype=DTYPES[target.dtype])
     return LayerStates(tuple(documents), states.view(count, columns), tuple(begins), width)
 
 
-def _write(
-    target: Target,
-    documents: Sequence[Document],
-    layers: Sequence[int],
-    file: Path,
-    progress: Progress,
-) -> None:
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("wb") as out:
-        for begin in range(0, len(documents), _BATCH):
-            group = documents[begin : begin + _BATCH]
-            for row, document in zip(_states(target, group, layers), group, strict=True):
-                kept = row[: len(document)].contiguous().cpu()
-                out.write(kept.view(torch.uint8).numpy().tobytes())
-            progress(begin + len(group), len(documents))
-    temporary.replace(file)
+def _rows(target: Target, documents: Sequence[Document], layers: Sequence[int]) -> Iterator[bytes]:
+    """Yield the states of each document."""
+    for row, document in zip(_states(target, documents, layers), documents, strict=True):
+        kept = row[: len(document)].contiguous().cpu()
+        yield kept.view(torch.uint8).numpy().tobytes()
 
 
 @torch.no_grad()

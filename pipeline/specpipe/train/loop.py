@@ -254,10 +254,8 @@ def _write(
     try:
         torch.save(whole, temporary)
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
-        earlier = f"the checkpoint of step {state.curve[-2].step}, " * (len(state.curve) > 2)
-        failure = unwritten(error, file, f"{earlier}answers and hidden states")
-        temporary.unlink(missing_ok=True)
-        raise failure from error
+        earlier = state.curve[-2].step if file.is_file() else 0
+        raise unwritten(error, file, temporary=temporary, checkpoint=earlier) from error
     temporary.replace(file)
 
 

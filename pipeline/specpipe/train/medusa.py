@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from specpipe.checkpoint.belonging import Mark, mark_for
 from specpipe.checkpoint.medusa import WEIGHTS
 from specpipe.config.run_config import RunConfig
 from specpipe.core.artifacts import Workspace, write_text
@@ -80,12 +81,14 @@ class MedusaHeads(nn.Module):
         return self.outputs[head] if len(self.outputs) else shared
 
 
-def write_heads(heads: MedusaHeads, config: HeadsConfig, folder: Path) -> None:
-    """Write `medusa_lm_head.safetensors` in float16, and `config.json`."""
+def write_heads(
+    heads: MedusaHeads, config: HeadsConfig, folder: Path, mark: Mark | None = None
+) -> None:
+    """Write `medusa_lm_head.safetensors` in float16, with the `mark` of its target, and config."""
     from safetensors.torch import save_file
 
     tensors = {name: t.to(torch.float16).cpu().contiguous() for name, t in _named(heads).items()}
-    save_file(tensors, folder / WEIGHTS)
+    save_file(tensors, folder / WEIGHTS, mark.metadata() if mark else None)
     text = json.dumps(asdict(config), indent=2, sort_keys=True) + "\n"
     write_text(folder / "config.json", text)
 
@@ -131,7 +134,8 @@ def _medusa1(job: TrainingJob, out: Path) -> TrainingReport:
     options = job.config.train.medusa
     heads = _new_heads(job).to(job.placement.device)
     learned = learn(job, heads, options, options.num_heads)
-    _write(job, heads, learned.calibration, job.config.target.model, out)
+    mark = mark_for(job.target.path)
+    _write(job, heads, learned.calibration, job.config.target.model, mark, out)
     return report(_title(job), job, options, learned)
 
 
@@ -158,7 +162,8 @@ def _medusa2(job: TrainingJob, out: Path) -> TrainingReport:
     merge_lora(model)
     model.to(DTYPES[job.target.dtype]).save_pretrained(out / BACKBONE)
     job.target.tokenizer.save_pretrained(out / BACKBONE)
-    _write(job, heads, calibration, BACKBONE, out)
+    mark = mark_for(out / BACKBONE, is_changed=True)
+    _write(job, heads, calibration, BACKBONE, mark, out)
     job.notify(f"serve the folder {BACKBONE}/ next to the heads, not {job.config.target.model}")
     return report(_title(job), job, options, Learned(curve, before, after, calibration))
 
@@ -178,11 +183,16 @@ def _new_heads(job: TrainingJob) -> MedusaHeads:
 
 
 def _write(
-    job: TrainingJob, heads: MedusaHeads, calibration: DrafterCalibration, base: str, out: Path
+    job: TrainingJob,
+    heads: MedusaHeads,
+    calibration: DrafterCalibration,
+    base: str,
+    mark: Mark,
+    out: Path,
 ) -> None:
     options, (vocab_size, width) = job.config.train.medusa, job.target.output.shape
     facts = HeadsConfig(
         options.num_heads, options.num_layers, base, width, vocab_size, options.share_output
     )
-    write_heads(heads, facts, out)
+    write_heads(heads, facts, out, mark)
     write_calibration(calibration, out)

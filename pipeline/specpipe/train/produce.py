@@ -145,8 +145,17 @@ def _publish(job: TrainingJob, product: Path, make: Make) -> None:
         return
     with staged(product, "train") as temporary:
         write_report(make(job, temporary), temporary)
+        _with_usual_modes(temporary)
         write_publish(temporary, product, Manifest("trained", job.inputs))
     job.checkpoint.unlink(missing_ok=True)
+
+
+def _with_usual_modes(folder: Path) -> None:
+    """Give all files the mode of the report: safetensors makes files that only the user reads."""
+    mode = (folder / "report.json").stat().st_mode
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
 
 
 def training_folder(config: RunConfig, workspace: Workspace) -> Path:

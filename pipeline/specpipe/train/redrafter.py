@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from specpipe.checkpoint.belonging import Mark, mark_for
 from specpipe.config.run_config import RunConfig
 from specpipe.core.artifacts import Workspace, write_text
 from specpipe.train.frozen import learn, report, write_calibration
@@ -85,14 +86,19 @@ class RecurrentNet(nn.Module):
         return shared
 
 
-def write_drafter(net: RecurrentNet, vocab_size: int, folder: Path) -> None:
-    """Write `model.safetensors` in float16, without an output layer, and `config.json`."""
+def write_drafter(
+    net: RecurrentNet, vocab_size: int, folder: Path, mark: Mark | None = None
+) -> None:
+    """Write `model.safetensors` in float16, without an output layer, and `config.json`.
+
+    The file carries the `mark` of its target.
+    """
     from safetensors.torch import save_file
 
     tensors = {
         apples_name(name): t.detach().to(torch.float16).cpu() for name, t in net.named_parameters()
     }
-    save_file(tensors, folder / "model.safetensors")
+    save_file(tensors, folder / "model.safetensors", mark.metadata() if mark else None)
     width = net.rnn_u.in_features
     config = DrafterConfig(width, vocab_size, len(net.layers), width)
     write_text(folder / "config.json", json.dumps(asdict(config), indent=2, sort_keys=True) + "\n")
@@ -135,6 +141,6 @@ def _redrafter(job: TrainingJob, out: Path) -> TrainingReport:
         options.draft_len, options.num_layers, target.embedding, job.config.train.seed
     ).to(job.placement.device)
     learned = learn(job, net, options, options.draft_len)
-    write_drafter(net, int(target.output.shape[0]), out)
+    write_drafter(net, int(target.output.shape[0]), out, mark_for(target.path))
     write_calibration(learned.calibration, out)
     return report(f"ReDrafter for {job.config.name}", job, options, learned)
