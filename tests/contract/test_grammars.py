@@ -145,6 +145,7 @@ def cut_by_what_was_drawn(draft: Draft, constraint: Constraint) -> Draft:
     return replace(kept, probs=None if draft.probs is None else draft.probs[: len(kept)])
 
 
+@pytest.mark.slow
 def test_a_draft_against_the_grammar_may_be_drawn_but_not_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

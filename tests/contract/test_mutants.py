@@ -46,6 +46,7 @@ def some_greedy_answer_differs() -> bool:
     return any(answer != want for answer in answers)
 
 
+@pytest.mark.slow
 def test_without_a_mutant_nothing_is_off() -> None:
     assert max(shifts()) < 1e-12 and not some_greedy_answer_differs()
 

@@ -40,6 +40,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_site_builds_strictly_and_refers_to_no_other_host(checkout: Path) -> None:
     done = build(checkout)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -60,6 +61,7 @@ FAULTS = [  # page, what is added to it, and a part of the warning
 ]
 
 
+@pytest.mark.slow
 def test_a_page_without_a_place_and_every_broken_link_fail_the_build(checkout: Path) -> None:
     """A strict build fails for any warning, and each fault has its own."""
     for page, text, _ in FAULTS:
@@ -72,6 +74,7 @@ def test_a_page_without_a_place_and_every_broken_link_fail_the_build(checkout: P
         assert any(message in line for line in warnings), (page, done.stderr)
 
 
+@pytest.mark.slow
 def test_links_between_the_root_and_docs_lead_to_pages_of_the_site(checkout: Path) -> None:
     (checkout / "docs/index.md").write_text(
         "# Start\n\n[a](../DECISIONS.md) [b](../LICENSE) [c](gpu.md)\n\n```text\n[d](x.md)\n```\n"

@@ -20,6 +20,7 @@ def bench(*words: str) -> Result:
     return CliRunner().invoke(main, ["bench", *words])
 
 
+@pytest.mark.slow
 def test_engine_times_the_shapes_that_have_room(write_config, tmp_path: Path) -> None:
     engine = {"backend": "openvino", "max_batch_size": 2, "max_input_len": 100, "max_seq_len": 200}
     path = str(write_config(engine=engine))
@@ -39,6 +40,7 @@ def test_engine_times_the_shapes_that_have_room(write_config, tmp_path: Path) ->
     assert table.startswith("- load: 64 cached tokens per sequence, medians of 1 round\n")
 
 
+@pytest.mark.slow
 def test_engine_measures_other_precisions(write_config, tmp_path: Path) -> None:
     words = ("engine", str(write_config()), "--workspace", str(tmp_path), "--rounds", "1")
     result = bench(
@@ -50,6 +52,7 @@ def test_engine_measures_other_precisions(write_config, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_tuning_compares_both_choices(write_config, tmp_path: Path) -> None:
     path = write_config(
         speculation={"method": "lookahead", "window_size": 2, "ngram_size": 2,

@@ -134,6 +134,7 @@ def test_a_plan_fetches_no_weights_and_says_what_a_build_will_fetch(
     }
 
 
+@pytest.mark.slow
 def test_status_doctor_and_serve_fetch_no_weights(hub: Hub, specpipe: Run) -> None:
     assert succeeded(specpipe("status", "--json"))[0]["reason"] == "no earlier output"
     specpipe("doctor")
@@ -143,6 +144,7 @@ def test_status_doctor_and_serve_fetch_no_weights(hub: Hub, specpipe: Run) -> No
     assert not WEIGHTS & set(hub.sent)
 
 
+@pytest.mark.slow
 def test_a_build_fetches_what_it_needs_once_and_later_ones_nothing(
     hub: Hub, specpipe: Run, tmp_path: Path, write_config, tiny: Path
 ) -> None:
@@ -162,6 +164,7 @@ def test_a_build_fetches_what_it_needs_once_and_later_ones_nothing(
     assert succeeded(specpipe("convert", "--json", HF_HUB_OFFLINE="1"))[0]["fresh"]
 
 
+@pytest.mark.slow
 def test_weights_that_were_converted_are_not_fetched_again_when_the_cache_is_emptied(
     hub: Hub, specpipe: Run, tmp_path: Path
 ) -> None:
@@ -172,6 +175,7 @@ def test_weights_that_were_converted_are_not_fetched_again_when_the_cache_is_emp
     assert not WEIGHTS & set(hub.sent)
 
 
+@pytest.mark.slow
 def test_a_moved_branch_is_noticed_only_by_fetching_it_and_a_commit_never_moves(
     hub: Hub, files: dict[str, bytes], specpipe: Run, tmp_path: Path
 ) -> None:
@@ -196,6 +200,7 @@ def test_a_branch_of_another_name_is_taken(hub: Hub, specpipe: Run, tmp_path: Pa
     assert plan["downloads"]["target"]["commit"] == commit
 
 
+@pytest.mark.slow
 def test_offline_is_a_sentence_before_and_no_obstacle_after_fetching(
     hub: Hub, specpipe: Run
 ) -> None:
@@ -227,6 +232,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses_is_one_sentence_each(
     hub: Hub, files: dict[str, bytes], specpipe: Run
 ) -> None:
@@ -250,6 +256,7 @@ def test_what_the_hub_refuses_is_one_sentence_each(
         assert model in done.stderr or model.replace("/", "--") in done.stderr
 
 
+@pytest.mark.slow
 def test_a_token_opens_what_is_private(hub: Hub, specpipe: Run) -> None:
     hub.repos[MODEL].token = "secret"
     assert specpipe("plan").returncode == 2

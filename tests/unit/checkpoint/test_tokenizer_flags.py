@@ -72,6 +72,7 @@ def mistral(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_rule_that_transformers_replaces_for_mistral_is_replaced(
     mistral: Path, tmp_path: Path
 ) -> None:

@@ -227,6 +227,7 @@ def test_exchanging_is_possible_where_the_tests_run(tmp_path: Path) -> None:
     assert names(tmp_path / "a") == ["b"] and names(tmp_path / "b") == ["a"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exchanges", [True, False], ids=["exchange", "two renames"])
 def test_wherever_publishing_is_killed_the_old_or_the_new_artifact_is_whole(
     tmp_path: Path, exchanges: bool

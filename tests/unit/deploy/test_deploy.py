@@ -441,6 +441,7 @@ def test_the_dashboard_shows_our_metrics_and_upstreams_under_their_names() -> No
     assert 'model=~"tensorrt_llm"' in str(dashboard(replace(GPU, texts=("tensorrt_llm",))))
 
 
+@pytest.mark.slow
 def test_writing_twice_gives_the_same_bytes_and_the_image_holds_specpipe(tmp_path: Path) -> None:
     trees = []
     for _ in range(2):
@@ -491,6 +492,7 @@ def test_a_packaged_run_is_deployed_from_the_command_line(write_config, tmp_path
     assert wrong.exit_code == 2 and "names another image tomorrow" in wrong.output
 
 
+@pytest.mark.slow
 def test_a_gpu_run_is_deployed_at_the_path_that_its_repository_names(
     write_config, tiny_draft: Path, gpu_machine: Path, monkeypatch, tmp_path: Path
 ) -> None:

@@ -148,6 +148,7 @@ def test_every_row_is_that_of_its_text_in_random_schedules(first: int) -> None:
     assert all(done[what] for what in ("evicted", "found", "copied", "moved")), done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [0, 2])
 def test_colliding_hashes_change_no_row_in_random_schedules(bits: int, monkeypatch) -> None:
     honest = prefixes.digest

@@ -62,6 +62,7 @@ def fates(results) -> list[tuple[str, str, bool]]:
     return [(r.stage, r.role, r.fresh) for r in results]
 
 
+@pytest.mark.slow
 def test_a_build_publishes_checked_engines_and_finds_them_fresh_afterwards(
     run, gpu_machine: Path
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_redrafter_is_converted_built_and_inspected_without_a_defect(
     assert "build with --speculative_decoding_mode explicit_draft_tokens" in defects
 
 
+@pytest.mark.slow
 def test_the_manifest_remembers_where_and_how_an_engine_was_built(run, gpu_machine: Path) -> None:
     build(Run(*run()), COMPILE)
     manifest = json.loads((run()[1].engine("target") / "specpipe.json").read_text())
@@ -115,6 +117,7 @@ def test_the_manifest_remembers_where_and_how_an_engine_was_built(run, gpu_machi
     assert manifest["inputs"]["--max_draft_len"] == "4" and manifest["inputs"]["gpu"] == "H100-SXM"
 
 
+@pytest.mark.slow
 def test_two_builds_of_one_run_give_equal_bytes(run, gpu_machine: Path) -> None:
     trees = []
     for _ in range(2):
@@ -125,6 +128,7 @@ def test_two_builds_of_one_run_give_equal_bytes(run, gpu_machine: Path) -> None:
     assert trees[0] == trees[1]
 
 
+@pytest.mark.slow
 def test_the_timings_of_kernels_are_kept_for_the_next_build(run, gpu_machine: Path) -> None:
     build(Run(*run()), COMPILE)
     (cache,) = (run()[1].root / "engines/.timing").iterdir()
@@ -202,6 +206,7 @@ def test_an_engine_of_another_release_is_not_published(run, gpu_machine: Path, m
         build(Run(*run()), COMPILE)
 
 
+@pytest.mark.slow
 def test_an_older_release_is_built_with_its_own_flags_in_its_own_container(
     run, container_machine: Path, monkeypatch
 ) -> None:
@@ -286,6 +291,7 @@ def test_a_build_that_is_killed_outright_leaves_no_engine_and_goes_on_later(
     assert not list(place.engines.glob(".*.tmp"))
 
 
+@pytest.mark.slow
 def test_an_engine_for_another_gpu_or_option_is_not_packaged_nor_served(
     run, gpu_machine: Path
 ) -> None:
@@ -299,6 +305,7 @@ def test_an_engine_for_another_gpu_or_option_is_not_packaged_nor_served(
             check()
 
 
+@pytest.mark.slow
 def test_the_compiler_runs_in_the_container_with_only_what_it_needs(
     run, container_machine: Path
 ) -> None:

@@ -97,6 +97,7 @@ def test_ranks_share_the_levels() -> None:
     assert two.weights == pytest.approx((one.weights + 5 * table) / 2, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_build_publishes_an_engine_that_is_the_planned_one(
     write_config: Callable[..., Path],
     tmp_path: Path,

@@ -89,6 +89,7 @@ def test_what_cannot_work_is_refused_in_these_sentences(tmp_path: Path) -> None:
     check_golden("refusals.txt", "\n".join(lines).replace(f"{tmp_path}/", "") + "\n")
 
 
+@pytest.mark.slow
 def test_these_are_at_least_twenty_five_different_reasons(tmp_path: Path) -> None:
     assert len(REFUSED) >= 25
     kinds = {

@@ -141,10 +141,12 @@ def drawn(draws: int) -> Floats:
     return counts
 
 
+@pytest.mark.slow
 def test_thousands_of_seeds_draw_from_the_targets_distribution() -> None:
     assert excess(exact_distribution(WORLD, Sampling(top_k=0)), drawn(DRAWS)) < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [lambda value: 7, lambda value: value // 2])
 def test_engines_that_share_a_seed_would_be_noticed(
     broken: object, monkeypatch: pytest.MonkeyPatch
@@ -154,6 +156,7 @@ def test_engines_that_share_a_seed_would_be_noticed(
     assert excess(exact_distribution(WORLD, Sampling(top_k=0)), drawn(DRAWS)) > 5
 
 
+@pytest.mark.slow
 def test_draft_logits_accept_more_than_comparison_does() -> None:
     def rate(*, use_draft_logits: bool) -> float:
         sampling = Sampling(top_k=0, seed=5)

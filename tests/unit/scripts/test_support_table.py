@@ -52,6 +52,7 @@ def rows_of(page: str) -> dict[str, list[str]]:
     return {cells[0]: cells[1:] for cells in found if len(cells) == 6 and "`" in cells[1]}
 
 
+@pytest.mark.slow
 def test_every_kind_of_answer_is_in_the_table(tmp_path: Path) -> None:
     out = tmp_path / "page.md"
     done = run(write(tmp_path / "configs", configs()), out)
@@ -71,6 +72,7 @@ def test_every_kind_of_answer_is_in_the_table(tmp_path: Path) -> None:
     assert str(tmp_path) not in text and "6 public models of 4 architectures" in text
 
 
+@pytest.mark.slow
 def test_a_config_that_the_built_in_table_has_otherwise_is_named(tmp_path: Path) -> None:
     changed = {**configs()[LLAMA_2], "rms_norm_eps": 1e-6, "num_nextn_predict_layers": 2}
     done = run(write(tmp_path / "configs", {LLAMA_2: changed}), tmp_path / "page.md")

@@ -122,6 +122,7 @@ class Metrics:
         self.server.server_close()
 
 
+@pytest.mark.slow
 def test_a_server_is_stopped_once_nothing_has_been_in_hand_for_two_looks(tmp_path: Path) -> None:
     stop, told = StopRequest(), []
     with Metrics([2, 0, 1, 0, 0, 7]) as metrics:

@@ -67,6 +67,7 @@ def test_the_divergence_is_zero_for_equals_and_the_textbook_value_otherwise() ->
     assert float(divergence(taught, said, 2.0)) == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_it_comes_nearer_to_the_target_and_is_a_checkpoint_like_any_other(
     make_run, workspace: Workspace, tmp_path: Path
 ) -> None:

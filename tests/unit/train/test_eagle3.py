@@ -155,6 +155,7 @@ def test_an_interrupted_training_ends_in_the_same_bytes(
         assert (whole.path / name).read_bytes() == (again.path / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_engine_accepts_as_often_as_the_trainer_reports(
     answered: Callable[..., RunConfig], calm: Path, make_engine, workspace: Workspace
 ) -> None:

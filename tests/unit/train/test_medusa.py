@@ -149,6 +149,7 @@ def test_own_output_layers_are_trained_and_written(make_run, workspace: Workspac
     assert not torch.equal(weights["0.2.weight"], weights["1.2.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora_rank", [0, 4])
 def test_medusa2_writes_a_changed_backbone_that_transformers_loads(
     make_run, workspace: Workspace, tiny: Path, lora_rank: int

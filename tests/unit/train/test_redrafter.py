@@ -45,6 +45,7 @@ def test_every_step_sees_the_tokens_before_it_and_no_more(target: Target) -> Non
         assert changed == [step >= place for step in range(3)]
 
 
+@pytest.mark.slow
 def test_it_learns_and_writes_what_conversion_reads(make_run, workspace: Workspace) -> None:
     config = make_run(redrafter={"draft_len": 2, "num_layers": 1, "schedule": SCHEDULE})
     path = train_redrafter(config, workspace).path
@@ -61,6 +62,7 @@ def test_it_learns_and_writes_what_conversion_reads(make_run, workspace: Workspa
     assert not found.net.is_linear
 
 
+@pytest.mark.slow
 def test_what_is_written_computes_what_was_trained(
     make_run, target: Target, workspace: Workspace
 ) -> None:
