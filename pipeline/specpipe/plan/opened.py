@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import asdict
 from pathlib import Path
 
+from specpipe.checkpoint.convert import survey
 from specpipe.checkpoint.drafter import DrafterSource
 from specpipe.checkpoint.eagle import known_eagle, open_eagle
 from specpipe.checkpoint.eagle3 import open_eagle3
@@ -18,6 +19,7 @@ from specpipe.config.upstream_methods import Eagle
 from specpipe.core.contracts import Role
 from specpipe.core.digests import Stamp, stamp
 from specpipe.core.errors import ConfigError
+from specpipe.core.model import ModelConfig
 from specpipe.runtime.assembly import load_backend
 
 Opening = Callable[..., DrafterSource]
@@ -32,6 +34,7 @@ class OpenedModels:
 
     def __init__(self) -> None:
         self._sources: dict[tuple[str, str | None], Source] = {}
+        self._surveys: dict[tuple[str | None, ...], tuple[Source, ModelConfig]] = {}
         self._drafters: dict[tuple[Hashable, ...], tuple[DrafterSource, dict[Path, Stamp]]] = {}
 
     def source(self, config: RunConfig, role: Role) -> Source:
@@ -41,6 +44,16 @@ class OpenedModels:
         if found is None or not found.is_current():
             found = self._sources[key] = find_source(config, role)
         return found
+
+    def surveyed(self, config: RunConfig, role: Role) -> ModelConfig:
+        """Return the facts of a model whose files are here; raises what `survey` raises."""
+        source = self.source(config, role)
+        key = (*_key(config, role), config.engine.dtype)
+        before, model = self._surveys.get(key, (None, None))
+        if model is None or before is not source:
+            model = survey(source, config.engine.dtype)
+            self._surveys[key] = source, model
+        return model
 
     def fetched(self, config: RunConfig, role: Role, notify: Callable[[str], None]) -> Source:
         """Find a model of the run with its weights; fetch those that are not on this disk."""

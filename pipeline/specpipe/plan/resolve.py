@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from specpipe.checkpoint.convert import files_remarks, survey
+from specpipe.checkpoint.convert import files_remarks
 from specpipe.checkpoint.drafter import DrafterSource
 from specpipe.checkpoint.families import HfConfig, read_facts
 from specpipe.checkpoint.finding import in_cache, named_by
@@ -41,7 +41,7 @@ def resolve(config: RunConfig, opened: OpenedModels) -> Resolved:
     would have to be converted.
     """
     sources = {role: _source(config, role, opened) for role in config.models()}
-    read = {role: _read(config, role, source) for role, source in sources.items()}
+    read = {role: _read(config, role, source, opened) for role, source in sources.items()}
     models = {role: served.model for role, served in read.items()}
     found = {
         role: opened.drafter(config, role)
@@ -93,7 +93,9 @@ def _source(config: RunConfig, role: Role, opened: OpenedModels) -> Source | Non
     return opened.source(config, role)
 
 
-def _read(config: RunConfig, role: Role, source: Source | None) -> UnconvertedModel:
+def _read(
+    config: RunConfig, role: Role, source: Source | None, opened: OpenedModels
+) -> UnconvertedModel:
     """Return the facts of a model, of one that is not on disk from the built-in table.
 
     The files of one that is converted are compared with its config.json if they are here.
@@ -109,7 +111,7 @@ def _read(config: RunConfig, role: Role, source: Source | None) -> UnconvertedMo
     if source is None or source.missing:
         return UnconvertedModel(read_facts(facts, dtype, file), True, layers)
     with named_by(config, config.model_key(role)):
-        return UnconvertedModel(survey(source, dtype), True, layers)
+        return UnconvertedModel(opened.surveyed(config, role), True, layers)
 
 
 def _planned_drafter(

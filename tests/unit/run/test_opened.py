@@ -8,22 +8,25 @@ from pathlib import Path
 
 import pytest
 
+from specpipe.checkpoint.convert import survey
 from specpipe.checkpoint.medusa import open_heads
-from specpipe.checkpoint.source import open_source
+from specpipe.checkpoint.source import Source, open_source
 from specpipe.config.run_config import read_config
 from specpipe.config.speculation import NoSpeculation
 from specpipe.core.artifacts import Workspace
+from specpipe.core.model import Dtype, ModelConfig
 from specpipe.plan.opened import OpenedModels
 from specpipe.run.run import Run
 from specpipe.run.stages import build, require_repository, status
 from tests.helpers.models import make_heads
 
 WriteConfig = Callable[..., Path]
+ONCE = {"source": 1, "headers of source": 1, "heads": 1}
 
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> "Counter[str]":
-    """Count the models that are opened, by their names."""
+    """Count the models that are opened, by their names, and the surveys of their headers."""
     names: Counter[str] = Counter()
 
     def counting(opening: Callable[[Path], object]) -> Callable[[Path], object]:
@@ -33,8 +36,13 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> "Counter[str]":
 
         return call
 
+    def surveying(source: Source, dtype: Dtype) -> ModelConfig:
+        names[f"headers of {source.path.name}"] += 1
+        return survey(source, dtype)
+
     monkeypatch.setattr("specpipe.checkpoint.finding.open_source", counting(open_source))
     monkeypatch.setattr("specpipe.plan.opened.open_heads", counting(open_heads))
+    monkeypatch.setattr("specpipe.plan.opened.survey", surveying)
     return names
 
 
@@ -63,12 +71,12 @@ def test_a_build_opens_every_model_once_for_the_run_and_its_baseline(
     make_run: Callable[[], Run], opened: "Counter[str]"
 ) -> None:
     assert not any(result.fresh for result in build(make_run()))
-    assert opened == {"source": 1, "heads": 1}
+    assert opened == ONCE
     opened.clear()
     run = make_run()
     assert all(result.fresh for result in [*build(run), *status(run)])
     require_repository(run)
-    assert opened == {"source": 1, "heads": 1}
+    assert opened == ONCE
 
 
 def test_a_variant_of_a_run_opens_nothing_again(
@@ -79,7 +87,7 @@ def test_a_variant_of_a_run_opens_nothing_again(
     plain = run.variant(run.config.baseline)
     assert plain.plan.config.speculation == NoSpeculation()
     assert plain.workspace.name == plain.config.name
-    assert opened == {"source": 1, "heads": 1}
+    assert opened == ONCE
 
 
 def test_a_model_that_has_changed_since_is_opened_again(
