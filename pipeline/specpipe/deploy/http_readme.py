@@ -1,6 +1,7 @@
 """README.md of a deployment without Triton."""
 
 from specpipe.deploy.http_server import HttpServer
+from specpipe.deploy.readme import commands_block
 from specpipe.engine.fronts.front import PORT
 
 
@@ -14,8 +15,10 @@ def docker_readme(server: HttpServer) -> str:
         "",
         "From the folder above this one:",
         "",
-        *_block("export HF_TOKEN=...   # only for models that need a token",
-                "docker compose -f docker/compose.yaml up -d"),
+        *commands_block(
+            "export HF_TOKEN=...   # only for models that need a token",
+            "docker compose -f docker/compose.yaml up -d",
+        ),
         f"The OpenAI API is on loopback, port {PORT}. The first start downloads the model.",
         "",
         *_call(f"http://127.0.0.1:{PORT}"),
@@ -37,12 +40,16 @@ def _nodes_readme(server: HttpServer) -> str:
         "",
         "On the first node:",
         "",
-        *_block(f"{variables} NODE_RANK=0",
-                f"docker compose -f docker/compose.{head}.yaml up -d"),
+        *commands_block(
+            f"{variables} NODE_RANK=0",
+            f"docker compose -f docker/compose.{head}.yaml up -d",
+        ),
         "On every other node, with a NODE_RANK of its own, from 1 on:",
         "",
-        *_block(f"export NNODES={count} MASTER_ADDR=10.0.0.1 NODE_ADDRESS=10.0.0.2 NODE_RANK=1",
-                f"docker compose -f docker/compose.{other}.yaml up -d"),
+        *commands_block(
+            f"export NNODES={count} MASTER_ADDR=10.0.0.1 NODE_ADDRESS=10.0.0.2 NODE_RANK=1",
+            f"docker compose -f docker/compose.{other}.yaml up -d",
+        ),
         "A node that ends cannot rejoin. Restart the containers of all nodes then.",
         "",
         *_call(f"http://127.0.0.1:{PORT}"),
@@ -67,7 +74,7 @@ def kubernetes_readme(server: HttpServer) -> str:
         *(line for text in copied for line in (text, "")),
         "From the folder above this one:",
         "",
-        *_block(
+        *commands_block(
             f"kubectl create secret generic {name}-token --from-literal=HF_TOKEN=...   "
             "# only for models that need a token",
             "kubectl apply -k kubernetes",
@@ -82,12 +89,8 @@ def _call(url: str) -> list[str]:
     return [
         "Then:",
         "",
-        *_block(
+        *commands_block(
             f'specpipe generate --url {url} "What is the capital of France?"',
             f"specpipe validate --config run.yaml --url {url}",
         ),
     ]
-
-
-def _block(*commands: str) -> list[str]:
-    return ["```bash", *commands, "```", ""]

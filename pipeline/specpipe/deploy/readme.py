@@ -20,8 +20,10 @@ def docker_readme(deployment: Deployment) -> str:
         "",
         "From the folder above this one:",
         "",
-        *_block("docker compose -f docker/compose.yaml up --build -d",
-                "docker compose -f docker/compose.yaml logs -f triton"),
+        *commands_block(
+            "docker compose -f docker/compose.yaml up --build -d",
+            "docker compose -f docker/compose.yaml logs -f triton",
+        ),
         "The ports are on loopback: gRPC 8001, HTTP 8000, metrics 8002. Add `--profile monitoring` "
         "for Prometheus and Grafana.",
     ]  # fmt: skip
@@ -49,7 +51,7 @@ def kubernetes_readme(deployment: Deployment, loader: str) -> str:
         "From the folder above this one, build the image and copy the model repository into the "
         "volume:",
         "",
-        *_block(
+        *commands_block(
             f"docker build -t {deployment.image} docker",
             f"docker push {deployment.image}",
             "kubectl apply -f kubernetes/volume.yaml -f kubernetes/network-policy.yaml "
@@ -61,10 +63,10 @@ def kubernetes_readme(deployment: Deployment, loader: str) -> str:
         *(_tls(deployment) if deployment.certificates else ()),
         "Start the server:",
         "",
-        *_block("kubectl apply -k kubernetes"),
+        *commands_block("kubectl apply -k kubernetes"),
         "The network policy lets in pods of this namespace that have the clients' label:",
         "",
-        *_block(f"kubectl label pod CLIENT {label}=true"),
+        *commands_block(f"kubectl label pod CLIENT {label}=true"),
         f"They call `{name}:8001` (gRPC) or `{name}:8000` (HTTP).",
         *([f"The OpenAI API is at `http://{name}:{OPENAI}/v1`."] if deployment.openai else ()),
     ]
@@ -76,7 +78,7 @@ def _ssh(deployment: Deployment) -> list[str]:
         "The leader's Open MPI starts the ranks on the other nodes by ssh. One key pair proves the "
         "leader to the workers, another the workers to the leader:",
         "",
-        *_block(
+        *commands_block(
             "ssh-keygen -q -t ed25519 -N '' -C leader -f client",
             "ssh-keygen -q -t ed25519 -N '' -C worker -f host",
             f"echo \"{ALIAS} $(cut -d' ' -f1,2 host.pub)\" > known_hosts",
@@ -95,9 +97,10 @@ def _tls(deployment: Deployment) -> list[str]:
     return [
         f"gRPC is encrypted with the files of a secret; the certificate names `{deployment.name}`:",
         "",
-        *_block(f"kubectl create secret generic {deployment.name}-tls {files}"),
+        *commands_block(f"kubectl create secret generic {deployment.name}-tls {files}"),
     ]
 
 
-def _block(*commands: str) -> list[str]:
+def commands_block(*commands: str) -> list[str]:
+    """Return the lines of a block of shell commands."""
     return ["```bash", *commands, "```", ""]

@@ -321,20 +321,27 @@ def test_the_library_has_no_module_of_an_engine() -> None:
     assert not any(name.startswith(("engine", "checkpoint", "runtime/assembly")) for name in names)
 
 
-def test_the_llm_api_is_packaged_around_its_model_yaml(
-    write_config: Callable[..., Path], tmp_path: Path
-) -> None:
-    """Built the whole way: no weights are converted, and the code is upstream's."""
+def _build_llmapi(write_config: Callable[..., Path], tmp_path: Path, **keys: object) -> Run:
+    """Return a run of the LLM API that was built the whole way."""
     config = read_config(
         write_config(
             engine={"backend": "llmapi", "gpu": "H100-SXM", "dtype": "bfloat16", "tp_size": 1,
                     "max_input_len": 100, "max_seq_len": 200},
             speculation={"method": "prompt_lookup"},
+            **keys,
         )
     )  # fmt: skip
-    workspace = Workspace(tmp_path / "work", config.name)
-    build(Run(config, workspace))
-    repository = workspace.repository
+    run = Run(config, Workspace(tmp_path / "work", config.name))
+    build(run)
+    return run
+
+
+def test_the_llm_api_is_packaged_around_its_model_yaml(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Built the whole way: no weights are converted, and the code is upstream's."""
+    run = _build_llmapi(write_config, tmp_path)
+    repository = run.workspace.repository
     model = read(repository)
     table = signatures()[LLMAPI]
     assert [t.name for t in model.input] == [t.name for t in table.inputs]
@@ -344,7 +351,7 @@ def test_the_llm_api_is_packaged_around_its_model_yaml(
     assert [p.name for p in repository.iterdir() if p.is_dir()] == ["tensorrt_llm"]
     placement = read_placement(repository)
     assert placement is not None and (placement.world_size, placement.gpus) == (1, 1)
-    assert build(Run(config, workspace))[-1].fresh
+    assert build(Run(run.config, run.workspace))[-1].fresh
     endpoint = read_endpoint(repository)
     assert load_tokenizer(repository / endpoint.tokenizer).count("hello") > 0
     assert endpoint.chats and endpoint.template is not None
@@ -355,17 +362,9 @@ def test_the_llm_api_is_packaged_around_its_model_yaml(
 def test_a_model_that_is_not_on_this_disk_is_packaged_without_its_tokenizer(
     write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
-    config = read_config(
-        write_config(
-            target={"model": "meta-llama/Llama-3.1-8B-Instruct"},
-            engine={"backend": "llmapi", "gpu": "H100-SXM", "dtype": "bfloat16", "tp_size": 1,
-                    "max_input_len": 100, "max_seq_len": 200},
-            speculation={"method": "prompt_lookup"},
-        )
-    )  # fmt: skip
-    workspace = Workspace(tmp_path / "work", config.name)
-    build(Run(config, workspace))
-    endpoint = read_endpoint(workspace.repository)
+    target = {"model": "meta-llama/Llama-3.1-8B-Instruct"}
+    run = _build_llmapi(write_config, tmp_path, target=target)
+    endpoint = read_endpoint(run.workspace.repository)
     assert (endpoint.tokenizer, endpoint.chats, endpoint.template) == ("", False, None)
     assert endpoint.text.tensors.max_tokens == "sampling_param_max_tokens"
 

@@ -14,9 +14,10 @@ from specpipe.core.engines import Item
 from specpipe.runtime.assembly import Runtime
 from specpipe.runtime.budget import Budget
 from specpipe.runtime.decoder import DeploymentDecoder
-from specpipe.runtime.exchange import Counters, Request
+from specpipe.runtime.exchange import Request
 from specpipe.runtime.scheduler import Scheduler
-from specpipe.speculate.decode import Limits, Step
+from specpipe.speculate.decode import Limits
+from tests.helpers.listener import Listener
 from tests.helpers.scripted_engine import ScriptedCache, ScriptedEngine
 from tests.helpers.scripted_model import random_distribution
 
@@ -64,37 +65,6 @@ class GatedEngine(ScriptedEngine):
         assert isinstance(item.cache, ScriptedCache)
         first = [*item.cache.tokens, *item.tokens.tolist()][0]
         return f"{first}:{self.name}{'step' if len(item.wanted) else 'chunk'}"
-
-
-class Listener:
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self.counters: Counters | None = None
-        self.cancel = False
-        self.outcome = ""
-        self.ended = threading.Event()
-
-    def is_cancelled(self) -> bool:
-        return self.cancel
-
-    def on_step(self, step: Step, counters: Counters) -> None:
-        self.tokens += step.tokens
-        self.counters = counters
-        if step.finish:
-            self.end("finished")
-
-    def on_stopped(self, counters: Counters) -> None:
-        self.end("stopped")
-
-    def on_cancelled(self) -> None:
-        self.end("cancelled")
-
-    def on_error(self, error: Exception) -> None:
-        self.end(repr(error))
-
-    def end(self, outcome: str) -> None:
-        self.outcome = outcome
-        self.ended.set()
 
 
 class Rig:

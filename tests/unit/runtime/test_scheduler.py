@@ -11,10 +11,11 @@ import pytest
 
 from specpipe.core.contracts import Sampling
 from specpipe.core.errors import ConfigError
-from specpipe.runtime.exchange import Counters, Heartbeat, Request
+from specpipe.runtime.exchange import Heartbeat, Request
 from specpipe.runtime.failures import EngineError, QueueFull
 from specpipe.runtime.scheduler import Scheduler
 from specpipe.speculate.decode import Finish, Limits, Step
+from tests.helpers.listener import Listener
 from tests.helpers.waiting import until
 
 
@@ -72,37 +73,6 @@ class FakeDecoder:
         last = stream.emitted == stream.request.limits.max_tokens
         finish: Finish | None = "length" if last else None
         return Step((stream.emitted - 1,), drafted=2, accepted=1, finish=finish)
-
-
-class Listener:
-    def __init__(self) -> None:
-        self.steps: list[Step] = []
-        self.counters: Counters | None = None
-        self.ended = threading.Event()
-        self.cancel = False
-        self.outcome = ""
-
-    def is_cancelled(self) -> bool:
-        return self.cancel
-
-    def on_step(self, step: Step, counters: Counters) -> None:
-        self.steps.append(step)
-        self.counters = counters
-        if step.finish:
-            self.end("finished")
-
-    def on_stopped(self, counters: Counters) -> None:
-        self.end("stopped")
-
-    def on_cancelled(self) -> None:
-        self.end("cancelled")
-
-    def on_error(self, error: Exception) -> None:
-        self.end(f"error: {error}")
-
-    def end(self, outcome: str) -> None:
-        self.outcome = outcome
-        self.ended.set()
 
 
 class Rig:

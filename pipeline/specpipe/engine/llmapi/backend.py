@@ -19,6 +19,7 @@ from specpipe.engine.llmapi.model_yaml import FILE, TREE, TREE_SIZES, drafting_f
 from specpipe.engine.llmapi.notes import class_notes, release_notes, sampling_notes
 from specpipe.engine.llmapi.releases import LlmApiRelease, releases
 from specpipe.engine.tensorrt import check
+from specpipe.engine.tensorrt.check import check_cache
 from specpipe.engine.tensorrt.footprint import footprint
 from specpipe.engine.tensorrt.options import check_run
 from specpipe.engine.tensorrt.profiles import DEFAULT, Profile, llmapi_releases, profile_of
@@ -210,9 +211,4 @@ def _check_formats(request: BuildRequest) -> Iterator[Rejection]:
             "the LLM API does not support an int8 KV cache",
             "use kv_cache_quantization: fp8 or none",
         )
-    if engine.kv_cache_quantization == "fp8" and request.sm is not None and request.sm < 89:
-        yield Rejection(
-            f"{engine.gpu} (compute capability {request.sm / 10:.1f}) does not support fp8, "
-            "which the config sets for the KV cache",
-            "use kv_cache_quantization: none",
-        )
+    yield from check_cache(request)

@@ -143,6 +143,17 @@ def _check_int4_experts(request: BuildRequest, profile: Profile) -> Iterator[Rej
         )
 
 
+def check_cache(request: BuildRequest) -> Iterator[Rejection]:
+    """Refuse an fp8 KV cache of a model that is served as it is, on a GPU without the type."""
+    engine, least = request.engine, _NEEDS_SM["fp8"]
+    if engine.kv_cache_quantization == "fp8" and request.sm is not None and request.sm < least:
+        yield Rejection(
+            f"{engine.gpu} (compute capability {request.sm / 10:.1f}) does not support fp8, "
+            "which the config sets for the KV cache",
+            "use kv_cache_quantization: none",
+        )
+
+
 def _instead(sm: int) -> str:
     """Return the quantizations to use instead on a GPU of this compute capability."""
     return "fp8" if sm >= _NEEDS_SM["fp8"] else "int8 or int4_awq"

@@ -11,10 +11,8 @@ from specpipe.config.upstream_methods import MultiToken
 from specpipe.core.errors import Rejection
 from specpipe.core.trees import depth
 from specpipe.engine.backend import BuildRequest
-from specpipe.engine.tensorrt.check import check_ranks
+from specpipe.engine.tensorrt.check import check_cache, check_ranks
 from specpipe.engine.vllm.releases import default_release
-
-_NEEDS_SM = {"fp8": 89}
 
 
 def check(request: BuildRequest) -> list[Rejection]:
@@ -81,12 +79,8 @@ def _check_formats(request: BuildRequest) -> Iterator[Rejection]:
             f"specpipe serves no {engine.kv_cache_quantization} KV cache {where}",
             "use kv_cache_quantization: none" + (" or fp8" if engine.gpu else ""),
         )
-    elif request.sm is not None and request.sm < _NEEDS_SM["fp8"]:
-        yield Rejection(
-            f"{engine.gpu} (compute capability {request.sm / 10:.1f}) does not support fp8, "
-            "which the config sets for the KV cache",
-            "use kv_cache_quantization: none",
-        )
+    else:
+        yield from check_cache(request)
 
 
 def _check_machine(request: BuildRequest) -> Iterator[Rejection]:

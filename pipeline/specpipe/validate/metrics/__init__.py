@@ -56,6 +56,11 @@ def figure(samples: list[float]) -> Figure:
     )
 
 
+def share_of(share: float, count: int) -> Figure:
+    """Return a share of `count` samples, which has no spread."""
+    return Figure(share, share, share, count)
+
+
 def by_arm(samples: Mapping[Arm, list[float]]) -> dict[Arm, Figure]:
     """Summarise the samples of every arm that has any."""
     return {arm: figure(values) for arm, values in samples.items() if values}

@@ -1,6 +1,6 @@
 """Share of prompts whose answer is the reference's."""
 
-from specpipe.validate.metrics import Figure, Metric
+from specpipe.validate.metrics import Figure, Metric, share_of
 from specpipe.validate.trials import Arm, Trials
 
 
@@ -12,8 +12,7 @@ def compute(trials: Trials) -> dict[Arm, Figure]:
         prompts = {trial.prompt for trial in trials.of(arm)}
         wrong = {d.prompt for d in trials.divergences if d.arm == arm}
         if prompts:
-            share = 1 - len(wrong) / len(prompts)
-            found[arm] = Figure(share, share, share, len(prompts))
+            found[arm] = share_of(1 - len(wrong) / len(prompts), len(prompts))
     return found
 
 

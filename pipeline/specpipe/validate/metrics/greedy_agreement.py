@@ -1,6 +1,6 @@
 """Share of positions where a model's most likely token is the reference's."""
 
-from specpipe.validate.metrics import Figure, Metric
+from specpipe.validate.metrics import Figure, Metric, share_of
 from specpipe.validate.trials import ARMS, Arm, Trials
 
 
@@ -10,8 +10,7 @@ def compute(trials: Trials) -> dict[Arm, Figure]:
     for arm in ARMS:
         chosen = [yes for reading in trials.read_by(arm) for yes in reading.chosen]
         if chosen:
-            share = sum(chosen) / len(chosen)
-            found[arm] = Figure(share, share, share, len(chosen))
+            found[arm] = share_of(sum(chosen) / len(chosen), len(chosen))
     return found
 
 

@@ -14,7 +14,7 @@ from specpipe.validate.answers import Answer, PromptItem, PromptRequest, ask, go
 from specpipe.validate.arms import ServedArm
 from specpipe.validate.differences import HEAD, Equality, compare
 from specpipe.validate.measure import decodes_alike
-from specpipe.validate.metrics import Figure
+from specpipe.validate.metrics import Figure, share_of
 from specpipe.validate.pairs import pair
 from specpipe.validate.questions import Question
 from specpipe.validate.scenarios import Grading, Measured, Result, Scenario, Setup, Sheet
@@ -137,8 +137,7 @@ def repetition(tokens: Sequence[int]) -> float:
 def _shares(equal: Equality) -> Iterator[tuple[Arm, Figure]]:
     for (arm, against), total in equal.compared.items():
         if against == "reference":
-            share = 1 - len(equal.of(arm, against)) / total
-            yield arm, Figure(share, share, share, total)
+            yield arm, share_of(1 - len(equal.of(arm, against)) / total, total)
 
 
 SCENARIO = Scenario(

@@ -9,7 +9,7 @@ import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from specpipe.core.errors import SpecpipeError
@@ -21,7 +21,7 @@ from specpipe.serve.http.base import is_http
 from specpipe.validate.arms import ServedArm
 from specpipe.validate.checks import Check
 from specpipe.validate.harness import Evaluation, evaluate
-from specpipe.validate.metrics import Figure
+from specpipe.validate.metrics import Figure, share_of
 from specpipe.validate.scenarios import Grading, Measured, Result, Scenario, Setup, Sheet
 from specpipe.validate.trials import Arm
 
@@ -151,8 +151,9 @@ def _figures(scores: Sequence[TaskScore]) -> Iterator[tuple[str, Figure]]:
     if count:
         right = sum(s.right for s in scores)
         share, flips = right / count, sum(s.flips * s.documents for s in scores) / count
-        yield "task_accuracy", Figure(share, share, share, count, wilson(right, count))
-        yield "task_flips", Figure(flips, flips, flips, count)
+        accuracy = share_of(share, count)
+        yield "task_accuracy", replace(accuracy, interval=wilson(right, count))
+        yield "task_flips", share_of(flips, count)
 
 
 def _sheet(arm: Arm, scores: Sequence[TaskScore]) -> Sheet:
