@@ -144,3 +144,23 @@ class WrongWeights(ServedModel):
         row = toy_logits(context) * 0.7
         row[END] += 1
         return row
+
+
+# The class of a fault, the scenario that catches it, and what fails: a pair of arms that differ,
+# a check or a gate.
+CAUGHT: dict[type[ServedModel], tuple[str, str]] = {
+    WrongTemplate: ("answers", "speculative against reference"),
+    DroppedStopId: ("answers", "speculative against reference"),
+    WrongNormalization: ("answers", "speculative against reference"),
+    Truncated: ("answers", "speculative against reference"),
+    OneInFiveHundred: ("long", "speculative against plain"),
+    MixedRows: ("concurrency", "plain against plain"),
+    WrongPrefix: ("long", "speculative against plain"),
+    NoTemperature: ("sampled", "sampled answers are drawn from the reference's"),
+    NoSeed: ("sampled", "the same seed gives the same answer"),
+    Sharper: ("sampled", "sampled answers have the same distribution with and without"),
+    LateStop: ("stops", "an answer ends at its stop word"),
+    StaleAcceptance: ("acceptance", "accepted draft tokens are those of the steps"),
+    SecretSpeculation: ("acceptance", "plain decoding sends one token a step"),
+    WrongWeights: ("accuracy", "kl_mean"),
+}

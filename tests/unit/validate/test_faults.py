@@ -19,8 +19,8 @@ from specpipe.validate.questions import Question, Questions
 from specpipe.validate.report import Report, write_report
 from specpipe.validate.subject import Subject
 from specpipe.validate.validate import validate
-from tests.helpers import serving_faults as faults
 from tests.helpers.served_model import ServedModel, ToyReference, toy_tokenizer
+from tests.helpers.serving_faults import CAUGHT
 
 PROMPTS = (
     "What is the capital of France", "Tell a story of a cat", "why is the sky blue",
@@ -84,26 +84,6 @@ def test_a_server_without_faults_passes_every_scenario(weights: Path) -> None:
     assert {json.loads(line)["scenario"] for line in lines} == {
         "answers", "concurrency", "sampled", "long", "acceptance"
     }  # fmt: skip
-
-
-# The class of a fault, the scenario that catches it, and what fails: a pair of arms that differ,
-# a check or a gate.
-CAUGHT: dict[type[ServedModel], tuple[str, str]] = {
-    faults.WrongTemplate: ("answers", "speculative against reference"),
-    faults.DroppedStopId: ("answers", "speculative against reference"),
-    faults.WrongNormalization: ("answers", "speculative against reference"),
-    faults.Truncated: ("answers", "speculative against reference"),
-    faults.OneInFiveHundred: ("long", "speculative against plain"),
-    faults.MixedRows: ("concurrency", "plain against plain"),
-    faults.WrongPrefix: ("long", "speculative against plain"),
-    faults.NoTemperature: ("sampled", "sampled answers are drawn from the reference's"),
-    faults.NoSeed: ("sampled", "the same seed gives the same answer"),
-    faults.Sharper: ("sampled", "sampled answers have the same distribution with and without"),
-    faults.LateStop: ("stops", "an answer ends at its stop word"),
-    faults.StaleAcceptance: ("acceptance", "accepted draft tokens are those of the steps"),
-    faults.SecretSpeculation: ("acceptance", "plain decoding sends one token a step"),
-    faults.WrongWeights: ("accuracy", "kl_mean"),
-}
 
 
 @pytest.mark.parametrize("fault", CAUGHT, ids=lambda fault: fault.__name__)
