@@ -8,27 +8,21 @@ from pathlib import Path
 from specpipe.checkpoint.convert import check_drafter_config
 from specpipe.checkpoint.medusa import HeadsSource
 from specpipe.checkpoint.quantize import check_calibration, check_quantization
-from specpipe.checkpoint.source import Source
-from specpipe.checkpoint.tokenizer import check_tokenizer, read_vocabulary, special_ids
+from specpipe.checkpoint.tokenizer import check_tokenizer
 from specpipe.config.run_config import RunConfig
 from specpipe.config.speculation import Hybrid, Medusa
 from specpipe.config.tree import is_open
 from specpipe.config.upstream_methods import Eagle
-from specpipe.core.artifacts import Workspace, read_artifact
+from specpipe.core.artifacts import Workspace
 from specpipe.core.contracts import Role
-from specpipe.core.errors import Rejection, SpecpipeError, Unsupported
+from specpipe.core.errors import Rejection, Unsupported
 from specpipe.core.machine import cpu_kinds, memory_bytes
-from specpipe.core.model import ModelConfig
-from specpipe.core.publishing import why_kept
 from specpipe.core.trees import assumed_accuracy, chain, grow_tree
 from specpipe.engine.backend import Backend, BuildRequest, Command
 from specpipe.engine.fronts.table import FRONTS
 from specpipe.engine.gpus import Gpu, find_gpu, spelling, unknown_gpu
 from specpipe.plan.belonging import find_strangers
 from specpipe.plan.compatibility import (
-    TokenTable,
-    VocabularyDifference,
-    differences,
     notes,
     refusals,
 )
@@ -38,6 +32,7 @@ from specpipe.plan.memory import Memory
 from specpipe.plan.opened import OpenedModels
 from specpipe.plan.options import check_options
 from specpipe.plan.outlook import cpu_notes, outlook
+from specpipe.plan.places import kept, occupied, written_places
 from specpipe.plan.plan import (
     Download,
     Plan,
@@ -51,6 +46,7 @@ from specpipe.plan.resolve import Resolved, resolve
 from specpipe.plan.sizing import Sizing, choose_ranks, measure, ways_to_fit
 from specpipe.plan.temporary import temporary_notes
 from specpipe.plan.unknown import check_unknown, unknown_notes
+from specpipe.plan.vocabularies import compare_draft
 from specpipe.runtime.assembly import describe_endpoint, load_backend
 
 
@@ -88,7 +84,7 @@ def _plan_run(config: RunConfig, workspace: Workspace, opened: OpenedModels) -> 
     config = _with_ranks(config, sizing, None if found.outlined else gpu)
     sizing = sizing.with_engine(config.engine)
     requests = _with_heads(make_requests(config, found.models), config, found, workspace)
-    differing, own_loop = _compare_draft(found), traits.own_engine
+    differing, own_loop = compare_draft(found), traits.own_engine
     strangers = find_strangers(config, found)
     placed = config.engine.gpu is None if own_loop else gpu is not None
     memory = measure(sizing) if placed and not found.outlined else None
@@ -102,8 +98,8 @@ def _plan_run(config: RunConfig, workspace: Workspace, opened: OpenedModels) -> 
         *_check_memory(memory, sizing),
     ]
     built = {r: q for r, q in requests.items() if r == "target" or not traits.serves_sources}
-    places = list(_places(built, workspace))
-    rejections += _occupied(places)
+    places = list(written_places(built, workspace))
+    rejections += occupied(places)
     commands = tuple(_commands(backend, built, workspace))
     drafter = found.drafters.get("target")
     accuracy = drafter.accuracy if drafter else None
@@ -125,7 +121,7 @@ def _plan_run(config: RunConfig, workspace: Workspace, opened: OpenedModels) -> 
             *cpu_notes(config.engine, cpu_kinds()),
             *temporary_notes(Path(tempfile.gettempdir()), on_cpu=own_loop),
             *_length_notes(config, commands),
-            *(f"{reason}; build does not replace them" for reason in _kept(places, owned=True)),
+            *(f"{reason}; build does not replace them" for reason in kept(places, owned=True)),
         ),
         estimate=outlook(config, requests, memory.footprints, gpu, accuracy)
         if gpu and memory
@@ -221,28 +217,6 @@ def _with_ranks(config: RunConfig, sizing: Sizing, gpu: Gpu | None) -> RunConfig
     return replace(config, engine=replace(config.engine, tp_size=ranks))
 
 
-def _places(built: Mapping[Role, BuildRequest], workspace: Workspace) -> Iterator[Path]:
-    """Yield the folders that `build` writes."""
-    for role, request in built.items():
-        if not request.engine.traits.serves_sources:
-            yield workspace.checkpoint(role)
-        yield workspace.engine(role)
-    yield workspace.repository
-
-
-def _occupied(places: Sequence[Path]) -> Iterator[Rejection]:
-    """Refuse places that hold files which specpipe did not write."""
-    for reason in _kept(places, owned=False):
-        yield Rejection(reason, "move it elsewhere; if an interrupted build left it, delete it")
-
-
-def _kept(places: Sequence[Path], *, owned: bool) -> Iterator[str]:
-    """Yield what build must not replace: foreign files in specpipe's folders, or other folders."""
-    for path in places:
-        if (read_artifact(path) is not None) == owned and (reason := why_kept(path)):
-            yield reason
-
-
 def _commands(
     backend: Backend, requests: Mapping[Role, BuildRequest], workspace: Workspace
 ) -> Iterator[Command]:
@@ -312,22 +286,3 @@ def require_buildable(plan: Plan) -> None:
     if reasons:
         listed = "\n".join(f"  - {reason}" for reason in reasons)
         raise Unsupported(f"{plan.config.path}: this run cannot be built:\n{listed}")
-
-
-def _compare_draft(found: Resolved) -> list[VocabularyDifference]:
-    """Return the differences between the vocabularies of the draft and the target."""
-    if "draft" not in found.sources or not all(m.vocab_size for m in found.models.values()):
-        return []
-    roles: tuple[Role, Role] = ("target", "draft")
-    target, draft = (_vocabulary(found.sources[r], found.models[r]) for r in roles)
-    return differences(target, draft)
-
-
-def _vocabulary(source: Source | None, model: ModelConfig) -> TokenTable:
-    if source is None:
-        return TokenTable(model.vocab_size)
-    try:
-        tokens = read_vocabulary(source)
-    except SpecpipeError:  # `check_tokenizer` refuses it
-        return TokenTable(model.vocab_size)
-    return TokenTable(model.vocab_size, tokens, special_ids(source))

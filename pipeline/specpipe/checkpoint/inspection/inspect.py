@@ -15,16 +15,10 @@ from specpipe.checkpoint.inspection.config import (
 )
 from specpipe.checkpoint.inspection.eagle3 import inspect_eagle3, is_eagle3
 from specpipe.checkpoint.inspection.engine import check_engine, describe_limits, engine_files, mode
+from specpipe.checkpoint.inspection.headers import Header, read_headers
 from specpipe.checkpoint.inspection.quantization import check_algorithms
 from specpipe.checkpoint.inspection.records import File, Inspection, InspectionFinding, Ranks
-from specpipe.checkpoint.inspection.tensors import (
-    Expected,
-    Header,
-    compare,
-    read_headers,
-    read_layout,
-    unknown_drafter,
-)
+from specpipe.checkpoint.inspection.tensors import Expected, compare, read_layout, unknown_drafter
 from specpipe.checkpoint.inspection.types import check_types
 from specpipe.checkpoint.inspection.values import check_copies, check_values
 from specpipe.checkpoint.plain_files import read_json

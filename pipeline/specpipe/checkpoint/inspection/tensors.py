@@ -1,10 +1,8 @@
 """The tensors of every rank compared with config.json: names, shapes, padding."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from specpipe.checkpoint.eagle import planned_drafters, planned_outputs
@@ -18,14 +16,14 @@ from specpipe.checkpoint.inspection.config import (
     table,
     text,
 )
+from specpipe.checkpoint.inspection.headers import Header, Stored
 from specpipe.checkpoint.inspection.quantization import algorithm, check_weights
-from specpipe.checkpoint.inspection.records import File, InspectionFinding, Ranks
+from specpipe.checkpoint.inspection.records import InspectionFinding, Ranks
 from specpipe.checkpoint.medusa import BASES, planned_heads
 from specpipe.checkpoint.redrafter_tensors import OUTPUT, planned_drafter
-from specpipe.checkpoint.safetensors_file import SafetensorsFile
-from specpipe.checkpoint.shard import Rank, cut, local_name, rank_file
+from specpipe.checkpoint.shard import Rank, cut, local_name
 from specpipe.core.divisibility import Parallel, check_parallel
-from specpipe.core.errors import ConfigError, Unsupported, first_few
+from specpipe.core.errors import Unsupported, first_few
 from specpipe.core.model import ModelConfig, model_from_json
 
 # What quantisation adds next to the weights; TensorRT-LLM's names, of every format.
@@ -43,74 +41,11 @@ _CONVERT = "convert the model again"
 
 
 @dataclass(frozen=True)
-class Stored:
-    """One tensor in a file."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-
-@dataclass(frozen=True)
 class Expected:
     """One tensor that a rank must hold."""
 
     plan: TensorPlan
     shape: tuple[int, ...]
-
-
-Header = Mapping[str, Stored]
-
-
-def read_headers(
-    folder: Path, ranks: Ranks
-) -> tuple[list[File], dict[int, Header], list[InspectionFinding]]:
-    """Return the rank files, the headers of those that are whole, and what is wrong with others."""
-    files, headers, found = [], {}, list(_strays(folder, ranks))
-    paths = [folder / rank_file(index) for index in range(ranks.count)]
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing:
-        found.append(
-            InspectionFinding(
-                f"{first_few(missing)}: not there, but mapping has {ranks.count} ranks",
-                "copy all the rank files, or convert the model again",
-            )
-        )
-    for index, path in enumerate(paths):
-        if path.name in missing:
-            continue
-        try:
-            headers[index] = _header(path)
-        except ConfigError as error:
-            found.append(
-                InspectionFinding(
-                    error.args[0].replace(f"{path.parent}/", ""), "copy or convert it again"
-                )
-            )
-        files.append(_file(path, headers.get(index)))
-    return files, headers, found
-
-
-def _strays(folder: Path, ranks: Ranks) -> Iterator[InspectionFinding]:
-    wanted = {rank_file(index) for index in range(ranks.count)}
-    more = sorted(p.name for p in folder.glob("rank*.safetensors") if p.name not in wanted)
-    if more:
-        yield InspectionFinding(
-            f"{first_few(more)}: mapping has {ranks.count} ranks only",
-            "remove what belongs to another checkpoint, or correct 'mapping'",
-        )
-
-
-def _header(path: Path) -> Header:
-    with closing(SafetensorsFile(path)) as file:
-        return {name: Stored(file.shape(name), file.dtype(name)) for name in file.names()}
-
-
-def _file(path: Path, header: Header | None) -> File:
-    size = path.stat().st_size
-    if header is None:
-        return File(path.name, size)
-    kinds = tuple(sorted({stored.dtype for stored in header.values()}))
-    return File(path.name, size, len(header), kinds)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specpipe.checkpoint.families import Shard
+from specpipe.checkpoint.inspection.headers import Header, Stored
 from specpipe.checkpoint.inspection.records import InspectionFinding
-from specpipe.checkpoint.inspection.tensors import Expected, Header, Stored
+from specpipe.checkpoint.inspection.tensors import Expected
 from specpipe.checkpoint.safetensors_file import SafetensorsFile, raw_bytes
 from specpipe.checkpoint.shard import rank_file
 from specpipe.checkpoint.transfer import DIGESTS

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from specpipe.runtime import bounds, context
 from specpipe.runtime.assembly import load_backend
 from specpipe.runtime.triton import api as triton
-from specpipe.runtime.triton import requests, token_requests, upstream_rules
+from specpipe.runtime.triton import requests, token_requests, unsupported, upstream_rules
 from specpipe.runtime.verifying import CheckedCall, Prefixes, answer, read_prompt
 
 _SUPPORTED = context.SUPPORTED | {
@@ -54,7 +54,7 @@ class TritonPythonModel:
     def _answer(self, tensors: requests.Tensors) -> dict[str, NDArray[Any]]:
         bounds.check_tokens(tensors, self._max_seq_len, "max_seq_len")
         upstream_rules.check_streaming(tensors, decoupled=False)
-        requests.refuse_unsupported(tensors, _SUPPORTED)
+        unsupported.refuse_unsupported(tensors, _SUPPORTED)
         if requests.flag(tensors, "stop"):  # nothing else runs
             return outputs((), (), None)
         question = self._question(tensors)

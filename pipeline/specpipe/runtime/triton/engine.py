@@ -28,7 +28,7 @@ from specpipe.runtime.rendezvous import model_socket
 from specpipe.runtime.scheduler import Listener, Scheduler
 from specpipe.runtime.tokens import load_tokenizer
 from specpipe.runtime.triton import api as triton
-from specpipe.runtime.triton import guides, requests, token_requests, upstream_rules
+from specpipe.runtime.triton import guides, requests, token_requests, unsupported, upstream_rules
 from specpipe.runtime.triton.batch_metrics import BatchMeter
 from specpipe.runtime.triton.metrics import Meter
 from specpipe.runtime.triton.responses import perf_tensors
@@ -122,7 +122,7 @@ class TritonPythonModel:
     def _parse(self, request: Any, tensors: requests.Tensors) -> Request:
         upstream_rules.check_streaming(tensors, decoupled=self._decoupled)
         bounds.check_tokens(tensors, self._max_input_len, "max_input_len")
-        requests.refuse_unsupported(tensors, _SUPPORTED)
+        unsupported.refuse_unsupported(tensors, _SUPPORTED)
         parameters = triton.request_parameters(request)
         asked = token_requests.read_request(
             tensors,

@@ -7,7 +7,7 @@ import numpy as np
 
 from specpipe.runtime import bounds
 from specpipe.runtime.triton import api as triton
-from specpipe.runtime.triton import requests
+from specpipe.runtime.triton import requests, unsupported
 from specpipe.runtime.triton.tokenizing import TokenizerModel
 
 
@@ -21,7 +21,7 @@ class TritonPythonModel(TokenizerModel):
 
     def _answer(self, tensors: requests.Tensors) -> Any:
         bounds.check_texts(tensors, self._tokenizer.most_bytes(self._max_input_len))
-        requests.refuse_unsupported(tensors)
+        unsupported.refuse_unsupported(tensors)
         prompt = requests.read_prompt(tensors, "QUERY", "CHAT")
         ids = self._tokenizer.encode_prompt(prompt, self._max_input_len)
         end_id, pad_id = (requests.whole(tensors, name) for name in ("END_ID", "PAD_ID"))

@@ -11,7 +11,7 @@ from specpipe.runtime.engine_client import EngineClient
 from specpipe.runtime.exchange import Counters, EngineProgress, Request
 from specpipe.runtime.failures import Cancelled
 from specpipe.runtime.rendezvous import model_socket
-from specpipe.runtime.triton import guides, requests
+from specpipe.runtime.triton import guides, unsupported
 
 WATCH_SECONDS = 0.2  # between checks whether the client is connected; each calls tritonserver
 
@@ -80,7 +80,7 @@ class LoopSource:
     loop: Callable[[Request], Steps]
     counted: Callable[[Counters], None]
     takes_many: bool = False
-    supported: frozenset[str] = requests.BIAS
+    supported: frozenset[str] = unsupported.BIAS
 
     def ask(self, request: Request, take: Take, is_cancelled: IsCancelled) -> None:
         """See `TokenSource`; every step is taken in this thread."""

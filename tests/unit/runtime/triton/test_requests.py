@@ -5,7 +5,7 @@ import pytest
 
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.repository.signature import signatures
-from specpipe.runtime.triton import requests, token_requests
+from specpipe.runtime.triton import token_requests, unsupported
 from specpipe.runtime.triton.requests import (
     check_lengths,
     sampling,
@@ -99,7 +99,7 @@ HARMLESS = {"prompt_table_extra_id", "prompt_vocab_size", "use_draft_logits"}
 @pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
 def test_every_declared_tensor_is_honoured_or_refused(model: str) -> None:
     names = {tensor.name for tensor in signatures()[model].inputs}
-    refused = set(requests.UNSUPPORTED) | set(requests.SINGLE_VALUED)
+    refused = set(unsupported.UNSUPPORTED) | set(unsupported.SINGLE_VALUED)
     assert names <= HONOURED | HARMLESS | refused
 
 
@@ -157,7 +157,7 @@ def test_a_bias_that_overflows_is_refused(amount: float) -> None:
         embedding_bias_weights=np.array([[amount]], np.float32),
     )
     with pytest.raises(ConfigError, match="for 'x': must be from -1e"):
-        text_request(tensors, requests.BIAS)
+        text_request(tensors, unsupported.BIAS)
 
 
 @pytest.mark.parametrize(
