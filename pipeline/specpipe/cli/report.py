@@ -62,8 +62,8 @@ def diff_json(found: dict[str, object], changes: list[dict[str, object]]) -> dic
     "kind",
     required=True,
     type=click.Choice(["aiperf", "model-card"]),
-    help="aiperf: the requests of the scenarios, as lines of profile_export.jsonl. model-card: a "
-    "section in Markdown.",
+    help="aiperf: a folder for each load and arm of the scenarios, as aiperf writes a run. "
+    "model-card: a section in Markdown.",
 )
 @json_option
 def export(folder: Path, kind: str, as_json: bool) -> None:

@@ -10,7 +10,6 @@ from click.testing import CliRunner
 from specpipe.cli import main
 from specpipe.core.errors import ConfigError
 from specpipe.report.diff import compare_reports, read_report
-from specpipe.report.export import aiperf_records
 
 
 def figure(value: float) -> dict[str, Any]:
@@ -90,28 +89,8 @@ def test_what_is_no_report_is_refused(text: str, tmp_path: Path) -> None:
         read_report(tmp_path)
 
 
-LINE = {
-    "scenario": "concurrency", "load": "2 clients", "arm": "plain", "prompt": 3, "asked": 17,
-    "output_tokens": 5, "sent_ns": 10**18, "times_s": [0.1, 0.3, 0.5], "error": None,
-}  # fmt: skip
-
-
-def test_requests_are_exported_with_aiperfs_names_and_units(tmp_path: Path) -> None:
-    failed = {**LINE, "error": "refused"}
-    lines = "".join(json.dumps(line) + "\n" for line in (LINE, failed, {"scenario": "answers"}))
-    first, second = aiperf_records(lines)
-    values = {name: tuple(metric.values()) for name, metric in first["metrics"].items()}
-    assert values["time_to_first_token"] == (100.0, "ms")
-    assert values["inter_chunk_latency"] == (pytest.approx([200, 200]), "ms")
-    assert values["inter_token_latency"] == (pytest.approx(100), "ms")
-    assert values["input_sequence_length"] == (17, "tokens")
-    times = first["metadata"]
-    assert times["request_end_ns"] - times["request_start_ns"] == 500_000_000
-    assert second["error"]["message"] == "refused" and second["metrics"] == {}
+def test_a_section_for_a_model_card_has_figures_and_conditions(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(json.dumps(report()))
-    (tmp_path / "trials.jsonl").write_text(lines)
-    words = ["report", "export", str(tmp_path), "--format"]
-    written = Path(CliRunner().invoke(main, [*words, "aiperf"]).stdout.strip())
-    assert len(written.read_text().splitlines()) == 2
-    card = Path(CliRunner().invoke(main, [*words, "model-card"]).stdout.strip()).read_text()
+    words = ["report", "export", str(tmp_path), "--format", "model-card"]
+    card = Path(CliRunner().invoke(main, words).stdout.strip()).read_text()
     assert "| speedup_over_plain (u) | 1.2 | It is. |" in card and "- machine: 1.0" in card
