@@ -139,6 +139,10 @@ def _check_training(config: "RunConfig", places: Mapping[str, Place]) -> None:
         raise places["train.medusa.lora_rank"].error(
             "'train.medusa.lora_rank' is for stage: medusa2; medusa1 does not change the backbone"
         )
+    if train.spread_target and train.medusa.stage == "medusa2":
+        raise places["train.spread_target"].error(
+            "'train.spread_target' is for frozen targets; medusa2 trains the target itself"
+        )
     if train.medusa.soft_labels and train.medusa.stage == "medusa2":
         raise places["train.medusa.soft_labels"].error(
             "'train.medusa.soft_labels' is for stage: medusa1; in medusa2 the target changes as it "

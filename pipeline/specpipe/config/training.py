@@ -47,7 +47,14 @@ class SelfDistillation:
     temperature: float = field(default=0.0, metadata=between(0, 10))
     """Sampling temperature of the answers; 0 decodes greedily."""
     batch_size: int = field(default=32, metadata=at_least(1))
-    """Answers that are generated at a time."""
+    """Answers that are generated at a time; with `endpoint`, requests in flight."""
+    endpoint: str | None = field(
+        default=None, metadata=matching(r"https?://\S+", "an address that begins with http")
+    )
+    """OpenAI API of a server that runs the target, e.g. `http://127.0.0.1:9000`. It answers the
+    prompts instead of this process, which still invents prompts."""
+    endpoint_key_file: str | None = None
+    """File with the key that `endpoint` requires."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +186,9 @@ class TrainOptions:
         metadata=matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N"),
     )
     """`auto`: a GPU if torch finds one, else the CPU; `cpu`; `cuda` or `cuda:N`."""
+    spread_target: bool = False
+    """Spread the frozen target over all GPUs and the RAM, as accelerate's `device_map: auto` does.
+    For one process, and a target that does not fit one GPU; not for `medusa2`."""
     autocast: Literal["auto", "bfloat16", "none"] = "auto"
     """Mixed precision of the losses. `auto`: bfloat16 on a GPU, none on the CPU."""
     hidden_states: Literal["disk", "on_the_fly"] = "disk"

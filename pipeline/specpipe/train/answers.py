@@ -18,15 +18,18 @@ from specpipe.core.contracts import Sampling, length_to_end
 from specpipe.core.errors import ConfigError
 from specpipe.train.corpus.prompts import Prompt, prompt_tokens
 from specpipe.train.disk import explained
+from specpipe.train.served_answers import ServedTarget
 from specpipe.train.target import Target
 from specpipe.train.text import Document
 
 Progress = Callable[[int, int], None]
+IN_FLIGHT = 8  # times `batch_size` answers of a server that are written together
 
 
 def answers_key(target: Target, prompts: Sequence[Prompt], how: SelfDistillation, seed: int) -> str:
     """Return what the answers depend on, as a digest."""
-    options = [how.max_tokens, how.temperature, how.batch_size, seed, target.dtype, target.end_ids]
+    options: list[object] = [how.max_tokens, how.temperature, how.batch_size, seed]
+    options += [target.dtype, target.end_ids, *["served"] * bool(how.endpoint)]
     return digest_json([target.digest, list(prompts), options])
 
 
@@ -38,19 +41,27 @@ def answer_prompts(
     folder: Path,
     *,
     progress: Progress,
+    served: ServedTarget | None = None,
 ) -> list[Document]:
     """Return prompt and answer of every prompt as a document in which the answer is learned.
 
-    The answers are cached in `folder` as answers-<key>.jsonl; short prompts come first.
+    The answers are cached in `folder` as answers-<key>.jsonl; short prompts come first. They are
+    those of the `served` target, if there is one.
     """
     file = folder / f"answers-{answers_key(target, prompts, how, seed)[:16]}.jsonl"
     asked = [prompt_tokens(prompt, target.tokenizer) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: (len(asked[i]), i))
-    batches = [order[i : i + how.batch_size] for i in range(0, len(order), how.batch_size)]
+    size = how.batch_size * (IN_FLIGHT if served else 1)
+    batches = [order[i : i + size] for i in range(0, len(order), size)]
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     for number, batch in enumerate(batches):
         if len(lines) < sum(map(len, batches[: number + 1])):
-            answers = _answer(target, [asked[i] for i in batch], how, seed + number)
+            tokens = [asked[i] for i in batch]
+            if served is not None:
+                chosen = [prompts[i] for i in batch]
+                answers = served.answers(chosen, tokens, seed + number * size)
+            else:
+                answers = _answer(target, tokens, how, seed + number)
             lines += [
                 json.dumps({"prompt": prompts[i], "answer": target.tokenizer.decode(a),
                             "prompt_tokens": asked[i], "answer_tokens": a})

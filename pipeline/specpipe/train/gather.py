@@ -1,7 +1,8 @@
 """Gathers the text that the section `train` names, as documents for one target."""
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from specpipe.config.files import require_file
 from specpipe.config.run_config import RunConfig
 from specpipe.config.training import SelfDistillation
 from specpipe.core.errors import ConfigError
+from specpipe.serve.client import Client
 from specpipe.train.answers import answer_prompts
 from specpipe.train.corpus.account import Account
 from specpipe.train.corpus.documents import read_documents, record_documents
@@ -21,6 +23,7 @@ from specpipe.train.corpus.prompts import (
 )
 from specpipe.train.corpus.records import dataset_records
 from specpipe.train.invented import invent_prompts
+from specpipe.train.served_answers import ServedTarget
 from specpipe.train.target import Target
 from specpipe.train.text import Document, Split, split_documents
 
@@ -76,7 +79,10 @@ def gather_text(
     if options.self_distillation is not None:
         how = options.self_distillation
         asked = _prompts(config, how, target, work, written, progress)
-        answers = answer_prompts(target, asked, how, options.seed, work, progress=progress)
+        with _serving(config, how, target) as served:
+            answers = answer_prompts(
+                target, asked, how, options.seed, work, progress=progress, served=served
+            )
         documents += [_cut(document, options.sequence_length) for document in answers]
     for line in (*written.texts.sentences(), *written.asked.sentences()):
         notify(line)
@@ -84,6 +90,21 @@ def gather_text(
         raise _no_text(config)
     split = split_documents(documents, options.hold_out, options.seed)
     return replace(split, left_out={**written.texts.facts(), **written.asked.facts()})
+
+
+@contextlib.contextmanager
+def _serving(
+    config: RunConfig, how: SelfDistillation, target: Target
+) -> Iterator[ServedTarget | None]:
+    """Yield the server that answers the prompts, if the run names one."""
+    if how.endpoint is None:
+        yield None
+        return
+    key = "train.self_distillation.endpoint_key_file"
+    file = require_file(how.endpoint_key_file, config, key) if how.endpoint_key_file else None
+    secret = file.read_text(encoding="utf-8").strip() if file else None
+    with Client(how.endpoint, key=secret) as client:
+        yield ServedTarget(client, target, how)
 
 
 def _no_text(config: RunConfig) -> ConfigError:

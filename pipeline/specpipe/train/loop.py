@@ -200,7 +200,7 @@ def _step(
         group["lr"] = rate * group["ratio"]
     optimiser.zero_grad(set_to_none=True)
     parameters = [p for g in groups for p in g.parameters]
-    loss = _differentiate(task, step, parameters, placement)
+    loss = differentiate(task, step, parameters, placement)
     if not math.isfinite(loss):
         raise ConfigError(f"the loss is {loss} at step {step}", hint="lower schedule.learning_rate")
     torch.nn.utils.clip_grad_norm_(parameters, CLIP)
@@ -208,13 +208,16 @@ def _step(
     return loss
 
 
-def _differentiate(
+def differentiate(
     task: TrainingTask,
     step: int,
     parameters: Sequence[torch.nn.Parameter],
     placement: TrainingPlace,
 ) -> float:
-    """Add the gradients of a step's batch to the parameters; return its loss."""
+    """Add the gradients of a step's batch to the parameters; return its loss.
+
+    Each process of `placement` computes some of the parts, and all get the sums.
+    """
     parts = task.parts(step) if isinstance(task, PartedTask) else [lambda: task.loss(step)]
     total = 0.0
     for part in placement.own(parts):

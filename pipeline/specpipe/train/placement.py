@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -117,6 +117,23 @@ def _join(options: TrainOptions) -> TrainingPlace:
     return TrainingPlace(
         device, _is_mixed(options, device), int(state.process_index), int(state.num_processes)
     )
+
+
+def target_place(
+    options: TrainOptions, placement: TrainingPlace
+) -> torch.device | Literal["spread"]:
+    """Return where the frozen target goes: to the device of the training, or over all devices.
+
+    Raises Unsupported for a target that several processes would spread.
+    """
+    if not options.spread_target:
+        return placement.device
+    if placement.world > 1:
+        raise Unsupported(
+            "'train.spread_target' is for one process: each would spread the target over all GPUs",
+            hint="start one process, or remove the key",
+        )
+    return "spread"
 
 
 @contextlib.contextmanager

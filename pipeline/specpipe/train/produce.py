@@ -27,7 +27,7 @@ from specpipe.core.publishing import remove_leftovers, require_replaceable, stag
 from specpipe.train.forecast.announce import Announcement
 from specpipe.train.gather import gather_text, read_text
 from specpipe.train.job import DrafterKind, Make, Notify, Progress, TrainingJob
-from specpipe.train.placement import TrainingPlace, determinism, place
+from specpipe.train.placement import TrainingPlace, determinism, place, target_place
 from specpipe.train.report import write_report
 from specpipe.train.target import load_target
 from specpipe.train.text import Split
@@ -100,7 +100,8 @@ def _prepare(ahead: Announcement, is_new: bool, progress: Progress) -> TrainingJ
     if is_new:
         ahead.require_memory()
     path, folder = fetch_source(config, "target", notify).path, ahead.folder
-    target = load_target(path, config.train.dtype, folder / ".digests.json", placement.device)
+    where = target_place(config.train, placement)
+    target = load_target(path, config.train.dtype, folder / ".digests.json", where)
     notify("reading text and generating answers to the prompts")
     written = read_text(config, target.tokenizer)
     job = TrainingJob(config, target, Split((), ()), work, {}, notify, progress, placement)

@@ -1,6 +1,7 @@
 """The target as transformers loads it, with the facts that training needs."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,17 +31,15 @@ class Target:
     dtype: Dtype
     end_ids: tuple[int, ...]  # any of them ends an answer; never empty
 
-    @property
+    @cached_property
     def output(self) -> torch.Tensor:
         """Weights of the LM head: [V, D]."""
-        weight: torch.Tensor = self.model.get_output_embeddings().weight
-        return weight
+        return _weights_of(self.model.get_output_embeddings())
 
-    @property
+    @cached_property
     def embedding(self) -> torch.Tensor:
         """What tokens are read as: [V, D]."""
-        weight: torch.Tensor = self.model.get_input_embeddings().weight
-        return weight
+        return _weights_of(self.model.get_input_embeddings())
 
     @property
     def device(self) -> torch.device:
@@ -53,9 +52,22 @@ class Target:
         return last_hidden(self.model, ids, mask)
 
 
+def _weights_of(module: Any) -> torch.Tensor:
+    """Return the weights of a module, also of one that accelerate loads for each call."""
+    if module.weight.device.type != "meta":
+        held: torch.Tensor = module.weight
+        return held
+    from accelerate.utils import align_module_device
+
+    with align_module_device(module):
+        copied: torch.Tensor = module.weight.detach().clone()
+    return copied
+
+
 def last_hidden(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return what a model hands to its LM head: [B, T] -> [B, T, D]; ids may be elsewhere."""
     device = model.get_input_embeddings().weight.device
+    device = CPU if device.type == "meta" else device  # accelerate's hooks move the ids
     states: torch.Tensor = model.base_model(
         input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
     ).last_hidden_state

@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 
 from specpipe.config.run_config import RunConfig
+from specpipe.config.training import TrainOptions
 from specpipe.core.errors import ConfigError, SpecpipeError, Unsupported
+from specpipe.core.machine import memory_bytes
 from specpipe.train.forecast.amounts import Amounts, amounts_of
 from specpipe.train.forecast.fitting import Sized, rejections
 from specpipe.train.forecast.forecast import (
@@ -84,16 +86,23 @@ class Announcement:
         except (Unsupported, ConfigError) as error:
             self.notify(f"what the training needs is not estimated: {first_line(error)}")
             return None
-        room = room_here(self.folder, gpu_of(self.placement))
+        room = room_here(self.folder, gpu_of(self.config.train, self.placement))
         return Sized(self.made.kind, self.config.train, model, amounts, room)
 
 
-def gpu_of(placement: TrainingPlace) -> tuple[int, str] | None:
-    """Return memory and name of the GPU that a training computes on; None: the CPU."""
+def gpu_of(train: TrainOptions, placement: TrainingPlace) -> tuple[int, str] | None:
+    """Return memory and name of the GPU that a training computes on; None: the CPU.
+
+    If the target is spread, the memory of all GPUs and the RAM counts.
+    """
     if placement.device.type != "cuda":
         return None
     found = torch.cuda.get_device_properties(placement.device)
-    return int(found.total_memory), str(found.name)
+    if not train.spread_target:
+        return int(found.total_memory), str(found.name)
+    count = torch.cuda.device_count()
+    all_gpus = sum(torch.cuda.get_device_properties(i).total_memory for i in range(count))
+    return int(all_gpus) + memory_bytes(), f"{count} x {found.name} with the RAM"
 
 
 def first_line(error: SpecpipeError) -> str:

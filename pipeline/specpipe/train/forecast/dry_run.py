@@ -23,7 +23,7 @@ from specpipe.train.forecast.forecast import (
 )
 from specpipe.train.gather import read_text
 from specpipe.train.job import DrafterKind, TrainingJob
-from specpipe.train.placement import determinism, place
+from specpipe.train.placement import determinism, place, target_place
 from specpipe.train.target import load_target
 from specpipe.train.text import Split
 
@@ -54,15 +54,14 @@ def dry_run(
             raise ConfigError(reason.reason, hint=reason.hint)
         return by_sheet(made.kind, config, amounts, known)
     placement = place(config.train, only_cpu=made.only_cpu)
-    there = room or room_here(folder, gpu_of(placement))
+    there = room or room_here(folder, gpu_of(config.train, placement))
     sized = Sized(made.kind, config.train, model, amounts, there)
     if source is None or source.missing or rejections(sized):
         why = ABSENT if source is None or source.missing else "the training does not fit"
         return forecast(sized, config.target.model, None, why)
     with determinism(placement.device):
-        target = load_target(
-            source.path, config.train.dtype, folder / ".digests.json", placement.device
-        )
+        where = target_place(config.train, placement)
+        target = load_target(source.path, config.train.dtype, folder / ".digests.json", where)
         ahead = Announcement(made, config, folder, placement, notify, measure=True)
         job = TrainingJob(
             config, target, Split((), ()), ahead.work, {}, notify, lambda done, total: None,

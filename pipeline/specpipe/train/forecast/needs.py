@@ -105,7 +105,7 @@ def _layer_values(model: ModelConfig) -> int:
 
 def _answers(train: TrainOptions, model: ModelConfig, amounts: Amounts) -> int:
     how = train.self_distillation
-    if how is None:
+    if how is None or how.endpoint is not None:
         return 0
     width, batch = BYTES[train.dtype], how.batch_size
     length = amounts.longest_prompt + how.max_tokens

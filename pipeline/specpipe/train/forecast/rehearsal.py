@@ -99,7 +99,7 @@ def _token_s(target: Target, length: int) -> float:
 def _answer_s(job: TrainingJob, amounts: Amounts, token: float) -> float:
     """Return the seconds of one more token of a whole batch of answers."""
     how = job.config.train.self_distillation
-    if how is None or not amounts.prompts:
+    if how is None or not amounts.prompts or how.endpoint is not None:
         return 0.0
     rows = min(how.batch_size, amounts.prompts)
     timed = max(1, min(rows, int(ANSWERS_S / (token * (_PROMPT + 2 * _FEW)))))

@@ -78,7 +78,7 @@ def _judged(train: TrainOptions, work: Work, amounts: Amounts) -> float:
 
 def _answers_s(train: TrainOptions, amounts: Amounts, pace: Pace) -> float:
     how = train.self_distillation
-    if how is None or not amounts.prompts:
+    if how is None or not amounts.prompts or how.endpoint is not None:
         return 0.0
     batches = math.ceil(amounts.prompts / how.batch_size)
     prefill = amounts.prompts * amounts.prompt_length * pace.token
