@@ -19,7 +19,7 @@ from specpipe.core.errors import ConfigError, Unavailable
 from specpipe.serve.client import Client, Options, Piece
 from specpipe.train.corpus.prompts import Prompt, chat_of
 from specpipe.train.target import Target
-from specpipe.train.text import in_template
+from specpipe.train.text import Bools, in_template
 
 WAITS_S = (1.0, 4.0, 15.0, 60.0)  # before a request is sent again to a server that was busy
 ALIKE = 0.8  # share of the greedy tokens that the target must find likeliest, too
@@ -96,11 +96,11 @@ class ServedTarget:
 
 
 @torch.no_grad()
-def _likeliest(target: Target, prompt: Sequence[int], answer: Sequence[int]) -> np.ndarray:
+def _likeliest(target: Target, prompt: Sequence[int], answer: Sequence[int]) -> Bools:
     """Return for every token of an answer whether the target finds it likeliest."""
     ids = torch.tensor([[*prompt, *answer]], device=target.device)
     logits = target.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-    found: np.ndarray = logits.argmax(-1).cpu().numpy() == np.asarray(answer)
+    found: Bools = logits.argmax(-1).cpu().numpy() == np.asarray(answer)
     return found
 
 
