@@ -94,6 +94,16 @@ gpu_option = click.option(
 )
 
 
+streams_option = click.option(
+    "--streams",
+    metavar="N",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Choose for N sequences that are decoded at the same time.",
+)
+
+
 def require_writable(
     context: click.Context, option: click.Parameter, out: Path | None
 ) -> Path | None:

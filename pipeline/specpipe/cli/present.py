@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from specpipe.config.speculation import Speculation, redrafter_of
+from specpipe.config.speculation import Hybrid, Speculation, redrafter_of
 from specpipe.core.artifacts import MISSING
 from specpipe.doctor.checks import Finding
 from specpipe.run.stages import NOT_COMPARED, StageResult
@@ -78,7 +78,8 @@ def findings_text(findings: Sequence[Finding]) -> str:
 
 def settings_text(options: Speculation) -> str:
     """Return a method and its tuned settings as short text."""
-    records = (options, redrafter_of(options))
+    nested = options.eagle3 if isinstance(options, Hybrid) else None
+    records = (options, redrafter_of(options), nested)
     values = {
         field.name: getattr(record, field.name)
         for record in records if record is not None

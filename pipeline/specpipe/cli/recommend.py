@@ -10,6 +10,7 @@ from specpipe.cli.options import (
     costs_option,
     gpu_option,
     json_option,
+    streams_option,
     workspace_option,
 )
 from specpipe.cli.output import load, say, show_progress
@@ -20,9 +21,15 @@ from specpipe.cli.output import load, say, show_progress
 @workspace_option
 @costs_option
 @gpu_option
+@streams_option
 @json_option
 def recommend(
-    config_path: Path, workspace: Path, costs: Path | None, gpu: str | None, as_json: bool
+    config_path: Path,
+    workspace: Path,
+    costs: Path | None,
+    gpu: str | None,
+    streams: int,
+    as_json: bool,
 ) -> None:
     """Compare every available method, each with its best settings.
 
@@ -37,6 +44,6 @@ def recommend(
 
     run = load(config_path, workspace)
     with show_progress("prompts") as progress:
-        found = recommend_run(run, Prices(costs, gpu), notify=say, progress=progress)
+        found = recommend_run(run, Prices(costs, gpu, streams), notify=say, progress=progress)
     as_text = json.dumps(recommendation_json(found), indent=2)
     click.echo(as_text if as_json else recommendation_text(found))

@@ -11,6 +11,7 @@ from specpipe.cli.options import (
     gpu_option,
     json_option,
     require_writable,
+    streams_option,
     workspace_option,
 )
 from specpipe.cli.output import end_json, load, run_flags, say, show_progress, suggest
@@ -30,6 +31,7 @@ PLAIN_IS_BEST = "plain decoding, since no setting is faster here"
 )
 @costs_option
 @gpu_option
+@streams_option
 @json_option
 def tune(
     config_path: Path,
@@ -37,6 +39,7 @@ def tune(
     out: Path | None,
     costs: Path | None,
     gpu: str | None,
+    streams: int,
     as_json: bool,
 ) -> None:
     """Find the fastest settings of the run's method.
@@ -55,7 +58,7 @@ def tune(
 
     run = load(config_path, workspace)
     with show_progress("prompts") as progress:
-        tuning = tune_run(run, Prices(costs, gpu), notify=say, progress=progress)
+        tuning = tune_run(run, Prices(costs, gpu, streams), notify=say, progress=progress)
     click.echo(json.dumps(tuning_json(tuning), indent=2) if as_json else tuning_text(tuning))
     end_json()
     if out is not None:

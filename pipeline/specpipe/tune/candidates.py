@@ -4,14 +4,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Literal
 
+from specpipe.config.method_parts import Eagle3Draft
 from specpipe.config.speculation import (
     DraftModel,
+    Eagle3,
     Hybrid,
     Lookahead,
     Medusa,
     PromptLookup,
     ReDrafter,
     Speculation,
+    eagle3_of,
     redrafter_of,
 )
 from specpipe.core.trees import grow_tree
@@ -22,6 +25,7 @@ TREE_NGRAMS = ((1, 6), (2, 6))
 BEAMS = ((1, 2), (1, 3), (1, 4), (2, 2), (2, 3), (2, 4), (3, 3), (3, 4), (4, 4), (5, 5))
 DRAFTER_BEAMS = ((2, 2), (2, 3), (3, 3), (4, 3), (3, 4), (4, 4))  # paths a level, levels
 DRAFT_TOKENS = (1, 2, 3, 4, 5, 6, 8, 10)
+EAGLE3_TOKENS = (1, 2, 3, 4, 5, 6)  # at most `tune.growth.LEVELS`
 HYBRID_TOKENS = (2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32)
 # What `tune` chooses, and writes out even where it is the default.
 TUNED = (
@@ -36,6 +40,8 @@ def is_tuned(options: object, name: str) -> bool:
     """Tell whether a setting is chosen by `tune` and has an effect: a drafter's tree has none."""
     grows = isinstance(options, Hybrid) and bool(options.redrafter or options.eagle3)
     moot = name == "tree" and grows
+    if isinstance(options, Eagle3) and options.tree == "chain":
+        moot = name in ("num_beams", "draft_len_per_beam")
     return name in TUNED and not moot
 
 
@@ -46,9 +52,14 @@ def possible_methods(options: Speculation) -> list[Speculation]:
     heads = options.heads if isinstance(options, Medusa | Hybrid) else None
     if draft is not None:
         found += [DraftModel("draft_model", draft), Hybrid("hybrid", draft)]
-    if (drafter := redrafter_of(options)) is not None:
-        beams = ReDrafter("redrafter", **asdict(drafter))
-        found += [beams, Hybrid("hybrid", redrafter=drafter)]
+    if (recurrent := redrafter_of(options)) is not None:
+        beams = ReDrafter("redrafter", **asdict(recurrent))
+        found += [beams, Hybrid("hybrid", redrafter=recurrent)]
+    if (layer := eagle3_of(options)) is not None:
+        alone = (
+            options if isinstance(options, Eagle3) else Eagle3("eagle3", Eagle3Draft(layer.model))
+        )
+        found += [alone, Hybrid("hybrid", eagle3=layer)]
     if heads is not None:
         found += [Medusa("medusa", heads), Hybrid("hybrid", heads=heads)]
     return found
@@ -77,6 +88,17 @@ def candidates(options: Speculation, accuracy: Sequence[Sequence[float]]) -> lis
         return [
             replace(options, num_beams=beams, draft_len_per_beam=length) for beams, length in BEAMS
         ]
+    if isinstance(options, Eagle3):
+        return _layers(options)
+    if isinstance(options, Hybrid) and options.eagle3:
+        return [
+            replace(options, num_draft_tokens=nodes, min_matching_ngram_size=low,
+                    max_matching_ngram_size=high,
+                    eagle3=replace(options.eagle3, num_beams=b, draft_len_per_beam=length))
+            for nodes in HYBRID_TOKENS
+            for low, high in TREE_NGRAMS[:1]
+            for b, length in DRAFTER_BEAMS
+        ]  # fmt: skip
     if isinstance(options, Hybrid) and options.redrafter:
         return [
             replace(options, num_draft_tokens=nodes, min_matching_ngram_size=low,
@@ -106,6 +128,17 @@ def candidates(options: Speculation, accuracy: Sequence[Sequence[float]]) -> lis
             for w, n, g in WINDOWS
         ]
     return []
+
+
+def _layers(options: Eagle3) -> list[Speculation]:
+    chains = [replace(options, num_draft_tokens=n, tree="chain") for n in EAGLE3_TOKENS]
+    trees = [
+        replace(options, num_draft_tokens=nodes, tree="dynamic", num_beams=b,
+                draft_len_per_beam=length)
+        for nodes in HYBRID_TOKENS
+        for b, length in DRAFTER_BEAMS
+    ]  # fmt: skip
+    return [*chains, *trees]
 
 
 def _trees(options: Medusa, accuracy: Sequence[Sequence[float]]) -> list[Speculation]:

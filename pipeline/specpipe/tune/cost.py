@@ -1,10 +1,9 @@
-"""Measures the time of an engine's step by the number of rows that it scores."""
+"""The prices of a step and of its drafts: measured here, or read from a file."""
 
 import json
 import math
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,16 +11,28 @@ from typing import Any
 
 import numpy as np
 
-from specpipe.core.contracts import EMPTY, Role, chain
-from specpipe.core.engines import LoadedEngine
+from specpipe.core.contracts import (
+    EMPTY,
+    ROOT,
+    Asking,
+    Draft,
+    Logits,
+    Predict,
+    extend,
+    guess,
+    predict,
+    score,
+)
 from specpipe.core.errors import ConfigError
 from specpipe.plan.roofline_file import KIND, Rooflines, read_rooflines
+from specpipe.runtime.assembly import Runtime
 from specpipe.runtime.cost import StepCost
-from specpipe.runtime.lane import Lane
-from specpipe.tune.trace import DrafterKind
+from specpipe.tune.rounds import RIGHT, Drafting, Samples, Size, time_rounds
+from specpipe.tune.trace import DrafterKind, Trace
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # and the widest that there can be
-TURNS, STEPS = 5, 5
+TREES = (3, 7, 15, 31)  # draft tokens of the trees that are timed
+TURNS = 4
 TOKEN = 7  # any one will do
 MOST_ROWS = 65  # root and the widest tree that is tried
 
@@ -37,9 +48,9 @@ class CostCurve:
         """Return the milliseconds of a step over `rows` rows; see `StepCost`."""
         return float(self._steps(rows))
 
-    def measured(self) -> StepCost:
+    def measured(self, change_ms: float = 0.0) -> StepCost:
         """Return the curve as serving uses it, for a budget that may correct it."""
-        return StepCost(np.array(self.rows, np.float64), np.array(self.ms, np.float64))
+        return StepCost(np.array(self.rows, np.float64), np.array(self.ms, np.float64), change_ms)
 
     @cached_property
     def _steps(self) -> StepCost:
@@ -64,6 +75,13 @@ class Costs:
     draft_ms: float = 0.0  # one token of the draft model
     handover_ms: float = 0.0  # between two engines, a step that drafts with the draft model
     estimated: bool = False  # computed from data sheets, not measured
+    change_ms: float = 0.0  # more, for a step of other rows than the one before
+    tree: CostCurve | None = None  # of steps whose drafts branch; None: as other steps
+
+    def step_ms(self, rows: float, *, changed: bool = False, branched: bool = False) -> float:
+        """Return the price of a step of the target, the server's work for it included."""
+        curve = self.tree if branched and self.tree else self.step
+        return curve(rows) + (self.change_ms if changed else 0.0)
 
     def drafting_ms(self, head_calls: int, draft_calls: int) -> float:
         """Return the price of the drafters' calls in one step."""
@@ -130,65 +148,120 @@ def _ms(value: object) -> float:
 
 
 def measure_costs(
-    engines: Mapping[Role, LoadedEngine],
-    prefix: Sequence[int],
+    deployment: Runtime,
+    traces: Sequence[Trace],
     *,
     drafter: DrafterKind | None,
     beams: int = 1,
+    streams: int = 1,
 ) -> Costs:
-    """Time the engines of a deployment behind `prefix`; a drafter continues `beams` paths."""
-    target = engines["target"]
-    step = measure_cost(target, prefix, min(MOST_ROWS, target.facts.max_seq_len - len(prefix)))
-    heads = _drafter_ms(target, prefix, drafter, beams) if drafter else 0.0
-    draft = measure_cost(engines["draft"], prefix, 2).ms[0] if "draft" in engines else 0.0
-    return Costs(step, heads, draft)
+    """Time rounds of serving with recorded answers; see `tune.rounds`.
 
-
-def _drafter_ms(
-    engine: LoadedEngine, prefix: Sequence[int], drafter: DrafterKind, beams: int
-) -> float:
-    lane = Lane(engine)
-    lane.follow(prefix)
-    hidden = engine.step([lane.whole(EMPTY)])[0].hidden
-    lane.release()
-    assert hidden is not None
-    row = hidden[:1].copy()
-    rows, tokens = np.repeat(row, beams, axis=0), np.zeros(beams, np.int64)
-    call: dict[DrafterKind, Callable[[], object]] = {
-        "heads": lambda: engine.guess(row),
-        "redrafter": lambda: engine.extend(rows, np.zeros_like(rows), tokens),
-    }
-    return statistics.median(timed_ms(call[drafter]) for _ in range(TURNS * STEPS))
-
-
-def measure_cost(engine: LoadedEngine, prefix: Sequence[int], most: int) -> CostCurve:
-    """Time steps of up to `most` rows behind `prefix`; widths take turns, medians count.
-
-    A wider step is never taken for cheaper than a narrower one: where that was measured, both get
-    their mean. The first step of each turn of a width is not counted.
+    `streams` sequences share every call. A drafter continues `beams` paths.
     """
-    widths = [n for n in ROWS if n < most] + [most]
-    lane = Lane(engine)
-    _read(lane, prefix)
-    lane.follow([*prefix, TOKEN])
-    samples: dict[int, list[float]] = {n: [] for n in widths}
-    for _ in range(TURNS):
-        for n in widths:
-            item = lane.whole(chain([TOKEN] * (n - 1)))
-            step = partial(engine.step, [item])
-            step()
-            samples[n] += [timed_ms(step) for _ in range(STEPS)]
-    lane.release()
-    medians = [statistics.median(samples[n]) for n in widths]
-    return CostCurve(tuple(widths), rising(medians))
+    chains, trees = _sizes(deployment, traces, streams)
+    found = time_rounds(deployment, traces, [*chains, *trees], streams=streams, turns=TURNS)
+    step = _curve(found, chains, streams)
+    tree = _curve(found, [chains[0], *trees], streams) if trees else None
+    heads_ms, draft_ms, handover_ms = _drafting_ms(
+        deployment, traces, drafter, beams, streams, chains
+    )
+    return Costs(step, heads_ms, draft_ms, handover_ms, change_ms=_change_ms(found), tree=tree)
 
 
-def _read(lane: Lane, prefix: Sequence[int]) -> None:
-    """Run the prefix once, or else every step would run it again."""
-    lane.follow(prefix)
-    item = lane.whole(EMPTY)
-    lane.engine.step([item])
-    lane.done(item)
+def _sizes(
+    deployment: Runtime, traces: Sequence[Trace], streams: int
+) -> tuple[list[Size], list[Size]]:
+    """Return the sizes of rounds to time, chains and trees, for which there is room."""
+    longest = deployment.facts["target"].max_seq_len
+    room = longest - max(len(trace.prompt) for trace in traces) - 2 * (1 + RIGHT)
+    rows = min(deployment.max_num_tokens, MOST_ROWS * min(2, streams)) // streams
+    nodes = [n - 1 for n in (*ROWS, MOST_ROWS) if n == 1 or n <= min(rows, room)]
+    return [Size(n) for n in nodes], [Size(n, branched=True) for n in nodes if n in TREES]
+
+
+def _curve(found: Mapping[Size, Samples], sizes: Sequence[Size], streams: int) -> CostCurve:
+    """Return the medians by rows. A wider step is never taken for cheaper than a narrower one."""
+    ms = [found[size].median for size in sizes]
+    return CostCurve(tuple(streams * (1 + size.nodes) for size in sizes), rising(ms))
+
+
+def _change_ms(found: Mapping[Size, Samples]) -> float:
+    """Return by how much the first round of another size is slower, in the median of the sizes."""
+    more = [
+        statistics.median(samples.changed) - statistics.median(samples.same)
+        for samples in found.values()
+        if samples.changed and samples.same
+    ]
+    return max(0.0, statistics.median(more)) if more else 0.0
+
+
+def _drafting_ms(
+    deployment: Runtime,
+    traces: Sequence[Trace],
+    drafter: DrafterKind | None,
+    beams: int,
+    streams: int,
+    chains: Sequence[Size],
+) -> tuple[float, float, float]:
+    """Return the prices of a call of the drafter, of one of the draft model, and of its first."""
+    nodes = chains[min(3, len(chains) - 1)].nodes
+    none, one, four = (Size(nodes, calls=calls) for calls in (0, 1, 4))
+
+    def medians(drafting: Drafting, *sizes: Size) -> list[float]:
+        found = time_rounds(
+            deployment, traces, sizes, streams=streams, turns=2 * TURNS, drafting=drafting
+        )
+        return [found[size].median for size in sizes]
+
+    heads_ms = draft_ms = handover_ms = 0.0
+    if drafter:
+        calls = one if drafter == "heads" else four
+        base, with_calls = medians(drafter_calls(drafter, beams), none, calls)
+        heads_ms = max(0.0, (with_calls - base) / calls.calls)
+    if "draft" in deployment.engines:
+        base, once, often = medians(draft_calls, none, one, four)
+        draft_ms = max(0.0, (often - once) / (four.calls - one.calls))
+        handover_ms = max(0.0, once - base - draft_ms)
+    return heads_ms, draft_ms, handover_ms
+
+
+def drafter_calls(drafter: DrafterKind, beams: int) -> Drafting:
+    """Return how a drafter of the target is called in a round: once, or once a level."""
+    calls: dict[DrafterKind, Drafting] = {
+        "heads": _guess,
+        "redrafter": partial(_extend, beams),
+        "eagle3": partial(_predict, beams),
+    }
+    return calls[drafter]
+
+
+def _guess(tokens: Sequence[int], hidden: Logits, calls: int) -> Asking[None]:
+    for _ in range(calls):
+        yield from guess("target", hidden)
+
+
+def _extend(beams: int, tokens: Sequence[int], hidden: Logits, calls: int) -> Asking[None]:
+    states = np.zeros((beams, len(hidden)), np.float32)
+    for _ in range(calls):
+        yield from extend("target", hidden, states, np.zeros(beams, np.int64))
+
+
+def _predict(beams: int, tokens: Sequence[int], hidden: Logits, calls: int) -> Asking[None]:
+    """Ask what follows the root, and then `beams` nodes below it."""
+    found = yield from predict(Predict("target", tokens, EMPTY, [], np.array([ROOT])))
+    if not len(found.states):
+        return
+    nodes = np.arange(beams)
+    level = Draft(np.full(beams, TOKEN), np.full(beams, ROOT))
+    for _ in range(calls - 1):
+        yield from predict(Predict("target", tokens, level, [found.states[0]] * beams, nodes))
+
+
+def draft_calls(tokens: Sequence[int], hidden: Logits, calls: int) -> Asking[None]:
+    """Call the draft model as a chain of draft tokens does."""
+    for number in range(calls):
+        yield from score("draft", [*tokens, *(TOKEN,) * number])
 
 
 def rising(values: Sequence[float]) -> tuple[float, ...]:
@@ -202,10 +275,3 @@ def rising(values: Sequence[float]) -> tuple[float, ...]:
             count += more
         blocks.append((mean, count))
     return tuple(mean for mean, count in blocks for _ in range(count))
-
-
-def timed_ms(call: Callable[[], object]) -> float:
-    """Return the milliseconds of one call."""
-    began = time.perf_counter_ns()
-    call()
-    return (time.perf_counter_ns() - began) / 1e6

@@ -17,6 +17,7 @@ from specpipe.tune.trace import Trace
 from specpipe.validate.metrics import figure
 
 MEASURED = 6  # held-out prompts that are decoded: plain decoding of more takes too long
+BATCHES = 3  # of several streams
 FINALISTS = 3  # settings that are decoded
 
 
@@ -27,10 +28,11 @@ class Arms:
     deployment: Runtime
     costs: Costs
     end_ids: tuple[int, ...]
+    streams: int = 1  # that are decoded at a time
 
     def of(self, options: Speculation) -> tuple[Runtime, Budget]:
         """Return the run with these settings, and a budget with the measured step times."""
-        budget = Budget(self.costs.step.measured())
+        budget = Budget(self.costs.step.measured(self.costs.change_ms))
         return replace(self.deployment, speculation=options), budget
 
 
@@ -53,20 +55,49 @@ def measure(arms: Arms, traces: Sequence[Trace], chosen: Sequence[Prediction]) -
     settings = [PLAIN, *(prediction.options for prediction in chosen)]
     served = [arms.of(options) for options in settings]
     spent: list[list[float]] = [[] for _ in settings]
-    for turn, trace in enumerate(traces[:MEASURED]):
-        times: dict[int, list[float]] = {}
+    for turn, batch in enumerate(batches(traces, arms.streams)):
+        times: dict[int, float | None] = {}
         for place in range(len(settings)):
             arm = (turn + place) % len(settings)
-            steps = serve_one(*served[arm], trace.prompt, len(trace.output), arms.end_ids)
-            times[arm] = ms_a_token(steps)
-        if all(times.values()):  # an answer of one step has no time per token
-            for arm, found in times.items():
-                spent[arm] += found
+            times[arm] = _batch_ms(arms, *served[arm], batch)
+        known = {arm: ms for arm, ms in times.items() if ms is not None}
+        if len(known) == len(settings):  # an answer of one step has no time per token
+            for arm, ms in known.items():
+                spent[arm].append(ms)
     plain, *fast = spent
     if not plain:
         return ()
     measured = [_measured(p, plain, ms) for p, ms in zip(chosen, fast, strict=True)]
     return tuple(sorted(measured, key=lambda found: -found.overall))
+
+
+def batches(traces: Sequence[Trace], streams: int) -> list[list[Trace]]:
+    """Return the prompts that are decoded together: all once, or a few batches of several."""
+    if streams == 1:
+        return [[trace] for trace in traces[:MEASURED]]
+    numbers = range(BATCHES * streams)
+    rest = [traces[number % len(traces)] for number in numbers]
+    return [rest[begin : begin + streams] for begin in range(0, len(rest), streams)]
+
+
+def _batch_ms(
+    arms: Arms, deployment: Runtime, budget: Budget, batch: Sequence[Trace]
+) -> float | None:
+    """Return the milliseconds per token while all streams decode; None if they never do."""
+    batcher, tokens, began = deployment.batcher(budget), 0, 0
+    for trace in batch:
+        limits, sampling = Limits(len(trace.output)), Sampling(end_ids=arms.end_ids)
+        deployment.add(batcher, deployment.decoding(trace.prompt, sampling, limits))
+    while len(batcher.streams) == len(batch):
+        events = batcher.round()
+        if began:
+            tokens += sum(len(step.tokens) for _, step in events if isinstance(step, Step))
+        elif all(stream.decodes for stream in batcher.streams):
+            began = time.perf_counter_ns()
+    ended = time.perf_counter_ns()
+    for stream in list(batcher.streams):
+        batcher.remove(stream)
+    return (ended - began) / 1e6 / tokens if began and tokens else None
 
 
 def _measured(prediction: Prediction, plain: Sequence[float], fast: Sequence[float]) -> Raced:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specpipe.config.run_config import EngineOptions, RunConfig
-from specpipe.config.speculation import NoSpeculation, Speculation, eagle3_of
+from specpipe.config.speculation import NoSpeculation, Speculation
 from specpipe.config.upstream_methods import UPSTREAM_ONLY
 from specpipe.core.errors import ConfigError, Rejection, Unsupported
 from specpipe.engine.gpus import find_gpu, unknown_gpu
@@ -34,10 +34,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Prices:
-    """The source of the step times; with neither key, this machine is measured."""
+    """The source of the step times, and the load; without a source, this machine is measured."""
 
     file: Path | None = None  # see `tune.cost.read_costs`
     gpu: str | None = None  # estimated
+    streams: int = 1  # that are decoded at a time
 
 
 def tune_run(
@@ -82,6 +83,7 @@ def _observe(run: Run, prices: Prices, notify: Notify, progress: Progress) -> "O
     from specpipe.validate.questions import load_prompts
 
     _require_replay(run.config.speculation)
+    _require_streams(run.config, prices.streams)
     watching = watch()
     costs = _costs(run, prices)
     if costs and costs.estimated:
@@ -93,7 +95,7 @@ def _observe(run: Run, prices: Prices, notify: Notify, progress: Progress) -> "O
     deployment = open_runtime(plan.config, engines)
     return observe(
         plan.config, deployment, prompts, end_ids,
-        costs=costs, watching=watching, progress=progress,
+        costs=costs, watching=watching, streams=prices.streams, progress=progress,
     )  # fmt: skip
 
 
@@ -120,11 +122,14 @@ def _require_replay(options: Speculation) -> None:
             "CPU engine",
             hint="measure it with `specpipe validate` on a GPU machine",
         )
-    if eagle3_of(options) is not None:
-        raise Unsupported(
-            "an EAGLE-3 drafter reads hidden states of the target, which recorded answers lack, so "
-            "its settings cannot be tried",
-            hint="compare settings with `specpipe bench speculation`",
+
+
+def _require_streams(config: RunConfig, streams: int) -> None:
+    if streams > config.engine.max_batch_size:
+        raise ConfigError(
+            f"--streams is {streams}: engine.max_batch_size of {config.path} is "
+            f"{config.engine.max_batch_size}",
+            hint="give fewer streams, or raise engine.max_batch_size",
         )
 
 

@@ -12,11 +12,13 @@ import numpy as np
 
 from specpipe.config.speculation import PromptLookup
 from specpipe.core.contracts import (
+    EMPTY,
     Asking,
     Draft,
     Guesses,
     Ints,
     Logits,
+    Proposer,
     Sampling,
     Scores,
     Verdict,
@@ -31,8 +33,9 @@ from specpipe.runtime.budget import Budget
 from specpipe.runtime.stream import Stream
 from specpipe.speculate import accept
 from specpipe.speculate.decode import CONTEXT_BLOCK, Decoding, Step, propose_within
+from specpipe.tune.growth import Grown, grow_all
 
-DrafterKind = Literal["heads", "redrafter"]  # in the target's own checkpoint
+DrafterKind = Literal["heads", "redrafter", "eagle3"]  # in the target's own checkpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +47,13 @@ class Trace:
     guesses: tuple[Guesses, ...] = ()  # of the heads, at every i
     draft: Ints | None = None  # [1 + len(output)]  the draft model's choice at every i
     hidden: Logits | None = None  # [len(output), D]  what a drafter looks at, at every i
+
+    grown: tuple[Grown, ...] = ()  # [len(output) - 1]  what an EAGLE-3 drafter predicts, at every i
+
+    def begins_with(self, tokens: Sequence[int]) -> bool:
+        """Tell whether prompt and answer begin with `tokens`, which contain the prompt."""
+        whole = (*self.prompt, *self.output)
+        return len(tokens) >= len(self.prompt) and whole[: len(tokens)] == tuple(tokens)
 
 
 @dataclass
@@ -59,18 +69,18 @@ class _Recording:
     guesses: list[Guesses] = field(default_factory=list)
     seen: list[Logits] = field(default_factory=list)
     choices: Ints | None = None
+    grown: list[Grown] = field(default_factory=list)
 
     def run(self) -> Decoding:
         """Yield asks, and steps of which the last one ends the answer."""
         copies = make_proposer(PromptLookup("prompt_lookup"), {})
         copies.start(self.prompt, Sampling())
         while not self._ended:
-            left = self.max_tokens - len(self.output) - 1
-            draft = yield from propose_within(copies, left)
+            draft = yield from self._draft(copies)
             scores = yield from score("target", [*self.prompt, *self.output], draft)
             draft = draft if scores.kept is None else draft.only(scores.kept)
             verdict = _verdict(draft, scores)
-            if self.drafter:
+            if self.drafter in ("heads", "redrafter"):
                 yield from self._note(scores, verdict)
             copies.observe(draft, scores, verdict)
             self.output += verdict.emitted(draft)
@@ -79,6 +89,15 @@ class _Recording:
         if self.has_draft:
             self.choices = yield from _draft_choices(self.prompt, self.output)
         yield Step((), 0, 0, "length")
+
+    def _draft(self, copies: Proposer) -> Asking[Draft]:
+        """Copy from the text; for an EAGLE-3 drafter, note what it predicts at every token."""
+        if self.drafter != "eagle3":
+            left = self.max_tokens - len(self.output) - 1
+            return (yield from propose_within(copies, left))
+        if self.output:
+            self.grown.append((yield from grow_all([*self.prompt, *self.output])))
+        return EMPTY
 
     @property
     def _ended(self) -> bool:
@@ -104,6 +123,7 @@ class _Recording:
             tuple(self.guesses[:count]),
             self.choices,
             hidden,
+            tuple(self.grown[:count]),
         )
 
 

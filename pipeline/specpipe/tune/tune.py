@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from specpipe.config.run_config import RunConfig
-from specpipe.config.speculation import PLAIN, Lookahead, Speculation, redrafter_of
+from specpipe.config.speculation import PLAIN, Lookahead, Speculation, eagle3_of, redrafter_of
 from specpipe.runtime.assembly import Runtime
 from specpipe.tune.candidates import candidates
 from specpipe.tune.cost import Costs, measure_costs
 from specpipe.tune.machine_load import LoadWatch, watch
 from specpipe.tune.race import Arms, finalists, measure, serve_one
-from specpipe.tune.replay import PricedBudget, ReplayedStep, priced, replay
+from specpipe.tune.replay import PricedBudget, ReplayedRound, ReplayedStep, priced, replay
 from specpipe.tune.result import GAIN, Prediction, Raced, Recommendation, Tuning
 from specpipe.tune.trace import DrafterKind, Trace, head_accuracy, record
 
@@ -29,6 +29,15 @@ class Observed:
     costs: Costs
     elsewhere: bool  # the costs are not those of this machine
     watch: LoadWatch = field(default_factory=watch)
+    streams: int = 1  # that are decoded at a time
+    _plain: dict[int, float] = field(default_factory=dict)  # by traces
+
+    def plain_ms(self, traces: Sequence[Trace]) -> float:
+        """Return the milliseconds per token of plain decoding."""
+        if id(traces) not in self._plain:
+            found = _cost_of(self, PLAIN, traces)
+            self._plain[id(traces)] = found.ms / max(1, found.tokens)
+        return self._plain[id(traces)]
 
 
 def observe(
@@ -39,6 +48,7 @@ def observe(
     *,
     costs: Costs | None = None,
     watching: LoadWatch | None = None,
+    streams: int = 1,
     progress: Progress = lambda done, total: None,
 ) -> Observed:
     """Record the answers to all prompts, every second one held out, and time the engines.
@@ -56,15 +66,17 @@ def observe(
         progress=progress,
     )
     fit, held = traces[::2], traces[1::2] or traces
-    drafter = redrafter_of(config.speculation)
+    drafter = redrafter_of(config.speculation) or eagle3_of(config.speculation)
     here = costs or measure_costs(
-        deployment.engines,
-        fit[0].prompt,
+        deployment,
+        fit,
         drafter=_drafter(config),
         beams=drafter.num_beams if drafter else 0,
+        streams=streams,
     )
     return Observed(
         config.speculation, deployment, end_ids, fit, held, here,
+        streams=streams,
         elsewhere=costs is not None, watch=watching,
     )  # fmt: skip
 
@@ -96,7 +108,7 @@ def tune(seen: Observed) -> Tuning:
 
 
 def _race(seen: Observed, chosen: Sequence[Prediction]) -> tuple[Raced, ...]:
-    arms = Arms(seen.deployment, seen.costs, seen.end_ids)
+    arms = Arms(seen.deployment, seen.costs, seen.end_ids, seen.streams)
     return measure(arms, seen.held, chosen)
 
 
@@ -150,45 +162,74 @@ def _predict_all(seen: Observed, settings: Sequence[Speculation]) -> list[Predic
 def _drafter(config: RunConfig) -> DrafterKind | None:
     if config.drafter() is None:
         return None
+    if eagle3_of(config.speculation) is not None:
+        return "eagle3"
     return "redrafter" if redrafter_of(config.speculation) else "heads"
 
 
 def _predict(seen: Observed, options: Speculation, traces: Sequence[Trace]) -> Prediction:
-    """Replay `options` and add up the step times; lookahead, which drafts with the target, is run.
+    """Replay `options` and plain decoding, and compare their prices.
 
-    The first step is the prefill. It costs the same with all settings and is left out.
+    Lookahead, which drafts with the target, is run. Rounds in which a prompt is read cost the same
+    with all settings and are left out.
     """
-    steps = tokens = 0
-    ms, budget = 0.0, priced(seen.costs)
-    for trace in traces:
-        if isinstance(options, Lookahead):
-            found = _run_steps(seen.deployment, options, trace, budget)
-        else:
-            found = replay(options, trace, seen.deployment, budget)
-        found = found[1:]
-        steps += len(found)
-        tokens += sum(step.emitted for step in found)
-        ms += price(seen.costs, found)
-    plain = seen.costs.step(1)
-    if not tokens:
-        return Prediction(options, 1.0, plain, 1.0)
-    return Prediction(options, tokens / steps, ms / tokens, plain * tokens / ms)
+    found = _cost_of(seen, options, traces)
+    if not found.tokens:
+        return Prediction(options, 1.0, seen.costs.step(1), 1.0)
+    return Prediction(
+        options, found.tokens / found.steps, found.ms / found.tokens,
+        seen.plain_ms(traces) * found.tokens / found.ms,
+    )  # fmt: skip
 
 
-def price(costs: Costs, steps: Sequence[ReplayedStep]) -> float:
-    """Return the milliseconds of one sequence's steps."""
-    return sum(
-        costs.step(step.rows)
-        + step.propose_ms
-        + costs.drafting_ms(step.head_calls, step.draft_calls)
-        for step in steps
+@dataclass(frozen=True)
+class Priced:
+    """The price of the rounds that read no prompt."""
+
+    ms: float
+    steps: int
+    tokens: int
+
+
+def _cost_of(seen: Observed, options: Speculation, traces: Sequence[Trace]) -> Priced:
+    budget = priced(seen.costs)
+    if isinstance(options, Lookahead):
+        rounds = [found for trace in traces for found in _run_rounds(seen, options, trace, budget)]
+    else:
+        rounds = replay(options, traces, seen.deployment, budget, seen.streams)
+    counted = [found for found in rounds if not found.reads]
+    return Priced(
+        price(seen.costs, rounds),
+        sum(len(found.steps) for found in counted),
+        sum(found.emitted for found in counted),
     )
 
 
-def _run_steps(
-    deployment: Runtime, options: Speculation, trace: Trace, budget: PricedBudget
-) -> list[ReplayedStep]:
-    served = replace(deployment, speculation=options)
-    steps = serve_one(served, budget, trace.prompt, len(trace.output))
+def price(costs: Costs, rounds: Sequence[ReplayedRound]) -> float:
+    """Return the milliseconds of the rounds that read no prompt."""
+    total, before = 0.0, 0
+    for found in rounds:
+        if not found.reads:
+            branched = any(step.branched for step in found.steps)
+            total += costs.step_ms(found.rows, changed=found.rows != before, branched=branched)
+            total += sum(step.propose_ms for step in found.steps)
+            total += costs.drafting_ms(found.head_calls, found.draft_calls)
+        before = found.rows
+    return total
+
+
+def _run_rounds(
+    seen: Observed, options: Speculation, trace: Trace, budget: PricedBudget
+) -> list[ReplayedRound]:
+    """Return the rounds of one prompt; further streams are taken to accept as much."""
+    served = replace(seen.deployment, speculation=options)
+    found = serve_one(served, budget, trace.prompt, len(trace.output))
     rows = 1 + options.num_draft_tokens
-    return [ReplayedStep(rows if s.drafted else 1, 0, len(s.tokens), 0.0) for s in steps]
+    return [
+        ReplayedRound(
+            (ReplayedStep(rows if s.drafted else 1, 0, len(s.tokens), 0.0, bool(s.drafted)),)
+            * seen.streams,
+            reads=number == 0,
+        )
+        for number, s in enumerate(found)
+    ]

@@ -27,13 +27,6 @@ def test_methods_that_only_upstream_has_are_not_tuned_here(run, name: str, tmp_p
 
 
 @pytest.mark.parametrize("run", [tune_run, recommend_run])
-def test_settings_of_an_eagle3_drafter_are_not_tried(run, tmp_path: Path) -> None:
-    config = read_config(CONFIGS / "llama8b_eagle3_llmapi.yaml")
-    with pytest.raises(Unsupported, match=r"(?s)hidden states.*`specpipe bench speculation`"):
-        run(Run(config, Workspace(tmp_path, config.name)), Prices())
-
-
-@pytest.mark.parametrize("run", [tune_run, recommend_run])
 def test_an_architecture_without_an_estimate_is_not_tuned(run, tmp_path: Path) -> None:
     config = read_config(CONFIGS / "deepseek-v3_mtp_llmapi.yaml")
     config = replace(config, speculation=PromptLookup("prompt_lookup"))

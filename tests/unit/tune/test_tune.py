@@ -9,11 +9,17 @@ import numpy as np
 import pytest
 
 from specpipe.cli.present import settings_text
-from specpipe.config.method_parts import DraftOptions, ReDrafterOptions
+from specpipe.config.method_parts import (
+    DraftOptions,
+    Eagle3Draft,
+    Eagle3Options,
+    ReDrafterOptions,
+)
 from specpipe.config.run_config import read_config
 from specpipe.config.speculation import (
     PLAIN,
     DraftModel,
+    Eagle3,
     Hybrid,
     Lookahead,
     Medusa,
@@ -21,6 +27,7 @@ from specpipe.config.speculation import (
     PromptLookup,
     ReDrafter,
     Speculation,
+    eagle3_of,
 )
 from specpipe.core.artifacts import Workspace
 from specpipe.core.contracts import Floats, Guesses
@@ -30,9 +37,12 @@ from specpipe.run.run import Run
 from specpipe.runtime.assembly import Runtime
 from specpipe.runtime.budget import Budget
 from specpipe.tune.candidates import candidates, possible_methods
-from specpipe.tune.cost import CostCurve, Costs, measure_cost, measure_costs, read_costs, rising
+from specpipe.tune.cost import CostCurve, Costs, measure_costs, read_costs, rising
+from specpipe.tune.growth import BEAMS, LEVELS
 from specpipe.tune.race import serve_one
-from specpipe.tune.replay import ReplayedStep, priced, replay
+from specpipe.tune.replay import PricedBudget, ReplayedRound, ReplayedStep, priced
+from specpipe.tune.replay import replay as replay_all
+from specpipe.tune.rounds import Size, scripted_draft
 from specpipe.tune.settings import replace_speculation
 from specpipe.tune.stage import Prices, on_this_machine, recommend_run, tune_run
 from specpipe.tune.trace import DrafterKind, Trace, head_accuracy, record
@@ -63,6 +73,19 @@ deployment = pytest.fixture(new_deployment, name="deployment")
 def record_one(deployment: Runtime, count: int = 60, end_ids=(), drafter="heads") -> Trace:
     (found,) = record(deployment, [PROMPT], count, end_ids, drafter=drafter)
     return found
+
+
+def rounds_of(
+    options: Speculation, trace: Trace, deployment: Runtime, budget: PricedBudget
+) -> list[ReplayedRound]:
+    return replay_all(options, [trace], deployment, budget)
+
+
+def replay(
+    options: Speculation, trace: Trace, deployment: Runtime, budget: PricedBudget
+) -> list[ReplayedStep]:
+    """Return the steps of one sequence."""
+    return [step for one in rounds_of(options, trace, deployment, budget) for step in one.steps]
 
 
 @pytest.fixture
@@ -115,8 +138,47 @@ def test_a_replay_with_a_drafter_takes_the_steps_of_serving(
     assert [t for step in served for t in step.tokens] == list(recorded.output)
     assert [step.emitted for step in replayed] == [len(step.tokens) for step in served]
     assert [step.depth for step in replayed] == [step.drafted for step in served]
-    assert 1 <= max(step.head_calls for step in replayed) <= 3  # one a level that is worth it
+    rounds = rounds_of(options, recorded, deployment, priced(FREE))
+    assert 1 <= max(one.head_calls for one in rounds) <= 3  # one a level that is worth it
     assert all(step.propose_ms >= 0 for step in replayed)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Eagle3("eagle3", Eagle3Draft(""), 4),
+        Eagle3("eagle3", Eagle3Draft(""), 6, "dynamic", 2, 3),
+        Eagle3("eagle3", Eagle3Draft(""), 12, "dynamic", 4, 5),
+    ],
+    ids=lambda options: f"{options.tree} {options.num_draft_tokens}",
+)
+@pytest.mark.parametrize("costs", [FREE, STEEP], ids=["wide steps are free", "rows cost"])
+def test_a_replay_with_a_layer_that_drafts_takes_the_steps_of_serving(
+    options: Eagle3, costs: Costs, deployment: Runtime
+) -> None:
+    """Its predictions are recorded with the hidden states; a smaller tree is part of the record."""
+    noted = record_one(deployment, drafter="eagle3")
+    served = list(
+        serve_one(replace(new_deployment(), speculation=options), priced(costs), PROMPT, 60)
+    )
+    replayed = replay(options, noted, deployment, priced(costs))
+    assert [t for step in served for t in step.tokens] == list(noted.output)
+    assert [step.emitted for step in replayed] == [len(step.tokens) for step in served]
+    assert [step.depth for step in replayed] == [step.drafted for step in served]
+    rounds = rounds_of(options, noted, deployment, priced(FREE))
+    assert max(one.head_calls for one in rounds) > 1
+
+
+def test_a_hybrid_with_a_layer_that_drafts_is_replayed(deployment: Runtime) -> None:
+    """Nodes of prompt lookup have no record, so it emits no more than it does when it is served."""
+    options = Hybrid("hybrid", None, 6, 1, 3, eagle3=Eagle3Options("", 2, 3))
+    noted = record_one(deployment, drafter="eagle3")
+    served = list(
+        serve_one(replace(new_deployment(), speculation=options), priced(FREE), PROMPT, 60)
+    )
+    replayed = replay(options, noted, deployment, priced(FREE))
+    assert sum(step.emitted for step in replayed) == len(noted.output)
+    assert len(served) <= len(replayed) < len(noted.output)
 
 
 def test_a_replay_drafts_less_where_rows_cost_more(deployment: Runtime, trace: Trace) -> None:
@@ -135,7 +197,7 @@ def test_a_replay_stops_drafting_where_the_drafters_cost_more_than_they_save(
     options = DraftModel("draft_model", DraftOptions(""), 3)
     fixed = replace(options, draft_length="fixed")
     calls = [
-        sum(step.draft_calls for step in replay(settings, trace, deployment, priced(dear)))
+        sum(one.draft_calls for one in rounds_of(settings, trace, deployment, priced(dear)))
         for settings in (options, fixed)
     ]
     assert 0 < calls[0] < calls[1] / 3
@@ -207,10 +269,24 @@ def test_costs_that_fall_get_their_mean() -> None:
     assert rising([1, 2, 3]) == (1, 2, 3)
 
 
-def test_the_price_of_steps_has_rows_drafters_and_the_proposers_own_time() -> None:
-    steps = [ReplayedStep(1, 0, 1, 0.5), ReplayedStep(6, 2, 3, 0.0, head_calls=1, draft_calls=2)]
+def test_the_price_of_rounds_has_rows_drafters_and_the_proposers_own_time() -> None:
+    rounds = [
+        ReplayedRound((ReplayedStep(1, 0, 1, 0.5),)),
+        ReplayedRound((ReplayedStep(6, 2, 3, 0.0),), head_calls=1, draft_calls=2),
+    ]
     costs = Costs(COST, heads_ms=1.0, draft_ms=3.0, handover_ms=0.25)
-    assert price(costs, steps) == 10 + 0.5 + 12 + 1 + 2 * 3 + 0.25
+    assert price(costs, rounds) == 10 + 0.5 + 12 + 1 + 2 * 3 + 0.25
+
+
+def test_a_round_costs_more_after_one_of_other_rows_and_with_a_tree() -> None:
+    """A round that reads a prompt is free, and the next one has other rows."""
+    chain, tree = ReplayedStep(4, 3, 1, 0.0), ReplayedStep(4, 2, 1, 0.0, branched=True)
+    costs = Costs(COST, change_ms=3.0, tree=CostCurve((1, 8), (10.0, 17.0)))
+    reads = ReplayedRound((ReplayedStep(1, 0, 1, 0.0),), reads=True)
+    same, other = ReplayedRound((chain,)), ReplayedRound((tree,))
+    assert price(costs, [reads, same, same, other]) == (10 + 3) + 10 + 13
+    both = ReplayedRound((chain, chain))  # of two streams
+    assert price(costs, [same, both]) == (10 + 3) + (14 + 3)
 
 
 def test_a_budget_has_the_curve_of_tuning() -> None:
@@ -221,29 +297,75 @@ def test_a_budget_has_the_curve_of_tuning() -> None:
     assert float(curve(4)) > COST(4) == 10.0  # tuning's own is not changed by serving
 
 
-def test_measured_costs_never_fall(deployment: Runtime) -> None:
-    cost = measure_cost(deployment.engines["target"], PROMPT, 9)
-    assert cost.rows == (1, 2, 3, 4, 6, 8, 9)
-    assert list(cost.ms) == sorted(cost.ms) and cost.ms[0] > 0
-
-
-@pytest.mark.parametrize(("drafter", "calls"), [("heads", "guesses"), ("redrafter", "extensions")])
-def test_the_engines_of_a_deployment_are_timed(
-    drafter: DrafterKind, calls: str, deployment: Runtime
+@pytest.mark.parametrize("streams", [1, 3])
+def test_the_rounds_of_a_deployment_are_timed(
+    streams: int, deployment: Runtime, trace: Trace
 ) -> None:
-    costs = measure_costs(deployment.engines, PROMPT, drafter=drafter, beams=3)
-    assert costs.step.rows[-1] == 65 and costs.heads_ms > 0 and costs.draft_ms > 0
-    assert set(getattr(deployment.engines["target"], calls)) == {1 if drafter == "heads" else 3}
+    costs = measure_costs(deployment, [trace], drafter=None, streams=streams)
+    target = deployment.engines["target"]
+    assert isinstance(target, ScriptedEngine) and not target.live
+    assert costs.step.rows[:4] == tuple(streams * rows for rows in (1, 2, 3, 4))
+    assert costs.tree and costs.tree.rows[:3] == tuple(streams * rows for rows in (1, 4, 8))
+    for curve in (costs.step, costs.tree):
+        assert list(curve.ms) == sorted(curve.ms) and curve.ms[0] > 0
+    assert costs.change_ms >= 0
+
+
+def test_scripted_drafts_have_their_size_and_the_recorded_tokens() -> None:
+    coming = [7, 8, 9]
+    chain = scripted_draft(coming, Size(4), VOCABULARY)
+    assert chain.depth == 4 and chain.tokens[:2].tolist() == [7, 8] and chain.tokens[2] != 9
+    tree = scripted_draft(coming, Size(7, branched=True), VOCABULARY)
+    assert len(tree) == 7 and tree.depth == 3
+    assert tree.parents.tolist() == [-1, -1, 0, 0, 1, 1, 2]
+    assert [tree.tokens[0], tree.tokens[2]] == [7, 8]
+    assert len(scripted_draft(coming, Size(0), VOCABULARY)) == 0
+
+
+@pytest.mark.parametrize(
+    ("drafter", "calls"),
+    [("heads", "guesses"), ("redrafter", "extensions"), ("eagle3", "predictions")],
+)
+def test_drafters_are_called_between_the_steps_that_are_timed(
+    drafter: DrafterKind, calls: str, deployment: Runtime, trace: Trace
+) -> None:
+    measure_costs(deployment, [trace], drafter=drafter, beams=3)
+    target, draft = deployment.engines["target"], deployment.engines["draft"]
+    assert set(getattr(target, calls)) == {3 if drafter == "redrafter" else 1}  # paths, or drafts
+    assert isinstance(draft, ScriptedEngine) and draft.rows.count(1) > len(draft.rows) / 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        PromptLookup("prompt_lookup", 5, 1, 3),
+        Medusa("medusa", "", 5, "dynamic"),
+        DraftModel("draft_model", DraftOptions(""), 3),
+    ],
+    ids=lambda options: options.method,
+)
+def test_streams_that_are_replayed_together_emit_their_own_answers(
+    options: Speculation, deployment: Runtime
+) -> None:
+    prompts = [PROMPT, [1, 2, 3], [7] * 30, [4, 4]]
+    traces = record(deployment, prompts, 40, (), drafter="heads")
+    rounds = replay_all(options, traces, deployment, priced(FREE), streams=2)
+    assert max(len(one.steps) for one in rounds) == 2
+    assert sum(one.emitted for one in rounds) == sum(len(trace.output) for trace in traces)
+    alone = [replay(options, trace, deployment, priced(FREE)) for trace in traces]
+    assert sum(map(len, alone)) >= len(rounds) > sum(map(len, alone)) / 2 - 3
+    calls = sum(one.head_calls + one.draft_calls for one in rounds)
+    assert 0 <= calls <= 3 * len(rounds)  # one call serves both streams
 
 
 def test_a_replay_counts_the_calls_of_heads_and_draft(deployment: Runtime, trace: Trace) -> None:
-    def steps(options: Speculation) -> list[ReplayedStep]:
-        return replay(options, trace, deployment, priced(FREE))
+    def steps(options: Speculation) -> list[ReplayedRound]:
+        return rounds_of(options, trace, deployment, priced(FREE))
 
     heads = steps(Medusa("medusa", "", 4, "dynamic"))
     assert [step.head_calls for step in heads][1:-1] == [1] * (len(heads) - 2)
     draft = steps(DraftModel("draft_model", DraftOptions(""), 3, draft_length="fixed"))
-    assert all(step.draft_calls == step.depth for step in draft[1:])
+    assert all(one.draft_calls == one.steps[0].depth for one in draft[1:])
     both = steps(Hybrid("hybrid", heads="", tree="dynamic"))
     assert 0 < sum(step.head_calls for step in both) <= len(both)
 
@@ -280,18 +402,19 @@ def test_methods_need_nothing_or_what_the_run_brings() -> None:
     assert names(ReDrafter("redrafter", "d")) == [*free, "redrafter", "hybrid"]
     beside = Hybrid("hybrid", redrafter=ReDrafterOptions("d"))
     assert names(beside) == [*free, "redrafter", "hybrid"]
+    layer = Eagle3("eagle3", Eagle3Draft("d"))
+    assert names(layer) == [*free, "eagle3", "hybrid"]
+    assert names(Hybrid("hybrid", eagle3=Eagle3Options("d"))) == names(layer)
 
 
-def test_timed_steps_read_the_prefix_once_and_then_only_their_rows(
-    deployment: Runtime,
-) -> None:
-    target = deployment.engines["target"]
-    assert isinstance(target, ScriptedEngine)
-    measure_cost(target, PROMPT, 3)
-    first, *rest = target.rows
-    assert first == len(PROMPT) and not target.live
-    assert set(rest) == {1, 2, 3}
-    assert all(rest.count(rows) == rest.count(1) for rows in (2, 3))
+def test_every_setting_of_a_layer_that_drafts_is_in_the_record() -> None:
+    layer = Eagle3("eagle3", Eagle3Draft("d"))
+    for method in possible_methods(layer)[2:]:
+        for options in candidates(method, []):
+            found = eagle3_of(options)
+            assert found and found.num_beams <= BEAMS and found.draft_len_per_beam <= LEVELS
+            if isinstance(options, Eagle3) and options.tree == "chain":
+                assert options.num_draft_tokens <= LEVELS
 
 
 def test_every_tree_that_is_tried_has_its_size() -> None:
@@ -312,6 +435,9 @@ def test_every_tree_that_is_tried_has_its_size() -> None:
         Hybrid("hybrid", heads="h", tree="dynamic"),
         Hybrid("hybrid", redrafter=ReDrafterOptions("h", 2, 4)),
         ReDrafter("redrafter", "h", 3, 3),
+        Eagle3("eagle3", Eagle3Draft("h"), 5),
+        Eagle3("eagle3", Eagle3Draft("h"), 12, "dynamic", 3, 4),
+        Hybrid("hybrid", eagle3=Eagle3Options("h", 2, 4)),
         Lookahead("lookahead"),
     ],
     ids=lambda options: options.method,
