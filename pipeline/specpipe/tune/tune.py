@@ -171,7 +171,7 @@ def _predict(seen: Observed, options: Speculation, traces: Sequence[Trace]) -> P
     """Replay `options` and plain decoding, and compare their prices.
 
     Lookahead, which drafts with the target, is run. Rounds in which a prompt is read cost the same
-    with all settings and are left out.
+    with all settings and are left out, as are those of fewer streams, at the end.
     """
     found = _cost_of(seen, options, traces)
     if not found.tokens:
@@ -197,6 +197,8 @@ def _cost_of(seen: Observed, options: Speculation, traces: Sequence[Trace]) -> P
         rounds = [found for trace in traces for found in _run_rounds(seen, options, trace, budget)]
     else:
         rounds = replay(options, traces, seen.deployment, budget, seen.streams)
+    full = max((len(found.steps) for found in rounds), default=0)
+    rounds = [replace(r, reads=True) if len(r.steps) < full else r for r in rounds]
     counted = [found for found in rounds if not found.reads]
     return Priced(
         price(seen.costs, rounds),
