@@ -30,7 +30,7 @@ Serve = Callable[[Speculation], AbstractContextManager[Client]]
 
 
 @dataclass(frozen=True)
-class Extent:
+class SearchExtent:
     """How much is measured."""
 
     prompts: int = 4
@@ -41,7 +41,7 @@ class Extent:
 
 
 @dataclass(frozen=True)
-class Subject:
+class RunAtLoad:
     """A run at one load."""
 
     run: str
@@ -83,14 +83,14 @@ class Ledger:
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values, sort_keys=True) + "\n")
 
-    def of(self, kind: str, subject: Subject) -> list[dict[str, Any]]:
+    def of(self, kind: str, subject: RunAtLoad) -> list[dict[str, Any]]:
         """Return the lines of one kind about a subject."""
         wanted = (kind, subject.run, subject.streams)
         return [
             v for v in self.lines() if (v.get("kind"), v.get("run"), v.get("streams")) == wanted
         ]
 
-    def timings(self, kind: str, subject: Subject) -> dict[str, list[Timing]]:
+    def timings(self, kind: str, subject: RunAtLoad) -> dict[str, list[Timing]]:
         """Return the measurements of one kind, by the key of their settings."""
         found: dict[str, list[Timing]] = {}
         for line in self.of(kind, subject):
@@ -98,7 +98,7 @@ class Ledger:
             found.setdefault(line["settings"], []).append(timing)
         return found
 
-    def note(self, kind: str, subject: Subject, key: str, timing: Timing) -> None:
+    def note(self, kind: str, subject: RunAtLoad, key: str, timing: Timing) -> None:
         """Append a measurement."""
         self.write(kind=kind, settings=key, **asdict(subject), **asdict(timing))
 
@@ -120,7 +120,7 @@ class Search:
 
     run: str
     prompts: Sequence[str]
-    extent: Extent
+    extent: SearchExtent
     ledger: Ledger
     serve: Serve
     is_over: Callable[[], bool]
@@ -128,7 +128,7 @@ class Search:
 
     def measure_grid(self, settings: Sequence[Speculation], loads: Sequence[int]) -> bool:
         """Measure every setting once at every load; tell whether all are measured."""
-        subjects = [Subject(self.run, streams) for streams in loads]
+        subjects = [RunAtLoad(self.run, streams) for streams in loads]
         done = {s: self.ledger.timings("grid", s) for s in subjects}
         for number, options in enumerate(settings):
             missing = [s for s in subjects if key_of(options) not in done[s]]
@@ -139,7 +139,7 @@ class Search:
                 self._serve("grid", options, missing)
         return True
 
-    def measure_again(self, kind: str, settings: Sequence[str], subject: Subject) -> bool:
+    def measure_again(self, kind: str, settings: Sequence[str], subject: RunAtLoad) -> bool:
         """Serve settings in turn until each has its rounds; tell whether all have."""
         done = {key: len(v) for key, v in self.ledger.timings(kind, subject).items()}
         for number in range(self.extent.rounds):
@@ -153,14 +153,16 @@ class Search:
                     self._serve(kind, settings_of(key), [subject])
         return True
 
-    def _serve(self, kind: str, options: Speculation, subjects: Sequence[Subject]) -> None:
+    def _serve(self, kind: str, options: Speculation, subjects: Sequence[RunAtLoad]) -> None:
         with self.serve(options) as client:
             for subject in subjects:
                 timing = time_settings(client, self.prompts, subject.streams, self.extent)
                 self.ledger.note(kind, subject, key_of(options), timing)
 
 
-def time_settings(client: Client, prompts: Sequence[str], streams: int, extent: Extent) -> Timing:
+def time_settings(
+    client: Client, prompts: Sequence[str], streams: int, extent: SearchExtent
+) -> Timing:
     """Send all prompts with and without speculation in turn, in `streams` streams.
 
     The first arm alternates from pass to pass. Both are warmed up.
@@ -180,7 +182,7 @@ def time_settings(client: Client, prompts: Sequence[str], streams: int, extent: 
     return Timing(*ms)
 
 
-def best_keys(ledger: Ledger, subject: Subject) -> list[str]:
+def best_keys(ledger: Ledger, subject: RunAtLoad) -> list[str]:
     """Return the settings that were the fastest when all were measured."""
     found = ledger.timings("grid", subject)
     ordered = sorted(found, key=lambda key: -found[key][-1].speedup)

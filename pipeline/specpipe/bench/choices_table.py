@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from specpipe.bench.choices import Ledger, Subject, Timing, is_plain, settings_of
+from specpipe.bench.choices import Ledger, RunAtLoad, Timing, is_plain, settings_of
 from specpipe.config.speculation import Speculation
 from specpipe.validate.metrics import Figure, figure
 
@@ -16,7 +16,7 @@ _TUNE = (
 _METHODS = "| run | streams | method | predicted | speed-up | recommended |"
 
 
-def choices_table(ledger: Ledger, subjects: Sequence[Subject], shown: Shown) -> str:
+def choices_table(ledger: Ledger, subjects: Sequence[RunAtLoad], shown: Shown) -> str:
     """Return a line for each run and load: the choice of `tune`, and that of brute force.
 
     Speed-ups are medians of the rounds with the 10th and 90th percentile.
@@ -30,7 +30,7 @@ def choices_table(ledger: Ledger, subjects: Sequence[Subject], shown: Shown) -> 
 
 
 def _choice_line(
-    ledger: Ledger, subject: Subject, choice: Mapping[str, object], shown: Shown
+    ledger: Ledger, subject: RunAtLoad, choice: Mapping[str, object], shown: Shown
 ) -> str:
     key = str(choice["settings"])
     grid, final = ledger.timings("grid", subject), ledger.timings("final", subject)
@@ -53,7 +53,7 @@ def _choice_line(
     return f"| {' | '.join(cells)} |"
 
 
-def methods_table(ledger: Ledger, subjects: Sequence[Subject], shown: Shown) -> str:
+def methods_table(ledger: Ledger, subjects: Sequence[RunAtLoad], shown: Shown) -> str:
     """Return a line for each method that `recommend` compared, the fastest first."""
     lines = [_METHODS, "|---|---|---|---|---|---|"]
     for subject in subjects:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from specpipe.bench.choices import (
-    Extent,
     Ledger,
+    RunAtLoad,
     Search,
-    Subject,
+    SearchExtent,
     Timing,
     best_keys,
     deadline,
@@ -35,8 +35,8 @@ from specpipe.serve.client import Generation, Options
 from tests.helpers.served_model import ServedModel
 
 GRID = [PromptLookup("prompt_lookup", tokens) for tokens in (2, 3, 4, 6, 8)]
-ONE, FOUR = Subject("mine", 1), Subject("mine", 4)
-EXTENT = Extent(rounds=2)
+ONE, FOUR = RunAtLoad("mine", 1), RunAtLoad("mine", 4)
+EXTENT = SearchExtent(rounds=2)
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Servers:
         return len(self.started) >= self.most
 
 
-def search(tmp_path: Path, servers: Servers, extent: Extent = EXTENT) -> Search:
+def search(tmp_path: Path, servers: Servers, extent: SearchExtent = EXTENT) -> Search:
     ledger = Ledger(tmp_path / "deep/ledger.jsonl")
     prompts = ("one two three", "the quick brown fox")
     return Search(
@@ -106,7 +106,7 @@ def test_settings_are_served_again_in_turn(tmp_path: Path) -> None:
 
 def test_both_arms_take_turns_in_being_first() -> None:
     model = ChattyModel()
-    found = time_settings(model, ["a", "b"], 1, Extent(passes=2))  # type: ignore[arg-type]
+    found = time_settings(model, ["a", "b"], 1, SearchExtent(passes=2))  # type: ignore[arg-type]
     arms = ["plain" if sent == 0 else "fast" for sent in model.sent]
     assert arms == ["fast", "plain"] + ["plain"] * 2 + ["fast"] * 4 + ["plain"] * 2
     assert found.ms > 0 and found.plain_ms > 0
