@@ -49,11 +49,9 @@ def bench_speculation(
 
     The server is the one at `remote`, or one that is built and started for it. Requests are greedy,
     in the chat template, one at a time; the two arms take turns. Returns a row for each set of
-    prompts. Raises what `require_speculation`, `require_plain`, `called` and the client raise.
+    prompts. Raises what `require_comparable`, `require_plain`, `called` and the client raise.
     """
-    require_speculation(run.config)
-    if remote is None:
-        require_plain(run.config, describe_endpoint(run.config).text)
+    require_comparable(run.config, remote)
     with called(run, remote, notify) as client:
         require_plain(run.config, client.endpoint.text)
         rows = []
@@ -64,13 +62,18 @@ def bench_speculation(
         return rows
 
 
-def require_speculation(config: RunConfig) -> None:
-    """Raise ConfigError if the run does not speculate."""
+def require_comparable(config: RunConfig, remote: Remote | None = None) -> None:
+    """Raise ConfigError if the run does not speculate, Unsupported if it always does.
+
+    Whether a server at `remote` can decode plainly is known once it is called.
+    """
     if not speculates(config):
         raise ConfigError(
             f"{config.path}: this run does not speculate: there is nothing to compare",
             hint="set speculation.method, or measure the run with `specpipe bench serving`",
         )
+    if remote is None:
+        require_plain(config, describe_endpoint(config).text)
 
 
 def require_plain(config: RunConfig, model: Model) -> None:

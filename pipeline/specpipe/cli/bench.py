@@ -73,14 +73,14 @@ def speculation(
     Example:  specpipe bench speculation model_configs/smollm2-135m_hybrid.yaml --precision int8
     """
     from specpipe.bench.prompts import prompt_sets
-    from specpipe.bench.speculation import bench_speculation, require_speculation
+    from specpipe.bench.speculation import bench_speculation, require_comparable
     from specpipe.cli.bench_tables import SPECULATION
 
     require_one(configs, remote, precisions)
     runs = load_runs(configs, workspace, precisions)
     sets = {}
     for run in runs:
-        require_speculation(run.config)
+        require_comparable(run.config, remote)
         sets[run.config.name] = prompt_sets(run.config, files, count)
 
     def measure(run: "Run", progress: "Progress") -> Sequence[Any]:

@@ -185,3 +185,20 @@ def test_ranks_over_several_nodes_need_dynamo(packaged: tuple[str, ...], tmp_pat
     refused = run("package", *packaged, "--deploy", "kubernetes", "--gpus-per-node", "1")
     assert refused.exit_code == 3 and "starts its ranks on one node" in refused.output
     assert "set serving.front: dynamo" in refused.output
+
+
+def test_loads_of_a_running_server_are_measured_and_its_speculation_is_refused(
+    packaged: tuple[str, ...], standin: Standin, tmp_path: Path
+) -> None:
+    _, config, *place = packaged
+    (tmp_path / "short.jsonl").write_text('{"prompt": "hi"}\n')
+    values = json.loads(Path(config).read_text())
+    values["validate"] = {"prompts": str(tmp_path / "short.jsonl"), "num_prompts": 1}
+    Path(config).write_text(json.dumps(values))
+    assert run("build", *packaged).exit_code == 0
+    measured = run("bench", "serving", config, *place, "--url", standin.url, "--clients", "2")
+    assert measured.exit_code == 0, measured.output
+    assert "| api | - | - | " in measured.stdout and "2 clients: " in measured.stdout
+    refused = run("bench", "speculation", config, *place, "--url", standin.url)
+    assert refused.exit_code == 3
+    assert "no request can turn the speculation of method prompt_lookup off" in refused.stderr
