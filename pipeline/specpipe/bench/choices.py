@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ Serve = Callable[[Speculation], AbstractContextManager[Client]]
 class SearchExtent:
     """How much is measured."""
 
-    prompts: int = 4
-    max_tokens: int = 48
+    prompts: int = 3
+    max_tokens: int = 32
     passes: int = 2  # of all prompts, with each setting
     rounds: int = 3  # in which the best settings and the choice are served again
     stride: int = 1  # of the grid; 1: all of it
@@ -165,16 +166,18 @@ def time_settings(
 ) -> Timing:
     """Send all prompts with and without speculation in turn, in `streams` streams.
 
-    The first arm alternates from pass to pass. Both are warmed up.
+    The first arm alternates from pass to pass. Both are warmed up. Several streams have two answers
+    each, so prompts are sent again if there are fewer.
     """
     fast = Options(max_tokens=extent.max_tokens)
     arms = (fast, replace(fast, num_draft_tokens=0))
     for arm in arms:
         send(client, prompts[0], replace(arm, max_tokens=WARM_UP_TOKENS))
+    asked = list(islice(cycle(prompts), max(len(prompts), 2 * streams if streams > 1 else 1)))
     seconds, tokens = [0.0, 0.0], [0, 0]
     for number in range(extent.passes):
         for place in (0, 1) if number % 2 else (1, 0):
-            jobs = [partial(send, client, prompt, arms[place]) for prompt in prompts]
+            jobs = [partial(send, client, prompt, arms[place]) for prompt in asked]
             answers, spent_s = run_load(ClosedLoop(streams), jobs)
             seconds[place] += spent_s
             tokens[place] += sum(sent.result.output_tokens or 0 for sent in answers)
