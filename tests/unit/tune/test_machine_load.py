@@ -22,7 +22,7 @@ def test_the_time_of_other_processes_is_that_of_all_without_our_own(tmp_path: Pa
     stat, seconds = tmp_path / "stat", iter([100.0, 1100.0])
     stat.write_text("cpu 100 0 100 5000 100 0 0 0 0 0\ncpu0 1 1 1 1\n")
     watch = LoadWatch(0.3, lambda: next(seconds), stat).start()
-    stat.write_text("cpu 30100 20000 30100 9000 100 10000 10000 0 0 0\ncpu0 1 1 1 1\n")
+    stat.write_text("cpu 30100 20000 30100 9000 7100 10000 10000 0 0 0\ncpu0 1 1 1 1\n")
     found = watch.read()
     assert found.before == 0.3
     assert found.others == pytest.approx(1.0, abs=0.01)  # 100,000 ticks in 1000 s
