@@ -11,10 +11,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.checkpoint.weight_files import weight_files
 from specpipe.core.errors import Rejection
+
+if TYPE_CHECKING:
+    import torch
 
 TARGET = "specpipe_target"  # in the metadata of a drafter's tensors, in a draft's config.json
 CHANGED = "specpipe_changed_target"  # `true`: training has changed the target, into its backbone
@@ -32,6 +36,25 @@ class Mark:
         """Return the metadata of the drafter's safetensors file."""
         changed = {CHANGED: "true"} if self.is_changed else {}
         return {"format": "pt", TARGET: self.fingerprint, **changed}
+
+
+def save_marked(tensors: "Mapping[str, torch.Tensor]", file: Path, mark: Mark | None) -> None:
+    """Write a drafter's safetensors file with the mark of its target; equal tensors, equal bytes.
+
+    The library writes the entries of the metadata in any order; here they are sorted.
+    """
+    from safetensors.torch import save_file
+
+    save_file(dict(tensors), file, metadata=mark.metadata() if mark else None)
+    with file.open("r+b") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:  # as ever: the same entries in another order
+            opened.seek(8)
+            opened.write(text.ljust(length))
 
 
 def mark_for(folder: Path, *, is_changed: bool = False) -> Mark:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from specpipe.checkpoint.belonging import mark_for
+from specpipe.checkpoint.belonging import mark_for, save_marked
 from specpipe.checkpoint.eagle3_format import (
     NewEagle3,
     speculators_config,
@@ -140,14 +140,12 @@ def write_drafter(
     net: Eagle3Net, config: Mapping[str, Any], ids: torch.Tensor, target: Target, folder: Path
 ) -> None:
     """Write `model.safetensors` in the target's type, with maps unless every token is drafted."""
-    from safetensors.torch import save_file
-
     kind, total = DTYPES[target.dtype], len(target.output)
     tensors = {n: p.detach().cpu().to(kind).contiguous() for n, p in net.named_parameters()}
     if len(ids) < total:
         tensors["d2t"] = ids - torch.arange(len(ids))
         tensors["t2d"] = torch.zeros(total, dtype=torch.bool).index_fill(0, ids, True)
-    save_file(tensors, folder / "model.safetensors", metadata=mark_for(target.path).metadata())
+    save_marked(tensors, folder / "model.safetensors", mark_for(target.path))
     write_config(config, folder)
 
 

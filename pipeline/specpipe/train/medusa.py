@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from specpipe.checkpoint.belonging import Mark, mark_for
+from specpipe.checkpoint.belonging import Mark, mark_for, save_marked
 from specpipe.checkpoint.medusa import WEIGHTS
 from specpipe.config.run_config import RunConfig
 from specpipe.core.artifacts import Workspace, write_text
@@ -85,10 +85,8 @@ def write_heads(
     heads: MedusaHeads, config: HeadsConfig, folder: Path, mark: Mark | None = None
 ) -> None:
     """Write `medusa_lm_head.safetensors` in float16, with the `mark` of its target, and config."""
-    from safetensors.torch import save_file
-
     tensors = {name: t.to(torch.float16).cpu().contiguous() for name, t in _named(heads).items()}
-    save_file(tensors, folder / WEIGHTS, mark.metadata() if mark else None)
+    save_marked(tensors, folder / WEIGHTS, mark)
     text = json.dumps(asdict(config), indent=2, sort_keys=True) + "\n"
     write_text(folder / "config.json", text)
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from specpipe.checkpoint.belonging import Mark, mark_for
+from specpipe.checkpoint.belonging import Mark, mark_for, save_marked
 from specpipe.config.run_config import RunConfig
 from specpipe.core.artifacts import Workspace, write_text
 from specpipe.train.frozen import learn, report, write_calibration
@@ -93,12 +93,10 @@ def write_drafter(
 
     The file carries the `mark` of its target.
     """
-    from safetensors.torch import save_file
-
     tensors = {
         apples_name(name): t.detach().to(torch.float16).cpu() for name, t in net.named_parameters()
     }
-    save_file(tensors, folder / "model.safetensors", mark.metadata() if mark else None)
+    save_marked(tensors, folder / "model.safetensors", mark)
     width = net.rnn_u.in_features
     config = DrafterConfig(width, vocab_size, len(net.layers), width)
     write_text(folder / "config.json", json.dumps(asdict(config), indent=2, sort_keys=True) + "\n")

@@ -26,6 +26,7 @@ from specpipe.train.target import Target
 from specpipe.train.text import CURVE_DOCUMENTS, CURVE_POSITIONS, Document, Split
 
 STEPS_S, STATES_S, ANSWERS_S = 8.0, 8.0, 4.0  # that each part may take, about
+JUDGED = 0.125  # of what a point of the curve looks at
 _FEW, _PROMPT = 4, 8  # tokens of an answer that is timed, and of its prompt
 _GREEDY = Sampling(top_k=1, temperature=0.0)
 
@@ -131,14 +132,15 @@ def _sample(job: TrainingJob, work: Work, amounts: Amounts, token: float) -> _Sa
     if work.on_positions:
         per_point = CURVE_POSITIONS / max(1, learned - 2)
     there = max(1.0, amounts.documents * job.config.train.hold_out)
-    wanted = (max(1.0, per_step), min(per_point, there))
+    point = min(per_point, there)
+    wanted = (max(1.0, per_step), max(1.0, point * JUDGED))
     most = STATES_S / (token * length) / sum(wanted)
     counts = [max(1, round(count * min(1.0, most))) for count in wanted]
     made = [_random(job.target, length, learned, seed) for seed in range(sum(counts))]
     return _Sample(
         Split(tuple(made[: counts[0]]), tuple(made[counts[0] :])),
         max(1.0, wanted[0] / counts[0]),
-        max(1.0, wanted[1] / counts[1]),
+        max(1.0, point / counts[1]),
     )
 
 
