@@ -2,29 +2,15 @@
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from specpipe.core.artifacts import MANIFEST, Workspace, digest_file
-from specpipe.train.draft_model import train_draft
-from specpipe.train.eagle3 import train_eagle3
-from specpipe.train.medusa import train_medusa
-from specpipe.train.redrafter import train_redrafter
-from tests.helpers.killing import Step, call_at_every_step, run_in_child
+from tests.helpers.killed_training import TRAININGS
 
-TRAININGS = {
-    "medusa": train_medusa,
-    "redrafter": train_redrafter,
-    "eagle3": train_eagle3,
-    "draft": train_draft,
-}
-KILLS = 7
 PROMPTS = ["Who jumps?", "And the box?", "Zebras?", "The lazy dog", "Jugs", "Liquor"]
-
-
-def files_of(folder: Path) -> dict[str, str]:
-    return {f.name: digest_file(f) for f in folder.rglob("*") if f.is_file()}
 
 
 @pytest.mark.slow
@@ -37,24 +23,12 @@ def test_a_training_that_is_killed_again_and_again_ends_in_the_same_bytes(
     answers = {"prompts": str(prompts), "max_tokens": 8, "batch_size": 2}
     schedule = {"epochs": 1, "batch_tokens": 128, "learning_rate": 1e-3, "checkpoint_every": 2}
     config = make_run(self_distillation=answers, **{kind: {"schedule": schedule}})
-    train = TRAININGS[kind]
-    whole = Workspace(tmp_path / "whole", config.name)
-
-    def act(workspace: Workspace, step: Step) -> None:
-        call_at_every_step(step)
-        train(config, workspace)
-
-    code, steps = run_in_child(lambda step: act(whole, step), steps=10**9)
-    assert code == 0
-    killed = Workspace(tmp_path / "killed", config.name)
-    product = killed.engines / "train" / kind
-    for number in range(KILLS):  # later and later: what the last run kept is not done again
-        at = 1 + number * steps // (KILLS + 2)
-        code, _ = run_in_child(lambda step: act(killed, step), steps=at)
-        assert code in (-signal.SIGKILL, 0)
-        if (product / MANIFEST).is_file():  # also if it was killed after that
-            assert files_of(product) == files_of(whole.engines / "train" / kind)
-    assert run_in_child(lambda step: act(killed, step), steps=10**9)[0] == 0
-    assert files_of(product) == files_of(whole.engines / "train" / kind)
-    left = killed.engines.glob(f"train/.{kind}*")
+    words = ["-m", "tests.helpers.killed_training", kind, config.path, str(tmp_path)]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True)
+    first, *killed, last = json.loads(done.stdout.splitlines()[-1])
+    assert first["code"] == last["code"] == 0 and first["whole"] and last["equal"]
+    assert {outcome["code"] for outcome in killed} <= {-signal.SIGKILL, 0}
+    assert [outcome["code"] for outcome in killed].count(-signal.SIGKILL) >= 4
+    assert all(outcome["equal"] for outcome in killed if outcome["whole"])
+    left = tmp_path.glob(f"killed/engines/*/train/.{kind}*")
     assert not list(left), "what killed runs left is removed"
