@@ -75,6 +75,7 @@ class Announcement:
         why = PROCESSES if self.placement.world > 1 else ""
         pace: Pace | None = None
         if self.measure and not why and not rejections(sized):
+            self.notify("measuring how long some steps take")
             pace = rehearse(job, self.made.make, sized.work, sized.amounts)
         elif not why:
             why = "the training does not fit" if self.measure else "no measurement was asked for"
