@@ -107,6 +107,7 @@ NEAR = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "variant", "dtype", "quantization"), NEAR)
 def test_smaller_numbers_stay_near(
     name: str, variant: str, dtype: str, quantization: str, tmp_path: Path, make_engine

@@ -34,6 +34,7 @@ def test_every_family_is_cut() -> None:
     assert {name for name, _ in CASES} == set(FAMILIES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", CASES, indirect=True, ids=" ".join)
 def test_merged_ranks_are_the_model(source: Source, tmp_path: Path) -> None:
     family = find_family(source.hf_config)

@@ -35,6 +35,7 @@ FORMATS: list[Quantization] = ["fp8", "int8_sq", "int4_awq", "nvfp4"]
 STEP = {"fp8": 1 / 28, "int8_sq": 1 / 254, "int4_awq": 1 / 14, "nvfp4": 1 / 6}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORLDS)
 def test_a_family_is_quantised_or_refused_for_its_experts(name: str, tmp_path: Path) -> None:
     folder = make_family(tmp_path / "model", name, next(iter(WORLDS[name].variants)))

@@ -176,6 +176,7 @@ def test_another_release_than_the_planned_one_is_refused_before_it_builds(
     assert not list(run()[1].engines.glob("*.build.log"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "words"),
     [

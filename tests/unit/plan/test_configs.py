@@ -55,6 +55,7 @@ def test_its_commands_are_ones_that_its_release_can_read(name: str) -> None:
         assert flags["--workers"] == str(ranks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ON_GPUS)
 def test_it_fits_and_above_its_largest_batch_it_does_not(name: str, tmp_path: Path) -> None:
     memory = plan_of(CONFIGS / f"{name}.yaml").memory

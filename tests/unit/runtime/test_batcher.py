@@ -274,7 +274,9 @@ def test_more_streams_than_max_concurrency_draft_nothing() -> None:
     assert made["target"].steps[-1] == 3
 
 
-@pytest.mark.parametrize("seed", range(200))
+@pytest.mark.parametrize(
+    "seed", [*range(60), *(pytest.param(n, marks=pytest.mark.slow) for n in range(60, 200))]
+)
 def test_every_answer_of_a_random_schedule_is_that_of_its_request_alone(seed: int) -> None:
     """Arrivals, cancellations, small pools, small steps and all methods, mixed."""
     rng = np.random.default_rng(seed)
