@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Literal
+from typing import Any, Literal
 
 from specpipe.config.method_parts import Eagle3Draft
 from specpipe.config.speculation import (
@@ -90,44 +90,37 @@ def candidates(options: Speculation, accuracy: Sequence[Sequence[float]]) -> lis
         ]
     if isinstance(options, Eagle3):
         return _layers(options)
-    if isinstance(options, Hybrid) and options.eagle3:
-        return [
-            replace(options, num_draft_tokens=nodes, min_matching_ngram_size=low,
-                    max_matching_ngram_size=high,
-                    eagle3=replace(options.eagle3, num_beams=b, draft_len_per_beam=length))
-            for nodes in HYBRID_TOKENS
-            for low, high in TREE_NGRAMS[:1]
-            for b, length in DRAFTER_BEAMS
-        ]  # fmt: skip
-    if isinstance(options, Hybrid) and options.redrafter:
-        return [
-            replace(options, num_draft_tokens=nodes, min_matching_ngram_size=low,
-                    max_matching_ngram_size=high,
-                    redrafter=replace(options.redrafter, num_beams=b, draft_len_per_beam=length))
-            for nodes in HYBRID_TOKENS
-            for low, high in TREE_NGRAMS[:1]
-            for b, length in DRAFTER_BEAMS
-        ]  # fmt: skip
-    if isinstance(options, Hybrid) and options.heads:
-        return [
-            replace(options, num_draft_tokens=nodes, tree="dynamic",
-                    min_matching_ngram_size=low, max_matching_ngram_size=high)
-            for nodes in HYBRID_TOKENS
-            for low, high in TREE_NGRAMS
-        ]  # fmt: skip
     if isinstance(options, Hybrid):
-        return [
-            replace(options, num_draft_tokens=tokens,
-                    min_matching_ngram_size=low, max_matching_ngram_size=high)
-            for tokens in HYBRID_TOKENS
-            for low, high in LOOKUP_NGRAMS
-        ]  # fmt: skip
+        return _hybrids(options)
     if isinstance(options, Lookahead):
         return [
             replace(options, window_size=w, ngram_size=n, verification_set_size=g)
             for w, n, g in WINDOWS
         ]
     return []
+
+
+def _hybrids(options: Hybrid) -> list[Speculation]:
+    drafter = options.eagle3 or options.redrafter
+    if drafter is not None:
+        name = "eagle3" if options.eagle3 else "redrafter"
+        low, high = TREE_NGRAMS[0]
+        beams: list[dict[str, Any]] = [
+            {name: replace(drafter, num_beams=b, draft_len_per_beam=n)} for b, n in DRAFTER_BEAMS
+        ]
+        return [
+            replace(options, num_draft_tokens=nodes, min_matching_ngram_size=low,
+                    max_matching_ngram_size=high, **changed)
+            for nodes in HYBRID_TOKENS
+            for changed in beams
+        ]  # fmt: skip
+    tree = "dynamic" if options.heads else options.tree
+    return [
+        replace(options, num_draft_tokens=tokens, tree=tree, min_matching_ngram_size=low,
+                max_matching_ngram_size=high)
+        for tokens in HYBRID_TOKENS
+        for low, high in (TREE_NGRAMS if options.heads else LOOKUP_NGRAMS)
+    ]  # fmt: skip
 
 
 def _layers(options: Eagle3) -> list[Speculation]:
