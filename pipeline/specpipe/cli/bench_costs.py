@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from specpipe.cli.bench_options import count_option, streams_option
 from specpipe.cli.options import json_option, require_writable
 from specpipe.cli.output import end_json, say, suggest
 from specpipe.cli.request_options import OpenClient, server_options
@@ -24,32 +25,13 @@ if TYPE_CHECKING:
     callback=require_writable,
     help="Write the cost model to this JSON file.",
 )
-@click.option(
-    "--streams",
-    metavar="N",
-    multiple=True,
-    default=(2, 4, 8),
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Streams that decode at the same time, in addition to one. Can be given several times; at "
+@streams_option(
+    (2, 4, 8),
+    "Streams that decode at the same time, in addition to one. Can be given several times; at "
     "most the sequences that the server runs in one batch.",
 )
-@click.option(
-    "--max-tokens",
-    metavar="N",
-    default=48,
-    show_default=True,
-    type=click.IntRange(min=8),
-    help="Maximum number of output tokens of each answer.",
-)
-@click.option(
-    "--rounds",
-    metavar="N",
-    default=3,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="How often every size is measured.",
-)
+@count_option("--max-tokens", 48, "Maximum number of output tokens of each answer.", least=8)
+@count_option("--rounds", 3, "How often every size is measured.")
 @click.option(
     "--draft-model",
     is_flag=True,

@@ -51,6 +51,19 @@ def count_option(
     )
 
 
+def streams_option(default: tuple[int, ...], text: str) -> Callable[[Command], Command]:
+    """Return the option for numbers of answers that are decoded at the same time."""
+    return click.option(
+        "--streams",
+        metavar="N",
+        multiple=True,
+        default=default,
+        show_default=True,
+        type=click.IntRange(min=1),
+        help=text,
+    )
+
+
 def prompts_option(text: str) -> Callable[[Command], Command]:
     """Return the option for files of prompts; `text` ends its help."""
     return click.option(

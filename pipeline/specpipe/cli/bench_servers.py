@@ -12,6 +12,7 @@ from specpipe.cli.bench_options import (
     precision_option,
     remote_options,
     require_one,
+    streams_option,
     without_url,
 )
 from specpipe.cli.bench_report import load_runs, report
@@ -81,15 +82,7 @@ def serving(
 @click.command()
 @configs_argument
 @workspace_option
-@click.option(
-    "--streams",
-    metavar="N",
-    multiple=True,
-    default=(1, 8),
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Answers that are decoded at the same time. Can be given several times.",
-)
+@streams_option((1, 8), "Answers that are decoded at the same time. Can be given several times.")
 @count_option("--rounds", 20, "How often each load is measured on both sides.")
 @count_option("--max-tokens", 64, "Output tokens of each answer.")
 @precision_option
