@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote, urlsplit
+
+from tests.helpers.http_servers import listening
 
 LARGE = (".safetensors", ".bin", ".pt", ".gguf", ".onnx")  # kept elsewhere, as with Git LFS
 Files = Mapping[str, bytes]
@@ -159,15 +160,7 @@ def _entry(name: str, data: bytes) -> dict[str, object]:
 def serve_hub(repos: dict[str, Repo]) -> Iterator[Hub]:
     """Serve models on a free port of loopback."""
     handler = type("Handler", (_Handler,), {})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    port = server.server_address[1]
-    hub = Hub(f"http://127.0.0.1:{port}", f"http://localhost:{port}", repos)
-    handler.hub = hub  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with listening(handler) as port:
+        hub = Hub(f"http://127.0.0.1:{port}", f"http://localhost:{port}", repos)
+        handler.hub = hub  # type: ignore[attr-defined]
         yield hub
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -10,9 +10,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+
+from tests.helpers.http_servers import listening
 
 WORDS = ("one", " two", " thr\u00e9e", " four", " five", " six", " seven", " eight")
 FIRST_TOKEN, STOP = 100, 100 + len(WORDS)
@@ -65,18 +67,9 @@ def openai_server(kind: str, port: int = 0) -> Iterator[Standin]:
     class Handler(_Handler):
         server_of = standin
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    server.daemon_threads = True
-    server.handle_error = lambda request, address: None  # type: ignore[method-assign]  # clients leave
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    standin.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with listening(Handler, port, clients_leave=True) as found:
+        standin.url = f"http://127.0.0.1:{found}"
         yield standin
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -5,12 +5,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from specpipe.core.contracts import Sampling
 from specpipe.train.answers import generate
 from specpipe.train.target import Target
+from tests.helpers.http_servers import listening
 
 GREEDY = Sampling(top_k=1, temperature=0.0)
 Json = dict[str, Any]
@@ -50,17 +51,9 @@ def serving_target(target: Target, owner: str) -> Iterator[TargetServer]:
     class Handler(_Handler):
         server_of = found
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    found.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with listening(Handler) as port:
+        found.url = f"http://127.0.0.1:{port}"
         yield found
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):
