@@ -235,7 +235,8 @@ class ReDrafter:
     """`true`: accept a draft token if it is the target's most likely token. `false` (`tensorrt`):
     sample with the request's temperature; other sampling options are ignored."""
     draft_length: Literal["adaptive", "fixed"] | None = None
-    """As for method `prompt_lookup`."""
+    """As for method `prompt_lookup`. `fixed`: all beams have their full length, as in the engines
+    of TensorRT-LLM."""
 
     @property
     def num_draft_tokens(self) -> int:

@@ -84,11 +84,17 @@ class Recurrent:
     hidden: Logits  # [D]  hidden state that the root was predicted from
     beams: int
     levels: int
+    least_chance: float = LEAST_CHANCE
     _states: dict[Node, Logits] = field(default_factory=dict)  # of the nodes that it was run on
 
     def after(self, level: Sequence[Node]) -> Asking[list[Shares]]:
         """Return predictions of the likeliest nodes; see `after_likeliest`."""
-        return (yield from after_likeliest(level, self._states, self.beams, self.levels, self._ask))
+        known, least = self._states, self.least_chance
+        return (
+            yield from after_likeliest(
+                level, known, self.beams, self.levels, self._ask, least=least
+            )
+        )
 
     def _ask(self, asked: Sequence[Node]) -> Asking[list[Shares]]:
         if not asked:
@@ -107,29 +113,28 @@ def after_likeliest(
     beams: int,
     levels: int,
     ask: Callable[[Sequence[Node]], Asking[list[Shares]]],
+    *,
+    least: float = LEAST_CHANCE,
 ) -> Asking[list[Shares]]:
     """Return predictions of the nodes that are worth asking about; nothing for the others.
 
     `known` have a state. `ask` runs the drafter; it returns nothing if the drafter cannot run.
+    There are none beyond `beams` nodes or `levels` levels, in levels whose nodes have a total
+    probability below `least`, and no descendants of nodes that the drafter was not run on.
     """
-    asked = _worth_asking(level, known, beams, levels)
+    asked = _worth_asking(level, known, beams, levels, least)
     found = yield from ask(asked)
     answers: dict[Node, Shares] = dict(zip(asked, found or [{}] * len(asked), strict=True))
     return [answers.get(node, {}) for node in level]
 
 
 def _worth_asking(
-    level: Sequence[Node], known: Container[Node], beams: int, levels: int
+    level: Sequence[Node], known: Container[Node], beams: int, levels: int, least: float
 ) -> list[Node]:
-    """Return the nodes of a level that a drafter with a state is run on; `known` have a state.
-
-    There are none beyond `beams` nodes or `levels` levels, in levels below LEAST_CHANCE, and no
-    descendants of nodes that it was not run on.
-    """
     if level[0].depth >= levels:
         return []
     found = [node for node in level if node.parent is None or node.parent in known][:beams]
-    return found if sum(node.chance for node in found) >= LEAST_CHANCE else []
+    return found if sum(node.chance for node in found) >= least else []
 
 
 def as_shares(found: Extensions) -> list[Shares]:

@@ -1,10 +1,13 @@
 """Trees that are grown level by level, by hand."""
 
+from typing import Literal
+
 import numpy as np
 
+from specpipe.config.speculation import ReDrafter
 from specpipe.core.contracts import ROOT, Draft, Extensions, Guesses, Sampling, Scores, Verdict
 from specpipe.speculate.growth import Node, Recurrent, as_draft, beams, grow_levels, likeliest
-from specpipe.speculate.redrafter import ReDrafterProposer
+from specpipe.speculate.redrafter import ReDrafterProposer, build
 from tests.helpers.scripted_model import proposed
 
 # last token -> what follows it; the state counts how many tokens led there
@@ -117,3 +120,18 @@ def test_the_proposer_guesses_from_its_second_step_on_and_keeps_to_the_limit() -
     proposer.observe(as_draft([]), scores, Verdict((), 1))
     assert proposer.draft_nodes == 6 and 0 < len(drafted(5)) <= 6
     assert drafted(2).depth == 2 and not len(drafted(0))
+
+
+def test_fixed_beams_have_their_full_length_however_unlikely_their_ends_are() -> None:
+    """As in an engine of TensorRT-LLM; else a level below `LEAST_CHANCE` is not reached."""
+
+    def depth_of(draft_length: Literal["adaptive", "fixed"]) -> int:
+        options = ReDrafter("redrafter", "unused", 2, 6, draft_length=draft_length)
+        proposer = build(options, {})
+        proposer.start([7, 7], Sampling())
+        scores = Scores(np.zeros((1, 9), np.float32), np.zeros((1, 1), np.float32))
+        proposer.observe(as_draft([]), scores, Verdict((), 1))
+        return proposed(proposer.propose(6), {"target": Drafter()}).depth
+
+    assert depth_of("fixed") == 6
+    assert depth_of("adaptive") == 4
