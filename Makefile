@@ -2,6 +2,9 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# Tests start many processes: without compiled files, each of them would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: check docs format lint types unit
 
 check: lint types unit
