@@ -23,6 +23,7 @@ from specpipe.serve.client import Client, Options, unshared
 from specpipe.validate.reference import Reference
 from tests.helpers.fronts import fronting_repository
 from tests.helpers.servers import PROMPT, Served, expected
+from tests.helpers.waiting import until
 
 pytestmark = pytest.mark.e2e
 MODEL = "tensorrt_llm_bls"
@@ -253,6 +254,29 @@ def test_health_follows_the_server(front: FrontAddress) -> None:
         assert json.load(answer)["version"].startswith("specpipe ")
     with pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(f"{url}/v1/nothing")
+
+
+def test_metrics_are_those_of_the_front_and_of_its_server(server: Served) -> None:
+    long: dict[str, Any] = {**GREEDY, "max_tokens": 3000, "extra_body": {"ignore_eos": True}}
+    metrics = f"http://{server.endpoint.address.metrics}/metrics"
+    with fronting_repository(
+        server.url, server.workspace.repository, metrics_url=metrics
+    ) as address:
+        with openai.OpenAI(base_url=address.url, api_key="x") as client:
+            client.completions.create(**GREEDY)
+            with client.completions.create(**long, stream=True) as begun:
+                next(iter(begun))
+
+        def text() -> str:
+            url = f"{address.url.removesuffix('/v1')}/metrics"
+            return urllib.request.urlopen(url).read().decode()
+
+        left = 'specpipe_openai_disconnects_total{route="/v1/completions"} 1\n'
+        until(lambda: left in text())
+        assert 'requests_total{route="/v1/completions",status="200"} 2\n' in text()
+        assert 'requests_open{route="/v1/completions"} 0\n' in text()
+        assert "specpipe_openai_server_metrics_up 1\n" in text()
+        assert "specpipe_requests_in_flight{" in text() and "nv_inference_count{" in text()
 
 
 def test_prompts_of_token_ids_are_answered_like_their_text(

@@ -16,6 +16,7 @@ from specpipe.cli.options import (
     host_option,
     json_option,
     read_key,
+    require_metrics_url,
     url_option,
 )
 from specpipe.cli.output import say, suggest
@@ -43,6 +44,12 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folder preprocessing/1/tokenizer of the repository, for token ids and logprobs.",
 )
+@click.option(
+    "--metrics-url",
+    metavar="URL",
+    callback=require_metrics_url,
+    help="Metrics of the Triton server, http://HOST:8002/metrics, for GET /metrics.",
+)
 @front_options
 @client_tls_options
 @json_option
@@ -51,6 +58,7 @@ def openai(
     host: str,
     port: int,
     tokenizer: Path | None,
+    metrics_url: str | None,
     served_model_name: str | None,
     api_key_file: Path | None,
     tls_ca: Path | None,
@@ -75,7 +83,7 @@ def openai(
     stopped = threading.Event()
     handle(stopped.set)
     address, name = FrontAddress(host, port), served_model_name or "specpipe"
-    options = FrontOptions(url, name, read_key(api_key_file), tls, tokenizer)
+    options = FrontOptions(url, name, read_key(api_key_file), tls, tokenizer, metrics_url)
     with open_front(options, address, lambda: fetch_endpoint(url, tls)):
         click.echo(json.dumps({"ready": True, "openai": address.url, "model": name}))
         suggest(curl_command(address, name), as_json)

@@ -147,6 +147,23 @@ def require_address(
     return value
 
 
+def require_metrics_url(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> str | None:
+    """Refuse what is not the address of metrics; the path is /metrics unless it has one."""
+    from specpipe.serve.http.base import parse_base
+
+    if value is None:
+        return None
+    try:
+        base = parse_base(value, path="/metrics")
+    except ConfigError as error:
+        raise click.BadParameter(
+            f"{value!r} is no address of metrics, e.g. http://127.0.0.1:8002/metrics"
+        ) from error
+    return f"{base.scheme}://{base.place}{base.path}"
+
+
 def url_option(command: Command, *, any_api: bool = False) -> Command:
     """Add the address of a server: of its gRPC endpoint or, with `any_api`, of an OpenAI API."""
     return click.option(

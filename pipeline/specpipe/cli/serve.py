@@ -143,7 +143,7 @@ def serve(
     )
     front = _front_address(host, openai_port, tls)
     name = served_model_name or models.resolve().name
-    with _front(front, address.grpc, name, api_key_file, models):
+    with _front(front, address, name, api_key_file, models):
         keep_serving(
             start,
             stop,
@@ -192,10 +192,14 @@ def _front_address(host: str, port: int | None, tls: "Tls | None") -> "FrontAddr
 
 
 def _front(
-    address: "FrontAddress | None", url: str, name: str, key_file: Path | None, repository: Path
+    place: "FrontAddress | None",
+    server: "Address",
+    name: str,
+    key_file: Path | None,
+    repository: Path,
 ) -> AbstractContextManager[object]:
     """Return the running OpenAI front, or nothing if none was requested."""
-    if address is None:
+    if place is None:
         return nullcontext()
     from specpipe.cli.openai import open_front
     from specpipe.cli.options import read_key
@@ -204,8 +208,10 @@ def _front(
 
     folder = read_endpoint(repository).tokenizer
     tokenizer = repository / folder if folder else None
-    options = FrontOptions(url, name, read_key(key_file), None, tokenizer)
-    return open_front(options, address, partial(read_endpoint, repository))
+    metrics = f"http://{server.metrics}/metrics"
+    key = read_key(key_file)
+    options = FrontOptions(server.grpc, name, key, None, tokenizer, metrics)
+    return open_front(options, place, partial(read_endpoint, repository))
 
 
 def print_ready(

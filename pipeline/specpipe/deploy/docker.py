@@ -159,9 +159,11 @@ def _repository(deployment: Deployment) -> Yaml:
     return read_only_mount(f"../../../triton_repo/{deployment.run}", deployment.repository)
 
 
-def prometheus() -> Yaml:
+def prometheus(deployment: Deployment) -> Yaml:
     """Return the configuration of the compose file's Prometheus."""
-    jobs = [{"job_name": "specpipe", "static_configs": [{"targets": [f"triton:{METRICS}"]}]}]
+    front = [f"openai:{OPENAI}"] if deployment.openai else []
+    targets = [f"triton:{METRICS}", *front]
+    jobs = [{"job_name": "specpipe", "static_configs": [{"targets": targets}]}]
     return {"global": {"scrape_interval": "5s"}, "scrape_configs": jobs}
 
 

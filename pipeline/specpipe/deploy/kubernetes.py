@@ -139,9 +139,10 @@ def _network_policy(deployment: Deployment) -> Yaml:
         "namespaceSelector": {"matchLabels": {_NAMESPACE: deployment.monitoring}},
         "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}},
     }
+    front = [{"port": OPENAI}] if deployment.openai else []  # has metrics of its own
     ingress = [
         {"from": [clients], "ports": [{"port": port} for port in _client_ports(deployment)]},
-        {"from": [prometheus], "ports": [{"port": METRICS}]},
+        {"from": [prometheus], "ports": [{"port": METRICS}, *front]},
     ]
     egress: list[Yaml] = []
     own = {"podSelector": {"matchLabels": membership(deployment)}}
@@ -199,10 +200,11 @@ def _monitored(version: str, kind: str, deployment: Deployment, spec: Yaml) -> Y
 
 def _pod_monitor(deployment: Deployment) -> Yaml:
     """Return what has the pods scraped; every series gets the label that queries filter by."""
+    ports = ("metrics", *(["openai"] if deployment.openai else []))
     spec = {
         "selector": {"matchLabels": labels(deployment)},
         "podTargetLabels": [INSTANCE],
-        "podMetricsEndpoints": [{"port": "metrics", "interval": "10s"}],
+        "podMetricsEndpoints": [{"port": port, "interval": "10s"} for port in ports],
     }
     return _monitored("monitoring.coreos.com/v1", "PodMonitor", deployment, spec)
 

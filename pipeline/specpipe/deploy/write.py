@@ -84,7 +84,7 @@ def docker_files(deployment: Deployment) -> dict[str, str]:
         "docker/requirements.txt": "\n".join(deployment.requirements) + "\n",
         "docker/.dockerignore": "**/__pycache__\n",
         "docker/compose.yaml": to_yaml(docker.compose(deployment)),
-        "docker/prometheus.yml": to_yaml(docker.prometheus()),
+        "docker/prometheus.yml": to_yaml(docker.prometheus(deployment)),
         "docker/grafana-provisioning.yml": to_yaml(docker.grafana_datasource()),
         "docker/grafana-dashboards.yml": to_yaml(docker.grafana_dashboards()),
         "dashboard.json": json.dumps(dashboard(deployment), indent=1) + "\n",

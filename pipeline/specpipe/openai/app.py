@@ -1,4 +1,4 @@
-"""The routes of the front: chat completions, completions, models, health."""
+"""The routes of the front: chat completions, completions, models, health, metrics."""
 
 import contextlib
 import time
@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from specpipe import __version__
 from specpipe.core.endpoint import Endpoint
@@ -39,6 +40,7 @@ from specpipe.openai.guard import (
     unless_disconnected,
 )
 from specpipe.openai.log_probs import LogProbs
+from specpipe.openai.meters import TEXT_FORMAT, Metered, Meters, Relay, route_of
 from specpipe.openai.requests import AnswerOptions, read_chat, read_completion
 from specpipe.openai.shapes import ChatShape, CompletionShape, Shape
 from specpipe.openai.stop_texts import StopTexts
@@ -62,6 +64,7 @@ class FrontOptions:
     key: str | None = None  # the bearer key of every request; None: no key
     tls: ClientTls | None = None
     tokenizer: Path | None = None  # its folder, for token ids and log probabilities
+    metrics_url: str | None = None  # of Triton's own metrics; None: not known
     most_body_bytes: int = MOST_BODY_BYTES
 
 
@@ -82,8 +85,9 @@ class Front:
         self._tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
         self._created = int(time.time())
         self._client: AsyncClient | None = None
+        self._meters, self._relay = Meters(), Relay(options.metrics_url)
 
-    def app(self) -> RequestGuard:
+    def app(self) -> ASGIApp:
         """Return the ASGI application."""
         routes = [
             Route("/v1/chat/completions", answered(self._chat), methods=["POST"]),
@@ -91,11 +95,13 @@ class Front:
             Route("/v1/models", self._models),
             Route("/v1/models/{name:path}", answered(self._model)),
             Route("/health", self._health),
+            Route("/metrics", self._metrics),
             Route("/version", _version),
         ]
         handlers: Any = {HTTPException: _http_error, Exception: _bug}
         app = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
-        return RequestGuard(app, self._options.key, self._options.most_body_bytes)
+        guarded = RequestGuard(app, self._options.key, self._options.most_body_bytes)
+        return Metered(guarded, self._meters)
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -113,6 +119,10 @@ class Front:
     async def _health(self, request: Request) -> Response:
         ready = self._client is not None and await self._client.is_ready()
         return Response(status_code=200 if ready else UNAVAILABLE)
+
+    async def _metrics(self, request: Request) -> Response:
+        text = self._meters.text() + await self._relay.text()
+        return Response(text, media_type=TEXT_FORMAT)
 
     async def _complete(self, request: Request) -> Response:
         asked = read_completion(await read_body(request))
@@ -142,7 +152,8 @@ class Front:
             return JSONResponse(shape.whole(whole))
         pieces = interleave(answers)
         first = await unless_disconnected(anext(pieces), request.receive)  # refusals have a status
-        return EventStream(events(first, pieces, shape, tallies, usage_last=asked.include_usage))
+        chunks = events(first, pieces, shape, tallies, usage_last=asked.include_usage)
+        return EventStream(self._meters.watch(chunks, route_of(request.url.path)))
 
     def _pieces(self, call: AnswerCall) -> Pieces:
         assert self._client is not None  # the lifespan has begun

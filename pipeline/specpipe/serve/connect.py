@@ -1,6 +1,8 @@
 """Opens connections to a server; those to this machine ignore proxies of the environment."""
 
 import http.client
+import time
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ import tritonclient.grpc as grpc
 
 from specpipe.serve.address import is_loopback
 
+_CHUNK = 2**16  # bytes of one read
 _UNBOUNDED = -1  # bytes of a message; the server has bounds of its own
 
 
@@ -71,3 +74,32 @@ def read_url(url: str, timeout_s: float) -> bytes | None:
             return bytes(answer.read()) if answer.status == 200 else None
     except (OSError, http.client.HTTPException):
         return None
+
+
+def read_text(url: str, timeout_s: float, most_bytes: int) -> str | None:
+    """Return the text that a server answers to a GET.
+
+    None if it is not `text/plain`, larger than `most_bytes`, or not complete after `timeout_s`.
+    Raises nothing, like `read_url`. Proxies of the environment are for other machines only.
+    """
+    deadline = time.monotonic() + timeout_s
+    local = is_loopback(urllib.parse.urlsplit(url).netloc)
+    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if local else []))
+    try:
+        with opener.open(url, timeout=timeout_s) as answer:
+            if answer.status != 200 or answer.headers.get_content_type() != "text/plain":
+                return None
+            raw = _bounded(answer, deadline, most_bytes)
+    except (OSError, http.client.HTTPException):
+        return None
+    return None if raw is None else raw.decode(errors="replace")
+
+
+def _bounded(answer: Any, deadline: float, most_bytes: int) -> bytes | None:
+    """Read to the end, unless there is too much or it takes too long."""
+    raw = bytearray()
+    while chunk := answer.read1(_CHUNK):
+        raw += chunk
+        if len(raw) > most_bytes or time.monotonic() > deadline:
+            return None
+    return bytes(raw)

@@ -593,8 +593,11 @@ def test_the_openai_api_is_a_container_that_calls_the_server_next_to_it(nodes: D
     assert front["ports"] == [{"name": "openai", "containerPort": 9000}]
     ports = [port["targetPort"] for port in objects["service.yaml"]["spec"]["ports"]]
     assert ports == ["http", "grpc", "openai"]
-    clients = objects["network-policy.yaml"]["spec"]["ingress"][0]
-    assert {"port": 9000} in clients["ports"]
+    clients, prometheus = objects["network-policy.yaml"]["spec"]["ingress"][:2]
+    assert {"port": 9000} in clients["ports"] and {"port": 9000} in prometheus["ports"]
+    scraped = objects["pod-monitor.yaml"]["spec"]["podMetricsEndpoints"]
+    assert [endpoint["port"] for endpoint in scraped] == ["metrics", "openai"]
+    assert "--metrics-url" not in front["command"]  # clients may not read the server's metrics
     if group:
         assert len(group["workerTemplate"]["spec"]["containers"]) == 1
 

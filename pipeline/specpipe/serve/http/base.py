@@ -30,8 +30,11 @@ def is_http(url: str) -> bool:
     return "://" in url
 
 
-def parse_base(url: str) -> Base:
-    """Return the parts of an address; raises ConfigError if it is none of HTTP."""
+def parse_base(url: str, path: str = _DEFAULT_PATH) -> Base:
+    """Return the parts of an address, whose path is `path` unless it has one.
+
+    Raises ConfigError if it is none of HTTP.
+    """
     problem = ""
     try:
         parts = urllib.parse.urlsplit(url)
@@ -47,8 +50,8 @@ def parse_base(url: str) -> Base:
     if problem:
         raise _invalid(url, problem)
     host = str(parts.hostname)
-    path = parts.path.rstrip("/") or _DEFAULT_PATH
-    return Base(parts.scheme, host, port or _PORTS[parts.scheme], path)
+    found = parts.path.rstrip("/") or path
+    return Base(parts.scheme, host, port or _PORTS[parts.scheme], found)
 
 
 def _invalid(url: str, problem: str) -> ConfigError:
