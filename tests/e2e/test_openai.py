@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 from specpipe.cli import main
 from specpipe.core.errors import ConfigError
 from specpipe.openai.server import FrontAddress
+from specpipe.runtime.tokens import TextStream
 from specpipe.serve.client import Client, Options, unshared
 from specpipe.validate.reference import Reference
 from tests.helpers.fronts import fronting_repository
@@ -70,6 +71,29 @@ def test_a_stream_adds_up_to_the_whole_answer(server: Served, client: openai.Ope
     assert [chunk.usage is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
     assert chunks[-1].usage.completion_tokens == len(server.plain(PROMPT, 40))
     assert "speculative_decoding" in chunks[-1].model_dump()["metrics"]
+
+
+@pytest.mark.parametrize("more", [{}, {"logprobs": 0}, {"stop": "zz"}])
+def test_the_usage_of_every_chunk_is_exact(
+    server: Served, client: openai.OpenAI, more: dict[str, Any]
+) -> None:
+    """The tokens of every chunk have the text so far."""
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = list(
+        client.completions.create(**{**GREEDY, **more}, stream=True, stream_options=options)
+    )
+    tokens, text = server.plain(PROMPT, 40), ""
+    prompt = len(server.tokenizer.encode(PROMPT, 100))
+    for chunk in chunks:
+        assert chunk.usage is not None and chunk.usage.prompt_tokens == prompt
+        count = chunk.usage.completion_tokens
+        assert chunk.usage.total_tokens == prompt + count
+        text += "".join(choice.text for choice in chunk.choices)
+        certain = TextStream(server.tokenizer).push(tokens[:count])  # one character may be held
+        held = len(certain) - len(text)
+        assert text == expected(server) or (certain.startswith(text) and held <= 1)
+    assert text == expected(server) and count == len(tokens)
+    assert len({chunk.usage.completion_tokens for chunk in chunks if chunk.usage}) > 3
 
 
 @pytest.mark.parametrize("plain", [True, False])

@@ -101,6 +101,7 @@ class Model:
     speculates: bool = True  # unless a request prevents it
     draft_limit: DraftLimit | None = None  # None: no request can change what is drafted
     fits_max_tokens: bool = False  # the request parameter `fit_max_tokens` cuts it to what fits
+    counts_every_response: bool = False  # the parameter of this name has tokens counted so far
     takes_cache_salt: bool = False  # a request parameter that separates prompts in the KV cache
 
     @property

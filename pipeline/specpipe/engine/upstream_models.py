@@ -97,6 +97,7 @@ def upstream_endpoint(tokens: Model, limit: DraftLimit | None, *, streams: bool)
             speculates=tokens.speculates or limit is not None,
             draft_limit=replace(limit, carrier=carrier) if limit else None,
             fits_max_tokens=True,
+            counts_every_response=True,
             takes_cache_salt=tokens.takes_cache_salt,
         )
         for name, carrier in _CARRIERS.items()

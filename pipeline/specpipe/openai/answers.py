@@ -83,15 +83,31 @@ class Tally:
         begin, self.sent = self.sent, len(self.log_probs.entries)
         return self.log_probs.to_json(begin)
 
-    def _complete(self, reason: str | None) -> None:
-        """Find what the server did not report; an end token may be the last of `most` tokens."""
+    def usage(self) -> Json | None:
+        """Return the token counts so far; None if one is not known."""
+        return usage_object(*self._counts())
+
+    def usage_before(self) -> Json | None:
+        """Return the token counts before the first token of the answer."""
+        return usage_object(self._counts()[0], 0)
+
+    def _counts(self) -> tuple[int | None, int | None]:
+        """Return the tokens of prompt and answer, counted here if the server does not report them.
+
+        The prompt's are counted once.
+        """
         if self.prompt_tokens is None and self.prompt:
             self.prompt_tokens = len(self.prompt)
-        if self.count is not None:
-            if self.output_tokens is None:
-                self.output_tokens = self.count("".join(self.text))
-            if self.prompt_tokens is None and self.prompt_text is not None:
-                self.prompt_tokens = self.count(self.prompt_text)
+        if self.count is None:
+            return self.prompt_tokens, self.output_tokens
+        if self.prompt_tokens is None and self.prompt_text is not None:
+            self.prompt_tokens = self.count(self.prompt_text)
+        output = self.output_tokens
+        return self.prompt_tokens, self.count("".join(self.text)) if output is None else output
+
+    def _complete(self, reason: str | None) -> None:
+        """Find what the server did not report; an end token may be the last of `most` tokens."""
+        self.prompt_tokens, self.output_tokens = self._counts()
         full = self.output_tokens is not None and self.output_tokens >= self.most
         self.finish_reason = reason or ("length" if full else "stop")
         if self.calls:
@@ -113,7 +129,13 @@ def usage(tallies: Sequence[Tally]) -> Json | None:
     outputs = [tally.output_tokens for tally in tallies if tally.output_tokens is not None]
     if len(prompts) < len(tallies) or len(outputs) < len(tallies):
         return None
-    prompt, output = sum(prompts), sum(outputs)
+    return usage_object(sum(prompts), sum(outputs))
+
+
+def usage_object(prompt: int | None, output: int | None) -> Json | None:
+    """Return OpenAI's object of token counts; None if one is not known."""
+    if prompt is None or output is None:
+        return None
     return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
 
 

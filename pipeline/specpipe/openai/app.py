@@ -152,7 +152,14 @@ class Front:
             return JSONResponse(shape.whole(whole))
         pieces = interleave(answers)
         first = await unless_disconnected(anext(pieces), request.receive)  # refusals have a status
-        chunks = events(first, pieces, shape, tallies, usage_last=asked.include_usage)
+        chunks = events(
+            first,
+            pieces,
+            shape,
+            tallies,
+            usage_last=asked.include_usage,
+            usage_always=asked.continuous_usage,
+        )
         return EventStream(self._meters.watch(chunks, route_of(request.url.path)))
 
     def _pieces(self, call: AnswerCall) -> Pieces:

@@ -61,6 +61,7 @@ def completion_call(
     answer = asked.answer
     options = _of_length(endpoint.text, answer)
     if isinstance(prompt, str) and asked.logprobs is None:
+        options = _counted(endpoint.text, tokenizer, answer, options)
         return AnswerCall(
             text_request(endpoint.text, prompt, options, stream=answer.stream),
             most=options.max_tokens,
@@ -125,7 +126,7 @@ def chat_call(
     request = text_request(
         endpoint.text,
         conversation,
-        options,
+        _counted(endpoint.text, tokenizer, asked.answer, options),
         stream=asked.answer.stream,
         template=endpoint.template,
     )
@@ -137,6 +138,27 @@ def chat_call(
         tools=asked.tools,
         most_calls=most_calls,
     )
+
+
+def _counted(
+    model: Model, tokenizer: TextTokenizer | None, answer: AnswerOptions, options: Options
+) -> Options:
+    """Return the options with which the tokens of every response are known, if they are needed.
+
+    A server that reports no tokens has those of the answer counted by the front, at the end too.
+    Raises Unsupported if the counts before the end would be others than those at the end.
+    """
+    if not answer.continuous_usage:
+        return options
+    if not model.counts_every_response and not model.tensors.output_tokens:
+        if tokenizer is not None:
+            return options
+        raise Unsupported(
+            "continuous_usage_stats: the server does not count tokens, and this front does not "
+            "have the tokenizer",
+            hint="start it with --tokenizer",
+        )
+    return replace(options, count_every_response=True)
 
 
 def _of_length(model: Model, answer: AnswerOptions) -> Options:

@@ -57,6 +57,7 @@ class AnswerOptions:
     stream: bool
     include_usage: bool  # a last chunk with the usage, in a stream
     max_tokens: int | None  # None: as many as the engine takes
+    continuous_usage: bool = False  # the usage so far in every chunk of a stream
 
 
 @dataclass(frozen=True)
@@ -130,13 +131,20 @@ def _answer(body: Body, max_tokens: int | None) -> AnswerOptions:
         raise Unsupported(f"n is {count}: one answer is generated; send {count} requests")
     if record(body, "logit_bias"):
         raise Unsupported("logit_bias: the text models take no bias of tokens")
-    stream, extra = flag(body, "stream"), record(body, "stream_options")
-    if flag(extra, "continuous_usage_stats"):
-        raise Unsupported("continuous_usage_stats: only the last chunk has the usage")
+    stream = flag(body, "stream")
+    last, always = _usage(record(body, "stream_options"))
     options = replace(_options(body), guide=read_guide(body))
-    return AnswerOptions(
-        model, options, stream, stream and flag(extra, "include_usage"), max_tokens
-    )
+    return AnswerOptions(model, options, stream, stream and last, max_tokens, stream and always)
+
+
+def _usage(options: Body) -> tuple[bool, bool]:
+    """Return whether the usage is in a last chunk, and whether it is in every chunk.
+
+    As in vLLM, the second needs the first, which it implies where `include_usage` is left out.
+    """
+    continuous = flag(options, "continuous_usage_stats")
+    last = flag(options, "include_usage") if "include_usage" in options else continuous
+    return last, last and continuous
 
 
 def _options(body: Body) -> Options:

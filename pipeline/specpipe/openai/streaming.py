@@ -84,27 +84,39 @@ async def events(
     tallies: Sequence[Tally],
     *,
     usage_last: bool,
+    usage_always: bool = False,
 ) -> AsyncGenerator[str, None]:
-    """Yield answers in chunks, one tally for each; a later failure is an event too."""
+    """Yield answers in chunks, one tally for each; a later failure is an event too.
+
+    With `usage_always`, every chunk has the usage so far of the answer that it belongs to.
+    """
 
     def chunk(choices: list[Json], **more: object) -> str:
         return event(shape.header.object(shape.chunk, choices=choices, **more))
 
+    def counted(choice: Json, tally: Tally) -> str:
+        return chunk([choice], usage=tally.usage()) if usage_always else chunk([choice])
+
     frames = [_frame(chunk([shape.delta(n, _MARK, None)])) for n in range(len(tallies))]
+    waiting = set(range(len(tallies)))  # answers of which nothing was sent
     try:
         async with contextlib.aclosing(rest):
-            for begun in filter(None, map(shape.begin, range(len(tallies)))):
-                yield chunk([begun])
             async for number, piece in _after(first, rest):
-                text, log_probs = tallies[number].add(piece), tallies[number].new_log_probs()
-                if log_probs:
-                    yield chunk([shape.delta(number, text, log_probs)])
+                tally = tallies[number]
+                text, log_probs = tally.add(piece), tally.new_log_probs()
+                begun = shape.begin(number) if number in waiting else None
+                waiting.discard(number)
+                if begun is not None:
+                    before = {"usage": tally.usage_before()} if usage_always else {}
+                    yield chunk([begun], **before)
+                if log_probs or (text and usage_always):
+                    yield counted(shape.delta(number, text, log_probs), tally)
                 elif text:
                     begin, end = frames[number]
                     yield begin + _encode(text) + end
                 if piece.final:
-                    for choice in shape.end(number, tallies[number]):
-                        yield chunk([choice])
+                    for choice in shape.end(number, tally):
+                        yield counted(choice, tally)
     except Exception as error:
         yield event(_failure(error))
         return

@@ -33,7 +33,7 @@ async def with_text(
                 log_probs=piece.log_probs[:kept],
                 tops=piece.tops[:kept],
                 final=final,
-                output_tokens=len(stream.tokens) if final else None,
+                output_tokens=len(stream.tokens),
                 finish_reason=_reason(stream, call.end_ids, call.most) if final else None,
             )
             if final:

@@ -26,7 +26,7 @@ class TextAnswer:
 
     In a stream, the first and the last response carry performance outputs and the number of input
     tokens: more tensors in every response would cost tritonserver and the client as much as the
-    text itself.
+    text itself. The number of output tokens is in the last one, and in every one if requested.
     """
 
     responder: Responder
@@ -99,7 +99,7 @@ class TextAnswer:
             answer |= perf_tensors(counters, len(self.prompt))
         if "return_num_input_tokens" in wants and (final or not self._begun):
             answer["num_input_tokens"] = np.array([[len(self.prompt)]], np.int32)
-        if final and "return_num_output_tokens" in wants:
+        if "return_num_output_tokens" in wants and (final or self.asked.counts):
             answer["num_output_tokens"] = np.array([[len(self._text.tokens)]], np.int32)
         if reason is not None and "return_finish_reason" in wants:
             answer["finish_reason"] = text_tensor(reason)

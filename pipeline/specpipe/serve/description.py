@@ -94,6 +94,9 @@ def upstreams(configs: dict[str, Any], url: str) -> Endpoint:
     tokens = Model("tensorrt_llm", TOKENS, decoupled=decoupled.get("tensorrt_llm", False))
     endpoint = upstream_endpoint(tokens, limit, streams=decoupled["tensorrt_llm_bls"])
     text = replace(
-        endpoint.named("tensorrt_llm_bls"), tensors=UPSTREAMS_TEXT, fits_max_tokens=False
+        endpoint.named("tensorrt_llm_bls"),
+        tensors=UPSTREAMS_TEXT,
+        fits_max_tokens=False,
+        counts_every_response=False,
     )
     return replace(endpoint, texts=(text,), tokenizer="")

@@ -26,6 +26,7 @@ class Options:
 
     max_tokens: int = 64
     fit_max_tokens: bool = False  # cut `max_tokens` to what the engine takes
+    count_every_response: bool = False  # every response of a stream has the tokens so far
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -58,7 +59,7 @@ _KINDS: dict[str, type] = {
 }
 _MOST = float(np.finfo(np.float32).max)
 _OF_THEIR_OWN = ("max_tokens", "num_draft_tokens", "end_ids", "cache_salt", "log_probs",
-                 "fit_max_tokens", "guide", "tops")  # fmt: skip
+                 "fit_max_tokens", "count_every_response", "guide", "tops")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,11 @@ def _request(
     }  # fmt: skip
     if model.batched:
         inputs = {name: array[None] for name, array in inputs.items()}
-    own: dict[str, int | str] = {**_salt(model, options.cache_salt), **_fit(model, options)}
+    own: dict[str, int | str] = {
+        **_salt(model, options.cache_salt),
+        **_fit(model, options),
+        **_count(model, options),
+    }
     return ModelRequest(model, inputs, {**parameters, **own})
 
 
@@ -193,6 +198,15 @@ def _fit(model: Model, options: Options) -> dict[str, bool]:
     if options.fit_max_tokens and not model.fits_max_tokens:
         raise Unsupported(f"fit_max_tokens: the model {model.name} does not cut max_tokens")
     return {"fit_max_tokens": True} if options.fit_max_tokens else {}
+
+
+def _count(model: Model, options: Options) -> dict[str, bool]:
+    if options.count_every_response and not model.counts_every_response:
+        raise Unsupported(
+            f"the model {model.name} does not report the tokens of a stream before its end",
+            hint="specpipe's own text models do, once their run is packaged by this release",
+        )
+    return {"count_every_response": True} if options.count_every_response else {}
 
 
 def _flags(model: Model, options: Options) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ class Piece:
     tokens: tuple[int, ...]
     final: bool
     acceptance: Acceptance
-    output_tokens: int | None  # of the whole answer; known at the end
+    output_tokens: int | None  # of the answer so far; None: not reported here
     at_s: float  # seconds since the request was sent
     prompt_tokens: int | None = None  # None: not reported
     log_probs: tuple[float, ...] = ()  # of `tokens`, if they were requested

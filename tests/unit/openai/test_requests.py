@@ -82,7 +82,7 @@ def test_a_wrong_value_is_refused_with_its_field(body: dict[str, Any], param: st
     "more",
     [
         {"n": 2}, {"best_of": 2}, {"logit_bias": {"5": 1}}, {"suffix": "x"},
-        {"logprobs": 2, "echo": True}, {"stream_options": {"continuous_usage_stats": True}},
+        {"logprobs": 2, "echo": True},
     ],
 )  # fmt: skip
 def test_what_a_completion_cannot_do_is_refused_and_not_ignored(more: dict[str, Any]) -> None:
@@ -118,3 +118,24 @@ def test_log_probabilities_are_counted_alike_for_both_routes() -> None:
     for wrong in ({"top_logprobs": 2}, {"logprobs": True, "top_logprobs": 21}):
         with pytest.raises(InvalidField, match="top_logprobs"):
             read_chat({**CHAT, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("options", "last", "always"),
+    [
+        ({}, False, False),
+        ({"include_usage": True}, True, False),
+        ({"include_usage": True, "continuous_usage_stats": True}, True, True),
+        ({"continuous_usage_stats": True}, True, True),
+        ({"include_usage": False, "continuous_usage_stats": True}, False, False),
+        ({"include_usage": None, "continuous_usage_stats": True}, False, False),
+    ],
+)
+def test_usage_in_every_chunk_needs_the_last_chunk_as_in_vllm(
+    options: dict[str, Any], last: bool, always: bool
+) -> None:
+    body = {**CHAT, "stream": True, "stream_options": options}
+    answer = read_chat(body).answer
+    assert (answer.include_usage, answer.continuous_usage) == (last, always)
+    whole = read_chat({**body, "stream": False}).answer
+    assert (whole.include_usage, whole.continuous_usage) == (False, False)

@@ -10,7 +10,7 @@ import pytest
 from specpipe.core.errors import Unavailable
 from specpipe.openai.answers import Header, Tally
 from specpipe.openai.guard import ClientDisconnected, unless_disconnected
-from specpipe.openai.shapes import ChatShape
+from specpipe.openai.shapes import ChatShape, CompletionShape, Shape
 from specpipe.openai.stop_texts import StopTexts
 from specpipe.openai.streaming import DONE, events, gather, interleave
 from specpipe.runtime.tool_calls import ToolCallStream
@@ -75,6 +75,62 @@ def test_a_stream_begins_with_the_role_and_ends_with_reason_usage_and_done() -> 
         "mean_acceptance_length": 2.5, "draft_acceptance_rate": 0.5, "num_spec_steps": 2,
         "num_draft_tokens": 6, "num_accepted_draft_tokens": 3,
     }  # fmt: skip
+
+
+def counting(*pieces: tuple[str, int | None]) -> AsyncGenerator[Piece, None]:
+    """Answer with texts and the tokens so far; the first piece has those of the prompt, as ours."""
+
+    async def made() -> AsyncGenerator[Piece, None]:
+        for at, (text, tokens) in enumerate(pieces):
+            last = at == len(pieces) - 1
+            yield Piece(
+                text, (), last, Acceptance(), tokens, 0.1, prompt_tokens=9 if at == 0 else None
+            )
+
+    return made()
+
+
+async def counted_chunks(
+    *answers: AsyncGenerator[Piece, None], tallies: list[Tally], shape: Shape = SHAPE
+) -> list[dict]:
+    pieces = interleave(answers)
+    made = events(await anext(pieces), pieces, shape, tallies, usage_last=True, usage_always=True)
+    return [values(chunk) async for chunk in made if chunk != DONE]
+
+
+def completion_tokens(chunks: list[dict]) -> list[int]:
+    for chunk in chunks:
+        usage = chunk["usage"]
+        assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    return [chunk["usage"]["completion_tokens"] for chunk in chunks]
+
+
+def test_every_chunk_has_the_tokens_so_far() -> None:
+    answer = counting(("one", 1), ("two three", 4), (" four", 5))
+    found = asyncio.run(counted_chunks(answer, tallies=[tally()]))
+    assert [c["choices"][0]["delta"].get("content") for c in found[:-1]] == [
+        "", "one", "two three", " four", None,
+    ]  # fmt: skip
+    assert completion_tokens(found) == [0, 1, 4, 5, 5, 5]
+    assert {chunk["usage"]["prompt_tokens"] for chunk in found} == {9}
+
+
+def test_tokens_that_a_server_does_not_report_are_counted_in_the_text_so_far() -> None:
+    answer = counting(("one", None), (" two three", None), ("", None))
+    words = replace(tally(), count=lambda text: len(text.split()))
+    found = asyncio.run(counted_chunks(answer, tallies=[words]))
+    assert completion_tokens(found) == [0, 1, 3, 3, 3]
+
+
+def test_the_chunks_of_several_answers_have_the_usage_of_theirs() -> None:
+    shape = CompletionShape(Header("cmpl-1", 1, "m"), ("echo", ""))
+    answers = (counting(("a", 1), ("b", 3)), counting(("c", 2), ("d", 7)))
+    found = asyncio.run(counted_chunks(*answers, tallies=[tally(), tally()], shape=shape))
+    *chunks, last = found
+    by_answer = [[c for c in chunks if c["choices"][0]["index"] == n] for n in (0, 1)]
+    assert [completion_tokens(own) for own in by_answer] == [[0, 1, 3, 3], [2, 7, 7]]
+    assert by_answer[0][0]["choices"][0]["text"] == "echo"
+    assert last["usage"] == {"prompt_tokens": 18, "completion_tokens": 10, "total_tokens": 28}
 
 
 CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Zürich"}}</tool_call>'

@@ -116,3 +116,18 @@ def test_an_engine_that_tells_its_acceptance_at_the_end_is_believed(
     made = TextAnswer(Responder(), asked, tokenizer, [1])
     assert [made.take(step) for step in steps] == [False, True]
     assert made.used == told
+
+
+@pytest.mark.parametrize("counts", [False, True])
+def test_every_response_has_the_tokens_so_far_if_requested(
+    tokenizer: TextTokenizer, counts: bool
+) -> None:
+    one, *more = tokenizer.encode("a b c d", 10)
+    steps = [Step((one,), 0, 0), Step(tuple(more[:3]), 2, 2), Step((one,), 0, 0, finish="length")]
+    asked = TextRequest("?", 50, True, (), (), False, None, WANTS, counts=counts)
+    responder = Responder()
+    made = TextAnswer(responder, asked, tokenizer, [1])
+    assert [made.take(step) for step in progress(steps)][-1]
+    found = [sent.get("num_output_tokens") for sent in responder.sent]
+    tokens = [None if array is None else int(array.item()) for array in found]
+    assert tokens == ([1, 4, 5] if counts else [None, None, 5])

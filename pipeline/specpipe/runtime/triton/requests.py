@@ -101,6 +101,7 @@ class TextRequest:
     wants: frozenset[str]  # which return_* flags are set
     bias: tuple[tuple[str, float], ...] = ()  # words and what is added to their logits
     use_draft_logits: bool = False
+    counts: bool = False  # every response of a stream has the number of output tokens so far
 
     @property
     def special(self) -> bool:
@@ -139,6 +140,7 @@ def text_request(
         wants=frozenset(name for name in RETURNS if flag(tensors, name)),
         bias=_bias(tensors),
         use_draft_logits=flag(tensors, "use_draft_logits"),
+        counts=parameters.get("count_every_response") is True,
     )
 
 

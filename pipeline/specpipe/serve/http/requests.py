@@ -16,6 +16,7 @@ CHAT, COMPLETIONS = "/chat/completions", "/completions"
 _NO_END = -1  # of `end_id`: no end token ends the answer
 _OF_THEIR_OWN = {
     "max_tokens", "num_draft_tokens", "end_ids", "cache_salt", "log_probs", "fit_max_tokens",
+    "count_every_response",
     "temperature", "top_k", "top_p", "end_id", "stop_words", "guide", "tops",
 }  # fmt: skip
 
@@ -91,6 +92,8 @@ def _refuse_missing(model: Model, options: Options) -> None:
     """Raise Unsupported for an option that no field of the API stands for."""
     if options.fit_max_tokens:
         raise Unsupported("fit_max_tokens: an OpenAI API does not cut max_tokens")
+    if options.count_every_response:
+        raise Unsupported("count_every_response: this client does not read such counts")
     if options.log_probs or options.tops:
         raise Unsupported("log_probs: this client does not read log probabilities over HTTP")
     if options.cache_salt is not None and not model.takes_cache_salt:
