@@ -58,7 +58,11 @@ def test_a_completion_is_plain_decoding(server: Served, client: openai.OpenAI) -
     assert answer.usage.prompt_tokens == len(server.tokenizer.encode(PROMPT, 100))
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + len(tokens)
     found = answer.model_dump()["metrics"]["speculative_decoding"]
-    assert found["num_spec_steps"] == len(tokens) - found["num_accepted_draft_tokens"]
+    histogram = found["acceptance_histogram"]
+    assert 0 < found["num_spec_steps"] == sum(histogram)
+    assert found["num_spec_steps"] <= len(tokens) - found["num_accepted_draft_tokens"]
+    accepted = sum(count * steps for count, steps in enumerate(histogram))
+    assert found["num_accepted_draft_tokens"] == accepted
     assert found["num_draft_tokens"] > 0
 
 

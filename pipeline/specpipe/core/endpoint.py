@@ -73,6 +73,7 @@ class Tensors:
     flags: tuple[str, ...] = ()  # inputs that ask for the outputs below; `name=false`: set to false
     drafted: str = ""  # outputs; empty: the model does not report it
     accepted: str = ""
+    histogram: str = ""  # an output: how many steps accepted 0, 1, ... draft tokens
     output_tokens: str = ""
     prompt_tokens: str = ""
     finish_reason: str = ""

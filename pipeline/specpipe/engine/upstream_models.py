@@ -41,6 +41,7 @@ TEXT = Tensors(
     output_tokens="num_output_tokens",
     prompt_tokens="num_input_tokens",
     finish_reason="finish_reason",
+    histogram="acceptance_histogram",
 )
 TOKENS = Tensors(
     prompt="input_ids",
@@ -59,7 +60,7 @@ TOKENS = Tensors(
     log_probs="output_log_probs",
 )
 UPSTREAMS_TEXT = replace(  # without specpipe's own tensors
-    TEXT, chat="", flags=(*_FLAGS, "return_num_input_tokens"), finish_reason=""
+    TEXT, chat="", flags=(*_FLAGS, "return_num_input_tokens"), finish_reason="", histogram=""
 )
 _OLD_OPTIONS = {**TOKENS.options, "min_tokens": "min_length", "seed": "random_seed"}  # before 0.20
 TOKENIZER = "preprocessing/1/tokenizer"

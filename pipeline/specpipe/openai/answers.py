@@ -4,6 +4,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 from specpipe.core.errors import ConfigError, SpecpipeError, Unavailable, Unsupported
@@ -53,6 +54,7 @@ class Tally:
     output_tokens: int | None = None
     draft_tokens: int = 0
     accepted_draft_tokens: int = 0
+    steps: tuple[int, ...] | None = None  # that accepted 0, 1, ... draft tokens; None: not known
     finish_reason: str = "stop"
     text: list[str] = field(default_factory=list)
     calls: list[Json] = field(default_factory=list)  # of tools, known at the end
@@ -68,6 +70,7 @@ class Tally:
         self.output_tokens = piece.output_tokens or self.output_tokens
         self.draft_tokens = piece.acceptance.draft_tokens
         self.accepted_draft_tokens = piece.acceptance.accepted_draft_tokens
+        self.steps = piece.acceptance.steps
         if piece.final:
             self._complete(piece.finish_reason)
         if self.log_probs is not None:
@@ -142,22 +145,27 @@ def usage_object(prompt: int | None, output: int | None) -> Json | None:
 def metrics(tallies: Sequence[Tally]) -> Json:
     """Return how speculation went, in the shape of vLLM's per-request metrics.
 
-    Empty if the server does not report it. Every step emits its accepted draft tokens and one token
-    more. So the number of steps follows from the two counts that are reported, but for a last step
-    that a stop word cut short.
+    Empty if the server does not report it. Steps are those that had a draft. If the server does not
+    tell how many there were, it is the number of all steps: each emits its accepted draft tokens
+    and one token more, but for a last one that a stop word cut short.
     """
     if not all(tally.counts_drafts for tally in tallies):
         return {}
-    output = sum(tally.output_tokens or 0 for tally in tallies)
     drafted = sum(tally.draft_tokens for tally in tallies)
     accepted = sum(tally.accepted_draft_tokens for tally in tallies)
-    steps = max(1, output - accepted)
+    known = [tally.steps for tally in tallies if tally.steps is not None]
+    if len(known) == len(tallies):
+        histogram = [sum(counts) for counts in zip_longest(*known, fillvalue=0)]
+        steps, more = sum(histogram), {"acceptance_histogram": histogram}
+    else:
+        steps, more = sum(tally.output_tokens or 0 for tally in tallies) - accepted, {}
     found = {
-        "mean_acceptance_length": round(output / steps, 4),
+        "mean_acceptance_length": round(1 + accepted / steps, 4) if steps else 1.0,
         "draft_acceptance_rate": round(accepted / drafted, 4) if drafted else 0.0,
         "num_spec_steps": steps,
         "num_draft_tokens": drafted,
         "num_accepted_draft_tokens": accepted,
+        **more,
     }
     return {"metrics": {"speculative_decoding": found}}
 

@@ -40,6 +40,7 @@ class Signature:
 # As the LLM API's model has them; `tensorrtllm_backend` has no such tensors.
 _FINISH_FLAG = Tensor("return_finish_reason", "BOOL", (1,), optional=True)
 _FINISH = Tensor("finish_reason", "STRING", (1,))
+_HISTOGRAM = Tensor("acceptance_histogram", "INT32", (-1,))  # steps by accepted draft tokens
 
 
 def table_of(release: str) -> str:
@@ -75,14 +76,14 @@ def served_signature(model: str, table: str = NEWEST) -> Signature:
 
     The text models also declare the tensors of the newest release, so one client works with all.
     They and `preprocessing` take a conversation instead of a text, and the text models tell why an
-    answer ended.
+    answer ended, and how many steps accepted how many draft tokens.
     """
     own = signatures(table)[model]
     if model in _TEXT_MODELS:
         newest = signatures()[model]
         own = Signature(
             (*_union(own.inputs, newest.inputs), _FINISH_FLAG),
-            (*_union(own.outputs, newest.outputs), _FINISH),
+            (*_union(own.outputs, newest.outputs), _FINISH, _HISTOGRAM),
         )
     return _with_chat(own, *_CHATS[model]) if model in _CHATS else own
 

@@ -28,7 +28,7 @@ __all__ = [
     "write_repository",
 ]
 
-FORMAT = "9"  # increase it when equal engines must produce a different repository
+FORMAT = "10"  # increase it when equal engines must produce a different repository
 
 
 def repository_options(config: RunConfig) -> dict[str, str]:

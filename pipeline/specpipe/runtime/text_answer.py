@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from specpipe.runtime.acceptance_histogram import AcceptanceHistogram
 from specpipe.runtime.exchange import Counters, EngineProgress
 from specpipe.runtime.tokens import TextStream, TextTokenizer
 from specpipe.runtime.triton import requests
@@ -44,6 +45,7 @@ class TextAnswer:
             self.tokenizer, self.asked.stop_words, self.end_ids, self.asked.special
         )
         self._accepted = 0
+        self._histogram = AcceptanceHistogram()
         self._begun = False  # a response was sent
 
     def take(self, step: EngineProgress) -> bool:
@@ -67,6 +69,7 @@ class TextAnswer:
         if count < len(step.tokens):
             self.used = step.counters.cut(len(step.tokens) - count, count, self._accepted)
         self._accepted = self.used.accepted_draft_tokens
+        self._histogram.add(len(step.tokens), step.counters, self.used)
         return self.used
 
     def _finish(self, counters: Counters, reason: str) -> None:
@@ -97,6 +100,9 @@ class TextAnswer:
             answer["cum_log_probs"] = np.array([[sum(self.scores)]], np.float32)
         if "return_perf_metrics" in wants and (final or not self._begun):
             answer |= perf_tensors(counters, len(self.prompt))
+            if final and self._histogram.known:
+                row = self._histogram.row()
+                answer["acceptance_histogram"] = np.array([row], np.int32)
         if "return_num_input_tokens" in wants and (final or not self._begun):
             answer["num_input_tokens"] = np.array([[len(self.prompt)]], np.int32)
         if "return_num_output_tokens" in wants and (final or self.asked.counts):

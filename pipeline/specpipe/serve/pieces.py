@@ -18,6 +18,7 @@ class Acceptance:
     draft_tokens: int = 0
     accepted_draft_tokens: int = 0
     reported: bool = True  # False: the server does not tell, and the numbers are 0
+    steps: tuple[int, ...] | None = None  # that accepted 0, 1, ... tokens; None: not known
 
     @property
     def rate(self) -> float:
@@ -85,7 +86,8 @@ class Reader:
         tokens = _row(result, names.answer) if in_tokens else ()
         drafted, accepted = (_whole(result, name) for name in (names.drafted, names.accepted))
         if drafted is not None:
-            self.acceptance = Acceptance(drafted, accepted or 0)
+            steps = _row(result, names.histogram) if names.histogram else ()
+            self.acceptance = Acceptance(drafted, accepted or 0, steps=steps or None)
         return Piece(
             text="" if in_tokens or answer is None else self._text(_joined(answer), final=final),
             tokens=tokens,

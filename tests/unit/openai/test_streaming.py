@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from specpipe.core.errors import Unavailable
-from specpipe.openai.answers import Header, Tally
+from specpipe.openai.answers import Header, Tally, metrics
 from specpipe.openai.guard import ClientDisconnected, unless_disconnected
 from specpipe.openai.shapes import ChatShape, CompletionShape, Shape
 from specpipe.openai.stop_texts import StopTexts
@@ -75,6 +75,19 @@ def test_a_stream_begins_with_the_role_and_ends_with_reason_usage_and_done() -> 
         "mean_acceptance_length": 2.5, "draft_acceptance_rate": 0.5, "num_spec_steps": 2,
         "num_draft_tokens": 6, "num_accepted_draft_tokens": 3,
     }  # fmt: skip
+
+
+def test_the_histograms_of_all_answers_are_added_up_as_vllm_writes_them() -> None:
+    one, other = tally(), tally()
+    one.steps, one.draft_tokens, one.accepted_draft_tokens, one.output_tokens = (1, 2), 9, 2, 8
+    other.steps, other.draft_tokens, other.accepted_draft_tokens = (0, 0, 1), 3, 2
+    assert metrics([one, other])["metrics"]["speculative_decoding"] == {
+        "mean_acceptance_length": 2.0, "draft_acceptance_rate": 0.3333, "num_spec_steps": 4,
+        "num_draft_tokens": 12, "num_accepted_draft_tokens": 4, "acceptance_histogram": [1, 2, 1],
+    }  # fmt: skip
+    nothing = tally()
+    nothing.steps = (0,)
+    assert metrics([nothing])["metrics"]["speculative_decoding"]["mean_acceptance_length"] == 1.0
 
 
 def counting(*pieces: tuple[str, int | None]) -> AsyncGenerator[Piece, None]:

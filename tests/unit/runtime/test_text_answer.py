@@ -131,3 +131,30 @@ def test_every_response_has_the_tokens_so_far_if_requested(
     found = [sent.get("num_output_tokens") for sent in responder.sent]
     tokens = [None if array is None else int(array.item()) for array in found]
     assert tokens == ([1, 4, 5] if counts else [None, None, 5])
+
+
+def test_steps_with_a_draft_are_counted_by_their_accepted_tokens(
+    tokenizer: TextTokenizer,
+) -> None:
+    """The prompt's step and plain steps do not count, and a stop word cuts the last one."""
+    ids = tokenizer.encode("one two three four five stop six", 40)
+    (a, b, c, *rest), scores = ids, (-0.1,) * 20
+    steps = [
+        Step((a,), drafted=0, accepted=0, log_probs=scores[:1]),
+        Step((b,), drafted=4, accepted=0, log_probs=scores[:1]),
+        Step((c,), drafted=0, accepted=0, log_probs=scores[:1]),
+        Step(tuple(rest), drafted=9, accepted=len(rest) - 1, log_probs=scores[: len(rest)]),
+    ]
+    made, last = answer(tokenizer, steps, "stop", stream=True)
+    assert made.used is not None
+    accepted = made.used.accepted_draft_tokens
+    assert 0 < accepted < len(rest) - 1
+    assert last["acceptance_histogram"].tolist() == [[1, *[0] * (accepted - 1), 1]]
+
+
+def test_several_steps_in_one_report_have_no_histogram(tokenizer: TextTokenizer) -> None:
+    ids = tuple(tokenizer.encode("a b c d", 10))[:4]
+    several = Step(ids, drafted=6, accepted=2, finish="length", log_probs=(-0.1,) * len(ids))
+    assert len(ids) == 4
+    _, last = answer(tokenizer, [several], "nowhere", stream=False)
+    assert "total_draft_tokens" in last and "acceptance_histogram" not in last
