@@ -251,5 +251,6 @@ class Answer:
                  "total_tokens": PROMPT_TOKENS + count}  # fmt: skip
         if self.kind.per_choice or not self.kind.reports:
             return {"usage": usage}
-        counts = {"num_draft_tokens": 8, "num_accepted_draft_tokens": 4, "num_spec_steps": 4}
+        counts = {"num_draft_tokens": 8, "num_accepted_draft_tokens": 4, "num_spec_steps": 4,
+                  "acceptance_histogram": [1, 2, 1]}  # fmt: skip
         return {"usage": usage, "metrics": {"speculative_decoding": counts}}

@@ -28,6 +28,7 @@ class Dialect:
     tokens: str = ""  # where they are; empty: answers are in text only
     drafted: str = ""
     accepted: str = ""
+    histogram: str = ""
     takes_salt: bool = False  # `cache_salt` for texts; some servers have it for chats only
     limits_drafts: bool = False  # `num_draft_tokens` in a request
 
@@ -38,6 +39,7 @@ DIALECTS: Mapping[str, Dialect] = {
         ignores_end=True,
         drafted=f"{_PER_REQUEST}.num_draft_tokens",
         accepted=f"{_PER_REQUEST}.num_accepted_draft_tokens",
+        histogram=f"{_PER_REQUEST}.acceptance_histogram",
         takes_salt=True,
         limits_drafts=True,
     ),
@@ -59,6 +61,7 @@ DIALECTS: Mapping[str, Dialect] = {
         tokens="choices.token_ids",
         drafted=f"{_PER_REQUEST}.num_draft_tokens",
         accepted=f"{_PER_REQUEST}.num_accepted_draft_tokens",
+        histogram=f"{_PER_REQUEST}.acceptance_histogram",
         takes_salt=True,
     ),
 }
@@ -100,6 +103,7 @@ def _tensors(dialect: Dialect) -> Tensors:
         options={**options, **ends, "stop_words": "stop"},
         drafted=dialect.drafted,
         accepted=dialect.accepted,
+        histogram=dialect.histogram,
         output_tokens="usage.completion_tokens",
         prompt_tokens="usage.prompt_tokens",
         finish_reason="choices.finish_reason",

@@ -68,7 +68,7 @@ def test_every_server_answers_whole_and_streamed(
     ("kind", "found"),
     [
         ("trtllm", Acceptance(8, 4)),
-        ("vllm", Acceptance(8, 4)),
+        ("vllm", Acceptance(8, 4, steps=(1, 2, 1))),
         ("trtllm-old", Acceptance(reported=False)),
         ("dynamo", Acceptance(reported=False)),
         ("plain", Acceptance(reported=False)),
