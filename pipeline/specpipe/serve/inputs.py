@@ -280,7 +280,9 @@ def _guide(model: Model, guide: Guide | None) -> Arrays:
     if not names.guide_kind:
         raise Unsupported(
             f"the model {model.name} cannot constrain answers to a schema or an expression",
-            hint="only the CPU engine does (backend: openvino, serving.loop: engine)",
+            hint="the CPU engine does (backend: openvino, serving.loop: engine), and trtllm-serve "
+            "and vllm serve do; TensorRT-LLM's C++ backend moves its grammar by one token a step, "
+            "which is wrong for steps with draft tokens",
         )
     kind = np.array([guide.kind.encode()], object)
     text = {names.guide: np.array([_bytes("the guide", guide.text)], object)} if guide.text else {}

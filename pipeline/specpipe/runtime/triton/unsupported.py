@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from specpipe.core.errors import Unsupported
 
+# `GuidedDecoder::build` (cpp/tensorrt_llm/batch_manager/guidedDecoder.cpp) of releases 0.17 to 1.2.
+GUIDES = "guides, which TensorRT-LLM's grammar follows by one token a step and not by a draft,"
+
 # Declared, because upstream declares them; requests that use them are refused.
 UNSUPPORTED = {
     "decoder_text_input": "encoder-decoder models",
@@ -37,8 +40,8 @@ UNSUPPORTED = {
     "lora_task_id": "LoRA adapters",
     "lora_weights": "LoRA adapters",
     "lora_config": "LoRA adapters",
-    "guided_decoding_guide_type": "guided decoding",
-    "guided_decoding_guide": "guided decoding",
+    "guided_decoding_guide_type": GUIDES,
+    "guided_decoding_guide": GUIDES,
     "return_context_logits": "context logits",
     "return_generation_logits": "generation logits",
     "draft_input_ids": "drafts of the client's own",
