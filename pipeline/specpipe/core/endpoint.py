@@ -67,6 +67,7 @@ class Tensors:
     chat: str = ""  # an input: a conversation in JSON, instead of the prompt
     prompt_length: str = ""  # of models that take tokens
     options: Mapping[str, str] = field(default_factory=dict)  # fields of `Options` -> inputs
+    sampling: str = ""  # an input: `max_tokens`, `options`, `stop_tokens` as one object in JSON
     stop_tokens: str = ""  # token sequences that end an answer
     guide_kind: str = ""  # what an answer must match, see `core.guide`; empty: it cannot be set
     guide: str = ""
@@ -103,6 +104,7 @@ class Model:
     draft_limit: DraftLimit | None = None  # None: no request can change what is drafted
     fits_max_tokens: bool = False  # the request parameter `fit_max_tokens` cuts it to what fits
     counts_every_response: bool = False  # the parameter of this name has tokens counted so far
+    counts_new_tokens: bool = False  # `output_tokens` are those of one response, not of all so far
     takes_cache_salt: bool = False  # a request parameter that separates prompts in the KV cache
 
     @property

@@ -95,6 +95,12 @@ def _warnings(deployment: Deployment, kind: Platform, options: DeployOptions) ->
 def describe(plan: Plan, workspace: Workspace, options: DeployOptions) -> Deployment:
     """Collect what the files of a deployment need of a run whose repository is there."""
     config, placement = plan.config, read_placement(workspace.repository)
+    if config.engine.traits.whole_repository and config.serving.front == "triton":
+        raise Unsupported(
+            f"deployments of Triton's {config.engine.backend} backend are not written",
+            hint=f"mount {workspace.repository} in NVIDIA's container that has the backend, or use "
+            "another serving.front",
+        )
     endpoint = read_endpoint(workspace.repository)
     engine = read_artifact(workspace.engine("target"))
     gpu = engine.manifest.facts.get("gpu") if engine else None

@@ -60,7 +60,7 @@ def _summary(plan: Plan) -> Iterator[str]:
     versions = ", ".join(f"{k} {v}" for k, v in plan.versions.items() if k != "container")
     yield _row("backend", f"{engine.backend} ({versions})")
     if config.serving.front == "triton" and engine.traits.whole_repository:
-        yield _row("front", f"triton, with its {engine.backend} backend; specpipe does not call it")
+        yield _row("front", f"triton, with its {engine.backend} backend, in a container of NVIDIA")
     elif config.serving.front != "triton":
         yield _row("front", f"{config.serving.front}, with an OpenAI API; Triton is not used")
     if plan.versions.get("container"):

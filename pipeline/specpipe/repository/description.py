@@ -10,7 +10,7 @@ from google.protobuf import text_format
 from specpipe.config.run_config import RunConfig
 from specpipe.core.conversation import ChatTemplate
 from specpipe.core.endpoint import ClientTemplate, Endpoint, load_endpoint
-from specpipe.core.errors import ConfigError, Unsupported
+from specpipe.core.errors import ConfigError
 from specpipe.engine.vllm.triton_model import MODEL as VLLM_MODEL
 from specpipe.repository.render import parse
 from specpipe.runtime.assembly import describe_endpoint
@@ -19,7 +19,8 @@ from specpipe.runtime.tool_calls import format_of
 PARAMETER = "endpoint"  # of a model's config.pbtxt
 KEY_PARAMETER = "repository_key"  # likewise: the key of the repository's manifest
 DESCRIPTION = "endpoint.json"  # of a run that another front than Triton serves
-FRONTS = ("tensorrt_llm_bls", "tensorrt_llm")  # the first one in the repository has the description
+# The first of these models in the repository has the description.
+FRONTS = ("tensorrt_llm_bls", "tensorrt_llm", VLLM_MODEL)
 
 
 def describe_run(config: RunConfig, tokenizer: Path | None) -> Endpoint:
@@ -68,13 +69,6 @@ def read_endpoint(repository: Path) -> Endpoint:
                 f"{file} is damaged: {error}", hint="run `specpipe package` again"
             ) from error
         return load_endpoint(parameters[PARAMETER].string_value, str(file))
-    if (repository / VLLM_MODEL).is_dir():
-        raise Unsupported(
-            f"{repository} is for Triton's vllm backend, which takes the options of a request as "
-            "one JSON text; specpipe neither starts nor calls it",
-            hint="serve it with a Triton that has the vllm backend, or set serving.front: "
-            "vllm_serve",
-        )
     raise ConfigError(f"{repository} is not built", hint="run `specpipe build`")
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from specpipe.config.run_config import RunConfig
 from specpipe.core.endpoint import dump_endpoint
 from specpipe.engine.fronts.table import FRONTS
-from specpipe.repository.description import DESCRIPTION
+from specpipe.repository.description import DESCRIPTION, KEY_PARAMETER, PARAMETER
 from specpipe.repository.library import LIBRARY, library_digest, write_library
 from specpipe.repository.placement import write_placement
-from specpipe.repository.render import render
+from specpipe.repository.render import parse, render, to_text
 from specpipe.repository.topology import (
     ModelEntry,
     RepositoryPlan,
@@ -72,7 +72,7 @@ def write_repository(plan: RepositoryPlan, out: Path) -> None:
         _write_front(plan, out)
         return
     if plan.config.engine.traits.whole_repository:
-        _copy_files(plan, out)
+        _write_whole(plan, out)
         return
     models = entries(plan)
     for entry in models:
@@ -92,6 +92,19 @@ def _write_front(plan: RepositoryPlan, out: Path) -> None:
     (out / DESCRIPTION).write_text(text, encoding="utf-8")
     if plan.tokenizer is not None:
         _link(plan.tokenizer, out / plan.endpoint.tokenizer)
+
+
+def _write_whole(plan: RepositoryPlan, out: Path) -> None:
+    """Write a repository that the backend built, and its description into its model's config."""
+    _copy_files(plan, out)
+    endpoint = plan.endpoint
+    file = out / endpoint.text.name / "config.pbtxt"
+    config = parse(file.read_text(encoding="utf-8"))
+    config.parameters[PARAMETER].string_value = dump_endpoint(endpoint)
+    config.parameters[KEY_PARAMETER].string_value = plan.key
+    file.write_text(to_text(config), encoding="utf-8")
+    if plan.tokenizer is not None:
+        _link(plan.tokenizer, out / endpoint.tokenizer)
 
 
 def _copy_files(plan: RepositoryPlan, out: Path) -> None:

@@ -12,6 +12,8 @@ from specpipe.core.errors import ConfigError
 from specpipe.engine.llmapi.endpoint import TENSORS as LLMAPI_TENSORS
 from specpipe.engine.llmapi.endpoint import describe as describe_llmapi
 from specpipe.engine.upstream_models import TOKENS, UPSTREAMS_TEXT, upstream_endpoint
+from specpipe.engine.vllm.triton_endpoint import describe as describe_vllm
+from specpipe.engine.vllm.triton_model import MODEL as VLLM_MODEL
 from specpipe.repository.description import FRONTS, KEY_PARAMETER, PARAMETER
 from specpipe.serve.connect import ClientTls, connect
 from specpipe.serve.http.base import is_http
@@ -81,13 +83,15 @@ def require_same_repository(url: str, repository: Path, tls: ClientTls | None = 
 def upstreams(configs: dict[str, Any], url: str) -> Endpoint:
     """Return the endpoint of upstream's models with these names."""
     decoupled = {n: bool(c.model_transaction_policy.decoupled) for n, c in configs.items()}
+    if VLLM_MODEL in configs:
+        return describe_vllm(Serving("unknown"))
     engine = configs.get("tensorrt_llm")
     if engine is not None and LLMAPI_TENSORS.max_tokens in {tensor.name for tensor in engine.input}:
         return describe_llmapi(Serving("unknown", streams=decoupled["tensorrt_llm"]))
     if "tensorrt_llm_bls" not in configs:
         raise ConfigError(
             f"the server at {url} has none of the models that take text: tensorrt_llm_bls, or "
-            "tensorrt_llm of the LLM API",
+            f"tensorrt_llm of the LLM API, {VLLM_MODEL} of the vllm backend",
             hint="give --url of a server that `specpipe serve` started",
         )
     limit = DraftLimit("tensor", _MOST, any_number=True)

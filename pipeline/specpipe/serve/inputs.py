@@ -1,5 +1,6 @@
 """Converts the options of a request to the tensors and parameters of a model."""
 
+import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,34 +17,10 @@ from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.core.guide import Guide
 from specpipe.runtime.triton.requests import word_layout
 from specpipe.runtime.triton.upstream_rules import OFF
+from specpipe.serve.fields import sampling_fields
+from specpipe.serve.options import Options as Options
 
 Arrays = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a request may ask for; None leaves it to the server."""
-
-    max_tokens: int = 64
-    fit_max_tokens: bool = False  # cut `max_tokens` to what the engine takes
-    count_every_response: bool = False  # every response of a stream has the tokens so far
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    min_tokens: int | None = None
-    seed: int | None = None
-    end_id: int | None = None
-    end_ids: tuple[int, ...] = ()  # any of them ends an answer in tokens; `end_id` takes one
-    stop_words: tuple[str, ...] = ()
-    bad_words: tuple[str, ...] = ()
-    num_draft_tokens: int | None = None  # the most per step; 0: plain decoding
-    log_probs: bool = False  # of every new token, from a model that takes tokens
-    tops: int = 0  # likeliest tokens at every position, from the same
-    cache_salt: str | None = None  # only requests of the same salt share KV blocks of prompts
-    guide: Guide | None = None  # what the answer must match
 
 
 _KINDS: dict[str, type] = {
@@ -174,12 +151,10 @@ def _request(
     inputs: Arrays = {
         **{name: np.array(v, object if isinstance(v[0], bytes) else np.int32)
            for name, v in prompt.items()},
-        names.max_tokens: _number("max_tokens", options.max_tokens, np.int32),
         names.stream: np.array([stream]),
         names.exclude_prompt: np.array([True]),
         **{name: np.array([True]) for name in _flags(model, options)},
-        **_options(model, options),
-        **_end_ids(model, options.end_ids),
+        **(_as_json(model, options) if names.sampling else _as_tensors(model, options)),
         **_guide(model, options.guide),
         **_tops(model, options.tops),
         **{name: np.array([value], np.int32) for name, value in limits.items()},
@@ -192,6 +167,21 @@ def _request(
         **_count(model, options),
     }
     return ModelRequest(model, inputs, {**parameters, **own})
+
+
+def _as_tensors(model: Model, options: Options) -> Arrays:
+    return {
+        model.tensors.max_tokens: _number("max_tokens", options.max_tokens, np.int32),
+        **_options(model, options),
+        **_end_ids(model, options.end_ids),
+    }
+
+
+def _as_json(model: Model, options: Options) -> Arrays:
+    """Return the input that has all options in one JSON text."""
+    names = model.tensors
+    values = {names.max_tokens: options.max_tokens, **sampling_fields(model, options)}
+    return {names.sampling: np.array([json.dumps(values).encode()], object)}
 
 
 def _fit(model: Model, options: Options) -> dict[str, bool]:

@@ -9,17 +9,27 @@ from specpipe.core.endpoint import Model
 from specpipe.core.errors import ConfigError, Rejection, Unsupported
 from specpipe.engine.fronts.front import SCRIPT
 from specpipe.engine.tensorrt.machine import FoundGpu, find_gpus
+from specpipe.engine.vllm.triton_model import MODEL as VLLM_MODEL
+from specpipe.engine.vllm.triton_model import TRITON_BACKEND
 from specpipe.repository.description import DESCRIPTION, read_endpoint
+from specpipe.repository.render import parse
 
 
 def require_triton(repository: Path) -> None:
-    """Raise Unsupported for the files of another front, which Triton cannot serve."""
+    """Raise Unsupported for files that the tritonserver of this environment cannot serve."""
     script = repository / SCRIPT
     if (repository / DESCRIPTION).exists():
         raise Unsupported(
             f"{repository} is not served by Triton (serving.front), so specpipe starts no server",
             hint=f"start {script} where its program is installed, or `specpipe package "
             "--deploy`, and give its address: --url http://HOST:8000",
+        )
+    config = repository / VLLM_MODEL / "config.pbtxt"
+    if config.exists() and parse(config.read_text(encoding="utf-8")).backend == TRITON_BACKEND:
+        raise Unsupported(
+            f"{repository} is for Triton's vllm backend, which the tritonserver of specpipe lacks",
+            hint="serve the repository in NVIDIA's container tritonserver:YY.MM-vllm-python-py3 "
+            "and give its address, --url HOST:8001, or set serving.front: vllm_serve",
         )
 
 

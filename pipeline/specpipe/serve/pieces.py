@@ -72,6 +72,8 @@ class Reader:
     model: Model
     text: str = ""  # all of it so far
     acceptance: Acceptance = Acceptance()  # as reported last
+    output_tokens: int = 0  # so far, where a response has its own
+    finish_reason: str | None = None  # as reported last
 
     def piece(self, result: Any, at_s: float) -> Piece:
         """Read one response; the last may be empty but for the mark that it is the last."""
@@ -93,14 +95,27 @@ class Reader:
             tokens=tokens,
             final=final,
             acceptance=self.acceptance,
-            output_tokens=_whole(result, names.output_tokens),
+            output_tokens=self._output_tokens(_whole(result, names.output_tokens)),
             at_s=at_s,
             prompt_tokens=_whole(result, names.prompt_tokens),
-            finish_reason=_word(result, names.finish_reason),
+            finish_reason=self._finish(_word(result, names.finish_reason)),
             log_probs=_log_probs(result, names.log_probs, len(tokens)),
             tops=_tops(result, names),
             prompt_scores=_prompt_scores(result, self.model),
         )
+
+    def _output_tokens(self, reported: int | None) -> int | None:
+        """Return the tokens so far; the last response of some servers is empty."""
+        if not self.model.counts_new_tokens:
+            return reported
+        self.output_tokens += reported or 0
+        return self.output_tokens
+
+    def _finish(self, reported: str | None) -> str | None:
+        """Return why the answer ended; vLLM's backend writes `None` until it has."""
+        if reported not in (None, "None"):
+            self.finish_reason = reported
+        return self.finish_reason
 
     def _text(self, raw: bytes, *, final: bool) -> str:
         """Return what is new; a character that is not complete yet is not."""

@@ -17,6 +17,7 @@ from specpipe.engine.openai_models import openai_endpoint
 from specpipe.engine.tensorrt.footprint import footprint
 from specpipe.engine.vllm.check import check
 from specpipe.engine.vllm.releases import default_release
+from specpipe.engine.vllm.triton_endpoint import describe as describe_triton
 from specpipe.engine.vllm.triton_model import repository_files
 
 TOKENIZER = "tokenizer"
@@ -77,6 +78,8 @@ class VllmBackend:
 
     def endpoint(self, serving: Serving) -> Endpoint:
         """Return how a run is called; a request cannot change its speculation."""
+        if serving.front == "triton":
+            return describe_triton(serving)
         speculates = serving.method != "none"
         found = openai_endpoint(VllmServe.owner, [serving.model], speculates=speculates)
         return replace(found, tokenizer=TOKENIZER)

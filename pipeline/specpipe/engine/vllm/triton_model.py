@@ -12,10 +12,11 @@ from specpipe.engine.backend import BuildRequest
 from specpipe.engine.vllm.arguments import speculative_config
 
 MODEL = "vllm_model"
-_CONFIG = """\
-backend: "vllm"
-model_transaction_policy { decoupled: true }
-instance_group [ { count: 1, kind: KIND_MODEL } ]
+TRITON_BACKEND = "vllm"  # the name of a shared library or a Python model in Triton's container
+_CONFIG = f"""\
+backend: "{TRITON_BACKEND}"
+model_transaction_policy {{ decoupled: true }}
+instance_group [ {{ count: 1, kind: KIND_MODEL }} ]
 """
 
 

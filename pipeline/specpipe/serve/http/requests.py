@@ -2,23 +2,17 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from specpipe.core.conversation import Conversation, dump_conversation
 from specpipe.core.endpoint import Model
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.core.guide import Guide
-from specpipe.serve.inputs import Options, allowed_drafts
+from specpipe.serve.fields import Body, sampling_fields
+from specpipe.serve.inputs import allowed_drafts
+from specpipe.serve.options import Options
 
-Body = dict[str, Any]
 CHAT, COMPLETIONS = "/chat/completions", "/completions"
-_NO_END = -1  # of `end_id`: no end token ends the answer
-_OF_THEIR_OWN = {
-    "max_tokens", "num_draft_tokens", "end_ids", "cache_salt", "log_probs", "fit_max_tokens",
-    "count_every_response",
-    "temperature", "top_k", "top_p", "end_id", "stop_words", "guide", "tops",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,9 +70,7 @@ def _request(
         **prompt,
         names.max_tokens: options.max_tokens,
         **streamed,
-        **_sampling(model, options),
-        **_numbers(model, options),
-        **_ends(model, options),
+        **sampling_fields(model, options),
         **_drafts(model, options.num_draft_tokens),
         **_guide(options.guide),
         **dict(map(_flag, names.flags)),
@@ -98,59 +90,6 @@ def _refuse_missing(model: Model, options: Options) -> None:
         raise Unsupported("log_probs: this client does not read log probabilities over HTTP")
     if options.cache_salt is not None and not model.takes_cache_salt:
         raise Unsupported(f"cache_salt: the model {model.name} does not separate prompts by it")
-
-
-def _sampling(model: Model, options: Options) -> Body:
-    """Return the fields of sampling: greedy without top_k and top_p, as Triton's models decode.
-
-    OpenAI's default is a temperature of 1.
-    """
-    if options.top_p in (None, 0) and options.top_k in (None, 1):
-        return {"temperature": 0}
-    found: Body = {"temperature": 1.0 if options.temperature is None else options.temperature}
-    if options.top_p is not None:
-        found["top_p"] = options.top_p
-    if options.top_k:
-        _require_field(model, "top_k", options.top_k)
-        found["top_k"] = options.top_k
-    return found
-
-
-def _numbers(model: Model, options: Options) -> Body:
-    found: Body = {}
-    for name in (f.name for f in fields(options) if f.name not in _OF_THEIR_OWN):
-        value = getattr(options, name)
-        if value is not None and value != ():
-            found[_require_field(model, name, value)] = value
-    return found
-
-
-def _require_field(model: Model, name: str, value: object) -> str:
-    """Return the field of an option; raises Unsupported if there is none."""
-    if name not in model.tensors.options:
-        raise Unsupported(f"{name} is {value!r}: the model {model.name} has no such option")
-    return model.tensors.options[name]
-
-
-def _ends(model: Model, options: Options) -> Body:
-    """Return what ends an answer; the end tokens of the model end it as well, unless ignored."""
-    found: Body = {}
-    if options.end_id is not None:
-        name = _require_field(model, "end_id", options.end_id)
-        if options.end_id != _NO_END:
-            raise Unsupported(
-                f"end_id is {options.end_id}: an OpenAI API cannot replace the model's end tokens"
-            )
-        found[name] = True
-    if options.end_ids:
-        if not model.tensors.stop_tokens:
-            raise Unsupported(
-                f"end_ids is {options.end_ids}: the model {model.name} has no such option"
-            )
-        found[model.tensors.stop_tokens] = list(options.end_ids)
-    if options.stop_words:
-        found[_require_field(model, "stop_words", options.stop_words)] = list(options.stop_words)
-    return found
 
 
 def _drafts(model: Model, asked: int | None) -> Body:
