@@ -38,11 +38,6 @@ _EXPECTED = (
     "model.safetensors, as `specpipe train redrafter` writes it into engines/NAME/train/redrafter, "
     "or Apple's model.pt"
 )
-_LINEAR = Rejection(
-    "the drafter was trained with a linear recurrence, and TensorRT-LLM's engines compute another "
-    "one, so they would accept few of its tokens",
-    "train it again with `specpipe train redrafter`",
-)
 # keys of the drafter's config.json -> the facts that its tensors tell
 _TOLD = {"num_draft_layers": "num_layers", "exit_dim": "exit_dim", "rnn": "is_rnn"}
 
@@ -72,7 +67,6 @@ class RecurrentSource(RenamedTensors):
             "num_beams": str(net.num_beams),
             "draft_len_per_beam": str(net.draft_len_per_beam),
             "greedy_search": str(net.greedy_search),
-            "recurrence": "linear" if net.is_linear else "silu",
             "release": self.release,
         }
 
@@ -81,13 +75,12 @@ class RecurrentSource(RenamedTensors):
         return replace(model, redrafter=self.net)
 
     def check(self, role: Role, model: ModelConfig) -> list[Rejection]:
-        """Refuse a drafter that was trained for other sizes, or for another recurrence."""
+        """Refuse a drafter that was trained for other sizes."""
         sizes = {
             "hidden states of {} values": (self.hidden_size, model.hidden_size),
             "a vocabulary of {} tokens": (self.vocab_size, model.vocab_size),
         }
-        found = [_LINEAR] if self.net.is_linear and self.release else []
-        return found + [
+        return [
             Rejection(
                 f"the drafter was trained for {what.format(ours)}, the {role} has {theirs}",
                 f"use a drafter that was trained for this {role}",
@@ -133,7 +126,7 @@ def open_redrafter(path: Path, options: ReDrafter, release: str) -> RecurrentSou
         shapes = {ours: reader.shape(theirs) for ours, theirs in names.items()}
     net, hidden, vocab = _measure(path, shapes, options)
     _compare_config(path, net, hidden, vocab)
-    net = replace(net, is_linear=_is_linear(path))
+    _check_recurrence(path)
     return RecurrentSource(
         path,
         weights,
@@ -266,15 +259,18 @@ def _compare_config(path: Path, net: RecurrentDrafter, hidden: int, vocab: int) 
         )
 
 
-def _is_linear(path: Path) -> bool:
-    """Tell whether the drafter was trained without the silu around its recurrence.
+def _check_recurrence(path: Path) -> None:
+    """Raise ConfigError if the drafter was trained without the silu around its recurrence.
 
-    `specpipe train redrafter` names the recurrence in config.json. Before it did, it trained the
+    `specpipe train redrafter` names the recurrence in config.json. Before it did, it trained a
     linear one; those drafters are recognized by their calibration. Apple's name none and have silu.
     """
     file = path / "config.json"
     unnamed = "linear" if (path / CALIBRATION).is_file() else "silu"
     named = read_json(file).get("recurrence", unnamed) if file.is_file() else "silu"
-    if named not in ("silu", "linear"):
-        raise ConfigError(f"{file}: recurrence is {named!r}: must be silu or linear")
-    return bool(named == "linear")
+    if named != "silu":
+        raise ConfigError(
+            f"{file}: recurrence is {named!r}: only silu is computed, so few of the drafter's "
+            "tokens would be accepted",
+            hint="train it again with `specpipe train redrafter`",
+        )

@@ -24,7 +24,6 @@ class RecurrentDrafter:
     num_beams: int = 5
     draft_len_per_beam: int = 5
     greedy_search: bool = True
-    is_linear: bool = False  # no silu around the recurrence, which only the CPU engine computes
 
     def shapes(self, hidden_size: int, vocab_size: int) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor, by its name in the module `drafter`."""

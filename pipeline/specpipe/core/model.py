@@ -20,8 +20,7 @@ Residual = Literal["sequential", "parallel", "parallel_one_norm"]
 QkNorm = Literal["head", "own_heads", "projection"]
 
 # Keys that are written only if there is something to say: how their names begin.
-_IF_ANY = ("num_medusa", "moe_", "num_eagle", "max_non_leaves", "eagle_net", "redrafter_is_linear",
-           "eagle3")  # fmt: skip
+_IF_ANY = ("num_medusa", "moe_", "num_eagle", "max_non_leaves", "eagle_net", "eagle3")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from specpipe.checkpoint.medusa import open_heads
 from specpipe.checkpoint.redrafter import RecurrentSource, open_redrafter
 from specpipe.checkpoint.source import open_source
 from specpipe.config.speculation import ReDrafter
-from specpipe.core.artifacts import read_model_config
 from specpipe.core.divisibility import ONE_RANK, Parallel
 from specpipe.core.errors import ConfigError, Unsupported
 from tests.helpers.models import make_heads, make_llama, make_redrafter
@@ -265,35 +264,19 @@ def test_ranks_that_do_not_divide_a_drafter_are_refused(
         converted(target, tmp_path / "drafter", tmp_path / "out", Parallel(tp_size))
 
 
-def test_a_linear_recurrence_is_for_our_own_engine_only(tiny: Path, tmp_path: Path) -> None:
-    make_redrafter(tmp_path, seed=3, recurrence="linear")
-    source, ours = open_source(tiny), opened(tmp_path, "")
-    model = read_model(source, "float32", ours)
-    assert model.redrafter is not None and model.redrafter.is_linear
-    assert ours.check("target", model) == []
-    (refused,) = opened(tmp_path).check("target", model)
-    assert "trained with a linear recurrence" in refused.reason
-    assert "train redrafter" in refused.hint
-    (tmp_path / "out").mkdir()
-    Conversion(source, "float32", ours).write(tmp_path / "out", lambda *at: None)
-    written = read_model_config(tmp_path / "out")
-    assert written.redrafter is not None and written.redrafter.is_linear
-    assert inspect_folder(tmp_path / "out").defects == ()
-
-
-def test_a_drafter_that_names_no_recurrence_is_apples_unless_it_is_calibrated(
-    tmp_path: Path,
-) -> None:
-    """Drafters that an earlier `specpipe train redrafter` wrote are linear and calibrated."""
+def test_a_drafter_that_was_trained_with_another_recurrence_is_refused(tmp_path: Path) -> None:
+    """An earlier `specpipe train redrafter` named none: its drafters are known by calibrations."""
     make_redrafter(tmp_path, seed=3)
-    assert not opened(tmp_path).net.is_linear
+    assert opened(tmp_path).net.is_rnn  # Apple's
     (tmp_path / "calibration.json").write_text(json.dumps({"conditional": [[0.5] * 10]}))
-    assert opened(tmp_path).net.is_linear
-    make_redrafter(tmp_path, seed=3, recurrence="silu")
-    assert not opened(tmp_path).net.is_linear
-    make_redrafter(tmp_path, seed=3, recurrence="cubic")
-    with pytest.raises(ConfigError, match="recurrence is 'cubic': must be silu or linear"):
+    with pytest.raises(ConfigError, match="recurrence is 'linear': only silu is") as refused:
         opened(tmp_path)
+    assert "train it again" in str(refused.value.hint)
+    make_redrafter(tmp_path, seed=3, recurrence="silu")
+    assert opened(tmp_path).net.is_rnn
+    make_redrafter(tmp_path, seed=3, recurrence="cubic")
+    with pytest.raises(ConfigError, match="recurrence is 'cubic'"):
+        opened(tmp_path, "")
 
 
 def test_other_beams_make_the_checkpoint_stale(tiny: Path, tmp_path: Path) -> None:

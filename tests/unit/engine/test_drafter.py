@@ -1,6 +1,5 @@
 """A ReDrafter in the CPU engine: upstream's arithmetic, for the paths of several sequences."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ KINDS = {
     "Apple's": {},
     "projected": {"exit_dim": 96, "layers": 1},
     "summed": {"rnn": False},
-    "linear": {"recurrence": "linear"},
     "shared output": {"exit_dim": 64, "own_output": False},
 }
 
@@ -29,14 +27,10 @@ KINDS = {
 def expected(folder: Path, table: torch.Tensor, hidden: np.ndarray, path: list[int]) -> np.ndarray:
     """Return the probabilities [V] that upstream's formula gives behind a path of tokens."""
     parts = load_file(folder / "model.safetensors")
-    linear = "recurrence" in json.loads((folder / "config.json").read_text())
     state = torch.zeros(table.shape[1])
-    for place, token in enumerate(path):
+    for token in path:
         if "rnn_u.weight" not in parts:
             state = state + table[token]
-        elif linear:
-            kept = parts["rnn_u.weight"] @ state + parts["rnn_u.bias"]
-            state = parts["rnn_w.weight"] @ table[token] + (kept if place else 0)
         else:
             kept = parts["rnn_u.weight"] @ state + parts["rnn_u.bias"]
             state = silu(parts["rnn_w.weight"] @ table[token] + kept)

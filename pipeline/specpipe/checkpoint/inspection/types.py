@@ -36,7 +36,7 @@ _TYPES: tuple[tuple[tuple[str, ...], Callable[[object], bool], str], ...] = (
     ),
     (
         ("attn_bias", "mlp_bias", "qk_layernorm", "tie_word_embeddings", "use_parallel_embedding",
-         "redrafter_is_rnn", "redrafter_greedy_search", "redrafter_is_linear"),
+         "redrafter_is_rnn", "redrafter_greedy_search"),
         _is_flag,
         "true or false",
     ),

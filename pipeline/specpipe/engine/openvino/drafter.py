@@ -6,8 +6,7 @@
 A draft path is represented by its last token and by what its parent's state adds to its own state:
 U s. That is zero for the root, the token that the target has chosen. The state is
 silu(W e + U s + b), as in TensorRT-LLM's engines (`_beam_search_candidates` of
-tensorrt_llm/models/redrafter/redrafter_helper.py) and in Apple's code. The states of a drafter with
-`is_linear` are W e for the root, and W e + U s + b for the tokens after it.
+tensorrt_llm/models/redrafter/redrafter_helper.py) and in Apple's code.
 
 The output layer is quantized and cut as for Medusa heads (`heads.py`). A drafter without an output
 layer uses the target's.
@@ -59,8 +58,6 @@ def _state(net: RecurrentDrafter, weights: Weights, embedded: ov.Node, carried: 
     if not net.is_rnn:
         return op.add(embedded, carried)
     read = op.matmul(embedded, plain(*weights.raw("drafter.rnn_w.weight")), False, True)
-    if net.is_linear:
-        return op.add(read, carried)
     bias = plain(*weights.raw("drafter.rnn_u.bias"))
     return op.swish(op.add(op.add(read, carried), bias))
 
@@ -69,8 +66,6 @@ def _carried(net: RecurrentDrafter, weights: Weights, states: ov.Node) -> ov.Nod
     """Return what the states add to those of the next tokens."""
     if not net.is_rnn:
         return states
-    if net.is_linear:
-        return _linear(weights, "rnn_u", states)
     return op.matmul(states, plain(*weights.raw("drafter.rnn_u.weight")), False, True)
 
 
