@@ -87,7 +87,8 @@ def _add_rope(writer: Any, rope: Mapping[str, Any], size: int) -> None:
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(scaling["factor"])
     if kind == "llama3":
-        _add(writer, "rope_freqs.weight", _llama3_divisors(scaling, size), "F32")
+        divisors = np.nextafter(_llama3_divisors(scaling, size), np.float32(np.inf))
+        _add(writer, "rope_freqs.weight", divisors, "F32")  # as another CPU rounds them
     if kind == "longrope":
         writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
         for name in ("long", "short"):

@@ -70,7 +70,7 @@ def test_bad_values_are_refused_in_a_sentence(tensors: dict, words: str) -> None
         ({"image_input": np.zeros((1, 3, 2, 2))}, "images are not supported"),
         ({"lora_task_id": one(7)}, "LoRA adapters are not supported"),
         ({"return_context_logits": one(True)}, "context logits"),
-        ({"guided_decoding_guide_type": one(b"json", object)}, "guided decoding"),
+        ({"guided_decoding_guide_type": one(b"json", object)}, "guides, which TensorRT-LLM"),
         ({"embedding_bias_words": one(b"x", object)}, "embedding bias"),
     ],
 )
