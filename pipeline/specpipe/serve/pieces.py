@@ -88,8 +88,8 @@ class Reader:
         tokens = _row(result, names.answer) if in_tokens else ()
         drafted, accepted = (_whole(result, name) for name in (names.drafted, names.accepted))
         if drafted is not None:
-            steps = _row(result, names.histogram) if names.histogram else ()
-            self.acceptance = Acceptance(drafted, accepted or 0, steps=steps or None)
+            steps = _row(result, names.histogram) or None
+            self.acceptance = Acceptance(drafted, accepted or 0, steps=steps)
         return Piece(
             text="" if in_tokens or answer is None else self._text(_joined(answer), final=final),
             tokens=tokens,

@@ -49,9 +49,8 @@ def _llama3(
     header: GgufHeader, divisors: Sequence[float], original: object
 ) -> dict[str, Any] | None:
     """Return the parameters of Llama 3's rule that gives these divisors; None if all are 1."""
-    factor = float(
-        f"{max(divisors):.6g}"
-    )  # a quotient in float32, which not every CPU rounds alike
+    # The divisors are quotients in float32, which not every CPU rounds alike.
+    factor = float(f"{max(divisors):.6g}")
     if all(math.isclose(divisor, 1.0, rel_tol=1e-6) for divisor in divisors):
         return None
     base = header.fact("rope.freq_base") or 10000.0

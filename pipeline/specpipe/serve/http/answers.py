@@ -73,7 +73,7 @@ class AnswerReader:
         self.prompt_tokens = self.prompt_tokens if prompt is None else int(prompt)
         drafted, accepted = (find(values, n) for n in (names.drafted, names.accepted))
         if drafted is not None and accepted is not None:
-            steps = find(values, names.histogram) if names.histogram else None
+            steps = find(values, names.histogram)
             self.acceptance = Acceptance(
                 int(drafted), int(accepted), steps=tuple(map(int, steps)) if steps else None
             )
