@@ -81,8 +81,12 @@ def _reply(response: Any) -> Reply:
 
 
 def _error(error: Any) -> EngineError:
-    """Return an engine's error with its code and its first line; ours has the code in it."""
+    """Return an engine's error with its code and its first line.
+
+    Triton may lose the code on its way; our own engine's message begins with it.
+    """
     codes = {getattr(pb_utils.TritonError, name): name for name in CODES}
     message = str(error.message()).strip()
     first = message.splitlines()[0] if message else "the engine failed and did not say why"
-    return EngineError(codes.get(error.code(), "INTERNAL"), read_message(first)[1])
+    code, sentence = read_message(first)
+    return EngineError(code or codes.get(error.code(), "INTERNAL"), sentence)
