@@ -30,6 +30,7 @@ HEAVY = {
     "tritonclient": ("repository/render.py", "serve/"),
     "click": ("cli/",),
     "llguidance": ("runtime/grammars.py",),
+    "xgrammar": ("runtime/triton/engine_guides.py",),
     "starlette": ("openai/",),
     "uvicorn": ("openai/",),
     "triton_python_backend_utils": ("runtime/triton/",),

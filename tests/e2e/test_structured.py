@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ import pytest
 from pydantic import BaseModel
 
 from specpipe.core.conversation import load_conversation
-from specpipe.core.errors import ConfigError
+from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.core.guide import Guide
 from specpipe.serve.client import Options
 from tests.helpers.fronts import fronting_repository
-from tests.helpers.servers import PROMPT, Served, cli_generate
+from tests.helpers.servers import PROMPT, Serve, Served, cli_generate
 
 pytestmark = pytest.mark.e2e
 CODE = r"[a-f]{3}-\d{2,4}(; [a-f]{2}){1,5}"
@@ -67,6 +68,29 @@ def test_an_answer_matches_and_equals_that_without_speculation(
     )
     assert re.fullmatch(CODE, drafted.text) and drafted.text == plain.text
     assert "".join(piece.text for piece in server.client.stream(PROMPT, guided)) == plain.text
+
+
+def test_a_guide_goes_through_a_text_model_that_calls_an_engine(
+    serve: Serve, server: Served
+) -> None:
+    """As on a GPU without drafts, with the CPU engine in the place of TensorRT-LLM's."""
+    guided = Options(max_tokens=60, num_draft_tokens=0, guide=Guide("regex", CODE))
+    with serve(serving={"loop": "bls"}, speculation={"method": "none"}) as called:
+        answer = called.client.generate(PROMPT, guided)
+        assert answer.text == server.client.generate(PROMPT, guided).text
+        assert re.fullmatch(CODE, answer.text)
+        with pytest.raises(Unsupported, match="min_tokens with a guide"):
+            called.client.generate(PROMPT, replace(guided, min_tokens=2))
+        with pytest.raises(Unsupported, match="end_id with a guide"):
+            called.client.generate(PROMPT, replace(guided, end_id=5))
+        with pytest.raises(ConfigError, match="expression cannot be used: error: unclosed group"):
+            called.client.generate(PROMPT, Options(guide=Guide("regex", "a(")))
+        with fronting_repository(called.url, called.workspace.repository) as front:
+            with openai.OpenAI(base_url=front.url, api_key="any", max_retries=0) as made:
+                pet = made.chat.completions.parse(
+                    model="tiny", messages=MESSAGES, response_format=Pet, max_tokens=300, seed=1
+                )
+                assert isinstance(pet.choices[0].message.parsed, Pet)
 
 
 def test_an_unusable_guide_is_one_sentence_and_the_server_lives(server: Served) -> None:

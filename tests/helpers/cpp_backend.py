@@ -24,6 +24,7 @@ _MODES = ("top_k", "top_p", "top_k_top_p", "beam_search", "medusa", "redrafter",
 _BATCHING = ("V1", "v1", "inflight_batching", "inflight_fused_batching")
 _FLAGS = ("true", "True", "TRUE", "1", "false", "False", "FALSE", "0")
 _READ_OUTSIDE_TRY = ("tokenizer_dir", "guided_decoding_backend", "xgrammar_tokenizer_info_path")
+_GUIDES = ("json", "json_schema", "regex", "ebnf_grammar")
 _NOT_NEGATIVE = ("runtime_top_k", "temperature", "min_tokens", "min_length")
 
 
@@ -58,6 +59,7 @@ class EngineRequest:
     end_id: int | None
     log_probs: bool
     draft_logits: NDArray[np.float32] | None = None
+    guide: tuple[str, str | None] | None = None  # type and text
 
 
 Decode = Callable[[EngineRequest], Iterator[tuple[int, ...]]]  # yields the new tokens of each step
@@ -187,6 +189,7 @@ class CppBackend:
             int(tensors["end_id"].reshape(-1)[0]) if "end_id" in tensors else None,
             _flag(tensors, "return_log_probs"),
             tensors.get("draft_logits"),
+            self._guide(tensors),
         )
         self._check_lengths(asked, tensors)
         return asked
@@ -201,6 +204,24 @@ class CppBackend:
             shape = tensors["draft_logits"].shape
             _require(shape[:2] == (1, len(draft)), f"draft_logits {shape}, {len(draft)} tokens")
         return draft
+
+    def _guide(self, tensors: Arrays) -> tuple[str, str | None] | None:
+        """Check a guide; upstream ignores unknown types, and all guides without its decoder."""
+        kind, text = (
+            bytes(tensors[name].reshape(-1)[0]).decode() if name in tensors else None
+            for name in ("guided_decoding_guide_type", "guided_decoding_guide")
+        )
+        if kind is None:
+            return None
+        _require(kind in _GUIDES, f"guided_decoding_guide_type {kind} would be ignored")
+        _require(self._follows_guides(), "the guide would be ignored: there is no guided decoder")
+        _require(text is not None or kind == "json", "The guide string must be provided")
+        return kind, text
+
+    def _follows_guides(self) -> bool:
+        parameters = self.config.parameters
+        names = ("guided_decoding_backend", "xgrammar_tokenizer_info_path")
+        return all(name in parameters and parameters[name].string_value for name in names)
 
     def _speculates(self, tensors: Arrays) -> bool:
         """Check the sizes of lookahead decoding; 1, 1, 0 turn it off."""

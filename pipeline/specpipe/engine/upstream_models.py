@@ -69,12 +69,21 @@ _CARRIERS: Mapping[str, Carrier] = {"tensorrt_llm_bls": "tensor", "ensemble": "p
 
 def tokens_of(release: str) -> Tensors:
     """Return the tensors of `tensorrt_llm` in a release of TensorRT-LLM."""
-    major, minor = (int(part) for part in release.split(".")[:2])
-    if (major, minor) >= (0, 20):
+    version = _version(release)
+    if version >= (0, 20):
         return TOKENS
     flags: tuple[str, ...] = ("return_perf_metrics",)
     old = replace(TOKENS, options=_OLD_OPTIONS, flags=flags, output_tokens="")
-    return old if minor == 19 else replace(old, flags=(), drafted="", accepted="")
+    return old if version == (0, 19) else replace(old, flags=(), drafted="", accepted="")
+
+
+def follows_guides(release: str) -> bool:
+    """Tell whether Triton's `tensorrt_llm` has the parameters of guided decoding in a release."""
+    return _version(release) >= (0, 19)
+
+
+def _version(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in release.split(".")[:2])
 
 
 def with_guides(model: Model) -> Model:

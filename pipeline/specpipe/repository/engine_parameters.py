@@ -19,6 +19,7 @@ from specpipe.engine.tensorrt.lower import reads_in_chunks
 from specpipe.plan.memory import KV_SHARE, KvBudget
 from specpipe.repository.placement import Placement, gpu_device_ids, participant_ids
 from specpipe.repository.signature import signatures
+from specpipe.repository.tokenizer_info import INFO_PATH
 
 WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
 
@@ -34,6 +35,7 @@ class EnginePlan:
     engine_dir: Path  # as the server sees it
     table: str
     budget: KvBudget | None = None  # None: the plan does not know the GPU's memory
+    tokenizer_info: Path | None = None  # as the server sees it; None: the engine takes no guides
 
 
 def engine_parameters(plan: EnginePlan) -> dict[str, str]:
@@ -49,7 +51,14 @@ def engine_parameters(plan: EnginePlan) -> dict[str, str]:
             hint="set engine.tensorrt_llm: 1.2.1",
         )
     chunks = {"enable_chunked_context": str(reads_in_chunks(plan.request)).lower()}
-    values = {**_FIXED, **chunks, **_cache(plan), **_method(plan.speculation), **_place(plan)}
+    values = {
+        **_FIXED,
+        **chunks,
+        **_cache(plan),
+        **_method(plan.speculation),
+        **_place(plan),
+        **_guides(plan.tokenizer_info),
+    }
     return {name: values[name] for name in names}
 
 
@@ -67,7 +76,6 @@ _FIXED = {
     "executor_worker_path": WORKER,
     "gpt_model_type": "inflight_fused_batching",  # required by every method
     "gpu_weights_percent": "1.0",
-    "guided_decoding_backend": "",
     "iter_stats_max_iterations": "1000",
     "kv_cache_host_memory_bytes": "0",
     "kv_cache_onboard_blocks": "true",
@@ -84,7 +92,6 @@ _FIXED = {
     "speculative_decoding_fast_logits": "false",
     "stats_check_period_ms": "100",
     "tokenizer_dir": "",
-    "xgrammar_tokenizer_info_path": "",
 }
 
 
@@ -120,6 +127,13 @@ def _method(options: Speculation) -> dict[str, str]:
         "lookahead_verification_set_size": str(lookahead.verification_set_size)
         if lookahead
         else "",
+    }
+
+
+def _guides(tokenizer_info: Path | None) -> dict[str, str]:
+    return {
+        "guided_decoding_backend": "xgrammar" if tokenizer_info else "",
+        INFO_PATH: str(tokenizer_info or ""),
     }
 
 

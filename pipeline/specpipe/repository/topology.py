@@ -4,89 +4,27 @@ The first two have upstream's five model names, so one client works with both.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
 from specpipe.config.run_config import RunConfig
-from specpipe.config.speculation import DraftModel
 from specpipe.core.contracts import Role
-from specpipe.core.endpoint import Endpoint, dump_endpoint
-from specpipe.engine.backend import BuildRequest
+from specpipe.core.endpoint import dump_endpoint
 from specpipe.engine.upstream_models import TOKENIZER
-from specpipe.plan.memory import KvBudget
-from specpipe.repository.description import FRONTS, KEY_PARAMETER, PARAMETER, describe_run
+from specpipe.repository.description import FRONTS, KEY_PARAMETER, PARAMETER
 from specpipe.repository.engine_parameters import EnginePlan, engine_parameters
-from specpipe.repository.placement import ENGINE_MODELS, Placement, place
+from specpipe.repository.inputs import RepositoryPlan
+from specpipe.repository.placement import ENGINE_MODELS
 from specpipe.repository.render import ServedModel
 from specpipe.repository.signature import (
     LLMAPI,
-    NEWEST,
     cpu_engine_signature,
     served_signature,
-    table_of,
 )
+from specpipe.repository.tokenizer_info import INFO
 
 _TOKENIZER = f"../../{TOKENIZER}"  # seen from a model's version folder
 MOST_INSTANCES = 16  # processes of a text model, unless serving.instances is set
 SPARE_REQUESTS = 16  # requests whose tokens are complete and whose text is still being sent
-
-
-@dataclass(frozen=True)
-class RepositoryPlan:
-    """The inputs of a repository."""
-
-    config: RunConfig
-    engines: Mapping[Role, Path]
-    tokenizer: Path | None  # None: not on this disk; upstream's model loads its own
-    requests: Mapping[Role, BuildRequest] = field(default_factory=dict)
-    release: str = ""  # of TensorRT-LLM; empty for other backends
-    home: Path = Path()  # path of the repository on the server
-    budgets: Mapping[Role, KvBudget] = field(default_factory=dict)  # as far as they are known
-    key: str = ""  # of the repository's manifest, by which a server names what it serves
-
-    @property
-    def drives_engines(self) -> bool:
-        """Whether the text models call the engines through Triton (BLS)."""
-        return drives_engines(self.config)
-
-    @property
-    def serves_sources(self) -> bool:
-        """Whether upstream's LLM API serves the model, without engines of specpipe."""
-        return self.config.engine.traits.serves_sources
-
-    @property
-    def drafts(self) -> bool:
-        """Whether specpipe's text models run the loop over draft and target."""
-        return self.drives_engines and isinstance(self.config.speculation, DraftModel)
-
-    @property
-    def table(self) -> str:
-        """The name of upstream's table of tensors."""
-        return table_of(self.release) if self.release else NEWEST
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """The endpoint of the server of this repository."""
-        return describe_run(self.config, self.tokenizer)
-
-    @property
-    def ranks(self) -> dict[Role, int]:
-        """Count the GPUs of every engine."""
-        return {role: r.engine.parallel.world_size for role, r in self.requests.items()}
-
-    @property
-    def placement(self) -> Placement:
-        """How to start the server of TensorRT-LLM engines; the LLM API starts its own ranks."""
-        if self.serves_sources:
-            gpus = max(self.ranks.values())
-            return Placement((ENGINE_MODELS["target"],), 1, gpus, False, True, self.release)
-        return place(self.ranks, spawns=self.config.serving.spawn_processes, release=self.release)
-
-
-def drives_engines(config: RunConfig) -> bool:
-    """Tell whether the text models of a run call its engines through Triton (BLS)."""
-    return config.engine.traits.upstream_engines or config.serving.loop == "bls"
 
 
 @dataclass(frozen=True)
@@ -181,6 +119,7 @@ def _loop(plan: RepositoryPlan) -> dict[str, str]:
         "draft_limit": _engine_limit(plan),
         "engine_decoupled": json.dumps(_engines_stream(plan)),
         "table": plan.table,
+        "guides": ("xgrammar" if plan.release else "engine") if plan.guides else "",
         **_vocabulary(plan),
     }
 
@@ -273,6 +212,7 @@ def _cpp_engine(plan: RepositoryPlan, role: Role) -> ModelEntry:
         engine_dir=plan.home / name / "1" / role,
         table=plan.table,
         budget=plan.budgets.get(role),
+        tokenizer_info=plan.home / name / "1" / INFO if plan.guides else None,
     )
     model = ServedModel(
         name=name,

@@ -8,13 +8,13 @@ from specpipe.config.run_config import RunConfig
 from specpipe.core.endpoint import dump_endpoint
 from specpipe.engine.fronts.table import FRONTS
 from specpipe.repository.description import DESCRIPTION, KEY_PARAMETER, PARAMETER
+from specpipe.repository.inputs import RepositoryPlan, drives_engines
 from specpipe.repository.library import LIBRARY, library_digest, write_library
 from specpipe.repository.placement import write_placement
 from specpipe.repository.render import parse, render, to_text
+from specpipe.repository.tokenizer_info import INFO, INFO_PATH, tokenizer_info
 from specpipe.repository.topology import (
     ModelEntry,
-    RepositoryPlan,
-    drives_engines,
     engine_options,
     entries,
 )
@@ -28,7 +28,7 @@ __all__ = [
     "write_repository",
 ]
 
-FORMAT = "10"  # increase it when equal engines must produce a different repository
+FORMAT = "11"  # increase it when equal engines must produce a different repository
 
 
 def repository_options(config: RunConfig) -> dict[str, str]:
@@ -129,6 +129,8 @@ def _write_model(entry: ModelEntry, plan: RepositoryPlan, out: Path) -> None:
         (version / "model.py").write_text(_shim(name, entry.module, own), encoding="utf-8")
     if entry.role is not None:
         _link(plan.engines[entry.role], version / entry.role)
+        if entry.model.parameters.get(INFO_PATH) and plan.tokenizer is not None:
+            (version / INFO).write_text(tokenizer_info(plan.tokenizer), encoding="utf-8")
     elif entry.module == "engine":
         for role, engine in plan.engines.items():
             _link(engine, version / "engines" / role)

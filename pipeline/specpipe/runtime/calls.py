@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from specpipe.core.contracts import Logits, Sampling
+from specpipe.core.guide import Guide
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +22,7 @@ class Call:
     log_probs: bool = False
     wants_acceptance: bool = False  # tokens that the engine itself drafted, if it reports them
     speculates: bool = True  # False: an engine of lookahead decoding decodes plainly
+    guide: Guide | None = None  # what the answer to this call must match, from its first token on
 
     def __post_init__(self) -> None:
         """Check the preconditions of the engines."""

@@ -104,9 +104,9 @@ class Compiler:
         try:
             matcher = LLMatcher(self.tokenizer, self._grammar(guide), log_level=0)
         except ValueError as error:
-            raise _refusal(guide, str(error)) from error
+            raise refusal(guide, str(error)) from error
         if matcher.is_error():
-            raise _refusal(guide, matcher.get_error())
+            raise refusal(guide, matcher.get_error())
         return LlguidanceMatcher(matcher, self)
 
     def _grammar(self, guide: Guide) -> str:
@@ -141,7 +141,8 @@ class Compiler:
         return _ONE_TEXT.sub(token, lark)
 
 
-def _refusal(guide: Guide, error: str) -> ConfigError:
+def refusal(guide: Guide, error: str) -> ConfigError:
+    """Return the refusal of a guide for a compiler's reason."""
     names = {"json_schema": "JSON schema", "regex": "regular expression", "ebnf_grammar": "grammar"}
     return ConfigError(f"the {names.get(guide.kind, 'guide')} cannot be used: {first_line(error)}")
 

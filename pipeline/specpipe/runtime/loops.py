@@ -49,13 +49,20 @@ def follow_engine(
 
     An answer ends when the engine sends no more tokens, or with an end token that it returns:
     the C++ engines return all of them but the first, which they keep.
-    Raises Unsupported for a number of draft tokens that the engine cannot be held to.
+    Raises Unsupported for a number of draft tokens that the engine cannot be held to, and for
+    `min_tokens` with a guide: the engine would forbid the end token where nothing else may follow,
+    and a guide begins anew in every call, of which `next_stretch` makes several.
     """
     limit = draft_tokens(request.num_draft_tokens, most, any_number=not can_be_plain)
     if limit != most and not can_be_plain:  # not even 0 is possible
         raise Unsupported(
             f"num_draft_tokens is {limit}: the engine drafts {most} tokens in every step of every "
             "request"
+        )
+    if request.guide is not None and request.sampling.min_tokens:
+        raise Unsupported(
+            "min_tokens with a guide is not supported by this engine; leave min_tokens out, or let "
+            "the guide ask for a longer answer"
         )
     sequence = _Sequence(request)
     counters = sequence.counters
@@ -68,6 +75,7 @@ def follow_engine(
             max_tokens=length,
             speculates=limit > 0 or most == 0,
             wants_acceptance=True,
+            guide=request.guide,
         )
         before, used = len(sequence.generated), replace(counters)
         with closing(engine.infer(call)) as replies:

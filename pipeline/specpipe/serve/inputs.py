@@ -271,8 +271,8 @@ def _guide(model: Model, guide: Guide | None) -> Arrays:
         raise Unsupported(
             f"the model {model.name} cannot constrain answers to a schema or an expression",
             hint="the CPU engine does (backend: openvino, serving.loop: engine), and trtllm-serve "
-            "and vllm serve do; TensorRT-LLM's C++ backend moves its grammar by one token a step, "
-            "which is wrong for steps with draft tokens",
+            "and vllm serve do; TensorRT-LLM's C++ backend does from 0.19 on, in text models and "
+            "without draft tokens (method: none)",
         )
     kind = np.array([guide.kind.encode()], object)
     text = {names.guide: np.array([_bytes("the guide", guide.text)], object)} if guide.text else {}

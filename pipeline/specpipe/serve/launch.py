@@ -14,6 +14,7 @@ from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.engine.tensorrt.machine import find_gpus
 from specpipe.repository.placement import Placement
 from specpipe.repository.render import parse, to_text
+from specpipe.repository.tokenizer_info import INFO, INFO_PATH
 
 SERVER = Path("/opt/tritonserver/bin/tritonserver")  # in the container
 LOADING_SECONDS = 1800.0  # engines of a hundred gigabytes come from a disk
@@ -75,8 +76,9 @@ def require_gpu_server(repository: Path, placement: Placement) -> Path:
 def write_view(repository: Path, placement: Placement, view: Path) -> Path:
     """Return the repository to serve: itself, or a view of it if it was moved.
 
-    Models name their engine by an absolute path. Where that is another than the repository's own,
-    the view has the same models with the right path. Raises ConfigError if an engine is missing.
+    Models name their engine, and what xgrammar reads, by absolute paths. Where those are others
+    than the repository's own, the view has the same models with the right paths. Raises ConfigError
+    if an engine is missing.
     """
     moved = {}
     for model in placement.models:
@@ -91,6 +93,8 @@ def write_view(repository: Path, placement: Placement, view: Path) -> Path:
             )
         if named and Path(named) != engine:
             config.parameters["gpt_model_path"].string_value = str(engine)
+            if INFO_PATH in config.parameters and config.parameters[INFO_PATH].string_value:
+                config.parameters[INFO_PATH].string_value = str(engine.with_name(INFO))
             moved[model] = to_text(config)
     if not moved:
         return repository

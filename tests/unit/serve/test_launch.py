@@ -16,6 +16,7 @@ from specpipe.repository.placement import (
 )
 from specpipe.repository.render import ServedModel, parse, render
 from specpipe.repository.signature import Signature
+from specpipe.repository.tokenizer_info import INFO, INFO_PATH
 from specpipe.serve.address import Address, free_address
 from specpipe.serve.launch import environment, launch_command, write_view
 from specpipe.serve.tritonserver import start_server
@@ -92,12 +93,15 @@ def test_a_placement_is_read_as_it_was_written(tmp_path: Path) -> None:
             read_placement(tmp_path)
 
 
-def repository(folder: Path, placement: Placement, home: Path | None = None) -> Path:
+def repository(
+    folder: Path, placement: Placement, home: Path | None = None, *, guides: bool = False
+) -> Path:
     """Write as much of a repository as starting a server looks at, to be served from `home`."""
     for name in (*placement.models, "ensemble"):
         (folder / name / "1" / "target").mkdir(parents=True)
         engine = str((home or folder) / name / "1" / "target")
-        parameters = {"gpt_model_path": engine} if name != "ensemble" else {}
+        info = str(Path(engine).with_name(INFO)) if guides else ""
+        parameters = {"gpt_model_path": engine, INFO_PATH: info} if name != "ensemble" else {}
         model = ServedModel(name, Signature((), ()), parameters, "tensorrtllm")
         (folder / name / "config.pbtxt").write_text(render(model))
     write_placement(placement, folder)
@@ -110,12 +114,15 @@ def test_a_repository_that_lies_where_it_was_made_for_is_served_as_it_is(tmp_pat
     assert not (tmp_path / "view").exists()
 
 
-def test_a_repository_that_was_moved_is_served_through_a_view(tmp_path: Path) -> None:
-    folder = repository(tmp_path / "r", ONE, Path("/elsewhere"))
+@pytest.mark.parametrize("guides", [False, True])
+def test_a_repository_that_was_moved_is_served_through_a_view(guides: bool, tmp_path: Path) -> None:
+    folder = repository(tmp_path / "r", ONE, Path("/elsewhere"), guides=guides)
     view = write_view(folder, ONE, tmp_path / "view")
     config = parse((view / "tensorrt_llm/config.pbtxt").read_text())
     engine = Path(config.parameters["gpt_model_path"].string_value)
     assert engine == folder / "tensorrt_llm/1/target" and engine.is_dir()
+    info = config.parameters[INFO_PATH].string_value
+    assert info == (str(folder / "tensorrt_llm/1" / INFO) if guides else "")
     assert (view / "ensemble/1").resolve() == folder / "ensemble/1"
     assert (view / "ensemble/config.pbtxt").read_text() == (
         folder / "ensemble/config.pbtxt"

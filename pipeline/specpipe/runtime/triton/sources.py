@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from specpipe.core.guide import Guide
 from specpipe.runtime.engine_client import EngineClient
 from specpipe.runtime.exchange import Counters, EngineProgress, Request
 from specpipe.runtime.failures import Cancelled
 from specpipe.runtime.rendezvous import model_socket
-from specpipe.runtime.triton import guides, unsupported
+from specpipe.runtime.triton import engine_guides, guides, unsupported
 
 WATCH_SECONDS = 0.2  # between checks whether the client is connected; each calls tritonserver
 
@@ -46,11 +47,11 @@ class TokenSource(Protocol):
         """Release what the source holds; requests in flight fail."""
 
 
-def open_source(options: Mapping[str, str], model: str) -> TokenSource:
-    """Return the source that a text model's parameters name."""
+def open_source(options: Mapping[str, str], model: str, end_ids: tuple[int, ...]) -> TokenSource:
+    """Return the source that a text model's parameters name; `end_ids` are the model's."""
     if "loop" not in options:
         return SocketSource(EngineClient(model_socket(os.getppid(), os.environ)))
-    return bls_source(options, model)
+    return bls_source(options, model, end_ids)
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,14 @@ class LoopSource:
 
     loop: Callable[[Request], Steps]
     counted: Callable[[Counters], None]
+    check: Callable[[Guide, Request], None]  # raises what is wrong with a guide
+    supported: frozenset[str]
     takes_many: bool = False
-    supported: frozenset[str] = unsupported.BIAS
 
     def ask(self, request: Request, take: Take, is_cancelled: IsCancelled) -> None:
         """See `TokenSource`; every step is taken in this thread."""
+        if request.guide is not None:
+            self.check(request.guide, request)
         with closing(self.loop(request)) as steps:
             for step in steps:
                 if is_cancelled():
@@ -99,7 +103,7 @@ class LoopSource:
         """See `TokenSource`; nothing is held."""
 
 
-def bls_source(options: Mapping[str, str], model: str) -> LoopSource:
+def bls_source(options: Mapping[str, str], model: str, end_ids: tuple[int, ...]) -> LoopSource:
     """Return the loop over the models that the parameters name."""
     from specpipe.runtime.loops import draft_and_verify, follow_engine
     from specpipe.runtime.triton.bls import TritonEngine
@@ -120,4 +124,6 @@ def bls_source(options: Mapping[str, str], model: str) -> LoopSource:
     else:
         plain = bool(options["draft_limit"])
         loop = partial(follow_engine, target, most=most, can_be_plain=plain)
-    return LoopSource(loop, meter.add_request)
+    check = partial(engine_guides.check, end_ids=end_ids, by=options["guides"])
+    supported = unsupported.BIAS | (guides.SUPPORTED if options["guides"] else frozenset())
+    return LoopSource(loop, meter.add_request, check, supported)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from specpipe.core.contracts import Sampling
 from specpipe.runtime.calls import Call, Reply
+from specpipe.runtime.triton import guides
 from specpipe.runtime.triton.requests import Tensors, word_layout
 from specpipe.runtime.triton.upstream_rules import OFF
 
@@ -28,6 +29,7 @@ def call_tensors(call: Call, table: str, padded_vocab_size: int, *, stream: bool
         "streaming": _one(stream, np.bool_),
         **_sampling(call.sampling),
         **_draft(call),
+        **_guide(call),
     }
     if call.bias:
         tensors["embedding_bias"] = _bias(call, padded_vocab_size)
@@ -101,6 +103,13 @@ def _draft(call: Call) -> Arrays:
     if call.draft_logits is not None:
         tensors["draft_logits"] = call.draft_logits[None].astype(np.float32)
     return tensors
+
+
+def _guide(call: Call) -> Arrays:
+    if call.guide is None:
+        return {}
+    given = {guides.KIND: call.guide.kind, guides.TEXT: call.guide.text}
+    return {name: _one(text.encode(), np.object_) for name, text in given.items() if text}
 
 
 def _bias(call: Call, size: int) -> NDArray[np.float32]:

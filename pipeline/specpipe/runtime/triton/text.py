@@ -39,7 +39,7 @@ class TritonPythonModel:
         self._max_input_len = int(options["max_input_len"])
         self._max_seq_len = int(options["max_seq_len"])
         self._decoupled = triton.is_decoupled(args)
-        self._source = open_source(options, args["model_name"])
+        self._source = open_source(options, args["model_name"], self._tokenizer.end_ids)
         self._traffic = Traffic(args["model_name"])
         self._threads = Threads(
             int(options.get("max_requests", MOST_REQUESTS)), "requests are in flight"

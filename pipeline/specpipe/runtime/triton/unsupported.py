@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from specpipe.core.errors import Unsupported
 
-# `GuidedDecoder::build` (cpp/tensorrt_llm/batch_manager/guidedDecoder.cpp) of releases 0.17 to 1.2.
-GUIDES = "guides, which TensorRT-LLM's grammar follows by one token a step and not by a draft,"
+# `GuidedDecoder::build` (cpp/tensorrt_llm/batch_manager/guidedDecoder.cpp) of releases 0.17 to 1.2
+# moves by one token a step; Triton's model has its parameters from 0.19 on.
+GUIDES = "guides, which TensorRT-LLM follows from 0.19 on and without drafts (method: none) only,"
 
 # Declared, because upstream declares them; requests that use them are refused.
 UNSUPPORTED = {
