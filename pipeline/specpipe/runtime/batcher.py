@@ -45,10 +45,11 @@ class Batcher:
     budget: Budget
     streams: list[Stream] = field(default_factory=list)  # the oldest first
     counts: Counts = field(default_factory=Counts)
-    # Of the current round: what streams emitted, which of them drafted, and whether a draft model
-    # read a prompt.
+    # Of the current round: what streams emitted, how deep the deepest draft may be, the time of the
+    # target, and whether a prompt was read.
     _events: list[tuple[Stream, Event]] = field(default_factory=list)
-    _drafting: set[int] = field(default_factory=set)
+    _depth: int = 0
+    _target_ms: float = 0.0
     _reads: bool = False
 
     def __post_init__(self) -> None:
@@ -91,17 +92,19 @@ class Batcher:
 
         An exception ends its stream, as does a step with a finish reason.
         """
-        self._events, self._drafting, self._reads = [], set(), False
+        self._events, self._depth, self._target_ms, self._reads = [], 0, 0.0, False
+        decoding = [stream.forecast for stream in self.streams if stream.decodes]
+        self.budget.begin(decoding, len(self.streams))
         began = time.perf_counter_ns()
         for stream in list(self.streams):
             if stream.ask is None:
                 self._resume(stream, None)
-        self._draft()
-        if self._drafting and not self._reads:
-            spent_ms = (time.perf_counter_ns() - began) / 1e6
-            self.budget.note_drafting(spent_ms / len(self._drafting))
+        calls = self._draft()
         waiting = [s for s in self.streams if s.scores("target")]
         self._score("target", waiting, chunks=True)
+        if not self._reads:
+            spent_ms = (time.perf_counter_ns() - began) / 1e6 - self._target_ms
+            self.budget.note_drafting(self._depth, calls, spent_ms)
         for stream, event in self._events:
             if isinstance(event, Exception) or (isinstance(event, Step) and event.finish):
                 self.remove(stream)
@@ -114,8 +117,7 @@ class Batcher:
             said = stream.decoding.send(answer)
             while isinstance(said, Allowance):
                 allowed = self._allow(stream, said.limit)
-                if allowed:
-                    self._drafting.add(id(stream))
+                self._depth = max(self._depth, allowed)
                 said = stream.decoding.send(allowed)
         except StopIteration:
             self.remove(stream)
@@ -138,7 +140,7 @@ class Batcher:
         """
         if not stream.decodes:
             return 0
-        return self.budget.allow(stream.forecast, limit, len(self.streams))
+        return self.budget.allow(stream.forecast, limit)
 
     def _fail(self, stream: Stream, error: Exception) -> None:
         stream.ask = None
@@ -148,9 +150,9 @@ class Batcher:
 
     # --- drafters -------------------------------------------------------------------------------
 
-    def _draft(self) -> None:
-        """Answer every ask but those for the target's logits."""
-        chunks = True
+    def _draft(self) -> int:
+        """Answer every ask but those for the target's logits; return how many calls that took."""
+        chunks, calls = True, 0
         while groups := self._groups():
             streams = groups[min(groups, key=_cost_of_kind)]
             kind, role = type(streams[0].ask), _role_of(streams[0].ask)
@@ -160,6 +162,8 @@ class Batcher:
                 chunks = False
             else:
                 self._answer_all(streams, self._calls[kind])
+            calls += 1
+        return calls
 
     def _groups(self) -> dict[tuple[type, Role], list[Stream]]:
         found: dict[tuple[type, Role], list[Stream]] = {}
@@ -223,12 +227,12 @@ class Batcher:
                 self._fail(stream, error)
             return False
         if role == "target":
+            self._target_ms = took_ms
             self.budget.note_step(sum(len(p.item.tokens) for p in planned), took_ms)
             counted = [len(p.item.tokens) for p in planned if p.stream.counted]
             self.counts.steps += bool(counted)
             self.counts.rows += sum(counted)
-        else:
-            self._reads |= any(len(p.stream.lanes[role].pending) > CATCH_UP for p in planned)
+        self._reads |= any(len(p.stream.lanes[role].pending) > CATCH_UP for p in planned)
         answered = False
         for plan, scores in zip(planned, found, strict=True):
             plan.stream.lanes[role].done(plan.item)

@@ -5,8 +5,12 @@ tokens, where W is the total worth, and costs C(rows) milliseconds (`runtime.cos
 scores the nodes with which tokens per millisecond are highest. So drafts shrink as load grows, and
 speculation ends where plain decoding is faster.
 
-A step of another width than the one before costs more. So the budget stays at a width until that
-has lost as much time as a change costs (the rule of renting skis before buying them).
+The calls of a drafter serve all streams of a round. So the budget decides for all of them at what
+depth drafts give the most tokens per millisecond, the time of these calls included.
+
+A step of another width than the one before costs more. So the budget stays at a width, and has a
+narrower step padded, until that has lost as much time as a change costs (the rule of renting skis
+before buying them).
 
 Where drafting does not pay, a draft is made now and then, and compared with what is emitted
 (`Shadow`). Drafts that were drawn, or that need scratch nodes, are scored instead.
@@ -24,33 +28,16 @@ import numpy as np
 
 from specpipe.core.contracts import ROOT, Draft, Floats, Ints
 from specpipe.runtime.acceptance import DEPTHS, RATE, AcceptanceEstimate, Shadow
-from specpipe.runtime.cost import StepCost, flat
+from specpipe.runtime.cost import DraftingCost, StepCost, flat
+from specpipe.runtime.forecast import PROBE_AFTER, Forecast, Round
 from specpipe.speculate.decode import Step
 
-PROBE_AFTER = 16  # steps without a draft, after which one is tried again, at the earliest
 PROBE_SHARE = 0.01  # of the time: a dear trial is made more seldom
 PROBE_NODES = 3
+MOST_PADDING = 8  # rows
+MARGIN = 0.05  # of a step: prices err, so drafters that are not free have to gain more
 _NONE: Ints = np.zeros(0, np.int64)
 _SIZES: Ints = np.array([0, 1, 2, 3, 4, 8])  # of drafts that are tried for the price of a row
-
-
-@dataclass(eq=False)
-class Forecast:
-    """What the budget knows of one stream."""
-
-    adaptive: bool
-    max_concurrency: int | None
-    own: AcceptanceEstimate
-    allowed: int = 0  # depth of the next draft
-    idle_steps: int = 0  # since a draft was scored or tried
-    probe_after: int = PROBE_AFTER  # idle steps
-    expected: float | None = None  # of the draft that is being scored, by its own probabilities
-    shadow: Shadow | None = None
-
-    @property
-    def probes(self) -> bool:
-        """Whether a draft is tried although it does not seem to pay."""
-        return self.idle_steps >= self.probe_after
 
 
 @dataclass
@@ -61,10 +48,12 @@ class Budget:
     all: AcceptanceEstimate = field(
         default_factory=AcceptanceEstimate
     )  # of all streams: where new ones start
-    drafting_ms: float = 0.0  # of a draft, per stream and step
+    drafting: DraftingCost = field(default_factory=lambda: DraftingCost(DEPTHS))
     kept_nodes: int = 0
     cut_nodes: int = 0
+    width: int = 0  # rows of the next step: with fewer, it takes longer
     lost_ms: float = 0.0  # since the last change of width, by not changing it
+    _round: Round = field(default_factory=lambda: Round((), 1, 1.0, 1.0))
 
     def forecast(self, adaptive: bool, max_concurrency: int | None) -> Forecast:
         """Return the forecast of a new stream."""
@@ -72,31 +61,45 @@ class Budget:
         own = replace(known, by_depth=known.by_depth.copy())
         return Forecast(adaptive, max_concurrency, own)
 
-    def allow(self, forecast: Forecast, limit: int, running: int) -> int:
-        """Return how deep a stream may draft while `running` streams share a step."""
-        forecast.allowed = self._allowed(forecast, limit, running)
+    def begin(self, forecasts: Sequence[Forecast], running: int) -> None:
+        """Begin a round of `running` streams; `forecasts` are those of the ones that decode."""
+        step, *longer = self.cost(running + _SIZES).tolist()
+        rows = zip(longer, _SIZES[1:].tolist(), strict=True)
+        row_ms = min((ms - step) / more for ms, more in rows)
+        self._round = Round(forecasts, running, step / running, row_ms)
+
+    def allow(self, forecast: Forecast, limit: int) -> int:
+        """Return how deep a stream may draft in this round."""
+        forecast.limit = limit
+        forecast.allowed = self._allowed(forecast, limit)
         return forecast.allowed
 
-    def _allowed(self, forecast: Forecast, limit: int, running: int) -> int:
-        most = forecast.max_concurrency
-        if most is not None and running > most:
+    def _allowed(self, forecast: Forecast, limit: int) -> int:
+        now = self._round
+        if not now.lets_draft(forecast):
             return 0
         if not forecast.adaptive or forecast.probes:
             return limit
-        survival = forecast.own.survival(min(limit, DEPTHS))
-        token_ms, row_ms = self._prices(running)
-        depth = int(np.count_nonzero(survival * token_ms >= row_ms))
-        gain_ms = float((survival[:depth] * token_ms - row_ms).sum())
-        if depth == 0 or gain_ms < self.drafting_ms:
+        if now.depth is None:
+            now.depth = self._depth_that_pays(now)
+        gains = now.gains(forecast)
+        depth = min(now.depth, int(np.count_nonzero(gains >= 0)))
+        if depth == 0:
             forecast.idle_steps += 1
-            return 0
-        return limit if depth == len(survival) else depth
+        return limit if depth == len(gains) else depth
 
-    def _prices(self, running: int) -> tuple[float, float]:
-        """Return the milliseconds of a token of plain decoding, and of one more row at least."""
-        step, *longer = self.cost(running + _SIZES).tolist()
-        rows = zip(longer, _SIZES[1:].tolist(), strict=True)
-        return step / running, min((ms - step) / more for ms, more in rows)
+    def _depth_that_pays(self, now: Round) -> int:
+        """Return the depth of drafts with which the streams' tokens take least time; 0: none."""
+        rows, tokens = np.full(DEPTHS + 1, now.running), np.full(DEPTHS + 1, float(now.running))
+        for forecast in filter(now.lets_draft, now.forecasts):
+            pays = now.gains(forecast) >= 0
+            worth = np.zeros(DEPTHS)
+            worth[: len(pays)] = forecast.own.survival(len(pays)) * pays
+            rows[1:] += np.cumsum(worth > 0)
+            tokens[1:] += np.cumsum(worth)
+        ms, drafting = self.cost(rows), self.drafting(np.arange(1, DEPTHS + 1))
+        ms[1:] += drafting + np.minimum(drafting, MARGIN * ms[1:])
+        return int(np.argmin(ms / tokens))
 
     def choose(
         self,
@@ -134,7 +137,8 @@ class Budget:
         self.cut_nodes += len(draft) - len(nodes)
         if forecast.probes:
             step_ms, longer_ms = self.cost(np.array([roots, roots + len(nodes)])).tolist()
-            spent_ms = streams * (self.drafting_ms + longer_ms - step_ms)
+            drafting_ms = float(self.drafting(forecast.allowed))
+            spent_ms = streams * (drafting_ms + longer_ms - step_ms)
             forecast.probe_after = max(PROBE_AFTER, int(spent_ms / (PROBE_SHARE * step_ms)))
         tried = bool(len(nodes)) or forecast.probes
         forecast.idle_steps = 0 if tried else forecast.idle_steps + 1
@@ -178,6 +182,9 @@ class Budget:
                     gained, rows, room = gained + more, rows + size, room - size
         loose = [n for n, d in enumerate(drafts) if not d.scratch and forecasts[n].adaptive]
         if not loose or room <= 0:
+            self.width = 0
+            if streams:
+                self._size(rows, np.array([gained]))
             return chosen
         owner = np.concatenate([np.full(len(worth[n]), n) for n in loose])
         node = np.concatenate([np.arange(len(worth[n])) for n in loose])
@@ -193,17 +200,24 @@ class Budget:
         return chosen
 
     def _size(self, rows: int, tokens: Floats) -> int:
-        """Return how many nodes are scored; with n of them, a step emits tokens[n] tokens."""
-        ms_per_token = self.cost(rows + np.arange(len(tokens))) / tokens
+        """Return how many nodes are scored, and set the step's width.
+
+        With n of them, a step emits tokens[n] tokens.
+        """
+        most = len(tokens) - 1
+        ms_per_token = self.cost(rows + np.arange(most + 1)) / tokens
         best, same = int(np.argmin(ms_per_token)), self.cost.last_rows - rows
-        if best == same:
-            return best
-        if 0 <= same < len(tokens):
-            self.lost_ms += float(tokens[best] * (ms_per_token[same] - ms_per_token[best]))
+        staying = min(same, most)
+        if best != same and 0 <= same <= staying + MOST_PADDING:
+            same_ms = float(self.cost(rows + same))
+            self.lost_ms += same_ms / tokens[staying] * tokens[best] - float(self.cost(rows + best))
             changes = 2 if same == 0 else 1  # a draft has an end
             if self.lost_ms < changes * self.cost.change_ms:
-                return same
-        self.lost_ms = 0.0
+                self.width = rows + same
+                return staying
+        if best != same:
+            self.lost_ms = 0.0
+        self.width = rows + best
         return best
 
     def learn(self, forecast: Forecast, step: Step) -> None:
@@ -228,10 +242,12 @@ class Budget:
         """Take note of the time of a step of the target."""
         self.cost.observe(rows, ms)
 
-    def note_drafting(self, ms: float) -> None:
-        """Take note of the time that drafts took, per stream."""
-        rate = RATE if self.drafting_ms else 1.0
-        self.drafting_ms += rate * (ms - self.drafting_ms)
+    def note_drafting(self, depth: int, calls: int, ms: float) -> None:
+        """Take note of what a round took in addition to the target's step.
+
+        `depth` is the deepest draft that was allowed, `calls` are those of drafters.
+        """
+        self.drafting.observe(depth, calls, ms, RATE)
 
 
 def _compares(draft: Draft) -> bool:

@@ -1,4 +1,6 @@
-"""The time of an engine's step by its rows: measured at start, then corrected.
+"""What steps and drafts cost: the time of a step by its rows, and of drafts by their depth.
+
+The time of a step is measured at start, then corrected; that of drafts is learned while serving.
 
 A step with another number of rows than the one before costs more, since the CPU plugin prepares its
 kernels for every change of shape.
@@ -16,7 +18,9 @@ from specpipe.core.engines import EngineFacts, Item, LoadedEngine
 ROWS = (1, 2, 4, 5, 8, 16, 32, 64)
 _PATIENCE_S = 0.6
 _SLOW_MS = 40.0
-_RATE = 0.05  # weight of one observation
+_RATE = 0.1  # weight of one observation for the price of its width
+_STEP = 0.05  # by which the price of a change moves towards an observation
+_DRIFT = 0.01  # for the level of all prices: other work on the machine, its temperature
 
 
 @dataclass
@@ -58,12 +62,46 @@ class StepCost:
         known = float(self.next(np.array([rows]))[0])
         changed, self.last_rows = rows != self.last_rows, rows
         if changed and self.change_ms and rows <= self.rows[-1]:
-            self.change_ms *= 1 + (_RATE if ms > known else -_RATE)
+            self.change_ms *= 1 + (_STEP if ms > known else -_STEP)
             return
         place = int(np.argmin(np.abs(self.rows - rows)))
         ratio = min(4.0, max(0.25, ms / known)) if known > 0 else 1.0
-        self._factor *= 1 + _RATE * (ratio - 1)
+        self._factor *= 1 + _DRIFT * (ratio - 1)
         self.ms[place:] += self.ms[place] * _RATE * (ratio - 1)
+
+
+@dataclass
+class DraftingCost:
+    """Milliseconds of the drafts of a round, which share the calls of their drafter.
+
+    A call of a drafter serves all streams of a round, and hardly takes longer for more of them. How
+    many calls a draft needs depends on the drafter: heads are called once, a recurrent drafter once
+    for each level. It is learned by the depth that was allowed; between two depths it is a line.
+    """
+
+    depths: int  # that are told apart
+    call_ms: float = 0.0
+    plain_ms: float = 0.0  # of a round without drafts, without the target's step
+    _calls: dict[int, float] = field(default_factory=lambda: {1: 1.0})  # by depth
+
+    def __call__(self, depth: "Ints | int") -> Floats:
+        """Return the milliseconds of drafts of these depths."""
+        known = sorted(self._calls)
+        calls = np.interp(depth, known, [self._calls[n] for n in known])
+        return np.asarray(self.call_ms * calls)
+
+    def observe(self, depth: int, calls: int, ms: float, rate: float) -> None:
+        """Take note of a round: its deepest draft (0: none), the calls, and its time.
+
+        The time is that without the target's step: calls, and the choice and the check of drafts.
+        """
+        if depth == 0:
+            self.plain_ms += rate * (ms - self.plain_ms)
+            return
+        calls, depth, ms = max(1, calls), min(depth, self.depths), max(0.0, ms - self.plain_ms)
+        known = self._calls.get(depth, float(calls))
+        self._calls[depth] = known + rate * (calls - known)
+        self.call_ms += (rate if self.call_ms else 1.0) * (ms / calls - self.call_ms)
 
 
 def flat() -> StepCost:

@@ -3,10 +3,13 @@
 A step has at most `max_num_tokens` rows. Half of the rows that the roots leave are reserved for
 prompts, if any are being read. If the KV pool is full, the youngest stream gives its rows back. It
 resumes when there is room for all of its tokens again.
+
+A step without chunks is padded to the width that the budget wants: one sequence gets draft nodes
+whose logits nobody wants.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -62,7 +65,8 @@ class Packer:
             if more is not None:
                 planned.append(more)
                 left -= len(more.item.tokens)
-        return self._fitting(role, planned)
+        planned = self._fitting(role, planned)
+        return self._padded(planned) if role == "target" else planned
 
     def _follow(self, role: Role, stream: Stream) -> Lane | None:
         """Bring a lane up to the sequence that its stream names; None if it has to wait."""
@@ -133,10 +137,35 @@ class Packer:
             planned = [p for p in planned if p.stream is not youngest]
         return planned
 
+    def _padded(self, planned: list[Planned]) -> list[Planned]:
+        """Fill a step of the target up to the budget's width, where there is room."""
+        more = self.budget.width - sum(len(p.item.tokens) for p in planned)
+        engine = self.engines["target"]
+        if more <= 0 or engine.facts.chains_only or not all(len(p.item.wanted) for p in planned):
+            return planned
+        shortest = min(planned, key=_end)
+        filled = replace(shortest, item=_filled(shortest.item, more))
+        result = [filled if plan is shortest else plan for plan in planned]
+        fits = _end(filled) <= engine.facts.max_seq_len and engine.fits([p.item for p in result])
+        return result if fits else planned
+
     def _preempt(self, role: Role, stream: Stream) -> None:
         self.counts.preemptions += stream.counted
         stream.lanes[role].preempted = True
         stream.lanes[role].release()
+
+
+def _end(plan: Planned) -> int:
+    """Return the rows of a sequence after a step."""
+    return len(plan.item.cache.tokens) + len(plan.item.tokens)
+
+
+def _filled(item: Item, more: int) -> Item:
+    """Return an item with more rows at its end, which nobody wants: the last token again."""
+    count = len(item.tokens)
+    after = np.arange(count - 1, count - 1 + more)
+    parents = None if item.parents is None else np.concatenate([item.parents, after])
+    return replace(item, tokens=np.pad(item.tokens, (0, more), "edge"), parents=parents)
 
 
 def _fixed_nodes(role: Role, stream: Stream) -> int:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from specpipe.core.contracts import Ask, Role, Score
-from specpipe.runtime.budget import Forecast
+from specpipe.runtime.forecast import Forecast
 from specpipe.runtime.lane import Lane
 from specpipe.speculate.decode import Decoding
 

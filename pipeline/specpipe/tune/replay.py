@@ -67,11 +67,12 @@ class ReplayedRound:
     head_calls: int = 0
     draft_calls: int = 0
     reads: bool = False  # a stream read its prompt
+    padding: int = 0  # rows that nobody wants
 
     @property
     def rows(self) -> int:
         """The rows of the call."""
-        return sum(step.rows for step in self.steps)
+        return sum(step.rows for step in self.steps) + self.padding
 
     @property
     def emitted(self) -> int:
@@ -93,10 +94,11 @@ class PricedBudget(Budget):
         """Take note of the width of a step, not of the time of a recorded answer."""
         self.cost.last_rows = rows
 
-    def note_drafting(self, ms: float) -> None:
+    def note_drafting(self, depth: int, calls: int, ms: float) -> None:
         """Take note of the price of the current round's drafters."""
         if self.costs is not None:
-            super().note_drafting(self.costs.drafting_ms(self.calls.heads, self.calls.draft))
+            ms = self.costs.drafting_ms(self.calls.heads, self.calls.draft)
+            super().note_drafting(depth, calls, ms)
 
 
 def priced(costs: Costs) -> PricedBudget:
@@ -232,7 +234,9 @@ def _round(batcher: Batcher, budget: PricedBudget) -> ReplayedRound:
             raise event
         if isinstance(event, Noted):
             steps.append(event.found)
-    return ReplayedRound(tuple(steps), budget.calls.heads, budget.calls.draft, reads)
+    found = ReplayedRound(tuple(steps), budget.calls.heads, budget.calls.draft, reads)
+    padding = 0 if reads else budget.cost.last_rows - found.rows
+    return replace(found, padding=max(0, padding))
 
 
 @dataclass(frozen=True)

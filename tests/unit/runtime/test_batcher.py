@@ -45,7 +45,7 @@ METHODS: list[Speculation] = [
     DraftModel("draft_model", DRAFT, 4),
 ]
 DRAWS = (DraftModel, Hybrid)  # drafts may be drawn, so sampled answers depend on their length
-COST = StepCost(np.array([1.0, 2, 8, 64]), np.array([10.0, 11, 14, 50]))
+COST = StepCost(np.array([1.0, 2, 8, 64]), np.array([10.0, 11, 14, 50]), change_ms=6.0)
 
 
 def engines(blocks: int = 64, **changes: int) -> dict[Role, ToyEngine]:
@@ -193,6 +193,37 @@ def test_no_step_is_longer_than_allowed() -> None:
     run(batcher(made, rows=64), tasks)
     assert max(made["target"].steps) <= 64
     assert all(given.tokens == given.expected() for given in tasks)
+
+
+def padded_steps(made: dict[Role, ToyEngine], tasks: list[Task]) -> list[int]:
+    """Answer alone after a step of seven rows; return the rows of the next steps."""
+    shared = batcher(made)
+    for given in tasks:
+        given.stream = shared.add(given.decoding())
+    collect(tasks, shared.round())  # the prompt
+    made["target"].steps.clear()
+    shared.budget.cost = StepCost(np.array([1.0, 8]), np.array([10.0, 11]), 6.0, last_rows=7)
+    collect(tasks, shared.round())
+    while shared.streams:
+        collect(tasks, shared.round())
+    assert all(given.tokens == given.expected() for given in tasks)
+    return made["target"].steps
+
+
+def test_a_narrow_step_is_padded_where_a_change_of_width_costs_more() -> None:
+    assert padded_steps(engines(), [task(NoSpeculation(), 3, tokens=12)])[0] == 7
+
+
+def test_a_step_is_not_padded_beyond_the_end_of_the_sequence_or_the_pool() -> None:
+    for changes in ({"max_seq_len": 32}, {"blocks": 1}):
+        steps = padded_steps(engines(**changes), [task(NoSpeculation(), 3, prompt=28, tokens=4)])
+        assert set(steps) == {1}
+
+
+def test_a_chain_stays_a_chain_when_it_is_padded() -> None:
+    made = engines()
+    made["target"].facts = replace(made["target"].facts, chains_only=True)
+    assert set(padded_steps(made, [task(NoSpeculation(), 3, tokens=12)])) == {1}
 
 
 def test_running_streams_emit_in_every_round_while_long_prompts_arrive() -> None:

@@ -5,8 +5,9 @@ import pytest
 
 from specpipe.core.contracts import ROOT, Draft, chain
 from specpipe.runtime.acceptance import Shadow
-from specpipe.runtime.budget import PROBE_AFTER, PROBE_NODES, Budget, Forecast
+from specpipe.runtime.budget import PROBE_NODES, Budget
 from specpipe.runtime.cost import StepCost, measure_steps
+from specpipe.runtime.forecast import PROBE_AFTER, Forecast
 from specpipe.speculate.decode import Step
 from tests.helpers.toy_engine import ToyEngine
 
@@ -30,6 +31,12 @@ def after(budget: Budget, *steps: Step) -> Forecast:
 def kept(budget: Budget, draft: Draft, forecast: Forecast, streams: int = 1, room: int = 64) -> int:
     (nodes,) = budget.choose([draft], [forecast], streams=streams, roots=streams, room=room)
     return len(draft) if nodes is None else len(nodes)
+
+
+def allowed(budget: Budget, forecast: Forecast, limit: int = 4, running: int = 1) -> int:
+    """Return how deep a stream may draft while others do not."""
+    budget.begin([forecast], running)
+    return budget.allow(forecast, limit)
 
 
 GOOD, BAD = [step(4, 4)] * 30, [step(4, 0)] * 30
@@ -116,10 +123,10 @@ def test_a_drafter_that_overrates_itself_is_corrected() -> None:
 def test_where_drafting_does_not_pay_a_draft_is_made_now_and_then() -> None:
     budget = Budget(DEAR_ROWS)
     forecast = after(budget, *BAD)
-    allowed = [budget.allow(forecast, 4, running=4) for _ in range(PROBE_AFTER + 1)]
-    assert allowed == [0] * PROBE_AFTER + [4]
+    depths = [allowed(budget, forecast, running=4) for _ in range(PROBE_AFTER + 1)]
+    assert depths == [0] * PROBE_AFTER + [4]
     assert kept(budget, chain([1, 2, 3, 4]), forecast, streams=4) == 0
-    assert budget.allow(forecast, 4, running=4) == 0
+    assert allowed(budget, forecast, running=4) == 0
 
 
 def test_a_draft_that_is_not_scored_is_compared_with_what_is_emitted() -> None:
@@ -146,7 +153,7 @@ def test_a_drawn_draft_is_tried_by_scoring_it() -> None:
     budget = Budget(DEAR_ROWS)
     forecast = after(budget, *BAD)
     drawn = chain([1, 2, 3, 4], np.full((4, 8), 1 / 8))
-    while not budget.allow(forecast, 4, running=1):
+    while not allowed(budget, forecast):
         pass
     assert kept(budget, drawn, forecast) == PROBE_NODES and forecast.shadow is None
 
@@ -154,9 +161,10 @@ def test_a_drawn_draft_is_tried_by_scoring_it() -> None:
 def test_trials_of_a_dear_drafter_take_little_time() -> None:
     budget = Budget(DEAR_ROWS)
     forecast = after(budget, *BAD)
-    budget.drafting_ms, trials = 50.0, 0
+    budget.note_drafting(depth=4, calls=1, ms=50.0)
+    trials = 0
     for _ in range(5000):
-        if budget.allow(forecast, 4, running=1):
+        if allowed(budget, forecast):
             trials += 1
             kept(budget, chain([1, 2, 3, 4]), forecast)
     assert 8 <= trials <= 11  # 50 ms in every 500 steps of 10 ms, the first one sooner
@@ -165,26 +173,59 @@ def test_trials_of_a_dear_drafter_take_little_time() -> None:
 def test_a_dear_drafter_is_not_asked_where_it_cannot_pay() -> None:
     budget = Budget(FREE_ROWS)
     forecast = after(budget, *GOOD)
-    assert budget.allow(forecast, 4, running=1) == 4
+    assert allowed(budget, forecast) == 4
     for _ in range(100):
-        budget.note_drafting(200.0)
-    assert budget.allow(forecast, 4, running=1) == 0
+        budget.note_drafting(depth=4, calls=1, ms=200.0)
+    assert allowed(budget, forecast) == 0
 
 
 def test_a_draft_has_to_pay_for_its_drafter_and_for_all_its_rows() -> None:
     budget = Budget(StepCost(np.array([1.0, 64]), np.array([10.0, 325])))  # 5 ms a row
     forecast = after(budget, *GOOD)
-    budget.note_drafting(15.0)  # four tokens save 40 ms, and four rows cost 20
-    assert budget.allow(forecast, 4, running=1) == 4
-    budget.drafting_ms = 0.0
-    budget.note_drafting(25.0)
-    assert budget.allow(forecast, 4, running=1) == 0
+    budget.note_drafting(4, 1, 15.0)  # four tokens save 40 ms, and four rows cost 20
+    assert allowed(budget, forecast) == 4
+    budget.drafting.call_ms = 0.0
+    budget.note_drafting(4, 1, 25.0)
+    assert allowed(budget, forecast) == 0
+
+
+def test_streams_draft_together_where_one_of_them_cannot_pay_for_the_drafter() -> None:
+    budget = Budget(StepCost(np.array([1.0, 64]), np.array([10.0, 10.0001])))
+    forecasts = [after(budget, *GOOD) for _ in range(4)]
+    budget.note_drafting(4, 1, 25.0)  # at four streams, four tokens of one save 10 ms
+    for forecast in forecasts:
+        forecast.limit = 4
+    budget.begin(forecasts[:1], running=4)
+    assert budget.allow(forecasts[0], 4) == 0
+    budget.begin(forecasts, running=4)
+    assert [budget.allow(forecast, 4) for forecast in forecasts] == [4] * 4
+
+
+def test_a_level_that_does_not_pay_for_its_call_is_not_drafted() -> None:
+    budget = Budget(FREE_ROWS)
+    forecast = after(budget, *[step(4, 1)] * 60)  # the second token is hardly ever right
+    assert allowed(budget, forecast) == 4  # for nothing
+    for depth in (1, 2, 3, 4) * 50:
+        budget.note_drafting(depth, calls=depth, ms=3.0 * depth)
+    assert allowed(budget, forecast) == 1
+    once = Budget(FREE_ROWS)  # as heads are called
+    for depth in (1, 2, 3, 4) * 50:
+        once.note_drafting(depth, calls=1, ms=3.0)
+    assert allowed(once, forecast) == 4
+
+
+def test_a_stream_that_drafts_nothing_does_not_count() -> None:
+    budget = Budget(FREE_ROWS)
+    drafting, plain = after(budget, *GOOD), after(budget, *GOOD)
+    budget.note_drafting(4, 1, 25.0)  # at two streams, four tokens save 20 ms
+    budget.begin([drafting, plain], running=2)
+    assert budget.allow(drafting, 4) == 0
 
 
 def test_more_streams_than_max_concurrency_draft_nothing() -> None:
     budget = Budget(FREE_ROWS)
     forecast = budget.forecast(False, max_concurrency=2)
-    assert [budget.allow(forecast, 4, running) for running in (1, 2, 3)] == [4, 4, 0]
+    assert [allowed(budget, forecast, 4, running) for running in (1, 2, 3)] == [4, 4, 0]
 
 
 def test_the_measured_cost_is_corrected_by_served_steps() -> None:
@@ -219,6 +260,20 @@ def test_a_width_is_kept_until_that_has_cost_as_much_as_a_change() -> None:
     assert lengths == [2] * 4  # a step of three tokens gains 18 ms, more than two changes cost
     budget.cost.change_ms = 20.0
     assert [kept(budget, chain([1, 2, 3, 4]), forecast) for _ in range(4)] == [0, 0, 2, 0]
+
+
+def test_a_draft_is_longer_where_the_wider_step_is_taken_anyway() -> None:
+    cost = StepCost(np.array([1.0, 8]), np.array([10.0, 24]), change_ms=6.0, last_rows=4)
+    budget = Budget(cost)
+    forecast = after(budget, *[step(4, 2)] * 30)
+    assert kept(budget, chain([1, 2, 3, 4]), forecast) == 3 and budget.width == 4
+    assert kept(budget, chain([1]), forecast) == 1 and budget.width == 4  # padded by two rows
+
+
+def test_without_streams_there_is_no_width() -> None:
+    budget = Budget(KNEE)
+    budget.choose([], [], streams=0, roots=0, room=8)
+    assert budget.width == 0
 
 
 def test_a_change_of_width_is_part_of_the_expected_time() -> None:
