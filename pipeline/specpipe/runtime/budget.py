@@ -29,11 +29,12 @@ import numpy as np
 from specpipe.core.contracts import ROOT, Draft, Floats, Ints
 from specpipe.runtime.acceptance import DEPTHS, RATE, AcceptanceEstimate, Shadow
 from specpipe.runtime.cost import DraftingCost, StepCost, flat
-from specpipe.runtime.forecast import PROBE_AFTER, Forecast, Round
+from specpipe.runtime.forecast import Forecast, Round
 from specpipe.speculate.decode import Step
 
-PROBE_SHARE = 0.01  # of the time: a dear trial is made more seldom
-PROBE_NODES = 3
+TRY_AFTER = 16  # steps of a stream without a draft, after which one is tried, at the earliest
+TRIAL_SHARE = 0.01  # of the time of all streams, for trials
+TRIAL_NODES = 3
 MOST_PADDING = 8  # rows
 MARGIN = 0.05  # of a step: prices err, so drafters that are not free have to gain more
 _NONE: Ints = np.zeros(0, np.int64)
@@ -52,6 +53,7 @@ class Budget:
     kept_nodes: int = 0
     cut_nodes: int = 0
     width: int = 0  # rows of the next step: with fewer, it takes longer
+    trials_ms: float = 0.0  # at most 0: the time of trials that is not yet made up for
     lost_ms: float = 0.0  # since the last change of width, by not changing it
     _round: Round = field(default_factory=lambda: Round((), 1, 1.0, 1.0))
 
@@ -78,7 +80,11 @@ class Budget:
         now = self._round
         if not now.lets_draft(forecast):
             return 0
-        if not forecast.adaptive or forecast.probes:
+        if not forecast.adaptive:
+            return limit
+        forecast.trying = forecast.idle_steps >= TRY_AFTER and self.trials_ms >= 0
+        if forecast.trying:
+            self.trials_ms -= float(self.drafting(limit))
             return limit
         if now.depth is None:
             now.depth = self._depth_that_pays(now)
@@ -118,7 +124,7 @@ class Budget:
         found = self._best(drafts, forecasts, worth, streams=streams, roots=roots, room=room)
         chosen = [nodes[nodes < len(draft)] for draft, nodes in zip(drafts, found, strict=True)]
         for draft, forecast, value, nodes in zip(drafts, forecasts, worth, chosen, strict=True):
-            self._note_choice(draft, forecast, value, nodes, streams=streams, roots=roots)
+            self._note_choice(draft, forecast, value, nodes, roots=roots)
         pairs = zip(drafts, chosen, strict=True)
         return [None if len(nodes) == len(draft) else nodes for draft, nodes in pairs]
 
@@ -129,18 +135,15 @@ class Budget:
         worth: Floats,
         nodes: Ints,
         *,
-        streams: int,
         roots: int,
     ) -> None:
         """Take note of the nodes of one draft that are scored; others may become a shadow."""
         self.kept_nodes += len(nodes)
         self.cut_nodes += len(draft) - len(nodes)
-        if forecast.probes:
+        if forecast.trying:
             step_ms, longer_ms = self.cost(np.array([roots, roots + len(nodes)])).tolist()
-            drafting_ms = float(self.drafting(forecast.allowed))
-            spent_ms = streams * (drafting_ms + longer_ms - step_ms)
-            forecast.probe_after = max(PROBE_AFTER, int(spent_ms / (PROBE_SHARE * step_ms)))
-        tried = bool(len(nodes)) or forecast.probes
+            self.trials_ms -= longer_ms - step_ms
+        tried = bool(len(nodes)) or forecast.trying
         forecast.idle_steps = 0 if tried else forecast.idle_steps + 1
         shown = nodes if len(nodes) else np.arange(len(draft))
         own = draft.chances is not None
@@ -177,7 +180,7 @@ class Budget:
                 size, more = len(draft), float(worth[n].sum())
                 ms, longer_ms = self.cost(np.array([rows, rows + size])).tolist()
                 pays = (gained + more) * ms >= gained * longer_ms
-                if size <= room and (pays or forecasts[n].probes or not forecasts[n].adaptive):
+                if size <= room and (pays or forecasts[n].trying or not forecasts[n].adaptive):
                     chosen[n] = np.arange(size)
                     gained, rows, room = gained + more, rows + size, room - size
         loose = [n for n, d in enumerate(drafts) if not d.scratch and forecasts[n].adaptive]
@@ -194,8 +197,8 @@ class Budget:
         best = order[: self._size(rows, tokens)]
         for n in loose:
             mine = np.sort(node[best[owner[best] == n]])
-            drawn = forecasts[n].probes and not _compares(drafts[n])
-            probed = min(PROBE_NODES, len(worth[n]), room) if drawn else 0
+            drawn = forecasts[n].trying and not _compares(drafts[n])
+            probed = min(TRIAL_NODES, len(worth[n]), room) if drawn else 0
             chosen[n] = mine if len(mine) >= probed else np.arange(probed)
         return chosen
 
@@ -241,6 +244,11 @@ class Budget:
     def note_step(self, rows: int, ms: float) -> None:
         """Take note of the time of a step of the target."""
         self.cost.observe(rows, ms)
+        self.afford_trials(ms)
+
+    def afford_trials(self, ms: float) -> None:
+        """Give trials their share of some milliseconds that have passed."""
+        self.trials_ms = min(0.0, self.trials_ms + TRIAL_SHARE * ms)
 
     def note_drafting(self, depth: int, calls: int, ms: float) -> None:
         """Take note of what a round took in addition to the target's step.

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from specpipe.core.contracts import Floats
 from specpipe.runtime.acceptance import DEPTHS, AcceptanceEstimate, Shadow
 
-PROBE_AFTER = 16  # steps without a draft, after which one is tried again, at the earliest
-
 
 @dataclass(eq=False)
 class Forecast:
@@ -19,14 +17,9 @@ class Forecast:
     limit: int = 0  # depth of the deepest draft that the stream would make
     allowed: int = 0  # depth of the next draft
     idle_steps: int = 0  # since a draft was scored or tried
-    probe_after: int = PROBE_AFTER  # idle steps
+    trying: bool = False  # whether the next draft is tried although it does not seem to pay
     expected: float | None = None  # of the draft that is being scored, by its own probabilities
     shadow: Shadow | None = None
-
-    @property
-    def probes(self) -> bool:
-        """Whether a draft is tried although it does not seem to pay."""
-        return self.idle_steps >= self.probe_after
 
 
 @dataclass

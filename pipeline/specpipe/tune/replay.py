@@ -93,6 +93,7 @@ class PricedBudget(Budget):
     def note_step(self, rows: int, ms: float) -> None:
         """Take note of the width of a step, not of the time of a recorded answer."""
         self.cost.last_rows = rows
+        self.afford_trials(float(self.cost(rows)))
 
     def note_drafting(self, depth: int, calls: int, ms: float) -> None:
         """Take note of the price of the current round's drafters."""

@@ -5,9 +5,9 @@ import pytest
 
 from specpipe.core.contracts import ROOT, Draft, chain
 from specpipe.runtime.acceptance import Shadow
-from specpipe.runtime.budget import PROBE_NODES, Budget
+from specpipe.runtime.budget import TRIAL_NODES, TRY_AFTER, Budget
 from specpipe.runtime.cost import StepCost, measure_steps
-from specpipe.runtime.forecast import PROBE_AFTER, Forecast
+from specpipe.runtime.forecast import Forecast
 from specpipe.speculate.decode import Step
 from tests.helpers.toy_engine import ToyEngine
 
@@ -123,8 +123,8 @@ def test_a_drafter_that_overrates_itself_is_corrected() -> None:
 def test_where_drafting_does_not_pay_a_draft_is_made_now_and_then() -> None:
     budget = Budget(DEAR_ROWS)
     forecast = after(budget, *BAD)
-    depths = [allowed(budget, forecast, running=4) for _ in range(PROBE_AFTER + 1)]
-    assert depths == [0] * PROBE_AFTER + [4]
+    depths = [allowed(budget, forecast, running=4) for _ in range(TRY_AFTER + 1)]
+    assert depths == [0] * TRY_AFTER + [4]
     assert kept(budget, chain([1, 2, 3, 4]), forecast, streams=4) == 0
     assert allowed(budget, forecast, running=4) == 0
 
@@ -155,19 +155,21 @@ def test_a_drawn_draft_is_tried_by_scoring_it() -> None:
     drawn = chain([1, 2, 3, 4], np.full((4, 8), 1 / 8))
     while not allowed(budget, forecast):
         pass
-    assert kept(budget, drawn, forecast) == PROBE_NODES and forecast.shadow is None
+    assert kept(budget, drawn, forecast) == TRIAL_NODES and forecast.shadow is None
 
 
 def test_trials_of_a_dear_drafter_take_little_time() -> None:
     budget = Budget(DEAR_ROWS)
-    forecast = after(budget, *BAD)
     budget.note_drafting(depth=4, calls=1, ms=50.0)
-    trials = 0
+    forecasts, trials = [after(budget, *BAD) for _ in range(4)], 0
     for _ in range(5000):
-        if allowed(budget, forecast):
-            trials += 1
-            kept(budget, chain([1, 2, 3, 4]), forecast)
-    assert 8 <= trials <= 11  # 50 ms in every 500 steps of 10 ms, the first one sooner
+        budget.begin(forecasts, running=4)
+        for forecast in forecasts:
+            if budget.allow(forecast, 4):
+                trials += 1
+                kept(budget, chain([1, 2, 3, 4]), forecast)
+        budget.note_step(4, 10.0)
+    assert 9 <= trials <= 12  # of all streams: 50 ms in every 500 steps of 10 ms
 
 
 def test_a_dear_drafter_is_not_asked_where_it_cannot_pay() -> None:
