@@ -148,7 +148,7 @@ def start_server(
 
 
 @dataclass(frozen=True)
-class _Home:
+class ServerHome:
     """An assembled server: its binary, and the folders that it is told about."""
 
     binary: Path
@@ -157,7 +157,7 @@ class _Home:
     libraries: str
 
 
-def _server_home(folder: Path) -> _Home:
+def server_home(folder: Path) -> ServerHome:
     """Lay the server of nvidia-pytriton out with the stub of the running Python version."""
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
@@ -180,7 +180,7 @@ def _server_home(folder: Path) -> _Home:
     for file in [*(server / "backends/python").iterdir(), stub]:
         (backend / file.name).symlink_to(file)
     libraries = [sysconfig.get_config_var("LIBDIR"), str(package.parent / "nvidia_pytriton.libs")]
-    return _Home(
+    return ServerHome(
         server / "bin/tritonserver", folder / "backends", server / "caches", ":".join(libraries)
     )
 
@@ -210,7 +210,7 @@ def _require_libpython(version: str) -> None:
 def _cpu_launch(folder: Path, repository: Path, flags: Sequence[str], region: str) -> ServerLaunch:
     """Return how to start the server of nvidia-pytriton."""
     require_plain(folder)
-    home = _server_home(folder)
+    home = server_home(folder)
     argv = (
         str(home.binary),
         f"--model-repository={repository}",
@@ -221,17 +221,20 @@ def _cpu_launch(folder: Path, repository: Path, flags: Sequence[str], region: st
         f"--exit-timeout-secs={EXIT_SECONDS}",
         f"--backend-config=python,shm-region-prefix-name={region}",
     )
-    return ServerLaunch(argv, (*_environment(home), (FOLDER, str(folder))))
+    python = Path(sys.executable).parent
+    return ServerLaunch(argv, (*environment(home, python), (FOLDER, str(folder))))
 
 
-def _environment(home: _Home) -> tuple[tuple[str, str], ...]:
-    # The stub runs isolated: its environment is that of the first `python` on the path.
-    python = str(Path(sys.executable).parent)
+def environment(home: ServerHome, python: Path) -> tuple[tuple[str, str], ...]:
+    """Return what the server's environment needs for models in the Python whose `bin` is given.
+
+    The stub runs isolated: its packages are those of the first `python` on the path.
+    """
     inherited = os.environ.get("LD_LIBRARY_PATH", "")
     return (
         ("LD_LIBRARY_PATH", f"{home.libraries}:{inherited}".rstrip(":")),
         ("PATH", f"{python}:{os.environ.get('PATH', '')}"),
-        ("VIRTUAL_ENV", sys.prefix),
+        ("VIRTUAL_ENV", str(python.parent)),
     )
 
 
