@@ -36,6 +36,7 @@ TRY_AFTER = 16  # steps of a stream without a draft, after which one is tried, a
 TRIAL_SHARE = 0.01  # of the time of all streams, for trials
 TRIAL_NODES = 3
 MOST_PADDING = 8  # rows
+STAY = 8  # steps for which streams are expected to draft, or not to, after a change
 MARGIN = 0.05  # of a step: prices err, so drafters that are not free have to gain more
 _NONE: Ints = np.zeros(0, np.int64)
 _SIZES: Ints = np.array([0, 1, 2, 3, 4, 8])  # of drafts that are tried for the price of a row
@@ -105,6 +106,9 @@ class Budget:
             tokens[1:] += np.cumsum(worth)
         ms, drafting = self.cost(rows), self.drafting(np.arange(1, DEPTHS + 1))
         ms[1:] += drafting + np.minimum(drafting, MARGIN * ms[1:])
+        drafts = self.cost.last_rows > now.running
+        others = slice(0, 1) if drafts else slice(1, None)  # that change the width
+        ms[others] += self.cost.change_ms / STAY
         return int(np.argmin(ms / tokens))
 
     def choose(

@@ -216,6 +216,17 @@ def test_a_level_that_does_not_pay_for_its_call_is_not_drafted() -> None:
     assert allowed(once, forecast) == 4
 
 
+def test_streams_do_not_begin_to_draft_for_less_than_a_change_of_width() -> None:
+    cost = StepCost(np.array([1.0, 64]), np.array([10.0, 325]), change_ms=0.0)  # 5 ms a row
+    budget = Budget(cost)
+    forecast = after(budget, *[step(1, 1), step(1, 0), step(1, 1)] * 30)  # two of three are right
+    assert allowed(budget, forecast, limit=1) == 1  # a token in 9.0 ms
+    cost.change_ms, cost.last_rows = 30.0, 1
+    assert allowed(budget, forecast, limit=1) == 0  # a change costs 3.8 ms in each of eight steps
+    cost.last_rows = 2
+    assert allowed(budget, forecast, limit=1) == 1
+
+
 def test_a_stream_that_drafts_nothing_does_not_count() -> None:
     budget = Budget(FREE_ROWS)
     drafting, plain = after(budget, *GOOD), after(budget, *GOOD)
