@@ -8,10 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from specpipe.checkpoint.eagle3_format import read_eagle3_config
 from specpipe.checkpoint.redrafter import open_redrafter
 from specpipe.config.speculation import ReDrafter
 from specpipe.core.prompts import DEFAULT, read_prompts
 from specpipe.train.accuracy import label_ranks
+from specpipe.train.layer_net import Eagle3Net
+from specpipe.train.layer_states import read_layer_states
 from specpipe.train.medusa import MedusaHeads
 from specpipe.train.redrafter import RecurrentNet, apples_name
 from specpipe.train.target import Target, load_target
@@ -20,6 +23,7 @@ from tests.helpers.models import SMOLLM2
 
 HEADS = Path(__file__).parents[3] / "model_configs/heads/smollm2-135m"
 DRAFTER = HEADS.with_name("smollm2-135m_redrafter")
+EAGLE3 = HEADS.with_name("smollm2-135m_eagle3")
 LIMIT = 8 * 2**20
 
 
@@ -83,6 +87,42 @@ def test_the_drafter_fits_and_shares_its_output_layer() -> None:
     assert found.accuracy is not None and found.accuracy[0][0] > 0.4
     weights = load_file(DRAFTER / "model.safetensors")
     assert all(t.dtype == torch.float16 and t.isfinite().all() for t in weights.values())
+
+
+def test_the_eagle3_drafter_has_the_layout_of_speculators_and_names_its_target() -> None:
+    assert sum(f.stat().st_size for f in EAGLE3.iterdir()) < 2 * LIMIT
+    found = read_eagle3_config(EAGLE3, "float32")
+    assert found.speculators and found.norm_before_residual is False and not found.unknown
+    assert (found.draft_vocab_size, found.layer_ids) == (4096, (2, 15, 27))
+    config = json.loads((EAGLE3 / "config.json").read_text())
+    name = config["speculators_config"]["verifier"]["name_or_path"]
+    assert name == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    weights = load_file(EAGLE3 / "model.safetensors")
+    maps = weights.pop("d2t"), weights.pop("t2d")
+    assert torch.equal((torch.arange(4096) + maps[0]), maps[1].nonzero()[:, 0])
+    assert all(t.dtype == torch.float16 and t.isfinite().all() for t in weights.values())
+
+
+@pytest.mark.model
+def test_the_eagle3_drafter_guesses_what_the_model_says_next(
+    model: Target, answers: list[Document], tmp_path: Path
+) -> None:
+    config = json.loads((EAGLE3 / "config.json").read_text())
+    weights = load_file(EAGLE3 / "model.safetensors")
+    ids = torch.arange(4096) + weights.pop("d2t")
+    del weights["t2d"]
+    net = Eagle3Net(config, model.embedding, model.output[ids], None, seed=0)
+    net.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    layers = config["eagle_aux_hidden_state_layer_ids"]
+    states = read_layer_states(model, answers, layers, tmp_path, progress=lambda a, b: None)
+    right, positions = 0, 0
+    for number in range(len(answers)):
+        document = states.document(number, 1)
+        (logits,) = net.steps(document, 1)
+        labels = document.labels[: len(logits), 0]
+        right += int((ids[logits.argmax(-1)] == labels).sum())
+        positions += int((labels >= 0).sum())
+    assert positions > 100 and right > 0.3 * positions
 
 
 @pytest.mark.model
