@@ -53,7 +53,7 @@ class Budget:
     drafting: DraftingCost = field(default_factory=lambda: DraftingCost(DEPTHS))
     kept_nodes: int = 0
     cut_nodes: int = 0
-    width: int = 0  # rows of the next step: with fewer, it takes longer
+    width: int = 0  # rows that the next step is padded to
     trials_ms: float = 0.0  # at most 0: the time of trials that is not yet made up for
     lost_ms: float = 0.0  # since the last change of width, by not changing it
     _round: Round = field(default_factory=lambda: Round((), 1, 1.0, 1.0))
