@@ -228,7 +228,8 @@ class Batcher:
             return False
         if role == "target":
             self._target_ms = took_ms
-            self.budget.note_step(sum(len(p.item.tokens) for p in planned), took_ms)
+            drafts = sum(len(p.item.wanted) > 1 for p in planned)
+            self.budget.note_step(sum(len(p.item.tokens) for p in planned), took_ms, drafts)
             counted = [len(p.item.tokens) for p in planned if p.stream.counted]
             self.counts.steps += bool(counted)
             self.counts.rows += sum(counted)

@@ -98,16 +98,18 @@ class Budget:
     def _depth_that_pays(self, now: Round) -> int:
         """Return the depth of drafts with which the streams' tokens take least time; 0: none."""
         rows, tokens = np.full(DEPTHS + 1, now.running), np.full(DEPTHS + 1, float(now.running))
+        drafts = 0
         for forecast in filter(now.lets_draft, now.forecasts):
             pays = now.gains(forecast) >= 0
+            drafts += bool(pays.any())
             worth = np.zeros(DEPTHS)
             worth[: len(pays)] = forecast.own.survival(len(pays)) * pays
             rows[1:] += np.cumsum(worth > 0)
             tokens[1:] += np.cumsum(worth)
         ms, drafting = self.cost(rows), self.drafting(np.arange(1, DEPTHS + 1))
-        ms[1:] += drafting + np.minimum(drafting, MARGIN * ms[1:])
-        drafts = self.cost.last_rows > now.running
-        others = slice(0, 1) if drafts else slice(1, None)  # that change the width
+        ms[1:] += drafting + np.minimum(drafting, MARGIN * ms[1:]) + self.cost.drafts_ms(drafts)
+        wide = self.cost.last_rows > now.running
+        others = slice(0, 1) if wide else slice(1, None)  # that change the width
         ms[others] += self.cost.change_ms / STAY
         return int(np.argmin(ms / tokens))
 
@@ -191,14 +193,16 @@ class Budget:
         if not loose or room <= 0:
             self.width = 0
             if streams:
-                self._size(rows, np.array([gained]))
+                self._size(rows, np.array([gained]), np.zeros(1))
             return chosen
         owner = np.concatenate([np.full(len(worth[n]), n) for n in loose])
         node = np.concatenate([np.arange(len(worth[n])) for n in loose])
         value = np.concatenate([worth[n] for n in loose])
         order = np.argsort(-value, kind="stable")[:room]  # a parent is worth no less than its child
         tokens = gained + np.concatenate([[0.0], np.cumsum(value[order])])
-        best = order[: self._size(rows, tokens)]
+        first = np.isin(np.arange(len(order)), np.unique(owner[order], return_index=True)[1])
+        drafting = np.concatenate([[0], np.cumsum(first)])  # sequences
+        best = order[: self._size(rows, tokens, self.cost.drafts_ms(drafting))]
         for n in loose:
             mine = np.sort(node[best[owner[best] == n]])
             drawn = forecasts[n].trying and not _compares(drafts[n])
@@ -206,18 +210,18 @@ class Budget:
             chosen[n] = mine if len(mine) >= probed else np.arange(probed)
         return chosen
 
-    def _size(self, rows: int, tokens: Floats) -> int:
+    def _size(self, rows: int, tokens: Floats, drafts_ms: Floats) -> int:
         """Return how many nodes are scored, and set the step's width.
 
-        With n of them, a step emits tokens[n] tokens.
+        With n of them, a step emits tokens[n] tokens and takes drafts_ms[n] more than its rows.
         """
         most = len(tokens) - 1
-        ms_per_token = self.cost(rows + np.arange(most + 1)) / tokens
-        best, same = int(np.argmin(ms_per_token)), self.cost.last_rows - rows
+        ms = self.cost(rows + np.arange(most + 1)) + drafts_ms
+        best, same = int(np.argmin(ms / tokens)), self.cost.last_rows - rows
         staying = min(same, most)
         if best != same and 0 <= same <= staying + MOST_PADDING:
-            same_ms = float(self.cost(rows + same))
-            self.lost_ms += same_ms / tokens[staying] * tokens[best] - float(self.cost(rows + best))
+            same_ms = float(self.cost(rows + same) + drafts_ms[staying])
+            self.lost_ms += same_ms / tokens[staying] * tokens[best] - float(ms[best])
             changes = 2 if same == 0 else 1  # a draft has an end
             if self.lost_ms < changes * self.cost.change_ms:
                 self.width = rows + same
@@ -245,9 +249,9 @@ class Budget:
             if expected is not None:
                 known.calibrate(expected, accepted, RATE)
 
-    def note_step(self, rows: int, ms: float) -> None:
-        """Take note of the time of a step of the target."""
-        self.cost.observe(rows, ms)
+    def note_step(self, rows: int, ms: float, drafts: int = 0) -> None:
+        """Take note of the time of a step of the target; `drafts` sequences had a draft."""
+        self.cost.observe(rows, ms, drafts)
         self.afford_trials(ms)
 
     def afford_trials(self, ms: float) -> None:

@@ -16,6 +16,7 @@ from specpipe.core.contracts import Floats, Ints
 from specpipe.core.engines import EngineFacts, Item, LoadedEngine
 
 ROWS = (1, 2, 4, 5, 8, 16, 32, 64)
+SEQUENCES = 4  # with which the price of a draft in a batch is measured
 _PATIENCE_S = 0.6
 _SLOW_MS = 40.0
 _RATE = 0.1  # weight of one observation for the price of its width
@@ -30,6 +31,7 @@ class StepCost:
     rows: Floats  # [n]  ascending
     ms: Floats  # [n]
     change_ms: float = 0.0  # more, for a step of other rows than the one before
+    draft_ms: float = 0.0  # more, for each sequence with a draft but the first: see `drafts_ms`
     last_rows: int = 0  # of the last observed step
     _factor: float = field(default=1.0)  # of the last steps, by what was measured at start
 
@@ -46,20 +48,29 @@ class StepCost:
         beyond = np.maximum(wanted - self.rows[-1], 0.0) * max(slope, 0.0)
         return np.asarray(self._factor * (inside + beyond))
 
+    def drafts_ms(self, drafts: "Ints | int") -> Floats:
+        """Return the milliseconds that a step takes more with this number of sequences with drafts.
+
+        Attention runs another kernel for a sequence with several rows. The measured steps have one.
+        """
+        return np.asarray(self.draft_ms * np.maximum(0, np.asarray(drafts) - 1))
+
     def next(self, rows: Ints) -> Floats:
         """Return the milliseconds of the next step, for each number of rows that it may have."""
         changes = self._factor * self.change_ms * (rows != self.last_rows)
         return np.asarray(self(rows) + changes)
 
-    def observe(self, rows: int, ms: float) -> None:
+    def observe(self, rows: int, ms: float, drafts: int = 0) -> None:
         """Correct the curve by one step: the level of all points, and the nearest and wider ones.
+
+        `drafts` sequences had a draft.
 
         A step of another width than the one before corrects the price of a change, which follows
         the median of what was seen.
         More sequences and longer contexts make a step slower by an amount that more rows of the
         same sequences do not change. So the wider points move along, and a row keeps its price.
         """
-        known = float(self.next(np.array([rows]))[0])
+        known, ms = float(self.next(np.array([rows]))[0]), ms - float(self.drafts_ms(drafts))
         changed, self.last_rows = rows != self.last_rows, rows
         if changed and self.change_ms and rows <= self.rows[-1]:
             self.change_ms *= 1 + (_STEP if ms > known else -_STEP)
@@ -126,7 +137,27 @@ def measure_steps(engine: LoadedEngine, most: int) -> StepCost:
     few, many = 0, min(2, len(widths) - 1)
     turns = _time(engine, [widths[few], widths[many]])
     change = max(0.0, turns - (times[few] + times[many]) / 2)
-    return StepCost(np.array(widths, np.float64), rising, change)
+    cost = StepCost(np.array(widths, np.float64), rising, change)
+    if most >= 2 * SEQUENCES:
+        plain, drafting = (_time_together(engine, rows) for rows in (1, 2))
+        more = drafting - plain - float(cost(2 * SEQUENCES) - cost(SEQUENCES))
+        cost.draft_ms = max(0.0, more) / SEQUENCES
+    return cost
+
+
+def _time_together(engine: LoadedEngine, rows: int) -> float:
+    """Return the milliseconds of a step of some sequences with these rows each; 0: no room."""
+    caches = [engine.open() for _ in range(SEQUENCES)]
+    items = [Item(c, _tokens(engine.facts, rows), None, np.arange(rows)) for c in caches]
+    found = [0.0]
+    if engine.fits(items):
+        for _ in range(4):
+            began = time.perf_counter_ns()
+            engine.step(items)
+            found.append((time.perf_counter_ns() - began) / 1e6)
+    for cache in caches:
+        cache.release()
+    return min(found[2:], default=0.0)
 
 
 def _time(engine: LoadedEngine, widths: Sequence[int]) -> float:

@@ -90,7 +90,7 @@ class PricedBudget(Budget):
     costs: Costs | None = None
     calls: Calls = field(default_factory=Calls)  # of the current round
 
-    def note_step(self, rows: int, ms: float) -> None:
+    def note_step(self, rows: int, ms: float, drafts: int = 0) -> None:
         """Take note of the width of a step, not of the time of a recorded answer."""
         self.cost.last_rows = rows
         self.afford_trials(float(self.cost(rows)))

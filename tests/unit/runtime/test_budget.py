@@ -283,6 +283,17 @@ def test_a_draft_is_longer_where_the_wider_step_is_taken_anyway() -> None:
     assert kept(budget, chain([1]), forecast) == 1 and budget.width == 4  # padded by two rows
 
 
+def test_every_further_sequence_with_a_draft_has_its_price() -> None:
+    cost = StepCost(np.array([1.0, 64]), np.array([10.0, 10.0001]), draft_ms=3.0)
+    budget = Budget(cost)
+    good, bad = after(budget, *GOOD), after(budget, *[step(4, 0), step(4, 1)] * 15)
+    drafts = [chain([1, 2, 3, 4]), chain([1, 2, 3, 4])]
+    nodes = budget.choose(drafts, [good, bad], streams=2, roots=2, room=16)
+    assert nodes[0] is None and nodes[1] is not None and len(nodes[1]) == 0  # half a token for 3 ms
+    cost.observe(8, 13.0, drafts=2)
+    assert float(cost(8)) == pytest.approx(10, abs=0.1)
+
+
 def test_without_streams_there_is_no_width() -> None:
     budget = Budget(KNEE)
     budget.choose([], [], streams=0, roots=0, room=8)
