@@ -172,9 +172,11 @@ def killed_run(write_config, tmp_path: Path):
         if done > total / 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    child = multiprocessing.get_context("fork").Process(
-        target=lambda: build(Run(*run), ("convert",), progress=die)
-    )
+    def convert() -> None:
+        torch.set_num_threads(1)  # renews torch's pool after the fork, before two threads try to
+        build(Run(*run), ("convert",), progress=die)
+
+    child = multiprocessing.get_context("fork").Process(target=convert)
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL
