@@ -50,7 +50,7 @@ class Budget:
     all: AcceptanceEstimate = field(
         default_factory=AcceptanceEstimate
     )  # of all streams: where new ones start
-    drafting: DraftingCost = field(default_factory=lambda: DraftingCost(DEPTHS))
+    drafting: DraftingCost = field(default_factory=DraftingCost)
     kept_nodes: int = 0
     cut_nodes: int = 0
     width: int = 0  # rows that the next step is padded to
@@ -200,14 +200,15 @@ class Budget:
         value = np.concatenate([worth[n] for n in loose])
         order = np.argsort(-value, kind="stable")[:room]  # a parent is worth no less than its child
         tokens = gained + np.concatenate([[0.0], np.cumsum(value[order])])
-        first = np.isin(np.arange(len(order)), np.unique(owner[order], return_index=True)[1])
-        drafting = np.concatenate([[0], np.cumsum(first)])  # sequences
+        begins = np.zeros(len(tokens), np.int64)
+        begins[1 + np.unique(owner[order], return_index=True)[1]] = 1
+        drafting = np.cumsum(begins)  # sequences
         best = order[: self._size(rows, tokens, self.cost.drafts_ms(drafting))]
         for n in loose:
             mine = np.sort(node[best[owner[best] == n]])
             drawn = forecasts[n].trying and not _compares(drafts[n])
-            probed = min(TRIAL_NODES, len(worth[n]), room) if drawn else 0
-            chosen[n] = mine if len(mine) >= probed else np.arange(probed)
+            tried = min(TRIAL_NODES, len(worth[n]), room) if drawn else 0
+            chosen[n] = mine if len(mine) >= tried else np.arange(tried)
         return chosen
 
     def _size(self, rows: int, tokens: Floats, drafts_ms: Floats) -> int:
@@ -263,7 +264,7 @@ class Budget:
 
         `depth` is the deepest draft that was allowed, `calls` are those of drafters.
         """
-        self.drafting.observe(depth, calls, ms, RATE)
+        self.drafting.observe(depth, calls, ms)
 
 
 def _compares(draft: Draft) -> bool:

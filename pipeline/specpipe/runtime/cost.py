@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from specpipe.core.contracts import Floats, Ints
-from specpipe.core.engines import EngineFacts, Item, LoadedEngine
+from specpipe.core.engines import Cache, EngineFacts, Item, LoadedEngine
+from specpipe.runtime.acceptance import DEPTHS
 
 ROWS = (1, 2, 4, 5, 8, 16, 32, 64)
 SEQUENCES = 4  # with which the price of a draft in a batch is measured
 _PATIENCE_S = 0.6
 _SLOW_MS = 40.0
-_RATE = 0.1  # weight of one observation for the price of its width
+_RATE = 0.1  # weight of one observation for what it shows: the price of a width, or of drafts
 _STEP = 0.05  # by which the price of a change moves towards an observation
 _DRIFT = 0.01  # for the level of all prices: other work on the machine, its temperature
 
@@ -90,7 +91,6 @@ class DraftingCost:
     for each level. It is learned by the depth that was allowed; between two depths it is a line.
     """
 
-    depths: int  # that are told apart
     call_ms: float = 0.0
     plain_ms: float = 0.0  # of a round without drafts, without the target's step
     _calls: dict[int, float] = field(default_factory=lambda: {1: 1.0})  # by depth
@@ -101,18 +101,18 @@ class DraftingCost:
         calls = np.interp(depth, known, [self._calls[n] for n in known])
         return np.asarray(self.call_ms * calls)
 
-    def observe(self, depth: int, calls: int, ms: float, rate: float) -> None:
+    def observe(self, depth: int, calls: int, ms: float) -> None:
         """Take note of a round: its deepest draft (0: none), the calls, and its time.
 
         The time is that without the target's step: calls, and the choice and the check of drafts.
         """
         if depth == 0:
-            self.plain_ms += rate * (ms - self.plain_ms)
+            self.plain_ms += _RATE * (ms - self.plain_ms)
             return
-        calls, depth, ms = max(1, calls), min(depth, self.depths), max(0.0, ms - self.plain_ms)
+        calls, depth, ms = max(1, calls), min(depth, DEPTHS), max(0.0, ms - self.plain_ms)
         known = self._calls.get(depth, float(calls))
-        self._calls[depth] = known + rate * (calls - known)
-        self.call_ms += (rate if self.call_ms else 1.0) * (ms / calls - self.call_ms)
+        self._calls[depth] = known + _RATE * (calls - known)
+        self.call_ms += (_RATE if self.call_ms else 1.0) * (ms / calls - self.call_ms)
 
 
 def flat() -> StepCost:
@@ -138,7 +138,7 @@ def measure_steps(engine: LoadedEngine, most: int) -> StepCost:
     turns = _time(engine, [widths[few], widths[many]])
     change = max(0.0, turns - (times[few] + times[many]) / 2)
     cost = StepCost(np.array(widths, np.float64), rising, change)
-    if most >= 2 * SEQUENCES:
+    if most >= 2 * SEQUENCES and times[few] < _SLOW_MS:
         plain, drafting = (_time_together(engine, rows) for rows in (1, 2))
         more = drafting - plain - float(cost(2 * SEQUENCES) - cost(SEQUENCES))
         cost.draft_ms = max(0.0, more) / SEQUENCES
@@ -147,35 +147,37 @@ def measure_steps(engine: LoadedEngine, most: int) -> StepCost:
 
 def _time_together(engine: LoadedEngine, rows: int) -> float:
     """Return the milliseconds of a step of some sequences with these rows each; 0: no room."""
-    caches = [engine.open() for _ in range(SEQUENCES)]
-    items = [Item(c, _tokens(engine.facts, rows), None, np.arange(rows)) for c in caches]
-    found = [0.0]
-    if engine.fits(items):
-        for _ in range(4):
-            began = time.perf_counter_ns()
-            engine.step(items)
-            found.append((time.perf_counter_ns() - began) / 1e6)
-    for cache in caches:
-        cache.release()
-    return min(found[2:], default=0.0)
+    items = [_item(engine, engine.open(), rows) for _ in range(SEQUENCES)]
+    ms = _least(engine, [items]) if engine.fits(items) else 0.0
+    for item in items:
+        item.cache.release()
+    return ms
 
 
 def _time(engine: LoadedEngine, widths: Sequence[int]) -> float:
-    """Return the milliseconds of a step at the start of a sequence, widths taking turns.
+    """Return the milliseconds of a step at the start of a sequence, widths taking turns."""
+    cache = engine.open()
+    ms = _least(engine, [[_item(engine, cache, rows)] for rows in widths])
+    cache.release()
+    return ms
 
-    The least of a few repetitions counts, of the mean over the widths. Slow steps are repeated
-    once.
+
+def _least(engine: LoadedEngine, steps: Sequence[Sequence[Item]]) -> float:
+    """Return the mean milliseconds of steps that take turns.
+
+    The least of a few repetitions counts. Slow steps are repeated once.
     """
     found: list[float] = []
-    cache = engine.open()
-    items = [Item(cache, _tokens(engine.facts, n), None, np.arange(n)) for n in widths]
     while len(found) < 3 and (len(found) < 2 or found[-1] < _SLOW_MS):
         began = time.perf_counter_ns()
-        for item in items:
-            engine.step([item])
-        found.append((time.perf_counter_ns() - began) / 1e6 / len(items))
-    cache.release()
+        for items in steps:
+            engine.step(items)
+        found.append((time.perf_counter_ns() - began) / 1e6 / len(steps))
     return min(found[1:])
+
+
+def _item(engine: LoadedEngine, cache: Cache, rows: int) -> Item:
+    return Item(cache, _tokens(engine.facts, rows), None, np.arange(rows))
 
 
 def _tokens(facts: EngineFacts, rows: int) -> Ints:
