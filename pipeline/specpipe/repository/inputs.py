@@ -13,6 +13,7 @@ from specpipe.plan.memory import KvBudget
 from specpipe.repository.description import describe_run
 from specpipe.repository.placement import ENGINE_MODELS, Placement, place
 from specpipe.repository.signature import NEWEST, table_of
+from specpipe.runtime.assembly import describe_endpoint
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class RepositoryPlan:
     @property
     def guides(self) -> bool:
         """Whether the text models take guides."""
-        return bool(self.endpoint.text.tensors.guide_kind)
+        return bool(describe_endpoint(self.config).text.tensors.guide_kind)
 
     @property
     def ranks(self) -> dict[Role, int]:
