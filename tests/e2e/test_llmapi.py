@@ -13,16 +13,14 @@ import pytest
 from click.testing import CliRunner
 
 from specpipe.cli import main
-from specpipe.config.run_config import read_config
 from specpipe.core.artifacts import Workspace
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.repository.description import read_endpoint, token_counter
 from specpipe.repository.placement import FILE
-from specpipe.run.run import Run
-from specpipe.run.stages import build
 from specpipe.serve.address import free_address
 from specpipe.serve.client import Client, Options
 from specpipe.serve.tritonserver import start_server
+from tests.helpers.built_runs import built_run
 from tests.helpers.fronts import fronting_repository
 from tests.helpers.models import TEMPLATE
 
@@ -42,11 +40,7 @@ def started(tiny: Path, root: Path, *, decoupled: bool) -> Iterator[Started]:
         "speculation": {"method": "prompt_lookup", "num_draft_tokens": 3},
         "serving": {"decoupled": decoupled}, "validate": {"num_prompts": 1, "max_tokens": 7},
     }  # fmt: skip
-    path = root / "run.yaml"
-    path.write_text(json.dumps(values))
-    config = read_config(path)
-    workspace = Workspace(root, config.name)
-    build(Run(config, workspace))
+    path, workspace = built_run(values, root)
     placement = (workspace.repository / FILE).read_bytes()
     (workspace.repository / FILE).unlink()  # which asks for GPUs
     with pytest.MonkeyPatch.context() as patch:

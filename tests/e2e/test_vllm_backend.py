@@ -13,16 +13,14 @@ import pytest
 from click.testing import CliRunner
 
 from specpipe.cli import main
-from specpipe.config.run_config import read_config
 from specpipe.core.artifacts import Workspace
 from specpipe.core.errors import Unsupported
 from specpipe.repository.render import parse, to_text
-from specpipe.run.run import Run
-from specpipe.run.stages import build
 from specpipe.serve.address import free_address
 from specpipe.serve.client import Client, Options
 from specpipe.serve.description import fetch_endpoint, upstreams
 from specpipe.serve.tritonserver import start_server
+from tests.helpers.built_runs import built_run
 from tests.helpers.fronts import fronting_repository
 
 pytestmark = pytest.mark.e2e
@@ -57,11 +55,7 @@ def served(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sta
         "speculation": {"method": "prompt_lookup", "num_draft_tokens": 3},
         "serving": {"front": "triton"},
     }  # fmt: skip
-    path = root / "run.yaml"
-    path.write_text(json.dumps(values))
-    config = read_config(path)
-    workspace = Workspace(root, config.name)
-    build(Run(config, workspace))
+    path, workspace = built_run(values, root)
     mocked = root / "mocked"
     shutil.copytree(workspace.repository, mocked)
     shutil.copy(STAND_IN, mocked / "vllm_model/1/model.py")

@@ -23,18 +23,14 @@ from typing import IO, Any
 import openai
 import pytest
 import torch
-import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from specpipe.config.run_config import read_config
-from specpipe.core.artifacts import Workspace
 from specpipe.repository.render import parse, to_text
-from specpipe.run.run import Run
-from specpipe.run.stages import build
 from specpipe.serve import tritonserver
 from specpipe.serve.address import Address, free_address
 from specpipe.serve.client import Client, Options
 from specpipe.serve.front_server import ENVIRONMENT
+from tests.helpers.built_runs import built_run
 from tests.helpers.fronts import fronting_repository
 
 VLLM, BACKEND = os.environ.get(ENVIRONMENT), os.environ.get("SPECPIPE_VLLM_BACKEND")
@@ -150,12 +146,7 @@ def built(method: str, root: Path) -> Path:
         "speculation": {"method": method, **SPECULATION[method]},
         "serving": {"front": "triton"},
     }  # fmt: skip
-    path = root / "run.yaml"
-    path.write_text(yaml.safe_dump(values))
-    config = read_config(path)
-    workspace = Workspace(root, config.name)
-    build(Run(config, workspace))
-    return workspace.repository
+    return built_run(values, root)[1].repository
 
 
 def started(
