@@ -1,6 +1,6 @@
 """Measures how often heads are right on the hold-out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from specpipe.core.contracts import Floats, Ints
 from specpipe.core.trees import WIDTH
+from specpipe.train.categories import Measures, acceptance, members
 from specpipe.train.text import Bools
 
 NEVER = np.iinfo(np.int64).max
@@ -83,6 +84,37 @@ def calibrate(ranks: Sequence[Ints], labelled: Sequence[Bools]) -> DrafterCalibr
         reached = reached & (place < WIDTH)
     positions = tuple(int(has_label.sum()) for has_label in labelled)
     return DrafterCalibration(tuple(conditional), tuple(samples), tuple(accuracy), positions)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How good the draft tokens of heads or of a ReDrafter are on a hold-out."""
+
+    heads: tuple[HeadAccuracy, ...]
+    calibration: DrafterCalibration
+    measures: Measures  # top-1 of every draft token; acceptance by depth and length of chains
+    categories: Mapping[str, Measures]  # the same for each category of the documents
+
+
+def judgement(
+    ranks: Sequence[Ints], labelled: Sequence[Bools], categories: Sequence[str]
+) -> Judgement:
+    """Judge draft tokens by their ranks [N] and where they have labels [N].
+
+    `categories`: that of the document of every position, or nothing.
+    """
+    heads = tuple(measure(ranks, labelled))
+    named = {
+        name: _measures([r[rows] for r in ranks], [has[rows] for has in labelled])
+        for name, rows in members(categories).items()
+    }
+    return Judgement(heads, calibrate(ranks, labelled), _measures(ranks, labelled), named)
+
+
+def _measures(ranks: Sequence[Ints], labelled: Sequence[Bools]) -> dict[str, float]:
+    top = {f"head {k} top-1": head.top[0] for k, head in enumerate(measure(ranks, labelled))}
+    right = np.cumprod([(r == 0) & has for r, has in zip(ranks, labelled, strict=True)], axis=0)
+    return top | acceptance(right.sum(1), np.sum(labelled, axis=1))
 
 
 def _shares(places: Ints) -> tuple[float, ...]:

@@ -120,8 +120,10 @@ def generate(
 def _document(line: str, file: Path) -> Document:
     try:
         record = json.loads(line)
-        prompt, answer = record["prompt_tokens"], record["answer_tokens"]
+        asked, prompt = record["prompt"], record["prompt_tokens"]
+        answer = record["answer_tokens"]
     except (ValueError, KeyError) as error:
         raise ConfigError(f"{file}: a damaged line", hint="delete the file") from error
     learned = np.arange(len(prompt) + len(answer)) >= len(prompt)
-    return Document(np.asarray(prompt + answer, np.int64), learned)
+    category = "" if isinstance(asked, str) else asked.get("category", "")
+    return Document(np.asarray(prompt + answer, np.int64), learned, category)

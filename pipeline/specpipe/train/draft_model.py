@@ -18,6 +18,7 @@ from specpipe.config.training import DraftTraining
 from specpipe.core.artifacts import Workspace
 from specpipe.core.contracts import Floats
 from specpipe.core.errors import ConfigError
+from specpipe.train.categories import Measures, members
 from specpipe.train.features import pad, rows_where
 from specpipe.train.job import DrafterKind, Notify, Progress, TrainingJob, text_facts
 from specpipe.train.loop import Group, Part, batch_of, steps_per_epoch, sum_of
@@ -120,27 +121,34 @@ class DraftTask:
 
     def evaluate(self) -> Mapping[str, float]:
         """Return divergence and agreement on a part of the hold-out."""
-        return self.judge(self.text.held_out[:CURVE_DOCUMENTS])
+        return self.judge(self.text.held_out[:CURVE_DOCUMENTS])[0]
 
     @torch.no_grad()
-    def judge(self, documents: Sequence[Document], rows: int = ROWS) -> dict[str, float]:
+    def judge(
+        self, documents: Sequence[Document], rows: int = ROWS
+    ) -> tuple[Measures, dict[str, Measures]]:
         """Compare with the target on `documents`, over the positions that are learned.
 
-        The logits of `rows` positions are in memory together.
+        Returns the measures of all, and of each category. The logits of `rows` positions are in
+        memory together.
 
         `kl` in nats at temperature 1; `top-1`: the share of positions where both have the same
         most likely token; `overlap`: sum of min(p, q), the rate at which lossless sampling accepts.
         """
-        sums = np.zeros(3)
-        positions = 0
-        for document in documents:
-            hidden, states = self._hidden([document])
-            positions += len(hidden)
-            for begin in range(0, len(hidden), rows):
-                part = slice(begin, begin + rows)
-                sums += _agreement(*self._logits(hidden[part], states[part]))
-        kl, same_share, overlap_mean = (sums / max(1, positions)).tolist()
-        return {"kl": kl, "top-1": same_share, "overlap": overlap_mean}
+        sums = np.stack([self._sums(document, rows) for document in documents])
+        named = members([document.category for document in documents])
+        found = {name: _means(sums[chosen].sum(0)) for name, chosen in named.items()}
+        return _means(sums.sum(0)), found
+
+    def _sums(self, document: Document, rows: int) -> Floats:
+        """Return the sums over the learned positions of a document, and their number."""
+        hidden, states = self._hidden([document])
+        sums = np.zeros(4)
+        for begin in range(0, len(hidden), rows):
+            part = slice(begin, begin + rows)
+            sums[:3] += _agreement(*self._logits(hidden[part], states[part]))
+        sums[3] = len(hidden)
+        return sums
 
     def _hidden(self, documents: Sequence[Document]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the hidden states of target and draft, [N, D] each, where a label is learned."""
@@ -160,6 +168,12 @@ class DraftTask:
 
 def _learned(documents: Sequence[Document]) -> int:
     return sum(int((next_labels(document) >= 0).sum()) for document in documents)
+
+
+def _means(sums: Floats) -> Measures:
+    return dict(
+        zip(("kl", "top-1", "overlap"), (sums[:3] / max(1.0, sums[3])).tolist(), strict=True)
+    )
 
 
 def _agreement(taught: torch.Tensor, said: torch.Tensor) -> Floats:
@@ -217,10 +231,10 @@ def _draft(job: TrainingJob, out: Path) -> TrainingReport:
     task = DraftTask(
         job.target, model, text, options, train.seed, train.micro_batch, job.placement.world
     )
-    before = task.judge(text.held_out)
+    before, _ = task.judge(text.held_out)
     size = documents_a_step(text.training, options.schedule.batch_tokens)
     curve = job.train(task, options.schedule, steps_per_epoch(size, len(text.training)))
-    after = task.judge(text.held_out)
+    after, categories = task.judge(text.held_out)
     setattr(model.config, TARGET, mark_for(job.target.path).fingerprint)
     model.to(DTYPES[job.target.dtype]).save_pretrained(out)
     job.target.tokenizer.save_pretrained(out)
@@ -236,4 +250,5 @@ def _draft(job: TrainingJob, out: Path) -> TrainingReport:
         curve,
         before,
         after,
+        categories=categories,
     )

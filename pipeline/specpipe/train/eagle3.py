@@ -70,10 +70,11 @@ def _eagle3(job: TrainingJob, out: Path) -> TrainingReport:
     output = target.output[ids]
     net = Eagle3Net(config, target.embedding, output, _final_norm(target), seed)
     task = Eagle3Task(net, output, ids, training, held_out, options, seed)
-    before = task.judge()
+    before, _ = task.judge()
     size = documents_a_step(job.text.training, options.schedule.batch_tokens)
     curve = job.train(task, options.schedule, steps_per_epoch(size, len(job.text.training)))
     write_drafter(net, config, ids, target, out)
+    after, categories = task.judge()
     return TrainingReport(
         f"EAGLE-3 drafter for {job.config.name}",
         {
@@ -86,7 +87,8 @@ def _eagle3(job: TrainingJob, out: Path) -> TrainingReport:
         },
         curve,
         before,
-        task.judge(),
+        after,
+        categories=categories,
     )
 
 

@@ -19,8 +19,8 @@ from specpipe.core.artifacts import write_text
 from specpipe.core.contracts import Ints
 from specpipe.train.accuracy import (
     DrafterCalibration,
-    HeadAccuracy,
-    calibrate,
+    Judgement,
+    judgement,
     label_ranks,
     measure,
 )
@@ -168,11 +168,10 @@ def drafter_loss(
 
 
 def judge(
-    net: DrafterNet, output: torch.Tensor, held_out: Features
-) -> tuple[list[HeadAccuracy], DrafterCalibration]:
-    """Return the accuracies of every draft token on the whole hold-out."""
-    found = _ranks(net, output, held_out)
-    return measure(*found), calibrate(*found)
+    net: DrafterNet, output: torch.Tensor, held_out: Features, categories: Sequence[str] = ()
+) -> Judgement:
+    """Judge every draft token on the whole hold-out; `categories`: one per position, or none."""
+    return judgement(*_ranks(net, output, held_out), categories)
 
 
 @torch.no_grad()
@@ -198,9 +197,8 @@ class Learned:
     """What a training came to."""
 
     curve: tuple[Point, ...]
-    before: Sequence[HeadAccuracy]
-    after: Sequence[HeadAccuracy]
-    calibration: DrafterCalibration
+    before: Judgement
+    after: Judgement
 
 
 def learn(job: TrainingJob, net: DrafterNet, options: DrafterTraining, draft_len: int) -> Learned:
@@ -208,14 +206,21 @@ def learn(job: TrainingJob, net: DrafterNet, options: DrafterTraining, draft_len
     output, train = job.target.output.to(job.placement.device), job.config.train
     labels = positions_of(job.text.training, draft_len).labels()
     training, held_out = _features(job, options, draft_len)
-    before, _ = judge(net, output, held_out)
+    categories = _categories(job.text.held_out, draft_len)
+    before = judge(net, output, held_out, categories)
     tokens = vocabulary(job, labels[:, 1:], options)
     task = FrozenTask(
         net, output, training, held_out, tokens, options, train.seed, train.micro_batch,
         job.placement.world,
     )  # fmt: skip
     curve = job.train(task, options.schedule, training.steps)
-    return Learned(curve, before, *judge(net, output, held_out))
+    return Learned(curve, before, judge(net, output, held_out, categories))
+
+
+def _categories(documents: Sequence[Document], draft_len: int) -> list[str]:
+    """Return the category of every position of the features of `documents`."""
+    kept = positions_of(documents, draft_len).kept
+    return [d.category for d, rows in zip(documents, kept, strict=True) for _ in range(rows.sum())]
 
 
 def _features(
@@ -268,7 +273,8 @@ def report(
             "steps": learned.curve[-1].step,
         },
         learned.curve,
-        {f"head {k} top-1": head.top[0] for k, head in enumerate(learned.before)},
-        {f"head {k} top-1": head.top[0] for k, head in enumerate(learned.after)},
-        learned.after,
+        learned.before.measures,
+        learned.after.measures,
+        learned.after.heads,
+        learned.after.categories,
     )

@@ -83,7 +83,7 @@ def gather_text(
             answers = answer_prompts(
                 target, asked, how, options.seed, work, progress=progress, served=served
             )
-        documents += [_cut(document, options.sequence_length) for document in answers]
+        documents += [document.cut(options.sequence_length) for document in answers]
     for line in (*written.texts.sentences(), *written.asked.sentences()):
         notify(line)
     if not documents:
@@ -171,7 +171,3 @@ def _longest(config: RunConfig, how: SelfDistillation, target: Target) -> int:
     room = getattr(target.model.config, "max_position_embeddings", None)
     document = config.train.sequence_length - 2
     return document if room is None else min(document, room - how.max_tokens)
-
-
-def _cut(document: Document, length: int) -> Document:
-    return Document(document.tokens[:length], document.learned[:length])

@@ -14,9 +14,8 @@ from torch import nn
 from specpipe.config.training import MedusaTraining
 from specpipe.core.contracts import Ints
 from specpipe.train.accuracy import (
-    DrafterCalibration,
-    HeadAccuracy,
-    calibrate,
+    Judgement,
+    judgement,
     label_ranks,
     measure,
 )
@@ -120,10 +119,11 @@ class JointTask:
         names = ["LM head", *(f"head {k}" for k in range(len(accuracies) - 1))]
         return {f"{n} top-1": a.top[0] for n, a in zip(names, accuracies, strict=True)}
 
-    def judge(self) -> tuple[list[HeadAccuracy], DrafterCalibration]:
-        """Return the accuracies of every head on the whole hold-out."""
+    def judge(self) -> Judgement:
+        """Judge every head on the whole hold-out."""
         ranks, labelled = self.ranks(self.text.held_out)
-        return measure(ranks[1:], labelled[1:]), calibrate(ranks[1:], labelled[1:])
+        categories = [d.category for d in self.text.held_out for _ in range(len(d))]
+        return judgement(ranks[1:], labelled[1:], categories)
 
     @torch.no_grad()
     def ranks(self, documents: Sequence[Document]) -> tuple[list[Ints], list[Bools]]:

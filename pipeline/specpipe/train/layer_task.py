@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from specpipe.config.training import Eagle3Training
 from specpipe.core.contracts import Ints
+from specpipe.train.categories import Measures, acceptance, members
 from specpipe.train.layer_net import Eagle3Net
 from specpipe.train.layer_states import LayerStates, TaughtDocument
 from specpipe.train.loop import Group, batch_of
@@ -61,25 +62,25 @@ class Eagle3Task:
 
     def evaluate(self) -> Mapping[str, float]:
         """Return the acceptance by depth on a part of the hold-out."""
-        return self.acceptance(range(min(CURVE_DOCUMENTS, len(self.held_out.documents))))
+        numbers = range(min(CURVE_DOCUMENTS, len(self.held_out.documents)))
+        return acceptance(*self._counts(numbers).sum(0))
 
-    def judge(self) -> Mapping[str, float]:
-        """Return the acceptance by depth on the whole hold-out."""
-        return self.acceptance(range(len(self.held_out.documents)))
+    def judge(self) -> tuple[Measures, dict[str, Measures]]:
+        """Return the acceptance by depth on the whole hold-out, and for each of its categories."""
+        documents = self.held_out.documents
+        counts = self._counts(range(len(documents)))
+        named = members([document.category for document in documents])
+        shares = {name: acceptance(*counts[rows].sum(0)) for name, rows in named.items()}
+        return acceptance(*counts.sum(0)), dict[str, Measures](shares)
 
     @torch.no_grad()
-    def acceptance(self, numbers: Sequence[int]) -> dict[str, float]:
-        """Return how often the first 1, 2, ... tokens of a chain are those of the text.
+    def _counts(self, numbers: Sequence[int]) -> Ints:
+        """Return [documents, 2, steps]: how often the first draft tokens are right.
 
-        The share of positions with a text that long. `length` adds them up, with the token of the
-        target.
+        The positions where they are, and those with a text that long.
         """
         steps = self.options.ttt_steps
-        found = [self._hits(self.held_out.document(n, steps)) for n in numbers]
-        hits, positions = np.sum(found, axis=0)
-        shares = (hits / np.maximum(positions, 1)).tolist()
-        named = {f"acceptance at depth {s}": share for s, share in enumerate(shares, 1)}
-        return named | {"length": 1 + sum(shares)}
+        return np.stack([self._hits(self.held_out.document(n, steps)) for n in numbers])
 
     def _hits(self, document: TaughtDocument) -> Ints:
         """Return [2, steps]: positions where all tokens up to a depth are right, and all."""

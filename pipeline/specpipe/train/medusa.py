@@ -133,7 +133,7 @@ def _medusa1(job: TrainingJob, out: Path) -> TrainingReport:
     heads = _new_heads(job).to(job.placement.device)
     learned = learn(job, heads, options, options.num_heads)
     mark = mark_for(job.target.path)
-    _write(job, heads, learned.calibration, job.config.target.model, mark, out)
+    _write(job, heads, learned.after.calibration, job.config.target.model, mark, out)
     return report(_title(job), job, options, learned)
 
 
@@ -154,16 +154,16 @@ def _medusa2(job: TrainingJob, out: Path) -> TrainingReport:
         train.seed, max(1, round(options.schedule.epochs * batches)), train.micro_batch,
         job.placement.world,
     )  # fmt: skip
-    before, _ = task.judge()
+    before = task.judge()
     curve = job.train(task, options.schedule, batches)
-    after, calibration = task.judge()
+    after = task.judge()
     merge_lora(model)
     model.to(DTYPES[job.target.dtype]).save_pretrained(out / BACKBONE)
     job.target.tokenizer.save_pretrained(out / BACKBONE)
     mark = mark_for(out / BACKBONE, is_changed=True)
-    _write(job, heads, calibration, BACKBONE, mark, out)
+    _write(job, heads, after.calibration, BACKBONE, mark, out)
     job.notify(f"serve the folder {BACKBONE}/ next to the heads, not {job.config.target.model}")
-    return report(_title(job), job, options, Learned(curve, before, after, calibration))
+    return report(_title(job), job, options, Learned(curve, before, after))
 
 
 def _title(job: TrainingJob) -> str:

@@ -140,5 +140,5 @@ def _redrafter(job: TrainingJob, out: Path) -> TrainingReport:
     ).to(job.placement.device)
     learned = learn(job, net, options, options.draft_len)
     write_drafter(net, int(target.output.shape[0]), out, mark_for(target.path))
-    write_calibration(learned.calibration, out)
+    write_calibration(learned.after.calibration, out)
     return report(f"ReDrafter for {job.config.name}", job, options, learned)

@@ -4,13 +4,14 @@ equal bytes.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
 
 from specpipe.core.artifacts import write_text
 from specpipe.report import html
 from specpipe.train.accuracy import HeadAccuracy
+from specpipe.train.categories import Measures
 from specpipe.train.loop import Point
 
 _TOP = (1, 2, 3, 5, 10)
@@ -26,6 +27,7 @@ class TrainingReport:
     before: Mapping[str, float]  # on the whole hold-out, before the first step
     after: Mapping[str, float]
     heads: Sequence[HeadAccuracy] = ()
+    categories: Mapping[str, Measures] = field(default_factory=dict)  # after; of the documents
 
 
 def write_report(report: TrainingReport, folder: Path) -> None:
@@ -45,9 +47,18 @@ def to_html(report: TrainingReport) -> str:
             [(n, f"{report.before[n]:.4f}", f"{v:.4f}") for n, v in report.after.items()],
         ),
     ]
+    if report.categories:
+        parts += _categories_table(report.categories)
     if report.heads:
         parts += _accuracy_table(report.heads)
     return html.page(report.title, [*parts, *_curves(report.curve)])
+
+
+def _categories_table(categories: Mapping[str, Measures]) -> list[str]:
+    measures = list(next(iter(categories.values())))
+    rows = [(name, *(f"{v[m]:.3f}" for m in measures)) for name, v in categories.items()]
+    heading = html.heading("By category", "After the training, on the documents of each category.")
+    return [heading, html.table(("", *measures), rows)]
 
 
 def _accuracy_table(heads: Sequence[HeadAccuracy]) -> list[str]:

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,14 @@ class Document:
 
     tokens: Ints  # [n]
     learned: Bools  # [n]  False: context only, e.g. the user's side of a chat
+    category: str = ""  # the report has a row for each one
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def cut(self, length: int) -> "Document":
+        """Return the document up to `length` tokens."""
+        return replace(self, tokens=self.tokens[:length], learned=self.learned[:length])
 
     def digest(self) -> str:
         """Return the sha256 of the tokens and marks."""

@@ -22,10 +22,10 @@ def test_a_draft_is_judged_alike_in_blocks_of_any_size(target: Target) -> None:
     )
     model, text = prune(target.model, [0]), Split(documents, documents)
     task = DraftTask(target, model, text, DraftTraining(), seed=0)
-    whole = task.judge(documents, rows=1000)
+    whole, _ = task.judge(documents, rows=1000)
     assert whole["kl"] > 0
     for rows in (1, 7):
-        assert task.judge(documents, rows=rows) == pytest.approx(whole, rel=1e-4)
+        assert task.judge(documents, rows=rows)[0] == pytest.approx(whole, rel=1e-4)
 
 
 @dataclass
@@ -50,7 +50,8 @@ def test_guesses_are_judged_on_a_block_of_positions_at_a_time() -> None:
     labels = np.arange(count) % 4
     hidden = np.eye(4, dtype=np.float16)[np.where(labels == 3, 0, labels)]  # 3 is taken for 0
     spoken = np.stack([labels, labels], axis=1)
-    (accuracy,), _ = judge(net, torch.eye(4), Features(hidden, spoken, np.zeros(count, np.int64)))
+    features = Features(hidden, spoken, np.zeros(count, np.int64))
+    (accuracy,) = judge(net, torch.eye(4), features).heads
     assert net.shown == [ROWS, ROWS, 5]
     assert accuracy.positions == count
     assert accuracy.top[0] == pytest.approx(float((labels != 3).mean()))

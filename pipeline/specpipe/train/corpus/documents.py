@@ -1,6 +1,7 @@
 """Turns records into documents of one target: chats in its template, texts in pieces."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from specpipe.core.errors import ConfigError
 from specpipe.train.corpus.account import Account
 from specpipe.train.corpus.files import files_of
 from specpipe.train.corpus.records import Record, read_records
-from specpipe.train.corpus.shapes import NO_ANSWER, Chat, Unusable, read_shape
+from specpipe.train.corpus.shapes import NO_ANSWER, Chat, Unusable, category_of, read_shape
 from specpipe.train.text import Document, in_template
 
 BEYOND = "the answer begins after train.sequence_length tokens"
@@ -49,12 +50,13 @@ def record_documents(
     for record in records:
         account.read += 1
         try:
-            shape = read_shape(record.value)
-            found += (
+            shape, category = read_shape(record.value), category_of(record.value)
+            made = (
                 text_documents(shape, tokenizer, length)
                 if isinstance(shape, str)
                 else _fitting(chat_documents(shape, tokenizer), length, account)
             )
+            found += [replace(document, category=category) for document in made]
         except Unusable as reason:
             account.leave_out(str(reason), record.place)
     return found
@@ -69,7 +71,7 @@ def text_documents(text: str, tokenizer: Any, length: int) -> list[Document]:
 
 def _fitting(documents: Sequence[Document], length: int, account: Account) -> list[Document]:
     """Return documents cut at their ends; raise Unusable if no learned token is left of any."""
-    short = [Document(d.tokens[:length], d.learned[:length]) for d in documents]
+    short = [document.cut(length) for document in documents]
     kept = [document for document in short if document.learned.any()]
     if not kept:
         raise Unusable(BEYOND)

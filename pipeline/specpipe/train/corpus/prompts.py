@@ -8,10 +8,11 @@ from specpipe.core.errors import ConfigError
 from specpipe.train.corpus.account import Account
 from specpipe.train.corpus.files import files_of
 from specpipe.train.corpus.records import Record, read_records
-from specpipe.train.corpus.shapes import Chat, Unusable, read_shape
+from specpipe.train.corpus.shapes import Chat, Unusable, category_of, read_shape
 from specpipe.train.text import in_template
 
-Prompt = str | Mapping[str, Any]  # the only message of a user, or an object with `messages`
+# The only message of a user, or an object with `messages`, perhaps with `tools` and `category`.
+Prompt = str | Mapping[str, Any]
 TOO_LONG = "longer than train.sequence_length"
 
 
@@ -40,23 +41,25 @@ def record_prompts(records: Sequence[Record], account: Account) -> list[Prompt]:
     for record in records:
         account.read += 1
         try:
-            found.append(_prompt(read_shape(record.value)))
+            found.append(_prompt(read_shape(record.value), category_of(record.value)))
         except Unusable as reason:
             account.leave_out(str(reason), record.place)
     return found
 
 
-def _prompt(shape: Chat | str) -> Prompt:
+def _prompt(shape: Chat | str, category: str) -> Prompt:
     if isinstance(shape, str):
         raise Unusable("plain text, not a prompt")
     opening = shape.opening()
     if not any(message["role"] == "user" for message in opening.messages):
         raise Unusable("no message of a user before the first answer")
     (first, *more) = opening.messages
-    if not more and not opening.tools and first.keys() == {"role", "content"}:
+    if not more and not opening.tools and not category and first.keys() == {"role", "content"}:
         return str(first["content"])
-    tools = {"tools": list(opening.tools)} if opening.tools else {}
-    return {"messages": [dict(message) for message in opening.messages], **tools}
+    others: dict[str, Any] = {"tools": list(opening.tools)} if opening.tools else {}
+    if category:
+        others["category"] = category
+    return {"messages": [dict(message) for message in opening.messages], **others}
 
 
 def chat_of(prompt: Prompt) -> Chat:

@@ -68,6 +68,12 @@ def read_shape(value: Any) -> Chat | str:
     raise Unusable("no known keys: messages, conversations, instruction, prompt or text")
 
 
+def category_of(value: Any) -> str:
+    """Return the text under `category` of a record, as sets of prompts have it, or nothing."""
+    category = value.get("category") if isinstance(value, Mapping) else None
+    return category if isinstance(category, str) else ""
+
+
 def _decoded(value: Any) -> Any:
     """Return what a text of JSON stands for; other values as they are."""
     if not isinstance(value, str):
