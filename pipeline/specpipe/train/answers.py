@@ -6,14 +6,15 @@ uninterrupted one.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from specpipe.config.training import SelfDistillation
-from specpipe.core.artifacts import digest_json, write_text
+from specpipe.core.artifacts import digest_json
 from specpipe.core.contracts import Sampling, length_to_end
 from specpipe.core.errors import ConfigError
 from specpipe.train.corpus.prompts import Prompt, prompt_tokens
@@ -23,7 +24,6 @@ from specpipe.train.target import Target
 from specpipe.train.text import Document
 
 Progress = Callable[[int, int], None]
-IN_FLIGHT = 8  # times `batch_size` answers of a server that are written together
 
 
 def answers_key(target: Target, prompts: Sequence[Prompt], how: SelfDistillation, seed: int) -> str:
@@ -51,34 +51,47 @@ def answer_prompts(
     file = folder / f"answers-{answers_key(target, prompts, how, seed)[:16]}.jsonl"
     asked = [prompt_tokens(prompt, target.tokenizer) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: (len(asked[i]), i))
-    size = how.batch_size * (IN_FLIGHT if served else 1)
-    batches = [order[i : i + size] for i in range(0, len(order), size)]
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    for number, batch in enumerate(batches):
-        if len(lines) < sum(map(len, batches[: number + 1])):
-            tokens = [asked[i] for i in batch]
-            if served is not None:
-                chosen = [prompts[i] for i in batch]
-                answers = served.answers(chosen, tokens, seed + number * size)
-            else:
-                answers = _answer(target, tokens, how, seed + number)
-            lines += [
+    lines = _kept_lines(file, len(order), how.batch_size)
+    rest = order[len(lines) :]
+    tokens = [asked[i] for i in rest]
+    if served is None:
+        answers = _own_answers(target, tokens, how, seed + len(lines) // how.batch_size)
+    else:
+        answers = served.answers([prompts[i] for i in rest], tokens, seed + len(lines))
+    progress(len(lines), len(prompts))
+    with closing(answers):
+        for begin in range(0, len(rest), how.batch_size):
+            batch = [
                 json.dumps({"prompt": prompts[i], "answer": target.tokenizer.decode(a),
                             "prompt_tokens": asked[i], "answer_tokens": a})
-                for i, a in zip(batch, answers, strict=True)
+                for i, a in zip(rest[begin : begin + how.batch_size], answers, strict=False)
             ]  # fmt: skip
-            with explained(file):
-                write_text(file, "\n".join(lines) + "\n")
-        progress(len(lines), len(prompts))
+            with explained(file), file.open("a", encoding="utf-8") as out:
+                out.writelines(f"{line}\n" for line in batch)
+            lines += batch
+            progress(len(lines), len(prompts))
     return [_document(line, file) for line in lines]
 
 
-def _answer(
+def _kept_lines(file: Path, total: int, batch_size: int) -> list[str]:
+    """Return the lines of the batches that are whole, and cut off what a kill has left of one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []
+    if len(lines) < total:
+        lines = lines[: len(lines) - len(lines) % batch_size]
+        with file.open("ab") as out:
+            out.truncate(sum(len(line.encode()) + 1 for line in lines))
+    return lines
+
+
+def _own_answers(
     target: Target, prompts: Sequence[Sequence[int]], how: SelfDistillation, seed: int
-) -> list[list[int]]:
-    """Answer a batch, sampled at `temperature` from the whole distribution."""
+) -> Generator[list[int], None, None]:
+    """Answer batch by batch, sampled at `temperature` from the whole distribution."""
     sampling = Sampling(top_k=1 if how.temperature == 0 else 0, temperature=how.temperature)
-    return generate(target, prompts, how.max_tokens, sampling, seed)
+    for number, begin in enumerate(range(0, len(prompts), how.batch_size)):
+        batch = prompts[begin : begin + how.batch_size]
+        yield from generate(target, batch, how.max_tokens, sampling, seed + number)
 
 
 @torch.no_grad()

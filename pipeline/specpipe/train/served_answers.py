@@ -6,9 +6,12 @@ here, and the token that ends a turn is added to an answer that is complete.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import count, islice
 
 import numpy as np
 import torch
@@ -23,6 +26,7 @@ from specpipe.train.text import Bools, in_template
 
 WAITS_S = (1.0, 4.0, 15.0, 60.0)  # before a request is sent again to a server that was busy
 ALIKE = 0.8  # share of the greedy tokens that the target must find likeliest, too
+AHEAD = 4  # times `batch_size` requests that may wait for the answer to an earlier prompt
 COMPARED = 4  # answers that are compared with the target
 _TURN = "\N{OBJECT REPLACEMENT CHARACTER}"
 
@@ -38,18 +42,34 @@ class ServedTarget:
 
     def answers(
         self, prompts: Sequence[Prompt], tokens: Sequence[Sequence[int]], seed: int
-    ) -> list[list[int]]:
-        """Return the answer to every prompt, in tokens with the end token, if it has ended.
+    ) -> Generator[list[int], None, None]:
+        """Yield the answer to every prompt, in tokens with the end token, if it has ended.
 
         Prompt i is sampled with `seed` + i. Raises what `Client.stream` raises, Unavailable after
-        some trials; ConfigError if greedy answers are not those of the target.
+        some trials; ConfigError if the first greedy answers are not those of the target.
         """
-        with ThreadPoolExecutor(self.how.batch_size) as pool:
-            numbers = range(seed, seed + len(prompts))
-            found = list(pool.map(self._patiently, prompts, tokens, numbers))
-        if self.how.temperature == 0:
-            self._compare(tokens[:COMPARED], found[:COMPARED])
-        return found
+        with closing(self._in_order(zip(prompts, tokens, count(seed), strict=False))) as found:
+            first = list(islice(found, COMPARED))
+            if self.how.temperature == 0:
+                self._compare(tokens[: len(first)], first)
+            yield from first
+            yield from found
+
+    def _in_order(
+        self, asked: Iterable[tuple[Prompt, Sequence[int], int]]
+    ) -> Generator[list[int], None, None]:
+        """Yield the answers in the order of the prompts, while later ones are in flight."""
+        pool = ThreadPoolExecutor(self.how.batch_size)
+        waiting: deque[Future[list[int]]] = deque()
+        try:
+            for each in asked:
+                waiting.append(pool.submit(self._patiently, *each))
+                if len(waiting) > AHEAD * self.how.batch_size:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # what waits for its turn is not sent any more
+            pool.shutdown(cancel_futures=True)
 
     def _patiently(self, prompt: Prompt, tokens: Sequence[int], seed: int) -> list[int]:
         for wait_s in WAITS_S:

@@ -44,19 +44,22 @@ def test_the_file_names_every_prompt_and_its_answer(target: Target, tmp_path: Pa
         assert document.learned.sum() == len(line["answer_tokens"])
 
 
+@pytest.mark.parametrize("torn", ["", '{"prom', '{"prompt": "of half a batch"}\n'])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_interrupted_answers_go_on_where_they_stopped_and_end_the_same(
-    target: Target, tmp_path: Path, temperature: float
+    target: Target, tmp_path: Path, temperature: float, torn: str
 ) -> None:
     def stop(done: int, total: int) -> None:
-        if done == 4:
+        if done == 2:
             raise KeyboardInterrupt
 
     ask(target, tmp_path / "whole", temperature)
     with pytest.raises(KeyboardInterrupt):
         ask(target, tmp_path / "cut", temperature, progress=stop)
     (cut,) = (tmp_path / "cut").glob("answers-*")
-    assert len(cut.read_text().splitlines()) == 4
+    assert len(cut.read_text().splitlines()) == 2
+    with cut.open("a") as file:
+        file.write(torn)
     ask(target, tmp_path / "cut", temperature)
     (whole,) = (tmp_path / "whole").glob("answers-*")
     assert cut.name == whole.name and cut.read_bytes() == whole.read_bytes()

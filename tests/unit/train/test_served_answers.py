@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from specpipe.core.errors import ConfigError, Unavailable
 from specpipe.serve.client import Client
 from specpipe.train.answers import answer_prompts
 from specpipe.train.medusa import train_medusa
-from specpipe.train.served_answers import WAITS_S, ServedTarget, turn_end
+from specpipe.train.served_answers import AHEAD, WAITS_S, ServedTarget, turn_end
 from specpipe.train.target import Target, load_target
 from tests.helpers.models import make_llama
 from tests.helpers.target_server import TargetServer, serving_target
@@ -69,18 +70,47 @@ def test_requests_are_in_flight_together(
 
 
 def test_interrupted_answers_are_not_requested_again(
-    server: TargetServer, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: TargetServer, target: Target, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("specpipe.train.answers.IN_FLIGHT", 1)
-
     def stop(done: int, total: int) -> None:
         if done == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         ask(server, target, tmp_path, progress=stop)
+    (file,) = tmp_path.glob("answers-*")
+    assert len(file.read_text().splitlines()) == 4
+    before = len(server.bodies)
     ask(server, target, tmp_path)
-    assert len(server.bodies) == len(PROMPTS)
+    assert len(server.bodies) - before == len(PROMPTS) - 4
+
+
+def test_a_slow_answer_keeps_few_others_waiting(target: Target, monkeypatch) -> None:
+    """Answers come in order; requests go on meanwhile, up to a bound."""
+    asked: list[object] = []
+    slow = threading.Event()
+
+    def answer(served: ServedTarget, prompt: object, *rest: object) -> list[int]:
+        asked.append(prompt)
+        if prompt == 0:
+            slow.wait(10)
+        return [5]
+
+    monkeypatch.setattr(ServedTarget, "_answer", answer)
+    monkeypatch.setattr("specpipe.train.served_answers.COMPARED", 0)
+    how = replace(HOW, temperature=1.0)
+    with Client("http://127.0.0.1:1") as client:
+        answers = ServedTarget(client, target, how).answers(range(100), [[5]] * 100, 0)
+        first = threading.Thread(target=next, args=(answers,))
+        first.start()
+        deadline = time.monotonic() + 10
+        while len(asked) <= AHEAD * HOW.batch_size and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)  # for requests that must not come
+        assert len(asked) == AHEAD * HOW.batch_size + 1
+        slow.set()
+        first.join()
+        assert [*answers] == [[5]] * 99 and sorted(asked) == [*range(100)]
 
 
 def test_a_busy_server_is_asked_again_and_then_given_up(
