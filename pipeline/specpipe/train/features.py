@@ -100,11 +100,13 @@ def read_features(
     file = folder / f"features-{key[:16]}.f16"
     sizes = [int(kept.sum()) * width * _ROW.itemsize for kept in found.kept]
 
-    def compute(part: slice) -> Iterator[bytes]:
-        states = _states(target, documents[part], found.kept[part])
+    def compute(chosen: Sequence[int]) -> Iterator[bytes]:
+        kept = [found.kept[i] for i in chosen]
+        states = _states(target, [documents[i] for i in chosen], kept)
         return (rows.tobytes() for rows in states)
 
-    StateFile(file, sizes, compute, placement).require(progress)
+    lengths = [len(document) for document in documents]
+    StateFile(file, sizes, lengths, compute, placement).require(progress)
     hidden = np.memmap(file, np.float16, "r", shape=(count, width))
     return Features(hidden, found.labels(), _stretches(found.kept))
 

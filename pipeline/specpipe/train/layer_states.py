@@ -69,12 +69,13 @@ def read_layer_states(
     key = digest_json([target.digest, target.dtype, [*layers], [d.digest() for d in documents]])
     file, width = folder / f"layers-{key[:16]}.bin", int(target.output.shape[1])
     columns = (len(layers) + 1) * width
-    sizes = [len(document) * columns * DTYPES[target.dtype].itemsize for document in documents]
+    lengths = [len(document) for document in documents]
+    sizes = [length * columns * DTYPES[target.dtype].itemsize for length in lengths]
 
-    def compute(part: slice) -> Iterator[bytes]:
-        return _rows(target, documents[part], layers)
+    def compute(chosen: Sequence[int]) -> Iterator[bytes]:
+        return _rows(target, [documents[i] for i in chosen], layers)
 
-    StateFile(file, sizes, compute).require(progress)
+    StateFile(file, sizes, lengths, compute).require(progress)
     begins = np.cumsum([0, *map(len, documents)]).tolist()
     count = begins.pop()
     states = torch.from_file(str(file), size=count * columns, dtype=DTYPES[target.dtype])

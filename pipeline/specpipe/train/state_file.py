@@ -19,6 +19,7 @@ from specpipe.train.disk import GIB, explained
 from specpipe.train.placement import HERE, TrainingPlace
 
 Progress = Callable[[int, int], None]
+_DONE = "batches, longest documents first"  # the journal's key: it names their order
 BATCH = 8  # documents that are computed together; the files are equal up to rounding
 
 
@@ -28,7 +29,8 @@ class StateFile:
 
     file: Path
     sizes: Sequence[int]  # bytes of each document
-    compute: Callable[[slice], Iterable[bytes]]  # the content of some documents, in order
+    lengths: Sequence[int]  # tokens of each document: those of like length are computed together
+    compute: Callable[[Sequence[int]], Iterable[bytes]]  # the content of some documents, in order
     placement: TrainingPlace = HERE
     sync_s: float = 20.0  # of work that a killed process loses at most, and one batch more
 
@@ -65,7 +67,7 @@ class StateFile:
         try:
             whole = self.temporary.stat().st_size == self.begins[-1]
             text = self.journal.read_text(encoding="utf-8")
-            return int(json.loads(text)["batches"]) if whole else 0
+            return int(json.loads(text)[_DONE]) if whole else 0
         except (OSError, ValueError, KeyError):
             return 0
 
@@ -97,20 +99,23 @@ class StateFile:
     def _write_own(self, done: int, progress: Progress) -> None:
         """Write this process's batches after the first `done`, and count them in the journal."""
         batches = self.placement.own(range(math.ceil(len(self.sizes) / BATCH)))
+        order = sorted(range(len(self.lengths)), key=lambda i: (-self.lengths[i], i))
         begins, synced = self.begins, time.monotonic()
         with self.temporary.open("r+b") as out:
             os.truncate(out.fileno(), begins[-1])
             for number in range(done, len(batches)):
-                part = slice(batches[number] * BATCH, (batches[number] + 1) * BATCH)
-                out.seek(begins[part.start])
-                out.writelines(self.compute(part))
+                end = (batches[number] + 1) * BATCH
+                chosen = order[end - BATCH : end]
+                for document, content in zip(chosen, self.compute(chosen), strict=True):
+                    out.seek(begins[document])
+                    out.write(content)
                 if time.monotonic() - synced >= self.sync_s:
                     _sync(out.fileno(), out.flush)
-                    write_text(self.journal, json.dumps({"batches": number + 1}))
+                    write_text(self.journal, json.dumps({_DONE: number + 1}))
                     synced = time.monotonic()
-                progress(min(part.stop, len(self.sizes)), len(self.sizes))
+                progress(min(end, len(self.sizes)), len(self.sizes))
             _sync(out.fileno(), out.flush)
-        write_text(self.journal, json.dumps({"batches": len(batches)}))
+        write_text(self.journal, json.dumps({_DONE: len(batches)}))
 
 
 def _sync(descriptor: int, flush: Callable[[], None]) -> None:

@@ -1,7 +1,7 @@
 """Evaluation in pieces, states that resume, and disks that are full."""
 
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -90,17 +90,18 @@ class Counted:
         self.killed_at = killed_at
         self.computed: list[int] = []
 
-    def __call__(self, part: slice) -> Iterator[bytes]:
-        if part.start == self.killed_at:
+    def __call__(self, chosen: Sequence[int]) -> Iterator[bytes]:
+        if len(self.computed) == self.killed_at:
             raise KeyboardInterrupt
-        for number in range(*part.indices(5 * BATCH + 3)):
+        for number in chosen:
             self.computed.append(number)
             yield bytes([number]) * (number % 10)
 
 
 def state_file(folder: Path, compute: Counted) -> StateFile:
-    sizes = [number % 10 for number in range(5 * BATCH + 3)]
-    return StateFile(folder / "states.bin", sizes, compute, sync_s=0.0)
+    numbers = range(5 * BATCH + 3)
+    sizes, lengths = [number % 10 for number in numbers], [number % 7 for number in numbers]
+    return StateFile(folder / "states.bin", sizes, lengths, compute, sync_s=0.0)
 
 
 def test_killed_states_resume_after_the_last_batch_on_the_disk(tmp_path: Path) -> None:
@@ -111,6 +112,11 @@ def test_killed_states_resume_after_the_last_batch_on_the_disk(tmp_path: Path) -
     assert not (tmp_path / "killed/states.bin").exists()
     state_file(tmp_path / "killed", resumed).require(lambda done, total: None)
     assert killed.computed + resumed.computed == whole.computed
+    assert [number % 7 for number in whole.computed] == sorted(
+        (number % 7 for number in range(5 * BATCH + 3)), reverse=True
+    ), "documents of like length together, the longest first"
+    content = b"".join(bytes([number]) * (number % 10) for number in range(5 * BATCH + 3))
+    assert (tmp_path / "whole/states.bin").read_bytes() == content, "in the order of the documents"
     files = [tmp_path / name / "states.bin" for name in ("whole", "killed")]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert [f.name for f in files[1].parent.iterdir()] == ["states.bin"]
