@@ -341,6 +341,10 @@ def forgets_the_last_cached_row(batch: Any) -> dict[str, Any]:
     return {"past": np.maximum(batch.past - 1, 0)}
 
 
+def forgets_the_rows_before(honest: Any) -> Any:
+    return lambda part, begin, end: replace(honest(part, begin, end), before=part.before)
+
+
 def begins_one_row_early(honest: Any) -> Any:
     def lay_out(parts: Any, least: int = 1) -> Any:
         batch = honest(parts, least)
@@ -567,6 +571,9 @@ MUTANTS: dict[str, Mutant] = {
     "mask of a neighbour": Mutant(_PAGED, _arrays_of(masks_of_neighbours), _ENGINE),
     "block tables swapped": Mutant(_PAGED, _arrays_of(tables_of_neighbours), _ENGINE),
     "cached rows off by one": Mutant(_PAGED, _arrays_of(forgets_the_last_cached_row), _ENGINE),
+    "row of a chain without those before it": Mutant(
+        f"{_LAYOUT}:Part.piece", forgets_the_rows_before, _ENGINE
+    ),
     "first rows off by one": Mutant(
         "specpipe.engine.openvino.engine:lay_out", begins_one_row_early, _ENGINE
     ),

@@ -8,6 +8,7 @@ import pytest
 
 from specpipe.core.contracts import ROOT
 from specpipe.core.engines import Item, LoadedEngine, PoolFull
+from specpipe.engine.openvino.batch import Part, in_single_rows, lay_out
 from specpipe.engine.openvino.blocks import BLOCK
 from specpipe.engine.openvino.checks import InvalidBatch
 from tests.helpers.engine_steps import (
@@ -34,6 +35,32 @@ def test_a_chain_scores_like_one_token_at_a_time(tiny_engine: LoadedEngine) -> N
     rows = alone(tiny_engine, item(cache, sequence[6:]))
     for n, row in enumerate(rows):
         near(row, fresh(tiny_engine, sequence[: 7 + n]))
+
+
+def test_a_short_chain_over_the_end_of_a_block_scores_like_the_whole_text(
+    tiny_engine: LoadedEngine,
+) -> None:
+    text = np.random.default_rng(4).integers(3, tiny_engine.facts.vocab_size, 70).tolist()
+    items = [item(started(tiny_engine, text[:n]), text[n : n + 3]) for n in (30, 31, 62, 63, 64)]
+    for one, scores in zip(items, tiny_engine.step(items), strict=True):
+        for n, row in enumerate(scores.logits, len(one.cache.tokens) + 1):
+            near(row, fresh(tiny_engine, text[:n]))
+
+
+def test_the_rows_of_a_chain_have_the_places_of_the_chain(tiny_engine: LoadedEngine) -> None:
+    """Whether attention reads them as one sequence or as a sequence each."""
+    caches = [started(tiny_engine, PROMPT * 9), started(tiny_engine, PROMPT)]
+    for cache in caches:
+        tiny_engine.pool.reserve(cache, 4)
+    tree = Part(caches[1], np.array([7, 8, 9]), np.array([-1, 0, 0]), np.array([2]))
+    chain = Part(caches[0], np.array([1, 2, 3, 4]), None, np.array([0, 3]))
+    whole, single = lay_out([chain, tree]), lay_out(in_single_rows([chain, tree], 4))
+    assert np.diff(whole.begins).tolist() == [4, 3] and np.diff(single.begins).tolist() == [
+        1
+    ] * 4 + [3]
+    for name in ("tokens", "wanted", "positions", "slots", "longest"):
+        np.testing.assert_array_equal(getattr(single, name), getattr(whole, name), name)
+    assert in_single_rows([chain, tree], 3) == [chain, tree]
 
 
 def test_every_node_of_a_tree_sees_its_ancestors_and_nothing_else(

@@ -22,12 +22,25 @@ class Part:
     tokens: Ints  # [n]
     parents: Ints | None  # [n]; None: a chain
     wanted: Ints  # [r]
-    before: int = 0  # rows of the item that earlier calls of the step have written
+    before: int = 0  # rows of the item that come before, in an earlier call of the step or in this
 
     @property
     def past(self) -> int:
         """Count the rows before these: kept ones, and those of earlier calls."""
         return self.cache.length + self.before
+
+    def piece(self, begin: int, end: int) -> "Part":
+        """Return some rows of a chain, after the rows before them are written."""
+        if end - begin == len(self.tokens):
+            return self
+        inside = (self.wanted >= begin) & (self.wanted < end)
+        return replace(
+            self,
+            tokens=self.tokens[begin:end],
+            parents=None,
+            wanted=self.wanted[inside] - begin,
+            before=self.before + begin,
+        )
 
     @property
     def tree(self) -> Ints | None:
@@ -108,6 +121,23 @@ class Batch:
 def _repeated(count: int, least: int) -> Ints:
     """Return the indices of `count` rows, and the last one again until there are `least`."""
     return np.minimum(np.arange(max(count, least) if count else 0), count - 1)
+
+
+def in_single_rows(parts: Sequence[Part], most: int) -> list[Part]:
+    """Return the parts with the rows of chains of at most `most` rows as parts of their own.
+
+    Paged attention writes the keys and values of all rows before a row attends, so a row of a chain
+    sees the rows before it in the same call as if they had been cached. For a sequence with several
+    new rows it repacks all its keys, which takes longer than a few rows do.
+    """
+    found: list[Part] = []
+    for part in parts:
+        count = len(part.tokens)
+        if 1 < count <= most and part.tree is None:
+            found += [part.piece(row, row + 1) for row in range(count)]
+        else:
+            found.append(part)
+    return found
 
 
 def lay_out(parts: Sequence[Part], least: int = 1) -> Batch:

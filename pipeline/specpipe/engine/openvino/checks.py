@@ -4,6 +4,7 @@ With a wrong table it would read and write memory of others, or end the process.
 """
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import numpy as np
 
@@ -48,7 +49,10 @@ def check_batch(batch: Batch, parts: Sequence[Part], blocks: int, least: int) ->
     inside = batch.table.min() >= 0 and batch.table.max() < blocks
     _need(bool(inside), f"a block is not among the {blocks} of the pool")
     first, last = starts + batch.past // BLOCK, starts + (ends - 1) // BLOCK
-    users = np.bincount(batch.table, minlength=blocks)
+    # The rows of a chain may be parts of their own: the last of them has all blocks of the chain.
+    after = [part.cache for part in parts[1:]]
+    lasts = [part.cache is not other for part, other in zip_longest(parts, after)]
+    users = np.bincount(batch.table[np.repeat(lasts, sizes)], minlength=blocks)
     for offset in range(int((last - first).max()) + 1):
         written = batch.table[np.minimum(first + offset, last)]
         _need(bool((users[written] == 1).all()), "a block that is written has two users")

@@ -14,7 +14,7 @@ from specpipe.core.engines import Branch, EngineFacts, Item, PoolFull, PoolUsage
 from specpipe.core.errors import Unsupported
 from specpipe.core.model import ModelConfig
 from specpipe.engine.openvino.attention import has_alibi, padded_layers
-from specpipe.engine.openvino.batch import Batch, Part, lay_out
+from specpipe.engine.openvino.batch import Batch, Part, in_single_rows, lay_out
 from specpipe.engine.openvino.blocks import BLOCK, BlockCache, BlockPool
 from specpipe.engine.openvino.calls import CompiledCall, paged_arrays
 from specpipe.engine.openvino.checks import InvalidBatch, check_batch, check_parts
@@ -25,6 +25,7 @@ from specpipe.engine.openvino.memory import drop_mapped_pages
 from specpipe.engine.openvino.network import masked_windows
 from specpipe.engine.openvino.storage import KVStorage
 
+SINGLE_ROWS = 4  # a chain of at most this number of rows enters attention row by row
 Graph = TypeVar("Graph")
 
 
@@ -163,6 +164,7 @@ class OpenVinoEngine:
 
     def _run(self, parts: Sequence[Part]) -> tuple[Logits, Logits]:
         """Return logits [R, V] and hidden states [R, D] of the wanted rows, from one call."""
+        parts = self._in_attention(parts)
         batch = lay_out(parts, self._least)
         check_batch(batch, parts, self._storage.blocks, self._least)
         count = len(batch.wanted)
@@ -179,6 +181,12 @@ class OpenVinoEngine:
         if "features" in call.ports:
             self._storage.write_features(batch.slots, call.output("features"))
         return logits[:count], hidden[:count]
+
+    def _in_attention(self, parts: Sequence[Part]) -> Sequence[Part]:
+        """Return the parts as paged attention reads them; padded attention needs whole chains."""
+        if self._least > 1 or len(self._padded):
+            return parts
+        return in_single_rows(parts, SINGLE_ROWS)
 
     def _feeds(self, batch: Batch) -> dict[str, NDArray[Any]]:
         """Return the inputs that the graph has, by name, without `rows`."""

@@ -7,7 +7,7 @@ So a batch-invariant engine finds them when it is loaded, and keeps every call b
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -66,20 +66,7 @@ def split(parts: Sequence[Part], most: int) -> list[list[Part]]:
                 calls.append([])
                 left = most
             end = begin + (rest if part.tree is not None else min(rest, left))
-            calls[-1].append(_piece(part, begin, end))
+            calls[-1].append(part.piece(begin, end))
             left = max(0, left - (end - begin))
             begin = end
     return calls
-
-
-def _piece(part: Part, begin: int, end: int) -> Part:
-    if end - begin == len(part.tokens):
-        return part
-    inside = (part.wanted >= begin) & (part.wanted < end)
-    return replace(
-        part,
-        tokens=part.tokens[begin:end],
-        parents=None,
-        wanted=part.wanted[inside] - begin,
-        before=begin,
-    )
