@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 from specpipe.core.artifacts import Workspace
-from tests.unit.train.test_categories import KINDS, in_categories
+from tests.helpers.trainings import KINDS, in_categories
 
 
 @pytest.fixture

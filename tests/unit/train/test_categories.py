@@ -14,21 +14,9 @@ from specpipe.train.categories import acceptance, members
 from specpipe.train.corpus.account import Account
 from specpipe.train.corpus.documents import read_documents
 from specpipe.train.corpus.prompts import prompt_tokens, read_file_of_prompts
-from specpipe.train.draft_model import train_draft
-from specpipe.train.eagle3 import train_eagle3
-from specpipe.train.medusa import train_medusa
-from specpipe.train.redrafter import train_redrafter
 from specpipe.train.target import Target
 from specpipe.train.text import Document
-from tests.unit.train.test_pieces import documents, judging
-
-ASKED = {"code": "def fox", "prose": "The quick brown fox", "": "The lazy dog"}
-KINDS = {
-    "medusa": train_medusa,
-    "redrafter": train_redrafter,
-    "eagle3": train_eagle3,
-    "draft": train_draft,
-}
+from tests.helpers.trainings import KINDS, documents, in_categories, judging
 
 
 def test_documents_without_a_category_are_the_others() -> None:
@@ -93,21 +81,6 @@ def test_files_and_prompts_have_categories(target: Target, tmp_path: Path) -> No
     file.write_text("\n".join(map(json.dumps, [*answered, {"text": "words", "category": "prose"}])))
     found = read_documents(file, target.tokenizer, 8, Account("documents"))
     assert [d.category for d in found] == ["code", "", "", "prose"]
-
-
-def in_categories(folder: Path) -> dict[str, object]:
-    """Write prompts of several categories, and return the keys of a short training."""
-    file = folder / "prompts.jsonl"
-    lines = [{"prompt": f"{text} {n}", "category": name}
-             for name, text in ASKED.items() for n in range(8)]  # fmt: skip
-    file.write_text("\n".join(map(json.dumps, lines)))
-    schedule = {"schedule": {"epochs": 0.5, "batch_tokens": 64}}
-    return {
-        "files": [],
-        "hold_out": 0.5,
-        "self_distillation": {"prompts": str(file), "max_tokens": 16},
-        **dict.fromkeys(("medusa", "redrafter", "eagle3", "draft"), schedule),
-    }
 
 
 @pytest.mark.parametrize(

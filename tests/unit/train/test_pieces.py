@@ -8,28 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from specpipe.config.training import DraftTraining, Eagle3Training, MedusaTraining, Schedule
+from specpipe.config.training import Schedule
 from specpipe.core.errors import StageFailed
-from specpipe.train.draft_model import DraftTask, prune
-from specpipe.train.eagle3 import drafter_config
 from specpipe.train.features import Features, read_features
 from specpipe.train.frozen import judge
-from specpipe.train.joint import JointTask
-from specpipe.train.layer_net import Eagle3Net
-from specpipe.train.layer_states import read_layer_states
-from specpipe.train.layer_task import Eagle3Task
 from specpipe.train.loop import Group, TrainingPlan, train
-from specpipe.train.loss import Vocabulary
 from specpipe.train.medusa import MedusaHeads
 from specpipe.train.state_file import BATCH, StateFile
 from specpipe.train.target import Target
-from specpipe.train.text import Document, Split
 from tests.helpers.tensor_sizes import LargestTensor
-
-
-def documents(count: int) -> tuple[Document, ...]:
-    rng = np.random.default_rng(0)
-    return tuple(Document(rng.integers(5, 300, 40), np.ones(40, bool)) for _ in range(count))
+from tests.helpers.trainings import documents, judging
 
 
 def largest(act: Callable[[], object]) -> int:
@@ -60,27 +48,6 @@ def test_the_memory_of_judging_documents_does_not_grow_with_their_number(
         return largest(judging(kind, target, documents(count), tmp_path))
 
     assert measured(2) == measured(6) < 6 * 40 * 320 * 4
-
-
-def judging(
-    kind: str, target: Target, held_out: tuple[Document, ...], folder: Path
-) -> Callable[[], object]:
-    text = Split(held_out, held_out)
-    if kind == "draft":
-        task = DraftTask(target, prune(target.model, [0]), text, DraftTraining(), 0)
-        return lambda: task.judge(held_out)
-    if kind == "medusa2":
-        heads = MedusaHeads(2, 1, target.output, share_output=True)
-        joint = JointTask(
-            target.model, heads, (), text, Vocabulary(320, np.arange(5), 5),
-            MedusaTraining(num_heads=2), 0, 10,
-        )  # fmt: skip
-        return joint.judge
-    states = read_layer_states(target, held_out, [0, 1], folder, progress=lambda d, t: None)
-    ids = torch.arange(len(target.output))
-    config = drafter_config(Eagle3Training(), target, "t", [0, 1], len(ids))
-    net = Eagle3Net(config, target.embedding, target.output, None, 0)
-    return Eagle3Task(net, target.output, ids, states, states, Eagle3Training(), 0).judge
 
 
 class Counted:

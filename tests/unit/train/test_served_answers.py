@@ -2,15 +2,16 @@
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from specpipe.config.training import SelfDistillation
 from specpipe.core.artifacts import Workspace
+from specpipe.core.conversation import Conversation
 from specpipe.core.errors import ConfigError, Unavailable
 from specpipe.serve.client import Client
 from specpipe.train.answers import answer_prompts
@@ -85,32 +86,29 @@ def test_interrupted_answers_are_not_requested_again(
     assert len(server.bodies) - before == len(PROMPTS) - 4
 
 
-def test_a_slow_answer_keeps_few_others_waiting(target: Target, monkeypatch) -> None:
-    """Answers come in order; requests go on meanwhile, up to a bound."""
-    asked: list[object] = []
-    slow = threading.Event()
+def test_requests_do_not_run_far_ahead_of_a_slow_answer(target: Target) -> None:
+    """Answers come in order; later requests are sent meanwhile, up to a bound."""
+    bound, total = AHEAD * HOW.batch_size, 100
+    reached, answered, too_early = threading.Event(), threading.Event(), list[int]()
 
-    def answer(served: ServedTarget, prompt: object, *rest: object) -> list[int]:
-        asked.append(prompt)
-        if prompt == 0:
-            slow.wait(10)
-        return [5]
+    def prompts() -> Iterator[str]:
+        for number in range(total):
+            if number == bound:
+                reached.set()
+            if number > bound and not answered.is_set():
+                too_early.append(number)
+            yield str(number)
 
-    monkeypatch.setattr(ServedTarget, "_answer", answer)
-    monkeypatch.setattr("specpipe.train.served_answers.COMPARED", 0)
-    how = replace(HOW, temperature=1.0)
-    with Client("http://127.0.0.1:1") as client:
-        answers = ServedTarget(client, target, how).answers(range(100), [[5]] * 100, 0)
-        first = threading.Thread(target=next, args=(answers,))
-        first.start()
-        deadline = time.monotonic() + 10
-        while len(asked) <= AHEAD * HOW.batch_size and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(0.2)  # for requests that must not come
-        assert len(asked) == AHEAD * HOW.batch_size + 1
-        slow.set()
-        first.join()
-        assert [*answers] == [[5]] * 99 and sorted(asked) == [*range(100)]
+    def stream(conversation: Conversation, options: object) -> list[SimpleNamespace]:
+        if conversation.messages[0]["content"] == "0":
+            assert reached.wait(10)
+            answered.set()
+        return [SimpleNamespace(text="fox", finish_reason="stop")]
+
+    client = SimpleNamespace(endpoint=SimpleNamespace(tokens=None), stream=stream)
+    served = ServedTarget(client, target, replace(HOW, temperature=1.0))  # type: ignore[arg-type]
+    answers = list(served.answers(prompts(), [[5]] * total, 0))  # type: ignore[arg-type]
+    assert len(answers) == total and not too_early
 
 
 def test_a_busy_server_is_asked_again_and_then_given_up(
