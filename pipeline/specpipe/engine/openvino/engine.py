@@ -25,7 +25,8 @@ from specpipe.engine.openvino.memory import drop_mapped_pages
 from specpipe.engine.openvino.network import masked_windows
 from specpipe.engine.openvino.storage import KVStorage
 
-SINGLE_ROWS = 4  # a chain of at most this number of rows enters attention row by row
+SINGLE_ROWS = 4  # chains of several sequences, of at most this number of rows, enter attention ...
+SINGLE_ROWS_OF_ONE = 2  # ... row by row, and a single chain of at most this number
 Graph = TypeVar("Graph")
 
 
@@ -65,6 +66,8 @@ class OpenVinoEngine:
         self._graphs, self._model, self._rope = graphs, model, rope
         self._max_seq_len = max_seq_len
         self._least = 2 if options.batch_invariant else 1  # rows of a sequence in attention
+        # In bfloat16, both ways through attention take equally long.
+        self.single_rows = 0 if options.kind == ov.Type.bf16 else SINGLE_ROWS
         self._storage = KVStorage(model, options.blocks, options.kind)
         self.pool = BlockPool(options.blocks, self._storage, prefix_cache=options.prefix_cache)
         self._padded = np.array(padded_layers(model, max_seq_len), np.int64)
@@ -186,7 +189,8 @@ class OpenVinoEngine:
         """Return the parts as paged attention reads them; padded attention needs whole chains."""
         if self._least > 1 or len(self._padded):
             return parts
-        return in_single_rows(parts, SINGLE_ROWS)
+        most = SINGLE_ROWS if len(parts) > 1 else SINGLE_ROWS_OF_ONE
+        return in_single_rows(parts, min(most, self.single_rows))
 
     def _feeds(self, batch: Batch) -> dict[str, NDArray[Any]]:
         """Return the inputs that the graph has, by name, without `rows`."""
