@@ -22,6 +22,7 @@ _PATIENCE_S = 0.6
 _SLOW_MS = 40.0
 _RATE = 0.1  # weight of one observation for what it shows: the price of a width, or of drafts
 _STEP = 0.05  # by which the price of a change moves towards an observation
+_MOST = 1.5  # times what is known: a step that was interrupted counts no more
 _DRIFT = 0.01  # for the level of all prices: other work on the machine, its temperature
 
 
@@ -35,6 +36,11 @@ class StepCost:
     draft_ms: float = 0.0  # more, for each sequence with a draft but the first: see `drafts_ms`
     last_rows: int = 0  # of the last observed step
     _factor: float = field(default=1.0)  # of the last steps, by what was measured at start
+    start: Floats = field(init=False)  # [n]  `ms` as it was measured
+
+    def __post_init__(self) -> None:
+        """Keep what was measured."""
+        self.start = self.ms.astype(np.float64)
 
     def __call__(self, rows: "float | Floats | Ints") -> Floats:
         """Return the milliseconds of steps of these rows.
@@ -68,8 +74,10 @@ class StepCost:
 
         A step of another width than the one before corrects the price of a change, which follows
         the median of what was seen.
-        More sequences and longer contexts make a step slower by an amount that more rows of the
-        same sequences do not change. So the wider points move along, and a row keeps its price.
+        More sequences, longer contexts and other work on the machine make steps of all widths
+        slower by about the same factor, so the wider points move along. The narrower ones do not: a
+        step may take longer for dear draft rows. But a row never becomes cheaper than at start:
+        else steps with drafts would keep an old, dear price of steps without.
         """
         known, ms = float(self.next(np.array([rows]))[0]), ms - float(self.drafts_ms(drafts))
         changed, self.last_rows = rows != self.last_rows, rows
@@ -77,9 +85,11 @@ class StepCost:
             self.change_ms *= 1 + (_STEP if ms > known else -_STEP)
             return
         place = int(np.argmin(np.abs(self.rows - rows)))
-        ratio = min(4.0, max(0.25, ms / known)) if known > 0 else 1.0
+        ratio = min(_MOST, max(1 / _MOST, ms / known)) if known > 0 else 1.0
         self._factor *= 1 + _DRIFT * (ratio - 1)
-        self.ms[place:] += self.ms[place] * _RATE * (ratio - 1)
+        self.ms[place:] *= 1 + _RATE * (ratio - 1)
+        at_start = self.ms[place] * self.start[:place] / self.start[place]
+        self.ms[:place] = np.minimum(self.ms[:place], at_start)
 
 
 @dataclass

@@ -257,6 +257,35 @@ def test_a_row_keeps_its_price_when_steps_of_many_sequences_take_longer() -> Non
     assert float(cost(12) - cost(8)) > 4 * (48 - 34) / 8 * 0.95
 
 
+def test_wider_steps_become_dearer_by_the_same_factor() -> None:
+    """Longer contexts and a slower machine make draft rows dearer, too."""
+    cost = StepCost(np.array([1.0, 8.0, 16.0]), np.array([10.0, 16.0, 24.0]), last_rows=8)
+    for _ in range(100):
+        cost.observe(8, 32.0)
+    assert float(cost(16) / cost(8)) == pytest.approx(24 / 16, rel=1e-6)
+
+
+def test_steps_with_drafts_keep_no_old_price_of_steps_without() -> None:
+    """Once everything takes half the time, rows are as dear as at start in proportion."""
+    cost = StepCost(np.array([1.0, 8.0, 16.0]), np.array([10.0, 16.0, 24.0]), last_rows=8)
+    for _ in range(100):
+        cost.observe(8, 32.0)
+    cost.last_rows = 16
+    for _ in range(200):
+        cost.observe(16, 24.0)
+    assert float(cost(16)) == pytest.approx(24, rel=0.02)
+    assert float(cost(8)) == pytest.approx(16, rel=0.02)
+    for _ in range(200):
+        cost.observe(16, 30.0)  # dear draft rows do not make the steps without them dearer
+    assert float(cost(8)) < 18
+
+
+def test_one_interrupted_step_changes_little() -> None:
+    cost = StepCost(np.array([1.0, 8.0]), np.array([10.0, 16.0]), last_rows=8)
+    cost.observe(8, 1000.0)
+    assert float(cost(8)) < 17
+
+
 def test_the_price_of_a_change_of_width_follows_what_is_seen() -> None:
     cost = StepCost(np.array([1.0, 8]), np.array([10.0, 17]), change_ms=2.0, last_rows=4)
     for rows in (3, 4) * 100:
