@@ -32,8 +32,8 @@ Type and shape of the caches are dynamic: the plugin chooses them by its propert
 KV_CACHE_PRECISION. With any other type it would convert the caches and lose what it writes.
 
 In bfloat16, the plugin computes in float32 whatever leads to a float32 result without a product in
-between. The result `hidden` thus keeps the residual stream in float32. With a bfloat16 result, steps
-took as long, and the logits were less exact.
+between. The result `hidden` thus keeps the residual stream in float32. With a bfloat16 result,
+steps took as long, and the logits were less exact.
 
 OpenVINO's CPU plugin recognizes fast paths by pattern: the exact ops below decide which of them are
 fused. docs/performance.md has the measurements; `specpipe bench engine` repeats them.
