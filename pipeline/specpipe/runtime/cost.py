@@ -58,7 +58,7 @@ class StepCost:
     def drafts_ms(self, drafts: "Ints | int") -> Floats:
         """Return the milliseconds that a step takes more with this number of sequences with drafts.
 
-        Attention runs another kernel for a sequence with several rows. The measured steps have one.
+        Attention takes longer for the rows of several drafts. The measured steps have one sequence.
         """
         return np.asarray(self.draft_ms * np.maximum(0, np.asarray(drafts) - 1))
 

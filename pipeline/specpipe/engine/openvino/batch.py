@@ -26,7 +26,7 @@ class Part:
 
     @property
     def past(self) -> int:
-        """Count the rows before these: kept ones, and those of earlier calls."""
+        """Count the rows before these: kept ones, and those of the item that come before."""
         return self.cache.length + self.before
 
     def piece(self, begin: int, end: int) -> "Part":

@@ -25,8 +25,8 @@ from specpipe.engine.openvino.memory import drop_mapped_pages
 from specpipe.engine.openvino.network import masked_windows
 from specpipe.engine.openvino.storage import KVStorage
 
-SINGLE_ROWS = 4  # chains of several sequences, of at most this number of rows, enter attention ...
-SINGLE_ROWS_OF_ONE = 2  # ... row by row, and a single chain of at most this number
+# A chain of at most this number of rows enters attention row by row: of one sequence, of several.
+SINGLE_ROWS = (2, 4)
 Graph = TypeVar("Graph")
 
 
@@ -67,7 +67,7 @@ class OpenVinoEngine:
         self._max_seq_len = max_seq_len
         self._least = 2 if options.batch_invariant else 1  # rows of a sequence in attention
         # In bfloat16, both ways through attention take equally long.
-        self.single_rows = 0 if options.kind == ov.Type.bf16 else SINGLE_ROWS
+        self.single_rows = (0, 0) if options.kind == ov.Type.bf16 else SINGLE_ROWS
         self._storage = KVStorage(model, options.blocks, options.kind)
         self.pool = BlockPool(options.blocks, self._storage, prefix_cache=options.prefix_cache)
         self._padded = np.array(padded_layers(model, max_seq_len), np.int64)
@@ -189,8 +189,7 @@ class OpenVinoEngine:
         """Return the parts as paged attention reads them; padded attention needs whole chains."""
         if self._least > 1 or len(self._padded):
             return parts
-        most = SINGLE_ROWS if len(parts) > 1 else SINGLE_ROWS_OF_ONE
-        return in_single_rows(parts, min(most, self.single_rows))
+        return in_single_rows(parts, self.single_rows[len(parts) > 1])
 
     def _feeds(self, batch: Batch) -> dict[str, NDArray[Any]]:
         """Return the inputs that the graph has, by name, without `rows`."""
