@@ -103,16 +103,18 @@ def judgement(
 
     `categories`: that of the document of every position, or nothing.
     """
+    named = dict[str, Measures]()
+    for name, rows in members(categories).items():
+        own = [r[rows] for r in ranks], [has[rows] for has in labelled]
+        named[name] = _measures(measure(*own), *own)
     heads = tuple(measure(ranks, labelled))
-    named = {
-        name: _measures([r[rows] for r in ranks], [has[rows] for has in labelled])
-        for name, rows in members(categories).items()
-    }
-    return Judgement(heads, calibrate(ranks, labelled), _measures(ranks, labelled), named)
+    return Judgement(heads, calibrate(ranks, labelled), _measures(heads, ranks, labelled), named)
 
 
-def _measures(ranks: Sequence[Ints], labelled: Sequence[Bools]) -> dict[str, float]:
-    top = {f"head {k} top-1": head.top[0] for k, head in enumerate(measure(ranks, labelled))}
+def _measures(
+    heads: Sequence[HeadAccuracy], ranks: Sequence[Ints], labelled: Sequence[Bools]
+) -> dict[str, float]:
+    top = {f"head {k} top-1": head.top[0] for k, head in enumerate(heads)}
     right = np.cumprod([(r == 0) & has for r, has in zip(ranks, labelled, strict=True)], axis=0)
     return top | acceptance(right.sum(1), np.sum(labelled, axis=1))
 

@@ -1,6 +1,6 @@
 """The measures of a hold-out for each category of its documents."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,17 @@ def members(categories: Sequence[str]) -> dict[str, Bools]:
         return {}
     array = np.array([name or OTHERS for name in categories])
     return {str(name): array == name for name in np.unique(array)}
+
+
+def by_category(
+    categories: Sequence[str], sums: NDArray[Any], measures: Callable[[NDArray[Any]], Measures]
+) -> tuple[Measures, dict[str, Measures]]:
+    """Return the measures of all documents, and those of each category.
+
+    `sums` [documents, ...] are added up over documents, and `measures` follow from the result.
+    """
+    found = {name: measures(sums[rows].sum(0)) for name, rows in members(categories).items()}
+    return measures(sums.sum(0)), found
 
 
 def acceptance(hits: NDArray[Any], positions: NDArray[Any]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from specpipe.config.training import DraftTraining
 from specpipe.core.artifacts import Workspace
 from specpipe.core.contracts import Floats
 from specpipe.core.errors import ConfigError
-from specpipe.train.categories import Measures, members
+from specpipe.train.categories import Measures, by_category
 from specpipe.train.features import pad, rows_where
 from specpipe.train.job import DrafterKind, Notify, Progress, TrainingJob, text_facts
 from specpipe.train.loop import Group, Part, batch_of, steps_per_epoch, sum_of
@@ -136,9 +136,7 @@ class DraftTask:
         most likely token; `overlap`: sum of min(p, q), the rate at which lossless sampling accepts.
         """
         sums = np.stack([self._sums(document, rows) for document in documents])
-        named = members([document.category for document in documents])
-        found = {name: _means(sums[chosen].sum(0)) for name, chosen in named.items()}
-        return _means(sums.sum(0)), found
+        return by_category([document.category for document in documents], sums, _means)
 
     def _sums(self, document: Document, rows: int) -> Floats:
         """Return the sums over the learned positions of a document, and their number."""

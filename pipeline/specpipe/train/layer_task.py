@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from specpipe.config.training import Eagle3Training
 from specpipe.core.contracts import Ints
-from specpipe.train.categories import Measures, acceptance, members
+from specpipe.train.categories import Measures, acceptance, by_category
 from specpipe.train.layer_net import Eagle3Net
 from specpipe.train.layer_states import LayerStates, TaughtDocument
 from specpipe.train.loop import Group, batch_of
@@ -69,9 +69,7 @@ class Eagle3Task:
         """Return the acceptance by depth on the whole hold-out, and for each of its categories."""
         documents = self.held_out.documents
         counts = self._counts(range(len(documents)))
-        named = members([document.category for document in documents])
-        shares = {name: acceptance(*counts[rows].sum(0)) for name, rows in named.items()}
-        return acceptance(*counts.sum(0)), dict[str, Measures](shares)
+        return by_category([d.category for d in documents], counts, lambda sums: acceptance(*sums))
 
     @torch.no_grad()
     def _counts(self, numbers: Sequence[int]) -> Ints:
