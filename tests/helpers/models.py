@@ -1,6 +1,7 @@
 """The models of the tests: tiny ones with random weights in real formats, and a real one."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def make_tokenizer() -> Any:
 
 
 def make_heads(folder: Path, *, seed: int, heads: int = 3, layers: int = 1,
-               hidden: int = 64, vocab: int | None = None) -> dict[str, Any]:  # fmt: skip
+               hidden: int = 64, vocab: int | None = None,
+               token_map: Sequence[int] = ()) -> dict[str, Any]:  # fmt: skip
     """Return random Medusa heads in FasterDecoding's names and write them into `folder`.
 
     With `vocab` every head gets an output layer of its own.
@@ -82,6 +84,8 @@ def make_heads(folder: Path, *, seed: int, heads: int = 3, layers: int = 1,
             tensors[f"{head}.{layer}.linear.bias"] = torch.randn(hidden) * 0.2
         if vocab is not None:
             tensors[f"{head}.{layers}.weight"] = torch.randn(vocab, hidden) * 0.2
+    if token_map:
+        tensors["token_map"] = torch.tensor(token_map, dtype=torch.int32)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "medusa_lm_head.safetensors")
     return tensors
@@ -98,6 +102,7 @@ def make_redrafter(
     rnn: bool = True,
     own_output: bool = True,
     recurrence: str | None = None,
+    token_map: Sequence[int] = (),
 ) -> Any:
     """Return a random ReDrafter in Apple's names and write it, with its config, into `folder`."""
     import torch
@@ -118,6 +123,8 @@ def make_redrafter(
     if rnn:
         tensors |= {"rnn_u.weight": matrix(hidden, hidden), "rnn_u.bias": matrix(hidden)}
         tensors |= {"rnn_w.weight": matrix(hidden, hidden)}
+    if token_map:
+        tensors["token_map"] = torch.tensor(token_map, dtype=torch.int32)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors")
     facts = {"vocab_size": vocab, "hidden_size": hidden, "exit_dim": exit_dim,

@@ -5,18 +5,22 @@ into the same files, with a config.json that describes the addition.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from specpipe.checkpoint.families import HfConfig, TensorPlan
 from specpipe.checkpoint.safetensors_file import SafetensorsFile
 from specpipe.checkpoint.source import Opening, Renamed, TensorReader, read_tensors
 from specpipe.core.contracts import Role
+from specpipe.core.drafters import TOKEN_MAP
 from specpipe.core.errors import ConfigError, Rejection
 from specpipe.core.model import ModelConfig
+
+if TYPE_CHECKING:
+    import torch
 
 CALIBRATION = "calibration.json"  # the accuracy that training measured, next to its product
 
@@ -100,6 +104,23 @@ class RenamedTensors:
         """Open the tensors for reading under TensorRT-LLM's names."""
         with read_tensors(self.weights, opening) as reader:
             yield Renamed(reader, self.names)
+
+
+def planned_token_map(module: str, count: int) -> TensorPlan:
+    """Plan the ids of the tokens that can be drafted; float32 holds ids up to 2^24.
+
+    The name is that of vLLM's Medusa heads (vllm/model_executor/models/medusa.py).
+    """
+    name = f"{module}.{TOKEN_MAP}"
+    return TensorPlan(
+        name, (count,), (name,), ((count,),), stage="every", join=_only, dtype="float32"
+    )
+
+
+def _only(parts: "Sequence[torch.Tensor]") -> "torch.Tensor":
+    """Join: the one source, which may have whole numbers."""
+    (part,) = parts
+    return part
 
 
 def output_copies(plans: list[TensorPlan], names: Iterable[str]) -> list[TensorPlan]:

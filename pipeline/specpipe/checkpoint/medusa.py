@@ -6,7 +6,8 @@
 - ModelOpt: `medusa_heads.{head}.medusa_layers.{layer}.linear.weight`, `.lm_head.weight`.
 
 Heads and layers are counted from the tensors: published configs are known to be wrong. The output
-layers may be missing: then the heads share the target's.
+layers may be missing: then the heads share the target's. A `token_map` is of our training, and for
+our own engine.
 
 They are written next to their target in one of two layouts. Compact, for specpipe's CPU engine: as
 they were found. In full, for TensorRT-LLM's `MedusaForCausalLM`, where every head has an output
@@ -17,16 +18,23 @@ tokens.
 import re
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from specpipe.checkpoint.drafter import RenamedTensors, output_copies, read_calibration
+from specpipe.checkpoint.drafter import (
+    RenamedTensors,
+    output_copies,
+    planned_token_map,
+    read_calibration,
+)
 from specpipe.checkpoint.drafter_method import refuse_other_drafters
 from specpipe.checkpoint.families import HfConfig, Shard, TensorPlan
 from specpipe.checkpoint.plain_files import read_json
 from specpipe.checkpoint.source import read_tensors
 from specpipe.checkpoint.weight_files import weight_files
 from specpipe.core.contracts import Role
+from specpipe.core.drafters import TOKEN_MAP
 from specpipe.core.errors import ConfigError, Rejection, first_few
 from specpipe.core.model import ModelConfig
 
@@ -49,6 +57,8 @@ _NAME = re.compile(
     r"(?:medusa_heads?\.)?(?P<head>\d+)\.(?:medusa_layers\.)?"
     r"(?:(?P<layer>\d+)\.linear\.(?P<part>weight|bias)|(?:lm_head|(?P<output>\d+))\.weight)"
 )
+_TOKEN_MAP = re.compile(rf"(?:medusa_heads?\.)?{TOKEN_MAP}")
+_RANKED = f"medusa_heads.{TOKEN_MAP}"
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,7 @@ class HeadsSource(RenamedTensors):
     accuracy: tuple[tuple[float, ...], ...] | None  # [heads, ranks], see `trees.grow_tree`
     max_draft_len: int | None = None  # in full, for trees of this many nodes; None: compact
     vocab_size: int | None = None  # of the output layers; None: there are none, or it is not known
+    num_ranked: int = 0  # tokens of the token map
 
     def in_full(self, max_draft_len: int) -> "HeadsSource":
         """Return the heads for upstream's layout, for trees of exactly `max_draft_len` nodes."""
@@ -94,7 +105,10 @@ class HeadsSource(RenamedTensors):
 
     def tensors(self, model: ModelConfig) -> list[TensorPlan]:
         """List the heads' tensors, in the order in which they are written."""
-        return planned_heads(model, shares_output=self.shares_output)
+        plans = planned_heads(model, shares_output=self.shares_output)
+        if self.num_ranked and self.max_draft_len is None:
+            plans.append(planned_token_map("medusa_heads", self.num_ranked))
+        return plans
 
     def shared(self, plans: list[TensorPlan]) -> list[TensorPlan]:
         """List the copies of the target's output layer that heads in full need."""
@@ -133,12 +147,15 @@ def open_heads(path: Path) -> HeadsSource:
     with read_tensors(weights) as reader:
         refuse_other_drafters(path, reader.names(), "medusa", "Medusa heads")
         names = _named(path, reader.names())
-        heads, layers, shares = _count(path, set(names))
-        hidden, vocab = _sizes(path, {ours: reader.shape(theirs) for ours, theirs in names.items()})
+        shapes = {ours: reader.shape(theirs) for ours, theirs in names.items()}
+    ranked = shapes.pop(_RANKED, (0,))
+    heads, layers, shares = _count(path, set(shapes))
+    hidden, vocab = _sizes(path, shapes)
     accuracy = read_calibration(path if path.is_dir() else path.parent, heads)
     return HeadsSource(
-        path, weights, names, heads, layers, hidden, shares, accuracy, vocab_size=vocab
-    )
+        path, weights, names, heads, layers, hidden, shares, accuracy, vocab_size=vocab,
+        num_ranked=prod(ranked),
+    )  # fmt: skip
 
 
 def known_heads(name: str) -> HeadsSource | None:
@@ -160,6 +177,8 @@ def known_heads(name: str) -> HeadsSource | None:
 
 def canonical(name: str) -> str | None:
     """Return TensorRT-LLM's name of a head's tensor; None for any other tensor."""
+    if _TOKEN_MAP.fullmatch(name):
+        return _RANKED
     match = _NAME.fullmatch(name)
     if match is None:
         return None

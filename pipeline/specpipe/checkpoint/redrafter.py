@@ -4,14 +4,16 @@
 - the plural: `lm_heads.`, `input_projs.`;
 - without names: `0.{layer}.linear.weight`, `0.{layers}.weight`;
 
-and, in all of them, `rnn_u` and `rnn_w` if the state is a recurrent one. The
-tensors determine the drafter's layers; config.json, which TensorRT-LLM's converter reads
-(examples/redrafter/convert_checkpoint.py), must agree. A drafter without an output layer, as
-`specpipe train redrafter` writes it, shares the target's.
+and, in all of them, `rnn_u` and `rnn_w` if the state is a recurrent one, and `token_map` if our
+training ranked the tokens, for our own engine. The tensors determine the drafter's layers;
+config.json, which TensorRT-LLM's converter reads (examples/redrafter/convert_checkpoint.py), must
+agree. A drafter without an output layer, as `specpipe train redrafter` writes it, shares the
+target's.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from specpipe.checkpoint.drafter import (
     CALIBRATION,
     RenamedTensors,
     output_copies,
+    planned_token_map,
     read_calibration,
 )
 from specpipe.checkpoint.drafter_method import refuse_other_drafters
@@ -30,7 +33,7 @@ from specpipe.checkpoint.source import TensorReader, read_tensors
 from specpipe.checkpoint.weight_files import weight_files
 from specpipe.config.speculation import ReDrafter
 from specpipe.core.contracts import Role
-from specpipe.core.drafters import RecurrentDrafter
+from specpipe.core.drafters import TOKEN_MAP, RecurrentDrafter
 from specpipe.core.errors import ConfigError, Rejection, Unsupported
 from specpipe.core.model import ModelConfig, redrafter_class
 
@@ -52,6 +55,7 @@ class RecurrentSource(RenamedTensors):
     release: str  # of TensorRT-LLM, which decides the name of the class; "": for our own engine
     shares_output: bool = False  # its output layer is the target's LM head, not a tensor of its own
     accuracy: tuple[tuple[float, ...], ...] | None = None  # [steps, ranks], see `trees.grow_tree`
+    num_ranked: int = 0  # tokens of its token map
 
     @property
     def summary(self) -> str:
@@ -92,7 +96,10 @@ class RecurrentSource(RenamedTensors):
     def tensors(self, model: ModelConfig) -> list[TensorPlan]:
         """List the drafter's tensors, in the order in which they are written."""
         plans = planned_drafter(model)
-        return [p for p in plans if not (self.shares_output and p.name == OUTPUT)]
+        own = [p for p in plans if not (self.shares_output and p.name == OUTPUT)]
+        if self.num_ranked and not self.release:
+            own.append(planned_token_map(MODULE, self.num_ranked))
+        return own
 
     def shared(self, plans: list[TensorPlan]) -> list[TensorPlan]:
         """List the copy of the target's output layer that upstream needs, if it is shared."""
@@ -124,6 +131,7 @@ def open_redrafter(path: Path, options: ReDrafter, release: str) -> RecurrentSou
         refuse_other_drafters(path, reader.names(), "redrafter", "a ReDrafter")
         names = _names(path, reader)
         shapes = {ours: reader.shape(theirs) for ours, theirs in names.items()}
+    ranked = shapes.pop(f"{MODULE}.{TOKEN_MAP}", (0,))
     net, hidden, vocab = _measure(path, shapes, options)
     _compare_config(path, net, hidden, vocab)
     _check_recurrence(path)
@@ -137,6 +145,7 @@ def open_redrafter(path: Path, options: ReDrafter, release: str) -> RecurrentSou
         release,
         shares_output=OUTPUT not in shapes,
         accuracy=read_calibration(path, None),
+        num_ranked=prod(ranked),
     )
 
 

@@ -6,6 +6,7 @@ Not here: the folder of a drafter; see `redrafter`.
 import re
 
 from specpipe.checkpoint.families import Shard, TensorPlan
+from specpipe.core.drafters import TOKEN_MAP
 from specpipe.core.model import ModelConfig
 
 MODULE = "drafter"
@@ -18,7 +19,7 @@ _NAME = re.compile(
     r"(?:lm_heads?|0)\.(?P<layer>\d+)\.linear\.(?P<part>weight|bias)"
     r"|(?:lm_heads?|0)\.(?P<output>\d+)\.weight"
     r"|(?P<input>input_proj)s?\.(?P<of_input>weight|bias)"
-    r"|(?P<state>rnn_u\.weight|rnn_u\.bias|rnn_w\.weight)"
+    rf"|(?P<own>rnn_u\.weight|rnn_u\.bias|rnn_w\.weight|{TOKEN_MAP})"
 )
 
 
@@ -45,4 +46,4 @@ def canonical(name: str) -> str | None:
         return f"{MODULE}.layers.{match['layer']}.linear.{match['part']}"
     if match["output"] is not None:
         return f"{MODULE}.lm_head.weight"
-    return f"{MODULE}.{match['state'] or match['input'] + '.' + match['of_input']}"
+    return f"{MODULE}.{match['own'] or match['input'] + '.' + match['of_input']}"

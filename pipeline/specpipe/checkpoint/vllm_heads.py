@@ -3,7 +3,8 @@
 Names and keys follow `vllm/model_executor/models/medusa.py` and
 `vllm/transformers_utils/configs/medusa.py` of vLLM 0.32: `blocks.{head}.layers.{layer}`, each with
 a bias, and `lm_heads.{head}` or, with `original_lm_head`, one `lm_head` for all. vLLM does not take
-the target's output layer for heads without one, so it is copied into the file.
+the target's output layer for heads without one, so it is copied into the file. A token map is left
+out: vLLM cuts no output layer with it.
 """
 
 import json
@@ -17,6 +18,7 @@ from specpipe.checkpoint.medusa import HeadsSource
 from specpipe.checkpoint.source import Source, TensorReader, read_tensors, text_tensors, with_prefix
 from specpipe.checkpoint.tied import head_name
 from specpipe.checkpoint.writer import Announced, SafetensorsWriter
+from specpipe.core.drafters import TOKEN_MAP
 from specpipe.core.errors import ConfigError
 from specpipe.core.model import ModelConfig
 
@@ -33,7 +35,9 @@ def write_vllm_heads(heads: HeadsSource, source: Source, model: ModelConfig, out
     with ExitStack() as stack:
         own = stack.enter_context(heads.read())
         named: dict[str, tuple[TensorReader, str]] = {
-            vllm_name(name): (own, name) for name in sorted(own.names())
+            vllm_name(name): (own, name)
+            for name in sorted(own.names())
+            if not name.endswith(TOKEN_MAP)
         }
         if heads.shares_output:
             target = stack.enter_context(read_tensors(source.weights))

@@ -179,8 +179,8 @@ class Medusa:
     draft_vocab_size: int | None = field(
         default=None, metadata=at_least(16) | formerly("guess_vocabulary")
     )
-    """`openvino`: heads draft only the first N tokens of the vocabulary, which are the frequent
-    ones of a BPE vocabulary. Default: all."""
+    """`openvino`: draft only N tokens: the most frequent of the drafter's training, or the first
+    of the vocabulary if it has no [token map](training.md). Default: all."""
     draft_length: Literal["adaptive", "fixed"] | None = None
     """As for method `prompt_lookup`."""
     max_concurrency: int | None = field(default=None, metadata=at_least(1))

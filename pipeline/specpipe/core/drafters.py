@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from specpipe.core.model import ModelConfig
 
+TOKEN_MAP = "token_map"
+"""Tensor of heads or a drafter: ids of tokens, the most frequent of its training first."""
+
 
 @dataclass(frozen=True)
 class RecurrentDrafter:

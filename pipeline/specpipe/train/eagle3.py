@@ -28,7 +28,7 @@ from specpipe.train.layer_net import Eagle3Net
 from specpipe.train.layer_states import LayerStates, read_layer_states
 from specpipe.train.layer_task import Eagle3Task
 from specpipe.train.loop import steps_per_epoch
-from specpipe.train.loss import frequent_tokens
+from specpipe.train.loss import by_frequency
 from specpipe.train.produce import TrainResult, produce
 from specpipe.train.report import TrainingReport
 from specpipe.train.target import DTYPES, Target
@@ -109,9 +109,8 @@ def draft_vocabulary(documents: Sequence[Document], target: Target, most: int) -
     Unused ids fill it up, the smallest first.
     """
     total = int(target.output.shape[0])
-    frequent = frequent_tokens(np.concatenate([d.tokens[d.learned] for d in documents]), most)
-    rest = np.setdiff1d(np.arange(total), frequent, assume_unique=True)
-    return np.sort(np.concatenate([frequent, rest[: max(0, min(most, total) - len(frequent))]]))
+    learned = np.concatenate([d.tokens[d.learned] for d in documents])
+    return np.sort(by_frequency(learned, total)[:most])
 
 
 def covered(documents: Sequence[Document], ids: torch.Tensor) -> float:

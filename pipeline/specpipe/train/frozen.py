@@ -31,6 +31,7 @@ from specpipe.train.loss import (
     Candidates,
     Lesson,
     Vocabulary,
+    by_frequency,
     cross_entropy,
     frequent_tokens,
     share_of,
@@ -199,6 +200,7 @@ class Learned:
     curve: tuple[Point, ...]
     before: Judgement
     after: Judgement
+    token_map: Ints  # [V]  the tokens, those that are most frequent in the training first
 
 
 def learn(job: TrainingJob, net: DrafterNet, options: DrafterTraining, draft_len: int) -> Learned:
@@ -214,7 +216,8 @@ def learn(job: TrainingJob, net: DrafterNet, options: DrafterTraining, draft_len
         job.placement.world,
     )  # fmt: skip
     curve = job.train(task, options.schedule, training.steps)
-    return Learned(curve, before, judge(net, output, held_out, categories))
+    ranked = by_frequency(labels[:, 1:], len(output))
+    return Learned(curve, before, judge(net, output, held_out, categories), ranked)
 
 
 def _categories(documents: Sequence[Document], draft_len: int) -> list[str]:

@@ -82,6 +82,14 @@ def frequent_tokens(labels: Ints, most: int) -> Ints:
     return np.sort(ids[order[:most]])
 
 
+def by_frequency(labels: Ints, size: int) -> Ints:
+    """Return the ids of a vocabulary of `size`, the most frequent labels first; -1 does not count.
+
+    Equally frequent ones are in the order of their ids.
+    """
+    return np.argsort(-np.bincount(labels[labels >= 0], minlength=size), kind="stable")
+
+
 @dataclass(frozen=True, eq=False)
 class Lesson:
     """The distributions that one head is to learn: a target's at the places of its labels."""

@@ -19,12 +19,14 @@ from specpipe.checkpoint.belonging import Mark, mark_for, save_marked
 from specpipe.checkpoint.medusa import WEIGHTS
 from specpipe.config.run_config import RunConfig
 from specpipe.core.artifacts import Workspace, write_text
-from specpipe.train.accuracy import DrafterCalibration
+from specpipe.core.contracts import Ints
+from specpipe.core.drafters import TOKEN_MAP
 from specpipe.train.frozen import Learned, learn, report, vocabulary, write_calibration
 from specpipe.train.job import DrafterKind, Notify, Progress, TrainingJob
 from specpipe.train.joint import JointTask, trainable_copy
 from specpipe.train.loop import steps_per_epoch
 from specpipe.train.lora import merge_lora
+from specpipe.train.loss import by_frequency
 from specpipe.train.produce import TrainResult, produce
 from specpipe.train.report import TrainingReport
 from specpipe.train.target import DTYPES, recompute_activations
@@ -82,10 +84,19 @@ class MedusaHeads(nn.Module):
 
 
 def write_heads(
-    heads: MedusaHeads, config: HeadsConfig, folder: Path, mark: Mark | None = None
+    heads: MedusaHeads,
+    config: HeadsConfig,
+    folder: Path,
+    mark: Mark | None = None,
+    token_map: Ints | None = None,
 ) -> None:
-    """Write `medusa_lm_head.safetensors` in float16, with the `mark` of its target, and config."""
+    """Write `medusa_lm_head.safetensors` in float16, with the `mark` of its target, and config.
+
+    `token_map` [V] are the tokens, the most frequent first.
+    """
     tensors = {name: t.to(torch.float16).cpu().contiguous() for name, t in _named(heads).items()}
+    if token_map is not None:
+        tensors[TOKEN_MAP] = torch.from_numpy(token_map.astype(np.int32))
     save_marked(tensors, folder / WEIGHTS, mark)
     text = json.dumps(asdict(config), indent=2, sort_keys=True) + "\n"
     write_text(folder / "config.json", text)
@@ -133,7 +144,7 @@ def _medusa1(job: TrainingJob, out: Path) -> TrainingReport:
     heads = _new_heads(job).to(job.placement.device)
     learned = learn(job, heads, options, options.num_heads)
     mark = mark_for(job.target.path)
-    _write(job, heads, learned.after.calibration, job.config.target.model, mark, out)
+    _write(job, heads, learned, job.config.target.model, mark, out)
     return report(_title(job), job, options, learned)
 
 
@@ -161,9 +172,10 @@ def _medusa2(job: TrainingJob, out: Path) -> TrainingReport:
     model.to(DTYPES[job.target.dtype]).save_pretrained(out / BACKBONE)
     job.target.tokenizer.save_pretrained(out / BACKBONE)
     mark = mark_for(out / BACKBONE, is_changed=True)
-    _write(job, heads, after.calibration, BACKBONE, mark, out)
+    learned = Learned(curve, before, after, by_frequency(labels, len(job.target.output)))
+    _write(job, heads, learned, BACKBONE, mark, out)
     job.notify(f"serve the folder {BACKBONE}/ next to the heads, not {job.config.target.model}")
-    return report(_title(job), job, options, Learned(curve, before, after))
+    return report(_title(job), job, options, learned)
 
 
 def _title(job: TrainingJob) -> str:
@@ -183,7 +195,7 @@ def _new_heads(job: TrainingJob) -> MedusaHeads:
 def _write(
     job: TrainingJob,
     heads: MedusaHeads,
-    calibration: DrafterCalibration,
+    learned: Learned,
     base: str,
     mark: Mark,
     out: Path,
@@ -192,5 +204,5 @@ def _write(
     facts = HeadsConfig(
         options.num_heads, options.num_layers, base, width, vocab_size, options.share_output
     )
-    write_heads(heads, facts, out, mark)
-    write_calibration(calibration, out)
+    write_heads(heads, facts, out, mark, learned.token_map)
+    write_calibration(learned.after.calibration, out)

@@ -14,6 +14,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -21,6 +22,8 @@ from torch.nn import functional
 from specpipe.checkpoint.belonging import Mark, mark_for, save_marked
 from specpipe.config.run_config import RunConfig
 from specpipe.core.artifacts import Workspace, write_text
+from specpipe.core.contracts import Ints
+from specpipe.core.drafters import TOKEN_MAP
 from specpipe.train.frozen import learn, report, write_calibration
 from specpipe.train.job import DrafterKind, Notify, Progress, TrainingJob
 from specpipe.train.produce import TrainResult, produce
@@ -87,15 +90,22 @@ class RecurrentNet(nn.Module):
 
 
 def write_drafter(
-    net: RecurrentNet, vocab_size: int, folder: Path, mark: Mark | None = None
+    net: RecurrentNet,
+    vocab_size: int,
+    folder: Path,
+    mark: Mark | None = None,
+    token_map: Ints | None = None,
 ) -> None:
     """Write `model.safetensors` in float16, without an output layer, and `config.json`.
 
-    The file carries the `mark` of its target.
+    The file carries the `mark` of its target. `token_map` [V] are the tokens, the most frequent
+    first.
     """
     tensors = {
         apples_name(name): t.detach().to(torch.float16).cpu() for name, t in net.named_parameters()
     }
+    if token_map is not None:
+        tensors[TOKEN_MAP] = torch.from_numpy(token_map.astype(np.int32))
     save_marked(tensors, folder / "model.safetensors", mark)
     width = net.rnn_u.in_features
     config = DrafterConfig(width, vocab_size, len(net.layers), width)
@@ -139,6 +149,7 @@ def _redrafter(job: TrainingJob, out: Path) -> TrainingReport:
         options.draft_len, options.num_layers, target.embedding, job.config.train.seed
     ).to(job.placement.device)
     learned = learn(job, net, options, options.draft_len)
-    write_drafter(net, int(target.output.shape[0]), out, mark_for(target.path))
+    mark = mark_for(target.path)
+    write_drafter(net, int(target.output.shape[0]), out, mark, learned.token_map)
     write_calibration(learned.after.calibration, out)
     return report(f"ReDrafter for {job.config.name}", job, options, learned)

@@ -198,6 +198,17 @@ def test_in_full_a_shared_output_layer_is_written_once_a_head(tiny: Path, tmp_pa
     assert torch.equal(tensors["lm_head.weight"], embedding)
 
 
+def test_a_token_map_is_for_our_own_engine(tiny: Path, tmp_path: Path) -> None:
+    order = list(range(320))[::-1]
+    make_heads(tmp_path / "heads", seed=3, token_map=order)
+    converted_in_full(tiny, tmp_path / "heads", tmp_path / "full")
+    compact = converted(tiny, tmp_path / "heads", tmp_path / "compact")
+    assert compact["medusa_heads.token_map"].tolist() == order
+    assert "medusa_heads.token_map" not in load_file(tmp_path / "full/rank0.safetensors")
+    for folder in ("full", "compact"):
+        assert inspect_folder(tmp_path / folder).defects == ()
+
+
 def test_in_full_heads_keep_their_own_output_layers(
     tiny: Path, heads: Path, tmp_path: Path
 ) -> None:

@@ -340,6 +340,16 @@ def test_our_own_engine_needs_no_copy_and_no_class(tiny: Path, tmp_path: Path) -
     )
 
 
+@pytest.mark.parametrize("release", ["", "1.2.1"])
+def test_a_token_map_is_for_our_own_engine(release: str, tiny: Path, tmp_path: Path) -> None:
+    order = list(range(320))[::-1]
+    make_redrafter(tmp_path / "drafter", seed=3, token_map=order)
+    (rank,) = converted(tiny, tmp_path / "drafter", tmp_path / "out", release=release)
+    assert ("drafter.token_map" in rank) == (not release)
+    assert release or rank["drafter.token_map"].tolist() == order
+    assert inspect_folder(tmp_path / "out").defects == ()
+
+
 def test_the_output_layer_can_be_shared_only_if_config_json_tells_its_rows(tmp_path: Path) -> None:
     make_redrafter(tmp_path, seed=3, exit_dim=64, own_output=False)
     (tmp_path / "config.json").unlink()

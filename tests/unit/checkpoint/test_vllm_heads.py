@@ -27,6 +27,7 @@ def test_the_folder_has_what_vllms_class_declares(
         given[f"{head}.0.linear.bias"] = torch.randn(hidden)
         if own_output:
             given[f"{head}.1.weight"] = torch.randn(vocab, hidden)
+    given["token_map"] = torch.arange(vocab).flip(0).int()  # vLLM reads none
     save_file(given, tmp_path / "medusa_lm_head.safetensors")
     out = tmp_path / "out"
     out.mkdir()

@@ -100,6 +100,21 @@ def test_it_guesses_the_first_tokens_alone_if_told_to(
     assert found.tokens.max() < 64 and found.probs.sum() <= 1.001
 
 
+def test_it_guesses_the_first_tokens_of_its_map(tiny: Path, make_engine, tmp_path: Path) -> None:
+    order = np.random.default_rng(4).permutation(320)
+    make_redrafter(tmp_path, seed=5, token_map=order.tolist())
+    engine = make_engine(tiny, redrafter=tmp_path, draft_vocab_size=64)
+    table = load_file(tiny / "model.safetensors")["model.embed_tokens.weight"].float()
+    hidden = hidden_of(engine)[:1]
+    row = expected(tmp_path, table, hidden[0], [7])
+    found = first_of(engine, hidden, 7)
+    kept = order[:64]
+    assert set(found.tokens[0].tolist()) <= set(kept.tolist())
+    np.testing.assert_allclose(found.probs[0], row[found.tokens[0]] / row[kept].sum(), atol=0.03)
+    best = np.sort(row[kept])[::-1][:WIDTH]
+    np.testing.assert_allclose(row[found.tokens[0]], best, atol=0.01)
+
+
 def test_an_engine_without_one_says_so(tiny_engine: LoadedEngine) -> None:
     with pytest.raises(Unsupported, match="this engine has no ReDrafter"):
         first_of(tiny_engine, np.zeros((1, 64), np.float32), 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from specpipe.core.engines import LoadedEngine
-from specpipe.core.errors import Unsupported
+from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.core.trees import WIDTH
 from tests.helpers.engine_steps import item
 from tests.helpers.models import make_heads
@@ -79,6 +79,41 @@ def test_heads_guess_the_first_tokens_alone_if_told_to(
     for row, tokens, given in zip(first, guesses.tokens, guesses.probs, strict=True):
         assert max(tokens) < 64
         np.testing.assert_allclose(given, np.sort(row)[::-1][:WIDTH], atol=0.02)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+def test_heads_guess_the_first_tokens_of_their_map(
+    own: bool, tiny: Path, make_engine, tmp_path: Path
+) -> None:
+    order = np.random.default_rng(4).permutation(320)
+    tensors = make_heads(tmp_path, seed=5, vocab=320 if own else None, token_map=order.tolist())
+    del tensors["token_map"]
+    hidden = hidden_of(engine := make_engine(tiny, heads=tmp_path, draft_vocab_size=64))[-1]
+    (guesses,) = engine.guess(hidden[None])
+    whole = expected(tensors, hidden, 1, None if own else embedding(tiny))
+    kept = whole[:, order[:64]].sum(axis=1, keepdims=True)
+    for row, tokens, given in zip(whole / kept, guesses.tokens, guesses.probs, strict=True):
+        assert set(tokens.tolist()) <= set(order[:64].tolist())
+        np.testing.assert_allclose(given, row[tokens], atol=0.02)
+        np.testing.assert_allclose(given, np.sort(row[order[:64]])[::-1][:WIDTH], atol=0.02)
+
+
+def test_a_map_shorter_than_the_drafted_tokens_is_all_that_is_drafted(
+    tiny: Path, make_engine, tmp_path: Path
+) -> None:
+    make_heads(tmp_path, seed=5, token_map=list(range(300, 316)))
+    engine = make_engine(tiny, heads=tmp_path, draft_vocab_size=64)
+    (guesses,) = engine.guess(np.ones((1, 64), np.float32))
+    assert guesses.tokens.min() >= 300
+
+
+@pytest.mark.parametrize("wrong", [[5, 9, 5], [5, 320], [5, -1]], ids=["twice", "beyond", "below"])
+def test_a_damaged_map_is_refused(
+    wrong: list[int], tiny: Path, make_engine, tmp_path: Path
+) -> None:
+    make_heads(tmp_path, seed=5, token_map=wrong)
+    with pytest.raises(ConfigError, match=r"medusa_heads\.token_map has a token twice"):
+        make_engine(tiny, heads=tmp_path, draft_vocab_size=16)
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])

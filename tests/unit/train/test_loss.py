@@ -9,6 +9,7 @@ import torch
 from specpipe.train.loss import (
     Lesson,
     Vocabulary,
+    by_frequency,
     cross_entropy,
     every_token,
     frequent_tokens,
@@ -84,6 +85,11 @@ def test_the_most_frequent_labels_are_found() -> None:
     assert frequent_tokens(labels, 2).tolist() == [4, 9]
     assert frequent_tokens(labels, 99).tolist() == [2, 4, 9]
     assert frequent_tokens(labels, 0).tolist() == []
+
+
+def test_the_tokens_of_a_vocabulary_are_ranked_by_how_often_they_are_labels() -> None:
+    labels = np.array([[4, 4], [4, 5], [-1, 5], [2, -1]])
+    assert by_frequency(labels, 7).tolist() == [4, 5, 2, 0, 1, 3, 6]
 
 
 def test_deeper_heads_weigh_less() -> None:

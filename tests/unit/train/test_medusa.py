@@ -56,8 +56,10 @@ def test_it_learns_and_writes_the_layout_of_fasterdecoding(make_run, workspace: 
     weights = load_file(result.path / "medusa_lm_head.safetensors")
     assert {name: tuple(t.shape) for name, t in weights.items()} == {
         "0.0.linear.weight": (64, 64), "0.0.linear.bias": (64,),
-        "1.0.linear.weight": (64, 64), "1.0.linear.bias": (64,),
+        "1.0.linear.weight": (64, 64), "1.0.linear.bias": (64,), "token_map": (320,),
     }  # fmt: skip
+    ranked = weights.pop("token_map").tolist()
+    assert sorted(ranked) == list(range(320)) != ranked
     assert {t.dtype for t in weights.values()} == {torch.float16}
     facts = json.loads((result.path / "config.json").read_text())
     assert facts["medusa_num_heads"] == 2 and facts["medusa_num_layers"] == 1
@@ -145,7 +147,7 @@ def test_own_output_layers_are_trained_and_written(make_run, workspace: Workspac
     result = train_medusa(make_run(medusa={"share_output": False, "num_layers": 2}), workspace)
     weights = load_file(result.path / "medusa_lm_head.safetensors")
     assert {"0.0.linear.weight", "0.1.linear.bias", "0.2.weight", "1.2.weight"} <= set(weights)
-    assert len(weights) == 2 * (2 * 2 + 1)
+    assert len(weights) == 2 * (2 * 2 + 1) + 1
     assert not torch.equal(weights["0.2.weight"], weights["1.2.weight"])
 
 

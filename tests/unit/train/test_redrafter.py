@@ -59,6 +59,8 @@ def test_it_learns_and_writes_what_conversion_reads(make_run, workspace: Workspa
     found = open_redrafter(path, ReDrafter("redrafter", ""), "1.2.1")
     assert found.shares_output and found.net.is_rnn and found.net.exit_dim == 64
     assert found.vocab_size == 320 and found.accuracy is not None and len(found.accuracy) == 2
+    ranked = load_file(path / "model.safetensors")["token_map"].tolist()
+    assert sorted(ranked) == list(range(320)) != ranked
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from specpipe.checkpoint.drafter import planned_token_map
 from specpipe.checkpoint.eagle import planned_drafters, planned_outputs
 from specpipe.checkpoint.eagle3_tensors import planned_in_target
 from specpipe.checkpoint.families import Shard, TensorPlan, find_family
@@ -23,6 +24,7 @@ from specpipe.checkpoint.medusa import BASES, planned_heads
 from specpipe.checkpoint.redrafter_tensors import OUTPUT, planned_drafter
 from specpipe.checkpoint.shard import Rank, cut, local_name
 from specpipe.core.divisibility import Parallel, check_parallel
+from specpipe.core.drafters import TOKEN_MAP
 from specpipe.core.errors import Unsupported, first_few
 from specpipe.core.model import ModelConfig, model_from_json
 
@@ -120,6 +122,7 @@ def _plans(raw: Json, headers: Mapping[int, Header]) -> tuple[ModelConfig, list[
     if model.eagle_net_config is not None:
         plans += planned_outputs(plans, model.num_eagle_layers) + planned_drafters(model)
     plans += planned_in_target(model, {n for header in headers.values() for n in header})
+    plans += _planned_token_maps(headers)
     return model, plans + _planned_drafter(raw, model, headers)
 
 
@@ -132,6 +135,13 @@ def _planned_drafter(
     if text(raw, "architecture") in REDRAFTERS or OUTPUT in names:
         return plans
     return [plan for plan in plans if plan.name != OUTPUT]
+
+
+def _planned_token_maps(headers: Mapping[int, Header]) -> list[TensorPlan]:
+    """List the token maps of heads and drafters, which may have any number of tokens."""
+    header = next(iter(headers.values()), {})
+    modules = {name.removesuffix(f".{TOKEN_MAP}"): name for name in header if TOKEN_MAP in name}
+    return [planned_token_map(at, prod(header[name].shape)) for at, name in modules.items()]
 
 
 def _with_net(full: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from openvino import opset13 as op
 
 from specpipe.core.drafters import RecurrentDrafter
 from specpipe.core.model import ModelConfig
-from specpipe.engine.openvino.heads import likeliest, named_model, output_rows
+from specpipe.engine.openvino.heads import drafted_rows, likeliest, named_model, output_rows
 from specpipe.engine.openvino.weights import Weights, plain
 
 
@@ -27,8 +27,8 @@ def build_drafter(
 ) -> ov.Model:
     """Return the graph of the checkpoint's drafter.
 
-    It drafts only the first `vocabulary` tokens (0: all). Raises ConfigError if a tensor is
-    missing.
+    It drafts only `vocabulary` tokens (0: all), see `drafted_rows`. Raises ConfigError if a tensor
+    is missing, or if the token map is damaged.
     """
     width = model.hidden_size
     inputs = {
@@ -46,10 +46,10 @@ def build_drafter(
         x = op.add(x, op.swish(_linear(weights, f"layers.{layer}.linear", x)))
     own = "drafter.lm_head.weight"
     name = own if own in weights.tensors else "lm_head.weight"
-    output = output_rows(weights, name, vocabulary or model.vocab_size)
-    logits = op.matmul(x, output, False, True)
+    rows = drafted_rows(weights, "drafter", vocabulary, model.vocab_size)
+    logits = op.matmul(x, output_rows(weights, name, rows), False, True)
     carried = _carried(net, weights, states)
-    outputs = likeliest(logits) | {"next_states": carried.output(0)}
+    outputs = likeliest(logits, rows) | {"next_states": carried.output(0)}
     return named_model("specpipe drafter", outputs, inputs)
 
 

@@ -45,11 +45,9 @@ def build_layer_drafter(
     normed = op.squeeze(build.norm(picked, "transformer.ln_f"), ints(0))
     output = own if _OUTPUT in own.tensors else weights
     head = plain(*output.raw(_OUTPUT)) if exact else _rounded(output, drafter)
-    found = likeliest(op.matmul(normed, head, False, True))
+    ids = own.raw(_IDS)[0].astype(np.int64) if _IDS in own.tensors else slice(None)
+    found = likeliest(op.matmul(normed, head, False, True), ids)
     tokens = found.pop("tokens")
-    if _IDS in own.tensors:
-        ids = op.constant(own.raw(_IDS)[0].astype(np.int32))
-        tokens = op.gather(ids, tokens, integer(0)).output(0)
     state = normed if drafter.norm_output else op.squeeze(picked, ints(0))
     outputs = {"predicted": tokens, **found, "states": state.output(0)}
     return named_model("specpipe eagle3", outputs, inputs)
@@ -89,4 +87,4 @@ def _layer(
 
 
 def _rounded(output: Weights, drafter: Eagle3Drafter) -> ov.Node:
-    return output_rows(output, _OUTPUT, drafter.draft_vocab_size)
+    return output_rows(output, _OUTPUT, slice(drafter.draft_vocab_size))
