@@ -53,6 +53,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
                  "target.model": "TinyLlama/TinyLlama-1.1B-Chat-v1.0"}),
     (REDRAFTER, {"engine.backend": "llmapi"}),
     (REDRAFTER, {"engine.pp_size": 2}),
+    (REDRAFTER, {"speculation.draft_vocab_size": 4096}),
     (REDRAFTER, {"engine.quantization": "int8_sq"}),
     (REDRAFTER, {"target.model": "mistralai/Mistral-7B-v0.1"}),
     (REDRAFTER, {"target.model": "Qwen/Qwen2-7B-Instruct", "engine.tensorrt_llm": "0.18.2"}),

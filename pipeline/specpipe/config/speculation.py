@@ -120,7 +120,7 @@ class Hybrid:
     draft_vocab_size: int | None = field(
         default=None, metadata=at_least(16) | formerly("guess_vocabulary")
     )
-    """With `heads`: as for method `medusa`."""
+    """With `heads` or `redrafter`: as for method `medusa`."""
 
     @property
     def grows_trees(self) -> bool:
@@ -237,6 +237,8 @@ class ReDrafter:
     draft_length: Literal["adaptive", "fixed"] | None = None
     """As for method `prompt_lookup`. `fixed`: all beams have their full length, as in the engines
     of TensorRT-LLM."""
+    draft_vocab_size: int | None = field(default=None, metadata=at_least(16))
+    """As for method `medusa`."""
 
     @property
     def num_draft_tokens(self) -> int:

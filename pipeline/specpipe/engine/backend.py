@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from specpipe.config.run_config import EngineOptions, RunConfig
-from specpipe.config.speculation import Hybrid, Medusa, Speculation
+from specpipe.config.speculation import Hybrid, Medusa, ReDrafter, Speculation
 from specpipe.core.contracts import Role
 from specpipe.core.endpoint import Endpoint, Serving
 from specpipe.core.engines import LoadedEngine
@@ -44,9 +44,9 @@ class BuildRequest:
 
     @property
     def draft_vocab_size(self) -> int:
-        """Medusa heads in this engine draft only the first N tokens of the vocabulary; 0: all."""
+        """How many tokens heads or a ReDrafter in this engine can draft; 0: all."""
         options = self.speculation
-        if self.role == "target" and isinstance(options, Medusa | Hybrid):
+        if self.role == "target" and isinstance(options, Medusa | ReDrafter | Hybrid):
             return options.draft_vocab_size or 0
         return 0
 

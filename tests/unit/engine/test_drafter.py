@@ -95,7 +95,7 @@ def test_it_guesses_the_first_tokens_alone_if_told_to(
     tiny: Path, make_engine, tmp_path: Path
 ) -> None:
     make_redrafter(tmp_path, seed=5)
-    engine = make_engine(tiny, redrafter=tmp_path, draft_vocab_size=64)
+    engine = make_engine(tiny, redrafter=tmp_path, method="redrafter", draft_vocab_size=64)
     found = first_of(engine, hidden_of(engine)[:1], 7)
     assert found.tokens.max() < 64 and found.probs.sum() <= 1.001
 
@@ -103,7 +103,7 @@ def test_it_guesses_the_first_tokens_alone_if_told_to(
 def test_it_guesses_the_first_tokens_of_its_map(tiny: Path, make_engine, tmp_path: Path) -> None:
     order = np.random.default_rng(4).permutation(320)
     make_redrafter(tmp_path, seed=5, token_map=order.tolist())
-    engine = make_engine(tiny, redrafter=tmp_path, draft_vocab_size=64)
+    engine = make_engine(tiny, redrafter=tmp_path, method="redrafter", draft_vocab_size=64)
     table = load_file(tiny / "model.safetensors")["model.embed_tokens.weight"].float()
     hidden = hidden_of(engine)[:1]
     row = expected(tmp_path, table, hidden[0], [7])

@@ -6,7 +6,7 @@ Not here: what one engine cannot be built for; that is `check`.
 from collections.abc import Iterator
 
 from specpipe.config.run_config import RunConfig
-from specpipe.config.speculation import DraftModel, Medusa, PromptLookup, WithLength
+from specpipe.config.speculation import DraftModel, Medusa, PromptLookup, ReDrafter, WithLength
 from specpipe.config.upstream_methods import Eagle
 from specpipe.core.errors import Rejection
 
@@ -41,7 +41,7 @@ def _ignored(config: RunConfig) -> Iterator[str]:
         yield "draft.heads"
     if isinstance(options, Medusa | PromptLookup) and options.tree == "dynamic":
         yield "tree: dynamic"
-    if isinstance(options, Medusa) and options.draft_vocab_size is not None:
+    if isinstance(options, Medusa | ReDrafter) and options.draft_vocab_size is not None:
         yield "draft_vocab_size"
     if isinstance(options, Medusa) and options.acceptance == "typical":
         yield "acceptance: typical"
