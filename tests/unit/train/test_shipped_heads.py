@@ -60,9 +60,15 @@ def answers(model: Target) -> list[Document]:
     ]
 
 
+def assert_ranks_all_tokens(ids: torch.Tensor) -> None:
+    """Check a token map: every token once, in another order than that of the ids."""
+    assert ids.sort().values.tolist() == list(range(49152)) != ids.tolist()
+
+
 def test_they_fit_and_have_fasterdecodings_layout(facts) -> None:
     assert sum(f.stat().st_size for f in HEADS.iterdir()) < LIMIT
     weights = load_file(HEADS / "medusa_lm_head.safetensors")
+    assert_ranks_all_tokens(weights.pop("token_map"))
     heads, layers = facts["medusa_num_heads"], facts["medusa_num_layers"]
     assert set(weights) == {
         f"{h}.{i}.linear.{part}"
@@ -86,6 +92,7 @@ def test_the_drafter_fits_and_shares_its_output_layer() -> None:
     assert found.shares_output and (found.hidden_size, found.vocab_size) == (576, 49152)
     assert found.accuracy is not None and found.accuracy[0][0] > 0.4
     weights = load_file(DRAFTER / "model.safetensors")
+    assert_ranks_all_tokens(weights.pop("token_map"))
     assert all(t.dtype == torch.float16 and t.isfinite().all() for t in weights.values())
 
 
