@@ -89,23 +89,17 @@ class Budget:
             return limit
         if now.depth is None:
             now.depth = self._depth_that_pays(now)
-        gains = now.gains(forecast)
-        depth = min(now.depth, int(np.count_nonzero(gains >= 0)))
+        depth = min(now.depth, now.levels.get(forecast, 0), limit)
         if depth == 0:
             forecast.idle_steps += 1
-        return limit if depth == len(gains) else depth
+        return limit if depth == min(limit, DEPTHS) else depth
 
     def _depth_that_pays(self, now: Round) -> int:
         """Return the depth of drafts with which the streams' tokens take least time; 0: none."""
-        rows, tokens = np.full(DEPTHS + 1, now.running), np.full(DEPTHS + 1, float(now.running))
-        drafts = 0
-        for forecast in filter(now.lets_draft, now.forecasts):
-            pays = now.gains(forecast) >= 0
-            drafts += bool(pays.any())
-            worth = np.zeros(DEPTHS)
-            worth[: len(pays)] = forecast.own.survival(len(pays)) * pays
-            rows[1:] += np.cumsum(worth > 0)
-            tokens[1:] += np.cumsum(worth)
+        worth = now.worth_of_levels()
+        more = np.stack([(worth > 0).sum(0), worth.sum(0)])
+        rows, tokens = now.running + np.pad(np.cumsum(more, axis=1), ((0, 0), (1, 0)))
+        drafts = int((worth[:, 0] > 0).sum())
         ms, drafting = self.cost(rows), self.drafting(np.arange(1, DEPTHS + 1))
         ms[1:] += drafting + np.minimum(drafting, MARGIN * ms[1:]) + self.cost.drafts_ms(drafts)
         wide = self.cost.last_rows > now.running

@@ -1,7 +1,9 @@
 """What the budget knows of the streams of a round: their acceptance, and prices."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from specpipe.core.contracts import Floats
 from specpipe.runtime.acceptance import DEPTHS, AcceptanceEstimate, Shadow
@@ -31,13 +33,22 @@ class Round:
     token_ms: float  # of plain decoding
     row_ms: float  # of one more row, at least
     depth: int | None = None  # of the drafts that pay; None: not computed yet
+    levels: dict[Forecast, int] = field(default_factory=dict)  # of each stream's draft that may pay
 
     def lets_draft(self, forecast: Forecast) -> bool:
         """Whether a stream's settings let it draft."""
         most = forecast.max_concurrency
         return most is None or self.running <= most
 
-    def gains(self, forecast: Forecast) -> Floats:
-        """Return the milliseconds that each level of a stream's draft saves, at best."""
-        survival = forecast.own.survival(min(forecast.limit, DEPTHS))
-        return survival * self.token_ms - self.row_ms
+    def worth_of_levels(self) -> Floats:
+        """Return how many tokens each level of the streams' drafts gives, [streams, DEPTHS].
+
+        0 where these tokens would take less time without a draft, or beyond a stream's limit.
+        """
+        drafting = [f for f in self.forecasts if self.lets_draft(f)]
+        known = np.array([f.own.by_depth for f in drafting]).reshape(-1, DEPTHS)
+        survival = np.cumprod(known, axis=1)
+        pays = survival * self.token_ms >= self.row_ms
+        self.levels = dict(zip(drafting, pays.sum(1).tolist(), strict=True))
+        limits = np.array([[f.limit] for f in drafting]).reshape(-1, 1)
+        return np.where(pays & (np.arange(DEPTHS) < limits), survival, 0.0)
