@@ -107,7 +107,11 @@ def test_a_map_shorter_than_the_drafted_tokens_is_all_that_is_drafted(
     assert guesses.tokens.min() >= 300
 
 
-@pytest.mark.parametrize("wrong", [[5, 9, 5], [5, 320], [5, -1]], ids=["twice", "beyond", "below"])
+@pytest.mark.parametrize(
+    "wrong",
+    [[*range(19), 5], [*range(19), 320], [-1, *range(19)], [*range(WIDTH - 1)]],
+    ids=["twice", "beyond", "below", "few"],
+)
 def test_a_damaged_map_is_refused(
     wrong: list[int], tiny: Path, make_engine, tmp_path: Path
 ) -> None:

@@ -47,15 +47,16 @@ def drafted_rows(weights: Weights, module: str, count: int, vocab_size: int) -> 
     """Return which rows of an output layer are kept to draft `count` tokens, 0: all.
 
     They are the first of the module's token map, or of the vocabulary if there is no map. Raises
-    ConfigError for a map with a token twice, or one beyond the vocabulary.
+    ConfigError for a map with a token twice, one beyond the vocabulary, or fewer than WIDTH tokens.
     """
     name = f"{module}.{TOKEN_MAP}"
     if not count or name not in weights.tensors:
         return slice(count or vocab_size)
     ids = weights.raw(name)[0].astype(np.int64)
-    if len(np.unique(ids)) < len(ids) or not 0 <= ids.min() <= ids.max() < vocab_size:
+    known = np.unique(ids)
+    if len(known) < max(len(ids), WIDTH) or known[0] < 0 or known[-1] >= vocab_size:
         raise ConfigError(
-            f"{name} has a token twice, or one beyond the vocabulary",
+            f"{name} has a token twice, one beyond the vocabulary, or fewer than {WIDTH}",
             hint="copy the drafter again, or train it again",
         )
     return ids[:count]
