@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from specpipe.checkpoint.medusa import WEIGHTS, open_heads
 from specpipe.core.contracts import Sampling
+from specpipe.core.drafters import TOKEN_MAP
 from specpipe.runtime.assembly import Runtime
 from specpipe.speculate.decode import Limits, Step
 from specpipe.train.accuracy import label_ranks
@@ -166,15 +168,10 @@ def every_position(right: np.ndarray, document: Document) -> tuple[np.ndarray, n
 
 
 def medusa_right(target: Target, folder: Path, depth: int) -> Right:
-    """Return the judge of Medusa heads in FasterDecoding's layout with a shared output layer."""
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    heads, layers = values["medusa_num_heads"], values["medusa_num_layers"]
-    if not values.get("share_output") or heads < depth:
-        raise SystemExit(f"{folder}: needs share_output and at least {depth} heads")
-    net = MedusaHeads(heads, layers, target.output, share_output=True)
-    stored = load_file(folder / "medusa_lm_head.safetensors")
-    renamed = {f"blocks.{n.replace('.linear', '')}": t.float() for n, t in stored.items()}
-    net.load_state_dict(renamed)
+    """Return the judge of Medusa heads; see `medusa_net`."""
+    net = medusa_net(target, folder)
+    if len(net.blocks) < depth:
+        raise SystemExit(f"{folder}: needs at least {depth} heads")
 
     @torch.no_grad()
     def right(document: Document) -> np.ndarray:
@@ -186,6 +183,19 @@ def medusa_right(target: Target, folder: Path, depth: int) -> Right:
         return np.logical_and.accumulate(np.stack(ranks, 1) == 0, axis=1)
 
     return right
+
+
+def medusa_net(target: Target, folder: Path) -> MedusaHeads:
+    """Read Medusa heads in FasterDecoding's layout with a shared output layer."""
+    found = open_heads(folder)
+    if not found.shares_output:
+        raise SystemExit(f"{folder}: needs heads that share the target's output layer")
+    net = MedusaHeads(found.num_heads, found.num_layers, target.output, share_output=True)
+    stored = load_file(folder / WEIGHTS)
+    stored.pop(TOKEN_MAP, None)
+    renamed = {f"blocks.{n.replace('.linear', '')}": t.float() for n, t in stored.items()}
+    net.load_state_dict(renamed)
+    return net
 
 
 def eagle3_right(target: Target, folder: Path, depth: int, work: Path) -> Right:

@@ -16,7 +16,8 @@ PROMPTS = ["Who jumps?", "And the box?", "What do zebras do?"]
 
 
 @pytest.fixture
-def script() -> ModuleType:
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend("scripts")
     loader = SourceFileLoader("judge_drafters", "scripts/judge-drafters")
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None
