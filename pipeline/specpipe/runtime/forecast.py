@@ -44,6 +44,7 @@ class Round:
         """Return how many tokens each level of the streams' drafts gives, [streams, DEPTHS].
 
         0 where these tokens would take less time without a draft, or beyond a stream's limit.
+        Takes note of `levels`, which do not depend on limits.
         """
         drafting = [f for f in self.forecasts if self.lets_draft(f)]
         known = np.array([f.own.by_depth for f in drafting]).reshape(-1, DEPTHS)

@@ -77,9 +77,9 @@ class Vocabulary:
 
 def frequent_tokens(labels: Ints, most: int) -> Ints:
     """Return the ids of the most frequent labels, at most `most`, rising; -1 does not count."""
-    ids, counts = np.unique(labels[labels >= 0], return_counts=True)
-    order = np.lexsort((ids, -counts))
-    return np.sort(ids[order[:most]])
+    known = labels[labels >= 0]
+    ranked = by_frequency(known, int(known.max(initial=-1)) + 1)
+    return np.sort(ranked[: min(most, len(np.unique(known)))])
 
 
 def by_frequency(labels: Ints, size: int) -> Ints:

@@ -84,19 +84,14 @@ class MedusaHeads(nn.Module):
 
 
 def write_heads(
-    heads: MedusaHeads,
-    config: HeadsConfig,
-    folder: Path,
-    mark: Mark | None = None,
-    token_map: Ints | None = None,
+    heads: MedusaHeads, config: HeadsConfig, folder: Path, token_map: Ints, mark: Mark | None = None
 ) -> None:
     """Write `medusa_lm_head.safetensors` in float16, with the `mark` of its target, and config.
 
     `token_map` [V] are the tokens, the most frequent first.
     """
     tensors = {name: t.to(torch.float16).cpu().contiguous() for name, t in _named(heads).items()}
-    if token_map is not None:
-        tensors[TOKEN_MAP] = torch.from_numpy(token_map.astype(np.int32))
+    tensors[TOKEN_MAP] = torch.from_numpy(token_map.astype(np.int32))
     save_marked(tensors, folder / WEIGHTS, mark)
     text = json.dumps(asdict(config), indent=2, sort_keys=True) + "\n"
     write_text(folder / "config.json", text)
@@ -204,5 +199,5 @@ def _write(
     facts = HeadsConfig(
         options.num_heads, options.num_layers, base, width, vocab_size, options.share_output
     )
-    write_heads(heads, facts, out, mark, learned.token_map)
+    write_heads(heads, facts, out, learned.token_map, mark)
     write_calibration(learned.after.calibration, out)

@@ -90,11 +90,7 @@ class RecurrentNet(nn.Module):
 
 
 def write_drafter(
-    net: RecurrentNet,
-    vocab_size: int,
-    folder: Path,
-    mark: Mark | None = None,
-    token_map: Ints | None = None,
+    net: RecurrentNet, folder: Path, token_map: Ints, mark: Mark | None = None
 ) -> None:
     """Write `model.safetensors` in float16, without an output layer, and `config.json`.
 
@@ -104,11 +100,10 @@ def write_drafter(
     tensors = {
         apples_name(name): t.detach().to(torch.float16).cpu() for name, t in net.named_parameters()
     }
-    if token_map is not None:
-        tensors[TOKEN_MAP] = torch.from_numpy(token_map.astype(np.int32))
+    tensors[TOKEN_MAP] = torch.from_numpy(token_map.astype(np.int32))
     save_marked(tensors, folder / "model.safetensors", mark)
     width = net.rnn_u.in_features
-    config = DrafterConfig(width, vocab_size, len(net.layers), width)
+    config = DrafterConfig(width, len(token_map), len(net.layers), width)
     write_text(folder / "config.json", json.dumps(asdict(config), indent=2, sort_keys=True) + "\n")
 
 
@@ -149,7 +144,6 @@ def _redrafter(job: TrainingJob, out: Path) -> TrainingReport:
         options.draft_len, options.num_layers, target.embedding, job.config.train.seed
     ).to(job.placement.device)
     learned = learn(job, net, options, options.draft_len)
-    mark = mark_for(target.path)
-    write_drafter(net, int(target.output.shape[0]), out, mark, learned.token_map)
+    write_drafter(net, out, learned.token_map, mark_for(target.path))
     write_calibration(learned.after.calibration, out)
     return report(f"ReDrafter for {job.config.name}", job, options, learned)

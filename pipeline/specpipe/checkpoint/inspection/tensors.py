@@ -139,9 +139,9 @@ def _planned_drafter(
 
 def _planned_token_maps(headers: Mapping[int, Header]) -> list[TensorPlan]:
     """List the token maps of heads and drafters, which may have any number of tokens."""
-    header = next(iter(headers.values()), {})
-    modules = {name.removesuffix(f".{TOKEN_MAP}"): name for name in header if TOKEN_MAP in name}
-    return [planned_token_map(at, prod(header[name].shape)) for at, name in modules.items()]
+    header, end = next(iter(headers.values()), {}), f".{TOKEN_MAP}"
+    found = {name: stored for name, stored in header.items() if name.endswith(end)}
+    return [planned_token_map(n.removesuffix(end), prod(s.shape)) for n, s in found.items()]
 
 
 def _with_net(full: dict[str, Any]) -> dict[str, Any]:

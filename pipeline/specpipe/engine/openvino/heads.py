@@ -26,7 +26,6 @@ from specpipe.engine.openvino.network import name_by_order
 from specpipe.engine.openvino.weights import Weights, int8, plain
 
 Rows = slice | Ints
-_ALL = slice(None)
 
 
 def build_heads(model: ModelConfig, weights: Weights, vocabulary: int = 0) -> ov.Model:
@@ -62,7 +61,7 @@ def drafted_rows(weights: Weights, module: str, count: int, vocab_size: int) -> 
     return ids[:count]
 
 
-def likeliest(logits: ov.Node, rows: Rows = _ALL) -> dict[str, ov.Output]:
+def likeliest(logits: ov.Node, rows: Rows) -> dict[str, ov.Output]:
     """Return the WIDTH likeliest tokens of all logits [.., V] and their probabilities.
 
     `rows` are those of the vocabulary that the logits are of.
