@@ -31,17 +31,16 @@ class OpenAi:
     cached: bool  # whether the server may reuse the prefixes of earlier prompts
     is_llama: bool
 
-    def answer(self, prompts: Sequence[str], tokens: int, streams: int) -> Timing:
+    def answer(self, prompts: Sequence[str], tokens: Sequence[int], streams: int) -> Timing:
         """See `Side`."""
-        bodies = [self._body(encode(self.tokenizer, prompt), tokens) for prompt in prompts]
+        pairs = zip(prompts, tokens, strict=True)
+        bodies = [self._body(encode(self.tokenizer, prompt), most) for prompt, most in pairs]
         with ThreadPoolExecutor(streams) as pool:
-            began = time.perf_counter()
             answers = list(pool.map(lambda body: _complete(self.url, body), bodies))
-            seconds = time.perf_counter() - began
-        wrong = {answer.tokens for answer in answers} - {tokens}
-        if wrong:
-            raise SystemExit(f"{self.name} answered in {wrong} tokens instead of {tokens}")
-        return Timing(seconds, answers)
+        found = [answer.tokens for answer in answers]
+        if found != [*tokens]:
+            raise SystemExit(f"{self.name} answered in {found} tokens instead of {[*tokens]}")
+        return Timing(streams, answers)
 
     def _body(self, ids: Sequence[int], tokens: int) -> dict[str, Any]:
         """Return a greedy request of exactly `tokens` tokens.

@@ -8,12 +8,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from bench_prompts import decode, encode
 
+from specpipe.bench.throughput import Span, while_busy
 from specpipe.config.run_config import RunConfig
 from specpipe.core.artifacts import Workspace
 from specpipe.core.contracts import Sampling
@@ -45,15 +46,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Timing:
-    """All answers of one measurement, and the seconds until the last one has ended."""
+    """All answers of one measurement in the order of their requests, `streams` at a time."""
 
-    seconds: float
+    streams: int
     answers: Sequence[Answer]
 
     @property
     def tokens_per_s(self) -> float:
-        """Return the tokens of all answers by all the time, prefill included."""
-        return sum(answer.tokens for answer in self.answers) / self.seconds
+        """Return tokens/s while all streams have something to do, prefill included."""
+        spans = [Span(answer.tokens, answer.first_s, answer.last_s) for answer in self.answers]
+        tokens, seconds = while_busy(spans, self.streams)
+        return tokens / seconds
 
 
 class Side(Protocol):
@@ -63,8 +66,8 @@ class Side(Protocol):
     baseline: str  # the name of the same side without speculation; empty: none
     peer: str  # name and version of another project's engine; empty: this project's
 
-    def answer(self, prompts: Sequence[str], tokens: int, streams: int) -> Timing:
-        """Answer all prompts in `tokens` tokens each, `streams` at a time."""
+    def answer(self, prompts: Sequence[str], tokens: Sequence[int], streams: int) -> Timing:
+        """Answer each prompt in its number of tokens, `streams` at a time."""
         ...
 
 
@@ -96,33 +99,32 @@ class InProcess:
     num_draft_tokens: int | None
     peer: str = ""
 
-    def answer(self, prompts: Sequence[str], tokens: int, streams: int) -> Timing:
+    def answer(self, prompts: Sequence[str], tokens: Sequence[int], streams: int) -> Timing:
         """See `Side`."""
         ids = [encode(self.tokenizer, prompt) for prompt in prompts]
-        batcher, limits = self.deployment.batcher(self.budget), Limits(tokens)
-        began = time.perf_counter()
+        batcher, limits = self.deployment.batcher(self.budget), [Limits(n) for n in tokens]
         runs = run_ours(self.deployment, batcher, ids, limits, self.num_draft_tokens, streams)
-        seconds = time.perf_counter() - began
         for run in runs:
             run.answer.text = decode(self.tokenizer, run.ids)
-        return Timing(seconds, [run.answer for run in runs])
+        return Timing(streams, [run.answer for run in runs])
 
 
 def run_ours(
     deployment: Runtime,
     batcher: Batcher,
     prompts: Sequence[Sequence[int]],
-    limits: Limits,
+    limits: Sequence[Limits],
     num_draft_tokens: int | None,
     streams: int,
 ) -> list[_Run]:
     """Decode all prompts, `streams` at a time; the next one joins when one has ended."""
-    waiting, runs = deque(prompts), list[_Run]()
+    waiting, runs = deque(zip(prompts, limits, strict=True)), list[_Run]()
     running: dict[Stream, _Run] = {}
     while waiting or running:
         while waiting and len(running) < streams:
             run = _Run(time.perf_counter())
-            decoding = deployment.decoding(waiting.popleft(), Sampling(), limits, num_draft_tokens)
+            prompt, limit = waiting.popleft()
+            decoding = deployment.decoding(prompt, Sampling(), limit, num_draft_tokens)
             running[deployment.add(batcher, decoding)] = run
             runs.append(run)
         for stream, event in batcher.round():
@@ -145,19 +147,18 @@ class Server:
     num_draft_tokens: int | None
     peer: str = ""
 
-    def answer(self, prompts: Sequence[str], tokens: int, streams: int) -> Timing:
+    def answer(self, prompts: Sequence[str], tokens: Sequence[int], streams: int) -> Timing:
         """See `Side`."""
-        options = Options(max_tokens=tokens, end_id=NO_END, num_draft_tokens=self.num_draft_tokens)
+        options = Options(end_id=NO_END, num_draft_tokens=self.num_draft_tokens)
 
-        def ask(prompt: str) -> Generation:
-            return self.client.collect(self.client.stream(prompt, options))
+        def ask(prompt: str, most: int) -> Generation:
+            limited = replace(options, max_tokens=most)
+            return self.client.collect(self.client.stream(prompt, limited))
 
         with ThreadPoolExecutor(streams) as pool:
-            began = time.perf_counter()
-            found = list(pool.map(ask, prompts))
-            seconds = time.perf_counter() - began
+            found = list(pool.map(ask, prompts, tokens))
         answers = [Answer(g.output_tokens or 0, g.first_s, g.total_s, g.text) for g in found]
-        return Timing(seconds, answers)
+        return Timing(streams, answers)
 
 
 @dataclass
@@ -170,10 +171,10 @@ class GenAi:
     tokenizer: Any
     peer: str
 
-    def answer(self, prompts: Sequence[str], tokens: int, streams: int) -> Timing:
+    def answer(self, prompts: Sequence[str], tokens: Sequence[int], streams: int) -> Timing:
         """See `Side`."""
         ids = [encode(self.tokenizer, prompt) for prompt in prompts]
-        job = {"prompts": ids, "tokens": tokens, "streams": streams}
+        job = {"prompts": ids, "tokens": [*tokens], "streams": streams}
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
@@ -182,7 +183,7 @@ class GenAi:
         answers = [
             Answer(len(o), first, last, decode(self.tokenizer, o)) for o, first, last in each
         ]
-        return Timing(found["seconds"], answers)
+        return Timing(streams, answers)
 
 
 def read_line(process: "subprocess.Popen[str]") -> Any:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from specpipe.bench.served import Notify, send
+from specpipe.bench.throughput import Span, varied, while_busy
 from specpipe.config.records import parse_record
 from specpipe.config.speculation import NoSpeculation, Speculation
 from specpipe.serve.client import Client, Options
@@ -26,6 +27,7 @@ from specpipe.validate.load import ClosedLoop, run_load
 
 BEST = 3  # settings of brute force that are measured again
 WARM_UP_TOKENS = 8
+ANSWERS_OF_A_STREAM = 4
 
 Serve = Callable[[Speculation], AbstractContextManager[Client]]
 
@@ -51,7 +53,10 @@ class RunAtLoad:
 
 @dataclass(frozen=True)
 class Timing:
-    """One setting in one start of the server: wall-clock milliseconds per output token."""
+    """One setting in one start of the server: wall-clock milliseconds per output token.
+
+    Counted are those of all clients together, as long as all have something to do.
+    """
 
     ms: float
     plain_ms: float  # of the same server without speculation, in turn
@@ -166,22 +171,30 @@ def time_settings(
 ) -> Timing:
     """Send all prompts with and without speculation in turn, in `streams` streams.
 
-    The first arm alternates from pass to pass. Both are warmed up. Several streams have two answers
-    each, so prompts are sent again if there are fewer.
+    The first arm alternates from pass to pass. Both are warmed up. Several streams have
+    ANSWERS_OF_A_STREAM answers each, so prompts are sent again if there are fewer.
     """
     fast = Options(max_tokens=extent.max_tokens)
     arms = (fast, replace(fast, num_draft_tokens=0))
     for arm in arms:
         send(client, prompts[0], replace(arm, max_tokens=WARM_UP_TOKENS))
-    asked = list(islice(cycle(prompts), max(len(prompts), 2 * streams if streams > 1 else 1)))
-    seconds, tokens = [0.0, 0.0], [0, 0]
+    most = ANSWERS_OF_A_STREAM * streams if streams > 1 else 1
+    asked = list(islice(cycle(prompts), max(len(prompts), most)))
+    lengths = varied(extent.max_tokens, len(asked))
+    seconds, tokens = [0.0, 0.0], [0.0, 0.0]
     for number in range(extent.passes):
         for place in (0, 1) if number % 2 else (1, 0):
-            jobs = [partial(send, client, prompt, arms[place]) for prompt in asked]
-            answers, spent_s = run_load(ClosedLoop(streams), jobs)
+            jobs = [
+                partial(send, client, prompt, replace(arms[place], max_tokens=tokens_of))
+                for prompt, tokens_of in zip(asked, lengths, strict=True)
+            ]
+            answers, _ = run_load(ClosedLoop(streams), jobs)
+            found = [sent.result for sent in answers]
+            spans = [Span(r.output_tokens or 0, r.first_s, r.total_s) for r in found]
+            came, spent_s = while_busy(spans, streams)
             seconds[place] += spent_s
-            tokens[place] += sum(sent.result.output_tokens or 0 for sent in answers)
-    ms = [1000 * s / max(1, n) for s, n in zip(seconds, tokens, strict=True)]
+            tokens[place] += came
+    ms = [1000 * s / max(1.0, n) for s, n in zip(seconds, tokens, strict=True)]
     return Timing(*ms)
 
 

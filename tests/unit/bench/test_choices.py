@@ -112,10 +112,10 @@ def test_both_arms_take_turns_in_being_first() -> None:
     assert found.ms > 0 and found.plain_ms > 0
 
 
-def test_every_stream_has_two_answers_although_there_are_fewer_prompts() -> None:
+def test_every_stream_has_four_answers_although_there_are_fewer_prompts() -> None:
     model = ChattyModel()
     time_settings(model, ["a", "b"], 4, SearchExtent(passes=1))  # type: ignore[arg-type]
-    assert len(model.sent) == 2 + 2 * 8
+    assert len(model.sent) == 2 + 2 * 16
 
 
 @pytest.mark.parametrize(
