@@ -53,9 +53,14 @@ class MedusaProposer:
             tree = grow_tree(guesses.probs[:limit].tolist(), self.draft_nodes)
         kept = [path for path in tree if len(path) <= limit]
         nodes = {path: node for node, path in enumerate(kept)}
+        tokens, probs = guesses.tokens.tolist(), guesses.probs.tolist()
+        chances: dict[TreePath, float] = {(): 1.0}
+        for path in kept:  # every path after the shorter ones that it begins with
+            chances[path] = chances[path[:-1]] * probs[len(path) - 1][path[-1]]
         return Draft(
-            np.array([guesses.tokens[len(path) - 1, path[-1]] for path in kept], np.int64),
+            np.array([tokens[len(path) - 1][path[-1]] for path in kept], np.int64),
             np.array([nodes.get(path[:-1], ROOT) for path in kept], np.int64),
+            chances=np.array([chances[path] for path in kept]),
         )
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 
 from specpipe.core.contracts import ROOT, Draft, Guesses, Sampling, Scores, Verdict
 from specpipe.core.trees import complete_tree
@@ -52,6 +53,12 @@ def test_the_guesses_of_head_k_stand_k_plus_1_deep() -> None:
     assert draft.tokens.tolist() == [10, 11, 20, 21]
     assert draft.parents.tolist() == [ROOT, ROOT, 0, 0]
     assert draft.probs is None
+
+
+def test_a_node_is_as_likely_as_its_heads_say() -> None:
+    draft = drafted(started(), 9)
+    assert draft.chances is not None
+    assert draft.chances.tolist() == pytest.approx([0.5, 0.3, 0.5 * 0.5, 0.5 * 0.3])
 
 
 def test_the_limit_cuts_levels() -> None:
