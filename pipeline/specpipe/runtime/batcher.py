@@ -103,8 +103,9 @@ class Batcher:
         waiting = [s for s in self.streams if s.scores("target")]
         self._score("target", waiting, chunks=True)
         if not self._reads:
-            spent_ms = (time.perf_counter_ns() - began) / 1e6 - self._target_ms
-            self.budget.note_drafting(self._depth, calls, spent_ms)
+            ms = (time.perf_counter_ns() - began) / 1e6
+            self.budget.note_drafting(self._depth, calls, ms - self._target_ms)
+            self.budget.note_round(_emitted(self._events), ms)
         for stream, event in self._events:
             if isinstance(event, Exception) or (isinstance(event, Step) and event.finish):
                 self.remove(stream)
@@ -233,7 +234,10 @@ class Batcher:
             counted = [len(p.item.tokens) for p in planned if p.stream.counted]
             self.counts.steps += bool(counted)
             self.counts.rows += sum(counted)
-        self._reads |= any(len(p.stream.lanes[role].pending) > CATCH_UP for p in planned)
+        reads = any(len(p.stream.lanes[role].pending) > CATCH_UP for p in planned)
+        self._reads |= reads
+        if reads and role != "target":
+            self.budget.note_reading(took_ms)
         answered = False
         for plan, scores in zip(planned, found, strict=True):
             plan.stream.lanes[role].done(plan.item)
@@ -241,6 +245,10 @@ class Batcher:
                 answered = True
                 self._resume(plan.stream, Scores(scores.logits, scores.hidden, plan.kept))
         return answered
+
+
+def _emitted(events: Sequence[tuple[Stream, Event]]) -> int:
+    return sum(len(event.tokens) for _, event in events if isinstance(event, Step))
 
 
 def alone(batcher: Batcher, decoding: Decoding) -> Iterator[Step | ContextLogits]:

@@ -9,8 +9,8 @@ The calls of a drafter serve all streams of a round. So the budget decides for a
 depth drafts give the most tokens per millisecond, the time of these calls included.
 
 A step of another width than the one before costs more. So the budget stays at a width, and has a
-narrower step padded, until that has lost as much time as a change costs (the rule of renting skis
-before buying them).
+narrower step padded, until one other width would have saved as much time as a change costs (the
+rule of renting skis before buying them).
 
 Where drafting does not pay, a draft is made now and then, and compared with what is emitted
 (`Shadow`). Drafts that were drawn, or that need scratch nodes, are scored instead.
@@ -29,7 +29,7 @@ import numpy as np
 from specpipe.core.contracts import ROOT, Draft, Floats, Ints
 from specpipe.runtime.acceptance import DEPTHS, RATE, AcceptanceEstimate, Shadow
 from specpipe.runtime.cost import DraftingCost, StepCost, flat
-from specpipe.runtime.forecast import Forecast, Round
+from specpipe.runtime.forecast import Forecast, Realised, Round
 from specpipe.speculate.decode import Step
 
 TRY_AFTER = 16  # steps of a stream without a draft, after which one is tried, at the earliest
@@ -37,8 +37,11 @@ TRIAL_SHARE = 0.01  # of the time of all streams, for trials
 TRIAL_NODES = 3
 MOST_PADDING = 8  # rows
 STAY = 8  # steps for which streams are expected to draft, or not to, after a change
+REALISED_RATE = 0.05  # weight of a round, for its speed by the prediction; less with few streams
+MOST_DEBT_MS = -600.0  # of trials
 MARGIN = 0.05  # of a step: prices err, so drafters that are not free have to gain more
 _NONE: Ints = np.zeros(0, np.int64)
+_NO_REGRET: Floats = np.zeros(0)
 _SIZES: Ints = np.array([0, 1, 2, 3, 4, 8])  # of drafts that are tried for the price of a row
 
 
@@ -55,7 +58,8 @@ class Budget:
     cut_nodes: int = 0
     width: int = 0  # rows that the next step is padded to
     trials_ms: float = 0.0  # at most 0: the time of trials that is not yet made up for
-    lost_ms: float = 0.0  # since the last change of width, by not changing it
+    regret_ms: Floats = field(default_factory=lambda: _NO_REGRET)  # by width: by not having it
+    realised: dict[int, Realised] = field(default_factory=dict)  # by the number of streams
     _round: Round = field(default_factory=lambda: Round((), 1, 1.0, 1.0))
 
     def forecast(self, adaptive: bool, max_concurrency: int | None) -> Forecast:
@@ -101,11 +105,17 @@ class Budget:
         rows, tokens = now.running + np.pad(np.cumsum(more, axis=1), ((0, 0), (1, 0)))
         drafts = int((worth[:, 0] > 0).sum())
         ms, drafting = self.cost(rows), self.drafting(np.arange(1, DEPTHS + 1))
-        ms[1:] += drafting + np.minimum(drafting, MARGIN * ms[1:]) + self.cost.drafts_ms(drafts)
+        ms[1:] += drafting + self.cost.drafts_ms(drafts)
+        now.speeds = tokens / ms
+        ms[1:] += np.minimum(drafting, MARGIN * ms[1:])
+        ms[1:] /= self._realised(now.running).share
         wide = self.cost.last_rows > now.running
         others = slice(0, 1) if wide else slice(1, None)  # that change the width
         ms[others] += self.cost.change_ms / STAY
         return int(np.argmin(ms / tokens))
+
+    def _realised(self, running: int) -> Realised:
+        return self.realised.setdefault(running, Realised())
 
     def choose(
         self,
@@ -210,21 +220,34 @@ class Budget:
 
         With n of them, a step emits tokens[n] tokens and takes drafts_ms[n] more than its rows.
         """
-        most = len(tokens) - 1
-        ms = self.cost(rows + np.arange(most + 1)) + drafts_ms
-        best, same = int(np.argmin(ms / tokens)), self.cost.last_rows - rows
-        staying = min(same, most)
-        if best != same and 0 <= same <= staying + MOST_PADDING:
-            same_ms = float(self.cost(rows + same) + drafts_ms[staying])
-            self.lost_ms += same_ms / tokens[staying] * tokens[best] - float(ms[best])
-            changes = 2 if same == 0 else 1  # a draft has an end
-            if self.lost_ms < changes * self.cost.change_ms:
-                self.width = rows + same
-                return staying
-        if best != same:
-            self.lost_ms = 0.0
-        self.width = rows + best
-        return best
+        scored = np.minimum(np.arange(len(tokens) + MOST_PADDING), len(tokens) - 1)
+        widths = rows + np.arange(len(scored))
+        ms = self.cost(widths) + drafts_ms[scored]
+        place = self._stay_or_change(widths, ms, tokens[scored])
+        self.width = int(widths[place])
+        return int(scored[place])
+
+    def _stay_or_change(self, widths: Ints, ms: Floats, tokens: Floats) -> int:
+        """Return the place of the next width, by what steps of these widths take and emit.
+
+        A change pays where one width would have saved as much as it costs, now or in the rounds
+        since the last change. Drafts vary, so the best width of every round is not worth a change.
+        """
+        best, last = int(np.argmin(ms / tokens)), self.cost.last_rows - int(widths[0])
+        if not 0 <= last < len(widths) or not self.cost.change_ms:
+            self.regret_ms = _NO_REGRET
+            return best
+        missing = int(widths[-1]) + 1 - len(self.regret_ms)
+        regret = np.pad(self.regret_ms, (0, max(0, missing)))
+        saved_ms = ms[last] / tokens[last] * tokens - ms
+        regret[widths] = np.maximum(0.0, regret[widths] + saved_ms)
+        worst = int(np.argmax(regret[widths]))
+        changes = 2 if last == 0 else 1  # a draft has an end
+        if regret[widths[worst]] < changes * self.cost.change_ms:
+            self.regret_ms = regret
+            return last
+        self.regret_ms = _NO_REGRET
+        return worst
 
     def learn(self, forecast: Forecast, step: Step) -> None:
         """Take note of what a step accepted."""
@@ -259,6 +282,22 @@ class Budget:
         `depth` is the deepest draft that was allowed, `calls` are those of drafters.
         """
         self.drafting.observe(depth, calls, ms)
+
+    def note_reading(self, ms: float) -> None:
+        """Take note of the time in which a draft model read prompts: trials have to make up for it.
+
+        A draft model reads the prompt of a stream with its first draft.
+        """
+        self.trials_ms = max(self.trials_ms - ms, min(self.trials_ms, MOST_DEBT_MS))
+
+    def note_round(self, tokens: int, ms: float) -> None:
+        """Take note of what a whole round emitted, and of its time; no stream read its prompt."""
+        now = self._round
+        if now.speeds is None or now.depth is None or not tokens:
+            return
+        speed = tokens / max(ms, 1e-3) / float(now.speeds[now.depth])
+        rate = min(REALISED_RATE, REALISED_RATE / 5 * now.running)
+        self._realised(now.running).note(now.depth > 0, speed, rate)
 
 
 def _compares(draft: Draft) -> bool:

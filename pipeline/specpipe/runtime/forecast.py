@@ -8,6 +8,9 @@ import numpy as np
 from specpipe.core.contracts import Floats
 from specpipe.runtime.acceptance import DEPTHS, AcceptanceEstimate, Shadow
 
+PATIENCE = 10
+MOST_DRAFTED = 50
+
 
 @dataclass(eq=False)
 class Forecast:
@@ -25,6 +28,41 @@ class Forecast:
 
 
 @dataclass
+class Realised:
+    """How fast rounds were compared with what was predicted, without drafts and with.
+
+    Predictions err: a draft is cut to its likeliest nodes, streams that share a step are slower
+    than its rows, and Python takes time. What errs alike in both kinds of rounds is left out.
+    """
+
+    plain: float = 1.0
+    drafting: float = 1.0
+    drafted: int = 0  # rounds with drafts, up to MOST_DRAFTED
+    waited: int = 0  # rounds without
+
+    @property
+    def share(self) -> float:
+        """The speed of rounds with drafts by the prediction, if that of plain ones is right."""
+        return self.drafting / self.plain
+
+    def note(self, drafts: bool, speed: float, rate: float) -> None:
+        """Take note of the speed of a round, by its prediction.
+
+        A disappointment is forgotten after PATIENCE times as many rounds without drafts as it took,
+        so that drafts are tried again.
+        """
+        if drafts:
+            self.drafting += rate * (speed - self.drafting)
+            self.drafted, self.waited = min(self.drafted + 1, MOST_DRAFTED), 0
+            return
+        self.plain += rate * (speed - self.plain)
+        self.waited += 1
+        if self.waited >= PATIENCE * self.drafted:
+            self.drafting = max(self.drafting, self.plain)
+            self.drafted = self.waited = 0
+
+
+@dataclass
 class Round:
     """The streams of a round, and its prices."""
 
@@ -34,6 +72,7 @@ class Round:
     row_ms: float  # of one more row, at least
     depth: int | None = None  # of the drafts that pay; None: not computed yet
     levels: dict[Forecast, int] = field(default_factory=dict)  # of each stream's draft that may pay
+    speeds: Floats | None = None  # [1 + DEPTHS]  tokens per ms that are predicted, by depth
 
     def lets_draft(self, forecast: Forecast) -> bool:
         """Whether a stream's settings let it draft."""

@@ -89,9 +89,11 @@ class PricedBudget(Budget):
 
     costs: Costs | None = None
     calls: Calls = field(default_factory=Calls)  # of the current round
+    _round_ms: float = 0.0  # the price of the current round
 
     def note_step(self, rows: int, ms: float, drafts: int = 0) -> None:
         """Take note of the width of a step, not of the time of a recorded answer."""
+        self._round_ms = float(self.cost.next(np.array([rows]))[0] + self.cost.drafts_ms(drafts))
         self.cost.last_rows = rows
         self.afford_trials(float(self.cost(rows)))
 
@@ -100,6 +102,11 @@ class PricedBudget(Budget):
         if self.costs is not None:
             ms = self.costs.drafting_ms(self.calls.heads, self.calls.draft)
             super().note_drafting(depth, calls, ms)
+            self._round_ms += ms
+
+    def note_round(self, tokens: int, ms: float) -> None:
+        """Take note of what a round emitted, and of its price."""
+        super().note_round(tokens, self._round_ms)
 
 
 def priced(costs: Costs) -> PricedBudget:

@@ -142,6 +142,15 @@ def test_the_first_token_does_not_wait_until_a_draft_model_has_read_the_prompt()
     assert made["draft"].steps and given.tokens == given.expected()
 
 
+def test_the_prompt_that_a_draft_model_reads_is_charged_to_trials() -> None:
+    many = batcher(engines(), rows=64)
+    given = task(DraftModel("draft_model", DRAFT, 4), prompt=40)
+    given.stream = many.add(given.decoding(), adaptive=False)
+    while many.streams:
+        collect([given], many.round())
+    assert many.budget.trials_ms < 0
+
+
 def test_streams_of_all_methods_share_their_steps() -> None:
     made = engines()
     tasks = [task(method, seed) for seed, method in enumerate(METHODS)]

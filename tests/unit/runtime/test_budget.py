@@ -1,5 +1,7 @@
 """Which draft nodes are scored: those that pay at the present load and acceptance."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -37,6 +39,14 @@ def allowed(budget: Budget, forecast: Forecast, limit: int = 4, running: int = 1
     """Return how deep a stream may draft while others do not."""
     budget.begin([forecast], running)
     return budget.allow(forecast, limit)
+
+
+def allow_all(budget: Budget, forecasts: list[Forecast]) -> list[int]:
+    """Return how deep each stream may draft; all of them run."""
+    for forecast in forecasts:
+        forecast.limit = 4
+    budget.begin(forecasts, len(forecasts))
+    return [budget.allow(forecast, 4) for forecast in forecasts]
 
 
 GOOD, BAD = [step(4, 4)] * 30, [step(4, 0)] * 30
@@ -172,6 +182,42 @@ def test_trials_of_a_dear_drafter_take_little_time() -> None:
     assert 9 <= trials <= 12  # of all streams: 50 ms in every 500 steps of 10 ms
 
 
+def test_rounds_that_are_slower_than_predicted_end_drafting_until_it_is_tried_again() -> None:
+    budget = Budget(StepCost(np.array([1.0, 64]), np.array([10.0, 10.0001])))
+    budget.trials_ms = -1e9  # no trials
+    forecasts = [after(budget, *[step(4, 0), step(4, 1)] * 15) for _ in range(4)]
+    drafted = list[bool]()
+    for _ in range(2000):
+        drafted.append(any(allow_all(budget, forecasts)))
+        budget.note_round(*((6, 16.0) if drafted[-1] else (4, 10.0)))
+    assert all(drafted[:4]) and 0.02 < np.mean(drafted) < 0.15
+    for _ in range(1000):
+        drafted.append(any(allow_all(budget, forecasts)))
+        budget.note_round(*((6, 10.0) if drafted[-1] else (4, 10.0)))
+    assert all(drafted[-100:])
+
+
+def test_what_a_plain_round_takes_more_than_its_step_does_not_end_drafting() -> None:
+    budget = Budget(StepCost(np.array([1.0, 64]), np.array([10.0, 10.0001])))
+    forecast = after(budget, *[step(4, 1)] * 30)
+    for number in range(300):
+        depth = allowed(budget, forecast)
+        budget.note_round(2 if depth else 1, 15.0)
+        assert depth or number < 100
+
+
+def test_a_draft_model_that_reads_prompts_uses_up_the_time_of_trials() -> None:
+    budget = Budget(DEAR_ROWS)
+    forecast = after(budget, *BAD)
+    budget.note_reading(50.0)
+    for _ in range(2 * TRY_AFTER):
+        assert allowed(budget, forecast, running=4) == 0
+    budget.afford_trials(5000.0)
+    assert allowed(budget, forecast, running=4) == 4
+    budget.note_reading(1e9)
+    assert budget.trials_ms > -1000  # so much is made up for in two minutes
+
+
 def test_a_dear_drafter_is_not_asked_where_it_cannot_pay() -> None:
     budget = Budget(FREE_ROWS)
     forecast = after(budget, *GOOD)
@@ -302,6 +348,32 @@ def test_a_width_is_kept_until_that_has_cost_as_much_as_a_change() -> None:
     assert lengths == [2] * 4  # a step of three tokens gains 18 ms, more than two changes cost
     budget.cost.change_ms = 20.0
     assert [kept(budget, chain([1, 2, 3, 4]), forecast) for _ in range(4)] == [0, 0, 2, 0]
+
+
+def test_drafts_of_varying_lengths_do_not_change_the_width() -> None:
+    """Each round has another best width, and few of them are worth a change."""
+    cost = StepCost(np.array([1.0, 16]), np.array([10.0, 17.5]), change_ms=6.0, last_rows=8)
+    budget, widths = Budget(cost), [8]
+    forecasts = [after(budget, *[step(3, 3)] * 30) for _ in range(4)]
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        drafts = [chain(range(int(n))) for n in rng.integers(0, 3, 4)]
+        budget.choose(drafts, forecasts, streams=4, roots=4, room=64)
+        budget.cost.last_rows = budget.width
+        widths.append(budget.width)
+    changes = sum(a != b for a, b in pairwise(widths))
+    assert changes < 10
+
+
+def test_a_width_that_would_have_been_better_for_long_is_taken() -> None:
+    cost = StepCost(np.array([1.0, 16]), np.array([10.0, 17.5]), change_ms=20.0, last_rows=6)
+    budget, widths = Budget(cost), []
+    forecasts = [after(budget, *[step(3, 3)] * 30) for _ in range(4)]
+    for _ in range(8):
+        budget.choose([chain([1, 2])] * 4, forecasts, streams=4, roots=4, room=64)
+        budget.cost.last_rows = budget.width
+        widths.append(budget.width)
+    assert widths[0] == 6 and widths[-1] == 12 and set(widths) == {6, 12}
 
 
 def test_a_draft_is_longer_where_the_wider_step_is_taken_anyway() -> None:
