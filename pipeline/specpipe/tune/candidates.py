@@ -1,7 +1,7 @@
 """The settings of each method that `tune` tries."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any, Literal
 
 from specpipe.config.method_parts import Eagle3Draft
@@ -32,6 +32,7 @@ TUNED = (
     "num_draft_tokens", "min_matching_ngram_size", "max_matching_ngram_size", "tree", "window_size",
     "ngram_size", "verification_set_size", "num_beams", "draft_len_per_beam",
 )  # fmt: skip
+KEPT = ("draft_vocab_size", "min_confidence", "draft_length", "max_concurrency")
 TREE_NODES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 WINDOWS = ((2, 2, 2), (4, 3, 4), (5, 4, 5))
 
@@ -46,7 +47,10 @@ def is_tuned(options: object, name: str) -> bool:
 
 
 def possible_methods(options: Speculation) -> list[Speculation]:
-    """Return the methods that need nothing, or the draft or the heads that `options` brings."""
+    """Return the methods that need nothing, or the draft or the heads that `options` brings.
+
+    They have the options of `options` that do not belong to one method (KEPT).
+    """
     found: list[Speculation] = [PromptLookup("prompt_lookup"), Lookahead("lookahead")]
     draft = options.draft if isinstance(options, DraftModel | Hybrid) else None
     heads = options.heads if isinstance(options, Medusa | Hybrid) else None
@@ -62,7 +66,12 @@ def possible_methods(options: Speculation) -> list[Speculation]:
         found += [alone, Hybrid("hybrid", eagle3=layer)]
     if heads is not None:
         found += [Medusa("medusa", heads), Hybrid("hybrid", heads=heads)]
-    return found
+    return [_with_kept(method, options) for method in found]
+
+
+def _with_kept(method: Speculation, options: Speculation) -> Speculation:
+    both = {f.name for f in fields(method)} & {f.name for f in fields(options)} & set(KEPT)
+    return replace(method, **{name: getattr(options, name) for name in both})
 
 
 def candidates(options: Speculation, accuracy: Sequence[Sequence[float]]) -> list[Speculation]:

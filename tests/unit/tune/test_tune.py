@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -405,6 +405,24 @@ def test_methods_need_nothing_or_what_the_run_brings() -> None:
     layer = Eagle3("eagle3", Eagle3Draft("d"))
     assert names(layer) == [*free, "eagle3", "hybrid"]
     assert names(Hybrid("hybrid", eagle3=Eagle3Options("d"))) == names(layer)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Medusa("medusa", "h", draft_vocab_size=64, draft_length="fixed", max_concurrency=3),
+        ReDrafter("redrafter", "d", draft_vocab_size=64),
+        Hybrid("hybrid", redrafter=ReDrafterOptions("d"), draft_vocab_size=64, max_concurrency=3),
+        DraftModel("draft_model", DraftOptions("d"), min_confidence=0.3, max_concurrency=3),
+    ],
+    ids=lambda options: options.method,
+)
+def test_methods_keep_what_does_not_belong_to_one_of_them(options: Speculation) -> None:
+    """Else a drafter would be tried with all tokens where the run has it draft a few."""
+    for method in possible_methods(options):
+        for name in ("draft_vocab_size", "min_confidence", "draft_length", "max_concurrency"):
+            if name in {f.name for f in fields(method)} & {f.name for f in fields(options)}:
+                assert getattr(method, name) == getattr(options, name), (method, name)
 
 
 def test_every_setting_of_a_layer_that_drafts_is_in_the_record() -> None:
