@@ -8,8 +8,8 @@ import numpy as np
 from specpipe.core.contracts import Floats
 from specpipe.runtime.acceptance import DEPTHS, AcceptanceEstimate, Shadow
 
-PATIENCE = 10
-MOST_DRAFTED = 50
+PATIENCE = 10  # rounds without drafts for each with drafts, until a disappointment is forgotten
+MOST_DRAFTED = 50  # rounds with drafts that count for it
 
 
 @dataclass(eq=False)
