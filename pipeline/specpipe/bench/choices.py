@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from specpipe.bench.served import Notify, send
-from specpipe.bench.throughput import Span, varied, while_busy
+from specpipe.bench.throughput import ANSWERS, Span, varied, while_busy
 from specpipe.config.records import parse_record
 from specpipe.config.speculation import NoSpeculation, Speculation
 from specpipe.serve.client import Client, Options
@@ -27,7 +27,6 @@ from specpipe.validate.load import ClosedLoop, run_load
 
 BEST = 3  # settings of brute force that are measured again
 WARM_UP_TOKENS = 8
-ANSWERS_OF_A_STREAM = 4
 
 Serve = Callable[[Speculation], AbstractContextManager[Client]]
 
@@ -172,13 +171,13 @@ def time_settings(
     """Send all prompts with and without speculation in turn, in `streams` streams.
 
     The first arm alternates from pass to pass. Both are warmed up. Several streams have
-    ANSWERS_OF_A_STREAM answers each, so prompts are sent again if there are fewer.
+    ANSWERS answers each, so prompts are sent again if there are fewer.
     """
     fast = Options(max_tokens=extent.max_tokens)
     arms = (fast, replace(fast, num_draft_tokens=0))
     for arm in arms:
         send(client, prompts[0], replace(arm, max_tokens=WARM_UP_TOKENS))
-    most = ANSWERS_OF_A_STREAM * streams if streams > 1 else 1
+    most = ANSWERS * streams if streams > 1 else 1
     asked = list(islice(cycle(prompts), max(len(prompts), most)))
     lengths = varied(extent.max_tokens, len(asked))
     seconds, tokens = [0.0, 0.0], [0.0, 0.0]

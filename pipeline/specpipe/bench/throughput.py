@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 
+ANSWERS = 4  # of each client, at least: with fewer, much of the time is that of first prompts
 SHARES = (1.0, 0.5, 1.5, 0.75, 1.25)  # of a mean length
 
 

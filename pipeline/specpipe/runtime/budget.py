@@ -21,6 +21,7 @@ output. Drafts that were drawn lose their last nodes only, and as many as if the
 that was allowed: where a drawn draft ends early, its tokens decided it.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -59,7 +60,9 @@ class Budget:
     width: int = 0  # rows that the next step is padded to
     trials_ms: float = 0.0  # at most 0: the time of trials that is not yet made up for
     regret_ms: Floats = field(default_factory=lambda: _NO_REGRET)  # by width: by not having it
-    realised: dict[int, Realised] = field(default_factory=dict)  # by the number of streams
+    realised: defaultdict[int, Realised] = field(  # by the number of streams
+        default_factory=lambda: defaultdict(Realised)
+    )
     _round: Round = field(default_factory=lambda: Round((), 1, 1.0, 1.0))
 
     def forecast(self, adaptive: bool, max_concurrency: int | None) -> Forecast:
@@ -108,14 +111,11 @@ class Budget:
         ms[1:] += drafting + self.cost.drafts_ms(drafts)
         now.speeds = tokens / ms
         ms[1:] += np.minimum(drafting, MARGIN * ms[1:])
-        ms[1:] /= self._realised(now.running).share
+        ms[1:] /= self.realised[now.running].share
         wide = self.cost.last_rows > now.running
         others = slice(0, 1) if wide else slice(1, None)  # that change the width
         ms[others] += self.cost.change_ms / STAY
         return int(np.argmin(ms / tokens))
-
-    def _realised(self, running: int) -> Realised:
-        return self.realised.setdefault(running, Realised())
 
     def choose(
         self,
@@ -297,7 +297,7 @@ class Budget:
             return
         speed = tokens / max(ms, 1e-3) / float(now.speeds[now.depth])
         rate = min(REALISED_RATE, REALISED_RATE / 5 * now.running)
-        self._realised(now.running).note(now.depth > 0, speed, rate)
+        self.realised[now.running].note(now.depth > 0, speed, rate)
 
 
 def _compares(draft: Draft) -> bool:
