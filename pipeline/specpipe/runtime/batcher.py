@@ -45,10 +45,13 @@ class Batcher:
     budget: Budget
     streams: list[Stream] = field(default_factory=list)  # the oldest first
     counts: Counts = field(default_factory=Counts)
-    # Of the current round: what streams emitted, how deep the deepest draft may be, the time of the
-    # target, and whether a prompt was read.
+    # Of the current round: what streams emitted, how deep the deepest draft may be, the calls of
+    # drafters but those in which a draft model read a prompt, the time of these and of the target,
+    # and whether the target read a prompt.
     _events: list[tuple[Stream, Event]] = field(default_factory=list)
     _depth: int = 0
+    _drafting_calls: int = 0
+    _reading_ms: float = 0.0
     _target_ms: float = 0.0
     _reads: bool = False
 
@@ -92,24 +95,34 @@ class Batcher:
 
         An exception ends its stream, as does a step with a finish reason.
         """
-        self._events, self._depth, self._target_ms, self._reads = [], 0, 0.0, False
+        self._events, self._depth, self._drafting_calls = [], 0, 0
+        self._reading_ms, self._target_ms, self._reads = 0.0, 0.0, False
         decoding = [stream.forecast for stream in self.streams if stream.decodes]
         self.budget.begin(decoding, len(self.streams))
         began = time.perf_counter_ns()
         for stream in list(self.streams):
             if stream.ask is None:
                 self._resume(stream, None)
-        calls = self._draft()
+        self._draft()
         waiting = [s for s in self.streams if s.scores("target")]
         self._score("target", waiting, chunks=True)
-        if not self._reads:
-            ms = (time.perf_counter_ns() - began) / 1e6
-            self.budget.note_drafting(self._depth, calls, ms - self._target_ms)
-            self.budget.note_round(_emitted(self._events), ms)
+        self._note_round((time.perf_counter_ns() - began) / 1e6)
         for stream, event in self._events:
             if isinstance(event, Exception) or (isinstance(event, Step) and event.finish):
                 self.remove(stream)
         return self._events
+
+    def _note_round(self, ms: float) -> None:
+        """Tell the budget what the round took, unless a prompt was read in it."""
+        if self._reading_ms:
+            self.budget.note_reading(self._reading_ms)
+        if self._reads:
+            return
+        if self._drafting_calls or not self._reading_ms:
+            drafting_ms = ms - self._target_ms - self._reading_ms
+            self.budget.note_drafting(self._depth, self._drafting_calls, drafting_ms)
+        if not self._reading_ms:
+            self.budget.note_round(_emitted(self._events), ms)
 
     def _resume(self, stream: Stream, answer: Answer | None) -> None:
         """Continue an algorithm up to what it asks or emits next."""
@@ -151,9 +164,9 @@ class Batcher:
 
     # --- drafters -------------------------------------------------------------------------------
 
-    def _draft(self) -> int:
-        """Answer every ask but those for the target's logits; return how many calls that took."""
-        chunks, calls = True, 0
+    def _draft(self) -> None:
+        """Answer every ask but those for the target's logits."""
+        chunks = True
         while groups := self._groups():
             streams = groups[min(groups, key=_cost_of_kind)]
             kind, role = type(streams[0].ask), _role_of(streams[0].ask)
@@ -163,8 +176,6 @@ class Batcher:
                 chunks = False
             else:
                 self._answer_all(streams, self._calls[kind])
-            calls += 1
-        return calls
 
     def _groups(self) -> dict[tuple[type, Role], list[Stream]]:
         found: dict[tuple[type, Role], list[Stream]] = {}
@@ -175,6 +186,7 @@ class Batcher:
         return found
 
     def _answer_all(self, streams: Sequence[Stream], call: Call) -> None:
+        self._drafting_calls += 1
         try:
             answers = call(list(streams))
         except Exception as error:
@@ -235,9 +247,12 @@ class Batcher:
             self.counts.steps += bool(counted)
             self.counts.rows += sum(counted)
         reads = any(len(p.stream.lanes[role].pending) > CATCH_UP for p in planned)
-        self._reads |= reads
-        if reads and role != "target":
-            self.budget.note_reading(took_ms)
+        if role == "target":
+            self._reads |= reads
+        elif reads:
+            self._reading_ms += took_ms
+        else:
+            self._drafting_calls += 1
         answered = False
         for plan, scores in zip(planned, found, strict=True):
             plan.stream.lanes[role].done(plan.item)

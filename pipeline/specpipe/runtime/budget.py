@@ -279,8 +279,11 @@ class Budget:
     def note_drafting(self, depth: int, calls: int, ms: float) -> None:
         """Take note of what a round took in addition to the target's step.
 
-        `depth` is the deepest draft that was allowed, `calls` are those of drafters.
+        `depth` is the deepest draft that was allowed, `calls` are those of drafters. The first
+        drafts were allowed before their price was known: trials have to make up for them.
         """
+        if depth and not self.drafting.call_ms:
+            self._owe(ms)
         self.drafting.observe(depth, calls, ms)
 
     def note_reading(self, ms: float) -> None:
@@ -288,6 +291,9 @@ class Budget:
 
         A draft model reads the prompt of a stream with its first draft.
         """
+        self._owe(ms)
+
+    def _owe(self, ms: float) -> None:
         self.trials_ms = max(self.trials_ms - ms, min(self.trials_ms, MOST_DEBT_MS))
 
     def note_round(self, tokens: int, ms: float) -> None:

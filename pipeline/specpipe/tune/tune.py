@@ -196,7 +196,8 @@ def _cost_of(seen: Observed, options: Speculation, traces: Sequence[Trace]) -> P
     if isinstance(options, Lookahead):
         rounds = [found for trace in traces for found in _run_rounds(seen, options, trace, budget)]
     else:
-        rounds = replay(options, traces, seen.deployment, budget, seen.streams)
+        for _ in range(2):  # the budget learns first, as that of a server has
+            rounds = replay(options, traces, seen.deployment, budget, seen.streams)
     full = max((len(found.steps) for found in rounds), default=0)
     rounds = [replace(r, reads=True) if len(r.steps) < full else r for r in rounds]
     counted = [found for found in rounds if not found.reads]

@@ -151,6 +151,29 @@ def test_the_prompt_that_a_draft_model_reads_is_charged_to_trials() -> None:
     assert many.budget.trials_ms < 0
 
 
+def test_the_price_of_drafts_is_learned_in_the_round_in_which_the_draft_model_reads() -> None:
+    """Short answers have hardly another round with drafts."""
+    noted = list[tuple[str, int]]()
+
+    class Noting(Budget):
+        def note_drafting(self, depth: int, calls: int, ms: float) -> None:
+            noted.append(("drafting", calls if depth else 0))
+
+        def note_reading(self, ms: float) -> None:
+            noted.append(("reading", 1))
+
+        def note_round(self, tokens: int, ms: float) -> None:
+            noted.append(("round", tokens))
+
+    many = Batcher(engines(), 64, Noting())
+    given = task(DraftModel("draft_model", DRAFT, 4), prompt=40)
+    given.stream = many.add(given.decoding(), adaptive=False)
+    while many.streams and len(noted) < 4:
+        many.round()
+    assert noted[:3] == [("reading", 1), ("drafting", 3), ("drafting", 4)]
+    assert noted[3][0] == "round"
+
+
 def test_streams_of_all_methods_share_their_steps() -> None:
     made = engines()
     tasks = [task(method, seed) for seed, method in enumerate(METHODS)]

@@ -218,6 +218,17 @@ def test_a_draft_model_that_reads_prompts_uses_up_the_time_of_trials() -> None:
     assert budget.trials_ms > -1000  # so much is made up for in two minutes
 
 
+def test_drafts_of_an_unknown_price_are_charged_to_trials() -> None:
+    budget = Budget(DEAR_ROWS)
+    forecast = after(budget, *BAD)
+    while not allowed(budget, forecast, running=4):
+        pass
+    assert budget.trials_ms == 0
+    for _ in range(2):  # the second ones have a price, which was charged before
+        budget.note_drafting(depth=4, calls=4, ms=50.0)
+        assert budget.trials_ms == -50
+
+
 def test_a_dear_drafter_is_not_asked_where_it_cannot_pay() -> None:
     budget = Budget(FREE_ROWS)
     forecast = after(budget, *GOOD)

@@ -46,7 +46,7 @@ from specpipe.tune.rounds import Size, scripted_draft
 from specpipe.tune.settings import replace_speculation
 from specpipe.tune.stage import Prices, on_this_machine, recommend_run, tune_run
 from specpipe.tune.trace import DrafterKind, Trace, head_accuracy, record
-from specpipe.tune.tune import price
+from specpipe.tune.tune import Observed, price, tune
 from tests.helpers.scripted_engine import ScriptedEngine
 from tests.helpers.scripted_model import random_distribution
 
@@ -201,6 +201,19 @@ def test_a_replay_stops_drafting_where_the_drafters_cost_more_than_they_save(
         for settings in (options, fixed)
     ]
     assert 0 < calls[0] < calls[1] / 3
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_drafts_that_a_server_has_given_up_are_not_priced(
+    streams: int, deployment: Runtime
+) -> None:
+    """The first drafts of a server are made before it knows their price."""
+    prompts = [[*PROMPT, token] for token in range(3)]
+    traces = record(deployment, prompts, 60, (), drafter=None)
+    options = DraftModel("draft_model", DraftOptions(""), 3)
+    dear = replace(FREE, draft_ms=500.0)
+    seen = Observed(options, deployment, (), traces, traces, dear, True, streams=streams)
+    assert all(0.97 < found.speedup <= 1 for found in tune(seen).tried)
 
 
 @pytest.mark.parametrize("length", [1, 2, 13, 60])
