@@ -1,6 +1,7 @@
 """One of several processes of a training: `python -m tests.helpers.training_process OUT CONFIG`.
 
-It writes the gradients of a step into OUT/gradients-RANK.pt, and trains Medusa heads for a run.
+It writes the gradients of a step into OUT/gradients-RANK.pt, and trains Medusa heads and an EAGLE-3
+drafter for a run.
 """
 
 import sys
@@ -12,6 +13,7 @@ import torch
 from specpipe.config.run_config import read_config
 from specpipe.config.training import MedusaTraining, Schedule, TrainOptions
 from specpipe.core.artifacts import Workspace
+from specpipe.train.eagle3 import train_eagle3
 from specpipe.train.features import Features
 from specpipe.train.frozen import FrozenTask
 from specpipe.train.loop import differentiate
@@ -45,6 +47,7 @@ def main(out: Path, config: Path) -> None:
     torch.save(step_gradients(placement), out / f"gradients-{placement.rank}.pt")
     run = read_config(config)
     train_medusa(run, Workspace(out / "together", run.name), measure=True)
+    train_eagle3(run, Workspace(out / "together", run.name))
 
 
 if __name__ == "__main__":

@@ -192,7 +192,7 @@ class TrainOptions:
     autocast: Literal["auto", "bfloat16", "none"] = "auto"
     """Mixed precision of the losses. `auto`: bfloat16 on a GPU, none on the CPU."""
     hidden_states: Literal["disk", "on_the_fly"] = "disk"
-    """Heads and ReDrafter: `disk` computes the target's hidden states once and keeps them.
+    """Heads, ReDrafter, EAGLE-3: `disk` computes the target's hidden states once and keeps them.
     `on_the_fly` computes them in every step, which needs no disk."""
     micro_batch: int = field(default=0, metadata=at_least(0))
     """Positions of a batch that are computed together; their gradients add up to those of the

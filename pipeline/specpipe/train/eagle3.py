@@ -25,13 +25,18 @@ from specpipe.core.contracts import Ints
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.train.job import DrafterKind, Notify, Progress, TrainingJob, text_facts
 from specpipe.train.layer_net import Eagle3Net
-from specpipe.train.layer_states import LayerStates, read_layer_states
+from specpipe.train.layer_states import (
+    LayerSource,
+    LayerStates,
+    StreamedLayerStates,
+    read_layer_states,
+)
 from specpipe.train.layer_task import Eagle3Task
 from specpipe.train.loop import steps_per_epoch
 from specpipe.train.loss import by_frequency
 from specpipe.train.produce import TrainResult, produce
 from specpipe.train.report import TrainingReport
-from specpipe.train.target import DTYPES, Target
+from specpipe.train.target import DTYPES, Target, weights_of
 from specpipe.train.text import Document, documents_a_step
 
 RECIPE = "1"  # raise it when the same options must give another drafter
@@ -40,7 +45,7 @@ _NEEDED = ("hidden_size", "intermediate_size", "num_attention_heads", "rms_norm_
 
 def eagle3_kind(config: RunConfig) -> DrafterKind:
     """Return what `train eagle3` makes for a run."""
-    return DrafterKind("eagle3", config.train.eagle3, _eagle3, recipe=RECIPE, only_cpu=True)
+    return DrafterKind("eagle3", config.train.eagle3, _eagle3, recipe=RECIPE)
 
 
 def train_eagle3(
@@ -63,13 +68,14 @@ def train_eagle3(
 
 def _eagle3(job: TrainingJob, out: Path) -> TrainingReport:
     options, target, seed = job.config.train.eagle3, job.target, job.config.train.seed
+    device = job.placement.device
     layers = chosen_layers(options, int(target.model.config.num_hidden_layers))
     ids = torch.from_numpy(draft_vocabulary(job.text.training, target, options.draft_vocab_size))
     config = drafter_config(options, target, str(target.path), layers, len(ids))
     training, held_out = _states(job, layers)
-    output = target.output[ids]
-    net = Eagle3Net(config, target.embedding, output, _final_norm(target), seed)
-    task = Eagle3Task(net, output, ids, training, held_out, options, seed)
+    output = target.output[ids.to(target.output.device)].to(device)
+    net = Eagle3Net(config, target.embedding, output, _final_norm(target), seed).to(device)
+    task = Eagle3Task(net, output, ids.to(device), training, held_out, options, seed)
     before, _ = task.judge()
     size = documents_a_step(job.text.training, options.schedule.batch_tokens)
     curve = job.train(task, options.schedule, steps_per_epoch(size, len(job.text.training)))
@@ -150,17 +156,23 @@ def write_drafter(
     write_config(config, folder)
 
 
-def _states(job: TrainingJob, layers: Sequence[int]) -> tuple[LayerStates, LayerStates]:
+def _states(job: TrainingJob, layers: Sequence[int]) -> tuple[LayerSource, LayerStates]:
+    """Return the states of the training, and those of the hold-out, which are on the disk."""
     job.notify("computing the hidden states of the target that are not cached")
-    first, second = (
-        read_layer_states(job.target, documents, layers, job.work, progress=job.progress)
-        for documents in (job.text.training, job.text.held_out)
+    if job.config.train.hidden_states == "on_the_fly":
+        streamed = StreamedLayerStates(job.target, tuple(job.text.training), layers)
+        return streamed, _stored(job, job.text.held_out, layers)
+    return _stored(job, job.text.training, layers), _stored(job, job.text.held_out, layers)
+
+
+def _stored(job: TrainingJob, documents: Sequence[Document], layers: Sequence[int]) -> LayerStates:
+    return read_layer_states(
+        job.target, documents, layers, job.work, progress=job.progress, placement=job.placement
     )
-    return first, second
 
 
 def _final_norm(target: Target) -> torch.Tensor | None:
     """Return the weights of the target's last norm, if it is like the drafter's."""
     norm = getattr(target.model.base_model, "norm", None)
-    weight = getattr(norm, "weight", None)
-    return weight if isinstance(weight, torch.Tensor) and not hasattr(norm, "bias") else None
+    is_like = isinstance(getattr(norm, "weight", None), torch.Tensor) and not hasattr(norm, "bias")
+    return weights_of(norm) if is_like else None

@@ -60,7 +60,6 @@ class DrafterKind:
     options: object  # the record that it depends on
     make: Make  # fills an empty folder and returns the report
     recipe: str = ""  # another one, such as the formula of a net, makes the product stale
-    only_cpu: bool = False  # trained on the CPU, in one process
 
 
 def text_facts(job: TrainingJob) -> dict[str, str | int | float]:

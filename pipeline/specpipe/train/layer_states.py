@@ -1,4 +1,4 @@
-"""Hidden states of several layers of the frozen target, computed once and mapped from disk.
+"""Hidden states of several layers of the frozen target: mapped from disk, or computed when needed.
 
 Unlike `features`, every position of a document is there, since a drafter's layer attends to all of
 them. Of each position the file has the inputs of the chosen layers and, at the end, what the LM
@@ -8,14 +8,16 @@ head reads, in the target's type.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from specpipe.core.artifacts import digest_json
 from specpipe.train.features import pad
+from specpipe.train.placement import HERE, TrainingPlace
 from specpipe.train.state_file import StateFile
-from specpipe.train.target import DTYPES, Target
+from specpipe.train.target import CPU, DTYPES, Target, base_outputs
 from specpipe.train.text import Document, head_labels
 
 Progress = Callable[[int, int], None]
@@ -31,25 +33,60 @@ class TaughtDocument:
     labels: torch.Tensor  # [T, steps]  step s: the token t + 2 + s; -1: nothing to draft there
 
 
+class LayerSource(Protocol):
+    """Where the states of a training's documents come from."""
+
+    @property
+    def documents(self) -> tuple[Document, ...]:
+        """All documents, in order."""
+        ...
+
+    def document(self, number: int, steps: int, device: torch.device = CPU) -> TaughtDocument:
+        """Return one document in float32, with labels for `steps` draft steps."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class LayerStates:
-    """The states of all documents, in order."""
+    """The states of all documents, on the disk."""
 
     documents: tuple[Document, ...]
     states: torch.Tensor  # [N, (layers + 1) * D]  mapped
     begins: tuple[int, ...]  # the first row of every document
     width: int  # D
 
-    def document(self, number: int, steps: int) -> TaughtDocument:
+    def document(self, number: int, steps: int, device: torch.device = CPU) -> TaughtDocument:
         """Return one document in float32, with labels for `steps` draft steps."""
         document, begin = self.documents[number], self.begins[number]
-        rows = self.states[begin : begin + len(document)].float()
-        return TaughtDocument(
-            torch.from_numpy(document.tokens),
-            rows[:, : -self.width],
-            rows[:, -self.width :],
-            torch.from_numpy(head_labels(document, steps)),
-        )
+        rows = self.states[begin : begin + len(document)]
+        return _taught(document, rows, self.width, steps, device)
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedLayerStates:
+    """The states of a document are computed whenever it is learned."""
+
+    target: Target
+    documents: tuple[Document, ...]
+    layers: Sequence[int]
+
+    def document(self, number: int, steps: int, device: torch.device = CPU) -> TaughtDocument:
+        """Return one document in float32, with labels for `steps` draft steps."""
+        document = self.documents[number]
+        (rows,) = _states(self.target, [document], self.layers)
+        return _taught(document, rows, int(self.target.output.shape[1]), steps, device)
+
+
+def _taught(
+    document: Document, rows: torch.Tensor, width: int, steps: int, device: torch.device
+) -> TaughtDocument:
+    rows = rows.to(device).float()
+    return TaughtDocument(
+        torch.from_numpy(document.tokens).to(device),
+        rows[:, :-width],
+        rows[:, -width:],
+        torch.from_numpy(head_labels(document, steps)).to(device),
+    )
 
 
 def read_layer_states(
@@ -59,6 +96,7 @@ def read_layer_states(
     folder: Path,
     *,
     progress: Progress,
+    placement: TrainingPlace = HERE,
 ) -> LayerStates:
     """Return the states of `documents`; the inputs of `layers`, counted from 0.
 
@@ -75,7 +113,7 @@ def read_layer_states(
     def compute(chosen: Sequence[int]) -> Iterator[bytes]:
         return _rows(target, [documents[i] for i in chosen], layers)
 
-    StateFile(file, sizes, lengths, compute).require(progress)
+    StateFile(file, sizes, lengths, compute, placement).require(progress)
     begins = np.cumsum([0, *map(len, documents)]).tolist()
     count = begins.pop()
     states = torch.from_file(str(file), size=count * columns, dtype=DTYPES[target.dtype])
@@ -85,16 +123,13 @@ def read_layer_states(
 def _rows(target: Target, documents: Sequence[Document], layers: Sequence[int]) -> Iterator[bytes]:
     """Yield the states of each document."""
     for row, document in zip(_states(target, documents, layers), documents, strict=True):
-        kept = row[: len(document)].contiguous().cpu()
+        kept = row[: len(document)].contiguous()
         yield kept.view(torch.uint8).numpy().tobytes()
 
 
 @torch.no_grad()
 def _states(target: Target, documents: Sequence[Document], layers: Sequence[int]) -> torch.Tensor:
-    """Return [B, T, (layers + 1) * D] of a batch."""
-    ids, mask = (part.to(target.output.device) for part in pad(documents))
-    found = target.model.base_model(
-        input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True
-    )
+    """Return [B, T, (layers + 1) * D] of a batch, on the CPU: layers may be on several devices."""
+    found = base_outputs(target.model, *pad(documents), output_hidden_states=True)
     chosen = [found.hidden_states[i] for i in layers]
-    return torch.cat([*chosen, found.last_hidden_state], -1)
+    return torch.cat([states.cpu() for states in (*chosen, found.last_hidden_state)], -1)

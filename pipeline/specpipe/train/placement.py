@@ -62,18 +62,11 @@ class TrainingPlace:
 HERE = TrainingPlace()  # one process on the CPU
 
 
-def place(options: TrainOptions, *, only_cpu: bool = False) -> TrainingPlace:
+def place(options: TrainOptions) -> TrainingPlace:
     """Return where to train: as `train.device` and the launcher of the process specify.
 
-    Raises Unsupported if that device is not there, and with `only_cpu` for any but one CPU process.
+    Raises Unsupported if that device is not there.
     """
-    if only_cpu:
-        if options.device.startswith("cuda") or int(os.environ.get(_WORLD, "1")) > 1:
-            raise Unsupported(
-                "this drafter is trained on the CPU in one process",
-                hint="set train.device: cpu, and start one process",
-            )
-        return TrainingPlace(_CPU, options.autocast == "bfloat16")
     if int(os.environ.get(_WORLD, "1")) > 1:
         return _join(options)
     device = torch.device(_default() if options.device == "auto" else options.device)

@@ -57,7 +57,7 @@ def produce(
     a rehearsal of less than a minute. Raises ConfigError, before any work, if something that
     specpipe did not make is in its place; Unsupported if the training does not fit.
     """
-    placement = place(config.train, only_cpu=made.only_cpu)
+    placement = place(config.train)
     folder = training_folder(config, workspace)
     notify = notify if placement.is_first else _silent
     with _alone(folder, placement, notify), determinism(placement.device):

@@ -34,12 +34,12 @@ class Target:
     @cached_property
     def output(self) -> torch.Tensor:
         """Weights of the LM head: [V, D]."""
-        return _weights_of(self.model.get_output_embeddings())
+        return weights_of(self.model.get_output_embeddings())
 
     @cached_property
     def embedding(self) -> torch.Tensor:
         """What tokens are read as: [V, D]."""
-        return _weights_of(self.model.get_input_embeddings())
+        return weights_of(self.model.get_input_embeddings())
 
     @property
     def device(self) -> torch.device:
@@ -52,7 +52,7 @@ class Target:
         return last_hidden(self.model, ids, mask)
 
 
-def _weights_of(module: Any) -> torch.Tensor:
+def weights_of(module: Any) -> torch.Tensor:
     """Return the weights of a module, also of one that accelerate loads for each call."""
     if module.weight.device.type != "meta":
         held: torch.Tensor = module.weight
@@ -66,12 +66,17 @@ def _weights_of(module: Any) -> torch.Tensor:
 
 def last_hidden(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return what a model hands to its LM head: [B, T] -> [B, T, D]; ids may be elsewhere."""
+    states: torch.Tensor = base_outputs(model, ids, mask).last_hidden_state
+    return states
+
+
+def base_outputs(model: Any, ids: torch.Tensor, mask: torch.Tensor, **wanted: bool) -> Any:
+    """Return what a model computes without its LM head; ids [B, T] may be elsewhere."""
     device = model.get_input_embeddings().weight.device
     device = CPU if device.type == "meta" else device  # accelerate's hooks move the ids
-    states: torch.Tensor = model.base_model(
-        input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
-    ).last_hidden_state
-    return states
+    return model.base_model(
+        input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False, **wanted
+    )
 
 
 def recompute_activations(model: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,21 @@ def test_an_interrupted_training_ends_in_the_same_bytes(
     assert train_eagle3(config, cut).fresh
     for name in ("model.safetensors", "config.json", "report.json"):
         assert (whole.path / name).read_bytes() == (again.path / name).read_bytes()
+
+
+def test_states_that_are_computed_in_every_step_teach_the_same(
+    answered: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    stored = answered(epochs=1)
+    streamed = replace(stored, train=replace(stored.train, hidden_states="on_the_fly"))
+    one, other = (
+        train_eagle3(config, Workspace(tmp_path / name, "t")).path
+        for name, config in (("stored", stored), ("streamed", streamed))
+    )
+    files = [len(list(path.parent.glob("work/layers-*"))) for path in (one, other)]
+    assert files == [2, 1], "the hold-out is on the disk"
+    expected, found = (load_file(path / "model.safetensors") for path in (one, other))
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0.05)
 
 
 @pytest.mark.slow

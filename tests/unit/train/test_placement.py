@@ -8,12 +8,21 @@ import numpy as np
 import pytest
 import torch
 
-from specpipe.config.training import DraftTraining, MedusaTraining, Schedule, TrainOptions
+from specpipe.config.training import (
+    DraftTraining,
+    Eagle3Training,
+    MedusaTraining,
+    Schedule,
+    TrainOptions,
+)
 from specpipe.core.errors import Unsupported
 from specpipe.train.draft_model import DraftTask, prune
+from specpipe.train.eagle3 import drafter_config
 from specpipe.train.features import Features
 from specpipe.train.frozen import FrozenTask
 from specpipe.train.joint import JointTask
+from specpipe.train.layer_net import Eagle3Net
+from specpipe.train.layer_states import StreamedLayerStates
 from specpipe.train.loss import Vocabulary
 from specpipe.train.medusa import MedusaHeads
 from specpipe.train.placement import TrainingPlace, cuts, place
@@ -104,6 +113,18 @@ def test_a_drafter_is_trained_on_the_device_of_its_weights(net: type) -> None:
     assert weights and all(p.grad is not None and p.grad.device == META for p in weights)
 
 
+def test_an_eagle3_drafter_is_trained_on_the_device_of_its_weights(target: Target) -> None:
+    layers = (0, 1)
+    config = drafter_config(Eagle3Training(), target, "t", layers, TOKENS)
+    net = Eagle3Net(config, target.embedding, target.output, None, 0).to(META)
+    states = StreamedLayerStates(target, documents(), layers)
+    document = states.document(0, 3, META)
+    for logits in net.steps(document, 3):
+        logits.sum().backward(retain_graph=True)
+        assert logits.device == META
+    assert all(p.grad is not None and p.grad.device == META for p in net.parameters())
+
+
 def test_activations_are_computed_again_to_the_same_gradients(target: Target) -> None:
     plain, again = draft(target), draft(target)
     recompute_activations(again.model)
@@ -137,9 +158,6 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(Unsupported, match=r"'train.device' is cuda:1, but torch finds 1 CUDA"):
         place(TrainOptions(device="cuda:1"))
     assert place(TrainOptions(device="cpu")) == TrainingPlace()
-    assert place(TrainOptions(), only_cpu=True) == TrainingPlace()
-    with pytest.raises(Unsupported, match="trained on the CPU in one process"):
-        place(TrainOptions(device="cuda"), only_cpu=True)
     found = place(TrainOptions(device="cuda:0"))
     assert found.autocast and found.numerics == "cuda bfloat16"
 

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,9 +15,12 @@ from safetensors.torch import load_file
 from specpipe.config.training import TrainOptions
 from specpipe.core.artifacts import Workspace
 from specpipe.core.errors import Unsupported
+from specpipe.train.eagle3 import train_eagle3
+from specpipe.train.layer_states import StreamedLayerStates
 from specpipe.train.medusa import train_medusa
 from specpipe.train.placement import HERE, TrainingPlace, target_place
 from specpipe.train.target import Target, load_target
+from specpipe.train.text import Document
 from tests.helpers.models import make_llama
 from tests.helpers.training_process import step_gradients
 
@@ -41,12 +45,13 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_gradients_of_one_and_train_the_same_heads(
+def test_two_processes_have_the_gradients_of_one_and_train_the_same_drafters(
     make_run, tmp_path: Path
 ) -> None:
     """gloo, through accelerate's PartialState, as `accelerate launch` and `torchrun` start them."""
     schedule = {"epochs": 1, "batch_tokens": 64, "learning_rate": 1e-3, "checkpoint_every": 10}
-    config = make_run(medusa={"num_heads": 2, "schedule": schedule})
+    eagle3 = {"target_layer_ids": [0, 1], "draft_vocab_size": 200, "schedule": schedule}
+    config = make_run(medusa={"num_heads": 2, "schedule": schedule}, eagle3=eagle3)
     port = free_port()
     started = [start(rank, port, tmp_path, config.path) for rank in (0, 1)]
     assert [process.wait(300) for process in started] == [0, 0]
@@ -55,13 +60,14 @@ def test_two_processes_have_the_gradients_of_one_and_train_the_same_heads(
         found = torch.load(tmp_path / f"gradients-{rank}.pt")
         assert found[0] == pytest.approx(loss, rel=1e-5)
         torch.testing.assert_close(found[1], gradients)
-    single = train_medusa(config, Workspace(tmp_path / "single", config.name)).path
-    product = tmp_path / "together" / single.relative_to(tmp_path / "single")
-    torch.testing.assert_close(
-        load_file(product / HEADS), load_file(single / HEADS), atol=2e-3, rtol=0.05
-    )
+    for train, name in ((train_medusa, HEADS), (train_eagle3, "model.safetensors")):
+        single = train(config, Workspace(tmp_path / "single", config.name)).path
+        product = tmp_path / "together" / single.relative_to(tmp_path / "single")
+        torch.testing.assert_close(
+            load_file(product / name), load_file(single / name), atol=2e-3, rtol=0.05
+        )
     work = product.parent / "work"
-    assert not [f.name for f in work.iterdir() if f.suffix not in (".f16",)], "no journal is left"
+    assert {f.suffix for f in work.iterdir()} == {".f16", ".bin"}, "no journal is left"
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +97,12 @@ def test_a_spread_target_has_the_same_states_and_lm_head(spread: Target, separat
     torch.testing.assert_close(
         spread.hidden(ids, torch.ones_like(ids)), separate.hidden(ids, torch.ones_like(ids))
     )
+    document = Document(np.arange(5, 25), np.arange(20) > 4)
+    inner, same = (
+        StreamedLayerStates(target, (document,), (0, 1)).document(0, 2)
+        for target in (spread, separate)
+    )
+    torch.testing.assert_close((inner.inputs, inner.last), (same.inputs, same.last))
     assert torch.equal(spread.output, separate.output)
     assert torch.equal(spread.embedding, separate.embedding)
 

@@ -53,7 +53,7 @@ def dry_run(
             reason = unknown_gpu(gpu, "--gpu")
             raise ConfigError(reason.reason, hint=reason.hint)
         return by_sheet(made.kind, config, amounts, known)
-    placement = place(config.train, only_cpu=made.only_cpu)
+    placement = place(config.train)
     there = room or room_here(folder, gpu_of(config.train, placement))
     sized = Sized(made.kind, config.train, model, amounts, there)
     if source is None or source.missing or rejections(sized):

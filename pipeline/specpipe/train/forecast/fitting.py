@@ -67,14 +67,7 @@ def usable(memory: int) -> int:
 
 def rejections(sized: Sized) -> list[Rejection]:
     """Return every reason why a training cannot run, each with what to change."""
-    return [*_no_gpu(sized), *_memory(sized), *_ram(sized), *_disk(sized)]
-
-
-def _no_gpu(sized: Sized) -> Iterator[Rejection]:
-    if sized.work.only_cpu and sized.room.gpu_name:
-        yield Rejection(
-            "this drafter is trained on the CPU in one process", "set train.device: cpu"
-        )
+    return [*_memory(sized), *_ram(sized), *_disk(sized)]
 
 
 def _memory(sized: Sized) -> Iterator[Rejection]:

@@ -29,7 +29,6 @@ class Work:
     whole_documents: bool  # a batch consists of documents, not of positions
     runs_target: bool  # in every step
     product: int  # bytes
-    only_cpu: bool = False
 
     @property
     def on_positions(self) -> bool:
@@ -126,9 +125,8 @@ def _eagle3(train: TrainOptions, model: ModelConfig) -> Work:
         stored_bytes=BYTES[train.dtype],
         every_row=True,
         whole_documents=True,
-        runs_target=False,
+        runs_target=train.hidden_states == "on_the_fly",
         product=net * BYTES[train.dtype],
-        only_cpu=True,
     )
 
 

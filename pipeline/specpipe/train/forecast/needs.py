@@ -78,7 +78,7 @@ def needs_of(
 
 def _disk(train: TrainOptions, work: Work, amounts: Amounts) -> dict[str, int]:
     rows = amounts.tokens if work.every_row else amounts.positions
-    if work.whole_documents and not work.every_row:  # on the fly: only those of the hold-out
+    if work.runs_target:  # on the fly: only those of the hold-out
         rows = round(rows * train.hold_out)
     return {
         "hidden states": rows * work.stored * work.stored_bytes,

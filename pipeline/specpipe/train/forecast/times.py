@@ -10,6 +10,7 @@ from specpipe.engine.gpus import Gpu
 from specpipe.plan.roofline import BANDWIDTH_SHARE, FLOPS_SHARE, multiplied
 from specpipe.train.forecast.amounts import Amounts
 from specpipe.train.forecast.kinds import BYTES, FLOAT, Work
+from specpipe.train.forecast.needs import step_positions
 from specpipe.train.invented import MAX_TOKENS
 from specpipe.train.text import CURVE_DOCUMENTS, CURVE_POSITIONS
 
@@ -48,7 +49,7 @@ def durations(train: TrainOptions, work: Work, amounts: Amounts, pace: Pace) -> 
     points = 1 + math.ceil(steps / work.schedule.checkpoint_every)
     judged = _judged(train, work, amounts)
     states = amounts.tokens if work.stored else 0
-    if work.whole_documents and not work.every_row:  # on the fly: a part of every step
+    if work.runs_target:  # on the fly: a part of every step
         states = round(states * train.hold_out)
     return Durations(
         {
@@ -97,7 +98,7 @@ def sheet_pace(train: TrainOptions, work: Work, model: ModelConfig, gpu: Gpu) ->
     logits = 2 * work.outputs * work.candidates * model.hidden_size
     learned = 6 * work.multiplied + 2 * logits + work.soft * logits
     target = token if work.runs_target else 0.0
-    parts = math.ceil(rows / (train.micro_batch or rows))
+    parts = math.ceil(rows / step_positions(train, work))
     moments = 7 * FLOAT * work.trained / bandwidth
     launches = EAGER_STEP_S + parts * EAGER_LAYER_S * 3 * work.layers
     judged = 2 * (work.multiplied + work.outputs * model.vocab_size * model.hidden_size)

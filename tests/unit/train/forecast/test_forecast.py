@@ -46,7 +46,7 @@ def check_golden(name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("gpu", ["H100-SXM", None])
-@pytest.mark.parametrize("product", [medusa_kind, redrafter_kind, draft_kind])
+@pytest.mark.parametrize("product", [medusa_kind, redrafter_kind, eagle3_kind, draft_kind])
 def test_the_forecast_of_llama_is_the_golden_one(product, gpu: str | None) -> None:
     config = read_config(LLAMA)
     made, where = product(config), gpu or "two-cores"
@@ -75,12 +75,6 @@ def test_the_command_prints_it_and_exits_with_3_if_it_is_refused(tmp_path: Path)
     assert without.exit_code == 2 and "--gpu needs --dry-run" in without.stderr
 
 
-def test_a_gpu_is_refused_for_a_drafter_that_is_trained_on_cpus() -> None:
-    config = read_config(LLAMA)
-    text = shown(eagle3_kind(config), config, gpu="H100-SXM")
-    assert "refused     this drafter is trained on the CPU in one process; set train.device" in text
-
-
 def sized(room: Room, kind: str = "medusa", **train: object) -> Sized:
     config = read_config(LLAMA)
     _, model = describe_target(config)
@@ -88,7 +82,7 @@ def sized(room: Room, kind: str = "medusa", **train: object) -> Sized:
     return Sized(kind, options, model, unread(replace(config, train=options)), room)
 
 
-@pytest.mark.parametrize("kind", ["medusa", "redrafter", "draft"])
+@pytest.mark.parametrize("kind", ["medusa", "redrafter", "eagle3", "draft"])
 @pytest.mark.parametrize("memory", [24, 32, 40, 64, 80])
 def test_the_proposed_changes_make_it_fit_and_milder_ones_do_not(kind: str, memory: int) -> None:
     found = sized(Room(None, None, memory * GIB, "G"), kind)
@@ -112,11 +106,12 @@ def with_key(record, key: str, value: str):
     )
 
 
-def test_a_disk_that_is_too_small_names_the_number_to_change() -> None:
-    (reason,) = rejections(sized(Room(None, 40 * GIB)))
+@pytest.mark.parametrize("kind", ["medusa", "redrafter", "eagle3"])
+def test_a_disk_that_is_too_small_names_the_number_to_change(kind: str) -> None:
+    (reason,) = rejections(sized(Room(None, 40 * GIB), kind))
     assert reason.hint.startswith("set train.hidden_states: on_the_fly or give at most ")
     most = int(reason.hint.split("at most ")[1].split(" ")[0].replace(",", ""))
-    found = sized(Room(None, 40 * GIB))
+    found = sized(Room(None, 40 * GIB), kind)
     amounts = found.amounts.times(most / found.amounts.positions)
     assert not rejections(replace(found, amounts=amounts))
     assert rejections(replace(found, amounts=amounts.times(1.02)))
