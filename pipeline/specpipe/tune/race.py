@@ -1,9 +1,12 @@
 """Decodes the most promising settings and plain decoding in turn, and times them."""
 
+import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from specpipe.config.speculation import PLAIN, Speculation
 from specpipe.core.contracts import Sampling
@@ -18,6 +21,7 @@ from specpipe.validate.metrics import figure
 
 MEASURED = 6  # held-out prompts that are decoded: plain decoding of more takes too long
 BATCHES = 3  # of several streams
+PASSES = 3  # over all of them; in the first one, the budgets learn
 FINALISTS = 3  # settings that are decoded
 
 
@@ -53,20 +57,17 @@ def measure(arms: Arms, traces: Sequence[Trace], chosen: Sequence[Prediction]) -
     The order of the settings rotates from prompt to prompt.
     """
     settings = [PLAIN, *(prediction.options for prediction in chosen)]
-    served = [arms.of(options) for options in settings]
-    spent: list[list[float]] = [[] for _ in settings]
-    for turn, batch in enumerate(batches(traces, arms.streams)):
-        times: dict[int, float | None] = {}
+    served, prompts = [arms.of(options) for options in settings], batches(traces, arms.streams)
+    spent = np.full((PASSES, len(prompts), len(settings)), np.nan)
+    for turn, (number, batch) in enumerate(np.ndindex(PASSES, len(prompts))):
         for place in range(len(settings)):
             arm = (turn + place) % len(settings)
-            times[arm] = _batch_ms(arms, *served[arm], batch)
-        known = {arm: ms for arm, ms in times.items() if ms is not None}
-        if len(known) == len(settings):  # an answer of one step has no time per token
-            for arm, ms in known.items():
-                spent[arm].append(ms)
-    plain, *fast = spent
-    if not plain:
+            spent[number, batch, arm] = _batch_ms(arms, *served[arm], prompts[batch])
+    mean = spent[1:].mean(0)
+    known = mean[~np.isnan(mean).any(1)]  # an answer of one step has no time per token
+    if not len(known):
         return ()
+    plain, *fast = known.T.tolist()
     measured = [_measured(p, plain, ms) for p, ms in zip(chosen, fast, strict=True)]
     return tuple(sorted(measured, key=lambda found: -found.overall))
 
@@ -80,10 +81,8 @@ def batches(traces: Sequence[Trace], streams: int) -> list[list[Trace]]:
     return [rest[begin : begin + streams] for begin in range(0, len(rest), streams)]
 
 
-def _batch_ms(
-    arms: Arms, deployment: Runtime, budget: Budget, batch: Sequence[Trace]
-) -> float | None:
-    """Return the milliseconds per token while all streams decode; None if they never do."""
+def _batch_ms(arms: Arms, deployment: Runtime, budget: Budget, batch: Sequence[Trace]) -> float:
+    """Return the milliseconds per token while all streams decode; NaN if they never do."""
     batcher, tokens, began = deployment.batcher(budget), 0, 0
     for trace in batch:
         limits, sampling = Limits(len(trace.output)), Sampling(end_ids=arms.end_ids)
@@ -97,7 +96,7 @@ def _batch_ms(
     ended = time.perf_counter_ns()
     for stream in list(batcher.streams):
         batcher.remove(stream)
-    return (ended - began) / 1e6 / tokens if began and tokens else None
+    return (ended - began) / 1e6 / tokens if began and tokens else math.nan
 
 
 def _measured(prediction: Prediction, plain: Sequence[float], fast: Sequence[float]) -> Raced:

@@ -39,9 +39,10 @@ from specpipe.runtime.budget import Budget
 from specpipe.tune.candidates import candidates, possible_methods
 from specpipe.tune.cost import CostCurve, Costs, measure_costs, read_costs, rising
 from specpipe.tune.growth import BEAMS, LEVELS
-from specpipe.tune.race import serve_one
+from specpipe.tune.race import PASSES, Arms, measure, serve_one
 from specpipe.tune.replay import PricedBudget, ReplayedRound, ReplayedStep, priced
 from specpipe.tune.replay import replay as replay_all
+from specpipe.tune.result import Prediction
 from specpipe.tune.rounds import Size, scripted_draft
 from specpipe.tune.settings import replace_speculation
 from specpipe.tune.stage import Prices, on_this_machine, recommend_run, tune_run
@@ -214,6 +215,18 @@ def test_drafts_that_a_server_has_given_up_are_not_priced(
     dear = replace(FREE, draft_ms=500.0)
     seen = Observed(options, deployment, (), traces, traces, dear, True, streams=streams)
     assert all(0.97 < found.speedup <= 1 for found in tune(seen).tried)
+
+
+def test_finalists_decode_every_prompt_several_times(deployment: Runtime) -> None:
+    """An answer of one token has no time between tokens."""
+    *whole, cut = record(deployment, [PROMPT, [1, 2, 3], [4, 4]], 30, (), drafter=None)
+    traces = [*whole, replace(cut, output=cut.output[:1])]
+    target = deployment.engines["target"]
+    assert isinstance(target, ScriptedEngine)
+    target.steps.clear()
+    (found,) = measure(Arms(deployment, FREE, ()), traces, [Prediction(PLAIN, 1.0, 10.0, 1.0)])
+    assert len(target.steps) == 2 * PASSES * (30 + 30 + 1)
+    assert found.speedup.samples == found.ms_a_token.samples == 2
 
 
 @pytest.mark.parametrize("length", [1, 2, 13, 60])
