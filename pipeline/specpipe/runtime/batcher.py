@@ -37,6 +37,18 @@ Call = Callable[[list[Stream]], Sequence[Answer]]  # answers what each of some s
 
 
 @dataclass
+class _Round:
+    """What the current round emitted, and what it took."""
+
+    events: list[tuple[Stream, Event]] = field(default_factory=list)
+    depth: int = 0  # that the deepest draft may have
+    drafting_calls: int = 0  # of drafters, but those in which a draft model read a prompt
+    reading_ms: float = 0.0  # of calls in which a draft model read a prompt
+    target_ms: float = 0.0
+    reads: bool = False  # the target read a prompt
+
+
+@dataclass
 class Batcher:
     """See the module. Used from one thread."""
 
@@ -45,15 +57,7 @@ class Batcher:
     budget: Budget
     streams: list[Stream] = field(default_factory=list)  # the oldest first
     counts: Counts = field(default_factory=Counts)
-    # Of the current round: what streams emitted, how deep the deepest draft may be, the calls of
-    # drafters but those in which a draft model read a prompt, the time of these and of the target,
-    # and whether the target read a prompt.
-    _events: list[tuple[Stream, Event]] = field(default_factory=list)
-    _depth: int = 0
-    _drafting_calls: int = 0
-    _reading_ms: float = 0.0
-    _target_ms: float = 0.0
-    _reads: bool = False
+    _now: _Round = field(default_factory=_Round)
 
     def __post_init__(self) -> None:
         self._packer = Packer(
@@ -95,8 +99,7 @@ class Batcher:
 
         An exception ends its stream, as does a step with a finish reason.
         """
-        self._events, self._depth, self._drafting_calls = [], 0, 0
-        self._reading_ms, self._target_ms, self._reads = 0.0, 0.0, False
+        self._now = _Round()
         decoding = [stream.forecast for stream in self.streams if stream.decodes]
         self.budget.begin(decoding, len(self.streams))
         began = time.perf_counter_ns()
@@ -107,22 +110,23 @@ class Batcher:
         waiting = [s for s in self.streams if s.scores("target")]
         self._score("target", waiting, chunks=True)
         self._note_round((time.perf_counter_ns() - began) / 1e6)
-        for stream, event in self._events:
+        for stream, event in self._now.events:
             if isinstance(event, Exception) or (isinstance(event, Step) and event.finish):
                 self.remove(stream)
-        return self._events
+        return self._now.events
 
     def _note_round(self, ms: float) -> None:
         """Tell the budget what the round took, unless a prompt was read in it."""
-        if self._reading_ms:
-            self.budget.note_reading(self._reading_ms)
-        if self._reads:
+        now = self._now
+        if now.reading_ms:
+            self.budget.note_reading(now.reading_ms)
+        if now.reads:
             return
-        if self._drafting_calls or not self._reading_ms:
-            drafting_ms = ms - self._target_ms - self._reading_ms
-            self.budget.note_drafting(self._depth, self._drafting_calls, drafting_ms)
-        if not self._reading_ms:
-            self.budget.note_round(_emitted(self._events), ms)
+        if now.drafting_calls or not now.reading_ms:
+            drafting_ms = ms - now.target_ms - now.reading_ms
+            self.budget.note_drafting(now.depth, now.drafting_calls, drafting_ms)
+        if not now.reading_ms:
+            self.budget.note_round(_emitted(now.events), ms)
 
     def _resume(self, stream: Stream, answer: Answer | None) -> None:
         """Continue an algorithm up to what it asks or emits next."""
@@ -131,7 +135,7 @@ class Batcher:
             said = stream.decoding.send(answer)
             while isinstance(said, Allowance):
                 allowed = self._allow(stream, said.limit)
-                self._depth = max(self._depth, allowed)
+                self._now.depth = max(self._now.depth, allowed)
                 said = stream.decoding.send(allowed)
         except StopIteration:
             self.remove(stream)
@@ -143,7 +147,7 @@ class Batcher:
             if isinstance(said, Step):
                 stream.decodes = True
                 self.budget.learn(stream.forecast, said)
-            self._events.append((stream, said))
+            self._now.events.append((stream, said))
         else:
             stream.ask = said
 
@@ -158,7 +162,7 @@ class Batcher:
 
     def _fail(self, stream: Stream, error: Exception) -> None:
         stream.ask = None
-        self._events.append((stream, error))
+        self._now.events.append((stream, error))
         if stream in self.streams:
             self.remove(stream)
 
@@ -186,7 +190,7 @@ class Batcher:
         return found
 
     def _answer_all(self, streams: Sequence[Stream], call: Call) -> None:
-        self._drafting_calls += 1
+        self._now.drafting_calls += 1
         try:
             answers = call(list(streams))
         except Exception as error:
@@ -239,20 +243,18 @@ class Batcher:
             for stream in streams:
                 self._fail(stream, error)
             return False
+        reads = any(len(p.stream.lanes[role].pending) > CATCH_UP for p in planned)
         if role == "target":
-            self._target_ms = took_ms
+            self._now.target_ms, self._now.reads = took_ms, reads
             drafts = sum(len(p.item.wanted) > 1 for p in planned)
             self.budget.note_step(sum(len(p.item.tokens) for p in planned), took_ms, drafts)
             counted = [len(p.item.tokens) for p in planned if p.stream.counted]
             self.counts.steps += bool(counted)
             self.counts.rows += sum(counted)
-        reads = any(len(p.stream.lanes[role].pending) > CATCH_UP for p in planned)
-        if role == "target":
-            self._reads |= reads
         elif reads:
-            self._reading_ms += took_ms
+            self._now.reading_ms += took_ms
         else:
-            self._drafting_calls += 1
+            self._now.drafting_calls += 1
         answered = False
         for plan, scores in zip(planned, found, strict=True):
             plan.stream.lanes[role].done(plan.item)

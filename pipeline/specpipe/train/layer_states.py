@@ -123,13 +123,13 @@ def read_layer_states(
 def _rows(target: Target, documents: Sequence[Document], layers: Sequence[int]) -> Iterator[bytes]:
     """Yield the states of each document."""
     for row, document in zip(_states(target, documents, layers), documents, strict=True):
-        kept = row[: len(document)].contiguous()
+        kept = row[: len(document)].contiguous().cpu()
         yield kept.view(torch.uint8).numpy().tobytes()
 
 
 @torch.no_grad()
 def _states(target: Target, documents: Sequence[Document], layers: Sequence[int]) -> torch.Tensor:
-    """Return [B, T, (layers + 1) * D] of a batch, on the CPU: layers may be on several devices."""
+    """Return [B, T, (layers + 1) * D] of a batch, on one device; layers may be on several."""
     found = base_outputs(target.model, *pad(documents), output_hidden_states=True)
-    chosen = [found.hidden_states[i] for i in layers]
-    return torch.cat([states.cpu() for states in (*chosen, found.last_hidden_state)], -1)
+    last = found.last_hidden_state
+    return torch.cat([*(found.hidden_states[i].to(last.device) for i in layers), last], -1)

@@ -29,7 +29,6 @@ from specpipe.core.engines import Branch, EngineFacts, Item, LoadedEngine, PoolU
 from specpipe.runtime.assembly import Runtime, make_proposer
 from specpipe.runtime.batcher import Batcher
 from specpipe.runtime.budget import Budget
-from specpipe.runtime.packing import CATCH_UP
 from specpipe.speculate import accept
 from specpipe.speculate.decode import Decoding, Finish, Step, propose_within
 from specpipe.tune.cost import Costs
@@ -43,11 +42,10 @@ class Calls:
 
     heads: int = 0
     draft: int = 0
-    reading: int = 0  # of the draft model, with a prompt
 
     def clear(self) -> None:
         """Begin a new round."""
-        self.heads = self.draft = self.reading = 0
+        self.heads = self.draft = 0
 
 
 @dataclass(frozen=True)
@@ -102,14 +100,14 @@ class PricedBudget(Budget):
     def note_drafting(self, depth: int, calls: int, ms: float) -> None:
         """Take note of the price of the current round's drafters."""
         if self.costs is not None:
-            ms = self.costs.drafting_ms(self.calls.heads, self.calls.draft)
+            ms = self.costs.drafting_ms(self.calls.heads, calls - self.calls.heads)
             super().note_drafting(depth, calls, ms)
             self._round_ms += ms
 
     def note_reading(self, ms: float) -> None:
-        """Take note of the price of a draft model's calls with prompts: that of other calls."""
+        """Take note of the price of a draft model's call with prompts: that of another call."""
         if self.costs is not None:
-            super().note_reading(self.costs.drafting_ms(0, self.calls.reading))
+            super().note_reading(self.costs.drafting_ms(0, 1))
 
     def note_round(self, tokens: int, ms: float) -> None:
         """Take note of what a round emitted, and of its price."""
@@ -170,10 +168,7 @@ class _Recorded:
 
     def step(self, items: Sequence[Item]) -> list[Scores]:
         """Return the draft model's choices; of the target only the count of rows matters."""
-        reads = any(len(item.tokens) > CATCH_UP for item in items)
-        if self.role == "draft" and reads:
-            self.calls.reading += 1
-        elif self.role == "draft":
+        if self.role == "draft":
             self.calls.draft += 1
         return [self._scores(item) for item in items]
 
@@ -252,8 +247,7 @@ def _round(batcher: Batcher, budget: PricedBudget) -> ReplayedRound:
             raise event
         if isinstance(event, Noted):
             steps.append(event.found)
-    calls = budget.calls
-    found = ReplayedRound(tuple(steps), calls.heads, calls.draft + calls.reading, reads)
+    found = ReplayedRound(tuple(steps), budget.calls.heads, budget.calls.draft, reads)
     padding = 0 if reads else budget.cost.last_rows - found.rows
     return replace(found, padding=max(0, padding))
 
