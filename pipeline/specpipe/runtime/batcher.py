@@ -247,7 +247,8 @@ class Batcher:
         if role == "target":
             self._now.target_ms, self._now.reads = took_ms, reads
             drafts = sum(len(p.item.wanted) > 1 for p in planned)
-            self.budget.note_step(sum(len(p.item.tokens) for p in planned), took_ms, drafts)
+            rows = sum(len(p.item.tokens) for p in planned)
+            self.budget.note_step(rows, took_ms, drafts, reads=reads)
             counted = [len(p.item.tokens) for p in planned if p.stream.counted]
             self.counts.steps += bool(counted)
             self.counts.rows += sum(counted)

@@ -267,9 +267,9 @@ class Budget:
             if expected is not None:
                 known.calibrate(expected, accepted, RATE)
 
-    def note_step(self, rows: int, ms: float, drafts: int = 0) -> None:
-        """Take note of the time of a step of the target; `drafts` sequences had a draft."""
-        self.cost.observe(rows, ms, drafts)
+    def note_step(self, rows: int, ms: float, drafts: int = 0, *, reads: bool = False) -> None:
+        """Take note of the time of a step of the target; see `StepCost.observe`."""
+        self.cost.observe(rows, ms, drafts, reads=reads)
         self.afford_trials(ms)
 
     def afford_trials(self, ms: float) -> None:

@@ -15,32 +15,51 @@ import numpy as np
 from specpipe.core.contracts import Floats, Ints
 from specpipe.core.engines import Cache, EngineFacts, Item, LoadedEngine
 from specpipe.runtime.acceptance import DEPTHS
+from specpipe.runtime.kalman import Kalman
 
 ROWS = (1, 2, 4, 5, 8, 16, 32, 64)
 SEQUENCES = 4  # with which the price of a draft in a batch is measured
 _PATIENCE_S = 0.6
 _SLOW_MS = 40.0
-_RATE = 0.1  # weight of one observation for what it shows: the price of a width, or of drafts
-_STEP = 0.05  # by which the price of a change moves towards an observation
-_MOST = 1.5  # times what is known: a step that was interrupted counts no more
-_DRIFT = 0.01  # for the level of all prices: other work on the machine, its temperature
+_RATE = 0.1  # weight of one observation for the price of drafts
+_CHANGE_STEP = 0.02  # of a step's time, by which the price of a change moves to an observation
+# Of the logarithms of times: standard deviations
+_NOISE = 0.1  # of a step
+_LEVEL, _LEVEL_STEP = 0.3, 0.05  # of the level of all widths: at start, and from step to step
+_WIDTH, _WIDTH_STEP = 0.15, 0.003  # of a width by the level
+_ALIKE = 2.0  # widths with a ratio of 2 ** _ALIKE have deviations with a correlation of 1 / e
 
 
 @dataclass
 class StepCost:
-    """Milliseconds of a step by its rows; between the measured points it is a line."""
+    """Milliseconds of a step by its rows; between the measured points it is a line.
+
+    The times that were measured at start are corrected by served steps. More sequences, longer
+    contexts and other work on the machine make all widths slower by about the same factor, the
+    *level*, which changes within seconds. What a width takes by the level hardly changes, but was
+    measured in a moment, with one sequence. Both are estimated together (`Kalman`, of logarithms),
+    so that widths that have not been seen for a while keep their proportion to the others.
+    """
 
     rows: Floats  # [n]  ascending
-    ms: Floats  # [n]
+    ms: Floats  # [n]  as measured at start
     change_ms: float = 0.0  # more, for a step of other rows than the one before
     draft_ms: float = 0.0  # more, for each sequence with a draft but the first: see `drafts_ms`
     last_rows: int = 0  # of the last observed step
-    _factor: float = field(default=1.0)  # of the last steps, by what was measured at start
-    start: Floats = field(init=False)  # [n]  `ms` as it was measured
+    _known: Kalman = field(init=False)  # the level, and the deviation of each point
+    _now: Floats = field(init=False)  # [n]  milliseconds
 
     def __post_init__(self) -> None:
-        """Keep what was measured."""
-        self.start = self.ms.astype(np.float64)
+        """Expect what was measured."""
+        logs = np.log2(self.rows)
+        alike = np.exp(-np.abs(logs[:, None] - logs) / _ALIKE)
+        at_start, wander = (
+            np.block([[level**2, np.zeros((1, len(logs)))],
+                      [np.zeros((len(logs), 1)), width**2 * alike]])
+            for level, width in ((_LEVEL, _WIDTH), (_LEVEL_STEP, _WIDTH_STEP))
+        )  # fmt: skip
+        self._known = Kalman(at_start, wander, _NOISE)
+        self._now = self.ms.astype(np.float64)
 
     def __call__(self, rows: "float | Floats | Ints") -> Floats:
         """Return the milliseconds of steps of these rows.
@@ -48,12 +67,11 @@ class StepCost:
         Beyond the last measured point, the slope of the last two continues.
         """
         wanted = np.asarray(rows, np.float64)
-        inside = np.interp(wanted, self.rows, self.ms)
+        inside = np.interp(wanted, self.rows, self._now)
         if len(self.rows) < 2:
-            return np.asarray(self._factor * inside)
-        slope = (self.ms[-1] - self.ms[-2]) / (self.rows[-1] - self.rows[-2])
-        beyond = np.maximum(wanted - self.rows[-1], 0.0) * max(slope, 0.0)
-        return np.asarray(self._factor * (inside + beyond))
+            return np.asarray(inside)
+        slope = (self._now[-1] - self._now[-2]) / (self.rows[-1] - self.rows[-2])
+        return np.asarray(inside + np.maximum(wanted - self.rows[-1], 0.0) * slope)
 
     def drafts_ms(self, drafts: "Ints | int") -> Floats:
         """Return the milliseconds that a step takes more with this number of sequences with drafts.
@@ -64,32 +82,30 @@ class StepCost:
 
     def next(self, rows: Ints) -> Floats:
         """Return the milliseconds of the next step, for each number of rows that it may have."""
-        changes = self._factor * self.change_ms * (rows != self.last_rows)
-        return np.asarray(self(rows) + changes)
+        return np.asarray(self(rows) + self.change_ms * (rows != self.last_rows))
 
-    def observe(self, rows: int, ms: float, drafts: int = 0) -> None:
-        """Correct the curve by one step: the level of all points, and the nearest and wider ones.
+    def observe(self, rows: int, ms: float, drafts: int = 0, *, reads: bool = False) -> None:
+        """Correct the prices by one step, in which `drafts` sequences had a draft.
 
-        `drafts` sequences had a draft.
-
-        A step of another width than the one before corrects the price of a change, which follows
-        the median of what was seen.
-        More sequences, longer contexts and other work on the machine make steps of all widths
-        slower by about the same factor, so the wider points move along. The narrower ones do not: a
-        step may take longer for dear draft rows. But a row never becomes cheaper than at start:
-        else steps with drafts would keep an old, dear price of steps without.
+        A step of another width than the one before corrects the price of a change only, which
+        follows the median of what was seen. Rows of a prompt have other prices, so steps in which a
+        sequence `reads` one are left out.
         """
-        known, ms = float(self.next(np.array([rows]))[0]), ms - float(self.drafts_ms(drafts))
         changed, self.last_rows = rows != self.last_rows, rows
-        if changed and self.change_ms and rows <= self.rows[-1]:
-            self.change_ms *= 1 + (_STEP if ms > known else -_STEP)
+        if reads:
             return
-        place = int(np.argmin(np.abs(self.rows - rows)))
-        ratio = min(_MOST, max(1 / _MOST, ms / known)) if known > 0 else 1.0
-        self._factor *= 1 + _DRIFT * (ratio - 1)
-        self.ms[place:] *= 1 + _RATE * (ratio - 1)
-        at_start = self.ms[place] * self.start[:place] / self.start[place]
-        self.ms[:place] = np.minimum(self.ms[:place], at_start)
+        ms = max(ms - float(self.drafts_ms(drafts)), 1e-3)
+        expected = float(self(rows))
+        if changed and len(self.rows) > 1:
+            dearer = ms > expected + self.change_ms
+            step_ms = _CHANGE_STEP * expected
+            self.change_ms = max(0.0, self.change_ms + (step_ms if dearer else -step_ms))
+            return
+        points = np.array([np.interp(rows, self.rows, point) for point in np.eye(len(self.rows))])
+        self._known.observe(np.concatenate([[1.0], points]), float(np.log(ms / expected)))
+        level, *deviations = self._known.mean
+        now = self.ms * np.exp(level + np.array(deviations))
+        self._now = np.maximum.accumulate(now)  # a step with more rows is not faster
 
 
 @dataclass
@@ -104,6 +120,7 @@ class DraftingCost:
     call_ms: float = 0.0
     plain_ms: float = 0.0  # of a round without drafts, without the target's step
     _calls: dict[int, float] = field(default_factory=lambda: {1: 1.0})  # by depth
+    _seen: int = 0  # rounds with drafts
 
     def __call__(self, depth: "Ints | int") -> Floats:
         """Return the milliseconds of drafts of these depths."""
@@ -122,7 +139,8 @@ class DraftingCost:
         calls, depth, ms = max(1, calls), min(depth, DEPTHS), max(0.0, ms - self.plain_ms)
         known = self._calls.get(depth, float(calls))
         self._calls[depth] = known + _RATE * (calls - known)
-        self.call_ms += (_RATE if self.call_ms else 1.0) * (ms / calls - self.call_ms)
+        self._seen += 1
+        self.call_ms += max(_RATE, 1 / self._seen) * (ms / calls - self.call_ms)
 
 
 def flat() -> StepCost:
@@ -143,11 +161,11 @@ def measure_steps(engine: LoadedEngine, most: int) -> StepCost:
             break
         times.append(_time(engine, [rows]))
     widths = widths[: len(times)]
-    rising = np.maximum.accumulate(times)
+    least = np.minimum.accumulate(times[::-1])[::-1]  # other work makes steps longer, not shorter
     few, many = 0, min(2, len(widths) - 1)
     turns = _time(engine, [widths[few], widths[many]])
-    change = max(0.0, turns - (times[few] + times[many]) / 2)
-    cost = StepCost(np.array(widths, np.float64), rising, change)
+    change = max(0.0, turns - (least[few] + least[many]) / 2)
+    cost = StepCost(np.array(widths, np.float64), least, change)
     if most >= 2 * SEQUENCES and times[few] < _SLOW_MS:
         plain, drafting = (_time_together(engine, rows) for rows in (1, 2))
         more = drafting - plain - float(cost(2 * SEQUENCES) - cost(SEQUENCES))

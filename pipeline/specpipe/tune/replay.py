@@ -91,7 +91,7 @@ class PricedBudget(Budget):
     calls: Calls = field(default_factory=Calls)  # of the current round
     _round_ms: float = 0.0  # the price of the current round
 
-    def note_step(self, rows: int, ms: float, drafts: int = 0) -> None:
+    def note_step(self, rows: int, ms: float, drafts: int = 0, *, reads: bool = False) -> None:
         """Take note of the width of a step, not of the time of a recorded answer."""
         self._round_ms = float(self.cost.next(np.array([rows]))[0] + self.cost.drafts_ms(drafts))
         self.cost.last_rows = rows
