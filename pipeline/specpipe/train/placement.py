@@ -152,13 +152,15 @@ def determinism(device: torch.device) -> Iterator[None]:
 def cuts(sizes: Sequence[int], most: int, least_parts: int = 1) -> list[slice]:
     """Cut a batch of items into neighbouring parts of at most `most` positions in all.
 
-    An item is never divided. 0: no limit. At least `least_parts`, if the items suffice.
+    The items of a part are padded to its longest, and padding counts. An item is never divided.
+    0: no limit. At least `least_parts`, if the items suffice.
     """
-    limit = min(most or sum(sizes), -(-sum(sizes) // least_parts))
-    found, begin, held = list[slice](), 0, 0
+    share = -(-sum(sizes) // least_parts)
+    found, begin, held, longest = list[slice](), 0, 0, 0
     for i, size in enumerate(sizes):
-        if i > begin and held + size > limit:
+        padded = (i - begin + 1) * max(longest, size)
+        if i > begin and (held + size > share or 0 < most < padded):
             found.append(slice(begin, i))
-            begin, held = i, 0
-        held += size
+            begin, held, longest = i, 0, 0
+        held, longest = held + size, max(longest, size)
     return [*found, slice(begin, len(sizes))]

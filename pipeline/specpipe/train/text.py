@@ -98,7 +98,12 @@ def _shuffled(name: str, seed: int) -> str:
 
 def documents_a_step(documents: Sequence[Document], batch_tokens: int) -> int:
     """Return how many documents hold about `batch_tokens` tokens; at least one."""
-    return max(1, round(batch_tokens * len(documents) / sum(map(len, documents))))
+    return mean_documents(batch_tokens, len(documents), sum(map(len, documents)))
+
+
+def mean_documents(batch_tokens: int, documents: int, tokens: int) -> int:
+    """Return how many of some documents with `tokens` in all hold about `batch_tokens`; >= 1."""
+    return max(1, round(batch_tokens * documents / max(1, tokens)))
 
 
 def head_labels(document: Document, heads: int) -> Ints:

@@ -151,6 +151,7 @@ def test_items_are_cut_into_parts_of_a_limited_size() -> None:
     assert sizes(3, 3, 3, most=6) == [(0, 2), (2, 3)]
     assert sizes(9, 1, 1, most=4) == [(0, 1), (1, 3)], "an item is never divided"
     assert sizes(1, 1, 1, 1, parts=2) == [(0, 2), (2, 4)]
+    assert sizes(2, 5, 2, 2, 2, most=8) == [(0, 1), (1, 2), (2, 5)], "padding counts"
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

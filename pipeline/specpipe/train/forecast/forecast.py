@@ -61,7 +61,7 @@ def by_sheet(kind: str, config: RunConfig, amounts: Amounts, gpu: Gpu) -> Traini
     _, model = describe_target(config)
     room = Room(None, None, gpu.memory_bytes, gpu.name)
     sized = Sized(kind, config.train, model, amounts, room)
-    pace = sheet_pace(config.train, sized.work, model, gpu)
+    pace = sheet_pace(config.train, sized.work, model, amounts, gpu)
     return forecast(sized, config.target.model, pace, "estimated from the data sheet of the GPU")
 
 

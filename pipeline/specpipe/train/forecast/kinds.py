@@ -19,6 +19,7 @@ class Work:
     trained: int  # weights with gradients and moments, in float32
     frozen_copy: int  # float32 weights of a copy of the target that get no gradients
     layers: int  # of a model that is differentiated as a whole
+    spoken: int  # tokens of which this model's own output has logits; 0: it does not learn
     outputs: int  # draft tokens of a position, each with logits of its own
     candidates: int  # tokens of which a draft token has logits
     soft: bool  # it learns distributions
@@ -55,6 +56,7 @@ def _medusa(train: TrainOptions, model: ModelConfig) -> Work:
         trained=heads + changed,
         frozen_copy=model.num_parameters if rank else 0,
         layers=model.num_hidden_layers,
+        spoken=model.vocab_size,
         outputs=options.num_heads,
         candidates=joint.candidates,
         soft=False,
@@ -91,6 +93,7 @@ def _on_features(
         trained=trained,
         frozen_copy=0,
         layers=0,
+        spoken=0,
         outputs=outputs,
         candidates=min(sampled, model.vocab_size) if options.loss_vocabulary else model.vocab_size,
         soft=options.soft_labels,
@@ -117,6 +120,7 @@ def _eagle3(train: TrainOptions, model: ModelConfig) -> Work:
         trained=net,
         frozen_copy=0,
         layers=options.ttt_steps,
+        spoken=0,
         outputs=options.ttt_steps,
         candidates=tokens,
         soft=True,
@@ -140,6 +144,7 @@ def _draft(train: TrainOptions, model: ModelConfig) -> Work:
         trained=small,
         frozen_copy=0,
         layers=layers,
+        spoken=0,
         outputs=1,
         candidates=model.vocab_size,
         soft=True,

@@ -12,6 +12,7 @@ from specpipe.core.model import ModelConfig
 from specpipe.train.accuracy import CHUNK
 from specpipe.train.forecast.amounts import Amounts
 from specpipe.train.forecast.kinds import BYTES, FLOAT, Work
+from specpipe.train.text import mean_documents
 
 OF_WEIGHT = 4 * FLOAT  # a trained weight, its gradient and AdamW's two moments
 PROGRAM = 600 << 20  # torch and transformers, loaded
@@ -69,7 +70,7 @@ def needs_of(
         {
             "hidden states": _forward(train, work, model, _DOCUMENTS * train.sequence_length),
             "answers": _answers(train, model, amounts),
-            "a training step": _step(train, work, model, on_gpu=on_gpu),
+            "a training step": _step(train, work, model, amounts, on_gpu=on_gpu),
             "the evaluation": _evaluation(train, work, model),
         },
         {**host, "the target, while it is loaded": target},
@@ -114,18 +115,25 @@ def _answers(train: TrainOptions, model: ModelConfig, amounts: Amounts) -> int:
     return cache + cache // model.num_hidden_layers + prefill + batch * model.vocab_size * 3 * FLOAT
 
 
-def step_positions(train: TrainOptions, work: Work) -> int:
-    """Return how many positions are computed together in a step; documents are never divided."""
+def step_positions(train: TrainOptions, work: Work, amounts: Amounts) -> int:
+    """Return how many positions are computed together in a step, at most.
+
+    Documents are never divided, and are padded to the longest of those that are computed together.
+    """
     most = work.schedule.batch_tokens
     if work.every_row:  # document by document
         return train.sequence_length
-    together = min(train.micro_batch or most, most)
-    return max(together, train.sequence_length) if work.whole_documents else together
+    if work.whole_documents:
+        most = train.sequence_length * mean_documents(most, amounts.documents, amounts.tokens)
+        return max(train.sequence_length, min(train.micro_batch or most, most))
+    return min(train.micro_batch or most, most)
 
 
-def _step(train: TrainOptions, work: Work, model: ModelConfig, *, on_gpu: bool) -> int:
-    rows, width = step_positions(train, work), BYTES[train.dtype]
-    total = rows * _drafts(work, model, width)
+def _step(
+    train: TrainOptions, work: Work, model: ModelConfig, amounts: Amounts, *, on_gpu: bool
+) -> int:
+    rows, width = step_positions(train, work, amounts), BYTES[train.dtype]
+    total = rows * (_drafts(work, model, width) + work.spoken * (3 * FLOAT + width))
     if work.layers:
         total += rows * _differentiated(train, work, model, on_gpu=on_gpu)
     if work.runs_target:

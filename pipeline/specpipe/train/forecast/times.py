@@ -87,7 +87,9 @@ def _answers_s(train: TrainOptions, amounts: Amounts, pace: Pace) -> float:
     return prefill + (batches * how.max_tokens + inventions) * pace.answer_step
 
 
-def sheet_pace(train: TrainOptions, work: Work, model: ModelConfig, gpu: Gpu) -> Pace:
+def sheet_pace(
+    train: TrainOptions, work: Work, model: ModelConfig, amounts: Amounts, gpu: Gpu
+) -> Pace:
     """Return the pace on a GPU by its data sheet; nothing is measured."""
     flops = gpu.fp16_tflops * 1e12 * FLOPS_SHARE
     bandwidth = gpu.bandwidth_gbs * 1e9 * BANDWIDTH_SHARE
@@ -98,7 +100,7 @@ def sheet_pace(train: TrainOptions, work: Work, model: ModelConfig, gpu: Gpu) ->
     logits = 2 * work.outputs * work.candidates * model.hidden_size
     learned = 6 * work.multiplied + 2 * logits + work.soft * logits
     target = token if work.runs_target else 0.0
-    parts = math.ceil(rows / step_positions(train, work))
+    parts = math.ceil(rows / step_positions(train, work, amounts))
     moments = 7 * FLOAT * work.trained / bandwidth
     launches = EAGER_STEP_S + parts * EAGER_LAYER_S * 3 * work.layers
     judged = 2 * (work.multiplied + work.outputs * model.vocab_size * model.hidden_size)
