@@ -5,6 +5,7 @@ the training's own, so that batches are as large as there.
 """
 
 import contextlib
+import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,12 +22,13 @@ from specpipe.train.forecast.amounts import Amounts
 from specpipe.train.forecast.kinds import Work
 from specpipe.train.forecast.times import Pace
 from specpipe.train.job import Make, TrainingJob
-from specpipe.train.loop import Point, StepTimes, TrainingPlan, TrainingTask, time_steps
+from specpipe.train.loop import MOST_TIMED, Point, StepTimes, TrainingPlan, TrainingTask, time_steps
 from specpipe.train.target import Target
 from specpipe.train.text import CURVE_DOCUMENTS, CURVE_POSITIONS, Document, Split
 
 STEPS_S, STATES_S, ANSWERS_S = 8.0, 8.0, 4.0  # that each part may take, about
 JUDGED = 0.125  # of what a point of the curve looks at
+_UNUSED = 1  # of the learned tokens of a document at which heads learn nothing
 _FEW, _PROMPT = 4, 8  # tokens of an answer that is timed, and of its prompt
 _GREEDY = Sampling(top_k=1, temperature=0.0)
 
@@ -117,30 +119,41 @@ def _answer_s(job: TrainingJob, amounts: Amounts, token: float) -> float:
 
 @dataclass(frozen=True)
 class _Sample:
-    """Random text for one batch and one point of the curve, or as much as the time allows."""
+    """Random text for the batches that are timed and one point of the curve.
+
+    If computing its hidden states takes too long, it is a part of one batch. There is never a small
+    batch after full ones, whose time would count as that of a step.
+    """
 
     text: Split
-    batch: float  # how often a batch of the training is as large as this one
+    batch: float  # how often a batch of the training is as large as these
     held_out: float  # how often a point of its curve looks at as much
 
 
 def _sample(job: TrainingJob, work: Work, amounts: Amounts, token: float) -> _Sample:
     length = _usual_length(job, amounts)
+    batch_tokens = work.schedule.batch_tokens
     learned = max(3, round(length * amounts.positions / max(1, amounts.tokens)))
-    usable = learned if work.on_positions else length
-    per_step, per_point = work.schedule.batch_tokens / usable, float(CURVE_DOCUMENTS)
     if work.on_positions:
-        per_point = CURVE_POSITIONS / max(1, learned - 2)
+        learned = min(learned, batch_tokens + _UNUSED)
+        usable = learned - _UNUSED
+        per_step, per_point = batch_tokens / usable, CURVE_POSITIONS / usable
+    else:
+        per_step, per_point = max(1.0, batch_tokens / length), float(CURVE_DOCUMENTS)
     there = max(1.0, amounts.documents * job.config.train.hold_out)
     point = min(per_point, there)
-    wanted = (max(1.0, per_step), max(1.0, point * JUDGED))
-    most = STATES_S / (token * length) / sum(wanted)
-    counts = [max(1, round(count * min(1.0, most))) for count in wanted]
-    made = [_random(job.target, length, learned, seed) for seed in range(sum(counts))]
+    judged = max(1.0, point * JUDGED)
+    most = STATES_S / (token * length)
+    trained = math.ceil(MOST_TIMED * math.ceil(per_step))
+    if trained + judged > most:
+        share = min(1.0, most / (per_step + judged))
+        trained, judged = max(1, int(per_step * share)), judged * share
+    held_out = max(1, round(judged))
+    made = [_random(job.target, length, learned, seed) for seed in range(trained + held_out)]
     return _Sample(
-        Split(tuple(made[: counts[0]]), tuple(made[counts[0] :])),
-        max(1.0, wanted[0] / counts[0]),
-        max(1.0, point / counts[1]),
+        Split(tuple(made[:trained]), tuple(made[trained:])),
+        max(1.0, per_step / trained),
+        max(1.0, point / held_out),
     )
 
 
