@@ -63,7 +63,7 @@ class Budget:
     realised: defaultdict[int, Realised] = field(  # by the number of streams
         default_factory=lambda: defaultdict(Realised)
     )
-    _round: Round = field(default_factory=lambda: Round((), 1, 1.0, 1.0))
+    _round: Round = field(default_factory=lambda: Round((), 1))
 
     def forecast(self, adaptive: bool, max_concurrency: int | None) -> Forecast:
         """Return the forecast of a new stream."""
@@ -73,10 +73,7 @@ class Budget:
 
     def begin(self, forecasts: Sequence[Forecast], running: int) -> None:
         """Begin a round of `running` streams; `forecasts` are those of the ones that decode."""
-        step, *longer = self.cost(running + _SIZES).tolist()
-        rows = zip(longer, _SIZES[1:].tolist(), strict=True)
-        row_ms = min((ms - step) / more for ms, more in rows)
-        self._round = Round(forecasts, running, step / running, row_ms)
+        self._round = Round(forecasts, running)
 
     def allow(self, forecast: Forecast, limit: int) -> int:
         """Return how deep a stream may draft in this round."""
@@ -103,7 +100,10 @@ class Budget:
 
     def _depth_that_pays(self, now: Round) -> int:
         """Return the depth of drafts with which the streams' tokens take least time; 0: none."""
-        worth = now.worth_of_levels()
+        step_ms, *longer = self.cost(now.running + _SIZES).tolist()
+        sizes = zip(longer, _SIZES[1:].tolist(), strict=True)
+        row_ms = min((ms - step_ms) / more for ms, more in sizes)
+        worth = now.worth_of_levels(step_ms / now.running, row_ms)
         more = np.stack([(worth > 0).sum(0), worth.sum(0)])
         rows, tokens = now.running + np.pad(np.cumsum(more, axis=1), ((0, 0), (1, 0)))
         drafts = int((worth[:, 0] > 0).sum())
@@ -130,6 +130,9 @@ class Budget:
 
         `streams` sequences share the step, with `roots` rows without the drafts.
         """
+        if not drafts and roots == self.cost.last_rows and not self.regret_ms.any():
+            self.width = roots
+            return []
         worth = [self._worth(draft, f) for draft, f in zip(drafts, forecasts, strict=True)]
         found = self._best(drafts, forecasts, worth, streams=streams, roots=roots, room=room)
         chosen = [nodes[nodes < len(draft)] for draft, nodes in zip(drafts, found, strict=True)]

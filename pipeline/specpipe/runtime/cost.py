@@ -6,6 +6,8 @@ A step with another number of rows than the one before costs more, since the CPU
 kernels for every change of shape.
 """
 
+import math
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,11 +24,12 @@ SEQUENCES = 4  # with which the price of a draft in a batch is measured
 _PATIENCE_S = 0.6
 _SLOW_MS = 40.0
 _RATE = 0.1  # weight of one observation for the price of drafts
+_TOGETHER = 4  # steps
 _CHANGE_STEP = 0.02  # of a step's time, by which the price of a change moves to an observation
 # Of the logarithms of times: standard deviations
-_NOISE = 0.1  # of a step
-_LEVEL, _LEVEL_STEP = 0.3, 0.05  # of the level of all widths: at start, and from step to step
-_WIDTH, _WIDTH_STEP = 0.15, 0.003  # of a width by the level
+_NOISE = 0.06  # of an observation, the median of _TOGETHER steps
+_LEVEL, _LEVEL_STEP = 0.3, 0.1  # of the level: at start, and from one observation to the next
+_WIDTH, _WIDTH_STEP = 0.15, 0.006  # of a width by the level
 _ALIKE = 2.0  # widths with a ratio of 2 ** _ALIKE have deviations with a correlation of 1 / e
 
 
@@ -48,6 +51,7 @@ class StepCost:
     last_rows: int = 0  # of the last observed step
     _known: Kalman = field(init=False)  # the level, and the deviation of each point
     _now: Floats = field(init=False)  # [n]  milliseconds
+    _same: list[float] = field(default_factory=list)  # milliseconds of the last steps of a width
 
     def __post_init__(self) -> None:
         """Expect what was measured."""
@@ -87,24 +91,31 @@ class StepCost:
     def observe(self, rows: int, ms: float, drafts: int = 0, *, reads: bool = False) -> None:
         """Correct the prices by one step, in which `drafts` sequences had a draft.
 
-        A step of another width than the one before corrects the price of a change only, which
-        follows the median of what was seen. Rows of a prompt have other prices, so steps in which a
-        sequence `reads` one are left out.
+        The median of a few steps of a width counts. A step of another width than the one before
+        corrects the price of a change only, which follows the median of what was seen. Rows of a
+        prompt have other prices, so steps in which a sequence `reads` one are left out.
         """
         changed, self.last_rows = rows != self.last_rows, rows
         if reads:
             return
         ms = max(ms - float(self.drafts_ms(drafts)), 1e-3)
-        expected = float(self(rows))
         if changed and len(self.rows) > 1:
+            self._same.clear()
+            expected = float(self(rows))
             dearer = ms > expected + self.change_ms
             step_ms = _CHANGE_STEP * expected
             self.change_ms = max(0.0, self.change_ms + (step_ms if dearer else -step_ms))
             return
-        points = np.array([np.interp(rows, self.rows, point) for point in np.eye(len(self.rows))])
-        self._known.observe(np.concatenate([[1.0], points]), float(np.log(ms / expected)))
-        level, *deviations = self._known.mean
-        now = self.ms * np.exp(level + np.array(deviations))
+        self._same.append(ms)
+        if len(self._same) == _TOGETHER:
+            self._correct(rows, statistics.median(self._same))
+            self._same.clear()
+
+    def _correct(self, rows: int, ms: float) -> None:
+        points = [np.interp(rows, self.rows, point) for point in np.eye(len(self.rows))]
+        self._known.observe(np.array([1.0, *points]), math.log(ms / float(self(rows))))
+        level, deviations = self._known.mean[0], self._known.mean[1:]
+        now = self.ms * np.exp(level + deviations)
         self._now = np.maximum.accumulate(now)  # a step with more rows is not faster
 
 
@@ -161,6 +172,10 @@ def measure_steps(engine: LoadedEngine, most: int) -> StepCost:
             break
         times.append(_time(engine, [rows]))
     widths = widths[: len(times)]
+    for place, rows in enumerate(widths):  # again, since other work disturbs for some time
+        if time.perf_counter() - began > 1.5 * _PATIENCE_S:
+            break
+        times[place] = min(times[place], _time(engine, [rows]))
     least = np.minimum.accumulate(times[::-1])[::-1]  # other work makes steps longer, not shorter
     few, many = 0, min(2, len(widths) - 1)
     turns = _time(engine, [widths[few], widths[many]])

@@ -64,12 +64,10 @@ class Realised:
 
 @dataclass
 class Round:
-    """The streams of a round, and its prices."""
+    """The streams of a round, and what pays for them."""
 
     forecasts: Sequence[Forecast]
     running: int
-    token_ms: float  # of plain decoding
-    row_ms: float  # of one more row, at least
     depth: int | None = None  # of the drafts that pay; None: not computed yet
     levels: dict[Forecast, int] = field(default_factory=dict)  # of each stream's draft that may pay
     speeds: Floats | None = None  # [1 + DEPTHS]  tokens per ms that are predicted, by depth
@@ -79,16 +77,17 @@ class Round:
         most = forecast.max_concurrency
         return most is None or self.running <= most
 
-    def worth_of_levels(self) -> Floats:
+    def worth_of_levels(self, token_ms: float, row_ms: float) -> Floats:
         """Return how many tokens each level of the streams' drafts gives, [streams, DEPTHS].
 
         0 where these tokens would take less time without a draft, or beyond a stream's limit.
+        `token_ms` is that of plain decoding, `row_ms` that of one more row, at least.
         Takes note of `levels`, which do not depend on limits.
         """
         drafting = [f for f in self.forecasts if self.lets_draft(f)]
         known = np.array([f.own.by_depth for f in drafting]).reshape(-1, DEPTHS)
         survival = np.cumprod(known, axis=1)
-        pays = survival * self.token_ms >= self.row_ms
+        pays = survival * token_ms >= row_ms
         self.levels = dict(zip(drafting, pays.sum(1).tolist(), strict=True))
         limits = np.array([[f.limit] for f in drafting]).reshape(-1, 1)
         return np.where(pays & (np.arange(DEPTHS) < limits), survival, 0.0)

@@ -9,16 +9,10 @@ import numpy as np
 
 from specpipe.core.contracts import Floats
 
-USUAL = 2.0  # standard deviations: an observation that is further off is taken as a noisy one
-
 
 @dataclass
 class Kalman:
-    """Hidden values that wander, with what is known of them.
-
-    An observation far from what is expected counts as a noisy one. So an outlier changes little,
-    and a lasting change is believed after a few observations.
-    """
+    """Hidden values that wander, with what is known of them."""
 
     covariance: Floats  # [n, n]  of the errors of `mean`
     wander: Floats  # [n, n]  what is added to it between two observations
@@ -33,8 +27,6 @@ class Kalman:
         """Take note that the sum of the values times `weights` [n] seems higher by `error`."""
         self.covariance = self.covariance + self.wander
         shared = self.covariance @ weights
-        known = float(weights @ shared)
-        surprise = abs(error) / (known + self.noise**2) ** 0.5
-        variance = known + (self.noise * max(1.0, surprise / USUAL)) ** 2
-        self.mean = self.mean + shared * (error / variance)
-        self.covariance = self.covariance - np.outer(shared, shared) / variance
+        gain = shared / (float(weights @ shared) + self.noise**2)
+        self.mean = self.mean + gain * error
+        self.covariance = self.covariance - np.outer(gain, shared)

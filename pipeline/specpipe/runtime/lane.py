@@ -21,17 +21,20 @@ _NOTHING: Ints = np.zeros(0, np.int64)
 class _Rows:
     """The rows of the last step, which lie after the kept ones."""
 
-    tokens: Ints  # [n]
-    parents: Ints  # [n]  ROOT: the end of the kept rows
+    tokens: Sequence[int]
+    parents: Sequence[int]  # of each row; ROOT: the end of the kept rows
 
     def path(self, tokens: Sequence[int]) -> list[int]:
         """Return the rows that follow `tokens` down the tree, for as long as there are any."""
+        below: dict[tuple[int, int], int] = {}
+        for row, place in enumerate(zip(self.parents, self.tokens, strict=True)):
+            below.setdefault(place, row)
         rows, at = list[int](), ROOT
         for token in tokens:
-            found = np.flatnonzero((self.parents == at) & (self.tokens == token))
-            if not len(found):
+            found = below.get((at, token))
+            if found is None:
                 break
-            at = int(found[0])
+            at = found
             rows.append(at)
         return rows
 
@@ -72,7 +75,10 @@ class Lane:
         """Return the item of all pending tokens and the draft; root and draft are wanted."""
         assert self.cache is not None
         first = len(self.pending) - 1
-        tokens = np.concatenate([np.array(self.pending, np.int64), draft.tokens])
+        tokens = np.array(self.pending, np.int64)
+        if not len(draft):
+            return Item(self.cache, tokens, None, np.array([first]))
+        tokens = np.concatenate([tokens, draft.tokens])
         shifted = np.where(draft.parents == ROOT, first, draft.parents + first + 1)
         parents = np.concatenate([np.arange(-1, first), shifted])
         chain = bool((parents == np.arange(-1, len(parents) - 1)).all())
@@ -82,9 +88,10 @@ class Lane:
         """Take note of a step: the rows of a chunk are kept, those of a whole item may be later."""
         assert self.cache is not None
         count = len(item.tokens)
-        parents = np.arange(-1, count - 1) if item.parents is None else item.parents
         if len(item.wanted):
-            self._rows = _Rows(item.tokens, parents)
+            chain = range(-1, count - 1)
+            parents = chain if item.parents is None else item.parents.tolist()
+            self._rows = _Rows(item.tokens.tolist(), parents)
             return
         self.cache.keep(np.arange(count))
         self._kept += self.pending[:count]

@@ -102,6 +102,8 @@ def _negative_entropy(p: Floats) -> float:
 
 def children(draft: Draft, path: Path) -> list[int]:
     """Return the acceptable children of the last node of `path`, in draft order."""
+    if not len(draft):
+        return []
     parent = path[-1] if path else ROOT
     eligible = draft.parents[: len(draft) - draft.scratch]
     return [int(c) for c in np.flatnonzero(eligible == parent)]

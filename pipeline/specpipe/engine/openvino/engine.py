@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -113,9 +114,9 @@ class OpenVinoEngine:
         for part in parts:
             part.cache.written(part.tokens)
         scores = found[0] if len(found) == 1 else map(np.concatenate, zip(*found, strict=True))
-        ends = np.cumsum([len(part.wanted) for part in parts])[:-1]
-        pairs = zip(*(np.split(rows, ends) for rows in scores), strict=True)
-        return [Scores(logits, hidden) for logits, hidden in pairs]
+        logits, hidden = scores
+        ends = list(accumulate(len(part.wanted) for part in parts))
+        return [Scores(logits[a:b], hidden[a:b]) for a, b in pairwise([0, *ends])]
 
     def guess(self, hidden: Logits) -> list[Guesses]:
         """See `LoadedEngine`."""
