@@ -55,14 +55,8 @@ class StepCost:
 
     def __post_init__(self) -> None:
         """Expect what was measured."""
-        logs = np.log2(self.rows)
-        alike = np.exp(-np.abs(logs[:, None] - logs) / _ALIKE)
-        at_start, wander = (
-            np.block([[level**2, np.zeros((1, len(logs)))],
-                      [np.zeros((len(logs), 1)), width**2 * alike]])
-            for level, width in ((_LEVEL, _WIDTH), (_LEVEL_STEP, _WIDTH_STEP))
-        )  # fmt: skip
-        self._known = Kalman(at_start, wander, _NOISE)
+        at_start = _covariance(self.rows, _LEVEL, _WIDTH)
+        self._known = Kalman(at_start, _covariance(self.rows, _LEVEL_STEP, _WIDTH_STEP), _NOISE)
         self._now = self.ms.astype(np.float64)
 
     def __call__(self, rows: "float | Floats | Ints") -> Floats:
@@ -101,15 +95,17 @@ class StepCost:
         ms = max(ms - float(self.drafts_ms(drafts)), 1e-3)
         if changed and len(self.rows) > 1:
             self._same.clear()
-            expected = float(self(rows))
-            dearer = ms > expected + self.change_ms
-            step_ms = _CHANGE_STEP * expected
-            self.change_ms = max(0.0, self.change_ms + (step_ms if dearer else -step_ms))
+            if rows <= self.rows[-1]:  # the prices of wider steps are only extrapolated
+                self._correct_change(float(self(rows)), ms)
             return
         self._same.append(ms)
         if len(self._same) == _TOGETHER:
             self._correct(rows, statistics.median(self._same))
             self._same.clear()
+
+    def _correct_change(self, expected: float, ms: float) -> None:
+        step_ms = math.copysign(_CHANGE_STEP * expected, ms - expected - self.change_ms)
+        self.change_ms = max(0.0, self.change_ms + step_ms)
 
     def _correct(self, rows: int, ms: float) -> None:
         points = [np.interp(rows, self.rows, point) for point in np.eye(len(self.rows))]
@@ -117,6 +113,15 @@ class StepCost:
         level, deviations = self._known.mean[0], self._known.mean[1:]
         now = self.ms * np.exp(level + deviations)
         self._now = np.maximum.accumulate(now)  # a step with more rows is not faster
+
+
+def _covariance(rows: Floats, level: float, width: float) -> Floats:
+    """Return [1 + n, 1 + n]: of the level and of the points, from their standard deviations."""
+    logs = np.log2(rows)
+    found = np.zeros((1 + len(rows), 1 + len(rows)))
+    found[0, 0] = level**2
+    found[1:, 1:] = width**2 * np.exp(-np.abs(logs[:, None] - logs) / _ALIKE)
+    return found
 
 
 @dataclass

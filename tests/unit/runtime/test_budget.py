@@ -395,6 +395,13 @@ def test_a_change_of_width_that_seemed_free_at_start_gets_a_price() -> None:
     assert cost.change_ms == pytest.approx(4, rel=0.15)
 
 
+def test_a_width_beyond_the_measured_ones_does_not_price_a_change() -> None:
+    cost = StepCost(np.array([1.0, 8]), np.array([10.0, 17]), change_ms=2.0, last_rows=4)
+    for rows in (16, 24) * 20:
+        cost.observe(rows, 500.0)
+    assert cost.change_ms == 2
+
+
 def test_a_width_is_kept_until_that_has_cost_as_much_as_a_change() -> None:
     cost = StepCost(np.array([1.0, 8]), np.array([10.0, 17]), change_ms=6.0, last_rows=1)
     budget = Budget(cost)
