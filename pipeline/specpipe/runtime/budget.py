@@ -131,7 +131,7 @@ class Budget:
         `streams` sequences share the step, with `roots` rows without the drafts.
         """
         if not drafts and roots == self.cost.last_rows and not self.regret_ms.any():
-            self.width = roots
+            self.width = roots  # as in the rounds of plain decoding: nothing to choose
             return []
         worth = [self._worth(draft, f) for draft, f in zip(drafts, forecasts, strict=True)]
         found = self._best(drafts, forecasts, worth, streams=streams, roots=roots, room=room)

@@ -115,8 +115,8 @@ class OpenVinoEngine:
             part.cache.written(part.tokens)
         scores = found[0] if len(found) == 1 else map(np.concatenate, zip(*found, strict=True))
         logits, hidden = scores
-        ends = list(accumulate(len(part.wanted) for part in parts))
-        return [Scores(logits[a:b], hidden[a:b]) for a, b in pairwise([0, *ends])]
+        bounds = accumulate((len(part.wanted) for part in parts), initial=0)
+        return [Scores(logits[a:b], hidden[a:b]) for a, b in pairwise(bounds)]
 
     def guess(self, hidden: Logits) -> list[Guesses]:
         """See `LoadedEngine`."""

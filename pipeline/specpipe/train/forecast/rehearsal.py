@@ -144,7 +144,7 @@ def _sample(job: TrainingJob, work: Work, amounts: Amounts, token: float) -> _Sa
     point = min(per_point, there)
     judged = max(1.0, point * JUDGED)
     most = STATES_S / (token * length)
-    trained = math.ceil(MOST_TIMED * math.ceil(per_step))
+    trained = MOST_TIMED * math.ceil(per_step)
     if trained + judged > most:
         share = min(1.0, most / (per_step + judged))
         trained, judged = max(1, int(per_step * share)), judged * share
