@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from specpipe.core.processes import die_with_parent
+from specpipe.core.processes import die_with_parent, ended_within
 
 State = Literal["ok", "failed", "skipped"]
 STEPS = ("doctor", "plan", "build", "serve", "validate", "bench")
@@ -121,10 +121,9 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
     """Interrupt a child process; kill it if it still runs after a minute."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_S)
+        ended_within(process, STOP_S)
         process.kill()
-    process.wait()
+    ended_within(process)
 
 
 def last_line(file: Path) -> str:

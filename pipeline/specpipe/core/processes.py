@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import subprocess
@@ -9,9 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 _GRACE_S = 10.0
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -60,14 +63,35 @@ def _end_group(process: "subprocess.Popen[bytes]", abort: Sequence[str]) -> None
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_GRACE_S)
+        ended_within(process, _GRACE_S)
         if abort:
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 subprocess.run(abort, capture_output=True, timeout=60, check=False)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    ended_within(process)
+
+
+def ended_within(process: "subprocess.Popen[Any]", seconds: float = math.inf) -> bool:
+    """Wait for a child process for at most `seconds`; tell whether it has ended.
+
+    For use after an exception that may have interrupted `Popen.wait`: the handler of a signal can
+    raise it where Popen holds a lock, and then any further `Popen.wait` waits forever, and
+    `poll` tells that the child still runs.
+    """
+    until = time.monotonic() + seconds
+    while process.returncode is None:
+        try:
+            pid, status = os.waitpid(process.pid, os.WNOHANG)
+        except ChildProcessError:  # its exit code was taken, and lost: Popen assumes 0 then
+            pid, status = process.pid, 0
+        if pid:
+            process.returncode = os.waitstatus_to_exitcode(status)
+        elif time.monotonic() >= until:
+            return False
+        else:
+            time.sleep(_POLL_S)
+    return True
 
 
 def die_with_parent() -> None:

@@ -1,10 +1,11 @@
 """Child programs: what they say is kept, signs of life come, and nothing of them outlives us."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from specpipe.core.processes import Program, last_lines, run_logged
+from specpipe.core.processes import Program, ended_within, last_lines, run_logged
 from tests.helpers.processes import is_running
 from tests.helpers.waiting import until
 
@@ -68,3 +69,23 @@ def test_a_missing_program_and_a_missing_log_are_told_apart(tmp_path: Path) -> N
 def test_last_lines_are_few_and_not_empty(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("a\n\n" + "\n".join(map(str, range(20))) + "\n\n")
     assert last_lines(tmp_path / "log", 3) == ["17", "18", "19"]
+
+
+def test_the_end_of_a_child_is_seen_although_an_exception_has_left_its_wait_locked() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        lock = vars(process)["_waitpid_lock"]
+        lock.acquire()  # as does Popen.wait, just before the handler of a signal raises
+        try:
+            assert not ended_within(process, 0.1)
+            process.kill()
+            assert process.poll() is None and ended_within(process, 60)
+        finally:
+            lock.release()
+        assert process.returncode == -9
+
+
+def test_a_child_whose_exit_code_was_taken_has_ended() -> None:
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+        process.returncode = None
+        assert ended_within(process) and process.returncode == 0
