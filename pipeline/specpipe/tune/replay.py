@@ -55,7 +55,7 @@ class ReplayedStep:
     rows: int  # the root and the draft
     depth: int  # of the draft
     emitted: int
-    propose_ms: float  # the proposer's own time here; heads and draft model answer from the record
+    propose_ms: float  # of this thread's processor; heads and draft model answer from the record
     branched: bool = False  # the draft is no chain
 
 
@@ -94,7 +94,7 @@ class PricedBudget(Budget):
     def note_step(self, rows: int, ms: float, drafts: int = 0, *, reads: bool = False) -> None:
         """Take note of the width of a step, not of the time of a recorded answer."""
         self._round_ms = float(self.cost.next(np.array([rows]))[0] + self.cost.drafts_ms(drafts))
-        self.cost.last_rows = rows
+        self.cost.last_rows = 0 if reads else rows
         self.afford_trials(float(self.cost(rows)))
 
     def note_drafting(self, depth: int, calls: int, ms: float) -> None:
@@ -303,17 +303,17 @@ class _Replaying:
         return Scores(np.zeros((0, 0), np.float32), found)
 
     def _timed(self, asking: Asking[Draft]) -> Asking[Draft]:
-        """Add up the time that a proposer itself takes, without that of the answers."""
+        """Add up the time that a proposer itself computes, without that of the answers."""
         answer = None
         while True:
-            began = time.perf_counter_ns()
+            began = time.thread_time_ns()  # other work on the machine is not the proposer's
             try:
                 ask = asking.send(answer)  # type: ignore[arg-type]
             except StopIteration as end:
                 draft: Draft = end.value
                 return draft
             finally:
-                self.propose_ms += (time.perf_counter_ns() - began) / 1e6
+                self.propose_ms += (time.thread_time_ns() - began) / 1e6
             answer = yield ask
 
 

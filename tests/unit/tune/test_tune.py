@@ -1,9 +1,11 @@
 """Tuning: a replay takes the very steps of serving, prices add up, the choice goes back as YAML."""
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -30,12 +32,13 @@ from specpipe.config.speculation import (
     eagle3_of,
 )
 from specpipe.core.artifacts import Workspace
-from specpipe.core.contracts import Floats, Guesses
+from specpipe.core.contracts import Asking, Draft, Floats, Guesses
 from specpipe.core.errors import ConfigError, Unsupported
 from specpipe.core.trees import complete_tree
 from specpipe.run.run import Run
 from specpipe.runtime.assembly import Runtime
 from specpipe.runtime.budget import Budget
+from specpipe.speculate.prompt_lookup import PromptLookupProposer
 from specpipe.tune.candidates import candidates, possible_methods
 from specpipe.tune.cost import CostCurve, Costs, measure_costs, read_costs, rising
 from specpipe.tune.growth import BEAMS, LEVELS
@@ -180,6 +183,27 @@ def test_a_hybrid_with_a_layer_that_drafts_is_replayed(deployment: Runtime) -> N
     replayed = replay(options, noted, deployment, priced(FREE))
     assert sum(step.emitted for step in replayed) == len(noted.output)
     assert len(served) <= len(replayed) < len(noted.output)
+
+
+def test_a_proposer_is_charged_what_it_computes_not_what_it_waits_for(
+    deployment: Runtime, trace: Trace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program that needs the processor is not part of the deployment."""
+    propose, other_ms = PromptLookupProposer.propose, []
+
+    def compute() -> None:
+        sum(range(1_000_000))
+        other_ms.append(time.thread_time_ns() / 1e6)
+
+    def late(self: PromptLookupProposer, limit: int) -> Asking[Draft]:
+        other = Thread(target=compute)
+        other.start()
+        other.join()
+        return propose(self, limit)
+
+    monkeypatch.setattr(PromptLookupProposer, "propose", late)
+    steps = replay(PromptLookup("prompt_lookup", 8), trace, deployment, priced(FREE))
+    assert 0 < sum(step.propose_ms for step in steps) < sum(other_ms) / 2
 
 
 def test_a_replay_drafts_less_where_rows_cost_more(deployment: Runtime, trace: Trace) -> None:
