@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pytest
 
 from specpipe.config.run_config import read_config
 from specpipe.core.artifacts import Workspace
+from specpipe.core.errors import StageFailed
 from specpipe.core.processes import last_lines
 from specpipe.run.run import Run
 from specpipe.run.stages import build
@@ -100,9 +101,14 @@ def serve(
     def serving(**sections: object) -> Iterator[Served]:
         run = package(**sections)
         log = tmp_path_factory.mktemp("log") / "server.log"
-        with start_server(run.workspace.repository, free_address(), log) as endpoint:
-            with pytestconfig.stash[SERVERS].watch(endpoint):
-                yield Served(run, endpoint)
+        starting = start_server(run.workspace.repository, free_address(), log)
+        with ExitStack() as stack:
+            try:
+                endpoint = stack.enter_context(starting)
+            except StageFailed as error:
+                raise StageFailed("\n".join([str(error), *last_lines(log, 40)])) from error
+            stack.enter_context(pytestconfig.stash[SERVERS].watch(endpoint))
+            yield Served(run, endpoint)
 
     return serving
 

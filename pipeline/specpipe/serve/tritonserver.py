@@ -20,7 +20,7 @@ from typing import Any
 from specpipe.core.endpoint import Model
 from specpipe.core.errors import StageFailed, Unsupported
 from specpipe.core.paths import require_plain
-from specpipe.core.processes import die_with_parent
+from specpipe.core.processes import die_with_parent, ended_within
 from specpipe.repository.placement import read_placement
 from specpipe.runtime.rendezvous import FOLDER, SERVER_PREFIX, socket_path
 from specpipe.serve.address import Address, require_free_ports
@@ -33,13 +33,17 @@ from specpipe.serve.launch import (
     require_gpu_server,
     whole_environment,
 )
-from specpipe.serve.log import Show, claimed_log, find_cause
+from specpipe.serve.log import ServerLog, Show, claimed_log, find_cause
 from specpipe.serve.machine import find_front, require_models, require_same_machine, require_triton
 from specpipe.serve.plain import plain_path
 from specpipe.serve.watch import children, describe_end, first_ended, is_ready
 
 STARTING_SECONDS = 120.0
 TRITON = "tritonserver"
+# Triton's Python backend seldom finds a lock of its shared memory damaged while it starts, and then
+# aborts the server (issue 8882 of triton-inference-server/server, open). So it is started again.
+DAMAGED_LOCK = "boost::interprocess::lock_exception"
+STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -122,29 +126,46 @@ def start_server(
             launch = _cpu_launch(Path(folder), served, flags, region)
         else:
             launch = gpu_launch(served, placement, flags, region, Path(folder))
-        process = subprocess.Popen(
-            launch.argv,
-            env=whole_environment(launch),
-            stdin=subprocess.DEVNULL,
-            stdout=output.file,
-            stderr=output.file,
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-        )
+        waits = LOADING_SECONDS if placement is not None else STARTING_SECONDS
+        waits = waits if timeout_s is None else timeout_s
         front = find_front(repository)
-        endpoint = RunningServer(address, process, log, front=front, encrypted=tls is not None)
-        try:
-            waits = LOADING_SECONDS if placement is not None else STARTING_SECONDS
-            waits = waits if timeout_s is None else timeout_s
-            await_ready(endpoint, lambda: is_ready(address), waits, give_up)
+        with contextlib.ExitStack() as running:
+            for left in reversed(range(STARTS)):
+                process = _launched(launch, output)
+                running.callback(_end, process, region)
+                server = RunningServer(
+                    address, process, log, front=front, encrypted=tls is not None
+                )
+                try:
+                    await_ready(server, lambda: is_ready(address), waits, give_up)
+                    break
+                except StageFailed as error:
+                    if not left or DAMAGED_LOCK not in str(error):
+                        raise
+                running.close()
+                output.file.write(b"specpipe: starting tritonserver again\n")
             yield replace(
-                endpoint,
+                server,
                 models=children(process.pid),
                 engine_socket=meeting if meeting.is_socket() else None,
             )
-        finally:
-            stop(process, signal.SIGINT, EXIT_SECONDS + 10)
-            _remove_shared_memory(region)
+
+
+def _launched(launch: ServerLaunch, output: ServerLog) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        launch.argv,
+        env=whole_environment(launch),
+        stdin=subprocess.DEVNULL,
+        stdout=output.file,
+        stderr=output.file,
+        start_new_session=True,
+        preexec_fn=die_with_parent,
+    )
+
+
+def _end(process: "subprocess.Popen[bytes]", region: str) -> None:
+    stop(process, signal.SIGINT, EXIT_SECONDS + 10)
+    _remove_shared_memory(region)
 
 
 @dataclass(frozen=True)
@@ -268,11 +289,10 @@ def stop(process: "subprocess.Popen[Any]", gently: signal.Signals, seconds: floa
     """End a server and everything that it started: by the signal `gently`, then by SIGKILL."""
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(gently)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(seconds)
+    ended_within(process, seconds)
     with contextlib.suppress(ProcessLookupError):  # what outlives it is of its session
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    ended_within(process)
 
 
 def _remove_shared_memory(region: str) -> None:
