@@ -348,8 +348,8 @@ def forgets_the_rows_before(honest: Any) -> Any:
 def begins_one_row_early(honest: Any) -> Any:
     def lay_out(parts: Any, least: int = 1) -> Any:
         batch = honest(parts, least)
-        batch.begins[1:-1] -= 1
-        return batch
+        inner = (np.arange(len(batch.begins)) > 0) & (batch.begins < batch.begins[-1])
+        return replace(batch, begins=batch.begins - inner)
 
     return lay_out
 
@@ -573,6 +573,9 @@ MUTANTS: dict[str, Mutant] = {
     "cached rows off by one": Mutant(_PAGED, _arrays_of(forgets_the_last_cached_row), _ENGINE),
     "row of a chain without those before it": Mutant(
         f"{_LAYOUT}:Part.piece", forgets_the_rows_before, _ENGINE
+    ),
+    "piece of a chain without the rows before it": Mutant(
+        f"{_LAYOUT}:Part.piece", forgets_the_rows_before, _INVARIANT
     ),
     "first rows off by one": Mutant(
         "specpipe.engine.openvino.engine:lay_out", begins_one_row_early, _ENGINE

@@ -60,13 +60,19 @@ class Draft:
 
         The parent of each must be among them.
         """
-        place = np.full(len(self) + 1, ROOT, np.int64)  # the last entry is that of ROOT
-        place[nodes] = np.arange(len(nodes))
+        kept: slice | Ints = nodes
+        if len(nodes) and nodes[-1] < len(nodes):
+            kept = slice(len(nodes))  # the first ones, whose parents keep their places
+            parents = self.parents[kept]
+        else:
+            place = np.full(len(self) + 1, ROOT, np.int64)  # the last entry is that of ROOT
+            place[nodes] = np.arange(len(nodes))
+            parents = place[self.parents[nodes]]
         return Draft(
-            self.tokens[nodes],
-            place[self.parents[nodes]],
-            None if self.probs is None else self.probs[nodes],
-            chances=None if self.chances is None else self.chances[nodes],
+            self.tokens[kept],
+            parents,
+            None if self.probs is None else self.probs[kept],
+            chances=None if self.chances is None else self.chances[kept],
         )
 
 

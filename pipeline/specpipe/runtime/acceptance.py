@@ -32,8 +32,8 @@ class AcceptanceEstimate:
         """
         self.drafts += 1
         rate = max(rate, 1 / (2 + self.drafts))
-        hits = min(accepted, DEPTHS)
-        self.by_depth[:hits] += rate * (1 - self.by_depth[:hits])
+        for depth in range(min(accepted, DEPTHS)):
+            self.by_depth[depth] += rate * (1 - self.by_depth[depth])
         if accepted < min(drafted, DEPTHS):
             self.by_depth[accepted] *= 1 - rate
 

@@ -24,6 +24,7 @@ that was allowed: where a drawn draft ends early, its tokens decided it.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import numpy as np
 
@@ -37,12 +38,15 @@ TRY_AFTER = 16  # steps of a stream without a draft, after which one is tried, a
 TRIAL_SHARE = 0.01  # of the time of all streams, for trials
 TRIAL_NODES = 3
 MOST_PADDING = 8  # rows
+HOLD = 4  # rounds for which a depth is chosen
+IDLE_HOLD = 16  # rounds for which it is chosen to draft nothing
 STAY = 8  # steps for which streams are expected to draft, or not to, after a change
-REALISED_RATE = 0.05  # weight of a round, for its speed by the prediction; less with few streams
+REALISED_RATE = 0.02  # weight of a round, for its speed by the prediction; half with one stream
 MOST_DEBT_MS = -600.0  # of trials
 MARGIN = 0.02  # of a step: prices err, so drafters that are not free have to gain more
 _NONE: Ints = np.zeros(0, np.int64)
 _NO_REGRET: Floats = np.zeros(0)
+_DEPTHS: Ints = np.arange(1, DEPTHS + 1)
 _SIZES: Ints = np.array([0, 1, 2, 3, 4, 8])  # of drafts that are tried for the price of a row
 
 
@@ -72,8 +76,16 @@ class Budget:
         return Forecast(adaptive, max_concurrency, own)
 
     def begin(self, forecasts: Sequence[Forecast], running: int) -> None:
-        """Begin a round of `running` streams; `forecasts` are those of the ones that decode."""
-        self._round = Round(forecasts, running)
+        """Begin a round of `running` streams; `forecasts` are those of the ones that decode.
+
+        As long as the streams are the same, a depth holds for some rounds: the choice takes time.
+        """
+        now = self._round
+        hold = HOLD if now.depth else IDLE_HOLD
+        if now.count < hold and now.running == running and now.forecasts == forecasts:
+            now.count += 1
+        else:
+            self._round = Round(forecasts, running)
 
     def allow(self, forecast: Forecast, limit: int) -> int:
         """Return how deep a stream may draft in this round."""
@@ -107,14 +119,15 @@ class Budget:
         more = np.stack([(worth > 0).sum(0), worth.sum(0)])
         rows, tokens = now.running + np.pad(np.cumsum(more, axis=1), ((0, 0), (1, 0)))
         drafts = int((worth[:, 0] > 0).sum())
-        ms, drafting = self.cost(rows), self.drafting(np.arange(1, DEPTHS + 1))
+        ms, drafting = self.cost(rows.astype(np.int64)), self.drafting(_DEPTHS)
         ms[1:] += drafting + self.cost.drafts_ms(drafts)
         now.speeds = tokens / ms
         ms[1:] += np.minimum(drafting, MARGIN * ms[1:])
         ms[1:] /= self.realised[now.running].share
-        wide = self.cost.last_rows > now.running
-        others = slice(0, 1) if wide else slice(1, None)  # that change the width
-        ms[others] += self.cost.change_ms / STAY
+        if self.cost.last_rows:  # else any step changes the width
+            wide = self.cost.last_rows > now.running
+            others = slice(0, 1) if wide else slice(1, None)  # that change the width
+            ms[others] += self.cost.change_ms / STAY
         return int(np.argmin(ms / tokens))
 
     def choose(
@@ -135,7 +148,7 @@ class Budget:
             return []
         worth = [self._worth(draft, f) for draft, f in zip(drafts, forecasts, strict=True)]
         found = self._best(drafts, forecasts, worth, streams=streams, roots=roots, room=room)
-        chosen = [nodes[nodes < len(draft)] for draft, nodes in zip(drafts, found, strict=True)]
+        chosen = [_within(draft, nodes) for draft, nodes in zip(drafts, found, strict=True)]
         for draft, forecast, value, nodes in zip(drafts, forecasts, worth, chosen, strict=True):
             self._note_choice(draft, forecast, value, nodes, roots=roots)
         pairs = zip(drafts, chosen, strict=True)
@@ -202,19 +215,19 @@ class Budget:
             if streams:
                 self._size(rows, np.array([gained]), np.zeros(1))
             return chosen
-        owner = np.concatenate([np.full(len(worth[n]), n) for n in loose])
-        node = np.concatenate([np.arange(len(worth[n])) for n in loose])
+        sizes = [len(worth[n]) for n in loose]
+        begins = list(accumulate(sizes, initial=0))
+        owner = np.repeat(np.arange(len(loose)), sizes)
         value = np.concatenate([worth[n] for n in loose])
         order = np.argsort(-value, kind="stable")[:room]  # a parent is worth no less than its child
         tokens = gained + np.concatenate([[0.0], np.cumsum(value[order])])
-        begins = np.zeros(len(tokens), np.int64)
-        begins[1 + np.unique(owner[order], return_index=True)[1]] = 1
-        drafting = np.cumsum(begins)  # sequences
-        best = order[: self._size(rows, tokens, self.cost.drafts_ms(drafting))]
-        for n in loose:
-            mine = np.sort(node[best[owner[best] == n]])
+        count = self._size(rows, tokens, self.cost.drafts_ms(_distinct(owner[order].tolist())))
+        scored = np.zeros(len(value), np.bool_)
+        scored[order[:count]] = True
+        for n, begin, size in zip(loose, begins, sizes, strict=False):
+            mine = np.flatnonzero(scored[begin : begin + size])
             drawn = forecasts[n].trying and not _compares(drafts[n])
-            tried = min(TRIAL_NODES, len(worth[n]), room) if drawn else 0
+            tried = min(TRIAL_NODES, size, room) if drawn else 0
             chosen[n] = mine if len(mine) >= tried else np.arange(tried)
         return chosen
 
@@ -305,8 +318,23 @@ class Budget:
         if now.speeds is None or now.depth is None or not tokens:
             return
         speed = tokens / max(ms, 1e-3) / float(now.speeds[now.depth])
-        rate = min(REALISED_RATE, REALISED_RATE / 5 * now.running)
+        rate = min(REALISED_RATE, REALISED_RATE / 2 * now.running)
         self.realised[now.running].note(now.depth > 0, speed, rate)
+
+
+def _within(draft: Draft, nodes: Ints) -> Ints:
+    """Return those of the nodes that the draft has: a drawn one may be shorter than allowed."""
+    return nodes if draft.probs is None else nodes[nodes < len(draft)]
+
+
+def _distinct(owners: Sequence[int]) -> Ints:
+    """Return [1 + n]: how many different ones the first 0 to n owners are."""
+    seen: set[int] = set()
+    counts = [0]
+    for owner in owners:
+        seen.add(owner)
+        counts.append(len(seen))
+    return np.array(counts)
 
 
 def _compares(draft: Draft) -> bool:

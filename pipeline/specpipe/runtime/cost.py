@@ -21,6 +21,7 @@ from specpipe.runtime.kalman import Kalman
 
 ROWS = (1, 2, 4, 5, 8, 16, 32, 64)
 SEQUENCES = 4  # with which the price of a draft in a batch is measured
+TABULATED = 256  # rows
 _PATIENCE_S = 0.6
 _SLOW_MS = 40.0
 _RATE = 0.1  # weight of one observation for the price of drafts
@@ -48,9 +49,11 @@ class StepCost:
     ms: Floats  # [n]  as measured at start
     change_ms: float = 0.0  # more, for a step of other rows than the one before
     draft_ms: float = 0.0  # more, for each sequence with a draft but the first: see `drafts_ms`
-    last_rows: int = 0  # of the last observed step
+    last_rows: int = 0  # of the last observed step; 0: it read a prompt, or there was none
     _known: Kalman = field(init=False)  # the level, and the deviation of each point
     _now: Floats = field(init=False)  # [n]  milliseconds
+    _table: Floats = field(init=False)  # [0 to some number of rows]  milliseconds
+    _shares: dict[int, Floats] = field(default_factory=dict)  # rows -> weights of what is known
     _same: list[float] = field(default_factory=list)  # milliseconds of the last steps of a width
 
     def __post_init__(self) -> None:
@@ -58,18 +61,28 @@ class StepCost:
         at_start = _covariance(self.rows, _LEVEL, _WIDTH)
         self._known = Kalman(at_start, _covariance(self.rows, _LEVEL_STEP, _WIDTH_STEP), _NOISE)
         self._now = self.ms.astype(np.float64)
+        self._table = self._line(TABULATED)
 
-    def __call__(self, rows: "float | Floats | Ints") -> Floats:
+    def __call__(self, rows: "int | Ints") -> Floats:
         """Return the milliseconds of steps of these rows.
 
         Beyond the last measured point, the slope of the last two continues.
         """
-        wanted = np.asarray(rows, np.float64)
+        try:
+            return np.asarray(self._table[rows])
+        except IndexError:
+            self._table = self._line(2 * int(np.max(rows)))
+            return np.asarray(self._table[rows])
+
+    def _line(self, count: int) -> Floats:
+        """Return the milliseconds of steps of 0 to `count` - 1 rows."""
+        wanted = np.arange(count)
         inside = np.interp(wanted, self.rows, self._now)
         if len(self.rows) < 2:
-            return np.asarray(inside)
+            return inside
         slope = (self._now[-1] - self._now[-2]) / (self.rows[-1] - self.rows[-2])
-        return np.asarray(inside + np.maximum(wanted - self.rows[-1], 0.0) * slope)
+        line: Floats = inside + np.maximum(wanted - self.rows[-1], 0.0) * slope
+        return line
 
     def drafts_ms(self, drafts: "Ints | int") -> Floats:
         """Return the milliseconds that a step takes more with this number of sequences with drafts.
@@ -89,10 +102,10 @@ class StepCost:
         corrects the price of a change only, which follows the median of what was seen. Rows of a
         prompt have other prices, so steps in which a sequence `reads` one are left out.
         """
-        changed, self.last_rows = rows != self.last_rows, rows
+        changed, self.last_rows = rows != self.last_rows, 0 if reads else rows
         if reads:
             return
-        ms = max(ms - float(self.drafts_ms(drafts)), 1e-3)
+        ms = max(ms - self.draft_ms * max(0, drafts - 1), 1e-3)
         if changed and len(self.rows) > 1:
             self._same.clear()
             if rows <= self.rows[-1]:  # the prices of wider steps are only extrapolated
@@ -108,11 +121,15 @@ class StepCost:
         self.change_ms = max(0.0, self.change_ms + step_ms)
 
     def _correct(self, rows: int, ms: float) -> None:
-        points = [np.interp(rows, self.rows, point) for point in np.eye(len(self.rows))]
-        self._known.observe(np.array([1.0, *points]), math.log(ms / float(self(rows))))
+        shares = self._shares.get(rows)
+        if shares is None:
+            points = [np.interp(rows, self.rows, point) for point in np.eye(len(self.rows))]
+            shares = self._shares[rows] = np.array([1.0, *points])
+        self._known.observe(shares, math.log(ms / float(self(rows))))
         level, deviations = self._known.mean[0], self._known.mean[1:]
         now = self.ms * np.exp(level + deviations)
         self._now = np.maximum.accumulate(now)  # a step with more rows is not faster
+        self._table = self._line(len(self._table))
 
 
 def _covariance(rows: Floats, level: float, width: float) -> Floats:

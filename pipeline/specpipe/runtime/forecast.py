@@ -9,7 +9,7 @@ from specpipe.core.contracts import Floats
 from specpipe.runtime.acceptance import DEPTHS, AcceptanceEstimate, Shadow
 
 PATIENCE = 10  # rounds without drafts for each with drafts, until a disappointment is forgotten
-MOST_DRAFTED = 50  # rounds with drafts that count for it
+MOST_DRAFTED = 125  # rounds with drafts that count for it
 
 
 @dataclass(eq=False)
@@ -64,10 +64,11 @@ class Realised:
 
 @dataclass
 class Round:
-    """The streams of a round, and what pays for them."""
+    """The streams of one round or more, and what pays for them."""
 
     forecasts: Sequence[Forecast]
     running: int
+    count: int = 1  # rounds
     depth: int | None = None  # of the drafts that pay; None: not computed yet
     levels: dict[Forecast, int] = field(default_factory=dict)  # of each stream's draft that may pay
     speeds: Floats | None = None  # [1 + DEPTHS]  tokens per ms that are predicted, by depth

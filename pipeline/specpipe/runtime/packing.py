@@ -165,7 +165,8 @@ def _filled(item: Item, more: int) -> Item:
     count = len(item.tokens)
     after = np.arange(count - 1, count - 1 + more)
     parents = None if item.parents is None else np.concatenate([item.parents, after])
-    return replace(item, tokens=np.pad(item.tokens, (0, more), "edge"), parents=parents)
+    tokens = np.concatenate([item.tokens, item.tokens[-1:].repeat(more)])
+    return Item(item.cache, tokens, parents, item.wanted)
 
 
 def _fixed_nodes(role: Role, stream: Stream) -> int:

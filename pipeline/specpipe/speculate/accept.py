@@ -25,10 +25,15 @@ def greedy(draft: Draft, best: Callable[[Path], int]) -> Verdict:
     for once per emitted token. So with equal random numbers, drawn tokens are those of plain
     decoding, whatever the draft contains.
     """
+    below: dict[tuple[int, int], int] = {}  # the first node of a parent and a token
+    acceptable = len(draft) - draft.scratch
+    places = zip(draft.parents[:acceptable].tolist(), draft.tokens.tolist(), strict=False)
+    for node, place in enumerate(places):
+        below.setdefault(place, node)
     path: Path = ()
     while True:
         token = best(path)
-        child = next((c for c in children(draft, path) if draft.tokens[c] == token), None)
+        child = below.get((path[-1] if path else ROOT, token))
         if child is None:
             return Verdict(path, token)
         path += (child,)

@@ -130,6 +130,7 @@ def decode(
             yield step
             return
         proposer.observe(draft, scores, verdict)
+        del scores  # so that the engine can write the next ones into the same memory
         sequence.commit(step.tokens)
         yield step
 

@@ -30,7 +30,7 @@ LEAST_WORTH = 1e-4  # least probability of a path that is worth a row
 LEAST_CHANCE = 0.3  # least total probability of the nodes that a drafter is run on
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)  # not frozen: many are made, and that takes four times as long
 class Node:
     """A possible token after those of its parents; the root is already chosen."""
 
@@ -151,15 +151,18 @@ def grow_levels(
     level = [root]
     while len(levels) < deepest:
         found = yield from follow(level)
-        level = [
-            Node(token, node, node.chance * share, node.depth + 1)
+        possible = [
+            (node.chance * share, token, node)
             for node, shares in zip(level, found, strict=True)
             for token, share in shares.items()
             if node.chance * share > LEAST_WORTH
         ]
-        if not level:
+        if not possible:
             break
-        level = sorted(level, key=lambda node: -node.chance)[:widest]
+        possible.sort(key=lambda made: -made[0])
+        level = [
+            Node(token, node, chance, node.depth + 1) for chance, token, node in possible[:widest]
+        ]
         levels.append(level)
     return levels
 

@@ -104,6 +104,47 @@ class History(Sequence[int]):
         )
 
 
+class TokenArray:
+    """Tokens to search, as an array that grows in place."""
+
+    def __init__(self, tokens: Iterable[int] = ()) -> None:
+        self._array = np.array(list(tokens), np.int64)
+        self._count = len(self._array)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Append tokens."""
+        count = self._count + len(tokens)
+        if count > len(self._array):
+            more = np.zeros(count, np.int64)
+            self._array = np.concatenate([self._array[: self._count], more])
+        self._array[self._count : count] = tokens
+        self._count = count
+
+    @property
+    def tokens(self) -> Ints:
+        """Return all tokens [n], as a view that does not grow."""
+        return self._array[: self._count]
+
+
+class IndexedText:
+    """Tokens to search for the last one of them: the places of every token are known."""
+
+    def __init__(self, tokens: Iterable[int] = ()) -> None:
+        self.tokens: list[int] = []
+        self._places: dict[int, list[int]] = {}  # ascending
+        self.extend(tokens)
+
+    def extend(self, tokens: Iterable[int]) -> None:
+        """Append tokens."""
+        for token in tokens:
+            self._places.setdefault(token, []).append(len(self.tokens))
+            self.tokens.append(token)
+
+    def earlier(self) -> list[int]:
+        """Return the places of the last token but the last one, ascending."""
+        return self._places[self.tokens[-1]][:-1]
+
+
 class Completions:
     """Finds the tokens that would complete one of many words."""
 

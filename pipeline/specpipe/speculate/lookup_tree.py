@@ -14,9 +14,7 @@ section 2.3.3). Weighting continuations by frequency is an idea of SuffixDecodin
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from specpipe.core.contracts import EMPTY, Asking, Draft, Ints, Logits, Sampling, Scores, Verdict
+from specpipe.core.contracts import EMPTY, Asking, Draft, Logits, Sampling, Scores, Verdict
 from specpipe.speculate.growth import (
     Node,
     Predictor,
@@ -26,6 +24,7 @@ from specpipe.speculate.growth import (
     grow_levels,
     likeliest,
 )
+from specpipe.speculate.history import IndexedText
 from specpipe.speculate.medusa import hidden_of_last
 
 PRIOR = 2.0  # votes of all heads together; from 1 to 4 acceptance hardly changes
@@ -41,37 +40,41 @@ class Continuations:
     after: "dict[int, Continuations]" = field(default_factory=dict)
 
 
-def find_continuations(tokens: Ints, depth: int, shortest: int, longest: int) -> Continuations:
-    """Return the continuations of earlier matches of the last tokens of `tokens` [n].
+def find_continuations(text: IndexedText, depth: int, shortest: int, longest: int) -> Continuations:
+    """Return the continuations of earlier matches of the last tokens of `text`.
 
     They are up to `depth` tokens long. Matches shorter than `shortest` do not vote. Matches of
     `longest` or more tokens have equal weight.
     """
     root = Continuations()
-    begins, lengths = _copies(tokens, longest)
-    known = tokens.tolist()
-    for begin, length in zip(begins.tolist(), lengths.tolist(), strict=True):
+    for length, end in _matches(text, longest):
         if length < shortest:
             continue
         votes, node = GROWTH ** (length - shortest), root
         root.votes += votes
-        for token in known[begin : begin + depth]:
-            node = node.after.setdefault(token, Continuations())
+        for token in text.tokens[end + 1 : end + 1 + depth]:
+            known = node.after.get(token)
+            if known is None:
+                known = node.after[token] = Continuations()
+            node = known
             node.votes += votes
     return root
 
 
-def _copies(tokens: Ints, longest: int) -> tuple[Ints, Ints]:
-    """Return the indices after earlier occurrences of the last token, and their match lengths."""
-    ends = np.flatnonzero(tokens[:-1] == tokens[-1])
-    lengths = np.ones_like(ends)
-    alive = np.arange(len(ends))
-    for back in range(1, min(longest, len(tokens))):
-        alive = alive[ends[alive] >= back]
-        alive = alive[tokens[ends[alive] - back] == tokens[-1 - back]]
-        lengths[alive] += 1
-    chosen = np.lexsort((ends, lengths))[-MOST_COPIES:]
-    return ends[chosen] + 1, lengths[chosen]
+def _matches(text: IndexedText, longest: int) -> list[tuple[int, int]]:
+    """Return the earlier matches of the last tokens: their lengths, and the places of their ends.
+
+    These are the longest ones, of equally long ones the latest; the best is last.
+    """
+    tokens, last = text.tokens, len(text.tokens) - 1
+    found = list[tuple[int, int]]()
+    for end in text.earlier():
+        length, most = 1, min(longest, end + 1)
+        while length < most and tokens[end - length] == tokens[last - length]:
+            length += 1
+        found.append((length, end))
+    found.sort()
+    return found[-MOST_COPIES:]
 
 
 def grow_draft(
@@ -97,6 +100,8 @@ def grow_draft(
 
 def _chances(votes: Continuations, said: Shares) -> Shares:
     """Return the probability of each token after a node, by the formula above."""
+    if not votes.votes:
+        return said
     mass = {token: after.votes for token, after in votes.after.items()}
     for token, probability in said.items():
         mass[token] = mass.get(token, 0.0) + PRIOR * probability
@@ -119,29 +124,29 @@ class TreeLookup:
         """
         self.draft_nodes = nodes
         self._min_ngram, self._max_ngram, self._ask = min_ngram, max_ngram, ask
-        self._tokens: list[int] = []
+        self._text = IndexedText()
         self._hidden: Logits | None = None  # [D], of the last token before the root
 
     def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
         """Start a sequence: `prompt` is the text to search."""
-        self._tokens, self._hidden = list(prompt), None
+        self._text, self._hidden = IndexedText(prompt), None
 
     def propose(self, limit: int) -> Asking[Draft]:
         """Return the tree, cut to `limit` levels; before the first step it has only matches."""
         if limit <= 0 or not self.draft_nodes:
             return EMPTY
-        tokens, nodes = np.asarray(self._tokens, np.int64), self.draft_nodes
-        votes = find_continuations(tokens, min(limit, nodes), self._min_ngram, self._max_ngram)
+        text, nodes = self._text, self.draft_nodes
+        votes = find_continuations(text, min(limit, nodes), self._min_ngram, self._max_ngram)
         predictor = yield from self._predictor()
-        return (yield from grow_draft(self._tokens[-1], votes, predictor, nodes, limit))
+        return (yield from grow_draft(text.tokens[-1], votes, predictor, nodes, limit))
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
         """Append the committed tokens and keep the hidden state for the drafter."""
-        self._tokens += verdict.emitted(draft)
+        self._text.extend(verdict.emitted(draft))
         if self._ask is not None:
             self._hidden = hidden_of_last(scores, verdict)
 
     def _predictor(self) -> Asking[Predictor]:
         if self._ask is None or self._hidden is None:
             return Silent()
-        return (yield from self._ask(self._tokens, self._hidden))
+        return (yield from self._ask(self._text.tokens, self._hidden))

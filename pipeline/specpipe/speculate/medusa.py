@@ -71,7 +71,7 @@ class MedusaProposer:
 def hidden_of_last(scores: Scores, verdict: Verdict) -> Logits:
     """Return the hidden state [D] of the last accepted token, or of the root."""
     assert scores.hidden is not None
-    hidden: Logits = scores.hidden[verdict.rows[-1]].copy()
+    hidden: Logits = scores.hidden[verdict.rows[-1]]
     return hidden
 
 

@@ -23,6 +23,7 @@ from specpipe.core.contracts import (
     without_asking,
 )
 from specpipe.core.engines import EngineFacts
+from specpipe.speculate.history import TokenArray
 from specpipe.speculate.lookup_tree import TreeLookup
 
 
@@ -32,11 +33,11 @@ class PromptLookupProposer:
     def __init__(self, num_draft_tokens: int, min_ngram: int, max_ngram: int) -> None:
         self.draft_nodes = num_draft_tokens
         self._min_ngram, self._max_ngram = min_ngram, max_ngram
-        self._tokens: list[int] = []
+        self._text = TokenArray()
 
     def start(self, prompt: Sequence[int], sampling: Sampling) -> None:
         """Start a sequence: `prompt` is the text to search."""
-        self._tokens = list(prompt)
+        self._text = TokenArray(prompt)
 
     def propose(self, limit: int) -> Asking[Draft]:
         """Return the continuation of the best earlier match, or the empty draft."""
@@ -46,7 +47,7 @@ class PromptLookupProposer:
         wanted = min(limit, self.draft_nodes)
         if wanted <= 0:
             return EMPTY
-        tokens = np.asarray(self._tokens, np.int64)
+        tokens = self._text.tokens
         for n in range(min(self._max_ngram, len(tokens) - 1), self._min_ngram - 1, -1):
             begin = _continuation(tokens, n, wanted)
             if begin is not None:
@@ -55,7 +56,7 @@ class PromptLookupProposer:
 
     def observe(self, draft: Draft, scores: Scores, verdict: Verdict) -> None:
         """Append the committed tokens."""
-        self._tokens += verdict.emitted(draft)
+        self._text.extend(verdict.emitted(draft))
 
 
 def _continuation(tokens: Ints, n: int, wanted: int) -> int | None:

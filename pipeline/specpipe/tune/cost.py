@@ -46,7 +46,9 @@ class CostCurve:
 
     def __call__(self, rows: float) -> float:
         """Return the milliseconds of a step over `rows` rows; see `StepCost`."""
-        return float(self._steps(rows))
+        below = int(rows)
+        ms, next_ms = self._steps(np.array([below, below + 1])).tolist()
+        return float(ms + (rows - below) * (next_ms - ms))
 
     def measured(self, change_ms: float = 0.0) -> StepCost:
         """Return the curve as serving uses it, for a budget that may correct it."""

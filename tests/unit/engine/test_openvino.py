@@ -63,6 +63,39 @@ def test_the_rows_of_a_chain_have_the_places_of_the_chain(tiny_engine: LoadedEng
     assert in_single_rows([chain, tree], 3) == [chain, tree]
 
 
+def test_logits_that_somebody_holds_are_not_written_again(tiny_engine: LoadedEngine) -> None:
+    """Others are: the memory of a step serves the next one of as many rows."""
+
+    cache = started(tiny_engine, PROMPT)
+
+    def step(*tokens: int) -> np.ndarray:
+        return alone(tiny_engine, item(cache, tokens))
+
+    first = step(4, 5)
+    place, held = first.__array_interface__["data"][0], first[1:]
+    before = held.copy()
+    assert not np.array_equal(step(8, 9)[1:], before)
+    np.testing.assert_array_equal(held, before)
+    places = {step(n, n).__array_interface__["data"][0] for n in range(4, 9)}
+    assert len(places) == 1 and place not in places
+
+
+def test_at_least_half_of_the_rows_wanted_means_as_many_logits_as_rows(
+    tiny_engine: LoadedEngine,
+) -> None:
+    def scored(rows: int, *wanted: int) -> list[int]:
+        cache = started(tiny_engine, PROMPT)
+        tiny_engine.pool.reserve(cache, rows)
+        part = Part(cache, np.arange(rows), None, np.array(wanted, np.int64))
+        found = lay_out([part]).scored.tolist()
+        cache.release()
+        return found
+
+    assert scored(4, 2, 3) == [2, 3, 3, 3] and scored(4, 0, 1, 2, 3) == [0, 1, 2, 3]
+    assert scored(5, 3, 4) == [3, 4]
+    assert scored(5) == [0]
+
+
 def test_every_node_of_a_tree_sees_its_ancestors_and_nothing_else(
     tiny_engine: LoadedEngine,
 ) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from specpipe.core.contracts import ROOT, Draft, chain
 from specpipe.runtime.acceptance import Shadow
-from specpipe.runtime.budget import TRIAL_NODES, TRY_AFTER, Budget
+from specpipe.runtime.budget import IDLE_HOLD, TRIAL_NODES, TRY_AFTER, Budget
 from specpipe.runtime.cost import DraftingCost, StepCost, measure_steps
 from specpipe.runtime.forecast import Forecast
 from specpipe.speculate.decode import Step
@@ -36,7 +36,8 @@ def kept(budget: Budget, draft: Draft, forecast: Forecast, streams: int = 1, roo
 
 
 def allowed(budget: Budget, forecast: Forecast, limit: int = 4, running: int = 1) -> int:
-    """Return how deep a stream may draft while others do not."""
+    """Return how deep a stream may draft while others do not; the depth is chosen now."""
+    budget.begin([], 0)
     budget.begin([forecast], running)
     return budget.allow(forecast, limit)
 
@@ -284,6 +285,17 @@ def test_streams_do_not_begin_to_draft_for_less_than_a_change_of_width() -> None
     assert allowed(budget, forecast, limit=1) == 1
 
 
+def test_streams_do_not_draft_because_a_prompt_was_read() -> None:
+    cost = StepCost(np.array([1.0, 64]), np.array([10.0, 325]), change_ms=30.0)  # 5 ms a row
+    budget = Budget(cost)
+    forecast = after(budget, *[step(1, 1), step(1, 1), step(1, 0)] * 30)  # two of three are right
+    budget.note_drafting(1, 1, ms=3.0)  # a token in 10.8 ms
+    cost.last_rows = 2
+    assert allowed(budget, forecast, limit=1) == 1  # the step before was as wide
+    cost.observe(128, 640.0, reads=True)
+    assert allowed(budget, forecast, limit=1) == 0  # both widths are a change
+
+
 def test_a_stream_that_drafts_nothing_does_not_count() -> None:
     budget = Budget(FREE_ROWS)
     drafting, plain = after(budget, *GOOD), after(budget, *GOOD)
@@ -353,7 +365,7 @@ def test_a_step_that_reads_a_prompt_does_not_change_the_prices() -> None:
     cost.observe(8, 40.0, reads=True)
     assert float(cost(8)) == 17 and cost.change_ms == 0
     cost.observe(128, 200.0, reads=True)
-    assert cost.last_rows == 128
+    assert float(cost(8)) == 17 and cost.change_ms == 0
 
 
 def test_steps_with_drafts_keep_no_old_price_of_steps_without() -> None:
@@ -479,3 +491,14 @@ def test_the_cost_is_measured_by_steps_that_leave_nothing_behind() -> None:
     cost = measure_steps(engine, 16)
     assert cost.rows.tolist() == [1, 2, 4, 5, 8, 16] and (np.diff(cost.ms) >= 0).all()
     assert engine.pool.used == 0
+
+
+def test_the_choice_to_draft_nothing_holds_for_some_rounds() -> None:
+    budget = Budget(DEAR_ROWS, trials_ms=-1e3)
+    forecast = budget.forecast(True, None)
+    allowed = list[int]()
+    for _ in range(IDLE_HOLD + 1):
+        budget.begin([forecast], 1)
+        allowed.append(budget.allow(forecast, 3))
+        budget.cost = FREE_ROWS
+    assert allowed == [0] * IDLE_HOLD + [3]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from specpipe.core.contracts import Sampling
-from specpipe.speculate.history import Completions, History
+from specpipe.speculate.history import Completions, History, IndexedText, TokenArray
 from specpipe.speculate.sampling import Adjustment, adjust
 
 
@@ -99,3 +99,25 @@ def test_a_position_does_not_read_the_history_again() -> None:
     path = [3, 4]
     ready(logits, history + path, 2)
     Completions([(1, 2), (3,)]).after(history + path, within=5)
+
+
+def test_an_array_of_tokens_grows_and_its_views_do_not() -> None:
+    text, expected = TokenArray([5, 6]), [5, 6]
+    before = text.tokens
+    for count in (1, 0, 3, 40, 2):
+        more = list(range(count))
+        text.extend(more)
+        expected += more
+        assert text.tokens.tolist() == expected
+    assert before.tolist() == [5, 6] and TokenArray().tokens.tolist() == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_earlier_places_of_the_last_token_are_those_that_a_search_finds(seed: int) -> None:
+    whole = np.random.default_rng(seed).integers(0, 9, 60).tolist()
+    text = IndexedText(whole[:10])
+    for end in range(10, 60, 3):
+        text.extend(whole[end : end + 3])
+        assert text.tokens == whole[: end + 3]
+        *before, last = text.tokens
+        assert text.earlier() == [n for n, token in enumerate(before) if token == last]

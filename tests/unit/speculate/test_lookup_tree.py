@@ -4,6 +4,7 @@ import numpy as np
 
 from specpipe.core.contracts import EMPTY, Draft, Guesses, Sampling, Scores, Verdict
 from specpipe.speculate.growth import Heads
+from specpipe.speculate.history import IndexedText
 from specpipe.speculate.lookup_tree import (
     MOST_COPIES,
     Continuations,
@@ -59,7 +60,7 @@ def test_a_copy_at_the_very_beginning_counts_and_nothing_before_it_is_read() -> 
 
 def test_only_the_longest_and_latest_copies_vote() -> None:
     prompt = [1, 2] * 3 + [1, 3] * MOST_COPIES + [1]
-    votes = find_continuations(np.array(prompt), 1, 1, 1)
+    votes = find_continuations(IndexedText(prompt), 1, 1, 1)
     assert set(votes.after) == {3}
 
 
@@ -69,12 +70,12 @@ def test_without_copies_the_heads_decide() -> None:
 
 
 def test_votes_outweigh_the_heads_where_much_repeats() -> None:
-    votes = find_continuations(np.array([1, 9, 1, 9, 1, 9, 1, 9, 1]), 2, 1, 4)
+    votes = find_continuations(IndexedText([1, 9, 1, 9, 1, 9, 1, 9, 1]), 2, 1, 4)
     assert paths(grown(1, votes, 1, 10)) == [(9,)]
 
 
 def test_copies_and_heads_that_agree_are_one_node() -> None:
-    votes = find_continuations(np.array([1, 5, 1]), 1, 1, 4)
+    votes = find_continuations(IndexedText([1, 5, 1]), 1, 1, 4)
     assert paths(grown(1, votes, 2, 1)) == [(5,), (6,)]
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,9 @@ from specpipe.engine.openvino.blocks import BLOCK, BlockCache
 
 Bytes = NDArray[np.uint8]
 _NO_BIAS: Bytes = np.zeros(0, np.uint8)
+_NO_BIAS.setflags(write=False)
+_FIRST: Ints = np.zeros(1, np.int64)  # the index of the first row
+_FIRST.setflags(write=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,14 +38,9 @@ class Part:
         """Return some rows of a chain, after the rows before them are written."""
         if end - begin == len(self.tokens):
             return self
-        inside = (self.wanted >= begin) & (self.wanted < end)
-        return replace(
-            self,
-            tokens=self.tokens[begin:end],
-            parents=None,
-            wanted=self.wanted[inside] - begin,
-            before=self.before + begin,
-        )
+        wanted = [row - begin for row in self.wanted.tolist() if begin <= row < end]
+        rows, before = np.array(wanted, np.int64), self.before + begin
+        return Part(self.cache, self.tokens[begin:end], None, rows, before)
 
     @property
     def tree(self) -> Ints | None:
@@ -63,11 +63,14 @@ class Batch:
     begins: Ints  # [B + 1]  first row of each sequence in attention, and A
     table: Ints  # [N]  the blocks of all sequences
     table_begins: Ints  # [B + 1]
+    longest: int  # the largest number of cached and new rows
     seen: list[Bytes | None]  # [n, n] of each sequence: `ancestors` of trees; None: a chain
 
     @property
     def positions(self) -> Ints:
         """The position of each row in its sequence."""
+        if len(self.owners) == len(self.past):  # one row of each
+            return self.past
         return self.past[self.owners] + self.depths
 
     @property
@@ -75,11 +78,6 @@ class Batch:
         """The slot of the pool that each row is written into."""
         rows = self.past[self.owners] + self.places
         return self.table[self.table_begins[self.owners] + rows // BLOCK] * BLOCK + rows % BLOCK
-
-    @property
-    def longest(self) -> int:
-        """The largest number of cached and new rows."""
-        return int((self.past + np.diff(self.begins)).max())
 
     @property
     def back(self) -> Ints:
@@ -94,6 +92,18 @@ class Batch:
         rows[np.minimum(back + 1, len(rows) - 1)] = np.arange(len(back))
         rows[back] = np.arange(len(back))
         return rows
+
+    @property
+    def scored(self) -> Ints:
+        """The rows whose logits are computed: the wanted ones, then perhaps the last of them again.
+
+        If at least half of the rows are wanted, there are as many as rows. Drafts of one step and
+        the next differ, and every other number of logits would cost the plugin another preparation.
+        """
+        count, rows = len(self.wanted), len(self.tokens)
+        if not count:
+            return _FIRST
+        return self.wanted if 2 * count < rows else self.wanted[_repeated(count, rows)]
 
     def bias(self) -> tuple[Bytes, Ints]:
         """Return the matrices of the trees, one after the other, and where each begins [B + 1]."""
@@ -141,34 +151,51 @@ def in_single_rows(parts: Sequence[Part], most: int) -> list[Part]:
 
 
 def lay_out(parts: Sequence[Part], least: int = 1) -> Batch:
-    """Return the arrays of `parts`, which have `least` rows or more in attention."""
+    """Return the arrays of `parts`, which have `least` rows or more in attention.
+
+    Lists become arrays at the end, since an array operation takes longer than a few rows in Python.
+    """
     sizes = [len(part.tokens) for part in parts]
+    owners, places, begins = _rows_of(tuple(sizes), least)
+    firsts = list(accumulate(sizes, initial=0))
     tables = [p.cache.table(p.before + max(n, least)) for p, n in zip(parts, sizes, strict=True)]
-    firsts = _sums(sizes)
-    owners = np.repeat(np.arange(len(parts)), sizes)
-    places = np.arange(len(owners)) - firsts[owners]
     trees = [part.tree for part in parts]
     depth = places
     if any(tree is not None for tree in trees):
         depth = places.copy()
-        for first, tree in zip(firsts.tolist(), trees, strict=False):
+        for first, tree in zip(firsts, trees, strict=False):
             if tree is not None:
                 depth[first : first + len(tree)] = depths(tree)
+    past = [part.past for part in parts]
+    wanted = [n + row for p, n in zip(parts, firsts, strict=False) for row in p.wanted.tolist()]
     return Batch(
         np.concatenate([part.tokens for part in parts]),
         owners,
         places,
         depth,
-        np.concatenate([part.wanted + n for part, n in zip(parts, firsts[:-1], strict=True)]),
-        np.array([part.past for part in parts]),
-        _sums([max(n, least) for n in sizes]),
+        np.array(wanted, np.int64),
+        np.array(past),
+        begins,
         np.array([block for table in tables for block in table], np.int64),
         _sums([len(table) for table in tables]),
+        max(rows + max(n, least) for rows, n in zip(past, sizes, strict=True)),
         [None if tree is None else ancestors(tree) for tree in trees],
     )
 
 
-def _sums(counts: list[int]) -> Ints:
-    sums = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=sums[1:])
-    return sums
+@lru_cache(maxsize=256)
+def _rows_of(sizes: tuple[int, ...], least: int) -> tuple[Ints, Ints, Ints]:
+    """Return owners, places and begins of sequences with these rows; see `Batch`.
+
+    They are the same in many steps, so they cannot be changed.
+    """
+    owners = np.repeat(np.arange(len(sizes)), sizes)
+    places = np.arange(len(owners)) - _sums(sizes)[owners]
+    found = owners, places, _sums([max(n, least) for n in sizes])
+    for array in found:
+        array.setflags(write=False)
+    return found
+
+
+def _sums(counts: Sequence[int]) -> Ints:
+    return np.array(list(accumulate(counts, initial=0)), np.int64)

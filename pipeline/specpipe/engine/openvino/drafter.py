@@ -8,8 +8,8 @@ U s. That is zero for the root, the token that the target has chosen. The state 
 silu(W e + U s + b), as in TensorRT-LLM's engines (`_beam_search_candidates` of
 tensorrt_llm/models/redrafter/redrafter_helper.py) and in Apple's code.
 
-The output layer is quantized and cut as for Medusa heads (`heads.py`). A drafter without an output
-layer uses the target's.
+The layers are quantized, and the output layer is cut, as for Medusa heads (`heads.py`). A drafter
+without an output layer uses the target's.
 """
 
 import openvino as ov
@@ -19,7 +19,7 @@ from openvino import opset13 as op
 from specpipe.core.drafters import RecurrentDrafter
 from specpipe.core.model import ModelConfig
 from specpipe.engine.openvino.heads import drafted_rows, likeliest, named_model, output_rows
-from specpipe.engine.openvino.weights import Weights, plain
+from specpipe.engine.openvino.weights import Weights, int8, plain
 
 
 def build_drafter(
@@ -57,7 +57,7 @@ def _state(net: RecurrentDrafter, weights: Weights, embedded: ov.Node, carried: 
     """Return the state of every path, from its last token and what its parent's state adds."""
     if not net.is_rnn:
         return op.add(embedded, carried)
-    read = op.matmul(embedded, plain(*weights.raw("drafter.rnn_w.weight")), False, True)
+    read = op.matmul(embedded, int8(*weights.raw("drafter.rnn_w.weight")), False, True)
     bias = plain(*weights.raw("drafter.rnn_u.bias"))
     return op.swish(op.add(op.add(read, carried), bias))
 
@@ -66,9 +66,9 @@ def _carried(net: RecurrentDrafter, weights: Weights, states: ov.Node) -> ov.Nod
     """Return what the states add to those of the next tokens."""
     if not net.is_rnn:
         return states
-    return op.matmul(states, plain(*weights.raw("drafter.rnn_u.weight")), False, True)
+    return op.matmul(states, int8(*weights.raw("drafter.rnn_u.weight")), False, True)
 
 
 def _linear(weights: Weights, name: str, x: ov.Node) -> ov.Node:
-    weight, bias = (plain(*weights.raw(f"drafter.{name}.{part}")) for part in ("weight", "bias"))
-    return op.add(op.matmul(x, weight, False, True), bias)
+    weight, bias = (weights.raw(f"drafter.{name}.{part}") for part in ("weight", "bias"))
+    return op.add(op.matmul(x, int8(*weight), False, True), plain(*bias))

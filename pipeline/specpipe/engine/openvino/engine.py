@@ -36,8 +36,8 @@ class Graphs:
     """The compiled graphs of an engine, and the files that they were loaded from."""
 
     network: ov.CompiledModel
-    heads: ov.InferRequest | None
-    drafter: ov.InferRequest | None
+    heads: ov.CompiledModel | None
+    drafter: ov.CompiledModel | None
     layer: ov.CompiledModel | None  # of an EAGLE-3 drafter
     files: Sequence[Path]
 
@@ -74,6 +74,7 @@ class OpenVinoEngine:
         self._padded = np.array(padded_layers(model, max_seq_len), np.int64)
         self._windows = masked_windows(model, max_seq_len)
         self._call = CompiledCall(graphs.network, self._storage)
+        self._heads, self._drafter = map(_call_of, (graphs.heads, graphs.drafter))
         self.layer = self._layer_drafter()
         self._limits: RowLimits | None = None
         if options.batch_invariant:
@@ -120,19 +121,16 @@ class OpenVinoEngine:
 
     def guess(self, hidden: Logits) -> list[Guesses]:
         """See `LoadedEngine`."""
-        heads = _need(self._graphs.heads, "Medusa heads")
-        heads.infer({"hidden": hidden}, share_inputs=True)
-        tokens, probs = (heads.get_tensor(name).data for name in ("tokens", "probs"))
+        heads = _need(self._heads, "Medusa heads")
+        tokens, probs = heads.run({"hidden": hidden}, len(hidden), ("tokens", "probs"))
         rows = zip(tokens.astype(np.int64), probs.astype(np.float64), strict=True)
         return [Guesses(*row) for row in rows]
 
     def extend(self, hidden: Logits, states: Logits, tokens: Ints) -> Extensions:
         """See `LoadedEngine`."""
-        drafter = _need(self._graphs.drafter, "ReDrafter")
-        inputs = {"hidden": hidden, "states": states, "last": tokens.astype(np.int32)}
-        drafter.infer(inputs, share_inputs=True)
-        names = ("tokens", "probs", "next_states")
-        best, probs, after = (drafter.get_tensor(name).data for name in names)
+        drafter = _need(self._drafter, "ReDrafter")
+        feeds: dict[str, NDArray[Any]] = {"hidden": hidden, "states": states, "last": tokens}
+        best, probs, after = drafter.run(feeds, len(hidden), ("tokens", "probs", "next_states"))
         return Extensions(best.astype(np.int64), probs.astype(np.float64), after.copy())
 
     def predict(self, branches: Sequence[Branch]) -> list[Extensions]:
@@ -174,17 +172,14 @@ class OpenVinoEngine:
         count = len(batch.wanted)
         if self._limits is not None:
             batch = batch.padded(self._limits.least)
-        wanted = batch.wanted if count else np.zeros(1, np.int64)
-        feeds = {"rows": wanted.astype(np.int32), **self._feeds(batch)}
-        model, call = self._model, self._call
-        logits = np.empty((len(wanted), model.vocab_size), np.float32)
-        hidden = np.empty((len(wanted), model.hidden_size), np.float32)
-        call.run(feeds, {"logits": logits, "hidden": hidden})
+        rows, call = batch.scored, self._call
+        feeds = {"rows": rows, **self._feeds(batch)}
+        logits, hidden = call.run(feeds, len(rows), ("logits", "hidden"))
         if len(self._padded):
             self._storage.write(self._padded, batch.slots, call.output("kv"))
         if "features" in call.ports:
             self._storage.write_features(batch.slots, call.output("features"))
-        return logits[:count], hidden[:count]
+        return logits[:count], hidden[:count].copy()  # which drafters hold until the next step
 
     def _in_attention(self, parts: Sequence[Part]) -> Sequence[Part]:
         """Return the parts as paged attention reads them; padded attention needs whole chains."""
@@ -197,21 +192,23 @@ class OpenVinoEngine:
         ports = self._call.ports
         # Only scratch nodes can lie beyond the end of the sequence; their position is irrelevant.
         positions = np.minimum(batch.positions, self._max_seq_len - 1)
-        feeds: dict[str, NDArray[Any]] = {"tokens": batch.tokens.astype(np.int32)}
+        feeds: dict[str, NDArray[Any]] = {"tokens": batch.tokens}
         for name, table in self._rope.items():
             if name in ports:
                 feeds[name] = table[positions][None, :, None]
         if "positions" in ports:
-            feeds["positions"] = positions.astype(np.int32)
+            feeds["positions"] = positions
         if "past_lens" in ports:
             feeds |= paged_arrays(batch)
         if "spread" in ports:
-            feeds["spread"], feeds["back"] = (
-                x.astype(np.int32) for x in (batch.spread, batch.back)
-            )
+            feeds["spread"], feeds["back"] = batch.spread, batch.back
         if len(self._padded):
             feeds |= padded_arrays(batch, self._windows, alibi=has_alibi(self._model))
         return feeds
+
+
+def _call_of(network: ov.CompiledModel | None) -> CompiledCall | None:
+    return None if network is None else CompiledCall(network)
 
 
 def _part(item: Item) -> Part:

@@ -4,10 +4,10 @@
 
 Each of the K heads has residual blocks x + silu(W x + b) and an output layer (2401.10774, section
 2.1.1). The heads share the target's output layer, or each has its own. Draft tokens need not be
-exact, and the output layer is nearly all of the work. So it is kept in 8 bits at any precision of
-the engine, and can be cut to the frequent tokens, as in FR-Spec (2502.14856): those that the token
-map of the drafter's training has first. Without a map these are the first of the vocabulary, whose
-ids follow the order of merges.
+exact, so all layers are kept in 8 bits at any precision of the engine. The output layer is most of
+the work. It can be cut to the frequent tokens, as in FR-Spec (2502.14856): those that the token map
+of the drafter's training has first. Without a map these are the first of the vocabulary, whose ids
+follow the order of merges.
 """
 
 from collections.abc import Mapping
@@ -92,7 +92,7 @@ def _blocks(x: ov.Node, model: ModelConfig, weights: Weights, head: int) -> ov.N
     """Return [B, D]: the hidden states after a head's residual blocks."""
     for layer in range(model.num_medusa_layers):
         at = f"medusa_heads.{head}.medusa_layers.{layer}.linear."
-        turned = op.matmul(x, plain(*weights.raw(f"{at}weight")), False, True)
+        turned = op.matmul(x, int8(*weights.raw(f"{at}weight")), False, True)
         x = op.add(x, op.swish(op.add(turned, plain(*weights.raw(f"{at}bias")))))
     return x
 

@@ -19,7 +19,6 @@ import openvino as ov
 from specpipe.core.contracts import ROOT, Extensions, Ints, Logits
 from specpipe.core.drafters import Eagle3Drafter
 from specpipe.core.engines import Branch, PoolFull
-from specpipe.core.trees import WIDTH
 from specpipe.engine.openvino.batch import Part, lay_out
 from specpipe.engine.openvino.blocks import BlockCache, BlockPool
 from specpipe.engine.openvino.calls import CompiledCall, paged_arrays
@@ -133,16 +132,13 @@ class LayerDrafter:
         count = len(batch.wanted)
         wanted = batch.wanted if count else np.zeros(1, np.int64)
         feeds = {
-            "tokens": batch.tokens.astype(np.int32),
-            "rows": wanted.astype(np.int32),
+            "tokens": batch.tokens,
+            "rows": wanted,
             "features": features,
             **{name: table[positions][None, :, None] for name, table in self._rope.items()},
             **paged_arrays(batch),
         }
-        best = np.empty((len(wanted), WIDTH), np.int32)
-        probs = np.empty((len(wanted), WIDTH), np.float32)
-        states = np.empty((len(wanted), self._width), np.float32)
-        self._call.run(feeds, {"predicted": best, "probs": probs, "states": states})
+        best, probs, states = self._call.run(feeds, len(wanted), ("predicted", "probs", "states"))
         return best[:count].astype(np.int64), probs[:count].astype(np.float64), states[:count]
 
 

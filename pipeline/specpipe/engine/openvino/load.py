@@ -100,11 +100,11 @@ def _type_padded_caches(network: ov.Model, model: ModelConfig, kind: ov.Type) ->
     network.validate_nodes_and_infer_types()
 
 
-def _load_drafter(core: ov.Core, graph: Path) -> ov.InferRequest:
+def _load_drafter(core: ov.Core, graph: Path) -> ov.CompiledModel:
     """Compile heads or a recurrent drafter."""
     network = core.read_model(graph)
     _mark_decompression(network)
-    return core.compile_model(network, "CPU", _ROUNDED).create_infer_request()
+    return core.compile_model(network, "CPU", _ROUNDED)
 
 
 def _load_layer(core: ov.Core, graph: Path, drafter: Eagle3Drafter) -> ov.CompiledModel:
