@@ -38,7 +38,7 @@ from specpipe.engine.openvino.rope import exact_positions
 from specpipe.engine.openvino.saving import save_graph
 from specpipe.engine.openvino.weights import GROUP, map_weights
 
-FORMAT = "5"  # increase it when the graph of the same checkpoint changes
+FORMAT = "5"  # increase it when a graph of the same checkpoint changes; a test tells
 OVERHEAD_BYTES = 500 * 2**20  # server, libraries and work buffers, without weights and KV cache
 
 
