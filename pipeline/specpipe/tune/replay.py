@@ -4,8 +4,10 @@ A replay runs in the batcher of serving, so drafts are limited and cut by the sa
 engines answer from the record, and the budget counts the measured costs instead of the clock's.
 """
 
+import contextlib
+import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -229,13 +231,29 @@ def replay(
     }
     played = replace(deployment, engines=engines, speculation=options)
     batcher, rounds, waiting = played.batcher(budget), list[ReplayedRound](), [*enumerate(traces)]
-    while batcher.streams or waiting:
-        while waiting and len(batcher.streams) < streams:
-            proposer = make_proposer(options, played.facts)
-            decoding = _Replaying(*waiting.pop(0), proposer)
-            played.add(batcher, decoding.run())
-        rounds.append(_round(batcher, budget))
+    with _without_collection():
+        while batcher.streams or waiting:
+            while waiting and len(batcher.streams) < streams:
+                proposer = make_proposer(options, played.facts)
+                decoding = _Replaying(*waiting.pop(0), proposer)
+                played.add(batcher, decoding.run())
+            rounds.append(_round(batcher, budget))
     return [found for found in rounds if found.steps]
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Collect no garbage: a collection visits all objects of the process, and takes up to a second.
+
+    It would count as time of the proposer that happens to be timed.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _round(batcher: Batcher, budget: PricedBudget) -> ReplayedRound:

@@ -1,5 +1,6 @@
 """Tuning: a replay takes the very steps of serving, prices add up, the choice goes back as YAML."""
 
+import gc
 import json
 import time
 from collections.abc import Sequence
@@ -196,6 +197,7 @@ def test_a_proposer_is_charged_what_it_computes_not_what_it_waits_for(
         other_ms.append(time.thread_time_ns() / 1e6)
 
     def late(self: PromptLookupProposer, limit: int) -> Asking[Draft]:
+        assert not gc.isenabled()  # a collection visits all objects of the process
         other = Thread(target=compute)
         other.start()
         other.join()
@@ -203,7 +205,7 @@ def test_a_proposer_is_charged_what_it_computes_not_what_it_waits_for(
 
     monkeypatch.setattr(PromptLookupProposer, "propose", late)
     steps = replay(PromptLookup("prompt_lookup", 8), trace, deployment, priced(FREE))
-    assert 0 < sum(step.propose_ms for step in steps) < sum(other_ms) / 2
+    assert 0 < sum(step.propose_ms for step in steps) < sum(other_ms) / 2 and gc.isenabled()
 
 
 def test_a_replay_drafts_less_where_rows_cost_more(deployment: Runtime, trace: Trace) -> None:
@@ -238,7 +240,8 @@ def test_drafts_that_a_server_has_given_up_are_not_priced(
     options = DraftModel("draft_model", DraftOptions(""), 3)
     dear = replace(FREE, draft_ms=500.0)
     seen = Observed(options, deployment, (), traces, traces, dear, True, streams=streams)
-    assert all(0.97 < found.speedup <= 1 for found in tune(seen).tried)
+    speedups = [found.speedup for found in tune(seen).tried]
+    assert 0.97 < min(speedups) <= max(speedups) <= 1
 
 
 def test_finalists_decode_every_prompt_several_times(deployment: Runtime) -> None:
