@@ -13,6 +13,7 @@ import numpy as np
 
 from specpipe.core.contracts import ROOT, Draft, Ints
 from specpipe.core.engines import Cache, Item, LoadedEngine
+from specpipe.speculate.history import History
 
 _NOTHING: Ints = np.zeros(0, np.int64)
 
@@ -50,6 +51,7 @@ class Lane:
     preempted: bool = False  # it gave its rows back, and waits for room for all of its tokens
     _kept: list[int] = field(default_factory=list)
     _rows: _Rows | None = None
+    _followed: History | None = None  # what the kept rows are the first tokens of
 
     def follow(self, tokens: Sequence[int]) -> None:
         """Keep the rows that belong to `tokens`, and find the pending ones."""
@@ -57,7 +59,11 @@ class Lane:
         if self.cache is None:
             self.cache = self.engine.open(tokens, self.salt)
             self._kept = list(tokens[: len(self.cache.tokens)])
-        common = _common(self._kept, tokens, limit)
+        if tokens is self._followed:  # it has only become longer
+            common = min(len(self._kept), limit)
+        else:
+            common = _common(self._kept, tokens, limit)
+            self._followed = tokens if isinstance(tokens, History) else None
         if common < len(self._kept):
             self.cache.truncate(common)
             del self._kept[common:]

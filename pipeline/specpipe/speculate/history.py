@@ -5,12 +5,14 @@ counted once, when they arrive, and words are looked up by the tokens before the
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import overload
 
 import numpy as np
 
 from specpipe.core.contracts import Ints
+
+MOST_SEARCHED = 1024  # copies of the last two tokens
 
 
 class Committed:
@@ -127,22 +129,48 @@ class TokenArray:
 
 
 class IndexedText:
-    """Tokens to search for the last one of them: the places of every token are known."""
+    """Tokens to search for copies of the last ones: the places of tokens and of pairs are known."""
 
     def __init__(self, tokens: Iterable[int] = ()) -> None:
         self.tokens: list[int] = []
-        self._places: dict[int, list[int]] = {}  # ascending
+        self._places: dict[int, list[int]] = {}  # of each token, ascending
+        self._pairs: dict[tuple[int, int], list[int]] = {}  # of the second one, ascending
         self.extend(tokens)
 
     def extend(self, tokens: Iterable[int]) -> None:
         """Append tokens."""
         for token in tokens:
-            self._places.setdefault(token, []).append(len(self.tokens))
+            place = len(self.tokens)
+            if place:
+                self._pairs.setdefault((self.tokens[-1], token), []).append(place)
+            self._places.setdefault(token, []).append(place)
             self.tokens.append(token)
 
-    def earlier(self) -> list[int]:
-        """Return the places of the last token but the last one, ascending."""
-        return self._places[self.tokens[-1]][:-1]
+    def copies(self, longest: int, most: int) -> list[tuple[int, int]]:
+        """Return the earlier copies of the last tokens: their lengths, and where they end.
+
+        These are the `most` longest ones, of equally long ones the latest; the best is last. None
+        counts as longer than `longest`. Of the last two tokens, only the latest MOST_SEARCHED
+        copies are looked at.
+        """
+        tokens, found = self.tokens, list[tuple[int, int]]()
+        pairs = self._pairs[tokens[-2], tokens[-1]] if longest > 1 and len(tokens) > 1 else []
+        whole = 0  # copies that could not be longer
+        for end in islice(reversed(pairs), 1, MOST_SEARCHED + 1):
+            length, bound = 2, min(longest, end + 1)
+            while length < bound and tokens[end - length] == tokens[-1 - length]:
+                length += 1
+            found.append((length, end))
+            whole += length == longest
+            if whole == most:
+                break
+        known = {end for _, end in found}
+        for end in islice(reversed(self._places[tokens[-1]]), 1, None):
+            if len(found) >= most:
+                break
+            if end not in known:
+                found.append((1, end))
+        return sorted(found)[-most:]
 
 
 class Completions:

@@ -47,7 +47,7 @@ def find_continuations(text: IndexedText, depth: int, shortest: int, longest: in
     `longest` or more tokens have equal weight.
     """
     root = Continuations()
-    for length, end in _matches(text, longest):
+    for length, end in text.copies(longest, MOST_COPIES):
         if length < shortest:
             continue
         votes, node = GROWTH ** (length - shortest), root
@@ -59,22 +59,6 @@ def find_continuations(text: IndexedText, depth: int, shortest: int, longest: in
             node = known
             node.votes += votes
     return root
-
-
-def _matches(text: IndexedText, longest: int) -> list[tuple[int, int]]:
-    """Return the earlier matches of the last tokens: their lengths, and the places of their ends.
-
-    These are the longest ones, of equally long ones the latest; the best is last.
-    """
-    tokens, last = text.tokens, len(text.tokens) - 1
-    found = list[tuple[int, int]]()
-    for end in text.earlier():
-        length, most = 1, min(longest, end + 1)
-        while length < most and tokens[end - length] == tokens[last - length]:
-            length += 1
-        found.append((length, end))
-    found.sort()
-    return found[-MOST_COPIES:]
 
 
 def grow_draft(

@@ -8,6 +8,7 @@ import pytest
 from specpipe.core.contracts import EMPTY, ROOT, Draft, Logits, chain
 from specpipe.core.engines import Item
 from specpipe.runtime.lane import Lane
+from specpipe.speculate.history import History
 from tests.helpers.scripted_engine import ProtocolError, ScriptedCache, ScriptedEngine
 from tests.helpers.scripted_model import ScriptedModel, random_distribution
 
@@ -287,3 +288,35 @@ def test_a_step_runs_every_cache_once(engine: ScriptedEngine) -> None:
     with pytest.raises(ProtocolError, match="twice"):
         engine.step([item, item])
     assert engine.steps == []
+
+
+class Growing(list[int]):
+    """Tokens of which only the last ones may be read."""
+
+    def __getitem__(self, index):
+        first = index.indices(len(self))[0] if isinstance(index, slice) else index % len(self)
+        assert first >= len(PROMPT) - 1, "the whole sequence was read again"
+        return super().__getitem__(index)
+
+
+def test_a_history_that_became_longer_is_not_compared_again(engine: ScriptedEngine) -> None:
+    lane, history = Lane(engine), History(PROMPT)
+    score(lane, history)
+    lane.follow(history)  # keeps the rows of the prompt
+    history.committed.tokens = Growing(PROMPT)
+    for token in (5, 6, 7):
+        history.extend([token])
+        lane.follow(history)
+        assert lane.pending == [4, 5, 6, 7][: len(history) - 3]
+
+
+def test_another_history_is_compared(engine: ScriptedEngine) -> None:
+    """Two branches of one text: the rows of the other one are dropped."""
+    lane, one, other = Lane(engine), History([*PROMPT, 5, 6]), History([*PROMPT, 7, 8])
+    for history in (one, other, one):
+        score(lane, history, chain([9]))
+    history.extend([3])
+    for path in ([1], [2]):
+        score(lane, history + path)
+    score(lane, [*PROMPT, 2])
+    score(lane, history)

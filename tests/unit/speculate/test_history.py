@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from specpipe.core.contracts import Sampling
-from specpipe.speculate.history import Completions, History, IndexedText, TokenArray
+from specpipe.speculate.history import (
+    MOST_SEARCHED,
+    Completions,
+    History,
+    IndexedText,
+    TokenArray,
+)
 from specpipe.speculate.sampling import Adjustment, adjust
 
 
@@ -112,12 +118,35 @@ def test_an_array_of_tokens_grows_and_its_views_do_not() -> None:
     assert before.tolist() == [5, 6] and TokenArray().tokens.tolist() == []
 
 
+def copies(tokens: list[int], longest: int) -> list[tuple[int, int]]:
+    """Return all copies of the last tokens, by comparing each place."""
+    found = []
+    for end in range(len(tokens) - 1):
+        length = 0
+        while length < min(longest, end + 1) and tokens[end - length] == tokens[-1 - length]:
+            length += 1
+        found += [(length, end)] if length else []
+    return sorted(found)
+
+
+@pytest.mark.parametrize("longest", [1, 2, 3, 8])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_earlier_places_of_the_last_token_are_those_that_a_search_finds(seed: int) -> None:
-    whole = np.random.default_rng(seed).integers(0, 9, 60).tolist()
-    text = IndexedText(whole[:10])
-    for end in range(10, 60, 3):
-        text.extend(whole[end : end + 3])
-        assert text.tokens == whole[: end + 3]
-        *before, last = text.tokens
-        assert text.earlier() == [n for n, token in enumerate(before) if token == last]
+def test_copies_of_the_last_tokens_are_those_that_a_comparison_finds(
+    seed: int, longest: int
+) -> None:
+    whole = np.random.default_rng(seed).integers(0, 2 + seed, 90).tolist()
+    text = IndexedText(whole[:1])
+    for end in range(1, 90):
+        text.extend(whole[end : end + 1])
+        assert text.tokens == whole[: end + 1]
+        for most in (1, 4, 100):
+            assert text.copies(longest, most) == copies(text.tokens, longest)[-most:]
+
+
+def test_a_text_of_one_token_is_not_searched_as_a_whole() -> None:
+    text = IndexedText([5] * 10 * MOST_SEARCHED)
+    last = len(text.tokens) - 1
+    assert text.copies(10, 64) == [(10, end) for end in range(last - 64, last)]
+    other = IndexedText([*[5, 6, 7] * 10 * MOST_SEARCHED, 1, 6, 7])
+    assert [length for length, _ in other.copies(10, 64)] == [2] * 64
+    assert IndexedText([5]).copies(10, 64) == []
