@@ -9,7 +9,9 @@ from specpipe.core.contracts import Floats
 from specpipe.runtime.acceptance import DEPTHS, AcceptanceEstimate, Shadow
 
 PATIENCE = 10  # rounds without drafts for each with drafts, until a disappointment is forgotten
+MOST_PATIENCE = 40  # after disappointments in a row
 MOST_DRAFTED = 125  # rounds with drafts that count for it
+SUCCESS = 500  # rounds with drafts that would not have been made if they had disappointed
 
 
 @dataclass(eq=False)
@@ -37,8 +39,9 @@ class Realised:
 
     plain: float = 1.0
     drafting: float = 1.0
-    drafted: int = 0  # rounds with drafts, up to MOST_DRAFTED
+    drafted: int = 0  # rounds with drafts
     waited: int = 0  # rounds without
+    patience: int = PATIENCE
 
     @property
     def share(self) -> float:
@@ -49,15 +52,19 @@ class Realised:
         """Take note of the speed of a round, by its prediction.
 
         A disappointment is forgotten after PATIENCE times as many rounds without drafts as it took,
-        so that drafts are tried again.
+        so that drafts are tried again. The next one in a row is remembered twice as long.
         """
         if drafts:
             self.drafting += rate * (speed - self.drafting)
-            self.drafted, self.waited = min(self.drafted + 1, MOST_DRAFTED), 0
+            self.drafted, self.waited = self.drafted + 1, 0
+            if self.drafted == SUCCESS:
+                self.patience = PATIENCE
             return
         self.plain += rate * (speed - self.plain)
         self.waited += 1
-        if self.waited >= PATIENCE * self.drafted:
+        if self.waited >= self.patience * min(self.drafted, MOST_DRAFTED):
+            if self.drafting < self.plain:
+                self.patience = min(2 * self.patience, MOST_PATIENCE)
             self.drafting = max(self.drafting, self.plain)
             self.drafted = self.waited = 0
 

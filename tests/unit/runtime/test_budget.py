@@ -7,9 +7,9 @@ import pytest
 
 from specpipe.core.contracts import ROOT, Draft, chain
 from specpipe.runtime.acceptance import Shadow
-from specpipe.runtime.budget import IDLE_HOLD, TRIAL_NODES, TRY_AFTER, Budget
+from specpipe.runtime.budget import HOLD, IDLE_HOLD, TRIAL_NODES, TRY_AFTER, Budget
 from specpipe.runtime.cost import DraftingCost, StepCost, measure_steps
-from specpipe.runtime.forecast import Forecast
+from specpipe.runtime.forecast import MOST_DRAFTED, MOST_PATIENCE, PATIENCE, Forecast
 from specpipe.speculate.decode import Step
 from tests.helpers.toy_engine import ToyEngine
 
@@ -192,10 +192,30 @@ def test_rounds_that_are_slower_than_predicted_end_drafting_until_it_is_tried_ag
         drafted.append(any(allow_all(budget, forecasts)))
         budget.note_round(*((6, 16.0) if drafted[-1] else (4, 10.0)))
     assert all(drafted[:4]) and 0.02 < np.mean(drafted) < 0.15
-    for _ in range(1000):
+    for _ in range(3000):
         drafted.append(any(allow_all(budget, forecasts)))
         budget.note_round(*((6, 10.0) if drafted[-1] else (4, 10.0)))
     assert all(drafted[-100:])
+
+
+def test_drafts_that_disappoint_again_and_again_are_tried_less_often() -> None:
+    """A tenth of the rounds with drafts that are a fifth slower would cost two hundredths."""
+    budget = Budget(StepCost(np.array([1.0, 64]), np.array([10.0, 10.0001])))
+    budget.trials_ms = -1e9  # no trials
+    forecasts = [after(budget, *[step(4, 0), step(4, 1)] * 15) for _ in range(4)]
+
+    def drafted(rounds: int, ms: float) -> float:
+        found = list[bool]()
+        for _ in range(rounds):
+            found.append(any(allow_all(budget, forecasts)))
+            budget.note_round(*((6, ms) if found[-1] else (4, 10.0)))
+        return float(np.mean(found))
+
+    first, later = drafted(3000, 16.0), drafted(40_000, 16.0)
+    assert 0 < later < 1.1 / (1 + MOST_PATIENCE) < first
+    assert drafted(5000, 10.0) > 0.2 and drafted(1000, 10.0) == 1  # they have become better
+    drafted(500, 16.0)
+    assert drafted(PATIENCE * (MOST_DRAFTED + HOLD + IDLE_HOLD), 16.0) > 0
 
 
 def test_what_a_plain_round_takes_more_than_its_step_does_not_end_drafting() -> None:
