@@ -102,7 +102,7 @@ def accepts_the_first_guess(honest: Any) -> Any:
 
 
 def accepts_scratch(honest: Any) -> Any:
-    return lambda draft, path: honest(replace(draft, scratch=0), path)
+    return lambda draft, best: honest(replace(draft, scratch=0), best)
 
 
 def accepts_any_sibling(honest: Any) -> Any:
@@ -538,7 +538,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "first guess always accepted": Mutant(f"{_ACCEPT}:greedy", accepts_the_first_guess, _GREEDY),
     "scratch accepted": Mutant(
-        f"{_ACCEPT}:children", accepts_scratch, (*_GREEDY, "-k", "no_step_accepts")
+        f"{_ACCEPT}:greedy", accepts_scratch, (*_GREEDY, "-k", "no_step_accepts")
     ),
     "penalties without the path": Mutant(f"{_LOOP}:_judge", forgets_the_path, _ENUMERATED),
     "end inside a block ignored": Mutant(
