@@ -89,7 +89,7 @@ class StepCost:
 
         Attention takes longer for the rows of several drafts. The measured steps have one sequence.
         """
-        return np.asarray(self.draft_ms * np.maximum(0, np.asarray(drafts) - 1))
+        return np.asarray(self.draft_ms * (drafts - (drafts > 0)))
 
     def next(self, rows: Ints) -> Floats:
         """Return the milliseconds of the next step, for each number of rows that it may have."""
@@ -105,7 +105,7 @@ class StepCost:
         changed, self.last_rows = rows != self.last_rows, 0 if reads else rows
         if reads:
             return
-        ms = max(ms - self.draft_ms * max(0, drafts - 1), 1e-3)
+        ms = max(ms - float(self.drafts_ms(drafts)), 1e-3)
         if changed and len(self.rows) > 1:
             self._same.clear()
             if rows <= self.rows[-1]:  # the prices of wider steps are only extrapolated
