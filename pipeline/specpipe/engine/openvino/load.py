@@ -17,6 +17,7 @@ from specpipe.core.model import ModelConfig
 from specpipe.engine.openvino.attention import PAGED, describe_paged
 from specpipe.engine.openvino.blocks import BLOCK
 from specpipe.engine.openvino.engine import Graphs, OpenVinoEngine, PoolOptions
+from specpipe.engine.openvino.memory import read_ahead
 from specpipe.engine.openvino.precision import Precision
 from specpipe.engine.openvino.rope import rope_inputs
 
@@ -37,6 +38,8 @@ def load_engine(folder: Path) -> OpenVinoEngine:
     Raises ConfigError if the engine's files are missing or damaged.
     """
     model = read_model_config(folder)
+    weights = [(folder / name).with_suffix(".bin") for name in GRAPHS]
+    read_ahead(weights)
     try:
         limits = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
         core = ov.Core()
@@ -47,7 +50,7 @@ def load_engine(folder: Path) -> OpenVinoEngine:
             _load_drafter(core, folder / HEADS) if model.num_medusa_heads else None,
             _load_drafter(core, folder / DRAFTER) if model.redrafter else None,
             _load_layer(core, folder / LAYER, model.eagle3) if model.eagle3 else None,
-            [(folder / name).with_suffix(".bin") for name in GRAPHS],
+            weights,
         )
         length, batch_invariant = int(limits["max_seq_len"]), bool(limits["batch_invariant"])
         blocks = pool_blocks(
