@@ -7,6 +7,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from specpipe.core.machine import memory_bytes
+
 _MADV_DONTNEED = 4
 _PIECE = 512 * 1024  # of a file; the kernel may ignore what is beyond a limit of about this size
 
@@ -18,8 +20,7 @@ def read_ahead(files: Sequence[Path]) -> threading.Thread | None:
     that asks for the pieces, None if the files and copies of them do not fit into memory together.
     """
     present = [file for file in files if file.is_file()]
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if 2 * sum(file.stat().st_size for file in present) > memory:
+    if 2 * sum(file.stat().st_size for file in present) > memory_bytes():
         return None
     thread = threading.Thread(target=_ask_for, args=(present,), daemon=True)
     thread.start()
@@ -31,8 +32,7 @@ def _ask_for(files: Sequence[Path]) -> None:
         for file in files:
             with file.open("rb") as opened:
                 for start in range(0, file.stat().st_size, _PIECE):
-                    advice = os.POSIX_FADV_WILLNEED
-                    os.posix_fadvise(opened.fileno(), start, _PIECE, advice)
+                    os.posix_fadvise(opened.fileno(), start, _PIECE, os.POSIX_FADV_WILLNEED)
 
 
 def drop_mapped_pages(file: Path) -> None:
