@@ -18,7 +18,7 @@ from tests.helpers.waiting import until
 pytestmark = pytest.mark.e2e
 
 LONG = {"text_input": "The quick", "max_tokens": 3000, "stream": True, "end_id": -1}
-DISCONNECTS = 12  # of each of eight clients
+DISCONNECTS = 6  # of each of eight clients
 
 
 def answer_while(process: "subprocess.Popen[str]", stderr: Path, *, signals: int) -> object:

@@ -21,12 +21,9 @@ from tests.helpers.models import SMOLLM2
 
 pytestmark = [pytest.mark.e2e, pytest.mark.model]
 
-NUMBERS = {"draft-model": 6, "hybrid": 12}  # of prompts; more than the engine serves at a time
-EXHAUSTIVE = ("none", "prompt-lookup", "medusa", "redrafter", "lookahead")
-RUNS = [
-    *(pytest.param(name, number, id=name) for name, number in NUMBERS.items()),
-    *(pytest.param(name, 12, id=name, marks=pytest.mark.exhaustive) for name in EXHAUSTIVE),
-]
+PROMPTS = 12  # more than the engine serves at a time
+EXHAUSTIVE = ("none", "prompt-lookup", "draft-model", "medusa", "redrafter", "lookahead")
+RUNS = ["hybrid", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in EXHAUSTIVE)]
 TOKENS = 24
 END = 2
 
@@ -64,25 +61,23 @@ class Judge:
         return found[: ends[0] + 1] if ends else found
 
 
-def built(name: str, root: Path, prompts: int) -> tuple[RunConfig, Workspace]:
+def built(name: str, root: Path) -> tuple[RunConfig, Workspace]:
     """Build a shipped run in float32, where answers are exact."""
     config = read_config(Path(f"model_configs/smollm2-135m_{name}.yaml"))
     config = replace(
         config,
         engine=replace(config.engine, dtype="float32", quantization="none"),
-        validate=replace(config.validate, num_prompts=prompts),
+        validate=replace(config.validate, num_prompts=PROMPTS),
     )
     workspace = Workspace(root, config.name)
     build(Run(config, workspace))
     return config, workspace
 
 
-@pytest.mark.parametrize(("name", "number"), RUNS)
-def test_greedy_answers_are_those_of_transformers(
-    name: str, number: int, root: Path, judge: Judge
-) -> None:
+@pytest.mark.parametrize("name", RUNS)
+def test_greedy_answers_are_those_of_transformers(name: str, root: Path, judge: Judge) -> None:
     """Several requests at a time, so that they share the engine's steps."""
-    config, workspace = built(name, root, number)
+    config, workspace = built(name, root)
     prompts, _ = load_prompts(config, workspace.repository / "preprocessing/1/tokenizer")
     with start_server(workspace.repository, free_address(), root / f"{name}.log") as endpoint:
         client = Client(endpoint.address.grpc)
@@ -93,7 +88,7 @@ def test_greedy_answers_are_those_of_transformers(
 
         with ThreadPoolExecutor(config.engine.max_batch_size) as threads:
             answers = list(threads.map(ask, prompts))
-    assert len(answers) == number > config.engine.max_batch_size
+    assert len(answers) == PROMPTS > config.engine.max_batch_size
     for prompt, answer in zip(prompts, answers, strict=True):
         assert answer == judge.best(prompt, answer), prompt
         assert len(answer) == TOKENS or answer[-1] == END, prompt
@@ -102,9 +97,7 @@ def test_greedy_answers_are_those_of_transformers(
 QUESTIONS = (
     "The capital of France is",
     "Once upon a time there was a small robot who",
-    "Water boils at 100 degrees, and it freezes at",
     "def fibonacci(n):\n    ",
-    "List three colours: red, blue and",
 )
 
 

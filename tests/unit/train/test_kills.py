@@ -10,15 +10,11 @@ import pytest
 
 from tests.helpers.killed_training import TRAININGS
 
-KINDS = [
-    kind if kind == "medusa" else pytest.param(kind, marks=pytest.mark.exhaustive)
-    for kind in TRAININGS
-]
 PROMPTS = ["Who jumps?", "And the box?", "Zebras?", "The lazy dog", "Jugs", "Liquor"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", TRAININGS)
 def test_a_training_that_is_killed_again_and_again_ends_in_the_same_bytes(
     make_run, tmp_path: Path, kind: str
 ) -> None:

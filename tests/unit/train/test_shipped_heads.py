@@ -25,6 +25,7 @@ HEADS = Path(__file__).parents[3] / "model_configs/heads/smollm2-135m"
 DRAFTER = HEADS.with_name("smollm2-135m_redrafter")
 EAGLE3 = HEADS.with_name("smollm2-135m_eagle3")
 LIMIT = 8 * 2**20
+NEW_TOKENS = 32
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +50,12 @@ def answers(model: Target) -> list[Document]:
         for prompt in read_prompts(DEFAULT)[:4]
     ]
     batch = tokenizer(texts, add_special_tokens=False, return_tensors="pt", padding=True)
-    found = model.model.generate(**batch, max_new_tokens=48, do_sample=False).numpy()
+    found = model.model.generate(**batch, max_new_tokens=NEW_TOKENS, do_sample=False).numpy()
     began, mask = batch["input_ids"].shape[1], batch["attention_mask"].numpy() == 1
     return [
         Document(
             np.concatenate([row[:began][real], row[began:]]),
-            np.arange(real.sum() + 48) >= real.sum(),
+            np.arange(real.sum() + NEW_TOKENS) >= real.sum(),
         )
         for row, real in zip(found, mask, strict=True)
     ]
