@@ -19,7 +19,6 @@ from specpipe.serve.address import Address, free_address
 from specpipe.serve.description import fetch_endpoint
 from specpipe.serve.tritonserver import start_server
 from tests.helpers.fronts import fronting
-from tests.helpers.models import SMOLLM2
 from tests.helpers.pages import SHELL, Block, commands, of_language, script_lines
 
 pytestmark = [pytest.mark.e2e, pytest.mark.model]
@@ -122,19 +121,19 @@ class Reader:
         return process
 
 
-def the_readmes_run(folder: Path) -> list[str]:
-    """Write the README's YAML file, for SmolLM2 and few prompts; return the commands after it."""
+def the_readmes_run(folder: Path, model: Path) -> list[str]:
+    """Write the README's YAML file, for a model and few prompts; return the commands after it."""
     blocks = of_language("yaml", *SHELL)
     place = next(n for n, b in enumerate(blocks) if b.page == README and b.language == "yaml")
     run = yaml.safe_load(blocks[place].text)
-    run["target"]["model"] = str(SMOLLM2)
+    run["target"]["model"] = str(model)
     run["validate"] |= {"num_prompts": 2, "max_tokens": 8}
     (folder / "run.yaml").write_text(yaml.safe_dump(run))
     return script_lines(blocks[place + 1])
 
 
-def test_the_commands_of_the_readme_work_in_order(tmp_path: Path) -> None:
-    lines = the_readmes_run(tmp_path)
+def test_the_commands_of_the_readme_work_in_order(tiny: Path, tmp_path: Path) -> None:
+    lines = the_readmes_run(tmp_path, tiny)
     names = [next(commands(line))[1] for line in lines]
     assert names == ["plan", "build", "serve", "generate", "validate"]
     reader = Reader(tmp_path, free_address())

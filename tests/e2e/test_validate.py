@@ -137,7 +137,7 @@ def test_an_engine_that_always_speculates_has_no_plain_arm_and_says_so(
     assert "plain decoding was not measured" in report(path)["conditions"]["order"]
 
 
-@pytest.mark.parametrize("loop", ["engine", "bls"])
+@pytest.mark.parametrize("loop", ["engine", pytest.param("bls", marks=pytest.mark.exhaustive)])
 def test_a_plain_engine_of_its_own_is_built_and_compared_with(
     loop: str, write_run: WriteRun
 ) -> None:
