@@ -101,6 +101,7 @@ QUESTIONS = (
 )
 
 
+@pytest.mark.exhaustive
 def test_the_loop_over_draft_and_target_in_triton_answers_as_transformers(
     root: Path, judge: Judge
 ) -> None:
