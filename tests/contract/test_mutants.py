@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +45,15 @@ def some_greedy_answer_differs() -> bool:
         for draft_name in WORLD.drafts
     ]
     return any(answer != want for answer in answers)
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_replaces_what_exists_and_names_tests_that_exist(name: str) -> None:
+    replaced: list[str] = []
+    plant(name, lambda owner, attribute, value: replaced.append(attribute))
+    assert replaced
+    places = [word.split("::")[0] for word in MUTANTS[name].tests if word.startswith("tests/")]
+    assert places and all(Path(place).exists() for place in places)
 
 
 @pytest.mark.slow

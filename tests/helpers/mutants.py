@@ -649,7 +649,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "no copy on write": Mutant(f"{_BLOCKS}:BlockPool.copies", never_copies, _POOL),
     "block found by its hash only": Mutant(
-        "specpipe.engine.openvino.prefixes:Entry.matches", trusts_the_hash, _POOL
+        "specpipe.engine.openvino.prefixes:PrefixEntry.matches", trusts_the_hash, _POOL
     ),
     "indexed block rewritten": Mutant(
         f"{_BLOCKS}:BlockPool._writable", rewrites_an_indexed_block, _POOL
