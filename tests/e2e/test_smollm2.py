@@ -97,7 +97,9 @@ def test_greedy_answers_are_those_of_transformers(name: str, root: Path, judge: 
 QUESTIONS = (
     "The capital of France is",
     "Once upon a time there was a small robot who",
+    "Water boils at 100 degrees, and it freezes at",
     "def fibonacci(n):\n    ",
+    "List three colours: red, blue and",
 )
 
 

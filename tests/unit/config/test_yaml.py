@@ -218,7 +218,7 @@ def test_whatever_stands_in_a_config_is_planned_or_refused_in_a_sentence(
 ) -> None:
     text = file.read_text()
     for number, place in enumerate(keys(yaml.safe_load(text))):
-        for value in [WRONG[(number * 2 + i) % len(WRONG)] for i in range(2)]:
+        for value in [WRONG[(number * 3 + i) % len(WRONG)] for i in range(3)]:
             try:
                 config = read(tmp_path, with_value(text, place, value))
             except ConfigError as error:

@@ -232,19 +232,17 @@ def test_a_replay_stops_drafting_where_the_drafters_cost_more_than_they_save(
 
 @pytest.mark.parametrize("streams", [1, 3])
 def test_drafts_that_a_server_has_given_up_are_not_priced(
-    streams: int, deployment: Runtime
+    streams: int, deployment: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first drafts of a server are made before it knows their price.
-
-    What Python takes in a round is measured, so the ratio to plain decoding is not exactly 1.
-    """
+    """The first drafts of a server are made before it knows their price."""
+    monkeypatch.setattr(time, "thread_time_ns", lambda: 0)  # what proposing takes is measured
     prompts = [[*PROMPT, token] for token in range(3)]
     traces = record(deployment, prompts, 60, (), drafter=None)
     options = DraftModel("draft_model", DraftOptions(""), 3)
     dear = replace(FREE, draft_ms=500.0)
     seen = Observed(options, deployment, (), traces, traces, dear, True, streams=streams)
     speedups = [found.speedup for found in tune(seen).tried]
-    assert 0.97 < min(speedups) <= max(speedups) < 1.03
+    assert 0.97 < min(speedups) <= max(speedups) <= 1
 
 
 def test_finalists_decode_every_prompt_several_times(deployment: Runtime) -> None:
